@@ -1,0 +1,300 @@
+"""A run's whole configuration: checked as one, read from files and the command line.
+
+An unknown key is refused with the nearest name, a bad value with its dotted path.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
+
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.settings import (
+    _SETTINGS,
+    AdvantageConfig,
+    ConstraintConfig,
+    ModelConfig,
+    Name,
+    ObjectiveConfig,
+    OptimConfig,
+    RewardConfig,
+    RunConfig,
+    SamplerConfig,
+    ZigzagConfig,
+    weights_folder,
+)
+from mvczigal_ref.settings_file import read_settings
+
+__all__ = [
+    "AdvantageConfig",
+    "ConstraintConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "RewardConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "TrainConfig",
+    "ZigzagConfig",
+    "fingerprint",
+    "from_dict",
+    "load_config",
+    "to_dict",
+    "weights_folder",
+]
+
+# What may differ between a run and its continuation: none of it touches a number of training.
+_NOT_IN_FINGERPRINT = (
+    "recipe",
+    "run.iterations",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.evaluate_every",
+    "run.evaluation_noises",
+    "run.trackers",
+    "run.device",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class TrainConfig:
+    """Everything that a training run is told."""
+
+    recipe: Name = "custom"
+    """Name of the recipe that this configuration started from."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    """Network and trained weights."""
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
+    """Sampling grid and guidance."""
+    zigzag: ZigzagConfig = dataclasses.field(default_factory=ZigzagConfig)
+    """The zigzag arm."""
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    """Scorers."""
+    advantage: AdvantageConfig = dataclasses.field(default_factory=AdvantageConfig)
+    """From rewards to advantages."""
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    """The loss."""
+    constraint: ConstraintConfig = dataclasses.field(default_factory=ConstraintConfig)
+    """Multiplier and threshold."""
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    """Optimiser."""
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    """Length, slices and files."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "TrainConfig":
+        for problem in _contradictions(self):
+            raise ValueError(problem)
+        return self
+
+
+def _contradictions(config: TrainConfig) -> Iterable[str]:
+    steps, run = config.sampler.num_steps, config.run
+    if config.zigzag.steps > steps:
+        yield (
+            f"`zigzag.steps` must be at most `sampler.num_steps` = {steps}; got "
+            f"{config.zigzag.steps}. Set it to {steps} to zigzag every step."
+        )
+    if config.sampler.kind == "lcm" and steps == 1 and not config.objective.train_last_action:
+        yield (
+            "`sampler.num_steps` must be at least 2 where the last LCM action is not trained; "
+            "got 1, which leaves no action to train. Set `objective.train_last_action` or add "
+            "a step."
+        )
+    if config.constraint.multiplier_init > config.constraint.multiplier_max:
+        yield (
+            "`constraint.multiplier_init` must be at most `constraint.multiplier_max` = "
+            f"{config.constraint.multiplier_max}; got {config.constraint.multiplier_init}."
+        )
+    if config.advantage.shuffle and run.objects_per_iteration < 2:
+        yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
+    slices = [("run.objects_per_slice", run.objects_per_slice)]
+    if run.replay_objects_per_slice is not None:
+        slices.append(("run.replay_objects_per_slice", run.replay_objects_per_slice))
+    for path, size in slices:
+        if run.objects_per_iteration % size:
+            nearest = _nearest_divisor(run.objects_per_iteration, size)
+            yield (
+                f"`{path}` must divide `run.objects_per_iteration` = "
+                f"{run.objects_per_iteration}; got {size}. The nearest valid value is {nearest}."
+            )
+
+
+def _nearest_divisor(whole: int, wanted: int) -> int:
+    return min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - wanted))
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Give the configuration as plain JSON values.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        Nested dictionaries; `from_dict` inverts it exactly.
+
+    Examples:
+        >>> to_dict(TrainConfig())["optim"]["betas"]
+        [0.9, 0.999]
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Make a configuration of nested dictionaries; what they leave out keeps its default.
+
+    Args:
+        values: Settings by section, as in a YAML or JSON file.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is refused.
+
+    Examples:
+        >>> from_dict({"sampler": {"num_steps": 8}}).sampler.num_steps
+        8
+    """
+    _refuse_unknown(values)
+    try:
+        return TypeAdapter(TrainConfig).validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError(" ".join(map(_explain, error.errors()))) from error
+
+
+def load_config(
+    base: TrainConfig | None = None,
+    *,
+    file: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> TrainConfig:
+    """Change a configuration by a file, then by `section.name=value` words.
+
+    Args:
+        base: Where to start, usually a recipe; None is the defaults.
+        file: YAML or JSON file of settings by section, or None.
+        overrides: Words such as `objective.clip_range=1e-3`; a later one wins.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: If a key is unknown or repeated, a value is refused, or the file is not one.
+
+    Examples:
+        >>> load_config(overrides=["optim.lr=1e-4", "run.trackers=[tensorboard]"]).optim.lr
+        0.0001
+    """
+    values = to_dict(base if base is not None else TrainConfig())
+    if file is not None:
+        _update(values, read_settings(Path(file)))
+    for word in overrides:
+        _update(values, _parse_override(word))
+    return from_dict(values)
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """Hash the settings that a run's numbers depend on.
+
+    Two configurations with one fingerprint may continue each other's
+    checkpoints: length, evaluation, saving, trackers, device and the recipe's
+    name are left out.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+
+    Examples:
+        >>> one, two = load_config(overrides=["run.iterations=2"]), TrainConfig()
+        >>> fingerprint(one) == fingerprint(two)
+        True
+    """
+    values = to_dict(config)
+    for path in _NOT_IN_FINGERPRINT:
+        section, _, name = path.rpartition(".")
+        del (values[section] if section else values)[name]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _settable(kind: type, prefix: str = "") -> dict[str, Any]:
+    """Every dotted path and its type; sections are paths too."""
+    paths: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        paths[prefix + field.name] = field.type
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            paths.update(_settable(field.type, f"{prefix}{field.name}."))
+    return paths
+
+
+_PATHS = _settable(TrainConfig)
+
+
+def _unknown(path: str) -> ConfigError:
+    def likeness(known: str) -> float:
+        whole = difflib.SequenceMatcher(None, path, known).ratio()
+        leaf = difflib.SequenceMatcher(None, path.split(".")[-1], known.split(".")[-1]).ratio()
+        return max(whole, leaf)
+
+    nearest = max(_PATHS, key=likeness)
+    return ConfigError(f"unknown setting `{path}`; the nearest name is `{nearest}`.")
+
+
+def _refuse_unknown(values: Mapping[str, Any], prefix: str = "") -> None:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if path not in _PATHS:
+            raise _unknown(path)
+        if dataclasses.is_dataclass(_PATHS[path]) and not dataclasses.is_dataclass(value):
+            if not isinstance(value, Mapping):
+                first = next(known for known in _PATHS if known.startswith(f"{path}."))
+                raise ConfigError(
+                    f"`{path}` must be a section of settings; got {value!r}. "
+                    f"Set one of its members, such as `{first}`."
+                )
+            _refuse_unknown(value, f"{path}.")
+
+
+def _explain(error: ErrorDetails) -> str:
+    path = ".".join(
+        str(part) for part in error["loc"] if isinstance(part, str) and part.isidentifier()
+    )
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not path:
+        return message
+    return f"`{path}`: {message[0].lower()}{message[1:]}; got {error['input']!r}."
+
+
+def _update(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    _refuse_unknown(changes)
+    for key, change in changes.items():
+        if isinstance(change, Mapping):
+            values[key] = {**values[key], **change}
+        else:
+            values[key] = change
+
+
+def _parse_override(word: str) -> dict[str, Any]:
+    path, equals, text = word.partition("=")
+    if not equals:
+        raise ConfigError(f"an override must read `section.name=value`; got {word!r}.")
+    if path not in _PATHS:
+        raise _unknown(path)
+    try:
+        # A name that looks like a number, a date or a truth value stays a name.
+        value = text if _PATHS[path] is Name else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`{path}` cannot be read from {text!r}: {error}.") from error
+    section, _, name = path.rpartition(".")
+    return {section: {name: value}} if section else {name: value}

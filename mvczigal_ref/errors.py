@@ -1,0 +1,58 @@
+"""The package's exceptions: each is also the builtin that a caller would catch."""
+
+__all__ = ["CheckpointError", "ConfigError", "NonFiniteError", "ReplayMismatchError"]
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, incomplete, or belongs to another run."""
+
+
+class ReplayMismatchError(RuntimeError):
+    """Replay did not reproduce the log-densities that sampling stored."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A number that training needs is NaN or infinite.
+
+    The exception's arguments are its fields, so that it crosses a process
+    boundary unchanged; the sentence is made when it is printed.
+
+    Args:
+        what: Name of the quantity, such as ``"loss"`` or ``"joint_view_reward"``.
+        object: Index of the object within the iteration, or None if unknown.
+        view: Index of the view within the object, or None if unknown.
+        step: Index into the sampling grid, or None if unknown.
+        value: The value found, or None if it was not read.
+
+    Examples:
+        >>> print(NonFiniteError("loss", object=3, step=1, value=float("nan")))
+        `loss` must be finite; got nan at object 3, step 1.
+    """
+
+    what: str
+    object: int | None
+    view: int | None
+    step: int | None
+    value: float | None
+
+    def __init__(
+        self,
+        what: str,
+        object: int | None = None,
+        view: int | None = None,
+        step: int | None = None,
+        value: float | None = None,
+    ) -> None:
+        super().__init__(what, object, view, step, value)
+        self.what, self.object, self.view, self.step, self.value = what, object, view, step, value
+
+    def __str__(self) -> str:
+        """Say what was not finite, and where."""
+        places = {"object": self.object, "view": self.view, "step": self.step}
+        known = ", ".join(f"{name} {index}" for name, index in places.items() if index is not None)
+        found = "a non-finite value" if self.value is None else repr(self.value)
+        return f"`{self.what}` must be finite; got {found}" + (f" at {known}." if known else ".")

@@ -1,0 +1,226 @@
+"""The sections of a run's configuration: frozen, typed, a unit in every field.
+
+Settings are read by the trainer and handed on as plain keyword arguments; no
+mathematical function takes one of these objects.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+__all__ = [
+    "AdvantageConfig",
+    "ConstraintConfig",
+    "Dtype",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "RewardConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "ZigzagConfig",
+    "weights_folder",
+]
+
+
+def _refuse_bool(value: object) -> object:
+    # Python's bool is an int: without this, `lr: true` would mean a rate of 1.
+    if isinstance(value, bool):
+        msg = "must be a number"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueError alone
+    return value
+
+
+_SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+Real = Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+HalfOpenShare = Annotated[Real, Field(ge=0, lt=1)]
+Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class ModelConfig:
+    """Which network is trained, and which of its weights."""
+
+    weights: Name = "tiny"
+    """Folder of the pipeline's weights; "tiny" is the shipped one [path]."""
+    finetune: Literal["lora", "full"] = "lora"
+    """Train low-rank adapters or every weight of the multi-view UNet."""
+    lora_rank: Count = 8
+    """Rank of an adapter [columns]; at least 1."""
+    lora_alpha: Positive = 8.0
+    """Numerator of an adapter's scale, `lora_alpha / lora_rank` [1]; positive."""
+    dtype: Dtype = "fp32"
+    """Dtype of the network's frozen weights and activations."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, one more forward."""
+    storage_dtype: Dtype = "fp32"
+    """Dtype in which sampled latents are stored; they are rounded first and scored after."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class SamplerConfig:
+    """The sampling grid, and the guidance along it."""
+
+    kind: Literal["lcm", "ddim"] = "lcm"
+    """Transition kernel."""
+    num_steps: Count = 4
+    """Denoising steps of one trajectory [steps]; at least 1."""
+    guidance_scale: NonNegative = 7.0
+    """Guidance of sampling and of training, w_high of the paper [1]; 1 is unguided."""
+    eta: NonNegative = 1.0
+    """Stochasticity of DDIM [1]; 0 is its deterministic limit. LCM does not read it."""
+    snr_shift: Positive = 1.0
+    """Factor that divides the signal-to-noise ratio at the noisy end [1]; 1 is no shift."""
+    camera_scale: NonNegative = 1.0
+    """Factor on the camera encoder's features [1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class ZigzagConfig:
+    """The zigzag arm: denoise, invert with weak guidance, denoise again."""
+
+    steps: CountOrZero = 1
+    """Leading steps that are zigzagged [steps]; `sampler.num_steps` zigzags all of them."""
+    rounds: Count = 1
+    """Inversions a zigzagged step makes [1]; at least 1."""
+    inversion_guidance_scale: NonNegative = 1.0
+    """Guidance while inverting, w_low of the paper [1]; 1 is unguided."""
+    inversion_camera_scale: NonNegative = 1.0
+    """Factor on the camera encoder's features while inverting [1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class RewardConfig:
+    """Which scorers judge the images."""
+
+    per_view: Name = "world.per_view"
+    """Name of the scorer of one image."""
+    joint: Name = "world.joint"
+    """Name of the scorer of all the views of an object."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class AdvantageConfig:
+    """How the two rewards become one advantage a view."""
+
+    mode: Literal["constrained", "joint", "per_view", "weighted"] = "constrained"
+    """Mix by the multiplier, use one reward alone, or mix by a fixed weight."""
+    joint_weight: Share = 0.5
+    """Weight of the joint reward in mode "weighted" [1], in [0, 1]."""
+    shuffle: bool = False
+    """Permute the advantages over objects: a control that must not learn."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class ObjectiveConfig:
+    """The reward-difference loss over a pair of trajectories."""
+
+    pairing: Literal["zigzag", "standard"] = "zigzag"
+    """What the first arm is: a zigzag trajectory, or a second standard one (MV-RDL)."""
+    clip_range: Positive = 1e-2
+    """Half-width of the trust region on a log-ratio [nats/element, or nats if summed]."""
+    clip: bool = True
+    """Clip pessimistically, as the released code; False is the paper's formula."""
+    temperature: Positive = 1.0
+    """Log-ratio that one unit of advantage asks for, eta of the paper [nats/element]."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Log-density of a latent: per element, or of the whole latent."""
+    train_last_action: bool = False
+    """Train on the last LCM action too, on which the image cannot depend."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class ConstraintConfig:
+    """The dual step on the multiplier, and the threshold's curriculum."""
+
+    step_size_violated: NonNegative = 0.1
+    """Multiplier's step size while the joint reward is below the threshold [1/reward unit]."""
+    step_size_satisfied: NonNegative = 0.01
+    """Multiplier's step size otherwise [1/reward unit]."""
+    multiplier_init: NonNegative = 0.0
+    """Multiplier before the first iteration [1], at most `multiplier_max`."""
+    multiplier_max: NonNegative = 5.0
+    """Upper end of the multiplier's box [1]."""
+    threshold_init: Real | None = None
+    """Threshold before the first iteration [reward units]; None is the first batch's mean."""
+    threshold_decay: Share = 0.99
+    """Share of the threshold that an iteration keeps [1]; 1 holds it fixed."""
+    order: Literal["threshold_first", "multiplier_first"] = "threshold_first"
+    """Which of the two moves first; the released code moves the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class OptimConfig:
+    """AdamW, and how often it steps."""
+
+    lr: Positive = 2e-3
+    """Learning rate [1]."""
+    betas: tuple[HalfOpenShare, HalfOpenShare] = (0.9, 0.999)
+    """Decay of the two moments [1], each in [0, 1)."""
+    eps: Positive = 1e-8
+    """Added to the root of the second moment [gradient units]."""
+    weight_decay: NonNegative = 1e-4
+    """Decoupled weight decay [1]."""
+    max_grad_norm: Positive = 5.0
+    """Largest Euclidean norm of the whole gradient [loss units per parameter unit]."""
+    epochs_per_iteration: Count = 1
+    """Passes over an iteration's trajectories [passes]."""
+    optimizer_steps_per_epoch: Count = 2
+    """Parameter changes in one pass [steps]."""
+    warmup_iterations: CountOrZero = 0
+    """Iterations over which the learning rate rises linearly [iterations]; 0 is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class RunConfig:
+    """How long a run is, how it is cut up, and what it writes."""
+
+    iterations: Count = 60
+    """Passes from rollout to constraint [iterations]."""
+    objects_per_iteration: Count = 24
+    """Prompts rolled out in an iteration, over all processes [objects]."""
+    objects_per_slice: Count = 8
+    """Objects that go through the network together [objects]; divides the iteration's."""
+    replay_objects_per_slice: Count | None = None
+    """The same in replay [objects]; None is equal, the only value with a first ratio of 1."""
+    prompts: Name = "world.train"
+    """A named list, or the path of a text file with one prompt a line."""
+    seed: CountOrZero = 0
+    """Seed of every generator of the run."""
+    checkpoint_every: Count = 10
+    """Iterations between checkpoints [iterations]; the last iteration always writes one."""
+    keep_checkpoints: Count = 3
+    """Checkpoints kept, the newest first [checkpoints]."""
+    evaluate_every: CountOrZero = 0
+    """Iterations between evaluations [iterations]; 0 evaluates before and after only."""
+    evaluation_noises: Count = 4
+    """Initial noises a held-out prompt is evaluated on [noises]."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Trackers beside the metrics file; each is an extra to install."""
+    device: Name = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""
+
+
+def weights_folder(weights: str) -> Path:
+    """Find the folder that `model.weights` names.
+
+    Args:
+        weights: A path, or "tiny" for the weights shipped with the package.
+
+    Returns:
+        The folder [path]; it need not exist.
+    """
+    if weights != "tiny":
+        return Path(weights).expanduser()
+    package = Path(__file__).parent
+    installed = package / "fixtures" / "tiny_world"
+    return installed if installed.is_dir() else package.parent / "fixtures" / "tiny_world"

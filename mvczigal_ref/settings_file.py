@@ -1,0 +1,53 @@
+"""Read settings by section from a YAML or JSON file, dropping nothing in silence."""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mvczigal_ref.errors import ConfigError
+
+__all__ = ["read_settings"]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's own loader keeps the last of two equal keys and says nothing."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    mapping: dict[Hashable, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in mapping:
+            raise ConfigError(f"`{key}` is set twice in one section. Keep one of the two.")
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a file of settings; an empty one sets nothing.
+
+    Args:
+        path: YAML file, or JSON file, which is read as YAML too.
+
+    Returns:
+        Nested dictionaries, by section.
+
+    Raises:
+        ConfigError: If the file cannot be read, holds no sections, or sets a key twice.
+    """
+    try:
+        # JSON may be indented by tabs, which YAML refuses; no setting holds one.
+        text = path.read_text("utf-8").replace("\t", " ")
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read settings from {str(path)!r}: {error}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{str(path)!r} must hold sections of settings; got {content!r}.")
+    return content
