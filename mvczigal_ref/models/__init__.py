@@ -1,0 +1,1 @@
+"""Networks: the multi-view UNet and what surrounds it."""

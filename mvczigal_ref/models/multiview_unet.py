@@ -1,0 +1,199 @@
+"""SDXL's UNet with row attention and a camera encoder, as one guided policy."""
+
+import torch
+from diffusers import T2IAdapter, UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
+from mvczigal_ref.models.row_attention import RowSelfAttnProcessor, install_row_attention
+from mvczigal_ref.records import Conditioning
+from mvczigal_ref.shapes import CameraFeature, Latent, PluckerMap
+
+__all__ = ["MultiViewUNet"]
+
+
+class MultiViewUNet(nn.Module):
+    """A diffusers UNet that sees all views of an object at once, and their cameras.
+
+    Source:
+        Huang et al., MV-Adapter, arXiv:2412.03632, section 4; the camera
+        features enter as the residuals of a T2I-Adapter for SDXL.
+
+    Args:
+        unet: SDXL-shaped network, changed in place: row attention is
+            installed unless it is there already.
+        camera_encoder: ``full_adapter_xl`` with 6 input channels.
+        mv_scale: Weight of the row attention [1].
+
+    Raises:
+        ValueError: If ``unet`` is not conditioned on text and sizes as SDXL is.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, camera_encoder: T2IAdapter, *, mv_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        if unet.config.addition_embed_type != "text_time":
+            msg = (
+                '`unet` must be conditioned as SDXL is, addition_embed_type="text_time"; got '
+                f"{unet.config.addition_embed_type!r}. Build it from an SDXL configuration."
+            )
+            raise ValueError(msg)
+        if not any(isinstance(p, RowSelfAttnProcessor) for p in unet.attn_processors.values()):
+            install_row_attention(unet)
+        self.unet = unet
+        self.camera_encoder = camera_encoder
+        self.mv_scale = mv_scale
+
+    @property
+    def guidance_width(self) -> int | None:
+        """Width of the guidance embedding, or None where guidance doubles the batch."""
+        width = self.unet.config.time_cond_proj_dim
+        return None if width is None else int(width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the network computes."""
+        weight: Tensor = self.unet.conv_in.weight
+        return weight.dtype
+
+    def encode_cameras(self, camera_image: PluckerMap) -> tuple[CameraFeature, ...]:
+        """Encode camera maps into one feature map a level.
+
+        The features depend on the cameras alone: encode a rig once.
+
+        Args:
+            camera_image: Camera maps rescaled to [0, 1], one a view. Gradient
+                flows to the camera encoder.
+
+        Returns:
+            Features for the down blocks and the middle of the UNet [1].
+        """
+        return tuple(self.camera_encoder(camera_image.to(self.camera_encoder.dtype)))
+
+    def forward(
+        self,
+        latent_t: Latent,
+        timestep: Int[Tensor, "*#row"],
+        conditioning: Conditioning,
+        *,
+        guidance_scale: float,
+        camera_scale: float = 1.0,
+    ) -> Latent:
+        r"""Predict for every row, guidance applied.
+
+        With a guidance embedding the network is called once and w enters as
+        the embedding of w - 1; otherwise, for w > 1, it is called on the
+        doubled batch and
+
+        .. math:: o = o_\emptyset + w\,(o_c - o_\emptyset).
+
+        Source:
+            Luo et al., Latent Consistency Models, arXiv:2310.04378, section
+            4.3 (embedding); Ho & Salimans, arXiv:2207.12598 (doubling).
+
+        Args:
+            latent_t: States, the views of one object adjacent [1]. Gradient
+                flows through them.
+            timestep: Training-time noise index, one for all rows or one each.
+            conditioning: Prompts and cameras of as many objects.
+            guidance_scale: w [1]. Without an embedding, w <= 1 is the plain
+                conditional prediction.
+            camera_scale: Weight of the camera features [1].
+
+        Returns:
+            The guided prediction in the type of ``latent_t``.
+
+        Raises:
+            ValueError: If rows, views and objects disagree, the camera
+                features do not fit the latent, or guidance needs a negative
+                prompt that is not there.
+        """
+        rows = conditioning.num_objects * conditioning.num_views
+        if latent_t.shape[0] != rows:
+            msg = (
+                f"`latent_t` must hold one row a view and object, {rows} for "
+                f"{conditioning.num_objects} objects of {conditioning.num_views} views; got "
+                f"{latent_t.shape[0]}. Narrow `conditioning` with `.objects`."
+            )
+            raise ValueError(msg)
+        text, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
+        time_ids, sample = conditioning.time_ids, latent_t.to(self.dtype)
+        width, guidance = self.guidance_width, None
+        doubled = width is None and guidance_scale > 1.0
+        if width is not None:
+            scale = torch.full((1,), guidance_scale, device=sample.device)
+            guidance = guidance_embedding(scale, width=width, dtype=torch.float32).to(self.dtype)
+        if doubled:
+            text = torch.cat([_negative(conditioning, "negative_prompt_embeds", text), text])
+            pooled = torch.cat(
+                [_negative(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
+            )
+            time_ids, sample = torch.cat([time_ids, time_ids]), torch.cat([sample, sample])
+            if timestep.ndim and timestep.shape[0] > 1:
+                timestep = torch.cat([timestep, timestep])
+        output: Tensor = self.unet(
+            sample,
+            timestep.expand(sample.shape[0]),
+            encoder_hidden_states=text.to(self.dtype),
+            timestep_cond=guidance,
+            added_cond_kwargs={
+                "text_embeds": _to_rows(pooled, conditioning.num_views).to(self.dtype),
+                "time_ids": _to_rows(time_ids, conditioning.num_views),
+            },
+            down_intrablock_additional_residuals=self._residuals(
+                conditioning, sample, camera_scale
+            ),
+            cross_attention_kwargs={
+                "num_views": conditioning.num_views,
+                "latent_size": (sample.shape[-2], sample.shape[-1]),
+                "mv_scale": self.mv_scale,
+            },
+            return_dict=False,
+        )[0]
+        output = output.to(latent_t.dtype)
+        if doubled:
+            negative, positive = output.chunk(2)
+            return classifier_free_guidance(negative, positive, guidance_scale=guidance_scale)
+        return output
+
+    def _residuals(
+        self, conditioning: Conditioning, sample: Tensor, camera_scale: float
+    ) -> list[Tensor] | None:
+        """Scale the camera features once a view and lay them out by row."""
+        if camera_scale == 0.0 or not conditioning.camera_features:
+            return None
+        height, width = sample.shape[-2:]
+        half = ((height + 1) // 2, (width + 1) // 2)
+        found = tuple(conditioning.camera_features[0].shape[-2:])
+        # diffusers drops a residual that does not fit the middle block without a word.
+        if found != half:
+            msg = (
+                "`camera_features` must be half the latent's size at the first level, "
+                f"{half}; got {found}. Encode camera images of the latents' image size."
+            )
+            raise ValueError(msg)
+        groups = sample.shape[0] // conditioning.num_views
+        features = (feature.to(sample.dtype) for feature in conditioning.camera_features)
+        return [
+            (feature if camera_scale == 1.0 else feature * camera_scale).repeat(groups, 1, 1, 1)
+            for feature in features
+        ]
+
+
+def _to_rows(value: Float[Tensor, "object width"], num_views: int) -> Float[Tensor, "row width"]:
+    """Repeat each object's vector once a view."""
+    return value.repeat_interleave(num_views, dim=0, output_size=value.shape[0] * num_views)
+
+
+def _negative(conditioning: Conditioning, name: str, like: Tensor) -> Tensor:
+    """Find the negative prompt's features, one entry an object."""
+    value: Tensor | None = getattr(conditioning, name)
+    if value is None:
+        msg = (
+            f"`conditioning.{name}` must be given for a `guidance_scale` above 1 without a "
+            "guidance embedding; got None. Build the conditioning with a negative prompt."
+        )
+        raise ValueError(msg)
+    return value.expand_as(like)

@@ -1,0 +1,271 @@
+"""Row attention: every view's tokens look along their own row in all views.
+
+An attention processor for diffusers' UNets, and one for their cross-attention
+that reads each prompt once an object. Knows nothing of the pipeline around.
+"""
+
+from typing import cast
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = [
+    "FoldedCrossAttnProcessor",
+    "RowSelfAttnProcessor",
+    "install_row_attention",
+    "token_grid",
+]
+
+Tokens = Float[Tensor, "row token width"]
+
+
+def token_grid(latent_size: tuple[int, int], num_tokens: int) -> tuple[int, int]:
+    """Find the height and width of a layer's token grid from the latent's.
+
+    The UNet halves both sides a few times, rounding up, so the grid is the
+    first halving with the right number of tokens.
+
+    Source:
+        The stride-2 convolutions with padding 1 of SDXL's down blocks.
+
+    Args:
+        latent_size: Height and width of the latent [px].
+        num_tokens: Tokens that the layer sees.
+
+    Returns:
+        Height and width of the grid [tokens].
+
+    Raises:
+        ValueError: If no halving of ``latent_size`` has ``num_tokens`` tokens.
+
+    Examples:
+        >>> token_grid((12, 8), 24)
+        (6, 4)
+    """
+    height, width = latent_size
+    while height * width > num_tokens and height * width > 1:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    if height * width != num_tokens:
+        msg = (
+            f"`latent_size` must halve to the layer's tokens; got {latent_size} for {num_tokens} "
+            "tokens. Give the height and width of the latents that entered the network."
+        )
+        raise ValueError(msg)
+    return height, width
+
+
+class RowSelfAttnProcessor(nn.Module):
+    r"""Self-attention within a view, plus attention along a row through all views.
+
+    .. math::
+
+        y = W_o\,\mathrm{attn}(x) + s\,W_o^{mv}\,\mathrm{attn}_{row}(x)
+
+    where in :math:`\mathrm{attn}_{row}` the token in row r of one view sees
+    row r of every view of its object, and s is ``mv_scale``.
+
+    Source:
+        Huang et al., MV-Adapter, arXiv:2412.03632, section 4.1 (decoupled
+        row-wise attention). Views are folded into the sequence, so keys and
+        values are used in place where the released code repeats them once a
+        view; the values are the same.
+
+    Args:
+        attn: The layer to serve. Its own projections are the initial ones.
+
+    Raises:
+        ValueError: If the layer normalises, rescales or adds a residual, which
+            the sum above does not allow.
+    """
+
+    def __init__(self, attn: Attention) -> None:
+        """Copy the layer's projections."""
+        super().__init__()
+        plain = (
+            attn.group_norm is None
+            and attn.spatial_norm is None
+            and attn.norm_q is None
+            and attn.norm_k is None
+            and not attn.residual_connection
+            and attn.rescale_output_factor == 1.0
+        )
+        if not plain:
+            msg = (
+                "`attn` must be a transformer block's self-attention, without norms, residual or "
+                f"rescaling of its own; got {attn}. Choose the layers named attn1."
+            )
+            raise ValueError(msg)
+        # Linear layers are rebuilt, not deep-copied: hooks and wrappers stay with the layer.
+        self.to_q_mv = _copy_linear(attn.to_q)
+        self.to_k_mv = _copy_linear(attn.to_k)
+        self.to_v_mv = _copy_linear(attn.to_v)
+        out = cast("nn.ModuleList", attn.to_out)
+        self.to_out_mv = nn.ModuleList([_copy_linear(out[0]), nn.Dropout(0.0)])
+        self._within_view = AttnProcessor2_0()
+
+    # `Attention` calls the processor and reads this signature to choose arguments, hence no
+    # `forward`.
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tokens,
+        encoder_hidden_states: Tokens | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *,
+        num_views: int,
+        latent_size: tuple[int, int],
+        mv_scale: float = 1.0,
+    ) -> Tokens:
+        """Attend within and across views.
+
+        Args:
+            attn: The layer that holds the within-view projections.
+            hidden_states: Tokens of every row, row-major in the image [1].
+            encoder_hidden_states: Must be None: this is self-attention.
+            attention_mask: Must be None: every token sees its whole row.
+            temb: Passed on to the within-view attention.
+            num_views: Views of one object; divides the rows.
+            latent_size: Height and width of the network's input [px].
+            mv_scale: Weight of the row attention [1]; at 0 it is not computed.
+
+        Returns:
+            The attended tokens.
+
+        Raises:
+            ValueError: If ``num_views`` does not divide the rows, or an
+                argument that must be None is not.
+        """
+        if encoder_hidden_states is not None or attention_mask is not None:
+            msg = (
+                "`encoder_hidden_states` and `attention_mask` must be None in row attention; got "
+                "one. Install the processor on self-attention layers."
+            )
+            raise ValueError(msg)
+        rows, tokens, width = hidden_states.shape
+        if num_views < 1 or rows % num_views:
+            msg = f"`num_views` must divide the {rows} rows; got {num_views}."
+            raise ValueError(msg)
+        within = self._within_view(attn, hidden_states, None, None, temb)
+        if mv_scale == 0.0:
+            return cast("Tensor", within)
+        height, columns = token_grid(latent_size, tokens)
+        objects = rows // num_views
+        # (object view row column) -> (object row, view column): one copy here spares three after
+        # the projections.
+        folded = (
+            hidden_states.view(objects, num_views, height, columns, width)
+            .transpose(1, 2)
+            .reshape(objects * height, num_views * columns, width)
+        )
+        query, key, value = (
+            project(folded).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for project in (self.to_q_mv, self.to_k_mv, self.to_v_mv)
+        )
+        across = functional.scaled_dot_product_attention(query, key, value)
+        across = across.transpose(1, 2).flatten(-2)
+        for layer in self.to_out_mv:
+            across = layer(across)
+        across = (
+            across.view(objects, height, num_views, columns, -1)
+            .transpose(1, 2)
+            .reshape(rows, tokens, -1)
+        )
+        return cast("Tensor", torch.add(within, across, alpha=mv_scale))
+
+
+class FoldedCrossAttnProcessor(AttnProcessor2_0):  # type: ignore[misc]
+    """diffusers' cross-attention, with the context given once an object.
+
+    The rows of one object are laid end to end into one query sequence, so the
+    context is projected once an object and never repeated once a view. A
+    context with one entry a row is attended as it is.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tokens,
+        encoder_hidden_states: Float[Tensor, "context word context_width"],
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *,
+        num_views: int | None = None,
+        latent_size: tuple[int, int] | None = None,
+        mv_scale: float | None = None,
+    ) -> Tokens:
+        """Attend every row to its object's context.
+
+        Args:
+            attn: The layer that holds the projections.
+            hidden_states: Tokens of every row [1].
+            encoder_hidden_states: Context of every object, or of every row [1].
+            attention_mask: Must be None when the context is given by object.
+            temb: Passed on.
+            num_views: Ignored: accepted because all layers get one set of arguments.
+            latent_size: Ignored, likewise.
+            mv_scale: Ignored, likewise.
+
+        Returns:
+            The attended tokens.
+
+        Raises:
+            ValueError: If the objects do not divide the rows, or a mask comes
+                with a context by object.
+        """
+        del num_views, latent_size, mv_scale
+        rows, tokens, width = hidden_states.shape
+        objects = encoder_hidden_states.shape[0]
+        if objects == rows:
+            attended = super().__call__(
+                attn, hidden_states, encoder_hidden_states, attention_mask, temb
+            )
+            return cast("Tensor", attended)
+        if rows % objects or attention_mask is not None:
+            msg = (
+                f"`encoder_hidden_states` must hold one unmasked context an object; got {objects} "
+                f"for {rows} rows. Give one context an object, the views of an object adjacent."
+            )
+            raise ValueError(msg)
+        folded = hidden_states.reshape(objects, rows // objects * tokens, width)
+        attended = super().__call__(attn, folded, encoder_hidden_states, None, temb)
+        return cast("Tensor", attended.view(rows, tokens, -1))
+
+
+def install_row_attention(unet: UNet2DConditionModel) -> None:
+    """Give every self-attention layer row attention, every cross-attention layer folding.
+
+    Args:
+        unet: Changed in place. The new weights start as copies of each layer's
+            own projections.
+    """
+    processors: dict[str, nn.Module | AttnProcessor2_0] = {}
+    for name in unet.attn_processors:
+        layer = unet.get_submodule(name.removesuffix(".processor"))
+        processors[name] = (
+            FoldedCrossAttnProcessor()
+            if layer.is_cross_attention
+            else RowSelfAttnProcessor(cast("Attention", layer))
+        )
+    unet.set_attn_processor(processors)
+
+
+def _copy_linear(source: nn.Module) -> nn.Linear:
+    """Build an independent linear layer with the same values."""
+    linear = cast("nn.Linear", source)
+    with torch.no_grad():
+        copy = nn.Linear(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            device="meta",
+        )
+        # `assign` by parameter: nothing is drawn from the global generator.
+        copy.weight = nn.Parameter(linear.weight.detach().clone())
+        if linear.bias is not None:
+            copy.bias = nn.Parameter(linear.bias.detach().clone())
+    return copy
