@@ -1,0 +1,137 @@
+"""Every check of the project, one session each; `nox -l` lists them."""
+
+import os
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.10.20"
+nox.options.sessions = ["lint", "types", "unit", "integration"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+# Tests read no hub and no network, and run on one thread unless told otherwise.
+TEST_ENV = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+}
+UNIT = ("--doctest-modules", "mvczigal_ref", "tests/unit")
+
+
+def _install_tree(session: nox.Session, extra: str = "test") -> None:
+    session.install(*CONSTRAINTS, "-e", f".[{extra}]")
+
+
+def _pytest(session: nox.Session, *arguments: str) -> None:
+    session.run("python", "-m", "pytest", *arguments, env=TEST_ENV)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting, docstrings and the layers' import contract."""
+    # Of these only import-linter reads the package, and it does not import it. pydoclint cannot
+    # share an environment with tyro: both install a module named docstring_parser.
+    session.install(*CONSTRAINTS, "ruff", "pydoclint", "import-linter")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pydoclint", "--quiet", "mvczigal_ref")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types strictly."""
+    session.install(*CONSTRAINTS, "-e", ".", "mypy", "nox", "types-PyYAML")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """Run the unit tests and every docstring's example."""
+    _install_tree(session)
+    _pytest(session, *(session.posargs or UNIT))
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Run the tests of whole runs: learning, saving, resuming, two processes."""
+    _install_tree(session)
+    _pytest(session, *(session.posargs or ("tests/integration",)))
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Break one line at a time and show that the unit tests notice."""
+    _install_tree(session)
+    session.run("python", "-m", "tests.mutants.run", *session.posargs, env=TEST_ENV)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure cost: seconds, operators and peak memory at the benchmark's shapes."""
+    _install_tree(session)
+    session.run("python", "-m", "bench", *session.posargs, env=TEST_ENV)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a CUDA device, with the torch that is asked for by `TORCH`."""
+    session.install(os.environ.get("TORCH", "torch"))
+    session.install("-e", ".[test]")
+    _pytest(session, "-m", "gpu", *(session.posargs or ("tests/gpu",)))
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run the unit tests with the lowest versions that pyproject.toml declares."""
+    lowest = Path(session.create_tmp()) / "minimums.txt"
+    lowest.write_text("\n".join(lower_bounds(("test",))) + "\n", "utf-8")
+    session.install("-c", str(lowest), "-e", ".[test]")
+    _pytest(session, *(session.posargs or UNIT))
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel, install it, and run the unit tests against it, away from the tree."""
+    temporary = Path(session.create_tmp()).resolve()
+    for old in ("dist", "tree"):
+        shutil.rmtree(temporary / old, ignore_errors=True)
+    session.install(*CONSTRAINTS, "build")
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(temporary / "dist"), ".")
+    (wheel,) = (temporary / "dist").glob("*.whl")
+    session.install(*CONSTRAINTS, "--force-reinstall", "--no-deps", str(wheel))
+    session.install(*CONSTRAINTS, f"mvczigal-ref[test] @ {wheel.as_uri()}")
+    # The tests, without the package that they would otherwise import from beside them.
+    shutil.copytree(ROOT, temporary / "tree", ignore=_not_for_the_wheel_test)
+    session.chdir(temporary / "tree")
+    session.run("mvczigal", "--help", silent=True)
+    arguments = session.posargs or ("--doctest-modules", "--pyargs", "mvczigal_ref", "tests/unit")
+    _pytest(session, *arguments)
+
+
+def _not_for_the_wheel_test(folder: str, names: list[str]) -> set[str]:
+    if Path(folder) != ROOT:
+        return {name for name in names if name == "__pycache__"}
+    wanted = {"tests", "fixtures", "pyproject.toml", "noxfile.py", "constraints.txt"}
+    return set(names) - wanted - {name for name in names if name.endswith(".md")}
+
+
+def lower_bounds(extras: tuple[str, ...] = ()) -> list[str]:
+    """Turn the declared `name>=version` into `name==version`, for these extras too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = [*project["dependencies"]]
+    for extra in extras:
+        declared += project["optional-dependencies"][extra]
+    bounds = [re.fullmatch(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", text) for text in declared]
+    if None in bounds:
+        message = (
+            f"each requirement must read `name>=version`; got {declared[bounds.index(None)]!r}"
+        )
+        raise ValueError(message)
+    return [f"{bound[1]}=={bound[2]}" for bound in bounds if bound is not None]
