@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-__all__ = ["per_latent", "require_choice", "require_full_precision", "working_dtype"]
+__all__ = [
+    "per_latent",
+    "require_choice",
+    "require_full_dtype",
+    "require_full_precision",
+    "working_dtype",
+]
 
 _FULL = (torch.float32, torch.float64)
 
@@ -31,6 +37,24 @@ def require_full_precision(**tensors: Tensor) -> None:
                 f"Call it with `{name}.float()`."
             )
             raise ValueError(msg)
+
+
+def require_full_dtype(name: str, dtype: torch.dtype) -> None:
+    """Refuse a dtype narrower than fp32 where one is asked for.
+
+    Args:
+        name: What the caller calls the setting.
+        dtype: The dtype.
+
+    Raises:
+        ValueError: If it is neither float32 nor float64.
+
+    Examples:
+        >>> require_full_dtype("dtype", torch.float64)
+    """
+    if dtype not in _FULL:
+        msg = f"`{name}` must be torch.float32 or torch.float64; got {dtype}."
+        raise ValueError(msg)
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

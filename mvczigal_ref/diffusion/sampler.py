@@ -14,7 +14,7 @@ from torch import Tensor
 from mvczigal_ref.diffusion.ddim import ddim_invert, ddim_transition
 from mvczigal_ref.diffusion.gaussian import check_std
 from mvczigal_ref.diffusion.lcm import lcm_invert, lcm_transition
-from mvczigal_ref.diffusion.precision import require_full_precision
+from mvczigal_ref.diffusion.precision import require_full_dtype, require_full_precision
 from mvczigal_ref.diffusion.schedule import PredictionType, ddim_timesteps, lcm_timesteps
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.shapes import AlphaBar, BatchLatent, StepAlphaBar, Timesteps
@@ -374,9 +374,9 @@ def _at(table: Tensor, step: int | Tensor) -> Tensor:
 
 
 def _moved(table: Tensor, device: Device, dtype: torch.dtype | None) -> Tensor:
-    moved = table.to(device=device, dtype=dtype)
-    require_full_precision(dtype=moved)
-    return moved
+    if dtype is not None:
+        require_full_dtype("dtype", dtype)
+    return table.to(device=device, dtype=dtype)
 
 
 def _check_schedule(alpha_bar: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
+    require_full_dtype,
     require_full_precision,
     working_dtype,
 )
@@ -79,10 +80,10 @@ def scaled_linear_alpha_bar(
     if not beta_end < 1.0:
         msg = f"`beta_end` must be below 1; got {beta_end}."
         raise ValueError(msg)
+    require_full_dtype("dtype", dtype)
     root = torch.linspace(
         math.sqrt(beta_start), math.sqrt(beta_end), num_train_timesteps, dtype=dtype
     )
-    require_full_precision(dtype=root)
     return (1.0 - root.square()).cumprod(dim=0)
 
 
