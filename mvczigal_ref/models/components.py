@@ -1,29 +1,33 @@
 """Every part of a text-to-multiview pipeline, its saving and strict loading."""
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mvczigal_ref.cameras import OrthographicRig, camera_image
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.multiview_unet import MultiViewUNet
+from mvczigal_ref.models.loading import cast_network, load_model, load_strict, quiet, stored
+from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
+from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.records import Conditioning
 from mvczigal_ref.shapes import BatchLatent, CameraFeature
 
-__all__ = ["Components", "load_components", "load_strict"]
+__all__ = ["Components", "load_components"]
 
 ADAPTER_FILE = "mv_adapter.safetensors"
-UNET_FILE = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+ImageSize = int | tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,32 +58,29 @@ class Components:
     latent_std: Float[Tensor, " c"]
     """Their standard deviation [1]; positive."""
 
-    @property
-    def image_downscale(self) -> int:
-        """Image pixels along one latent pixel."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
-
-    def encode_rig(self, rig: OrthographicRig, *, image_size: int) -> tuple[CameraFeature, ...]:
+    def encode_rig(
+        self, rig: OrthographicRig, *, image_size: ImageSize
+    ) -> tuple[CameraFeature, ...]:
         """Encode a rig's cameras, without gradient.
 
         Args:
             rig: Cameras, one a view.
-            image_size: Height and width of the images [px].
+            image_size: Height and width of the images, or both in one [px].
 
         Returns:
             Features that hold for every prompt and step of these weights [1].
         """
-        weight = self.policy.camera_encoder
-        image = camera_image(rig, height=image_size, width=image_size)
+        height, width = _both_sides(image_size)
+        image = camera_image(rig, height=height, width=width, device=self.policy.device)
         with torch.no_grad():
-            return self.policy.encode_cameras(image.to(weight.device, weight.dtype))
+            return self.policy.encode_cameras(image)
 
     def build_conditioning(
         self,
         prompts: Sequence[str],
         rig: OrthographicRig,
         *,
-        image_size: int,
+        image_size: ImageSize,
         negative_prompt: str | None = None,
         camera_features: tuple[CameraFeature, ...] | None = None,
     ) -> Conditioning:
@@ -88,7 +89,7 @@ class Components:
         Args:
             prompts: One text an object.
             rig: Cameras, one a view.
-            image_size: Height and width of the images [px].
+            image_size: Height and width of the images, or both in one [px].
             negative_prompt: What classifier-free guidance leads away from; for
                 networks without a guidance embedding.
             camera_features: Those of :meth:`encode_rig`, to spare encoding the
@@ -96,18 +97,29 @@ class Components:
 
         Returns:
             The record that the policy reads.
+
+        Examples:
+            >>> from mvczigal_ref.cameras import PAPER_RIG
+            >>> from mvczigal_ref.models.tiny import tiny_components
+            >>> conditioning = tiny_components(seed=0).build_conditioning(
+            ...     ["a red cube", "a blue ball"], PAPER_RIG, image_size=32
+            ... )
+            >>> conditioning.num_objects, conditioning.num_views
+            (2, 6)
         """
-        negative, negative_pooled = None, None
+        height, width = _both_sides(image_size)
         embeds, pooled = encode_prompts(self, prompts)
+        negative, negative_pooled = None, None
         if negative_prompt is not None:
             negative, negative_pooled = encode_prompts(self, [negative_prompt])
         if camera_features is None:
             camera_features = self.encode_rig(rig, image_size=image_size)
-        sizes = torch.tensor([[image_size, image_size, 0, 0, image_size, image_size]])
+        # Original size, crop and target size: whole images at their own size.
+        sizes = torch.tensor([height, width, 0, 0, height, width]).to(embeds)
         return Conditioning(
             prompt_embeds=embeds,
             pooled_prompt_embeds=pooled,
-            time_ids=sizes.to(embeds).repeat(len(prompts), 1),
+            time_ids=sizes.repeat(len(prompts), 1),
             camera_features=camera_features,
             num_views=rig.num_views,
             negative_prompt_embeds=negative,
@@ -117,7 +129,9 @@ class Components:
     def encode(
         self, images: Float[Tensor, "*batch rgb height width"]
     ) -> Float[Tensor, "*batch c h w"]:
-        """Encode images into latents of mean 0 and standard deviation 1.
+        r"""Encode images into latents of mean 0 and standard deviation 1.
+
+        .. math:: z = (\mathbb{E}[q(z|x)] - m) / s
 
         Args:
             images: In [0, 1]. Gradient flows to them.
@@ -125,15 +139,17 @@ class Components:
         Returns:
             The mean of the autoencoder's posterior, scaled [1].
         """
-        flat = images.flatten(0, -4) if images.ndim > 3 else images[None]
-        mean = self.vae.encode((2.0 * flat - 1.0).to(self.vae.dtype)).latent_dist.mean
-        scaled = (mean - _per_channel(self.latent_mean, mean)) / _per_channel(
-            self.latent_std, mean
-        )
-        return scaled.to(images.dtype).unflatten(0, images.shape[:-3]) if images.ndim > 3 else scaled[0]
+        rows = images.reshape(-1, *images.shape[-3:])
+        raw = self.vae.encode((2.0 * rows - 1.0).to(self.vae.dtype)).latent_dist.mean
+        raw = raw.to(images.dtype)
+        mean, std = (_per_channel(value, raw) for value in (self.latent_mean, self.latent_std))
+        latent: Tensor = (raw - mean) / std
+        return latent.reshape(*images.shape[:-3], *latent.shape[-3:])
 
     def decode(self, latent: BatchLatent) -> Float[Tensor, "*batch rgb height width"]:
-        """Decode scaled latents into images in [0, 1].
+        r"""Decode scaled latents into images in [0, 1].
+
+        .. math:: x = \mathrm{clip}(\tfrac12 D(s z + m) + \tfrac12, 0, 1)
 
         Args:
             latent: Scaled latents [1]. Gradient flows to them where the image
@@ -142,11 +158,11 @@ class Components:
         Returns:
             Images, clamped.
         """
-        flat = latent.flatten(0, -4) if latent.ndim > 3 else latent[None]
-        raw = flat * _per_channel(self.latent_std, flat) + _per_channel(self.latent_mean, flat)
-        image = self.vae.decode(raw.to(self.vae.dtype)).sample
-        image = (0.5 * image + 0.5).clamp(0.0, 1.0).to(latent.dtype)
-        return image.unflatten(0, latent.shape[:-3]) if latent.ndim > 3 else image[0]
+        rows = latent.reshape(-1, *latent.shape[-3:])
+        raw = rows * _per_channel(self.latent_std, rows) + _per_channel(self.latent_mean, rows)
+        decoded: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.to(latent.dtype)
+        image = (0.5 * decoded + 0.5).clamp(0.0, 1.0)
+        return image.reshape(*latent.shape[:-3], *image.shape[-3:])
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -155,14 +171,16 @@ class Components:
 
         Args:
             device: Where to; unchanged when None.
-            dtype: Floating type; unchanged when None.
+            dtype: Floating type of the networks; unchanged when None.
 
         Returns:
-            These components, for chaining.
+            Components of the same networks, the scaling moved too.
         """
         for network in (self.text_encoder, self.text_encoder_2, self.vae, self.policy):
-            network.to(device=device, dtype=dtype)
-        return self
+            cast_network(network, device, dtype)
+        return replace(
+            self, latent_mean=self.latent_mean.to(device), latent_std=self.latent_std.to(device)
+        )
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write every part into its own sub-folder, in diffusers' layout.
@@ -179,28 +197,36 @@ class Components:
         """
         folder = Path(folder)
         tensors = self.policy.unet.state_dict()
-        if any("lora_" in name for name in tensors):
+        if any(".lora_A." in name for name in tensors):
             msg = (
-                "`components` must hold no LoRA to be saved whole; got one in the UNet. Save it "
-                "with lora_state_dict, or merge it first."
+                "`policy` must hold no LoRA to be saved whole; got one in the UNet. Save it with "
+                "lora_state_dict, or call merge_lora first."
             )
             raise ValueError(msg)
-        config = {
-            "latents_mean": self.latent_mean.tolist(),
-            "latents_std": self.latent_std.tolist(),
+        self.vae.register_to_config(
+            latents_mean=self.latent_mean.tolist(), latents_std=self.latent_std.tolist()
+        )
+        camera_encoder = self.policy.camera_encoder
+        with quiet():
+            for name in ("tokenizer", "tokenizer_2"):
+                getattr(self, name).save_pretrained(folder / name)
+            for name in ("text_encoder", "text_encoder_2"):
+                encoder = getattr(self, name)
+                encoder.save_pretrained(
+                    folder / name, state_dict=stored(encoder.state_dict(), dtype)
+                )
+            self.vae.save_config(folder / "vae")
+            self.policy.unet.save_config(folder / "unet")
+            camera_encoder.save_config(folder / "camera_encoder")
+        plain = {name: value for name, value in tensors.items() if not is_row_attention(name)}
+        rows = {name: value for name, value in tensors.items() if is_row_attention(name)}
+        files = {
+            folder / "vae" / DIFFUSERS_FILE: self.vae.state_dict(),
+            folder / "unet" / DIFFUSERS_FILE: plain,
+            folder / ADAPTER_FILE: rows | camera_encoder.state_dict(),
         }
-        self.vae.register_to_config(**config)
-        for name in ("tokenizer", "tokenizer_2"):
-            getattr(self, name).save_pretrained(folder / name)
-        for name in ("text_encoder", "text_encoder_2", "vae"):
-            _cast_copy(getattr(self, name), dtype).save_pretrained(folder / name)
-        self.policy.unet.save_config(folder / "unet")
-        self.policy.camera_encoder.save_config(folder / "camera_encoder")
-        plain = {name: value for name, value in tensors.items() if "_mv." not in name}
-        adapter = {name: value for name, value in tensors.items() if "_mv." in name}
-        adapter |= self.policy.camera_encoder.state_dict()
-        _save(plain, folder / "unet" / UNET_FILE, dtype)
-        _save(adapter, folder / ADAPTER_FILE, dtype)
+        for path, values in files.items():
+            save_file(stored(values, dtype), path, metadata={"format": "pt"})
 
 
 def load_components(
@@ -213,7 +239,8 @@ def load_components(
 
     Args:
         folder: With the sub-folders of a diffusers pipeline and
-            ``mv_adapter.safetensors``.
+            ``mv_adapter.safetensors``. Where ``camera_encoder/config.json`` is
+            absent the published encoder's size is taken.
         dtype: Floating type of the networks; stored tensors are cast.
         device: Where the networks go.
 
@@ -221,85 +248,55 @@ def load_components(
         Components in evaluation mode.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape; the
-            message names each.
+        CheckpointError: If a part is absent or unreadable, or a tensor is
+            missing, left over or of another shape; the message names each.
     """
     folder = Path(folder)
-    unet = _load(UNet2DConditionModel, folder / "unet", dtype)
-    encoder_config = T2IAdapter.load_config(folder / "camera_encoder")
-    policy = MultiViewUNet(unet, T2IAdapter.from_config(encoder_config).to(dtype))
-    tensors = load_file(folder / ADAPTER_FILE)
-    rows = {name: value for name, value in tensors.items() if "_mv." in name}
-    cameras = {name: value for name, value in tensors.items() if "_mv." not in name}
-    wanted = {name: value for name, value in unet.state_dict().items() if "_mv." in name}
-    wanted |= policy.camera_encoder.state_dict()
-    load_strict(wanted, rows | cameras, source=str(folder / ADAPTER_FILE))
-    vae = _load(AutoencoderKL, folder / "vae", dtype)
-    channels = vae.config.latent_channels
-    scale = 1.0 / vae.config.scaling_factor
-    mean = vae.config.latents_mean or [0.0] * channels
-    std = vae.config.latents_std or [scale] * channels
-    components = Components(
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
-        text_encoder=_load(CLIPTextModel, folder / "text_encoder", dtype),
-        text_encoder_2=_load(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype),
-        vae=vae,
-        policy=policy.eval(),
-        latent_mean=torch.tensor(mean),
-        latent_std=torch.tensor(std),
-    )
+    absent = [name for name in (*PARTS, ADAPTER_FILE) if not (folder / name).exists()]
+    if absent:
+        msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."
+        raise CheckpointError(msg)
+    try:
+        with quiet():
+            components = _read(folder, dtype)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
+        raise CheckpointError(msg) from error
     return components.to(device)
 
 
-def load_strict(
-    target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, source: str
-) -> None:
-    """Copy tensors into others of the same names and shapes, or refuse by name.
-
-    Args:
-        target: Tensors to overwrite, by name; they keep their type and device.
-        tensors: Values.
-        source: Where they came from, for the message.
-
-    Raises:
-        CheckpointError: If a tensor is missing, left over or of another shape.
-    """
-    faults = [f"missing {name}" for name in target if name not in tensors]
-    faults += [f"unexpected {name}" for name in tensors if name not in target]
-    faults += [
-        f"{name} of shape {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
-        for name, value in target.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if faults:
-        msg = f"`{source}` must hold exactly the network's tensors; got: " + "; ".join(faults)
-        raise CheckpointError(msg)
-    with torch.no_grad():
-        for name, value in target.items():
-            value.copy_(tensors[name])
-
-
-def _load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - untyped libraries
-    """Load a diffusers or transformers model and refuse what they only log."""
-    loaded, info = kind.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-    faults = {name: info.get(name) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(faults.values()):
-        msg = f"`{folder}` must hold exactly the network's tensors; got {faults}."
-        raise CheckpointError(msg)
-    return loaded.eval()
+def _read(folder: Path, dtype: torch.dtype) -> Components:
+    """Load every part."""
+    unet = load_model(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
+    camera_config = PUBLISHED_CAMERA_ENCODER
+    if (folder / "camera_encoder").exists():
+        camera_config = T2IAdapter.load_config(folder / "camera_encoder")
+    # Every value is overwritten below; the global generator stays where it was.
+    with torch.random.fork_rng(devices=[]):
+        camera_encoder = T2IAdapter.from_config(camera_config)
+    policy = MultiViewUNet(unet, cast_network(camera_encoder, None, dtype))
+    target = {n: value for n, value in unet.state_dict().items() if is_row_attention(n)}
+    path = folder / ADAPTER_FILE
+    load_strict(target | camera_encoder.state_dict(), load_file(path), source=str(path))
+    vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=dtype)
+    channels, scale = vae.config.latent_channels, 1.0 / vae.config.scaling_factor
+    first = load_model(CLIPTextModel, folder / "text_encoder", dtype=dtype)
+    second = load_model(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
+    return Components(
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        text_encoder=first.requires_grad_(requires_grad=False),
+        text_encoder_2=second.requires_grad_(requires_grad=False),
+        vae=vae,
+        policy=policy.eval(),
+        latent_mean=torch.tensor(vae.config.latents_mean or [0.0] * channels),
+        latent_std=torch.tensor(vae.config.latents_std or [scale] * channels),
+    )
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
-    """Write tensors, cast where asked."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = {name: value.detach().to(dtype=dtype).contiguous() for name, value in tensors.items()}
-    save_file(stored, path, metadata={"format": "pt"})
-
-
-def _cast_copy(network: nn.Module, dtype: torch.dtype | None) -> Any:  # noqa: ANN401
-    """Copy a network in another type, or return it."""
-    return network if dtype is None else copy.deepcopy(network).to(dtype)
+def _both_sides(image_size: ImageSize) -> tuple[int, int]:
+    """Height and width of an image size."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
 
 
 def _per_channel(value: Tensor, like: Tensor) -> Tensor:

@@ -10,7 +10,16 @@ from mvczigal_ref.models.row_attention import RowSelfAttnProcessor, install_row_
 from mvczigal_ref.records import Conditioning
 from mvczigal_ref.shapes import CameraFeature, Latent, PluckerMap
 
-__all__ = ["MultiViewUNet"]
+__all__ = ["PUBLISHED_CAMERA_ENCODER", "MultiViewUNet"]
+
+PUBLISHED_CAMERA_ENCODER = {
+    "in_channels": 6,
+    "channels": [320, 640, 1280, 1280],
+    "num_res_blocks": 2,
+    "downscale_factor": 16,
+    "adapter_type": "full_adapter_xl",
+}
+"""Configuration of the released camera encoder, which its file does not hold."""
 
 
 class MultiViewUNet(nn.Module):
@@ -57,6 +66,12 @@ class MultiViewUNet(nn.Module):
         """The type in which the network computes."""
         weight: Tensor = self.unet.conv_in.weight
         return weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        weight: Tensor = self.unet.conv_in.weight
+        return weight.device
 
     def encode_cameras(self, camera_image: PluckerMap) -> tuple[CameraFeature, ...]:
         """Encode camera maps into one feature map a level.
@@ -152,11 +167,12 @@ class MultiViewUNet(nn.Module):
             },
             return_dict=False,
         )[0]
-        output = output.to(latent_t.dtype)
         if doubled:
-            negative, positive = output.chunk(2)
-            return classifier_free_guidance(negative, positive, guidance_scale=guidance_scale)
-        return output
+            # The difference of two halves must not be rounded to half precision.
+            wide = torch.promote_types(output.dtype, torch.float32)
+            negative, positive = output.to(wide).chunk(2)
+            output = classifier_free_guidance(negative, positive, guidance_scale=guidance_scale)
+        return output.to(latent_t.dtype)
 
     def _residuals(
         self, conditioning: Conditioning, sample: Tensor, camera_scale: float
@@ -164,6 +180,13 @@ class MultiViewUNet(nn.Module):
         """Scale the camera features once a view and lay them out by row."""
         if camera_scale == 0.0 or not conditioning.camera_features:
             return None
+        wanted = len(self.unet.config.block_out_channels) + 1
+        if len(conditioning.camera_features) != wanted:
+            msg = (
+                f"`camera_features` must have {wanted} levels, one a down block and one for the "
+                f"middle; got {len(conditioning.camera_features)}. Use encode_cameras."
+            )
+            raise ValueError(msg)
         height, width = sample.shape[-2:]
         half = ((height + 1) // 2, (width + 1) // 2)
         found = tuple(conditioning.camera_features[0].shape[-2:])
@@ -175,11 +198,10 @@ class MultiViewUNet(nn.Module):
             )
             raise ValueError(msg)
         groups = sample.shape[0] // conditioning.num_views
-        features = (feature.to(sample.dtype) for feature in conditioning.camera_features)
-        return [
-            (feature if camera_scale == 1.0 else feature * camera_scale).repeat(groups, 1, 1, 1)
-            for feature in features
-        ]
+        scaled = conditioning.camera_features
+        if camera_scale != 1.0:
+            scaled = tuple(feature * camera_scale for feature in scaled)
+        return [feature.to(sample.dtype).repeat(groups, 1, 1, 1) for feature in scaled]
 
 
 def _to_rows(value: Float[Tensor, "object width"], num_views: int) -> Float[Tensor, "row width"]:

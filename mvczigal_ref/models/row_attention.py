@@ -17,6 +17,7 @@ __all__ = [
     "FoldedCrossAttnProcessor",
     "RowSelfAttnProcessor",
     "install_row_attention",
+    "is_row_attention",
     "token_grid",
 ]
 
@@ -175,10 +176,10 @@ class RowSelfAttnProcessor(nn.Module):
             .transpose(1, 2)
             .reshape(rows, tokens, -1)
         )
-        return cast("Tensor", torch.add(within, across, alpha=mv_scale))
+        return torch.add(within, across, alpha=mv_scale)
 
 
-class FoldedCrossAttnProcessor(AttnProcessor2_0):  # type: ignore[misc]
+class FoldedCrossAttnProcessor(AttnProcessor2_0):
     """diffusers' cross-attention, with the context given once an object.
 
     The rows of one object are laid end to end into one query sequence, so the
@@ -252,6 +253,22 @@ def install_row_attention(unet: UNet2DConditionModel) -> None:
             else RowSelfAttnProcessor(cast("Attention", layer))
         )
     unet.set_attn_processor(processors)
+
+
+def is_row_attention(name: str) -> bool:
+    """Tell row attention's tensors from the plain UNet's by their name.
+
+    Args:
+        name: In the UNet's state dict.
+
+    Returns:
+        Whether row attention owns the tensor.
+
+    Examples:
+        >>> is_row_attention("mid_block.attentions.0.attn1.processor.to_q_mv.weight")
+        True
+    """
+    return "_mv." in name
 
 
 def _copy_linear(source: nn.Module) -> nn.Linear:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
@@ -20,9 +21,10 @@ from mvczigal_ref.models.multiview_unet import MultiViewUNet
 
 __all__ = ["TINY_WORDS", "tiny_components", "tiny_tokenizer"]
 
-TINY_WORDS = tuple(
-    "a red green blue yellow purple orange white black cyan pink "
-    "ball cube cone can with nose fin and of the".split()
+TINY_WORDS = (
+    *("red", "green", "blue", "yellow", "purple", "orange", "white", "black", "cyan", "pink"),
+    *("ball", "cube", "cone", "can", "nose", "fin"),
+    *("a", "with", "and", "of", "the"),
 )
 """Words that the tiny tokenizers keep whole; others fall into pieces."""
 
@@ -174,7 +176,7 @@ def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
     pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in dict.fromkeys(words)]
     merges: list[tuple[str, str]] = []
     while any(len(word) > 1 for word in pieces):
-        counts = Counter(pair for word in pieces for pair in zip(word, word[1:], strict=False))
+        counts = Counter(pair for word in pieces for pair in pairwise(word))
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
         pieces = [_merge(word, best) for word in pieces]
@@ -192,9 +194,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def _text_encoder(
-    kind: type[CLIPTextModel], tokenizer: CLIPTokenizer, width: int
-) -> CLIPTextModel:
+def _text_encoder(kind: type[CLIPTextModel], tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
     """Build a random encoder whose features are of order one and differ by word."""
     encoder = kind(
         CLIPTextConfig(
