@@ -4,7 +4,6 @@ An unknown key is refused with the nearest name, a bad value with its dotted pat
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from mvczigal_ref.settings import (
     ZigzagConfig,
     weights_folder,
 )
-from mvczigal_ref.settings_file import read_settings
+from mvczigal_ref.settings_file import read_settings, unknown_setting
 
 __all__ = [
     "AdvantageConfig",
@@ -45,6 +44,7 @@ __all__ = [
     "TrainConfig",
     "ZigzagConfig",
     "fingerprint",
+    "fingerprinted",
     "from_dict",
     "load_config",
     "to_dict",
@@ -203,29 +203,40 @@ def load_config(
     return from_dict(values)
 
 
-def fingerprint(config: TrainConfig) -> str:
-    """Hash the settings that a run's numbers depend on.
+def fingerprinted(config: TrainConfig) -> dict[str, Any]:
+    """Give the settings that a run's numbers depend on.
 
-    Two configurations with one fingerprint may continue each other's
-    checkpoints: length, evaluation, saving, trackers, device and the recipe's
-    name are left out.
+    Length, evaluation, saving, trackers, device and the recipe's name are left out.
 
     Args:
         config: The configuration.
 
     Returns:
-        A SHA-256 in hexadecimal.
-
-    Examples:
-        >>> one, two = load_config(overrides=["run.iterations=2"]), TrainConfig()
-        >>> fingerprint(one) == fingerprint(two)
-        True
+        Nested dictionaries, as `to_dict` gives them.
     """
     values = to_dict(config)
     for path in _NOT_IN_FINGERPRINT:
         section, _, name = path.rpartition(".")
         del (values[section] if section else values)[name]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return values
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """Hash the settings that a run's numbers depend on.
+
+    Args:
+        config: The configuration; one of equal fingerprint may continue its checkpoints.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+
+    Examples:
+        >>> longer = load_config(overrides=["run.iterations=200"])
+        >>> fingerprint(longer) == fingerprint(TrainConfig())
+        True
+    """
+    values = json.dumps(fingerprinted(config), sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()
 
 
 def _settable(kind: type, prefix: str = "") -> dict[str, Any]:
@@ -241,22 +252,12 @@ def _settable(kind: type, prefix: str = "") -> dict[str, Any]:
 _PATHS = _settable(TrainConfig)
 
 
-def _unknown(path: str) -> ConfigError:
-    def likeness(known: str) -> float:
-        whole = difflib.SequenceMatcher(None, path, known).ratio()
-        leaf = difflib.SequenceMatcher(None, path.split(".")[-1], known.split(".")[-1]).ratio()
-        return max(whole, leaf)
-
-    nearest = max(_PATHS, key=likeness)
-    return ConfigError(f"unknown setting `{path}`; the nearest name is `{nearest}`.")
-
-
 def _refuse_unknown(values: Mapping[str, Any], prefix: str = "") -> None:
     for key, value in values.items():
         path = f"{prefix}{key}"
         if path not in _PATHS:
-            raise _unknown(path)
-        if dataclasses.is_dataclass(_PATHS[path]) and not dataclasses.is_dataclass(value):
+            raise unknown_setting(path, _PATHS)
+        if dataclasses.is_dataclass(_PATHS[path]):
             if not isinstance(value, Mapping):
                 first = next(known for known in _PATHS if known.startswith(f"{path}."))
                 raise ConfigError(
@@ -290,7 +291,7 @@ def _parse_override(word: str) -> dict[str, Any]:
     if not equals:
         raise ConfigError(f"an override must read `section.name=value`; got {word!r}.")
     if path not in _PATHS:
-        raise _unknown(path)
+        raise unknown_setting(path, _PATHS)
     try:
         # A name that looks like a number, a date or a truth value stays a name.
         value = text if _PATHS[path] is Name else yaml.safe_load(text)

@@ -1,6 +1,7 @@
 """Read settings by section from a YAML or JSON file, dropping nothing in silence."""
 
-from collections.abc import Hashable
+import difflib
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from mvczigal_ref.errors import ConfigError
 
-__all__ = ["read_settings"]
+__all__ = ["read_settings", "unknown_setting"]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -51,3 +52,27 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{str(path)!r} must hold sections of settings; got {content!r}.")
     return content
+
+
+def unknown_setting(path: str, known: Iterable[str]) -> ConfigError:
+    """Make the error of a setting that does not exist, naming the nearest that does.
+
+    Args:
+        path: Dotted path of the unknown setting.
+        known: Dotted paths that exist.
+
+    Returns:
+        The error, to be raised by the caller.
+
+    Examples:
+        >>> print(unknown_setting("clip_rnage", ["optim.lr", "objective.clip_range"]))
+        unknown setting `clip_rnage`; the nearest name is `objective.clip_range`.
+    """
+
+    def likeness(one: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, one, other).ratio()
+
+    # A right name in the wrong section is near too.
+    leaf = path.rpartition(".")[2]
+    nearest = max(known, key=lambda k: max(likeness(path, k), likeness(leaf, k.rpartition(".")[2])))
+    return ConfigError(f"unknown setting `{path}`; the nearest name is `{nearest}`.")

@@ -1,0 +1,224 @@
+"""What a run reports: one JSON line an iteration, trackers, seconds and memory."""
+
+import importlib.util
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from mvczigal_ref.config import TrainConfig, to_dict
+from mvczigal_ref.files import atomic_write
+
+__all__ = ["MetricsLog", "StageTimer", "Trackers", "peak_memory", "read_metrics"]
+
+Number = float | int | bool | None
+
+
+class MetricsLog:
+    """A JSON Lines file with one line an iteration, each on the disk before the next begins.
+
+    Args:
+        path: The file; it need not exist.
+        finished: Iterations of the checkpoint that the run goes on from, 0 for a new run. Lines
+            past it are cut off, because the run writes them again; so is a torn last line.
+    """
+
+    def __init__(self, path: Path, *, finished: int = 0) -> None:
+        self._path = path
+        rows = [row for row in read_metrics(path) if row["iteration"] < finished]
+        atomic_write(path, "".join(map(_line, rows)))
+        self._next = finished
+
+    def append(self, iteration: int, metrics: Mapping[str, Number]) -> None:
+        """Write one iteration's metrics.
+
+        Args:
+            iteration: Index of the iteration, 0 the first; one more than the last that was written.
+            metrics: Numbers by name. JSON has no word for one that is not finite: it becomes null.
+
+        Raises:
+            ValueError: If the iteration is not the next.
+        """
+        if iteration != self._next:
+            msg = f"`iteration` must be {self._next}, the next to write; got {iteration}."
+            raise ValueError(msg)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line({"iteration": iteration, **metrics}))
+            file.flush()
+            os.fsync(file.fileno())
+        self._next += 1
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a metrics file; a last line that a kill tore off is left out.
+
+    Args:
+        path: The file; one that does not exist holds nothing.
+
+    Returns:
+        One dictionary an iteration, each with the key `iteration`.
+
+    Raises:
+        ValueError: If a line before the last is damaged.
+    """
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_text("utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append({"iteration": int(row["iteration"]), **row})
+        except (ValueError, TypeError, KeyError) as error:
+            msg = f"line {number} of {str(path)!r} must be an iteration's metrics; got {line!r}."
+            raise ValueError(msg) from error
+    return rows
+
+
+class Trackers:
+    """The trackers that a run asked for, behind one call; with none it does nothing.
+
+    Args:
+        names: "tensorboard" and "wandb", each an extra to install.
+        folder: The run's folder; its name names the run.
+        config: The run's configuration, stored beside the curves.
+        finished: Iterations of the checkpoint that the run goes on from, 0 for a new run.
+
+    Raises:
+        ModuleNotFoundError: If a tracker is not installed.
+    """
+
+    def __init__(
+        self, names: Sequence[str], *, folder: Path, config: TrainConfig, finished: int = 0
+    ) -> None:
+        for name in names:
+            if importlib.util.find_spec(name) is None:
+                msg = (
+                    f"tracker {name!r} is not installed. Run `pip install "
+                    f'"mvczigal-ref[tracking]"`, or take it out of `run.trackers`.'
+                )
+                raise ModuleNotFoundError(msg, name=name)
+        self._trackers = [_tracker(name, folder, finished) for name in names]
+        for tracker in self._trackers:
+            tracker.start()
+            tracker.store_init_configuration(_flat(to_dict(config)))
+
+    def log(self, iteration: int, metrics: Mapping[str, Number]) -> None:
+        """Hand one iteration's metrics to every tracker.
+
+        Args:
+            iteration: Index of the iteration, 0 the first.
+            metrics: Numbers by name.
+        """
+        for tracker in self._trackers:
+            tracker.log({k: v for k, v in metrics.items() if v is not None}, step=iteration)
+
+    def close(self) -> None:
+        """Write out what trackers hold back."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+class StageTimer:
+    """Seconds by stage, over one iteration.
+
+    Args:
+        device: Where the stages compute; an accelerator is waited for at both ends of a stage.
+
+    Examples:
+        >>> timer = StageTimer()
+        >>> with timer("rollout"):
+        ...     pass
+        >>> list(timer.take())
+        ['seconds/rollout']
+        >>> timer.take()
+        {}
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time inside to a stage, however the inside ends.
+
+        Args:
+            stage: The stage's name.
+
+        Yields:
+            Nothing.
+        """
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + self._now() - start
+
+    def take(self) -> dict[str, float]:
+        """Give the seconds of each stage since the last call, and begin again.
+
+        Returns:
+            Seconds by `seconds/<stage>`, in the order in which the stages first ran.
+        """
+        taken = {f"seconds/{stage}": seconds for stage, seconds in self._seconds.items()}
+        self._seconds = {}
+        return taken
+
+    def _now(self) -> float:
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Measure the most memory that this process has held.
+
+    Args:
+        device: A CUDA device for the tensors allocated there, else the whole process on the CPU.
+
+    Returns:
+        Peak since the process began [bytes].
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _tracker(name: str, folder: Path, finished: int) -> GeneralTracker:
+    if name == "tensorboard":
+        # Curves of iterations that the run does again are hidden, not drawn twice.
+        return TensorBoardTracker("tensorboard", str(folder), purge_step=finished)
+    return WandBTracker(
+        "mvczigal", name=folder.name, id=folder.name, dir=str(folder), resume="allow"
+    )
+
+
+def _line(row: Mapping[str, Number]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
+    flat: dict[str, str | float | int | bool] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            plain = isinstance(value, str | float | int | bool)
+            flat[prefix + key] = value if plain else json.dumps(value)
+    return flat

@@ -1,0 +1,402 @@
+"""`config`, `settings`, `settings_file`: what is accepted, what is refused, and how."""
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mvczigal_ref
+from mvczigal_ref.config import (
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    fingerprint,
+    fingerprinted,
+    from_dict,
+    load_config,
+    to_dict,
+    weights_folder,
+)
+from mvczigal_ref.errors import ConfigError
+
+PACKAGE = Path(mvczigal_ref.__file__).parent
+# A value other than the default for every setting, all valid together.
+OTHER = {
+    "recipe": "other",
+    "model": {
+        "weights": "folder",
+        "finetune": "full",
+        "lora_rank": 4,
+        "lora_alpha": 2.0,
+        "dtype": "bf16",
+        "gradient_checkpointing": True,
+        "storage_dtype": "fp16",
+    },
+    "sampler": {
+        "kind": "ddim",
+        "num_steps": 8,
+        "guidance_scale": 3.0,
+        "eta": 0.5,
+        "snr_shift": 8.0,
+        "camera_scale": 0.5,
+    },
+    "zigzag": {
+        "steps": 2,
+        "rounds": 2,
+        "inversion_guidance_scale": 2.0,
+        "inversion_camera_scale": 0.0,
+    },
+    "reward": {"per_view": "pickscore", "joint": "hyperscore"},
+    "advantage": {"mode": "weighted", "joint_weight": 0.1, "shuffle": True},
+    "objective": {
+        "pairing": "standard",
+        "clip_range": 1e-4,
+        "clip": False,
+        "temperature": 0.5,
+        "reduction": "sum",
+        "train_last_action": True,
+    },
+    "constraint": {
+        "step_size_violated": 0.2,
+        "step_size_satisfied": 0.2,
+        "multiplier_init": 1.0,
+        "multiplier_max": 2.0,
+        "threshold_init": 3.5,
+        "threshold_decay": 1.0,
+        "order": "multiplier_first",
+    },
+    "optim": {
+        "lr": 1e-4,
+        "betas": [0.8, 0.99],
+        "eps": 1e-6,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "epochs_per_iteration": 2,
+        "optimizer_steps_per_epoch": 1,
+        "warmup_iterations": 5,
+    },
+    "run": {
+        "iterations": 10,
+        "objects_per_iteration": 48,
+        "objects_per_slice": 4,
+        "replay_objects_per_slice": 2,
+        "prompts": "prompts.txt",
+        "seed": 7,
+        "checkpoint_every": 2,
+        "keep_checkpoints": 1,
+        "evaluate_every": 5,
+        "evaluation_noises": 8,
+        "trackers": ["tensorboard"],
+        "device": "cpu",
+    },
+}
+FREE = {
+    ("run", name)
+    for name in [
+        "iterations",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "evaluate_every",
+        "evaluation_noises",
+        "trackers",
+        "device",
+    ]
+}
+SECTIONS = dataclasses.fields(TrainConfig)[1:]
+SETTINGS = [(s, n) for s, values in OTHER.items() if s != "recipe" for n in values]
+
+
+def refusal(*overrides, **keywords):
+    """The sentence with which overrides are refused."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=overrides, **keywords)
+    return str(caught.value)
+
+
+# -- oracle: what is written is what is read ---------------------------------------------
+
+
+def test_the_table_of_other_values_covers_every_setting():
+    """A new setting must be added to it, and so is tested below."""
+    defaults = to_dict(TrainConfig())
+
+    assert {k: set(v) for k, v in defaults.items() if isinstance(v, dict)} == {
+        k: set(v) for k, v in OTHER.items() if isinstance(v, dict)
+    }
+    assert all(defaults[s][n] != OTHER[s][n] for s, n in SETTINGS)
+
+
+def test_every_setting_survives_the_way_to_json_and_back():
+    """Through text, with tuples as lists, to an equal configuration."""
+    config = from_dict(json.loads(json.dumps(OTHER)))
+
+    assert to_dict(config) == OTHER
+    assert from_dict(to_dict(config)) == config
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_a_file_changes_what_it_names_alone(tmp_path, suffix):
+    """The rest stays as in the base."""
+    path = tmp_path / f"settings.{suffix}"
+    text = {"yaml": "optim:\n  lr: 1e-4\n", "json": '{\n\t"optim": {"lr": 1e-4}\n}'}[suffix]
+    path.write_text(text)
+    base = load_config(overrides=["optim.eps=1e-6", "run.seed=3"])
+    config = load_config(base, file=path)
+
+    assert config == dataclasses.replace(base, optim=OptimConfig(lr=1e-4, eps=1e-6))
+
+
+def test_the_command_line_wins_over_the_file_and_the_last_word_over_the_first(tmp_path):
+    """The order is base, file, words."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("run: {seed: 1, iterations: 9}\n")
+    config = load_config(file=path, overrides=["run.seed=2", "run.seed=3"])
+
+    assert (config.run.seed, config.run.iterations) == (3, 9)
+
+
+def test_an_empty_file_sets_nothing(tmp_path):
+    """Every line may be a comment."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("# nothing yet\n")
+
+    assert load_config(file=path) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("word", "section", "name", "value"),
+    [
+        ("optim.betas=[0.5, 0.6]", "optim", "betas", (0.5, 0.6)),
+        ("constraint.threshold_init=-1e-1", "constraint", "threshold_init", -0.1),
+        ("constraint.threshold_init=null", "constraint", "threshold_init", None),
+        ("run.trackers=[tensorboard, wandb]", "run", "trackers", ("tensorboard", "wandb")),
+        ("objective.clip=false", "objective", "clip", False),
+        ("run.prompts=2024-01-01", "run", "prompts", "2024-01-01"),
+        ("run.prompts=a=b", "run", "prompts", "a=b"),
+        ("model.weights=12", "model", "weights", "12"),
+    ],
+)
+def test_words_are_read_as_the_setting_needs_them(word, section, name, value):
+    """Numbers as numbers, names as names whatever they look like."""
+    assert getattr(getattr(load_config(overrides=[word]), section), name) == value
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+@given(st.floats(1e-300, 1e300))
+def test_floats_come_back_bit_for_bit(value):
+    """JSON text loses nothing."""
+    config = from_dict(json.loads(json.dumps({"optim": {"lr": value}})))
+
+    assert config.optim.lr == value
+
+
+@pytest.mark.parametrize(("section", "name"), SETTINGS)
+def test_the_fingerprint_reads_what_a_number_depends_on_and_nothing_else(section, name):
+    """Length, evaluation, saving, trackers and device may differ in a continued run."""
+    base = from_dict({**OTHER, "constraint": {**OTHER["constraint"], "multiplier_max": 4.0}})
+    values = to_dict(base)
+    values[section][name] = to_dict(TrainConfig())[section][name]
+    same = fingerprint(from_dict(values)) == fingerprint(base)
+
+    assert same is ((section, name) in FREE)
+    assert (name in fingerprinted(base)[section]) is not same
+
+
+def test_the_recipes_name_is_not_in_the_fingerprint():
+    """A run may be continued from its own configuration file."""
+    assert fingerprint(TrainConfig(recipe="a")) == fingerprint(TrainConfig(recipe="b"))
+
+
+@pytest.mark.parametrize("kind", [f.default_factory for f in SECTIONS] + [TrainConfig])
+def test_settings_are_frozen_and_take_keywords_alone(kind):
+    """Nobody changes a setting half-way."""
+    field = dataclasses.fields(kind)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(kind(), field, None)
+    with pytest.raises(ValueError, match="positional"):
+        kind("tiny")
+
+
+def test_every_setting_says_its_meaning():
+    """The text that `--help` shows."""
+    module = ast.parse((PACKAGE / "settings.py").read_text())
+    for section in (node for node in module.body if isinstance(node, ast.ClassDef)):
+        for field, text in zip(section.body[1:-1:2], section.body[2::2], strict=True):
+            assert isinstance(field, ast.AnnAssign)
+            assert isinstance(text, ast.Expr)
+            assert len(text.value.value) > 10
+
+
+def test_every_setting_is_read():
+    """A setting that nothing reads is a bug."""
+    if not (PACKAGE / "trainer.py").exists():
+        pytest.skip("there is no trainer yet")
+    read = {
+        node.attr
+        for path in PACKAGE.rglob("*.py")
+        if path.name not in {"config.py", "settings.py"}
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+
+    assert {name for _, name in SETTINGS} <= read
+
+
+def test_the_shipped_weights_are_found_by_name_and_others_by_path():
+    """`~` is the home folder."""
+    assert weights_folder("tiny").name == "tiny_world"
+    assert weights_folder("some/folder") == Path("some/folder")
+    assert weights_folder("~/w") == Path.home() / "w"
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"),
+    [
+        ("objective.clip_rnage=1", "objective.clip_range"),
+        ("clip_range=1", "objective.clip_range"),
+        ("objektive.clip_range=1", "objective.clip_range"),
+        ("run.lr=1", "optim.lr"),
+        ("zigzag.step=1", "zigzag.steps"),
+        ("samplr.num_steps=1", "sampler.num_steps"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_name(word, nearest):
+    """A wrong section and a wrong letter alike."""
+    unknown = word.partition("=")[0]
+
+    assert refusal(word) == f"unknown setting `{unknown}`; the nearest name is `{nearest}`."
+
+
+def test_an_unknown_key_of_a_file_is_refused_too(tmp_path):
+    """Nothing is dropped in silence."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("optim: {learning_rate: 1e-4}\n")
+
+    assert "unknown setting `optim.learning_rate`" in refusal(file=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("optim: {lr: 1, lr: 2}", "`lr` is set twice"),
+        ("[1, 2]", "must hold sections of settings"),
+        ("optim: 3", "`optim` must be a section of settings; got 3"),
+        ("optim: {lr: [", "cannot read settings from"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, text, complaint):
+    """With what is wrong with it."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+
+    assert complaint in refusal(file=path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    """As a setting, not with a traceback from the file system."""
+    assert "cannot read settings from" in refusal(file=tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optim.lr=0",
+        "optim.lr=true",
+        "optim.lr=.inf",
+        "optim.lr=.nan",
+        "optim.lr=fast",
+        "optim.betas=[0.9, 1.0]",
+        "optim.betas=[0.9]",
+        "sampler.num_steps=0",
+        "sampler.num_steps=2.5",
+        "sampler.num_steps=true",
+        "sampler.eta=-0.1",
+        "zigzag.steps=-1",
+        "zigzag.rounds=0",
+        "advantage.joint_weight=1.1",
+        "constraint.threshold_decay=1.1",
+        "constraint.multiplier_max=-1",
+        "model.lora_rank=0",
+        "model.dtype=fp8",
+        "run.seed=-1",
+        "run.keep_checkpoints=0",
+        "run.trackers=[tensorbord]",
+        "objective.clip=maybe",
+        "run.prompts=",
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_path(word):
+    """With the value got."""
+    path = word.partition("=")[0]
+    message = refusal(word)
+
+    assert message.startswith(f"`{path}`: ")
+    assert "; got " in message
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["zigzag.steps=5"], "`zigzag.steps` must be at most `sampler.num_steps` = 4; got 5"),
+        (["sampler.num_steps=1"], "`sampler.num_steps` must be at least 2"),
+        (["constraint.multiplier_init=6"], "`constraint.multiplier_init` must be at most"),
+        (["run.objects_per_slice=7"], "The nearest valid value is 6"),
+        (["run.replay_objects_per_slice=7"], "`run.replay_objects_per_slice` must divide"),
+        (
+            [
+                "advantage.shuffle=true",
+                "run.objects_per_iteration=1",
+                "run.objects_per_slice=1",
+            ],
+            "`run.objects_per_iteration` must be at least 2",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(words, complaint):
+    """Where each alone would be valid."""
+    assert complaint in refusal(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["zigzag.steps=4"],
+        ["zigzag.steps=0"],
+        ["sampler.num_steps=1", "objective.train_last_action=true"],
+        ["sampler.num_steps=1", "sampler.kind=ddim"],
+        ["constraint.multiplier_init=5"],
+        ["run.replay_objects_per_slice=24"],
+        ["advantage.joint_weight=1", "constraint.threshold_decay=0"],
+    ],
+)
+def test_the_ends_of_a_range_are_valid(words):
+    """Full-step zigzag, a single trained action, a fixed threshold."""
+    load_config(overrides=words)
+
+
+def test_a_word_without_an_equals_sign_is_refused():
+    """With the form that is wanted."""
+    assert refusal("optim.lr") == "an override must read `section.name=value`; got 'optim.lr'."
+
+
+def test_an_unreadable_value_is_refused():
+    """By its path, with the text got."""
+    assert "`optim.betas` cannot be read from '[0.9'" in refusal("optim.betas=[0.9")
+
+
+def test_unknown_keywords_are_refused_in_code():
+    """Not accepted and dropped."""
+    with pytest.raises(ValueError, match="rank"):
+        ModelConfig(rank=4)
+    with pytest.raises(ValueError, match="greater"):
+        RunConfig(iterations=0)
