@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.errors import NonFiniteError
+from tests.golden import constants, tensors
 from tests.unannotated import without_shape_checks
-from tests.unit.objective.recorded import load_golden
 
 REWARD = st.floats(-10.0, 10.0)
 DECAY = st.floats(0.0, 1.0)
@@ -202,11 +202,12 @@ def test_an_infinite_maximum_does_not_clip():
 @pytest.mark.parametrize("case", "ab")
 def test_released_trainer_trajectory(case):
     """Forty iterations: growing, relaxing, held at both bounds, and through the warm-up."""
-    golden, constants = load_golden(f"lagrange_{case}")
-    size = constants["lambda_lr"]
-    threshold = float(constants["constrain_threshold_init"])
+    golden = tensors("objective", f"lagrange_{case}")
+    made_with = constants("objective", f"lagrange_{case}")
+    size = made_with["lambda_lr"]
+    threshold = float(made_with["constrain_threshold_init"])
     state = ConstraintState(
-        multiplier=constants["lambda_init"], threshold=threshold, initialised=threshold > 0.0
+        multiplier=made_with["lambda_init"], threshold=threshold, initialised=threshold > 0.0
     )
     rows = zip(
         golden["mv_rewards"],
@@ -215,15 +216,15 @@ def test_released_trainer_trajectory(case):
     )
     for index, (rewards, multiplier, threshold, used) in enumerate(rows):
         mean = rewards.mean().item()
-        held = index < constants["lambda_update_delay_steps"]
+        held = index < made_with["lambda_update_delay_steps"]
         started = state.initialised
         state = constraint_step(
             state,
             mean,
             step_size_violated=0.0 if held else size,
             step_size_satisfied=0.0 if held else 0.1 * size,
-            multiplier_max=constants["lambda_max"],
-            threshold_decay=constants["ema_beta"],
+            multiplier_max=made_with["lambda_max"],
+            threshold_decay=made_with["ema_beta"],
         )
         assert state.multiplier == pytest.approx(multiplier, rel=1e-12, abs=1e-14)
         assert state.threshold == pytest.approx(threshold, rel=1e-12)

@@ -11,8 +11,8 @@ from jaxtyping import TypeCheckError
 
 from mvczigal_ref.advantage import PairAdvantages, advantage_gap, joint_share, pair_advantages
 from mvczigal_ref.errors import NonFiniteError
+from tests.golden import constants, tensors
 from tests.unannotated import without_shape_checks
-from tests.unit.objective.recorded import load_golden
 from tests.unit.objective.strategies import pair_rewards
 
 TABLES = ("per_view_zigzag", "per_view_standard", "joint_view_zigzag", "joint_view_standard")
@@ -207,8 +207,9 @@ def test_the_gap_carries_no_gradient():
 @pytest.mark.parametrize("case", "ab")
 def test_released_trainer(case):
     """Recorded arms: 1 is standard, 2 is zigzag; joint values there repeat over views."""
-    golden, constants = load_golden(f"advantages_{case}")
-    processes, views = int(constants["num_processes"]), int(constants["num_views"])
+    golden = tensors("objective", f"advantages_{case}")
+    made_with = constants("objective", f"advantages_{case}")
+    processes, views = int(made_with["num_processes"]), int(made_with["num_views"])
     per_view = golden["rewards"].reshape(processes, 2, -1, views)
     joint = golden["mv_rewards"].reshape(processes, 2, -1)
     advantages = pair_advantages(
@@ -233,7 +234,8 @@ def test_released_trainer(case):
 @pytest.mark.parametrize("case", "abc")
 def test_released_trainer_gap(case):
     """The recorded difference is standard minus zigzag, a view at a time."""
-    golden, constants = load_golden(f"mvzigal_loss_{case}")
+    golden = tensors("objective", f"mvzigal_loss_{case}")
+    made_with = constants("objective", f"mvzigal_loss_{case}")
     # There each view has a joint advantage of its own: an object a view.
     advantages = PairAdvantages(
         per_view_zigzag=golden["adv2"][:, None],
@@ -241,7 +243,7 @@ def test_released_trainer_gap(case):
         joint_view_zigzag=golden["mv_adv2"],
         joint_view_standard=golden["mv_adv1"],
     )
-    share = joint_share("constrained", multiplier=constants["lam"])
+    share = joint_share("constrained", multiplier=made_with["lam"])
 
     torch.testing.assert_close(
         advantage_gap(advantages, share=share)[:, 0],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.advantage import standardise
 from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.errors import NonFiniteError
-from tests.unit.objective.recorded import load_golden
+from tests.golden import constants, tensors
 from tests.unit.objective.strategies import same_shape
 
 REWARDS = same_shape(1, low=-20.0, high=20.0).map(lambda tensors: tensors[0])
@@ -97,9 +97,10 @@ def test_derivative_agrees_with_finite_differences():
 @pytest.mark.parametrize("case", "ab")
 def test_released_trainer_per_view(case):
     """All processes, both arms, all prompts and views are one population."""
-    golden, constants = load_golden(f"advantages_{case}")
+    golden = tensors("objective", f"advantages_{case}")
+    made_with = constants("objective", f"advantages_{case}")
     advantage = standardise(golden["rewards"])
-    arms = advantage.reshape(int(constants["num_processes"]), 2, -1)
+    arms = advantage.reshape(int(made_with["num_processes"]), 2, -1)
 
     # fp32, of numbers of size 1 that are differences.
     torch.testing.assert_close(arms[:, 0], golden["adv1"], rtol=2e-6, atol=2e-6)

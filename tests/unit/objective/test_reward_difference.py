@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from mvczigal_ref.objective import reward_difference_gradients, reward_difference_loss
+from tests.golden import constants, tensors
 from tests.unannotated import without_shape_checks
-from tests.unit.objective.recorded import load_golden
 from tests.unit.objective.strategies import same_shape
 
 CLIP = st.floats(1e-3, 3.0)
@@ -270,11 +270,12 @@ def test_one_arm_after_the_other_equals_both_at_once():
 @pytest.mark.parametrize("case", "abc")
 def test_released_trainer(case, dtype):
     """Loss, diagnostics and both gradients; the recorded gap is standard minus zigzag."""
-    golden, constants = load_golden(f"mvzigal_loss_{case}")
+    golden = tensors("objective", f"mvzigal_loss_{case}")
+    made_with = constants("objective", f"mvzigal_loss_{case}")
     zigzag = (golden["log_prob2"] - golden["old_log_prob2"]).to(dtype)
     standard = (golden["log_prob1"] - golden["old_log_prob1"]).to(dtype)
     gradients = reward_difference_gradients(
-        zigzag, standard, -golden["advantage_diff"].to(dtype), clip_range=constants["clip_range"]
+        zigzag, standard, -golden["advantage_diff"].to(dtype), clip_range=made_with["clip_range"]
     )
     # In fp32 a gap and a difference of log-ratios cancel in places: errors are of the largest.
     tolerance = (
