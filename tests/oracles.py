@@ -1,6 +1,11 @@
-"""Definitions in plain Python floats, one number at a time, sharing no code with the package."""
+"""Definitions in plain Python floats, one number at a time, sharing no code with the package.
+
+Only ``per_element`` knows tensors: it takes them apart and puts the results together.
+"""
 
 import math
+
+import torch
 
 
 def normal_log_density(value: float, mean: float, std: float) -> float:
@@ -121,3 +126,20 @@ def _cross(a: list[float], b: list[float]) -> list[float]:
 def _unit(a: list[float]) -> list[float]:
     length = math.sqrt(sum(x * x for x in a))
     return [x / length for x in a]
+
+
+def per_element(function, latents, levels=()):
+    """Apply a function of floats to every element; a level is one number a latent.
+
+    Returns one tensor, or one a returned number.
+    """
+    shape = latents[0].shape
+    spread = [level[..., None, None, None].expand(shape) for level in levels]
+    columns = [tensor.flatten().tolist() for tensor in (*latents, *spread)]
+    results = [function(*row) for row in zip(*columns, strict=True)]
+    if isinstance(results[0], float):
+        return torch.tensor(results, dtype=torch.float64).reshape(shape)
+    return tuple(
+        torch.tensor(column, dtype=torch.float64).reshape(shape)
+        for column in zip(*results, strict=True)
+    )

@@ -131,7 +131,7 @@ def lcm_invert(
         >>> round(latent_t.item(), 4)
         1.0
     """
-    require_full_precision(alpha_bar_t=alpha_bar_t)
+    require_full_precision(alpha_bar_t=alpha_bar_t, alpha_bar_prev=alpha_bar_prev)
     dtype = working_dtype(output=output, latent_prev=latent_prev)
     clean, noise = clean_and_noise(
         output, latent_prev, alpha_bar_t=alpha_bar_prev, prediction_type=prediction_type

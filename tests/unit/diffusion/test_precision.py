@@ -1,0 +1,77 @@
+"""`diffusion.precision`: oracle, laws, errors."""
+
+import pytest
+import torch
+
+from mvczigal_ref.diffusion.precision import (
+    per_latent,
+    require_choice,
+    require_full_dtype,
+    require_full_precision,
+    working_dtype,
+)
+
+HALF = [torch.float16, torch.bfloat16]
+FULL = [torch.float32, torch.float64]
+
+
+# -- oracle ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", FULL)
+@pytest.mark.parametrize("right", FULL)
+def test_working_dtype_is_what_torch_promotes_to(left, right):
+    """The wider one wins, in either place."""
+    assert working_dtype(a=torch.zeros(1, dtype=left), b=torch.zeros(1, dtype=right)) == (
+        torch.promote_types(left, right)
+    )
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FULL)
+def test_per_latent_appends_three_axes_and_keeps_the_numbers(dtype):
+    """Any number of leading axes, none included."""
+    for shape in [(), (2,), (2, 3)]:
+        value = torch.rand(shape, dtype=torch.float64)
+        spread = per_latent(value, dtype)
+
+        assert spread.dtype == dtype
+        assert spread.shape == (*shape, 1, 1, 1)
+        assert torch.equal(spread.reshape(shape), value.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", FULL)
+def test_full_precision_passes(dtype):
+    """fp32 and fp64 are both served, together too."""
+    require_full_dtype("dtype", dtype)
+    require_full_precision(a=torch.zeros(1, dtype=dtype), b=torch.zeros(1))
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.int64])
+def test_a_narrow_tensor_is_refused_by_its_name(dtype):
+    """The message says the rule, the dtype and the remedy, whichever place the tensor is in."""
+    narrow = torch.zeros(1, dtype=dtype)
+    rule = rf"`late` must be float32 or float64; got {dtype}\. Call it with `late\.float\(\)`"
+    with pytest.raises(ValueError, match=rule):
+        require_full_precision(early=torch.zeros(1), late=narrow)
+    with pytest.raises(ValueError, match=rule):
+        working_dtype(late=narrow, early=torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_narrow_dtype_is_refused_by_its_name(dtype):
+    """Before any tensor is made in it."""
+    with pytest.raises(ValueError, match=rf"`dtype` must be .*; got {dtype}"):
+        require_full_dtype("dtype", dtype)
+
+
+def test_an_unknown_word_is_refused_with_the_known_ones():
+    """The reader sees what to write instead."""
+    require_choice("mode", "b", ("a", "b"))
+    with pytest.raises(ValueError, match=r"`mode` must be one of \('a', 'b'\); got 'c'"):
+        require_choice("mode", "c", ("a", "b"))
