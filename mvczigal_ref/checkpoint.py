@@ -40,7 +40,7 @@ _FORMAT = "mvczigal-ref checkpoint"
 _VERSION = 1
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"iteration_(\d{6,})")
-# The checkpoint that a new one of the same iteration is about to replace.
+# Ends the name of a checkpoint that a new one of its iteration is about to replace.
 _REPLACED = ".replaced"
 
 
@@ -180,10 +180,9 @@ def prune_checkpoints(folder: Path, *, keep: int) -> None:
         msg = f"`keep` must be at least 1; got {keep}."
         raise ValueError(msg)
     clean_leftovers(folder)
-    kept, whole = 0, False
-    for path in reversed(_checkpoints(folder)):
-        if kept < keep:
-            kept += 1
+    whole = False
+    for place, path in enumerate(reversed(_checkpoints(folder))):
+        if place < keep:
             whole = whole or _is_whole(path)
         elif not whole and _is_whole(path):
             whole = True
@@ -263,9 +262,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _refuse(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"cannot use checkpoint {str(path)!r}: {reason}. Remove it, or name another one."
-    )
+    sentence = f"cannot use checkpoint {str(path)!r}: {reason}. Remove it, or name another one."
+    return CheckpointError(sentence)
 
 
 def _difference(saved: TrainConfig, wanted: TrainConfig) -> str:

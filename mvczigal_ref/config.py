@@ -51,7 +51,7 @@ __all__ = [
     "weights_folder",
 ]
 
-# What may differ between a run and its continuation: none of it touches a number of training.
+# What may differ between a run and its continuation: no number of training depends on it.
 _NOT_IN_FINGERPRINT = (
     "recipe",
     "run.iterations",
@@ -280,10 +280,7 @@ def _explain(error: ErrorDetails) -> str:
 def _update(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     _refuse_unknown(changes)
     for key, change in changes.items():
-        if isinstance(change, Mapping):
-            values[key] = {**values[key], **change}
-        else:
-            values[key] = change
+        values[key] = {**values[key], **change} if isinstance(change, Mapping) else change
 
 
 def _parse_override(word: str) -> dict[str, Any]:

@@ -1,7 +1,13 @@
 """What every test runs under: one thread, and examples that are the same every time."""
 
 import os
+import sys
+from collections.abc import Iterator
 
+# No test may reach a hub, whatever it loads.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -19,3 +25,12 @@ settings.register_profile(
     "explore", parent=settings.get_profile("ci"), derandomize=False, max_examples=1000
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _own_processes() -> Iterator[None]:
+    """Forget the processes that a test joined; accelerate keeps them in a global."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.PartialState._shared_state:
+        state.PartialState._reset_state()

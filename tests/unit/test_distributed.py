@@ -1,0 +1,226 @@
+"""`distributed`: two processes give what one gives, and one needs no process group.
+
+Run as a program, this file is one of the two processes.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from mvczigal_ref import distributed
+from mvczigal_ref.distributed import World, world
+
+OBJECTS = 6
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]
+
+
+def values(dtype):
+    """One row an object, each its own."""
+    return (torch.arange(OBJECTS * 4).reshape(OBJECTS, 2, 2) % 5).to(dtype)
+
+
+def gradients(rank):
+    """Gradients on which the order of a sum shows in the last bits."""
+    generator = torch.Generator().manual_seed(rank)
+    shapes = [(7, 3), (5,), (2, 2), (4,), (3,)]
+    made = [torch.randn(shape, generator=generator) * 10 ** (3 * rank) for shape in shapes]
+    made[2] = made[2].double()
+    made[3] = made[3] if rank == 1 else None
+    made[4] = None
+    return made
+
+
+def parameters(rank):
+    """Trained parameters with those gradients."""
+    made = []
+    for gradient, shape in zip(gradients(rank), [(7, 3), (5,), (2, 2), (4,), (3,)], strict=True):
+        dtype = torch.float32 if gradient is None else gradient.dtype
+        parameter = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
+        parameter.grad = gradient
+        made.append(parameter)
+    return made
+
+
+def work(folder):
+    """What each of the two processes does."""
+    here = world("auto" if len(sys.argv) > 2 else "cpu")
+    share = here.slice_share(2)
+    block = slice(share.start * OBJECTS // 2, share.stop * OBJECTS // 2)
+    found = {
+        f"gathered.{dtype}": here.gather_objects(values(dtype)[block].requires_grad_(False))
+        for dtype in DTYPES
+    }
+    found["gathered.numbers"] = here.gather_objects(torch.arange(float(OBJECTS))[block])
+    for bucket in (2**24, 6):
+        distributed._BUCKET = bucket
+        trained = parameters(here.rank)
+        here.mean_gradients(iter(trained))
+        kept = {i: p.grad for i, p in enumerate(trained) if p.grad is not None}
+        found |= {f"gradient.{bucket}.{i}": gradient for i, gradient in kept.items()}
+    flags = [here.anywhere(here.rank == r) for r in (0, 1, 2)]
+    found["place"] = torch.tensor([here.rank, here.size, here.is_main, share.start, *flags])
+    here.barrier()
+    save_file(found, f"{folder}/{here.rank}.safetensors")
+    here.close()
+
+
+def launch(folder, *arguments):
+    """Run two processes as a launcher would; give what each saved."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, "-W", "error", "-m", __name__, str(folder), *arguments]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=Path(__file__).parents[2],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    return [load_file(f"{folder}/{rank}.safetensors") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes found."""
+    return launch(tmp_path_factory.mktemp("two"))
+
+
+# -- oracle: two processes against plain sums --------------------------------------------
+
+
+def test_each_process_knows_its_place(two):
+    """Rank, size, who writes files, and where its slices begin."""
+    assert [found["place"].tolist()[:4] for found in two] == [[0, 2, 1, 0], [1, 2, 0, 1]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gathering_the_shares_gives_the_whole(two, dtype):
+    """In the order that one process would have, in every process, in every dtype."""
+    for found in two:
+        assert found[f"gathered.{dtype}"].dtype == dtype
+        assert torch.equal(found[f"gathered.{dtype}"], values(dtype))
+        assert found["gathered.numbers"].tolist() == list(range(OBJECTS))
+
+
+@pytest.mark.parametrize("bucket", [2**24, 6], ids=["one bucket a dtype", "small buckets"])
+def test_gradients_are_the_mean_to_the_last_bit(two, bucket):
+    """Added in the order of the processes, a missing one as zero, in buckets of any size."""
+    zero = torch.zeros(4)
+    for found in two:
+        for i, (a, b) in enumerate(zip(gradients(0), gradients(1), strict=True)):
+            name = f"gradient.{bucket}.{i}"
+            if b is None:
+                assert name not in found
+            else:
+                assert torch.equal(found[name], ((zero if a is None else a) + b) / 2)
+
+
+def test_a_flag_raised_anywhere_is_seen_everywhere(two):
+    """Raised by the first, by the second, by none."""
+    assert [found["place"].tolist()[4:] for found in two] == [[1, 1, 0], [1, 1, 0]]
+
+
+def test_without_an_accelerator_auto_joins_the_processes_on_the_cpu(tmp_path):
+    """They do not each become a world of one that writes the same files."""
+    found = launch(tmp_path, "auto")
+
+    assert [f["place"].tolist()[1] for f in found] == [2, 2]
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 8), st.integers(1, 8))
+def test_the_shares_are_all_slices_once_in_order_and_equal(size, share):
+    """So that gathered shares are in the order of one process."""
+    shares = [World(rank=rank, size=size).slice_share(share * size) for rank in range(size)]
+
+    assert [index for part in shares for index in part] == list(range(share * size))
+    assert {len(part) for part in shares} == {share}
+
+
+def test_a_world_of_one_needs_no_process_group():
+    """Every call is the identity."""
+    alone = World()
+    trained = parameters(1)
+    before = [p.grad for p in trained]
+    alone.mean_gradients(trained)
+    alone.barrier()
+    alone.close()
+
+    assert all(p.grad is g for p, g in zip(trained, before, strict=True))
+    assert (alone.is_main, alone.anywhere(True), alone.anywhere(False)) == (True, True, False)
+    assert alone.slice_share(3) == range(3)
+    assert not torch.distributed.is_initialized()
+
+
+def test_gathered_values_carry_no_gradient():
+    """In one process as in several."""
+    assert not World().gather_objects(torch.ones(2, requires_grad=True)).requires_grad
+
+
+def test_world_gives_the_device_that_was_asked_for(monkeypatch):
+    """And leaves the number of threads alone."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = torch.get_num_threads()
+
+    assert world("cpu") == World(device=torch.device("cpu"))
+    assert world("meta").device == torch.device("meta")
+    assert torch.get_num_threads() == threads
+    assert os.environ["OMP_NUM_THREADS"] == str(threads)
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("slices", "size", "nearest"), [(3, 2, "2 and 4"), (7, 3, "6 and 9"), (1, 4, "4"), (0, 2, "2")]
+)
+def test_unequal_shares_are_refused_with_the_nearest_valid_setting(slices, size, nearest):
+    """A process without work would wait for ever in the next collective."""
+    with pytest.raises(
+        ValueError, match=rf"got {slices}\. The nearest valid values are {nearest}:"
+    ):
+        World(size=size).slice_share(slices)
+
+
+def test_processes_that_cannot_be_joined_are_refused(monkeypatch):
+    """Rather than each running the whole run."""
+    alone = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+    monkeypatch.setattr(distributed, "PartialState", lambda cpu: alone)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(RuntimeError, match="asked for 3 processes, but 1 could be joined"):
+        world("cpu")
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])
