@@ -134,16 +134,16 @@ def test_refuses_an_empty_table():
 @pytest.mark.parametrize(
     ("shape", "index", "place"),
     [
-        ((4,), (3,), (3, None)),
+        ((4,), (1,), (1, None)),
         ((3, 4), (1, 2), (1, 2)),
-        ((2, 3, 4), (1, 2, 3), (None, None)),
+        ((2, 3, 4), (1, 0, 3), (None, None)),
     ],
 )
 def test_refuses_what_is_not_finite_by_its_index(bad, shape, index, place):
     """The first broken reward is named as far as the axes are known."""
     reward = torch.zeros(shape)
     reward[index] = bad
-    reward.view(-1)[-1] = bad
+    reward.view(-1)[-1] = math.nan if math.isinf(bad) else math.inf
     with pytest.raises(NonFiniteError) as caught:
         standardise(reward)
 

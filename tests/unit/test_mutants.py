@@ -1,0 +1,82 @@
+"""The mutation runner: it must be able to fail, in each of the ways it promises."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutants import run
+
+TOPIC = """
+[[mutant]]
+file = "mvczigal_ref/__init__.py"
+old = "a + b"
+new = "{new}"
+tests = ["tests/test_sum.py"]
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Return a function that makes a project of one function and one test, and runs on it."""
+
+    def make(*, test, topic):
+        for name in ("mvczigal_ref", "tests/mutants"):
+            (tmp_path / name).mkdir(parents=True)
+        (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+        (tmp_path / "mvczigal_ref/__init__.py").write_text("def add(a, b):\n    return a + b\n")
+        for name in ("tests/__init__.py", "tests/conftest.py", "tests/mutants/__init__.py"):
+            (tmp_path / name).touch()
+        shutil.copy(run.__file__, tmp_path / "tests/mutants/run.py")
+        (tmp_path / "tests/mutants/sums.toml").write_text(topic)
+        source = f"from mvczigal_ref import add\n\n\ndef test_sum():\n    {test}\n"
+        (tmp_path / "tests/test_sum.py").write_text(source)
+        return subprocess.run(
+            [sys.executable, "-m", "tests.mutants.run", "--jobs", "1"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return make
+
+
+def test_a_run_tells_the_killed_from_the_rest(project):
+    """A wrong line, one that nobody sees, one that is no code, one that is not there."""
+    lines = (TOPIC.format(new=new) for new in ("a - b", "b + a", "a +", "a + b"))
+    result = project(test="assert add(1, 2) == 3", topic="".join(lines))
+    words = [row.split()[0] for row in result.stdout.splitlines()]
+
+    assert result.returncode == 1, result.stderr
+    assert words == ["without", "killed", "SURVIVED", "BROKEN", "INVALID", "1"]
+    assert result.stdout.splitlines()[-1] == "1 passed, 3 failed"
+
+
+def test_tests_that_fail_by_themselves_kill_nothing(project):
+    """Otherwise a broken test would notice every mutant."""
+    result = project(test="assert add(1, 2) == 4", topic=TOPIC.format(new="a - b"))
+
+    assert result.returncode == 1
+    assert "The tests fail without a mutant" in result.stdout
+    assert "passed, " not in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.skipif(
+    not (run.ROOT / "mvczigal_ref").is_dir(), reason="the package is not beside its tests"
+)
+def test_every_mutant_still_fits_its_file():
+    """A line that was rewritten takes its mutants with it."""
+    mutants = run.read_topics(Path(run.__file__).parent, [])
+
+    assert len(mutants) >= 60
+    assert {m: m.fault() for m in mutants if m.fault()} == {}
+
+
+def test_refuses_an_unknown_topic():
+    """Rather than trying nothing and passing."""
+    with pytest.raises(ValueError, match="`--topic` must be one of"):
+        run.read_topics(Path(run.__file__).parent, ["nothing"])
