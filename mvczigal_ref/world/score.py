@@ -1,0 +1,170 @@
+r"""The tiny world's two judges, exact and closed-form.
+
+Both compare images with every valid render of the prompt, in decibels against
+the render's own foreground:
+
+.. math:: \mathrm{dB}(x, r) = -10 \log_{10}\Big(
+    \frac{\lVert x - r \rVert^2}{\lVert r - \mathrm{background} \rVert^2} + 0.02\Big)
+
+so a perfect match is 17 and a blank image about 0.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.cameras import OrthographicRig
+from mvczigal_ref.shapes import Images, JointViewReward, PerViewReward
+from mvczigal_ref.world.grammar import Prompt, parse
+from mvczigal_ref.world.render import BACKGROUND, IMAGE_SIZE, Geometry, Nuisance, colour_maps, render_maps
+from mvczigal_ref.world.scene import AZIMUTHS, WORLD_RIG, azimuth_index
+
+__all__ = ["FLOOR", "PART_BONUS", "joint_view_score", "per_view_score"]
+
+FLOOR: Final = 0.02
+"""Relative error below which a match counts as perfect [1]."""
+
+PART_BONUS: Final = 6.0
+"""What a render that shows the named part gains on the per-view judge [dB]."""
+
+
+class _Atlas:
+    """Every valid geometry of one shape and part, from the eight azimuths."""
+
+    def __init__(self, shape: str, part: str) -> None:
+        azimuth = torch.tensor(AZIMUTHS, dtype=torch.float32)
+        self.maps = render_maps(Geometry(shape, part, Nuisance.grid()), azimuth).flatten(-2)
+        """(geometry, azimuth, 3, pixel)"""
+        self.gram = self.maps @ self.maps.mT
+        visible = self.maps[:, :, 1].sum(-1)
+        best = visible.amax(1, keepdim=True)
+        self.bonus = PART_BONUS * (visible / (0.5 * best)).clamp(max=1)
+        """(geometry, azimuth) [dB]"""
+
+
+@lru_cache(maxsize=8)
+def _atlas(shape: str, part: str) -> _Atlas:
+    return _Atlas(shape, part)
+
+
+Error = Float[Tensor, "object geometry azimuth view"]
+
+
+def _errors(images: Images, prompt: Prompt) -> tuple[Error, Float[Tensor, "geometry azimuth"]]:
+    """Return the squared error against every render, and each render's energy."""
+    atlas, colours = _atlas(prompt.shape, prompt.part), colour_maps(prompt).to(images)
+    above = (images - BACKGROUND).flatten(-2)
+    # <x, r> = sum over maps of <x . colour, map>: three products however many colours
+    seen = torch.einsum("ovcp,mc->ovmp", above, colours)
+    inner = torch.einsum("gamp,ovmp->ogav", atlas.maps.to(images), seen)
+    energy = (atlas.gram.to(images) * (colours @ colours.mT)).sum((-2, -1))
+    square = above.square().sum((-2, -1))
+    return square[:, None, None, :] - 2 * inner + energy[None, :, :, None], energy
+
+
+def _decibel(error: Tensor, energy: Tensor) -> Tensor:
+    return -10 * torch.log10((error / energy).clamp(min=0) + FLOOR)
+
+
+def _by_prompt(prompts: Sequence[str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for index, sentence in enumerate(prompts):
+        groups.setdefault(sentence, []).append(index)
+    return groups
+
+
+def _check(images: Tensor, prompts: Sequence[str]) -> None:
+    if images.shape[0] != len(prompts):
+        msg = (
+            f"`prompts` must hold one sentence an object; got {len(prompts)} for "
+            f"{images.shape[0]} objects."
+        )
+        raise ValueError(msg)
+    if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+        msg = (
+            f"`images` must be {IMAGE_SIZE}x{IMAGE_SIZE} pixels, the tiny world's size; got "
+            f"{images.shape[-2]}x{images.shape[-1]}."
+        )
+        raise ValueError(msg)
+
+
+def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
+    r"""Judge each view alone: does it show what the prompt names?
+
+    .. math:: \max_{g, a} \big[\mathrm{dB}(x, r_{g,a})
+        + 6 \min(1, \tfrac{\text{part visible in } r_{g,a}}{\text{half its best}})\big]
+
+    over geometries g and azimuths a. The judge knows no camera, so a view
+    that shows the part is worth more than one that rightly hides it.
+
+    Args:
+        images: Views in [0, 1], one object a prompt.
+        prompts: Sentences of the grammar.
+
+    Returns:
+        Scores [dB], about 0 for a blank image, at most 23.
+
+    Raises:
+        ValueError: If counts or pixels disagree, or a prompt is not in the
+            grammar.
+
+    Examples:
+        >>> grey = torch.full((1, 2, 3, 32, 32), 0.45)
+        >>> per_view_score(grey, ["a red cube with a white nose"]).shape
+        torch.Size([1, 2])
+    """
+    _check(images, prompts)
+    scores = images.new_empty(images.shape[:2])
+    for sentence, index in _by_prompt(prompts).items():
+        prompt = parse(sentence)
+        error, energy = _errors(images[index], prompt)
+        value = _decibel(error, energy[None, :, :, None])
+        bonus = _atlas(prompt.shape, prompt.part).bonus.to(images)
+        scores[index] = (value + bonus[None, :, :, None]).amax((1, 2))
+    return scores
+
+
+def joint_view_score(
+    images: Images, prompts: Sequence[str], *, rig: OrthographicRig = WORLD_RIG
+) -> JointViewReward:
+    r"""Judge all views together: does ONE object explain every camera?
+
+    .. math:: \max_{g, h} -10\log_{10}\Big(
+        \frac{\sum_v \lVert x_v - r_{g, a(v,h)} \rVert^2}
+        {\sum_v \lVert r_{g, a(v,h)} - \mathrm{background} \rVert^2} + 0.02\Big)
+
+    over geometries g and headings h, each view at its own camera.
+
+    Args:
+        images: Views in [0, 1], one object a prompt, one view a camera.
+        prompts: Sentences of the grammar.
+        rig: The cameras; elevation 0, azimuths in multiples of 45 degrees.
+
+    Returns:
+        Scores [dB], about 0 for blank images, at most 17.
+
+    Raises:
+        ValueError: If counts, views or pixels disagree, or a prompt is not in
+            the grammar.
+
+    Examples:
+        >>> grey = torch.full((1, 6, 3, 32, 32), 0.45)
+        >>> round(joint_view_score(grey, ["a red cube with a white nose"]).item())
+        0
+    """
+    _check(images, prompts)
+    if images.shape[1] != rig.num_views:
+        msg = f"`images` must hold {rig.num_views} views, one a camera; got {images.shape[1]}."
+        raise ValueError(msg)
+    azimuth = azimuth_index(rig)
+    view = torch.arange(rig.num_views)
+    scores = images.new_empty(images.shape[0])
+    for sentence, index in _by_prompt(prompts).items():
+        error, energy = _errors(images[index], parse(sentence))
+        total = error[:, :, azimuth, view].sum(-1)
+        scores[index] = _decibel(total, energy[:, azimuth].sum(-1)).amax((1, 2))
+    return scores
