@@ -94,9 +94,7 @@ def shifted_alpha_bar(alpha_bar: list[float], scale: float, mode: str) -> list[f
 def waves(guidance_scale: float, width: int) -> list[float]:
     """Embed a guidance scale: sines, cosines, and a zero if the width is odd."""
     half = width // 2
-    angles = [
-        1000.0 * (guidance_scale - 1.0) / 10_000.0 ** (k / (half - 1)) for k in range(half)
-    ]
+    angles = [1000.0 * (guidance_scale - 1.0) / 10_000.0 ** (k / (half - 1)) for k in range(half)]
     return [*map(math.sin, angles), *map(math.cos, angles), *[0.0] * (width % 2)]
 
 

@@ -7,10 +7,27 @@ from mvczigal_ref.diffusion.schedule import PredictionType, clean_and_noise
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.shapes import BatchLatent, BatchShape
 
-__all__ = ["ETA_ZERO_VARIANCE", "ddim_invert", "ddim_transition"]
+__all__ = ["ETA_ZERO_VARIANCE", "ddim_invert", "ddim_transition", "require_eta"]
 
 ETA_ZERO_VARIANCE = 1e-8
 """Variance that a deterministic step is scored with [1], so that it has a log-density."""
+
+
+def require_eta(eta: float) -> None:
+    """Refuse a stochasticity for which some level would have no direction left.
+
+    Args:
+        eta: Stochasticity [1].
+
+    Raises:
+        ValueError: If it is outside [0, 1].
+
+    Examples:
+        >>> require_eta(1.0)
+    """
+    if not 0.0 <= eta <= 1.0:
+        msg = f"`eta` must be in [0, 1]; got {eta}. 0 is deterministic, 1 is ancestral."
+        raise ValueError(msg)
 
 
 def ddim_transition(
@@ -64,9 +81,7 @@ def ddim_transition(
         (0.3333, 0.8667)
     """
     require_full_precision(alpha_bar_prev=alpha_bar_prev)
-    if not 0.0 <= eta <= 1.0:
-        msg = f"`eta` must be in [0, 1]; got {eta}. 0 is deterministic, 1 is ancestral."
-        raise ValueError(msg)
+    require_eta(eta)
     dtype = working_dtype(output=output, latent_t=latent_t)
     clean, noise = clean_and_noise(
         output, latent_t, alpha_bar_t=alpha_bar_t, prediction_type=prediction_type

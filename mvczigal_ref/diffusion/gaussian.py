@@ -14,6 +14,7 @@ from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
     require_full_precision,
+    require_positive,
     working_dtype,
 )
 from mvczigal_ref.shapes import BatchLatent, BatchShape
@@ -97,7 +98,7 @@ def log_prob(
     # what is the same for all elements is not summed in their rounding.
     squared, count = _reduce((action - mean).square(), reduction)
     density = -0.5 * squared / spread.square() - count * (spread.log() + _LOG_ROOT_TWO_PI)
-    return density if reduction == "none" else density[..., 0, 0, 0]
+    return density if reduction == "none" else density.reshape(density.shape[:-3])
 
 
 def joint_log_prob(
@@ -171,7 +172,7 @@ def kl_divergence(
     ratio = spread_p / spread_q
     same_mean = 0.5 * (ratio.square() - 1.0) - ratio.log()
     divergence = 0.5 * squared / spread_q.square() + count * same_mean
-    return divergence if reduction == "none" else divergence[..., 0, 0, 0]
+    return divergence if reduction == "none" else divergence.reshape(divergence.shape[:-3])
 
 
 def check_std(std: Tensor, *, name: str = "std") -> None:
@@ -203,9 +204,7 @@ def _spread(name: str, std: float | Tensor, *, like: Tensor, dtype: torch.dtype)
     if isinstance(std, Tensor):
         require_full_precision(**{name: std})
         return per_latent(std, dtype)
-    if not 0.0 < std < math.inf:
-        msg = f"`{name}` must be positive and finite; got {std}."
-        raise ValueError(msg)
+    require_positive(**{name: std})
     return torch.full((1, 1, 1), std, dtype=dtype, device=like.device)
 
 

@@ -4,7 +4,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, working_dtype
+from mvczigal_ref.diffusion.precision import (
+    per_latent,
+    require_full_precision,
+    require_positive,
+    working_dtype,
+)
 from mvczigal_ref.diffusion.schedule import PredictionType, clean_and_noise
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.shapes import BatchLatent, BatchShape
@@ -152,10 +157,7 @@ def _boundary(
     timestep_scaling: float,
 ) -> Tensor:
     """Mix prediction and input so that the consistency function is the identity at t = 0."""
-    for name, value in (("sigma_data", sigma_data), ("timestep_scaling", timestep_scaling)):
-        if not value > 0.0:
-            msg = f"`{name}` must be positive; got {value}."
-            raise ValueError(msg)
+    require_positive(sigma_data=sigma_data, timestep_scaling=timestep_scaling)
     scaled = timestep.to(alpha_bar.dtype) * timestep_scaling
     energy = scaled.square() + sigma_data**2
     skip = per_latent(sigma_data**2 / energy, clean.dtype)

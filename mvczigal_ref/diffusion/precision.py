@@ -1,4 +1,6 @@
-"""What every function of this package shares: the precision rule, choices, the broadcast."""
+"""What every function of this package shares: checks of its arguments, and the broadcast."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ __all__ = [
     "require_choice",
     "require_full_dtype",
     "require_full_precision",
+    "require_positive",
     "working_dtype",
 ]
 
@@ -76,6 +79,24 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(msg)
 
 
+def require_positive(**numbers: float) -> None:
+    """Refuse a number that is not positive and finite; NaN is neither.
+
+    Args:
+        **numbers: Numbers under the name that the caller knows them by.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Examples:
+        >>> require_positive(std=0.1)
+    """
+    for name, number in numbers.items():
+        if not 0.0 < number < math.inf:
+            msg = f"`{name}` must be positive and finite; got {number}."
+            raise ValueError(msg)
+
+
 def working_dtype(**tensors: Tensor) -> torch.dtype:
     """Return the wider dtype of some full-precision tensors.
 
@@ -111,4 +132,4 @@ def per_latent(value: Tensor, dtype: torch.dtype) -> Tensor:
         >>> per_latent(torch.zeros(2, 3), torch.float64).shape
         torch.Size([2, 3, 1, 1, 1])
     """
-    return value.to(dtype)[..., None, None, None]
+    return value.to(dtype).reshape(*value.shape, 1, 1, 1)

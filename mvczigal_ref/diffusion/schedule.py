@@ -4,7 +4,7 @@ Tensors in, tensors out; knows no network, sampler or process.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 
@@ -13,11 +13,13 @@ from mvczigal_ref.diffusion.precision import (
     require_choice,
     require_full_dtype,
     require_full_precision,
+    require_positive,
     working_dtype,
 )
 from mvczigal_ref.shapes import AlphaBar, BatchLatent, BatchShape, Timesteps
 
 __all__ = [
+    "PREDICTION_TYPES",
     "PredictionType",
     "ShiftMode",
     "clean_and_noise",
@@ -33,7 +35,9 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 ShiftMode = Literal["interpolated", "default"]
 """Shift grows with the timestep in log-SNR, or is the same at every timestep."""
 
-_PREDICTION_TYPES = get_args(PredictionType)
+PREDICTION_TYPES: Final = get_args(PredictionType)
+"""The words of :data:`PredictionType`, to check one by."""
+
 _SHIFT_MODES = get_args(ShiftMode)
 
 
@@ -121,9 +125,7 @@ def shift_snr(alpha_bar: AlphaBar, scale: float, *, mode: ShiftMode = "interpola
         tensor([0.2000, 0.2000])
     """
     require_full_precision(alpha_bar=alpha_bar)
-    if not 0.0 < scale < math.inf:
-        msg = f"`scale` must be positive and finite; got {scale}."
-        raise ValueError(msg)
+    require_positive(scale=scale)
     require_choice("mode", mode, _SHIFT_MODES)
     share = torch.ones_like(alpha_bar)
     if mode == "interpolated":
@@ -245,7 +247,7 @@ def clean_and_noise(
         (0.875, 0.5)
     """
     require_full_precision(alpha_bar_t=alpha_bar_t)
-    require_choice("prediction_type", prediction_type, _PREDICTION_TYPES)
+    require_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     dtype = working_dtype(output=output, latent_t=latent_t)
     # Roots are taken in the schedule's own dtype and rounded once.
     signal = per_latent(alpha_bar_t.sqrt(), dtype)

@@ -51,9 +51,7 @@ def test_transition_equals_the_scalar_definition(drawn, kind, eta):
 def test_inversion_equals_the_scalar_definition(drawn, kind):
     """From the cleaner level up to the noisier one."""
     output, latent, low, high, _ = drawn
-    actual = ddim_invert(
-        output, latent, alpha_bar_prev=high, alpha_bar_t=low, prediction_type=kind
-    )
+    actual = ddim_invert(output, latent, alpha_bar_prev=high, alpha_bar_t=low, prediction_type=kind)
     expected = oracles.per_element(
         lambda *numbers: oracles.ddim_inverse(kind, *numbers), (output, latent), (high, low)
     )
@@ -186,7 +184,9 @@ def forward_levels(reference, dtype=torch.float64):
     """Shape a file's levels to broadcast over its batch: one call for every step at once."""
     alpha_bar = reference["alphas_cumprod"].to(dtype)
     t, s = reference["timesteps"], reference["prev_timestep"]
-    below = torch.where(s < 0, reference["final_alpha_cumprod"].to(dtype), alpha_bar[s.clamp(min=0)])
+    below = torch.where(
+        s < 0, reference["final_alpha_cumprod"].to(dtype), alpha_bar[s.clamp(min=0)]
+    )
     return {"alpha_bar_t": alpha_bar[t][:, None], "alpha_bar_prev": below[:, None]}
 
 

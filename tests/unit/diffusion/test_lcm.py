@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from mvczigal_ref.diffusion.gaussian import log_prob, sample
 from mvczigal_ref.diffusion.lcm import lcm_invert, lcm_transition
 from mvczigal_ref.diffusion.schedule import (
-    clean_and_noise,
     lcm_timesteps,
     scaled_linear_alpha_bar,
     shift_snr,
@@ -264,7 +263,9 @@ def test_golden_steps(name, dtype, relative):
     )
     (gradient,) = torch.autograd.grad(given_.sum(), output)
 
-    assert reference["timesteps"].tolist() == lcm_timesteps(settings["num_inference_steps"]).tolist()
+    assert (
+        reference["timesteps"].tolist() == lcm_timesteps(settings["num_inference_steps"]).tolist()
+    )
     assert_equal_to(step.denoised, wanted["denoised"], relative, axes=3)
     assert_equal_to(
         sample(step.mean, step.std, wanted["noise"]), wanted["prev_drawn"], relative, axes=3
@@ -394,7 +395,7 @@ def arguments(prev=""):
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
 def test_a_boundary_setting_that_is_not_positive_is_refused(function, prev, name, bad):
     """At 0 the weights would be 0/0 somewhere."""
-    with pytest.raises(ValueError, match=rf"`{name}` must be positive; got {bad}"):
+    with pytest.raises(ValueError, match=rf"`{name}` must be positive and finite; got {bad}"):
         function(**arguments(prev), **{name: bad})
 
 

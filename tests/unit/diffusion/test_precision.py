@@ -8,6 +8,7 @@ from mvczigal_ref.diffusion.precision import (
     require_choice,
     require_full_dtype,
     require_full_precision,
+    require_positive,
     working_dtype,
 )
 
@@ -68,6 +69,14 @@ def test_a_narrow_dtype_is_refused_by_its_name(dtype):
     """Before any tensor is made in it."""
     with pytest.raises(ValueError, match=rf"`dtype` must be .*; got {dtype}"):
         require_full_dtype("dtype", dtype)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_number_that_is_not_positive_and_finite_is_refused_by_its_name(bad):
+    """NaN compares false, so it is refused too; whichever place it is in."""
+    require_positive(early=1e-300, late=1e300)
+    with pytest.raises(ValueError, match=rf"`late` must be positive and finite; got {bad}"):
+        require_positive(early=1.0, late=bad)
 
 
 def test_an_unknown_word_is_refused_with_the_known_ones():

@@ -266,7 +266,7 @@ def test_shift_refuses_half_precision_and_unknown_modes():
     """The mode is checked where annotations are not."""
     with pytest.raises(ValueError, match="`alpha_bar` must be float32"):
         shift_snr(torch.tensor([0.5], dtype=torch.float16), 2.0)
-    with pytest.raises(ValueError, match="`mode` must be one of .*; got 'linear'"):
+    with pytest.raises(ValueError, match=r"`mode` must be one of .*; got 'linear'"):
         inspect.unwrap(shift_snr)(torch.tensor([0.5]), 2.0, mode="linear")
 
 
@@ -291,9 +291,11 @@ def test_ddim_grid_refuses_a_length_that_does_not_fit(num_steps):
         ddim_timesteps(num_steps)
 
 
-@pytest.mark.parametrize(("num_steps", "offset", "room"), [(1000, 1, 0), (4, 250, 249), (4, -1, 249)])
+@pytest.mark.parametrize(
+    ("num_steps", "offset", "room"), [(1000, 1, 0), (4, 250, 249), (4, -1, 249)]
+)
 def test_ddim_grid_refuses_an_offset_that_leaves_the_schedule(num_steps, offset, room):
-    """diffusers would index past the end, or from it."""
+    """The library would index past the end, or from it."""
     rule = rf"`steps_offset` must be in 0\.\.{room} .*got {offset}"
     with pytest.raises(ValueError, match=rule):
         ddim_timesteps(num_steps, steps_offset=offset)
@@ -308,14 +310,16 @@ def test_clean_and_noise_refuse_half_precision_by_name(name):
         "alpha_bar_t": torch.tensor(0.5),
     }
     tensors[name] = tensors[name].half()
-    with pytest.raises(ValueError, match=rf"`{name}` must be float32 or float64; got torch.float16"):
+    with pytest.raises(
+        ValueError, match=rf"`{name}` must be float32 or float64; got torch.float16"
+    ):
         clean_and_noise(**tensors, prediction_type="epsilon")
 
 
 def test_clean_and_noise_refuse_an_unknown_kind():
     """Where annotations are not checked."""
     zero = torch.zeros(1, 1, 1)
-    with pytest.raises(ValueError, match="`prediction_type` must be one of .*; got 'flow'"):
+    with pytest.raises(ValueError, match=r"`prediction_type` must be one of .*; got 'flow'"):
         inspect.unwrap(clean_and_noise)(
             zero, zero, alpha_bar_t=torch.tensor(0.5), prediction_type="flow"
         )

@@ -1,0 +1,89 @@
+"""Per-step tables of a sampling grid: read at a step, moved, and checked when they are made."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mvczigal_ref.diffusion.precision import require_full_dtype, require_full_precision
+from mvczigal_ref.shapes import AlphaBar
+
+__all__ = ["Device", "StepIndex", "check_schedule", "level_at", "moved"]
+
+StepIndex = int | Int[Tensor, "*#batch"]
+"""Index into a sampling grid, 0 the noisiest; one for all latents or one a latent."""
+
+Device = torch.device | str | None
+"""Where to; None stays."""
+
+
+def level_at(table: Tensor, step: int | Tensor) -> Tensor:
+    """Look a level up without reading the index from its device.
+
+    Args:
+        table: One entry a step.
+        step: An int, which is checked, or int64 indices, which must hold 0..num_steps-1.
+
+    Returns:
+        The entries, in the shape of ``step``; 0-d for an int.
+
+    Raises:
+        ValueError: If ``step`` is an int outside the grid.
+
+    Examples:
+        >>> level_at(torch.tensor([0.1, 0.9]), torch.tensor([[1, 0]]))
+        tensor([[0.9000, 0.1000]])
+    """
+    if isinstance(step, Tensor):
+        # Plain indexing reads a 0-d index from its device; a gather never does.
+        index = step.to(table.device).reshape(-1)
+        return table.index_select(0, index).reshape(step.shape)
+    num_steps = table.shape[0]
+    if not 0 <= step < num_steps:
+        msg = f"`step` must be in 0..{num_steps - 1}, 0 the noisiest; got {step}."
+        raise ValueError(msg)
+    return table[step]
+
+
+def moved(table: Tensor, device: Device, dtype: torch.dtype | None) -> Tensor:
+    """Return a table of signal shares elsewhere.
+
+    Args:
+        table: One entry a step.
+        device: Where to; None stays.
+        dtype: float32 or float64; None stays.
+
+    Returns:
+        The copy, or the table itself if nothing changes.
+
+    Raises:
+        ValueError: If ``dtype`` is half precision.
+
+    Examples:
+        >>> moved(torch.tensor([0.5]), None, torch.float64)
+        tensor([0.5000], dtype=torch.float64)
+    """
+    if dtype is not None:
+        require_full_dtype("dtype", dtype)
+    return table.to(device=device, dtype=dtype)
+
+
+def check_schedule(alpha_bar: AlphaBar) -> None:
+    """Refuse what is no noise schedule; reads the device, so once, when a grid is made.
+
+    Args:
+        alpha_bar: Signal share at every training timestep [1].
+
+    Raises:
+        ValueError: If it is half precision or not strictly decreasing in (0, 1).
+
+    Examples:
+        >>> check_schedule(torch.tensor([0.9, 0.5]))
+    """
+    require_full_precision(alpha_bar=alpha_bar)
+    inside = bool(((alpha_bar > 0.0) & (alpha_bar < 1.0)).all())
+    if not inside or not bool((alpha_bar.diff() < 0.0).all()):
+        msg = (
+            "`alpha_bar` must be strictly decreasing in (0, 1); got values in "
+            f"[{alpha_bar.min().item()}, {alpha_bar.max().item()}]."
+        )
+        raise ValueError(msg)
