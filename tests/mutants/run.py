@@ -139,7 +139,7 @@ def judge(code: int | None, log: Path, seconds: float) -> Outcome:
         return Outcome(word="SURVIVED", detail="every test passed", seconds=seconds)
     if code == -signal.SIGKILL and seconds >= LIMIT_S:
         return Outcome(word="killed", detail=f"by running over {LIMIT_S} s", seconds=seconds)
-    failed = re.search(r"^FAILED \S*?([^/\s]+\.py::\S+)", text, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py::\S+)", text, re.MULTILINE)
     if code == 1 and failed:
         return Outcome(word="killed", detail=failed[1], seconds=seconds)
     last = [line for line in text.splitlines() if line.strip()][-1:] or ["no output"]

@@ -80,3 +80,33 @@ def test_refuses_an_unknown_topic():
     """Rather than trying nothing and passing."""
     with pytest.raises(ValueError, match="`--topic` must be one of"):
         run.read_topics(Path(run.__file__).parent, ["nothing"])
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "word"),
+    [
+        (0, "3 passed", "SURVIVED"),
+        (1, "FAILED tests/unit/test_a.py::test_b - AssertionError", "killed"),
+        (1, "ERROR tests/unit/test_a.py::test_b - ValueError in its fixture", "killed"),
+        (1, "something else", "BROKEN"),
+        (2, "ERROR tests/unit/test_a.py - SyntaxError", "BROKEN"),
+        (5, "no tests ran", "BROKEN"),
+        (70, "3 passed", "BROKEN"),
+        (-11, "", "BROKEN"),
+    ],
+)
+def test_only_a_test_that_fails_has_noticed(tmp_path, code, text, word):
+    """A mutant that cannot be imported, or tests that were not run, show nothing."""
+    log = tmp_path / "log"
+    log.write_text(text + "\n")
+
+    assert run.judge(code, log, 1.0).word == word
+
+
+def test_a_mutant_that_never_ends_has_been_noticed(tmp_path):
+    """It is stopped at the limit; a process that was killed earlier shows nothing."""
+    log = tmp_path / "log"
+    log.touch()
+
+    assert run.judge(-9, log, run.LIMIT_S + 1.0).killed
+    assert not run.judge(-9, log, 1.0).killed
