@@ -6,9 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.shapes import CameraFeature, PromptEmbedding
+from mvczigal_ref.shapes import PromptEmbedding
 
-__all__ = ["Conditioning"]
+__all__ = ["CameraFeatures", "Conditioning"]
+
+CameraFeatures = tuple[Float[Tensor, "view _channels _height _width"], ...]
+"""The camera encoder's output, one tensor a level, each level of its own size [1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +31,7 @@ class Conditioning:
     time_ids: Float[Tensor, "object 6"]
     """Original height and width, crop top and left, target height and width [px]."""
 
-    camera_features: tuple[CameraFeature, ...]
+    camera_features: CameraFeatures
     """One tensor a level of the camera encoder [1]."""
 
     num_views: int

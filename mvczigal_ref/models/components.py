@@ -18,8 +18,8 @@ from mvczigal_ref.models.loading import cast_network, load_model, load_strict, q
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.text import encode_prompts
-from mvczigal_ref.records import Conditioning
-from mvczigal_ref.shapes import BatchLatent, CameraFeature
+from mvczigal_ref.records import CameraFeatures, Conditioning
+from mvczigal_ref.shapes import BatchLatent
 
 __all__ = ["Components", "load_components"]
 
@@ -58,9 +58,7 @@ class Components:
     latent_std: Float[Tensor, " c"]
     """Their standard deviation [1]; positive."""
 
-    def encode_rig(
-        self, rig: OrthographicRig, *, image_size: ImageSize
-    ) -> tuple[CameraFeature, ...]:
+    def encode_rig(self, rig: OrthographicRig, *, image_size: ImageSize) -> CameraFeatures:
         """Encode a rig's cameras, without gradient.
 
         Args:
@@ -82,7 +80,7 @@ class Components:
         *,
         image_size: ImageSize,
         negative_prompt: str | None = None,
-        camera_features: tuple[CameraFeature, ...] | None = None,
+        camera_features: CameraFeatures | None = None,
     ) -> Conditioning:
         """Encode prompts and cameras, each once, without gradient.
 
@@ -212,14 +210,13 @@ class Components:
                 getattr(self, name).save_pretrained(folder / name)
             for name in ("text_encoder", "text_encoder_2"):
                 encoder = getattr(self, name)
-                encoder.save_pretrained(
-                    folder / name, state_dict=stored(encoder.state_dict(), dtype)
-                )
+                values = stored(encoder.state_dict(), dtype)
+                encoder.save_pretrained(folder / name, state_dict=values)
             self.vae.save_config(folder / "vae")
             self.policy.unet.save_config(folder / "unet")
             camera_encoder.save_config(folder / "camera_encoder")
-        plain = {name: value for name, value in tensors.items() if not is_row_attention(name)}
-        rows = {name: value for name, value in tensors.items() if is_row_attention(name)}
+        plain = {n: value for n, value in tensors.items() if not is_row_attention(n)}
+        rows = {n: value for n, value in tensors.items() if is_row_attention(n)}
         files = {
             folder / "vae" / DIFFUSERS_FILE: self.vae.state_dict(),
             folder / "unet" / DIFFUSERS_FILE: plain,
@@ -230,10 +227,7 @@ class Components:
 
 
 def load_components(
-    folder: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Components:
     """Read what :meth:`Components.save` wrote, or a published pipeline with its adapter.
 

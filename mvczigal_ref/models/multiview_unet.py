@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
 from mvczigal_ref.models.row_attention import RowSelfAttnProcessor, install_row_attention
-from mvczigal_ref.records import Conditioning
-from mvczigal_ref.shapes import CameraFeature, Latent, PluckerMap
+from mvczigal_ref.records import CameraFeatures, Conditioning
+from mvczigal_ref.shapes import Latent, PluckerMap
 
 __all__ = ["PUBLISHED_CAMERA_ENCODER", "MultiViewUNet"]
 
@@ -26,8 +26,8 @@ class MultiViewUNet(nn.Module):
     """A diffusers UNet that sees all views of an object at once, and their cameras.
 
     Source:
-        Huang et al., MV-Adapter, arXiv:2412.03632, section 4; the camera
-        features enter as the residuals of a T2I-Adapter for SDXL.
+        Huang et al., MV-Adapter, arXiv:2412.03632; the camera features enter
+        as the residuals of a T2I-Adapter for SDXL.
 
     Args:
         unet: SDXL-shaped network, changed in place: row attention is
@@ -73,7 +73,7 @@ class MultiViewUNet(nn.Module):
         weight: Tensor = self.unet.conv_in.weight
         return weight.device
 
-    def encode_cameras(self, camera_image: PluckerMap) -> tuple[CameraFeature, ...]:
+    def encode_cameras(self, camera_image: PluckerMap) -> CameraFeatures:
         """Encode camera maps into one feature map a level.
 
         The features depend on the cameras alone: encode a rig once.
@@ -105,8 +105,8 @@ class MultiViewUNet(nn.Module):
         .. math:: o = o_\emptyset + w\,(o_c - o_\emptyset).
 
         Source:
-            Luo et al., Latent Consistency Models, arXiv:2310.04378, section
-            4.3 (embedding); Ho & Salimans, arXiv:2207.12598 (doubling).
+            Luo et al., arXiv:2310.04378 (the embedding); Ho and Salimans,
+            arXiv:2207.12598 (the doubled batch).
 
         Args:
             latent_t: States, the views of one object adjacent [1]. Gradient

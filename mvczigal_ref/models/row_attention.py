@@ -70,10 +70,10 @@ class RowSelfAttnProcessor(nn.Module):
     row r of every view of its object, and s is ``mv_scale``.
 
     Source:
-        Huang et al., MV-Adapter, arXiv:2412.03632, section 4.1 (decoupled
-        row-wise attention). Views are folded into the sequence, so keys and
-        values are used in place where the released code repeats them once a
-        view; the values are the same.
+        Huang et al., MV-Adapter, arXiv:2412.03632 (decoupled attention,
+        row-wise). Views are folded into the sequence, so keys and values are
+        used in place where the released code repeats them once a view; the
+        values are the same.
 
     Args:
         attn: The layer to serve. Its own projections are the initial ones.

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
@@ -28,6 +29,7 @@ TINY_WORDS = (
 )
 """Words that the tiny tokenizers keep whole; others fall into pieces."""
 
+_Encoder = TypeVar("_Encoder", CLIPTextModel, CLIPTextModelWithProjection)
 START, END = "<|startoftext|>", "<|endoftext|>"
 # Micro-conditioning is six numbers, each embedded at this width.
 _SIZE_EMBED = 8
@@ -154,10 +156,16 @@ def tiny_tokenizer(
         A tokenizer of the 256 bytes, inside and at the end of a word, and the
         merges.
 
+    Raises:
+        ValueError: If a word is empty.
+
     Examples:
         >>> tiny_tokenizer().tokenize("a red cube")
         ['a</w>', 'red</w>', 'cube</w>']
     """
+    if not all(words):
+        msg = f"`words` must be non-empty texts; got {list(words)}. Leave the empty one out."
+        raise ValueError(msg)
     alphabet = sorted(ByteLevel.alphabet())
     merges = _merges(words)
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
@@ -194,7 +202,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def _text_encoder(kind: type[CLIPTextModel], tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
+def _text_encoder(kind: type[_Encoder], tokenizer: CLIPTokenizer, width: int) -> _Encoder:
     """Build a random encoder whose features are of order one and differ by word."""
     encoder = kind(
         CLIPTextConfig(

@@ -1,0 +1,117 @@
+"""Records: laws, errors."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvczigal_ref.records import Conditioning
+from tests.unannotated import without_shape_checks
+
+
+def record(objects=3, views=2, negative=None, **changes):
+    """Build a conditioning whose entries tell the objects apart."""
+    number = torch.arange(float(objects))
+    fields = {
+        "prompt_embeds": number[:, None, None].expand(objects, 4, 5),
+        "pooled_prompt_embeds": number[:, None].expand(objects, 6) + 10,
+        "time_ids": number[:, None].expand(objects, 6) + 20,
+        "camera_features": (torch.zeros(views, 7, 2, 2), torch.zeros(views, 8, 1, 1)),
+        "num_views": views,
+    }
+    if negative is not None:
+        fields["negative_prompt_embeds"] = torch.arange(float(negative))[:, None, None].expand(
+            -1, 4, 5
+        )
+        fields["negative_pooled_prompt_embeds"] = torch.arange(float(negative))[:, None].expand(
+            -1, 6
+        )
+    with without_shape_checks():
+        return Conditioning(**{**fields, **changes})
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 3), st.integers(0, 3))
+def test_narrowing_takes_the_same_objects_of_everything(start, length):
+    """Text and sizes follow the slice; cameras and the number of views stay."""
+    whole, index = record(4, negative=4), slice(start, start + length)
+    part = whole.objects(index)
+    expected = list(range(4))[index]
+
+    assert part.num_objects == len(expected)
+    assert part.prompt_embeds[:, 0, 0].tolist() == expected
+    assert part.pooled_prompt_embeds[:, 0].tolist() == [n + 10 for n in expected]
+    assert part.time_ids[:, 0].tolist() == [n + 20 for n in expected]
+    assert part.negative_prompt_embeds[:, 0, 0].tolist() == expected
+    assert part.negative_pooled_prompt_embeds[:, 0].tolist() == expected
+    assert part.camera_features is whole.camera_features
+    assert part.num_views == whole.num_views
+
+
+def test_narrowing_keeps_a_shared_negative_prompt():
+    """One for all is still one for all."""
+    part = record(3, negative=1).objects(slice(1, 3))
+
+    assert part.num_objects == 2
+    assert part.negative_prompt_embeds.shape[0] == part.negative_pooled_prompt_embeds.shape[0] == 1
+
+
+def test_narrowing_twice_is_narrowing_once():
+    """Slices compose."""
+    once, twice = (
+        record(4).objects(slice(2, 3)),
+        record(4).objects(slice(1, 4)).objects(slice(1, 2)),
+    )
+    assert torch.equal(once.prompt_embeds, twice.prompt_embeds)
+
+
+def test_moving_casts_every_tensor():
+    """None is left behind; without arguments nothing is copied."""
+    whole = record(negative=1)
+    cast = whole.to("cpu", torch.float64)
+
+    assert cast.prompt_embeds.dtype == cast.pooled_prompt_embeds.dtype == torch.float64
+    assert cast.time_ids.dtype == torch.float64
+    assert {f.dtype for f in cast.camera_features} == {torch.float64}
+    assert cast.negative_prompt_embeds.dtype == torch.float64
+    assert cast.negative_pooled_prompt_embeds.dtype == torch.float64
+    assert whole.to().prompt_embeds is whole.prompt_embeds
+    assert record().to().negative_prompt_embeds is None
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_views": 0}, "`num_views` must be at least 1; got 0"),
+        ({"num_views": 3}, "`camera_features` must hold one map a view; level 0 holds 2"),
+        ({"pooled_prompt_embeds": torch.zeros(2, 6)}, "`pooled_prompt_embeds` must hold one row"),
+        (
+            {"time_ids": torch.zeros(4, 6)},
+            "`time_ids` must hold one row an object; got 4 rows for 3",
+        ),
+        ({"negative_prompt_embeds": torch.zeros(1, 4, 5)}, "must be given together"),
+        ({"negative_pooled_prompt_embeds": torch.zeros(1, 6)}, "must be given together"),
+    ],
+)
+def test_rejects_parts_that_disagree(changes, message):
+    """Each fault is found where the record is made."""
+    with pytest.raises(ValueError, match=message):
+        record(**changes)
+
+
+def test_rejects_negative_prompts_for_some_objects():
+    """One for all, or one each."""
+    with pytest.raises(
+        ValueError, match=r"`negative_prompt_embeds` must hold one row for all.*got 2"
+    ):
+        record(3, negative=2)
+    pooled = {"negative_pooled_prompt_embeds": torch.zeros(2, 6)}
+    with pytest.raises(
+        ValueError, match="`negative_pooled_prompt_embeds` must hold one row for all"
+    ):
+        record(3, negative=1, **pooled)
