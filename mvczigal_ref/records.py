@@ -6,7 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.shapes import PromptEmbedding
+from mvczigal_ref.shapes import (
+    JointViewReward,
+    ObjectLatent,
+    PerViewReward,
+    PromptEmbedding,
+)
 
 __all__ = ["CameraFeatures", "Conditioning"]
 
@@ -117,6 +122,27 @@ class Conditioning:
             negative_pooled_prompt_embeds=pooled,
         )
 
+    def repeat(self, times: int) -> "Conditioning":
+        """Repeat the objects as a whole, for several steps in one network call.
+
+        Args:
+            times: Copies, one after the other; at least 1.
+
+        Returns:
+            ``times * num_objects`` objects; cameras and a shared negative prompt stay whole.
+        """
+        negative, pooled = self.negative_prompt_embeds, self.negative_pooled_prompt_embeds
+        if negative is not None and pooled is not None and negative.shape[0] > 1:
+            negative, pooled = negative.repeat(times, 1, 1), pooled.repeat(times, 1)
+        return replace(
+            self,
+            prompt_embeds=self.prompt_embeds.repeat(times, 1, 1),
+            pooled_prompt_embeds=self.pooled_prompt_embeds.repeat(times, 1),
+            time_ids=self.time_ids.repeat(times, 1),
+            negative_prompt_embeds=negative,
+            negative_pooled_prompt_embeds=pooled,
+        )
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Conditioning":
@@ -139,3 +165,54 @@ class Conditioning:
             negative_prompt_embeds=None if negative is None else negative.to(device, dtype),
             negative_pooled_prompt_embeds=None if pooled is None else pooled.to(device, dtype),
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trajectory:
+    """One arm's sampled decisions for some objects, detached."""
+
+    state: Float[Tensor, "step object view c h w"]
+    """What the network saw, in the storage dtype [1]."""
+
+    action: Float[Tensor, "step object view c h w"]
+    """What was drawn there, rounded to the storage dtype before it was scored [1]."""
+
+    log_prob: Float[Tensor, "step object view"]
+    """Log-density of each action when it was drawn, fp32 or wider [nats or nats/element]."""
+
+    denoised: ObjectLatent
+    """Final latents, to decode [1]."""
+
+    def objects(self, index: slice) -> "Trajectory":
+        """Narrow to some objects, as views onto the same memory."""
+        return Trajectory(
+            state=self.state[:, index],
+            action=self.action[:, index],
+            log_prob=self.log_prob[:, index],
+            denoised=self.denoised[index],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedRollout:
+    """Two trajectories of the same objects from the same initial noise."""
+
+    zigzag: Trajectory
+    """ZMV-Sampling, or a second standard trajectory where two are paired."""
+
+    standard: Trajectory
+    """Plain sampling."""
+
+    def objects(self, index: slice) -> "PairedRollout":
+        """Narrow to some objects, as views onto the same memory."""
+        return PairedRollout(zigzag=self.zigzag.objects(index), standard=self.standard.objects(index))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardTable:
+    """Raw rewards of both arms [reward units]."""
+
+    per_view_zigzag: PerViewReward
+    per_view_standard: PerViewReward
+    joint_view_zigzag: JointViewReward
+    joint_view_standard: JointViewReward

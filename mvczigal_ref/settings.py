@@ -52,6 +52,10 @@ class ModelConfig:
 
     weights: Name = "tiny"
     """Folder of the pipeline's weights; "tiny" is the shipped one [path]."""
+    rig: Literal["world", "paper"] = "world"
+    """Cameras: six orthographic ones, in the tiny world's frame or in the paper's."""
+    image_size: Count = 32
+    """Edge of an image [px]."""
     finetune: Literal["lora", "full"] = "lora"
     """Train low-rank adapters or every weight of the multi-view UNet."""
     lora_rank: Count = 8
@@ -72,6 +76,8 @@ class SamplerConfig:
 
     kind: Literal["lcm", "ddim"] = "lcm"
     """Transition kernel."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
+    """What the network predicts; the tiny weights predict velocity, SDXL noise."""
     num_steps: Count = 4
     """Denoising steps of one trajectory [steps]; at least 1."""
     guidance_scale: NonNegative = 7.0
@@ -112,10 +118,10 @@ class RewardConfig:
 class AdvantageConfig:
     """How the two rewards become one advantage a view."""
 
-    mode: Literal["constrained", "joint", "per_view", "weighted"] = "constrained"
+    mode: Literal["constrained", "joint", "per_view", "weighted_sum"] = "constrained"
     """Mix by the multiplier, use one reward alone, or mix by a fixed weight."""
     joint_weight: Share = 0.5
-    """Weight of the joint reward in mode "weighted" [1], in [0, 1]."""
+    """Weight of the joint reward in mode "weighted_sum" [1], in [0, 1]."""
     shuffle: bool = False
     """Permute the advantages over objects: a control that must not learn."""
 
@@ -152,6 +158,9 @@ class ConstraintConfig:
     """Upper end of the multiplier's box [1]."""
     threshold_init: Real | None = None
     """Threshold before the first iteration [reward units]; None is the first batch's mean."""
+    threshold_objects: CountOrZero = 0
+    """Training prompts sampled before the first iteration, whose mean joint reward becomes the
+    threshold [objects]; 0 leaves it to the first batch. Not read with `threshold_init`."""
     threshold_decay: Share = 0.99
     """Share of the threshold that an iteration keeps [1]; 1 holds it fixed."""
     order: Literal["threshold_first", "multiplier_first"] = "threshold_first"
@@ -176,6 +185,8 @@ class OptimConfig:
     """Passes over an iteration's trajectories [passes]."""
     optimizer_steps_per_epoch: Count = 2
     """Parameter changes in one pass [steps]."""
+    steps_per_microbatch: Count = 1
+    """Sampling steps replayed in one network call [steps]; 1 keeps the first ratio exactly 1."""
     warmup_iterations: CountOrZero = 0
     """Iterations over which the learning rate rises linearly [iterations]; 0 is none."""
 

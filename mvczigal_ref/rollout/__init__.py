@@ -1,0 +1,1 @@
+"""Stage 1: sample trajectories from the policy, without gradients."""

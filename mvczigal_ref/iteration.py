@@ -1,0 +1,223 @@
+"""One iteration, from rollout to update: the whole algorithm on one screen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mvczigal_ref.advantage.pair import PairAdvantages, advantage_gap, joint_share, pair_advantages
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.constraint import ConstraintState, constraint_step
+from mvczigal_ref.distributed import World
+from mvczigal_ref.objective.reward_difference import reward_difference_gradients
+from mvczigal_ref.records import PairedRollout, RewardTable
+from mvczigal_ref.rollout.noise import SeededNoise, derived_generator
+from mvczigal_ref.rollout.pair import paired_rollout
+from mvczigal_ref.slices import Share
+from mvczigal_ref.system import DTYPES, System
+from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.update import PairBatch, UpdateSettings, update_policy
+
+__all__ = ["IterationResult", "prompt_batch", "run_iteration"]
+
+
+@dataclass(frozen=True, slots=True)
+class IterationResult:
+    """What an iteration hands to the next, and what it measured."""
+
+    constraint: ConstraintState
+    """Multiplier and threshold, the only loop-carried value beside the parameters."""
+
+    metrics: dict[str, float]
+    """Numbers of the metrics file."""
+
+
+def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: int) -> list[str]:
+    """Choose an iteration's prompts: shuffled passes over the list, whatever the processes.
+
+    Args:
+        prompts: All training prompts.
+        seed: Run seed.
+        iteration: Index of the iteration.
+        count: Prompts wanted.
+
+    Returns:
+        ``count`` prompts; every prompt appears once a pass.
+
+    Examples:
+        >>> sorted(prompt_batch(["a", "b"], seed=0, iteration=3, count=2))
+        ['a', 'b']
+    """
+    chosen = []
+    for position in range(iteration * count, (iteration + 1) * count):
+        turn, place = divmod(position, len(prompts))
+        order = torch.randperm(len(prompts), generator=derived_generator(seed, "prompts", turn))
+        chosen.append(prompts[int(order[place])])
+    return chosen
+
+
+def run_iteration(
+    system: System,
+    optimizer: torch.optim.Optimizer,
+    constraint: ConstraintState,
+    prompts: Sequence[str],
+    *,
+    iteration: int,
+    config: TrainConfig,
+    world: World,
+    timer: StageTimer,
+) -> IterationResult:
+    """Roll out, reward, constrain, compare, update.
+
+    Args:
+        system: What acts.
+        optimizer: Over the system's trained parameters.
+        constraint: From the last iteration.
+        prompts: This iteration's, over all processes.
+        iteration: Its index.
+        config: Settings, handed on as plain numbers.
+        world: This process among all.
+        timer: Measures the stages.
+
+    Returns:
+        The new constraint state and the metrics.
+    """
+    share = Share.of(config, world)
+    with timer("rollout"):
+        pairs = [_rollout(system, prompts, part, iteration, config) for part in share.objects]
+    with timer("reward"):
+        own = [_reward(system, [prompts[i] for i in part], pair)
+               for part, pair in zip(share.objects, pairs, strict=True)]  # fmt: skip
+        rewards = share.gather_rewards(own, world)
+    with timer("advantage"):
+        advantages = _advantages(rewards)  # names a reward that is not finite
+        constraint = constraint_step(
+            constraint,
+            float(torch.cat([rewards.joint_view_zigzag, rewards.joint_view_standard]).mean()),
+            step_size_violated=config.constraint.step_size_violated,
+            step_size_satisfied=config.constraint.step_size_satisfied,
+            multiplier_max=config.constraint.multiplier_max,
+            threshold_decay=config.constraint.threshold_decay,
+            order=config.constraint.order,
+        )
+        gap = _gap(advantages, constraint, iteration, config).to(system.device)
+    with timer("update"):
+        batches = [
+            PairBatch(
+                rollout=pair,
+                conditioning=system.conditioning([prompts[i] for i in part]),
+                advantage_gap=gap[part.start : part.stop],
+                first_object=part.start,
+            )
+            for part, pair in zip(share.objects, pairs, strict=True)
+        ]
+        learned = update_policy(
+            system.policy, system.sampler, optimizer, batches, _objective(config),
+            parameters=list(system.trained().values()), world=world,
+            settings=_update_settings(system, config),
+        )  # fmt: skip
+    return IterationResult(constraint, {**_reward_metrics(rewards, constraint), **learned})
+
+
+def _rollout(
+    system: System, prompts: Sequence[str], part: range, iteration: int, config: TrainConfig
+) -> PairedRollout:
+    noise = SeededNoise(
+        seed=config.run.seed,
+        iteration=iteration,
+        objects=part,
+        shape=system.latent_shape,
+        device=system.device,
+    )
+    return paired_rollout(
+        system.policy,
+        system.sampler,
+        system.conditioning([prompts[i] for i in part]),
+        noise,
+        pairing=config.objective.pairing,
+        guidance_scale=config.sampler.guidance_scale,
+        inversion_guidance_scale=config.zigzag.inversion_guidance_scale,
+        camera_scale=config.sampler.camera_scale,
+        inversion_camera_scale=config.zigzag.inversion_camera_scale,
+        zigzag_steps=config.zigzag.steps,
+        zigzag_rounds=config.zigzag.rounds,
+        storage_dtype=DTYPES[config.model.storage_dtype],
+        reduction=config.objective.reduction,
+    )
+
+
+def _reward(system: System, prompts: Sequence[str], pair: PairedRollout) -> RewardTable:
+    scores: dict[str, Tensor] = {}
+    for arm, trajectory in (("zigzag", pair.zigzag), ("standard", pair.standard)):
+        images = system.images(trajectory.denoised)
+        scores[f"per_view_{arm}"] = system.per_view(images, prompts)
+        scores[f"joint_view_{arm}"] = system.joint(images, prompts)
+    return RewardTable(**scores)
+
+
+def _advantages(rewards: RewardTable) -> PairAdvantages:
+    return pair_advantages(
+        per_view_zigzag=rewards.per_view_zigzag,
+        per_view_standard=rewards.per_view_standard,
+        joint_view_zigzag=rewards.joint_view_zigzag,
+        joint_view_standard=rewards.joint_view_standard,
+    )
+
+
+def _gap(
+    advantages: PairAdvantages, constraint: ConstraintState, iteration: int, config: TrainConfig
+) -> Tensor:
+    weight = joint_share(
+        config.advantage.mode,
+        multiplier=constraint.multiplier,
+        joint_weight=config.advantage.joint_weight,
+    )
+    gap = advantage_gap(advantages, share=weight)
+    if config.advantage.shuffle:
+        generator = derived_generator(config.run.seed, iteration, "shuffle")
+        gap = gap[torch.randperm(len(gap), generator=generator)]
+    return gap
+
+
+def _objective(config: TrainConfig) -> "partial[object]":
+    return partial(
+        reward_difference_gradients,
+        clip_range=config.objective.clip_range if config.objective.clip else float("inf"),
+        temperature=config.objective.temperature,
+    )
+
+
+def _update_settings(system: System, config: TrainConfig) -> UpdateSettings:
+    steps = list(range(system.sampler.num_steps))
+    if system.sampler.last_action_is_image_independent and not config.objective.train_last_action:
+        steps.pop()
+    return UpdateSettings(
+        steps=steps,
+        steps_per_microbatch=config.optim.steps_per_microbatch,
+        objects_per_microbatch=config.run.replay_objects_per_slice,
+        epochs=config.optim.epochs_per_iteration,
+        optimizer_steps=config.optim.optimizer_steps_per_epoch,
+        max_grad_norm=config.optim.max_grad_norm,
+        clip_range=config.objective.clip_range,
+        guidance_scale=config.sampler.guidance_scale,
+        camera_scale=config.sampler.camera_scale,
+        reduction=config.objective.reduction,
+    )
+
+
+def _reward_metrics(rewards: RewardTable, constraint: ConstraintState) -> dict[str, float]:
+    joint = torch.cat([rewards.joint_view_zigzag, rewards.joint_view_standard]).mean()
+    metrics = {
+        "per_view_reward/zigzag": rewards.per_view_zigzag.mean(),
+        "per_view_reward/standard": rewards.per_view_standard.mean(),
+        "per_view_reward/gap": (rewards.per_view_zigzag - rewards.per_view_standard).mean(),
+        "joint_view_reward/zigzag": rewards.joint_view_zigzag.mean(),
+        "joint_view_reward/standard": rewards.joint_view_standard.mean(),
+        "joint_view_reward/gap": (rewards.joint_view_zigzag - rewards.joint_view_standard).mean(),
+        "multiplier": constraint.multiplier,
+        "threshold": constraint.threshold,
+        "slack": constraint.slack(float(joint)),
+    }
+    return {name: float(value) for name, value in metrics.items()}

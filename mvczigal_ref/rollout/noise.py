@@ -1,0 +1,80 @@
+"""Noise that belongs to an object, not to a batch.
+
+Every draw has a generator of its own, seeded by what it is for, so a rollout
+is the same at any batch size, any number of processes, and after a resume.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mvczigal_ref.shapes import ObjectLatent
+
+__all__ = ["NoiseSource", "SeededNoise", "derived_generator"]
+
+NoiseSource = Callable[[int, int], ObjectLatent]
+"""Standard-normal noise of (step, draw within the step) for a slice of objects."""
+
+
+def derived_generator(*names: int | str) -> torch.Generator:
+    """Make a CPU generator from what the numbers are for.
+
+    Args:
+        names: Such as run seed, iteration, object, arm and step.
+
+    Returns:
+        A generator whose stream differs whenever a name does.
+
+    Examples:
+        >>> a, b = derived_generator(0, "initial"), derived_generator(0, "initial")
+        >>> bool(torch.randn(1, generator=a) == torch.randn(1, generator=b))
+        True
+    """
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeededNoise:
+    """All noise of one iteration, for some of its objects."""
+
+    seed: int
+    """Run seed."""
+
+    iteration: int | str
+    """Iteration, or another name of the occasion."""
+
+    objects: Sequence[int]
+    """Index of each object within the iteration."""
+
+    shape: tuple[int, int, int, int]
+    """Views, channels, height and width of one object's latents."""
+
+    device: torch.device | str = "cpu"
+    """Where the noise is used; it is always drawn on the CPU, in fp32."""
+
+    def initial(self) -> ObjectLatent:
+        """Draw x_T, shared by both arms of a pair."""
+        return self._draw("initial")
+
+    def arm(self, name: str) -> NoiseSource:
+        """Give one arm's step noise.
+
+        Args:
+            name: Of the arm; arms have independent noise.
+
+        Returns:
+            A function of step and draw.
+        """
+        return lambda step, draw: self._draw(name, step, draw)
+
+    def _draw(self, *names: int | str) -> ObjectLatent:
+        draws = [
+            torch.randn(
+                self.shape, generator=derived_generator(self.seed, self.iteration, index, *names)
+            )
+            for index in self.objects
+        ]
+        return torch.stack(draws).to(self.device)

@@ -1,0 +1,79 @@
+"""How an iteration's objects are cut into slices and shared out among processes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.records import RewardTable
+
+__all__ = ["Share"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process's slices: an equal part of every optimiser step's objects."""
+
+    objects: list[range]
+    """Objects of each slice that this process computes, optimiser step by optimiser step."""
+
+    order: list[int]
+    """Where each gathered object belongs in the iteration."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, world: World) -> "Share":
+        """Cut and share out, the same slices whatever the number of processes.
+
+        Args:
+            config: Objects an iteration and a slice, optimiser steps an epoch.
+            world: This process among all.
+
+        Returns:
+            This process's share.
+
+        Raises:
+            ConfigError: If slices cannot be shared out equally.
+        """
+        size, groups = config.run.objects_per_slice, config.optim.optimizer_steps_per_epoch
+        num_slices = config.run.objects_per_iteration // size
+        unit = groups * world.size
+        if num_slices % unit:
+            wanted = -(-num_slices // unit) * unit * size
+            msg = (
+                f"`run.objects_per_iteration` makes {num_slices} slices of "
+                f"`run.objects_per_slice` = {size}, which must be a multiple of {unit}: "
+                f"`optim.optimizer_steps_per_epoch` = {groups} times {world.size} processes. "
+                f"The nearest valid value of `run.objects_per_iteration` is {wanted}."
+            )
+            raise ConfigError(msg)
+        every = [
+            [
+                group * num_slices // groups + index
+                for group in range(groups)
+                for index in World(rank=rank, size=world.size).slice_share(num_slices // groups)
+            ]
+            for rank in range(world.size)
+        ]
+        order = [i * size + k for indices in every for i in indices for k in range(size)]
+        return cls([range(i * size, (i + 1) * size) for i in every[world.rank]], order)
+
+    def gather_rewards(self, own: Sequence[RewardTable], world: World) -> RewardTable:
+        """Collect every process's rewards, in the iteration's object order, on the CPU.
+
+        Args:
+            own: One table a slice of this process.
+            world: This process among all.
+
+        Returns:
+            Rewards of all objects, the same in every process.
+        """
+        place = torch.empty(len(self.order), dtype=torch.long)
+        place[torch.tensor(self.order)] = torch.arange(len(self.order))
+        tables = {}
+        for field in fields(RewardTable):
+            mine = torch.cat([getattr(table, field.name) for table in own])
+            tables[field.name] = world.gather_objects(mine).cpu()[place]
+        return RewardTable(**tables)

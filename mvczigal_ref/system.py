@@ -1,0 +1,171 @@
+"""Everything that an iteration acts with, built once from a configuration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mvczigal_ref.cameras import PAPER_RIG, OrthographicRig
+from mvczigal_ref.config import TrainConfig, weights_folder
+from mvczigal_ref.diffusion.ddim_sampler import DdimSampler
+from mvczigal_ref.diffusion.lcm_sampler import LcmSampler
+from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
+from mvczigal_ref.models.components import Components, load_components
+from mvczigal_ref.models.lora import add_lora, lora_parameters
+from mvczigal_ref.models.text import encode_prompts
+from mvczigal_ref.records import Conditioning
+from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
+from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
+from mvczigal_ref.shapes import CameraFeature, Images, ObjectLatent
+from mvczigal_ref.world.scene import WORLD_RIG
+
+__all__ = ["DTYPES", "System", "build_sampler", "build_system"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_RIGS: dict[str, OrthographicRig] = {"world": WORLD_RIG, "paper": PAPER_RIG}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class System:
+    """Network, sampler, scorers and cameras of a run."""
+
+    components: Components
+    """Every model, on the device."""
+
+    sampler: Sampler
+    """Grid and transition kernel."""
+
+    per_view: PerViewScorer
+    """Judges single views."""
+
+    joint: JointViewScorer
+    """Judges all views of an object."""
+
+    rig: OrthographicRig
+    """The cameras."""
+
+    image_size: int
+    """Edge of an image [px]."""
+
+    camera_features: tuple[CameraFeature, ...]
+    """Of the rig, computed once."""
+
+    device: torch.device
+    """Where the network computes."""
+
+    prompt_cache: dict[str, tuple[Tensor, Tensor]]
+    """Features of every prompt met so far."""
+
+    @property
+    def policy(self) -> nn.Module:
+        """The network that is trained."""
+        return self.components.policy
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Views, channels, height and width of one object's latents."""
+        vae = self.components.vae
+        edge = self.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
+        return (self.rig.num_views, int(vae.config.latent_channels), edge, edge)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Give the trained parameters by published name."""
+        lora = lora_parameters(self.components.policy.unet)
+        if lora:
+            return lora
+        named = self.components.policy.named_parameters()
+        return {name: p for name, p in named if p.requires_grad}
+
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """Gather the features of prompts, encoding each the first time it is met."""
+        new = [p for p in dict.fromkeys(prompts) if p not in self.prompt_cache]
+        for sentence in new:  # one by one, so that no prompt's features depend on its company
+            embeds, pooled = encode_prompts(self.components, [sentence])
+            self.prompt_cache[sentence] = (embeds, pooled)
+        embeds = torch.cat([self.prompt_cache[p][0] for p in prompts])
+        size = float(self.image_size)
+        ids = torch.tensor([size, size, 0.0, 0.0, size, size], device=embeds.device)
+        return Conditioning(
+            prompt_embeds=embeds,
+            pooled_prompt_embeds=torch.cat([self.prompt_cache[p][1] for p in prompts]),
+            time_ids=ids.expand(len(prompts), 6),
+            camera_features=self.camera_features,
+            num_views=self.rig.num_views,
+        )
+
+    @torch.no_grad()
+    def images(self, denoised: ObjectLatent) -> Images:
+        """Decode final latents to images in [0, 1], fp32."""
+        return self.components.decode(denoised).float().clamp(0, 1)
+
+
+def build_sampler(config: TrainConfig) -> Sampler:
+    """Build the sampling grid of a configuration.
+
+    Args:
+        config: Its ``sampler`` section is read.
+
+    Returns:
+        The sampler, tables in fp32.
+    """
+    wanted = config.sampler
+    alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)
+    if wanted.snr_shift != 1.0:
+        alpha_bar = shift_snr(alpha_bar, wanted.snr_shift)
+    common = {
+        "num_steps": wanted.num_steps,
+        "alpha_bar": alpha_bar,
+        "prediction_type": wanted.prediction_type,
+    }
+    sampler: Sampler
+    if wanted.kind == "lcm":
+        sampler = LcmSampler.create(**common)  # type: ignore[arg-type]
+    else:
+        sampler = DdimSampler.create(**common, eta=wanted.eta)  # type: ignore[arg-type]
+    return sampler.to(dtype=torch.float32)
+
+
+def build_system(
+    config: TrainConfig, *, device: torch.device, components: Components | None = None
+) -> System:
+    """Load the models, choose what trains, and compute what is constant.
+
+    Args:
+        config: The run's configuration.
+        device: Where everything goes.
+        components: Models already loaded; read from ``model.weights`` if absent.
+
+    Returns:
+        The system, the network in evaluation mode.
+    """
+    loaded = load_components(weights_folder(config.model.weights)) if components is None else components
+    loaded = loaded.to(device)
+    for part in (loaded.text_encoder, loaded.text_encoder_2, loaded.vae, loaded.policy):
+        part.requires_grad_(requires_grad=False)
+        part.eval()
+    unet = loaded.policy.unet
+    if config.model.finetune == "full":
+        unet.requires_grad_(requires_grad=True)
+    else:
+        loaded.policy.to(DTYPES[config.model.dtype])
+        add_lora(
+            unet, rank=config.model.lora_rank, alpha=config.model.lora_alpha, seed=config.run.seed
+        )
+    if config.model.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        # diffusers recomputes only in training mode; nothing in this network has another effect
+        unet.train()
+    rig = _RIGS[config.model.rig]
+    return System(
+        components=loaded,
+        sampler=build_sampler(config).to(device),
+        per_view=per_view_scorer(config.reward.per_view),
+        joint=joint_view_scorer(config.reward.joint),
+        rig=rig,
+        image_size=config.model.image_size,
+        camera_features=loaded.encode_rig(rig, image_size=config.model.image_size),
+        device=device,
+        prompt_cache={},
+    )
