@@ -1,0 +1,199 @@
+"""Scores of a policy on prompts and noises, and the paired comparison of two."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World
+from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.rollout.standard import standard_rollout
+from mvczigal_ref.rollout.zigzag import zigzag_rollout
+from mvczigal_ref.shapes import Images
+from mvczigal_ref.system import DTYPES, System
+
+__all__ = ["Evaluation", "PairedGain", "evaluate", "paired_gain", "sample_objects"]
+
+_OCCASION = "evaluation"  # its noise is apart from every iteration's
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Scores of every prompt under every initial noise."""
+
+    per_view: Float[Tensor, "noise prompt"]
+    """Mean over views of the per-view score [reward units]."""
+
+    joint: Float[Tensor, "noise prompt"]
+    """Joint-view score [reward units]."""
+
+    images: Images
+    """Of the first noise, for the prompts asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedGain:
+    """Change of a mean score between two evaluations on the same prompts and noises."""
+
+    before: float
+    """Mean [reward units]."""
+
+    after: float
+    """Mean [reward units]."""
+
+    gain: float
+    """Mean of the paired differences [reward units]."""
+
+    standard_error: float
+    """Of the gain, over prompts [reward units]."""
+
+
+def paired_gain(before: Float[Tensor, "noise prompt"], after: Float[Tensor, "noise prompt"]) -> PairedGain:
+    r"""Compare scores prompt by prompt.
+
+    .. math::
+        d_p = \frac1N \sum_n (a_{np} - b_{np}), \quad
+        \mathrm{SE} = \sqrt{\frac{\sum_p (d_p - \bar d)^2}{P (P - 1)}}
+
+    Args:
+        before: Scores of one policy [reward units].
+        after: Scores of another, on the same noises and prompts.
+
+    Returns:
+        Both means, the gain and its standard error (NaN for a single prompt).
+
+    Raises:
+        ValueError: If the tables differ in shape.
+
+    Examples:
+        >>> gain = paired_gain(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 6.0]]))
+        >>> gain.gain, gain.standard_error
+        (2.0, 1.0)
+    """
+    if before.shape != after.shape:
+        msg = (
+            f"`after` must have the shape of `before`, {tuple(before.shape)}; got "
+            f"{tuple(after.shape)}. Evaluate both on the same prompts and noises."
+        )
+        raise ValueError(msg)
+    difference = (after.double() - before.double()).mean(0)
+    prompts = difference.shape[0]
+    error = float(difference.std()) / math.sqrt(prompts) if prompts > 1 else math.nan
+    return PairedGain(
+        before=float(before.double().mean()),
+        after=float(after.double().mean()),
+        gain=float(difference.mean()),
+        standard_error=error,
+    )
+
+
+def sample_objects(
+    system: System,
+    prompts: Sequence[str],
+    noise: SeededNoise,
+    *,
+    config: TrainConfig,
+    zigzag: bool = False,
+) -> Images:
+    """Sample one slice of objects and decode it.
+
+    Args:
+        system: Network, sampler and cameras.
+        prompts: One an object that ``noise`` names.
+        noise: Initial and step noise; plain sampling and zigzag share the initial.
+        config: Guidance, camera scale, zigzag and storage dtype are read.
+        zigzag: Sample with ZMV-Sampling instead of plainly.
+
+    Returns:
+        Images in [0, 1].
+    """
+    conditioning = system.conditioning(prompts)
+    dtype = DTYPES[config.model.storage_dtype]
+    if zigzag:
+        trajectory = zigzag_rollout(
+            system.policy, system.sampler, noise.initial(), conditioning, noise.arm("zigzag"),
+            guidance_scale=config.sampler.guidance_scale,
+            inversion_guidance_scale=config.zigzag.inversion_guidance_scale,
+            camera_scale=config.sampler.camera_scale,
+            inversion_camera_scale=config.zigzag.inversion_camera_scale,
+            zigzag_steps=config.zigzag.steps, zigzag_rounds=config.zigzag.rounds,
+            storage_dtype=dtype,
+        )  # fmt: skip
+    else:
+        trajectory = standard_rollout(
+            system.policy, system.sampler, noise.initial(), conditioning, noise.arm("standard"),
+            guidance_scale=config.sampler.guidance_scale,
+            camera_scale=config.sampler.camera_scale, storage_dtype=dtype,
+        )  # fmt: skip
+    return system.images(trajectory.denoised)
+
+
+def evaluate(
+    system: System,
+    prompts: Sequence[str],
+    *,
+    config: TrainConfig,
+    world: World,
+    num_noises: int,
+    seed: int = 0,
+    zigzag: bool = False,
+    keep_images: int = 8,
+) -> Evaluation:
+    """Score a policy on every prompt under several initial noises.
+
+    The noises depend on ``seed`` alone, so two policies meet the same ones.
+
+    Args:
+        system: Network, sampler and scorers.
+        prompts: Such as the held-out ones.
+        config: As :func:`sample_objects`; also objects a slice.
+        world: Processes share out the slices where they divide evenly, and all
+            do everything where not.
+        num_noises: Initial noises a prompt; at least 1.
+        seed: Of the noises.
+        zigzag: Sample with ZMV-Sampling instead of plainly.
+        keep_images: Prompts whose images of the first noise are kept.
+
+    Returns:
+        Scores, the same in every process.
+    """
+    size, total = config.run.objects_per_slice, num_noises * len(prompts)
+    slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
+    even = len(slices) % world.size == 0 and total % size == 0
+    mine = world.slice_share(len(slices)) if even else range(len(slices))
+    per_view, joint = [], []
+    for index in mine:
+        part = slices[index]
+        said = [prompts[i % len(prompts)] for i in part]
+        images = sample_objects(
+            system, said, _noise(system, part, seed), config=config, zigzag=zigzag
+        )
+        per_view.append(system.per_view(images, said).mean(-1))
+        joint.append(system.joint(images, said))
+    scores = torch.stack([torch.cat(per_view), torch.cat(joint)], -1)
+    if even:
+        scores = world.gather_objects(scores)
+    table = scores.cpu().view(num_noises, len(prompts), 2)
+    kept = range(min(keep_images, len(prompts)))
+    shown = [
+        sample_objects(
+            system, [prompts[i] for i in kept[first : first + size]],
+            _noise(system, kept[first : first + size], seed), config=config, zigzag=zigzag,
+        )
+        for first in range(0, len(kept), size)
+    ]  # fmt: skip
+    return Evaluation(per_view=table[..., 0], joint=table[..., 1], images=torch.cat(shown).cpu())
+
+
+def _noise(system: System, part: Sequence[int], seed: int) -> SeededNoise:
+    return SeededNoise(
+        seed=seed,
+        iteration=_OCCASION,
+        objects=part,
+        shape=system.latent_shape,
+        device=system.device,
+    )

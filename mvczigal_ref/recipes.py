@@ -1,0 +1,110 @@
+"""Named runs: each is a function that returns a full configuration."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mvczigal_ref.config import (
+    AdvantageConfig,
+    ConstraintConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from mvczigal_ref.settings_file import unknown_setting
+
+__all__ = ["RECIPES", "recipe"]
+
+
+def tiny() -> TrainConfig:
+    """MVC-ZigAL on the tiny world: about five minutes on two CPU cores."""
+    return TrainConfig(
+        recipe="tiny",
+        model=ModelConfig(lora_rank=8, lora_alpha=8.0),
+        sampler=SamplerConfig(num_steps=2, guidance_scale=2.0),
+        objective=ObjectiveConfig(clip_range=1e-2),
+        constraint=ConstraintConfig(threshold_objects=96),
+        optim=OptimConfig(lr=2e-3, optimizer_steps_per_epoch=2),
+        run=RunConfig(iterations=100, objects_per_iteration=32, objects_per_slice=8),
+    )
+
+
+def tiny_joint() -> TrainConfig:
+    """MV-ZigAL: the joint reward alone."""
+    return replace(tiny(), recipe="tiny_joint", advantage=AdvantageConfig(mode="joint"))
+
+
+def tiny_per_view() -> TrainConfig:
+    """The per-view reward alone, without the constraint."""
+    return replace(tiny(), recipe="tiny_per_view", advantage=AdvantageConfig(mode="per_view"))
+
+
+def tiny_weighted() -> TrainConfig:
+    """WS-ZigAL: a weighted sum of both rewards."""
+    advantage = AdvantageConfig(mode="weighted_sum", joint_weight=0.5)
+    return replace(tiny(), recipe="tiny_weighted", advantage=advantage)
+
+
+def tiny_rdl() -> TrainConfig:
+    """MV-RDL: two standard trajectories a pair, the joint reward alone."""
+    return replace(
+        tiny(),
+        recipe="tiny_rdl",
+        advantage=AdvantageConfig(mode="joint"),
+        objective=replace(tiny().objective, pairing="standard"),
+    )
+
+
+def tiny_shuffled() -> TrainConfig:
+    """The control: advantages shuffled over objects, which must not learn."""
+    return replace(tiny(), recipe="tiny_shuffled", advantage=AdvantageConfig(shuffle=True))
+
+
+def tiny_released() -> TrainConfig:
+    """The released trainer's settings at tiny size: clip 1e-4, last action trained, one step."""
+    return replace(
+        tiny(),
+        recipe="tiny_released",
+        sampler=SamplerConfig(num_steps=8, guidance_scale=7.0),
+        objective=ObjectiveConfig(clip_range=1e-4, train_last_action=True),
+        constraint=ConstraintConfig(),
+        optim=OptimConfig(lr=1e-4, optimizer_steps_per_epoch=1),
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    function.__name__: function
+    for function in (
+        tiny,
+        tiny_joint,
+        tiny_per_view,
+        tiny_weighted,
+        tiny_rdl,
+        tiny_shuffled,
+        tiny_released,
+    )
+}
+"""Every recipe by name."""
+
+
+def recipe(name: str) -> TrainConfig:
+    """Return the configuration of a recipe.
+
+    Args:
+        name: Such as ``tiny``.
+
+    Returns:
+        The full configuration.
+
+    Raises:
+        ConfigError: If there is no such recipe; names the nearest.
+
+    Examples:
+        >>> recipe("tiny").recipe
+        'tiny'
+    """
+    if name not in RECIPES:
+        raise unknown_setting(name, RECIPES)
+    return RECIPES[name]()
