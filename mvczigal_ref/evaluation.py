@@ -186,7 +186,13 @@ def evaluate(
         )
         for first in range(0, len(kept), size)
     ]  # fmt: skip
-    return Evaluation(per_view=table[..., 0], joint=table[..., 1], images=torch.cat(shown).cpu())
+    views = system.rig.num_views
+    nothing = torch.zeros(0, views, 3, system.image_size, system.image_size)
+    return Evaluation(
+        per_view=table[..., 0].contiguous(),
+        joint=table[..., 1].contiguous(),
+        images=torch.cat(shown).cpu() if shown else nothing,
+    )
 
 
 def _noise(system: System, part: Sequence[int], seed: int) -> SeededNoise:

@@ -310,8 +310,7 @@ class _Judge:
         self.world.barrier()
         if self.world.is_main:
             path.parent.mkdir(exist_ok=True)
-            named = {k: v.contiguous() for k, v in (("per_view", scores.per_view),
-                     ("joint", scores.joint), ("images", scores.images))}  # fmt: skip
+            named = {"per_view": scores.per_view, "joint": scores.joint, "images": scores.images}
             atomic_write(path, save(named))
         self.world.barrier()
         return scores
@@ -321,7 +320,7 @@ def _claim(folder: Path, config: TrainConfig, world: World) -> None:
     """Make the folder this run's, or refuse a folder of another run."""
     path = folder / "config.json"
     if path.is_file():
-        saved = load_config(path)
+        saved = load_config(file=path)
         if fingerprint(saved) != fingerprint(config):
             msg = (
                 f"{str(folder)!r} holds a run with other settings (recipe {saved.recipe!r}). "
