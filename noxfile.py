@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+DECLARING = ("pyproject.toml", "constraints.txt")
 # Tests read no hub and no network, and run on one thread unless told otherwise.
 TEST_ENV = {
     "HF_HUB_OFFLINE": "1",
@@ -24,8 +26,26 @@ TEST_ENV = {
 UNIT = ("--doctest-modules", "mvczigal_ref", "tests/unit")
 
 
-def _install_tree(session: nox.Session, extra: str = "test") -> None:
-    session.install(*CONSTRAINTS, "-e", f".[{extra}]")
+def _python(session: nox.Session) -> str:
+    """Give the Python of the one environment that most sessions share.
+
+    torch takes more than a gigabyte and a minute to install, so it is installed once, and again
+    when what is declared or pinned has changed.
+    """
+    folder = ROOT / ".nox" / "shared"
+    python, stamp = str(folder / "bin" / "python"), folder / "installed"
+    declared = "".join((ROOT / name).read_text("utf-8") for name in DECLARING)
+    if not stamp.exists() or stamp.read_text("utf-8") != declared:
+        session.run(sys.executable, "-m", "virtualenv", "--clear", str(folder), external=True)
+        install = (python, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[dev]")
+        session.run(*install, external=True)
+        stamp.write_text(declared, "utf-8")
+    return python
+
+
+def _shared(session: nox.Session, *module_and_arguments: str) -> None:
+    python = _python(session)
+    session.run(python, "-m", *module_and_arguments, env=TEST_ENV, external=True)
 
 
 def _pytest(session: nox.Session, *arguments: str) -> None:
@@ -44,39 +64,34 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports", "--no-cache")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
     """Check types strictly."""
-    session.install(*CONSTRAINTS, "-e", ".", "mypy", "nox", "types-PyYAML")
-    session.run("mypy", *session.posargs)
+    _shared(session, "mypy", *session.posargs)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def unit(session: nox.Session) -> None:
     """Run the unit tests and every docstring's example."""
-    _install_tree(session)
-    _pytest(session, *(session.posargs or UNIT))
+    _shared(session, "pytest", *(session.posargs or UNIT))
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def integration(session: nox.Session) -> None:
     """Run the tests of whole runs: learning, saving, resuming, two processes."""
-    _install_tree(session)
-    _pytest(session, *(session.posargs or ("tests/integration",)))
+    _shared(session, "pytest", *(session.posargs or ("tests/integration",)))
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def mutants(session: nox.Session) -> None:
     """Break one line at a time and show that the unit tests notice."""
-    _install_tree(session)
-    session.run("python", "-m", "tests.mutants.run", *session.posargs, env=TEST_ENV)
+    _shared(session, "tests.mutants.run", *session.posargs)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Measure cost: seconds, operators and peak memory at the benchmark's shapes."""
-    _install_tree(session)
-    session.run("python", "-m", "bench", *session.posargs, env=TEST_ENV)
+    _shared(session, "bench", *session.posargs)
 
 
 @nox.session
