@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+import mvczigal_ref
+
+PACKAGE = Path(mvczigal_ref.__file__).parent
+ROOT = PACKAGE.parent
 BLOCKED = {
     "accelerate",
     "diffusers",
@@ -32,7 +35,7 @@ for name in {modules}:
 
 def modules():
     """Return the cameras and every file of the diffusion package, as import names."""
-    files = sorted((ROOT / "mvczigal_ref" / "diffusion").glob("*.py"))
+    files = sorted((PACKAGE / "diffusion").glob("*.py"))
     inside = [file.relative_to(ROOT).with_suffix("").parts for file in files]
     return ["mvczigal_ref.cameras", *(".".join(p).removesuffix(".__init__") for p in inside)]
 

@@ -93,6 +93,13 @@ def test_ddim_sampler_is_the_step_function_at_the_grid_s_levels(n, kind, eta, of
     assert torch.equal(sampler.invert(output, latent, step), ddim_invert(output, latent, **levels))
 
 
+def test_a_network_distilled_on_another_grid_samples_on_that_one():
+    """20 distillation steps of 50 timesteps: the first, the seventh and the fourteenth."""
+    sampler = LcmSampler.create(num_steps=3, alpha_bar=ALPHA_BAR, original_num_steps=20)
+
+    assert sampler.timesteps.tolist() == [999, 699, 349]
+
+
 def test_defaults_are_the_published_settings():
     """Noise prediction, 50 distillation steps, boundary weights 0.5 and 10, full eta, offset 1."""
     lcm = LcmSampler.create(num_steps=4, alpha_bar=ALPHA_BAR)
