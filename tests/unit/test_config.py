@@ -30,6 +30,8 @@ OTHER = {
     "recipe": "other",
     "model": {
         "weights": "folder",
+        "rig": "paper",
+        "image_size": 64,
         "finetune": "full",
         "lora_rank": 4,
         "lora_alpha": 2.0,
@@ -39,6 +41,7 @@ OTHER = {
     },
     "sampler": {
         "kind": "ddim",
+        "prediction_type": "epsilon",
         "num_steps": 8,
         "guidance_scale": 3.0,
         "eta": 0.5,
@@ -52,7 +55,7 @@ OTHER = {
         "inversion_camera_scale": 0.0,
     },
     "reward": {"per_view": "pickscore", "joint": "hyperscore"},
-    "advantage": {"mode": "weighted", "joint_weight": 0.1, "shuffle": True},
+    "advantage": {"mode": "weighted_sum", "joint_weight": 0.1, "shuffle": True},
     "objective": {
         "pairing": "standard",
         "clip_range": 1e-4,
@@ -67,6 +70,7 @@ OTHER = {
         "multiplier_init": 1.0,
         "multiplier_max": 2.0,
         "threshold_init": 3.5,
+        "threshold_objects": 8,
         "threshold_decay": 1.0,
         "order": "multiplier_first",
     },
@@ -78,6 +82,7 @@ OTHER = {
         "max_grad_norm": 1.0,
         "epochs_per_iteration": 2,
         "optimizer_steps_per_epoch": 1,
+        "steps_per_microbatch": 2,
         "warmup_iterations": 5,
     },
     "run": {
