@@ -12,16 +12,17 @@ BATCH_SHAPES = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 
 PREDICTION_TYPES = st.sampled_from(["epsilon", "v_prediction", "sample"])
 
-LEVELS = st.floats(0.001, 0.999)
-"""A signal share that is neither pure noise nor pure signal."""
+
+def randn(*shape: int, seed: int = 0, **how):
+    """Draw standard-normal numbers that are the same in every run and order of tests."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **how)
 
 
 @st.composite
-def latents(draw, count: int, dtype: torch.dtype = torch.float64):
-    """Draw ``count`` standard-normal latents of one shape, with any leading axes."""
+def latents(draw, count: int):
+    """Draw ``count`` standard-normal float64 latents of one shape, with any leading axes."""
     shape = (*draw(BATCH_SHAPES), *draw(st.tuples(*[st.integers(1, 3)] * 3)))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    return tuple(torch.randn(shape, generator=generator, dtype=dtype) for _ in range(count))
+    return tuple(randn(count, *shape, seed=draw(st.integers(0, 2**31)), dtype=torch.float64))
 
 
 @st.composite
@@ -44,9 +45,9 @@ def levels_of(draw, latent: torch.Tensor):
 
 
 @st.composite
-def steps(draw, **sizes):
+def steps(draw):
     """Draw ``(output, latent, noisy level, clean level, timestep)`` for a batch of any shape."""
-    output, latent = draw(latents(2, **sizes))
+    output, latent = draw(latents(2))
     return output, latent, *draw(levels_of(latent))
 
 

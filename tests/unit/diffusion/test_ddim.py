@@ -18,7 +18,7 @@ from mvczigal_ref.diffusion.schedule import (
 )
 from tests import golden, oracles
 from tests.compare import FP32, FP64, assert_equal_to
-from tests.strategies import PREDICTION_TYPES, steps
+from tests.strategies import PREDICTION_TYPES, randn, steps
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 DOWN = golden.names("diffusion", "ddim_step_")
@@ -76,7 +76,7 @@ def test_transition_and_inversion_equal_diffusers(kind, num_steps, eta):
     down.final_alpha_cumprod = up.initial_alpha_cumprod = alpha_bar[0]
     down.set_timesteps(num_steps)
     up.set_timesteps(num_steps)
-    output, latent, noise = torch.randn(3, 2, 4, 3, 5, dtype=torch.float64)
+    output, latent, noise = randn(3, 2, 4, 3, 5, dtype=torch.float64)
     for t in ddim_timesteps(num_steps).tolist():
         levels = {
             "alpha_bar_t": alpha_bar[t],
@@ -164,7 +164,7 @@ def test_fp32_levels_keep_the_direction_near_the_clean_end():
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_gradients_flow_to_output_and_latent(kind, eta):
     """By finite differences, down and up."""
-    output, latent = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    output, latent = randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     low, high = torch.tensor([[0.1, 0.3], [0.5, 0.9]], dtype=torch.float64)
     levels = {"alpha_bar_t": low, "alpha_bar_prev": high, "prediction_type": kind}
 

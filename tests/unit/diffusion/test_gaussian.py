@@ -19,7 +19,7 @@ from mvczigal_ref.diffusion.gaussian import (
 )
 from tests import oracles
 from tests.compare import FP32, FP64, assert_equal_to
-from tests.strategies import latents
+from tests.strategies import latents, randn
 
 REDUCTIONS = ["mean", "sum", "none"]
 SPREADS = st.floats(0.01, 10.0)
@@ -206,7 +206,7 @@ def test_a_draw_is_as_likely_as_its_noise(drawn):
 
 def test_fp32_stays_fp32_and_near_fp64():
     """Computed in the input's own dtype, whatever the spread's."""
-    action, mean = torch.randn(2, 5, 4, 32, 32, dtype=torch.float64)
+    action, mean = randn(2, 5, 4, 32, 32, dtype=torch.float64)
     std = torch.linspace(0.1, 1.0, 5, dtype=torch.float64)
     for reduction in REDUCTIONS:
         wide = log_prob(action, mean=mean, std=std, reduction=reduction)
@@ -232,7 +232,7 @@ def test_checked_spreads_pass():
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradients_flow_to_every_tensor(reduction):
     """By finite differences."""
-    mean_p, mean_q = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    mean_p, mean_q = randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     std_p = torch.tensor([0.5, 1.5], dtype=torch.float64, requires_grad=True)
     std_q = torch.tensor([0.8, 0.9], dtype=torch.float64, requires_grad=True)
 
@@ -248,7 +248,7 @@ def test_gradients_flow_to_every_tensor(reduction):
 
 def test_score_points_from_the_mean_to_the_action():
     """The gradient of the true density in the mean is the error over the variance."""
-    action, mean = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
+    action, mean = randn(2, 3, 1, 2, 2, dtype=torch.float64)
     mean.requires_grad_()
     log_prob(action, mean=mean, std=0.5, reduction="sum").sum().backward()
 

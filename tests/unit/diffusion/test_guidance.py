@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
 from tests import golden, oracles
 from tests.compare import FP32, FP64, assert_equal_to
-from tests.strategies import latents
+from tests.strategies import latents, randn
 
 SCALES = st.floats(0.0, 15.0)
 
@@ -107,7 +107,7 @@ def test_a_narrow_embedding_is_rounded_after_it_is_computed(dtype):
 
 def test_gradients_flow_to_both_predictions_and_to_the_scale():
     """By finite differences."""
-    uncond, cond = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    uncond, cond = randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor([1.001, 1.002], dtype=torch.float64, requires_grad=True)
 
     assert torch.autograd.gradcheck(

@@ -15,7 +15,7 @@ from mvczigal_ref.diffusion.schedule import (
 )
 from tests import golden, oracles
 from tests.compare import FP32, FP64, assert_equal_to
-from tests.strategies import PREDICTION_TYPES, steps
+from tests.strategies import PREDICTION_TYPES, randn, steps
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 DOWN = [name for kind in KINDS for name in golden.names("diffusion", f"lcm_step_{kind}")]
@@ -86,7 +86,7 @@ def test_transition_equals_diffusers(kind, num_steps):
     scheduler.alphas_cumprod = alpha_bar
     scheduler.set_timesteps(num_steps)
     grid = lcm_timesteps(num_steps).tolist()
-    output, latent = torch.randn(2, 2, 4, 3, 5, dtype=torch.float64)
+    output, latent = randn(2, 2, 4, 3, 5, dtype=torch.float64)
     for i, t in enumerate(grid):
         s = grid[i + 1] if i + 1 < num_steps else t
         step = lcm_transition(
@@ -194,7 +194,7 @@ def test_inversion_to_its_own_level_keeps_the_latent_up_to_the_boundary_weights(
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_flow_to_output_and_latent(kind):
     """By finite differences, down and up."""
-    output, latent = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    output, latent = randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     low, high = torch.tensor([[0.1, 0.3], [0.5, 0.9]], dtype=torch.float64)
     timestep = torch.tensor([1, 2])
 

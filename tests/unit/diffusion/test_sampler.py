@@ -1,4 +1,4 @@
-"""`diffusion.sampler`: oracle, laws, golden values, errors."""
+"""`diffusion.sampler`, the two samplers and their `grid`: oracle, laws, golden values, errors."""
 
 import inspect
 import itertools
@@ -22,7 +22,7 @@ from mvczigal_ref.diffusion.schedule import (
 )
 from tests import golden
 from tests.compare import FP64, assert_equal_to
-from tests.strategies import PREDICTION_TYPES
+from tests.strategies import PREDICTION_TYPES, randn
 
 ALPHA_BAR = shift_snr(scaled_linear_alpha_bar(), 8.0)
 SAMPLERS = [LcmSampler, DdimSampler]
@@ -49,7 +49,7 @@ def test_lcm_sampler_is_the_step_function_at_the_grid_s_levels(n, kind, sigma, s
     grid = lcm_timesteps(n).tolist()
     step = data.draw(st.integers(0, n - 1))
     t, s = grid[step], grid[min(step + 1, n - 1)]
-    output, latent = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
+    output, latent = randn(2, 2, 3, 2, 2, dtype=torch.float64)
     levels = {
         "alpha_bar_t": ALPHA_BAR[t],
         "alpha_bar_prev": ALPHA_BAR[s],
@@ -77,7 +77,7 @@ def test_ddim_sampler_is_the_step_function_at_the_grid_s_levels(n, kind, eta, of
     grid = ddim_timesteps(n, steps_offset=offset).tolist()
     step = data.draw(st.integers(0, n - 1))
     t, s = grid[step], max(grid[step] - 1000 // n, 0)
-    output, latent = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
+    output, latent = randn(2, 2, 3, 2, 2, dtype=torch.float64)
     levels = {
         "alpha_bar_t": ALPHA_BAR[t],
         "alpha_bar_prev": ALPHA_BAR[s],
@@ -121,7 +121,7 @@ def test_a_tensor_of_steps_is_every_step_by_itself(sampler_type, shape):
     sampler = sampler_type.create(num_steps=4, alpha_bar=ALPHA_BAR)
     batch = torch.broadcast_shapes(shape, {(1, 3): (2, 3), (2, 1): (2, 3)}.get(shape, shape))
     step = torch.arange(24)[: torch.Size(shape).numel()].reshape(shape) % 4
-    output, latent = torch.randn(2, *batch, 3, 2, 5, dtype=torch.float64)
+    output, latent = randn(2, *batch, 3, 2, 5, dtype=torch.float64)
     together = sampler.transition(output, latent, step)
     raised = sampler.invert(output, latent, step)
     spread = together.std.expand(batch)
@@ -176,7 +176,7 @@ def test_to_moves_and_narrows_the_tables_alone(sampler_type):
 def test_the_step_runs_in_the_latent_s_dtype_whatever_the_tables_are(sampler_type):
     """fp64 tables cost nothing, and are rounded after their roots are taken."""
     sampler = sampler_type.create(num_steps=4, alpha_bar=ALPHA_BAR)
-    output, latent = torch.randn(2, 4, 2, 3, 3)
+    output, latent = randn(2, 4, 2, 3, 3)
     step = sampler.transition(output, latent, torch.arange(4))
     wide = sampler.transition(output.double(), latent.double(), torch.arange(4))
 
@@ -204,7 +204,7 @@ def test_no_loop_over_objects_views_or_steps(sampler_type):
     sampler = sampler_type.create(num_steps=4, alpha_bar=ALPHA_BAR)
     counts = []
     for batch in [(1, 1, 1), (4, 25, 10)]:
-        output, latent = torch.randn(2, *batch, 2, 2, 2, dtype=torch.float64)
+        output, latent = randn(2, *batch, 2, 2, 2, dtype=torch.float64)
         step = (torch.arange(batch[0]) % 4)[:, None, None]
         with OperatorCount() as count:
             taken = sampler.transition(output, latent, step)

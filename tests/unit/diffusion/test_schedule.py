@@ -18,7 +18,7 @@ from mvczigal_ref.diffusion.schedule import (
 )
 from tests import golden, oracles
 from tests.compare import FP32, FP64, assert_equal_to
-from tests.strategies import PREDICTION_TYPES, steps
+from tests.strategies import PREDICTION_TYPES, randn, steps
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 MODES = ["interpolated", "default"]
@@ -189,7 +189,7 @@ def test_the_three_kinds_of_output_tell_the_same(drawn):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_flow_to_output_and_latent(kind):
     """By finite differences."""
-    output, latent = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    output, latent = randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     level = torch.tensor([0.3, 0.8], dtype=torch.float64)
 
     assert torch.autograd.gradcheck(
