@@ -1,5 +1,6 @@
 """What a run reports: one JSON line an iteration, trackers, seconds and memory."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -200,9 +201,9 @@ def _tracker(name: str, folder: Path, finished: int) -> GeneralTracker:
     if name == "tensorboard":
         # Curves of iterations that the run does again are hidden, not drawn twice.
         return TensorBoardTracker("tensorboard", str(folder), purge_step=finished)
-    return WandBTracker(
-        "mvczigal", name=folder.name, id=folder.name, dir=str(folder), resume="allow"
-    )
+    # The same folder is the same run, and another of the same name is another.
+    own = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return WandBTracker("mvczigal", name=folder.name, id=own, dir=str(folder), resume="allow")
 
 
 def _line(row: Mapping[str, Number]) -> str:

@@ -144,6 +144,18 @@ def test_tensorboard_holds_the_metrics_and_a_resume_draws_none_twice(tmp_path):
     ]
 
 
+def test_wandb_goes_on_with_the_run_of_the_same_folder(tmp_path):
+    """Whose name alone may be another run's; nothing is sent before the tracker is started."""
+    one, again, other = (
+        tracking._tracker("wandb", tmp_path / folder / "tiny", 0).init_kwargs
+        for folder in ("a", "a", "b")
+    )
+
+    assert one == again
+    assert one["id"] != other["id"]
+    assert (one["name"], one["resume"]) == ("tiny", "allow")
+
+
 def test_the_configuration_is_stored_flat(tmp_path):
     """Dotted names; lists and None as JSON text, which every tracker takes."""
     flat = tracking._flat({"optim": {"betas": [0.9, 0.99], "lr": 0.1}, "threshold": None})
