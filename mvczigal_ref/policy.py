@@ -67,15 +67,33 @@ def network_output(
     Args:
         policy: The network.
         sampler: Knows the timestep of every step.
-        latent_t: States at ``steps``, in any floating dtype; computed on in fp32
-            or wider [1]. Gradient flows.
-        steps: Indices into the sampling grid.
+        latent_t: States at ``steps``, in any floating dtype; handed on in fp32 or
+            wider [1]. Gradient flows.
+        steps: Indices into the sampling grid; read on the device alone.
         conditioning: Of the objects, once each.
         guidance_scale: Strength of the prompt [1].
         camera_scale: Strength of the camera features [1].
 
     Returns:
         The guided prediction, fp32 or wider.
+
+    Raises:
+        ValueError: As the network, such as when ``conditioning`` holds other objects.
+
+    Examples:
+        >>> from mvczigal_ref.cameras import PAPER_RIG
+        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> components = tiny_components(seed=0)
+        >>> network_output(
+        ...     components.policy,
+        ...     LcmSampler.create(num_steps=4, alpha_bar=torch.linspace(0.9, 0.1, 1000)),
+        ...     torch.zeros(2, 1, 6, 4, 8, 8, dtype=torch.bfloat16),
+        ...     torch.tensor([0, 3]),
+        ...     components.build_conditioning(["a red cube"], PAPER_RIG, image_size=32),
+        ...     guidance_scale=7.0,
+        ... ).dtype
+        torch.float32
     """
     num_steps, num_objects, num_views = latent_t.shape[:3]
     wide = latent_t.to(torch.promote_types(latent_t.dtype, torch.float32))
@@ -91,7 +109,7 @@ def network_output(
         guidance_scale=guidance_scale,
         camera_scale=camera_scale,
     )
-    return output.view_as(latent_t)
+    return output.reshape(latent_t.shape)
 
 
 def step_transition(
@@ -104,11 +122,20 @@ def step_transition(
 
     Args:
         sampler: The transition kernel.
-        output: From :func:`network_output`. Gradient flows.
-        latent_t: The states it was computed at.
+        output: From :func:`network_output` [network's unit]. Gradient flows.
+        latent_t: The states it was computed at, in any floating dtype [1]. Gradient flows.
         steps: Indices into the sampling grid.
 
     Returns:
-        Mean, standard deviation and denoised latents, one a step, object and view.
+        Mean and denoised latents, one a step, object and view; one standard deviation a
+        step. In the dtype of ``output``.
+
+    Examples:
+        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> sampler = LcmSampler.create(num_steps=4, alpha_bar=torch.linspace(0.9, 0.1, 1000))
+        >>> latent_t = torch.zeros(1, 2, 3, 4, 8, 8)
+        >>> transition = step_transition(sampler, latent_t, latent_t, torch.tensor([2]))
+        >>> transition.mean.shape, transition.std.shape
+        (torch.Size([1, 2, 3, 4, 8, 8]), torch.Size([1, 1, 1]))
     """
     return sampler.transition(output, latent_t.to(output.dtype), steps[:, None, None])

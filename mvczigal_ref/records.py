@@ -13,7 +13,7 @@ from mvczigal_ref.shapes import (
     PromptEmbedding,
 )
 
-__all__ = ["CameraFeatures", "Conditioning"]
+__all__ = ["CameraFeatures", "Conditioning", "PairedRollout", "RewardTable", "Trajectory"]
 
 CameraFeatures = tuple[Float[Tensor, "view _channels _height _width"], ...]
 """The camera encoder's output, one tensor a level, each level of its own size [1]."""
@@ -130,7 +130,22 @@ class Conditioning:
 
         Returns:
             ``times * num_objects`` objects; cameras and a shared negative prompt stay whole.
+
+        Raises:
+            ValueError: If ``times`` is below 1.
+
+        Examples:
+            >>> text, pooled, ids = torch.zeros(3, 4, 8), torch.zeros(3, 8), torch.zeros(3, 6)
+            >>> whole = Conditioning(
+            ...     prompt_embeds=text, pooled_prompt_embeds=pooled, time_ids=ids,
+            ...     camera_features=(torch.zeros(2, 5, 4, 4),), num_views=2,
+            ... )
+            >>> whole.repeat(4).num_objects
+            12
         """
+        if times < 1:
+            msg = f"`times` must be at least 1; got {times}."
+            raise ValueError(msg)
         negative, pooled = self.negative_prompt_embeds, self.negative_pooled_prompt_embeds
         if negative is not None and pooled is not None and negative.shape[0] > 1:
             negative, pooled = negative.repeat(times, 1, 1), pooled.repeat(times, 1)
@@ -184,7 +199,22 @@ class Trajectory:
     """Final latents, to decode [1]."""
 
     def objects(self, index: slice) -> "Trajectory":
-        """Narrow to some objects, as views onto the same memory."""
+        """Narrow to some objects.
+
+        Args:
+            index: Which objects, as a slice of the object axis.
+
+        Returns:
+            A record of views onto the same memory.
+
+        Examples:
+            >>> zero = torch.zeros(4, 3, 2, 1, 8, 8)
+            >>> whole = Trajectory(
+            ...     state=zero, action=zero, log_prob=zero[..., 0, 0, 0], denoised=zero[0]
+            ... )
+            >>> whole.objects(slice(1, 3)).log_prob.shape
+            torch.Size([4, 2, 2])
+        """
         return Trajectory(
             state=self.state[:, index],
             action=self.action[:, index],
@@ -204,8 +234,17 @@ class PairedRollout:
     """Plain sampling."""
 
     def objects(self, index: slice) -> "PairedRollout":
-        """Narrow to some objects, as views onto the same memory."""
-        return PairedRollout(zigzag=self.zigzag.objects(index), standard=self.standard.objects(index))
+        """Narrow to some objects.
+
+        Args:
+            index: Which objects, as a slice of the object axis.
+
+        Returns:
+            A record of views onto the same memory.
+        """
+        return PairedRollout(
+            zigzag=self.zigzag.objects(index), standard=self.standard.objects(index)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +252,13 @@ class RewardTable:
     """Raw rewards of both arms [reward units]."""
 
     per_view_zigzag: PerViewReward
+    """Of the zigzag arm, one a view."""
+
     per_view_standard: PerViewReward
+    """Of the standard arm, object for object."""
+
     joint_view_zigzag: JointViewReward
+    """Of the zigzag arm, one an object."""
+
     joint_view_standard: JointViewReward
+    """Of the standard arm, object for object."""

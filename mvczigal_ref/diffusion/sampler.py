@@ -4,7 +4,7 @@ Steps are counted from 0, the noisiest. A step index may be a Python int or an i
 number a latent; a tensor is never read from its device, so a whole trajectory is one call.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ from mvczigal_ref.shapes import BatchLatent, Timesteps
 __all__ = ["DdimSampler", "LcmSampler", "Sampler", "StepIndex"]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A grid of noise levels, the Gaussian of a step down it, and the way back up."""
 

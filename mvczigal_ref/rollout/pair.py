@@ -1,5 +1,6 @@
 """Paired rollouts: two trajectories from one initial noise, their first call made once."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -53,30 +54,68 @@ def paired_rollout(
         reduction: Of the log-density over channels, height and width.
 
     Returns:
-        Both trajectories; ``2 * num_steps - 1`` network calls, and two more a zigzag.
+        Both trajectories, without gradient; ``2 * num_steps - 1`` network calls, and
+        ``2 * zigzag_steps * zigzag_rounds`` more with a zigzag arm.
+
+    Raises:
+        ValueError: If ``pairing`` is unknown, or as :func:`zigzag_rollout`.
+
+    Examples:
+        >>> from mvczigal_ref.cameras import PAPER_RIG
+        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> components = tiny_components(seed=0)
+        >>> pair = paired_rollout(
+        ...     components.policy,
+        ...     LcmSampler.create(num_steps=2, alpha_bar=torch.linspace(0.9, 0.1, 1000)),
+        ...     components.build_conditioning(["a red cube"], PAPER_RIG, image_size=32),
+        ...     SeededNoise(seed=0, iteration=0, objects=[0], shape=(6, 4, 8, 8)),
+        ...     guidance_scale=7.0,
+        ... )
+        >>> pair.zigzag.log_prob.shape
+        torch.Size([2, 1, 6])
     """
+    if pairing not in ("zigzag", "standard"):
+        msg = f"`pairing` must be 'zigzag' or 'standard'; got {pairing!r}."
+        raise ValueError(msg)
     latent = noise.initial().to(storage_dtype)
     first = first_output(
-        policy, sampler, latent, conditioning,
-        guidance_scale=guidance_scale, camera_scale=camera_scale,
-    )  # fmt: skip
+        policy,
+        sampler,
+        latent,
+        conditioning,
+        guidance_scale=guidance_scale,
+        camera_scale=camera_scale,
+    )
+    plain = partial(
+        standard_rollout,
+        policy,
+        sampler,
+        latent,
+        conditioning,
+        guidance_scale=guidance_scale,
+        camera_scale=camera_scale,
+        storage_dtype=storage_dtype,
+        reduction=reduction,
+        shared_output=first,
+    )
     if pairing == "standard":
-        zigzag = standard_rollout(
-            policy, sampler, latent, conditioning, noise.arm("zigzag"),
-            guidance_scale=guidance_scale, camera_scale=camera_scale,
-            storage_dtype=storage_dtype, reduction=reduction, shared_output=first,
-        )  # fmt: skip
+        zigzag = plain(noise=noise.arm("zigzag"))
     else:
         zigzag = zigzag_rollout(
-            policy, sampler, latent, conditioning, noise.arm("zigzag"),
-            guidance_scale=guidance_scale, inversion_guidance_scale=inversion_guidance_scale,
-            camera_scale=camera_scale, inversion_camera_scale=inversion_camera_scale,
-            zigzag_steps=zigzag_steps, zigzag_rounds=zigzag_rounds,
-            storage_dtype=storage_dtype, reduction=reduction, shared_output=first,
-        )  # fmt: skip
-    standard = standard_rollout(
-        policy, sampler, latent, conditioning, noise.arm("standard"),
-        guidance_scale=guidance_scale, camera_scale=camera_scale,
-        storage_dtype=storage_dtype, reduction=reduction, shared_output=first,
-    )  # fmt: skip
-    return PairedRollout(zigzag=zigzag, standard=standard)
+            policy,
+            sampler,
+            latent,
+            conditioning,
+            noise.arm("zigzag"),
+            guidance_scale=guidance_scale,
+            inversion_guidance_scale=inversion_guidance_scale,
+            camera_scale=camera_scale,
+            inversion_camera_scale=inversion_camera_scale,
+            zigzag_steps=zigzag_steps,
+            zigzag_rounds=zigzag_rounds,
+            storage_dtype=storage_dtype,
+            reduction=reduction,
+            shared_output=first,
+        )
+    return PairedRollout(zigzag=zigzag, standard=plain(noise=noise.arm("standard")))

@@ -1,6 +1,7 @@
 """Plain sampling of all views as one decision process."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from mvczigal_ref.records import Conditioning, Trajectory
 from mvczigal_ref.rollout.noise import NoiseSource
 from mvczigal_ref.shapes import ObjectLatent
 
-__all__ = ["Recorder", "first_output", "standard_rollout"]
+__all__ = ["Recorder", "first_output", "standard_rollout", "step_indices"]
 
 
 class Recorder:
@@ -35,16 +36,37 @@ class Recorder:
         self._log_probs: list[Tensor] = []
 
     def round(self, latent: ObjectLatent) -> ObjectLatent:
-        """Round to the storage dtype."""
+        """Round to the storage dtype.
+
+        Args:
+            latent: In any floating dtype [1].
+
+        Returns:
+            The latent as it will be stored, and as the network sees it next.
+        """
         return latent.to(self.storage_dtype)
 
     def act(self, transition: Transition, noise: ObjectLatent) -> ObjectLatent:
-        """Draw an action and round it, unrecorded."""
+        """Draw an action and round it; it is not recorded yet.
+
+        Args:
+            transition: Of one step.
+            noise: Standard normal [1].
+
+        Returns:
+            The rounded action.
+        """
         drawn = gaussian.sample(transition.mean[0], transition.std[0], noise)
         return self.round(drawn)
 
     def record(self, state: ObjectLatent, action: ObjectLatent, transition: Transition) -> None:
-        """Score a rounded action and keep it."""
+        """Score a rounded action and keep it.
+
+        Args:
+            state: What the network saw, rounded [1].
+            action: What was drawn there, rounded [1].
+            transition: The Gaussian that it was drawn from, not rounded.
+        """
         log_prob = gaussian.log_prob(
             action[None].to(transition.mean.dtype),
             mean=transition.mean,
@@ -55,13 +77,23 @@ class Recorder:
         self._actions.append(action)
         self._log_probs.append(log_prob[0])
 
-    def trajectory(self, denoised: ObjectLatent) -> Trajectory:
-        """Stack what was recorded."""
+    def trajectory(self, last: Transition, *, image_is_denoised: bool) -> Trajectory:
+        """Stack what was recorded.
+
+        Args:
+            last: The last step's Gaussian.
+            image_is_denoised: Whether the image is decoded from its denoised latent, as
+                :attr:`Sampler.last_action_is_image_independent` says, or from the last action.
+
+        Returns:
+            The record of this arm.
+        """
+        action = torch.stack(self._actions)
         return Trajectory(
             state=torch.stack(self._states),
-            action=torch.stack(self._actions),
+            action=action,
             log_prob=torch.stack(self._log_probs),
-            denoised=denoised,
+            denoised=last.denoised[0] if image_is_denoised else action[-1].to(last.mean.dtype),
         )
 
 
@@ -85,14 +117,18 @@ def first_output(
         camera_scale: Strength of the camera features [1].
 
     Returns:
-        The guided prediction at step 0.
+        The guided prediction at step 0, without gradient.
     """
-    step = torch.zeros(1, dtype=torch.long, device=latent.device)
     with torch.no_grad():
         return network_output(
-            policy, sampler, latent[None], step, conditioning,
-            guidance_scale=guidance_scale, camera_scale=camera_scale,
-        )  # fmt: skip
+            policy,
+            sampler,
+            latent[None],
+            step_indices(sampler, latent.device)[0],
+            conditioning,
+            guidance_scale=guidance_scale,
+            camera_scale=camera_scale,
+        )
 
 
 @torch.no_grad()
@@ -115,7 +151,8 @@ def standard_rollout(
 
     Source:
         arXiv:2505.20107, the unified multi-view decision process: state all
-        views at once, action all next views at once.
+        views at once, action all next views at once. Ours: an action is rounded to
+        the storage dtype and scored after.
 
     Args:
         policy: The network.
@@ -130,34 +167,58 @@ def standard_rollout(
         shared_output: The network's output at x_T, if already known.
 
     Returns:
-        States, actions, log-densities and final latents; ``num_steps`` network
-        calls, one fewer with ``shared_output``.
+        States, actions, log-densities and final latents, without gradient; ``num_steps``
+        network calls, one fewer with ``shared_output``.
+
+    Examples:
+        >>> from mvczigal_ref.cameras import PAPER_RIG
+        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> from mvczigal_ref.rollout.noise import SeededNoise
+        >>> components = tiny_components(seed=0)
+        >>> noise = SeededNoise(seed=0, iteration=0, objects=[0], shape=(6, 4, 8, 8))
+        >>> trajectory = standard_rollout(
+        ...     components.policy,
+        ...     LcmSampler.create(num_steps=2, alpha_bar=torch.linspace(0.9, 0.1, 1000)),
+        ...     noise.initial(),
+        ...     components.build_conditioning(["a red cube"], PAPER_RIG, image_size=32),
+        ...     noise.arm("standard"),
+        ...     guidance_scale=7.0,
+        ... )
+        >>> trajectory.action.shape
+        torch.Size([2, 1, 6, 4, 8, 8])
     """
+    denoise = partial(
+        network_output,
+        policy,
+        sampler,
+        conditioning=conditioning,
+        guidance_scale=guidance_scale,
+        camera_scale=camera_scale,
+    )
     recorder = Recorder(storage_dtype=storage_dtype, reduction=reduction)
-    state, transition = recorder.round(latent), None
+    state = recorder.round(latent)
     for step, index in enumerate(step_indices(sampler, latent.device)):
-        output = shared_output if step == 0 else None
-        if output is None:
-            output = network_output(
-                policy, sampler, state[None], index, conditioning,
-                guidance_scale=guidance_scale, camera_scale=camera_scale,
-            )  # fmt: skip
+        known = shared_output if step == 0 else None
+        output = denoise(state[None], index) if known is None else known
         transition = step_transition(sampler, output, state[None], index)
         action = recorder.act(transition, noise(step, 0))
         recorder.record(state, action, transition)
         state = action
-    return recorder.trajectory(final_latent(sampler, state, transition))
+    return recorder.trajectory(
+        transition, image_is_denoised=sampler.last_action_is_image_independent
+    )
 
 
 def step_indices(sampler: Sampler, device: torch.device) -> Sequence[Tensor]:
-    """Give every step's index as a tensor of one element."""
-    return torch.arange(sampler.num_steps, device=device).split(1)
+    """Give every step's index as a tensor of one element, made on the device at once.
 
+    Args:
+        sampler: The sampling grid.
+        device: Where the latents are.
 
-def final_latent(
-    sampler: Sampler, action: ObjectLatent, transition: Transition | None
-) -> ObjectLatent:
-    """Choose what is decoded: the last denoised latent of LCM, the last action of DDIM."""
-    if transition is not None and sampler.last_action_is_image_independent:
-        return transition.denoised[0]
-    return action
+    Returns:
+        ``num_steps`` tensors, 0 the noisiest.
+    """
+    indices = torch.arange(sampler.num_steps, device=device)
+    return [indices[step : step + 1] for step in range(sampler.num_steps)]

@@ -1,5 +1,7 @@
 """ZMV-Sampling: denoise with strong guidance, invert with weak guidance, denoise again."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +11,7 @@ from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.policy import Policy, network_output, step_transition
 from mvczigal_ref.records import Conditioning, Trajectory
 from mvczigal_ref.rollout.noise import NoiseSource
-from mvczigal_ref.rollout.standard import Recorder, final_latent, step_indices
+from mvczigal_ref.rollout.standard import Recorder, step_indices
 from mvczigal_ref.shapes import ObjectLatent
 
 __all__ = ["zigzag_rollout"]
@@ -44,7 +46,8 @@ def zigzag_rollout(
 
     Source:
         arXiv:2505.20107, ZMV-Sampling; zigzag at the first step alone is its default,
-        all steps its ablation.
+        all steps its ablation. Ours: the latent that is inverted, the inverted one and the
+        action are rounded to the storage dtype.
 
     Args:
         policy: The network.
@@ -63,12 +66,30 @@ def zigzag_rollout(
         shared_output: The network's output at x_T, if already known.
 
     Returns:
-        States, actions, log-densities and final latents;
+        States, actions, log-densities and final latents, without gradient;
         ``num_steps + 2 * zigzag_steps * zigzag_rounds`` network calls, one fewer with
         ``shared_output``.
 
     Raises:
         ValueError: If ``zigzag_steps`` is not in 0..num_steps or ``zigzag_rounds`` below 1.
+
+    Examples:
+        >>> from mvczigal_ref.cameras import PAPER_RIG
+        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> from mvczigal_ref.rollout.noise import SeededNoise
+        >>> components = tiny_components(seed=0)
+        >>> noise = SeededNoise(seed=0, iteration=0, objects=[0], shape=(6, 4, 8, 8))
+        >>> trajectory = zigzag_rollout(
+        ...     components.policy,
+        ...     LcmSampler.create(num_steps=2, alpha_bar=torch.linspace(0.9, 0.1, 1000)),
+        ...     noise.initial(),
+        ...     components.build_conditioning(["a red cube"], PAPER_RIG, image_size=32),
+        ...     noise.arm("zigzag"),
+        ...     guidance_scale=7.0,
+        ... )
+        >>> torch.equal(trajectory.state[0], noise.initial())
+        False
     """
     if not 0 <= zigzag_steps <= sampler.num_steps:
         msg = (
@@ -79,26 +100,36 @@ def zigzag_rollout(
     if zigzag_rounds < 1:
         msg = f"`zigzag_rounds` must be at least 1; got {zigzag_rounds}."
         raise ValueError(msg)
+    denoise, invert = (
+        partial(
+            network_output,
+            policy,
+            sampler,
+            conditioning=conditioning,
+            guidance_scale=guidance,
+            camera_scale=camera,
+        )
+        for guidance, camera in (
+            (guidance_scale, camera_scale),
+            (inversion_guidance_scale, inversion_camera_scale),
+        )
+    )
     recorder = Recorder(storage_dtype=storage_dtype, reduction=reduction)
-    state, transition = recorder.round(latent), None
+    state = recorder.round(latent)
     for step, index in enumerate(step_indices(sampler, latent.device)):
-        output = shared_output if step == 0 else None
-        for draw in range(1 + (zigzag_rounds if step < zigzag_steps else 0)):
-            if draw:
-                inverse = network_output(
-                    policy, sampler, action[None], index, conditioning,
-                    guidance_scale=inversion_guidance_scale, camera_scale=inversion_camera_scale,
-                )  # fmt: skip
-                wide = action[None].to(inverse.dtype)
-                state = recorder.round(sampler.invert(inverse, wide, index[:, None, None])[0])
-                output = None
-            if output is None:
-                output = network_output(
-                    policy, sampler, state[None], index, conditioning,
-                    guidance_scale=guidance_scale, camera_scale=camera_scale,
-                )  # fmt: skip
+        known = shared_output if step == 0 else None
+        output = denoise(state[None], index) if known is None else known
+        transition = step_transition(sampler, output, state[None], index)
+        action = recorder.act(transition, noise(step, 0))
+        for draw in range(1, 1 + (zigzag_rounds if step < zigzag_steps else 0)):
+            inverse = invert(action[None], index)
+            lower = action[None].to(inverse.dtype)
+            state = recorder.round(sampler.invert(inverse, lower, index[:, None, None])[0])
+            output = denoise(state[None], index)
             transition = step_transition(sampler, output, state[None], index)
             action = recorder.act(transition, noise(step, draw))
         recorder.record(state, action, transition)
         state = action
-    return recorder.trajectory(final_latent(sampler, state, transition))
+    return recorder.trajectory(
+        transition, image_is_denoised=sampler.last_action_is_image_independent
+    )
