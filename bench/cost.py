@@ -1,0 +1,166 @@
+"""One training iteration at three small shapes: ATen operators, CPU seconds, peak memory.
+
+    python -m bench.cost [--shapes S M L] [--repeats 3]
+
+The columns "released" are published figures of the released trainer for the same shapes,
+prompts, views, steps, checkpointing and optimiser steps (minimum of three on a 2-core machine).
+Seconds do not carry over between machines; operators do.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mvczigal_ref.config import TrainConfig, from_dict
+from mvczigal_ref.constraint import ConstraintState
+from mvczigal_ref.distributed import World
+from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.system import System, build_system
+from mvczigal_ref.tracking import StageTimer
+
+PROMPTS = ("a red cube with a white nose", "a blue ball with a yellow fin")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A network's size, and what the released trainer needs for one iteration of it."""
+
+    image: int
+    channels: tuple[int, int, int]
+    heads: tuple[int, int, int]
+    layers: tuple[int, int, int]
+    steps: int
+    released_operators: int
+    released_seconds: float
+    released_megabytes: float
+
+
+SHAPES = {
+    "S": Shape(64, (16, 32, 32), (1, 2, 2), (1, 1, 2), 8, 661_601, 6.45, 577),
+    "M": Shape(128, (32, 64, 128), (1, 2, 4), (1, 2, 2), 8, 834_911, 15.7, 737),
+    "L": Shape(256, (32, 64, 128), (1, 2, 4), (1, 2, 2), 4, 429_079, 26.7, 1202),
+}
+
+
+class CountOperators(TorchDispatchMode):
+    """Count every ATen operator, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204, D105
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def cheap_per_view(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """Mean plus a tenth of the standard deviation of the pixels."""
+    return images.mean((2, 3, 4)) + 0.1 * images.std((2, 3, 4))
+
+
+def cheap_joint(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """The same over all views."""
+    return images.mean((1, 2, 3, 4)) + 0.1 * images.std((1, 2, 3, 4))
+
+
+def configuration(shape: Shape) -> TrainConfig:
+    """Released-code settings; how replay is cut up is ours."""
+    return from_dict(
+        {
+            "model": {"image_size": shape.image, "lora_rank": 4, "lora_alpha": 4.0, "rig": "paper",
+                      "gradient_checkpointing": True},
+            "sampler": {"num_steps": shape.steps, "guidance_scale": 7.0, "snr_shift": 8.0,
+                        "prediction_type": "epsilon"},
+            "objective": {"clip_range": 1e-4, "train_last_action": True},
+            "optim": {"lr": 1e-4, "optimizer_steps_per_epoch": 1,
+                      "steps_per_microbatch": STEPS_TOGETHER[shape.image]},
+            "run": {"objects_per_iteration": 2, "objects_per_slice": 2},
+        }
+    )  # fmt: skip
+
+
+STEPS_TOGETHER = {64: 8, 128: 4, 256: 1}
+"""Steps replayed in one call, by image edge: as many as stay below the released peak memory."""
+
+
+def build(shape: Shape) -> tuple[System, TrainConfig]:
+    """Build the random network of a shape."""
+    config = configuration(shape)
+    components = tiny_components(
+        seed=0, channels=shape.channels, num_heads=shape.heads, layers_per_block=2,
+        transformer_layers=shape.layers, vae_channels=(8, 8, 16, 16), text_width=16,
+        time_cond_proj_dim=8,
+    )  # fmt: skip
+    system = build_system(config, device=torch.device("cpu"), components=components)
+    return replace(system, per_view=cheap_per_view, joint=cheap_joint), config
+
+
+def measure(name: str, repeats: int) -> dict[str, float]:
+    """Run one shape in this process."""
+    torch.set_num_threads(1)
+    system, config = build(SHAPES[name])
+    optimizer = torch.optim.AdamW(list(system.trained().values()), lr=config.optim.lr)
+    timer, state = StageTimer(), ConstraintState()
+
+    def iterate(index: int) -> None:
+        run_iteration(
+            system, optimizer, state, PROMPTS, iteration=index, config=config, world=World(),
+            timer=timer,
+        )  # fmt: skip
+
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = []
+    for index in range(repeats):
+        start = time.process_time()
+        iterate(index)
+        seconds.append(time.process_time() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    stages = timer.take()
+    with CountOperators() as counter:
+        iterate(repeats)
+    return {
+        "operators": counter.count, "seconds": min(seconds), "slowest": max(seconds),
+        "megabytes": peak, "base_megabytes": base,
+        "update_share": stages["seconds/update"] / sum(stages.values()),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure each shape in a process of its own and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    wanted = parser.parse_args()
+    if wanted.one:
+        print(json.dumps(measure(wanted.one, wanted.repeats)))
+        return
+    print("| shape | operators | released | ratio | CPU s (min-max of repeats) | released | ratio | peak MB | released | update's share |")  # noqa: E501
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in wanted.shapes:
+        command = [sys.executable, "-m", "bench.cost", "--one", name, "--repeats", str(wanted.repeats)]
+        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+        found = json.loads(line)
+        shape = SHAPES[name]
+        print(
+            f"| {name} | {found['operators']:,} | {shape.released_operators:,} "
+            f"| 1/{shape.released_operators / found['operators']:.1f} "
+            f"| {found['seconds']:.2f}-{found['slowest']:.2f} | {shape.released_seconds} "
+            f"| 1/{shape.released_seconds / found['seconds']:.1f} "
+            f"| {found['megabytes']:.0f} | {shape.released_megabytes:.0f} "
+            f"| {found['update_share']:.0%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
