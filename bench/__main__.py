@@ -1,0 +1,5 @@
+"""Every measurement, one after the other."""
+
+from bench import cost
+
+cost.main()
