@@ -18,7 +18,7 @@ from mvczigal_ref.rollout.pair import paired_rollout
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import DTYPES, System
 from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.update import PairBatch, UpdateSettings, update_policy
+from mvczigal_ref.update import PairBatch, PairObjective, UpdateSettings, update_policy
 
 __all__ = ["IterationResult", "prompt_batch", "run_iteration"]
 
@@ -46,10 +46,16 @@ def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: in
     Returns:
         ``count`` prompts; every prompt appears once a pass.
 
+    Raises:
+        ValueError: If there are no prompts.
+
     Examples:
         >>> sorted(prompt_batch(["a", "b"], seed=0, iteration=3, count=2))
         ['a', 'b']
     """
+    if not prompts:
+        msg = "`prompts` must hold at least one prompt; got none."
+        raise ValueError(msg)
     chosen = []
     for position in range(iteration * count, (iteration + 1) * count):
         turn, place = divmod(position, len(prompts))
@@ -71,31 +77,50 @@ def run_iteration(
 ) -> IterationResult:
     """Roll out, reward, constrain, compare, update.
 
+    Source:
+        arXiv:2505.20107, MVC-ZigAL. As in the released trainer the constraint steps right
+        after the rewards, and this iteration's gap uses its new multiplier; ``order`` of the
+        constraint says which of its two numbers moves first.
+
     Args:
-        system: What acts.
+        system: What acts; its trained parameters change.
         optimizer: Over the system's trained parameters.
         constraint: From the last iteration.
-        prompts: This iteration's, over all processes.
-        iteration: Its index.
+        prompts: This iteration's, one an object, over all processes.
+        iteration: Its index; names its noise.
         config: Settings, handed on as plain numbers.
         world: This process among all.
         timer: Measures the stages.
 
     Returns:
-        The new constraint state and the metrics.
+        The new constraint state and the metrics, the same in every process.
+
+    Raises:
+        ValueError: If there is not one prompt an object.
+        ConfigError: If the objects cannot be shared out equally.
+        NonFiniteError: If a reward, log-density, loss or gradient is not finite; says where.
+        ReplayMismatchError: If replay does not reproduce the rollout on equal slices.
     """
+    if len(prompts) != config.run.objects_per_iteration:
+        msg = (
+            "`prompts` must hold one prompt an object, `run.objects_per_iteration` = "
+            f"{config.run.objects_per_iteration}; got {len(prompts)}."
+        )
+        raise ValueError(msg)
     share = Share.of(config, world)
     with timer("rollout"):
         pairs = [_rollout(system, prompts, part, iteration, config) for part in share.objects]
     with timer("reward"):
-        own = [_reward(system, [prompts[i] for i in part], pair)
-               for part, pair in zip(share.objects, pairs, strict=True)]  # fmt: skip
+        own = [
+            _reward(system, [prompts[i] for i in part], pair)
+            for part, pair in zip(share.objects, pairs, strict=True)
+        ]
         rewards = share.gather_rewards(own, world)
     with timer("advantage"):
         advantages = _advantages(rewards)  # names a reward that is not finite
         constraint = constraint_step(
             constraint,
-            float(torch.cat([rewards.joint_view_zigzag, rewards.joint_view_standard]).mean()),
+            _joint_mean(rewards),
             step_size_violated=config.constraint.step_size_violated,
             step_size_satisfied=config.constraint.step_size_satisfied,
             multiplier_max=config.constraint.multiplier_max,
@@ -114,10 +139,15 @@ def run_iteration(
             for part, pair in zip(share.objects, pairs, strict=True)
         ]
         learned = update_policy(
-            system.policy, system.sampler, optimizer, batches, _objective(config),
-            parameters=list(system.trained().values()), world=world,
+            system.policy,
+            system.sampler,
+            optimizer,
+            batches,
+            _objective(config),
+            parameters=list(system.trained().values()),
+            world=world,
             settings=_update_settings(system, config),
-        )  # fmt: skip
+        )
     return IterationResult(constraint, {**_reward_metrics(rewards, constraint), **learned})
 
 
@@ -166,6 +196,11 @@ def _advantages(rewards: RewardTable) -> PairAdvantages:
     )
 
 
+def _joint_mean(rewards: RewardTable) -> float:
+    """Average over both arms and all objects."""
+    return float(torch.cat([rewards.joint_view_zigzag, rewards.joint_view_standard]).mean())
+
+
 def _gap(
     advantages: PairAdvantages, constraint: ConstraintState, iteration: int, config: TrainConfig
 ) -> Tensor:
@@ -181,7 +216,7 @@ def _gap(
     return gap
 
 
-def _objective(config: TrainConfig) -> "partial[object]":
+def _objective(config: TrainConfig) -> PairObjective:
     return partial(
         reward_difference_gradients,
         clip_range=config.objective.clip_range if config.objective.clip else float("inf"),
@@ -208,8 +243,7 @@ def _update_settings(system: System, config: TrainConfig) -> UpdateSettings:
 
 
 def _reward_metrics(rewards: RewardTable, constraint: ConstraintState) -> dict[str, float]:
-    joint = torch.cat([rewards.joint_view_zigzag, rewards.joint_view_standard]).mean()
-    metrics = {
+    metrics: dict[str, Tensor | float] = {
         "per_view_reward/zigzag": rewards.per_view_zigzag.mean(),
         "per_view_reward/standard": rewards.per_view_standard.mean(),
         "per_view_reward/gap": (rewards.per_view_zigzag - rewards.per_view_standard).mean(),
@@ -218,6 +252,6 @@ def _reward_metrics(rewards: RewardTable, constraint: ConstraintState) -> dict[s
         "joint_view_reward/gap": (rewards.joint_view_zigzag - rewards.joint_view_standard).mean(),
         "multiplier": constraint.multiplier,
         "threshold": constraint.threshold,
-        "slack": constraint.slack(float(joint)),
+        "slack": constraint.slack(_joint_mean(rewards)),
     }
     return {name: float(value) for name, value in metrics.items()}

@@ -35,9 +35,22 @@ class Share:
             This process's share.
 
         Raises:
-            ConfigError: If slices cannot be shared out equally.
+            ConfigError: If slices cannot be shared out equally, or would have to grow in replay.
+
+        Examples:
+            >>> from mvczigal_ref.config import from_dict
+            >>> config = from_dict({"run": {"objects_per_iteration": 8, "objects_per_slice": 2}})
+            >>> Share.of(config, World(rank=1, size=2)).objects
+            [range(2, 4), range(6, 8)]
         """
         size, groups = config.run.objects_per_slice, config.optim.optimizer_steps_per_epoch
+        replayed = config.run.replay_objects_per_slice
+        if replayed is not None and replayed > size:
+            msg = (
+                "`run.replay_objects_per_slice` must be at most `run.objects_per_slice` = "
+                f"{size}; got {replayed}. Replay cuts a rollout's slices up and never joins them."
+            )
+            raise ConfigError(msg)
         num_slices = config.run.objects_per_iteration // size
         unit = groups * world.size
         if num_slices % unit:
@@ -64,7 +77,7 @@ class Share:
         """Collect every process's rewards, in the iteration's object order, on the CPU.
 
         Args:
-            own: One table a slice of this process.
+            own: One table a slice of this process, in the order of ``objects``.
             world: This process among all.
 
         Returns:

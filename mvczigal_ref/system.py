@@ -12,13 +12,14 @@ from mvczigal_ref.diffusion.ddim_sampler import DdimSampler
 from mvczigal_ref.diffusion.lcm_sampler import LcmSampler
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
+from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.lora import add_lora, lora_parameters
 from mvczigal_ref.models.text import encode_prompts
-from mvczigal_ref.records import Conditioning
+from mvczigal_ref.records import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
-from mvczigal_ref.shapes import CameraFeature, Images, ObjectLatent
+from mvczigal_ref.shapes import Images, ObjectLatent
 from mvczigal_ref.world.scene import WORLD_RIG
 
 __all__ = ["DTYPES", "System", "build_sampler", "build_system"]
@@ -49,14 +50,14 @@ class System:
     image_size: int
     """Edge of an image [px]."""
 
-    camera_features: tuple[CameraFeature, ...]
+    camera_features: CameraFeatures
     """Of the rig, computed once."""
 
     device: torch.device
     """Where the network computes."""
 
     prompt_cache: dict[str, tuple[Tensor, Tensor]]
-    """Features of every prompt met so far."""
+    """Token and pooled features of every prompt met so far."""
 
     @property
     def policy(self) -> nn.Module:
@@ -71,7 +72,12 @@ class System:
         return (self.rig.num_views, int(vae.config.latent_channels), edge, edge)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Give the trained parameters by published name."""
+        """Find what trains.
+
+        Returns:
+            LoRA parameters by published name, or without a LoRA every parameter that
+            requires a gradient.
+        """
         lora = lora_parameters(self.components.policy.unet)
         if lora:
             return lora
@@ -79,7 +85,20 @@ class System:
         return {name: p for name, p in named if p.requires_grad}
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """Gather the features of prompts, encoding each the first time it is met."""
+        """Gather the features of prompts, encoding each the first time it is met.
+
+        Args:
+            prompts: One an object.
+
+        Returns:
+            What the policy is told of these objects.
+
+        Raises:
+            ValueError: If there are no prompts.
+        """
+        if not prompts:
+            msg = "`prompts` must hold at least one prompt; got none."
+            raise ValueError(msg)
         new = [p for p in dict.fromkeys(prompts) if p not in self.prompt_cache]
         for sentence in new:  # one by one, so that no prompt's features depend on its company
             embeds, pooled = encode_prompts(self.components, [sentence])
@@ -97,7 +116,14 @@ class System:
 
     @torch.no_grad()
     def images(self, denoised: ObjectLatent) -> Images:
-        """Decode final latents to images in [0, 1], fp32."""
+        """Decode final latents.
+
+        Args:
+            denoised: Final latents [1].
+
+        Returns:
+            Images in [0, 1], fp32, without gradient.
+        """
         return self.components.decode(denoised).float().clamp(0, 1)
 
 
@@ -108,22 +134,30 @@ def build_sampler(config: TrainConfig) -> Sampler:
         config: Its ``sampler`` section is read.
 
     Returns:
-        The sampler, tables in fp32.
+        The sampler, its tables computed in fp64 and rounded to fp32.
+
+    Examples:
+        >>> build_sampler(TrainConfig()).timesteps
+        tensor([999, 759, 499, 259])
     """
     wanted = config.sampler
     alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)
     if wanted.snr_shift != 1.0:
         alpha_bar = shift_snr(alpha_bar, wanted.snr_shift)
-    common = {
-        "num_steps": wanted.num_steps,
-        "alpha_bar": alpha_bar,
-        "prediction_type": wanted.prediction_type,
-    }
     sampler: Sampler
     if wanted.kind == "lcm":
-        sampler = LcmSampler.create(**common)  # type: ignore[arg-type]
+        sampler = LcmSampler.create(
+            num_steps=wanted.num_steps,
+            alpha_bar=alpha_bar,
+            prediction_type=wanted.prediction_type,
+        )
     else:
-        sampler = DdimSampler.create(**common, eta=wanted.eta)  # type: ignore[arg-type]
+        sampler = DdimSampler.create(
+            num_steps=wanted.num_steps,
+            alpha_bar=alpha_bar,
+            prediction_type=wanted.prediction_type,
+            eta=wanted.eta,
+        )
     return sampler.to(dtype=torch.float32)
 
 
@@ -135,13 +169,27 @@ def build_system(
     Args:
         config: The run's configuration.
         device: Where everything goes.
-        components: Models already loaded; read from ``model.weights`` if absent.
+        components: Models already loaded, changed in place; read from ``model.weights`` if
+            absent.
 
     Returns:
-        The system, the network in evaluation mode.
+        The system. The network is in evaluation mode, except where activations are
+        recomputed: then it is in training mode, in which it computes the same.
+
+    Raises:
+        ConfigError: If all weights are to be trained in half precision, or a scorer is unknown.
+        CheckpointError: If the weights cannot be read.
     """
-    loaded = load_components(weights_folder(config.model.weights)) if components is None else components
-    loaded = loaded.to(device)
+    if config.model.finetune == "full" and config.model.dtype != "fp32":
+        msg = (
+            '`model.dtype` must be "fp32" where `model.finetune` is "full"; got '
+            f"{config.model.dtype!r}. Updates of trained half-precision weights round away; train "
+            "a LoRA, whose weights are fp32."
+        )
+        raise ConfigError(msg)
+    if components is None:
+        components = load_components(weights_folder(config.model.weights))
+    loaded = components.to(device)
     for part in (loaded.text_encoder, loaded.text_encoder_2, loaded.vae, loaded.policy):
         part.requires_grad_(requires_grad=False)
         part.eval()

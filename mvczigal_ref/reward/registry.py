@@ -1,6 +1,6 @@
 """Scorers by the name that a configuration gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
@@ -19,10 +19,14 @@ def per_view_scorer(name: str) -> PerViewScorer:
         name: Such as ``world.per_view``.
 
     Returns:
-        The scorer.
+        A new scorer.
 
     Raises:
         ConfigError: If no per-view scorer has that name.
+
+    Examples:
+        >>> type(per_view_scorer("world.per_view")).__name__
+        'WorldPerView'
     """
     if name not in _PER_VIEW:
         raise _unknown("reward.per_view", name, _PER_VIEW)
@@ -36,15 +40,19 @@ def joint_view_scorer(name: str) -> JointViewScorer:
         name: Such as ``world.joint``.
 
     Returns:
-        The scorer.
+        A new scorer.
 
     Raises:
         ConfigError: If no joint-view scorer has that name.
+
+    Examples:
+        >>> type(joint_view_scorer("world.joint")).__name__
+        'WorldJointView'
     """
     if name not in _JOINT:
         raise _unknown("reward.joint", name, _JOINT)
     return _JOINT[name]()
 
 
-def _unknown(path: str, name: str, known: dict[str, Callable[[], object]]) -> ConfigError:
+def _unknown(path: str, name: str, known: Mapping[str, Callable[[], object]]) -> ConfigError:
     return ConfigError(f"`{path}` must be one of {sorted(known)}; got {name!r}.")

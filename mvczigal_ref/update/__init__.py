@@ -1,0 +1,26 @@
+"""Stage 5: replay stored actions with gradients, and change the parameters.
+
+The two arms of a pair never hold two graphs: the loss needs the other arm's
+log-probability as a number alone, so each arm is replayed, multiplied by its
+factor and sent backward before the next is built.
+"""
+
+from mvczigal_ref.update.accumulate import GradientStats, accumulate_pairs
+from mvczigal_ref.update.batch import PairBatch, PairGradients, PairObjective, UpdateSettings
+from mvczigal_ref.update.loop import check_on_policy, update_policy
+from mvczigal_ref.update.replay import replay_log_prob
+from mvczigal_ref.update.step import locate_non_finite_gradient, optimizer_step
+
+__all__ = [
+    "GradientStats",
+    "PairBatch",
+    "PairGradients",
+    "PairObjective",
+    "UpdateSettings",
+    "accumulate_pairs",
+    "check_on_policy",
+    "locate_non_finite_gradient",
+    "optimizer_step",
+    "replay_log_prob",
+    "update_policy",
+]
