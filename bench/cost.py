@@ -58,7 +58,7 @@ class CountOperators(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204, D105
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += 1
         return func(*args, **(kwargs or {}))
 
@@ -89,7 +89,7 @@ def configuration(shape: Shape) -> TrainConfig:
     )  # fmt: skip
 
 
-STEPS_TOGETHER = {64: 8, 128: 4, 256: 1}
+STEPS_TOGETHER = {64: 8, 128: 2, 256: 1}
 """Steps replayed in one call, by image edge: as many as stay below the released peak memory."""
 
 
@@ -102,6 +102,16 @@ def build(shape: Shape) -> tuple[System, TrainConfig]:
         time_cond_proj_dim=8,
     )  # fmt: skip
     system = build_system(config, device=torch.device("cpu"), components=components)
+    # 77 token positions, as the released trainer's encoders have; their values do not matter here
+    generator = torch.Generator().manual_seed(0)
+    features = {
+        prompt: (
+            torch.randn(1, 77, 32, generator=generator),
+            torch.randn(1, 16, generator=generator),
+        )
+        for prompt in PROMPTS
+    }
+    system = replace(system, prompt_cache=features)
     return replace(system, per_view=cheap_per_view, joint=cheap_joint), config
 
 
@@ -145,11 +155,14 @@ def main() -> None:
     if wanted.one:
         print(json.dumps(measure(wanted.one, wanted.repeats)))
         return
-    print("| shape | operators | released | ratio | CPU s (min-max of repeats) | released | ratio | peak MB | released | update's share |")  # noqa: E501
+    print(
+        "| shape | operators | released | ratio | CPU s (min-max of repeats) | released | ratio | peak MB | released | update's share |"
+    )  # noqa: E501
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in wanted.shapes:
-        command = [sys.executable, "-m", "bench.cost", "--one", name, "--repeats", str(wanted.repeats)]
-        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+        command = [sys.executable, "-m", "bench.cost", "--one", name]
+        command += ["--repeats", str(wanted.repeats)]
+        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found = json.loads(line)
         shape = SHAPES[name]
         print(
