@@ -156,8 +156,9 @@ def main() -> None:
         print(json.dumps(measure(wanted.one, wanted.repeats)))
         return
     print(
-        "| shape | operators | released | ratio | CPU s (min-max of repeats) | released | ratio | peak MB | released | update's share |"
-    )  # noqa: E501
+        "| shape | operators | released | ratio | CPU s (min-max of repeats) | released | ratio "
+        "| peak MB | released | update's share |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in wanted.shapes:
         command = [sys.executable, "-m", "bench.cost", "--one", name]
