@@ -134,14 +134,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "diffusion.schedule": "scaled_linear_alpha_bar shift_snr lcm_timesteps ddim_timesteps clean_and_noise",
+    "diffusion.schedule": (
+        "scaled_linear_alpha_bar shift_snr lcm_timesteps ddim_timesteps clean_and_noise"
+    ),
     "diffusion.guidance": "classifier_free_guidance guidance_embedding",
     "diffusion.transition": "Transition",
     "diffusion.lcm": "lcm_transition lcm_invert",
     "diffusion.ddim": "ddim_transition ddim_invert",
     "diffusion.gaussian": "sample log_prob joint_log_prob kl_divergence",
     "diffusion.sampler": "Sampler LcmSampler DdimSampler",
-    "cameras": "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix plucker_map camera_image",
+    "cameras": (
+        "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix plucker_map "
+        "camera_image"
+    ),
     "policy": "Policy network_output step_transition",
     "records": "Conditioning Trajectory PairedRollout RewardTable",
     "rollout.noise": "SeededNoise",
