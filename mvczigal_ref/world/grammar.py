@@ -7,14 +7,19 @@ colour. Size, heading and the part's height and size are left unsaid.
 import random
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from mvczigal_ref.errors import ConfigError
 
 __all__ = ["COLOURS", "PARTS", "SHAPES", "Prompt", "all_prompts", "parse", "split_prompts"]
 
-SHAPES = ("ball", "cube", "cone", "can")
-PARTS = ("nose", "fin")
-COLOURS: dict[str, tuple[float, float, float]] = {
+SHAPES: Final = ("ball", "cube", "cone", "can")
+"""Bodies."""
+
+PARTS: Final = ("nose", "fin")
+"""What sticks out of a body: a ball, or an ellipsoid twice as tall as wide."""
+
+COLOURS: Final[dict[str, tuple[float, float, float]]] = {
     "red": (0.93, 0.12, 0.12),
     "green": (0.10, 0.78, 0.20),
     "blue": (0.16, 0.28, 0.98),
@@ -24,17 +29,26 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 """Linear RGB of a surface that faces the camera, in [0, 1]."""
 
-_PATTERN = re.compile(r"an? (\w+) (\w+) with an? (\w+) (\w+)")
+_PATTERN = re.compile(
+    r"an? (?P<body_colour>\w+) (?P<shape>\w+) with an? (?P<part_colour>\w+) (?P<part>\w+)"
+)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """What one prompt of the grammar says."""
+    """What one sentence of the grammar says."""
 
     body_colour: str
+    """One of ``COLOURS``."""
+
     shape: str
+    """One of ``SHAPES``."""
+
     part_colour: str
+    """Another of ``COLOURS``."""
+
     part: str
+    """One of ``PARTS``."""
 
     def __str__(self) -> str:
         """Return the sentence."""
@@ -52,7 +66,7 @@ def all_prompts() -> list[str]:
         (240, 'a red ball with a green nose')
     """
     return [
-        str(Prompt(body, shape, part_colour, part))
+        str(Prompt(body_colour=body, shape=shape, part_colour=part_colour, part=part))
         for shape in SHAPES
         for body in COLOURS
         for part_colour in COLOURS
@@ -83,7 +97,7 @@ def split_prompts(*, num_held_out: int = 40, seed: int = 0) -> tuple[list[str], 
     if not 0 <= num_held_out <= len(prompts):
         msg = f"`num_held_out` must lie in 0..{len(prompts)}; got {num_held_out}."
         raise ConfigError(msg)
-    held_out = set(random.Random(seed).sample(prompts, num_held_out))  # noqa: S311
+    held_out = set(random.Random(seed).sample(prompts, num_held_out))
     return [p for p in prompts if p not in held_out], [p for p in prompts if p in held_out]
 
 
@@ -106,15 +120,13 @@ def parse(prompt: str) -> Prompt:
         'white'
     """
     found = _PATTERN.fullmatch(prompt.strip().lower())
-    words = found.groups() if found else ()
-    if words:
-        said = Prompt(*words)
-        legal = said.body_colour in COLOURS and said.part_colour in COLOURS
-        if legal and said.shape in SHAPES and said.part in PARTS:
-            if said.body_colour != said.part_colour:
-                return said
+    if found is not None:
+        said = Prompt(**found.groupdict())
+        colours = {said.body_colour, said.part_colour}
+        if len(colours & COLOURS.keys()) == 2 and said.shape in SHAPES and said.part in PARTS:
+            return said
     msg = (
-        f"`prompt` must read 'a COLOUR SHAPE with a OTHER-COLOUR PART' with a colour of "
+        f"`prompt` must read 'a COLOUR SHAPE with an OTHER-COLOUR PART', with colours of "
         f"{', '.join(COLOURS)}, a shape of {', '.join(SHAPES)} and a part of "
         f"{', '.join(PARTS)}; got {prompt!r}."
     )

@@ -22,7 +22,15 @@ from mvczigal_ref.world.render import (
     render_maps,
 )
 
-__all__ = ["AZIMUTHS", "WORLD_RIG", "SceneSet", "azimuth_index", "render_prompts", "sample_scenes"]
+__all__ = [
+    "AZIMUTHS",
+    "FRONT_DEG",
+    "WORLD_RIG",
+    "SceneSet",
+    "azimuth_index",
+    "render_prompts",
+    "sample_scenes",
+]
 
 WORLD_RIG: Final[OrthographicRig] = replace(PAPER_RIG, half_width=HALF_WIDTH)
 """The paper's six cameras, with the tiny world's frame."""
@@ -30,31 +38,36 @@ WORLD_RIG: Final[OrthographicRig] = replace(PAPER_RIG, half_width=HALF_WIDTH)
 AZIMUTHS: Final[tuple[int, ...]] = tuple(range(0, 360, 45))
 """Every camera azimuth relative to a heading that the rig meets [deg]."""
 
-_FRONT = -90  # a heading of 0 degrees faces the camera at this azimuth
+FRONT_DEG: Final = -90
+"""Camera that an object with heading 0 faces [deg]."""
 
 
 def azimuth_index(
     rig: OrthographicRig, heading_deg: Sequence[int] = Nuisance.HEADINGS
 ) -> Int[Tensor, "heading view"]:
-    """Find which of the eight relative azimuths each camera sees, heading by heading.
+    r"""Find which of the eight relative azimuths each camera sees, heading by heading.
+
+    .. math:: i_{hv} = (\alpha_v + 90 - h) / 45 \bmod 8
 
     Args:
         rig: Cameras at elevation 0 and multiples of 45 degrees.
-        heading_deg: Headings [deg], multiples of 45; 0 faces the front camera.
+        heading_deg: Headings, multiples of 45; 0 faces the camera at -90 [deg].
 
     Returns:
         Indices into ``AZIMUTHS``.
 
     Raises:
-        ConfigError: If a camera lies off the grid.
+        ConfigError: If a camera or a heading lies off the grid.
 
     Examples:
         >>> azimuth_index(WORLD_RIG, (0,)).tolist()
         [[0, 1, 2, 4, 6, 7]]
     """
-    cameras = torch.tensor(rig.azimuth_deg)
-    relative = cameras[None] - _FRONT - torch.tensor(heading_deg, dtype=cameras.dtype)[:, None]
-    index = relative / 45
+    if any(heading % 45 for heading in heading_deg):
+        msg = f"`heading_deg` must hold multiples of 45 degrees; got {tuple(heading_deg)}."
+        raise ConfigError(msg)
+    cameras = torch.tensor(rig.azimuth_deg, dtype=torch.float64)
+    index = (cameras - FRONT_DEG - torch.tensor(heading_deg)[:, None]) / 45
     if any(rig.elevation_deg) or not torch.equal(index, index.round()):
         msg = (
             "`rig` must stand at elevation 0 and azimuths that are multiples of 45 degrees, where "
@@ -81,7 +94,15 @@ class SceneSet:
     def images(
         self, index: Int[Tensor, " n"], azimuth: Int[Tensor, "n view"]
     ) -> Float[Tensor, "n view rgb height width"]:
-        """Colour some objects as seen from some azimuths [RGB in [0, 1]]."""
+        """Colour some objects as seen from some azimuths.
+
+        Args:
+            index: Objects.
+            azimuth: Indices into ``AZIMUTHS``, a row an object.
+
+        Returns:
+            Images in [0, 1].
+        """
         maps = self.maps[index[:, None], azimuth].float()
         return paint(maps, self.colours[index][:, None])
 
@@ -98,6 +119,17 @@ def sample_scenes(
 
     Returns:
         The objects, prompt by prompt.
+
+    Raises:
+        ConfigError: If a prompt is not in the grammar.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> scenes = sample_scenes(
+        ...     ["a red ball with a white nose"], per_prompt=2, generator=generator
+        ... )
+        >>> scenes.maps.shape
+        torch.Size([2, 8, 3, 32, 32])
     """
     maps, colours = [], []
     azimuth = torch.tensor(AZIMUTHS, dtype=torch.float32)
@@ -122,11 +154,19 @@ def render_prompts(
     Args:
         prompts: Sentences of the grammar.
         generator: Draws what the prompts leave unsaid.
-        rig: Any cameras.
+        rig: Any cameras; their distance does not matter.
         image_size: Pixels along an edge.
 
     Returns:
-        Images in [0, 1], one object a prompt.
+        Images in [0, 1], one object a prompt, one view a camera.
+
+    Raises:
+        ConfigError: If a prompt is not in the grammar.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> render_prompts(["a red ball with a white nose"], generator=generator).shape
+        torch.Size([1, 6, 3, 32, 32])
     """
     cameras, elevation = torch.tensor(rig.azimuth_deg), torch.tensor(rig.elevation_deg)
     sets = []
@@ -137,7 +177,7 @@ def render_prompts(
         heading = Nuisance.HEADINGS[choice]
         maps = render_maps(
             Geometry(prompt.shape, prompt.part, nuisance),
-            cameras - _FRONT - heading,
+            cameras - FRONT_DEG - heading,
             elevation,
             image_size=image_size,
             half_width=rig.half_width,

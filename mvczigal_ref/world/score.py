@@ -6,7 +6,8 @@ the render's own foreground:
 .. math:: \mathrm{dB}(x, r) = -10 \log_{10}\Big(
     \frac{\lVert x - r \rVert^2}{\lVert r - \mathrm{background} \rVert^2} + 0.02\Big)
 
-so a perfect match is 17 and a blank image about 0.
+so a perfect match is 17 and a blank image about 0. The renders are a grid of 90
+geometries, from the eight azimuths that headings of the rig meet.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,14 @@ from torch import Tensor
 from mvczigal_ref.cameras import OrthographicRig
 from mvczigal_ref.shapes import Images, JointViewReward, PerViewReward
 from mvczigal_ref.world.grammar import Prompt, parse
-from mvczigal_ref.world.render import BACKGROUND, IMAGE_SIZE, Geometry, Nuisance, colour_maps, render_maps
+from mvczigal_ref.world.render import (
+    BACKGROUND,
+    IMAGE_SIZE,
+    Geometry,
+    Nuisance,
+    colour_maps,
+    render_maps,
+)
 from mvczigal_ref.world.scene import AZIMUTHS, WORLD_RIG, azimuth_index
 
 __all__ = ["FLOOR", "PART_BONUS", "joint_view_score", "per_view_score"]
@@ -40,6 +48,7 @@ class _Atlas:
         self.maps = render_maps(Geometry(shape, part, Nuisance.grid()), azimuth).flatten(-2)
         """(geometry, azimuth, 3, pixel)"""
         self.gram = self.maps @ self.maps.mT
+        """Inner products of each render's three maps: (geometry, azimuth, 3, 3)"""
         visible = self.maps[:, :, 1].sum(-1)
         best = visible.amax(1, keepdim=True)
         self.bonus = PART_BONUS * (visible / (0.5 * best)).clamp(max=1)
@@ -51,11 +60,10 @@ def _atlas(shape: str, part: str) -> _Atlas:
     return _Atlas(shape, part)
 
 
-Error = Float[Tensor, "object geometry azimuth view"]
-
-
-def _errors(images: Images, prompt: Prompt) -> tuple[Error, Float[Tensor, "geometry azimuth"]]:
-    """Return the squared error against every render, and each render's energy."""
+def _errors(
+    images: Images, prompt: Prompt
+) -> tuple[Float[Tensor, "object geometry azimuth view"], Float[Tensor, "geometry azimuth"]]:
+    """Return each view's squared error against every render, and each render's energy."""
     atlas, colours = _atlas(prompt.shape, prompt.part), colour_maps(prompt).to(images)
     above = (images - BACKGROUND).flatten(-2)
     # <x, r> = sum over maps of <x . colour, map>: three products however many colours
@@ -66,18 +74,20 @@ def _errors(images: Images, prompt: Prompt) -> tuple[Error, Float[Tensor, "geome
     return square[:, None, None, :] - 2 * inner + energy[None, :, :, None], energy
 
 
-def _decibel(error: Tensor, energy: Tensor) -> Tensor:
+def _decibel(error: Float[Tensor, "*n"], energy: Float[Tensor, "*#n"]) -> Float[Tensor, "*n"]:
     return -10 * torch.log10((error / energy).clamp(min=0) + FLOOR)
 
 
 def _by_prompt(prompts: Sequence[str]) -> dict[str, list[int]]:
+    """Gather the objects of each sentence, which share every render."""
     groups: dict[str, list[int]] = {}
     for index, sentence in enumerate(prompts):
         groups.setdefault(sentence, []).append(index)
     return groups
 
 
-def _check(images: Tensor, prompts: Sequence[str]) -> None:
+def _checked(images: Images, prompts: Sequence[str]) -> Images:
+    """Refuse what no render can be compared with; give the images in fp32 or wider."""
     if images.shape[0] != len(prompts):
         msg = (
             f"`prompts` must hold one sentence an object; got {len(prompts)} for "
@@ -90,6 +100,7 @@ def _check(images: Tensor, prompts: Sequence[str]) -> None:
             f"{images.shape[-2]}x{images.shape[-1]}."
         )
         raise ValueError(msg)
+    return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
@@ -102,11 +113,13 @@ def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
     that shows the part is worth more than one that rightly hides it.
 
     Args:
-        images: Views in [0, 1], one object a prompt.
+        images: Views in [0, 1], one object a prompt. Gradient flows, through
+            the best match.
         prompts: Sentences of the grammar.
 
     Returns:
-        Scores [dB], about 0 for a blank image, at most 23.
+        Scores, at most 23; a blank image has about 6, the bonus of a render that
+        shows the part [dB]. In fp32 or wider.
 
     Raises:
         ValueError: If counts or pixels disagree, or a prompt is not in the
@@ -117,7 +130,7 @@ def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
         >>> per_view_score(grey, ["a red cube with a white nose"]).shape
         torch.Size([1, 2])
     """
-    _check(images, prompts)
+    images = _checked(images, prompts)
     scores = images.new_empty(images.shape[:2])
     for sentence, index in _by_prompt(prompts).items():
         prompt = parse(sentence)
@@ -140,23 +153,24 @@ def joint_view_score(
     over geometries g and headings h, each view at its own camera.
 
     Args:
-        images: Views in [0, 1], one object a prompt, one view a camera.
+        images: Views in [0, 1], one object a prompt, one view a camera. Gradient
+            flows, through the best match.
         prompts: Sentences of the grammar.
         rig: The cameras; elevation 0, azimuths in multiples of 45 degrees.
 
     Returns:
-        Scores [dB], about 0 for blank images, at most 17.
+        Scores, at most 17, about 0 for blank images [dB]. In fp32 or wider.
 
     Raises:
-        ValueError: If counts, views or pixels disagree, or a prompt is not in
-            the grammar.
+        ValueError: If counts, views or pixels disagree, a prompt is not in the
+            grammar, or a camera is off the grid of azimuths.
 
     Examples:
         >>> grey = torch.full((1, 6, 3, 32, 32), 0.45)
         >>> round(joint_view_score(grey, ["a red cube with a white nose"]).item())
         0
     """
-    _check(images, prompts)
+    images = _checked(images, prompts)
     if images.shape[1] != rig.num_views:
         msg = f"`images` must hold {rig.num_views} views, one a camera; got {images.shape[1]}."
         raise ValueError(msg)
