@@ -1,79 +1,91 @@
 """Hand-built sets of views that a reward must rank: honest ones, and cheats."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.world.grammar import COLOURS, parse
-from mvczigal_ref.world.render import BACKGROUND, Nuisance, colour_maps, paint
-from mvczigal_ref.world.scene import WORLD_RIG, SceneSet, azimuth_index, sample_scenes
+from mvczigal_ref.world.render import BACKGROUND, Nuisance, colour_maps
+from mvczigal_ref.world.scene import WORLD_RIG, azimuth_index, sample_scenes
 
-__all__ = ["hand_built_sets"]
+__all__ = ["hand_built_sets", "other_prompt"]
 
-
-def _wrong(sentence: str) -> str:
-    """Return another prompt: the next body colour that is not the part's."""
-    prompt, colours = parse(sentence), list(COLOURS)
-    turn = colours[colours.index(prompt.body_colour) + 1 :] + colours
-    other = next(c for c in turn if c not in (prompt.body_colour, prompt.part_colour))
-    return sentence.replace(f"a {prompt.body_colour} ", f"a {other} ", 1)
+_BESIDE = (0, 1, 2, 1, 0, 7, 6, 7)  # by azimuth: the side that shows the part, nearest in shape
 
 
-def hand_built_sets(
-    prompts: Sequence[str], *, generator: torch.Generator
-) -> dict[str, Float[Tensor, "object view rgb height width"]]:
+def other_prompt(prompt: str) -> str:
+    """Say the same of another body colour: the next that is not the part's.
+
+    Args:
+        prompt: A sentence of the grammar.
+
+    Returns:
+        A sentence that the first one's objects do not fit.
+
+    Raises:
+        ConfigError: If the prompt is not in the grammar.
+
+    Examples:
+        >>> other_prompt("a red cube with a green nose")
+        'a blue cube with a green nose'
+    """
+    said, colours = parse(prompt), list(COLOURS)
+    turn = colours[colours.index(said.body_colour) + 1 :] + colours
+    return str(replace(said, body_colour=next(c for c in turn if c != said.part_colour)))
+
+
+def hand_built_sets(prompts: Sequence[str], *, generator: torch.Generator) -> dict[str, Images]:
     """Build one set of views a prompt and kind of fault, from the same objects.
+
+    ``real`` is an honest object. ``part_in_every_view`` turns each camera that would see the far
+    side, where the part hides, to the near side. ``back_is_front`` shows the front camera's view
+    to the back camera too, ``front_copied`` to all. In ``headings_disagree`` each camera sees the
+    object under a heading of its own; ``blurred_mean`` is the mean over headings.
+    ``part_missing`` has a part in the body's colour, ``wrong_prompt`` the body of
+    :func:`other_prompt`. ``blank`` is the background, ``noise`` uniform.
 
     Args:
         prompts: Sentences of the grammar.
         generator: Draws nuisance, heading and noise.
 
     Returns:
-        ``real`` and the faults by name, images in [0, 1]:
-        ``part_in_every_view`` (a side that should hide the part shows it),
-        ``back_is_front``, ``front_copied``, ``headings_disagree``,
-        ``blurred_mean`` (mean over headings), ``part_missing``,
-        ``wrong_prompt``, ``blank``, ``noise``.
+        Images in [0, 1] by those names, from the cameras of ``WORLD_RIG``.
+
+    Raises:
+        ConfigError: If a prompt is not in the grammar.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> sets = hand_built_sets(["a red ball with a white nose"], generator=generator)
+        >>> sets["real"].shape, sets["blank"].unique()
+        (torch.Size([1, 6, 3, 32, 32]), tensor([0.4500]))
     """
     scenes = sample_scenes(prompts, per_prompt=1, generator=generator)
-    n, azimuth = len(prompts), azimuth_index(WORLD_RIG)
-    every = torch.arange(n)
-    heading = torch.randint(len(Nuisance.HEADINGS), (n,), generator=generator)
-    seen = azimuth[heading]
+    azimuth, every = azimuth_index(WORLD_RIG), torch.arange(len(prompts))
+    headings = len(Nuisance.HEADINGS)
+    seen = azimuth[torch.randint(headings, (len(prompts),), generator=generator)]
+    own = torch.randint(headings, seen.shape, generator=generator)
+    front = seen[:, :1]  # the rig's first camera
 
-    def views(at: Tensor, of: SceneSet = scenes) -> Images:
-        return of.images(every, at)
+    def views(at: Tensor, colours: Tensor = scenes.colours) -> Images:
+        return replace(scenes, colours=colours).images(every, at)
 
-    # relative azimuths 3, 4, 5 look at the far side; turn those cameras to the near one
-    shown = torch.tensor([0, 1, 2, 1, 0, 7, 6, 7])[seen]
-    own = torch.randint(8, seen.shape, generator=generator)
-    disagree = (seen + torch.tensor([-1, 0, 1])[own % 3]) % 8
-    front = seen[:, :1]
-    back_is_front = torch.where(seen == (front + 4) % 8, front, seen)
-    missing = scenes.colours.clone()
-    missing[:, 1] = missing[:, 0]
-    wrong = torch.stack([_colours(_wrong(sentence)) for sentence in prompts])
+    no_part = scenes.colours.clone()
+    no_part[:, 1] = no_part[:, 0]
+    wrong = torch.stack([colour_maps(parse(other_prompt(prompt))) for prompt in prompts])
     real = views(seen)
     return {
         "real": real,
-        "part_in_every_view": views(shown),
-        "back_is_front": views(back_is_front),
-        "front_copied": views(torch.zeros_like(seen)),
-        "headings_disagree": views(disagree),
-        "blurred_mean": torch.stack([views(azimuth[h].expand_as(seen)) for h in range(3)]).mean(0),
-        "part_missing": _paint(scenes, every, seen, missing),
-        "wrong_prompt": _paint(scenes, every, seen, wrong),
+        "part_in_every_view": views(torch.tensor(_BESIDE)[seen]),
+        "back_is_front": views(torch.where(seen == (front + 4) % 8, front, seen)),
+        "front_copied": views(front.expand_as(seen)),
+        "headings_disagree": views(azimuth[own, torch.arange(seen.shape[1])]),
+        "blurred_mean": torch.stack([views(row.expand_as(seen)) for row in azimuth]).mean(0),
+        "part_missing": views(seen, no_part),
+        "wrong_prompt": views(seen, wrong),
         "blank": torch.full_like(real, BACKGROUND),
         "noise": torch.rand(real.shape, generator=generator),
     }
-
-
-def _colours(sentence: str) -> Float[Tensor, "3 rgb"]:
-    return colour_maps(parse(sentence))
-
-
-def _paint(scenes: SceneSet, index: Tensor, azimuth: Tensor, colours: Tensor) -> Images:
-    return paint(scenes.maps[index[:, None], azimuth].float(), colours[:, None])

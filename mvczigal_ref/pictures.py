@@ -1,0 +1,82 @@
+"""Contact sheets: many small images as one picture."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from mvczigal_ref.files import atomic_write
+from mvczigal_ref.shapes import Images
+
+__all__ = ["contact_sheet", "save_png"]
+
+_PAPER, _INK = (255, 255, 255), (30, 30, 30)
+_FONT_SIZE, _LINE = 12, 18  # of a label [pixels]
+
+
+def contact_sheet(
+    images: Images, *, scale: int = 1, row_labels: Sequence[str] | None = None, gap: int = 2
+) -> Image.Image:
+    """Lay out objects as rows and their views as columns, on white.
+
+    Args:
+        images: RGB; values outside [0, 1] are clamped.
+        scale: Screen pixels along the edge of an image's pixel, which stays a
+            sharp square; at least 1.
+        row_labels: A line of text above each row.
+        gap: White pixels around every image.
+
+    Returns:
+        The picture, RGB.
+
+    Raises:
+        ValueError: If there is no image, ``scale`` or ``gap`` is out of range, or
+            the labels are not one a row.
+
+    Examples:
+        >>> contact_sheet(torch.zeros(2, 3, 3, 8, 8), scale=2, gap=1).size
+        (52, 35)
+    """
+    rows, columns, _, height, width = images.shape
+    if not images.numel():
+        msg = f"`images` must hold at least one image; got shape {tuple(images.shape)}."
+        raise ValueError(msg)
+    if scale < 1:
+        msg = f"`scale` must be at least 1; got {scale}."
+        raise ValueError(msg)
+    if gap < 0:
+        msg = f"`gap` must not be negative; got {gap}."
+        raise ValueError(msg)
+    if row_labels is not None and len(row_labels) != rows:
+        msg = f"`row_labels` must hold one text a row, {rows}; got {len(row_labels)}."
+        raise ValueError(msg)
+    font = ImageFont.load_default(_FONT_SIZE)
+    labels = row_labels or ()
+    line = _LINE if labels else 0
+    step_x, step_y = width * scale + gap, height * scale + gap + line
+    text = max((font.getlength(label) for label in labels), default=0)
+    size = (max(gap + columns * step_x, 2 * gap + round(text)), gap + rows * step_y)
+    sheet = Image.new("RGB", size, _PAPER)
+    pixels = (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    for row, views in enumerate(pixels.permute(0, 1, 3, 4, 2).numpy()):
+        top = gap + row * step_y
+        if labels:
+            ImageDraw.Draw(sheet).text((gap, top), labels[row], fill=_INK, font=font)
+        for column, view in enumerate(views):
+            sheet.paste(Image.fromarray(view), (gap + column * step_x, top + line))
+    return sheet
+
+
+def save_png(path: Path, image: Image.Image) -> None:
+    """Write a picture so that a reader finds it whole or not at all.
+
+    Args:
+        path: File to write; its folder is made.
+        image: The picture.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    atomic_write(path, buffer.getvalue())
