@@ -1,5 +1,6 @@
 """The package as a whole: its layers, its versions, and what it is installed with."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -96,6 +97,29 @@ def test_the_installed_version_is_the_packages():
 def test_the_package_is_typed():
     """Its annotations count in a caller's type check."""
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    """Neither by luck, as another package's dependency, nor for nothing; trackers are extras."""
+    imported = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    others = imported - sys.stdlib_module_names - {"mvczigal_ref"}
+    declared = {re.match(r"[\w-]+", text)[0] for text in PROJECT["project"]["dependencies"]}
+    # The names that differ, and the halves that packages are released in.
+    needed = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "markupsafe": "jinja2",
+        "pydantic_core": "pydantic",
+    }
+
+    # A tensor becomes a picture by way of an array, which torch makes only where numpy is.
+    assert {needed.get(name, name) for name in others} | {"numpy"} == declared
 
 
 def test_what_ci_installs_fulfils_every_declared_bound():
