@@ -60,7 +60,7 @@ def add_lora(unet: UNet2DConditionModel, *, rank: int, alpha: float, seed: int) 
         >>> unet = tiny_components(seed=0).policy.unet
         >>> add_lora(unet, rank=4, alpha=4.0, seed=0)
         >>> sum(p.numel() for p in unet.parameters() if p.requires_grad)
-        62720
+        52864
     """
     if rank < 1:
         msg = f"`rank` must be at least 1; got {rank}."

@@ -84,7 +84,6 @@ class RowSelfAttnProcessor(nn.Module):
     """
 
     def __init__(self, attn: Attention) -> None:
-        """Copy the layer's projections."""
         super().__init__()
         plain = (
             attn.group_norm is None

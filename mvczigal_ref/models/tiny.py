@@ -219,7 +219,7 @@ def _text_encoder(kind: type[_Encoder], tokenizer: CLIPTokenizer, width: int) ->
         )
     )
     for module in encoder.modules():
-        # CLIP's own initial embeddings, 0.02, would leave the features all but equal.
+        # CLIP's own initial embeddings, 0.02, would vanish beside what the layers add to them.
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
         elif isinstance(module, nn.Linear):

@@ -145,7 +145,8 @@ def test_loading_returns_what_was_saved(folder):
     for network in NETWORKS:
         modules = getattr(loaded, network).modules()
         assert not any(module.training for module in modules)
-    assert not any(p.requires_grad for p in loaded.text_encoder_2.parameters())
+    for encoder in (loaded.text_encoder, loaded.text_encoder_2):
+        assert not any(p.requires_grad for p in encoder.parameters())
     assert all(p.requires_grad for p in loaded.policy.parameters())
 
 

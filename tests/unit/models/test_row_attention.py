@@ -158,6 +158,14 @@ def test_scale_0_is_the_plain_self_attention():
     assert torch.equal(attend(layer, x, scale=0.0), plain)
 
 
+def test_at_scale_0_row_attention_is_not_computed(monkeypatch):
+    """What is not added costs nothing."""
+    calls = counted_attention(monkeypatch)
+    attend(self_attention(), tokens(), scale=0.0)
+
+    assert len(calls) == 1
+
+
 @given(st.floats(-3.0, 3.0))
 def test_output_is_affine_in_the_scale(scale):
     """The weight multiplies the row attention alone."""

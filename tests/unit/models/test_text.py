@@ -9,7 +9,7 @@ from mvczigal_ref.models.text import TextComponents, encode_prompts
 from mvczigal_ref.models.tiny import tiny_components
 from tests.compare import FP64, assert_equal_to
 from tests.unannotated import without_shape_checks
-from tests.unit.models.small import PROMPTS, small_components
+from tests.unit.models.small import PROMPTS, fresh_components, small_components
 
 SENTENCES = [
     f"a {body} {shape} with a {other} {part}"
@@ -70,7 +70,11 @@ def test_a_prompt_s_features_are_its_own():
 
 def test_features_carry_no_gradient():
     """The encoders are frozen and nothing waits for a backward."""
-    assert not any(t.requires_grad for t in encode_prompts(small_components(), PROMPTS))
+    c = fresh_components()
+    for encoder in (c.text_encoder, c.text_encoder_2):
+        encoder.requires_grad_(requires_grad=True)
+
+    assert not any(t.requires_grad for t in encode_prompts(c, PROMPTS))
 
 
 def test_long_prompts_are_cut_at_the_tokenizer_s_length():
@@ -86,7 +90,10 @@ def test_long_prompts_are_cut_at_the_tokenizer_s_length():
 @pytest.mark.parametrize("factor", [1, 2, 5, 6])
 def test_random_tiny_encoders_tell_every_word_apart(factor):
     """A linear reading of the pooled features finds each word of a sentence never seen."""
-    _, pooled = encode_prompts(tiny_components(seed=0), SENTENCES)
+    embeds, pooled = encode_prompts(tiny_components(seed=0), SENTENCES)
+    # Features of order one, as a trained encoder's.
+    assert 0.5 < embeds.std() < 3.0
+    assert 0.5 < pooled.std() < 3.0
     words = sorted({sentence.split()[factor] for sentence in SENTENCES})
     truth = torch.tensor([words.index(sentence.split()[factor]) for sentence in SENTENCES])
     inputs = torch.cat([pooled, torch.ones(len(pooled), 1)], 1).double()

@@ -52,7 +52,7 @@ def test_words_that_are_not_known_fall_into_pieces():
 
 
 def test_any_words_can_be_kept_whole():
-    """Merges that would break one another are told apart by frequency."""
+    """Also words whose pieces overlap."""
     words = ("banana", "ban", "anna", "nab", "aaaa", "a", "nanana")
     tokenizer = tiny_tokenizer(words)
     assert all(tokenizer.tokenize(word) == [f"{word}</w>"] for word in words)
