@@ -1,6 +1,7 @@
 """Frozen records handed from one stage to the next."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,17 @@ from mvczigal_ref.shapes import (
     PromptEmbedding,
 )
 
-__all__ = ["CameraFeatures", "Conditioning", "PairedRollout", "RewardTable", "Trajectory"]
+__all__ = [
+    "ActionReduction",
+    "CameraFeatures",
+    "Conditioning",
+    "PairedRollout",
+    "RewardTable",
+    "Trajectory",
+]
+
+ActionReduction = Literal["mean", "sum"]
+"""How a stored log-density sums up a latent's elements: one number a view is kept."""
 
 CameraFeatures = tuple[Float[Tensor, "view _channels _height _width"], ...]
 """The camera encoder's output, one tensor a level, each level of its own size [1]."""

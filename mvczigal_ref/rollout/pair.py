@@ -5,10 +5,9 @@ from typing import Literal
 
 import torch
 
-from mvczigal_ref.diffusion.gaussian import Reduction
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.policy import Policy
-from mvczigal_ref.records import Conditioning, PairedRollout
+from mvczigal_ref.records import ActionReduction, Conditioning, PairedRollout
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import first_output, standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
@@ -30,7 +29,7 @@ def paired_rollout(
     zigzag_steps: int = 1,
     zigzag_rounds: int = 1,
     storage_dtype: torch.dtype = torch.float32,
-    reduction: Reduction = "mean",
+    reduction: ActionReduction = "mean",
 ) -> PairedRollout:
     """Sample a zigzag and a standard trajectory of the same objects from the same x_T.
 
@@ -51,7 +50,8 @@ def paired_rollout(
         zigzag_steps: Leading steps that are zigzagged.
         zigzag_rounds: Inversions a zigzagged step.
         storage_dtype: Dtype of stored latents.
-        reduction: Of the log-density over channels, height and width.
+        reduction: Of the log-density over channels, height and width: "mean"
+            [nats/element] or "sum" [nats].
 
     Returns:
         Both trajectories, without gradient; ``2 * num_steps - 1`` network calls, and

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion import gaussian
-from mvczigal_ref.diffusion.gaussian import Reduction
+from mvczigal_ref.diffusion.precision import require_choice
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.policy import Policy, StepLatent, network_output, step_transition
-from mvczigal_ref.records import Conditioning, Trajectory
+from mvczigal_ref.records import ActionReduction, Conditioning, Trajectory
 from mvczigal_ref.rollout.noise import NoiseSource
 from mvczigal_ref.shapes import ObjectLatent
 
@@ -25,12 +26,17 @@ class Recorder:
     Args:
         storage_dtype: Dtype of stored latents; an action is rounded to it
             before it is scored, so that replay scores the very same numbers.
-        reduction: Of the log-density over channels, height and width.
+        reduction: Of the log-density over channels, height and width: "mean"
+            [nats/element] or "sum" [nats].
+
+    Raises:
+        ValueError: If ``reduction`` is unknown, or would keep the elements apart.
     """
 
-    def __init__(self, *, storage_dtype: torch.dtype, reduction: Reduction) -> None:
+    def __init__(self, *, storage_dtype: torch.dtype, reduction: ActionReduction) -> None:
+        require_choice("reduction", reduction, get_args(ActionReduction))
         self.storage_dtype = storage_dtype
-        self.reduction: Reduction = reduction
+        self.reduction: ActionReduction = reduction
         self._states: list[Tensor] = []
         self._actions: list[Tensor] = []
         self._log_probs: list[Tensor] = []
@@ -142,7 +148,7 @@ def standard_rollout(
     guidance_scale: float,
     camera_scale: float = 1.0,
     storage_dtype: torch.dtype = torch.float32,
-    reduction: Reduction = "mean",
+    reduction: ActionReduction = "mean",
     shared_output: Float[Tensor, "1 object view c h w"] | None = None,
 ) -> Trajectory:
     r"""Sample one trajectory an object.
@@ -163,7 +169,8 @@ def standard_rollout(
         guidance_scale: Strength of the prompt [1].
         camera_scale: Strength of the camera features [1].
         storage_dtype: Dtype of stored latents.
-        reduction: Of the log-density over channels, height and width.
+        reduction: Of the log-density over channels, height and width: "mean"
+            [nats/element] or "sum" [nats].
         shared_output: The network's output at x_T, if already known.
 
     Returns:

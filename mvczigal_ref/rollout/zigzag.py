@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.gaussian import Reduction
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.policy import Policy, network_output, step_transition
-from mvczigal_ref.records import Conditioning, Trajectory
+from mvczigal_ref.records import ActionReduction, Conditioning, Trajectory
 from mvczigal_ref.rollout.noise import NoiseSource
 from mvczigal_ref.rollout.standard import Recorder, step_indices
 from mvczigal_ref.shapes import ObjectLatent
@@ -32,7 +31,7 @@ def zigzag_rollout(
     zigzag_steps: int = 1,
     zigzag_rounds: int = 1,
     storage_dtype: torch.dtype = torch.float32,
-    reduction: Reduction = "mean",
+    reduction: ActionReduction = "mean",
     shared_output: Float[Tensor, "1 object view c h w"] | None = None,
 ) -> Trajectory:
     r"""Sample one zigzag trajectory an object.
@@ -62,7 +61,8 @@ def zigzag_rollout(
         zigzag_steps: Leading steps that are zigzagged; 0 is plain sampling.
         zigzag_rounds: Inversions a zigzagged step; at least 1.
         storage_dtype: Dtype of stored latents.
-        reduction: Of the log-density over channels, height and width.
+        reduction: Of the log-density over channels, height and width: "mean"
+            [nats/element] or "sum" [nats].
         shared_output: The network's output at x_T, if already known.
 
     Returns:

@@ -7,8 +7,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.gaussian import Reduction
-from mvczigal_ref.records import Conditioning, PairedRollout
+from mvczigal_ref.records import ActionReduction, Conditioning, PairedRollout
 from mvczigal_ref.shapes import PerViewReward
 
 __all__ = ["PairBatch", "PairGradients", "PairObjective", "StepLogProb", "UpdateSettings"]
@@ -107,7 +106,7 @@ class UpdateSettings:
     camera_scale: float = 1.0
     """As in the rollout [1]."""
 
-    reduction: Reduction = "mean"
+    reduction: ActionReduction = "mean"
     """As in the rollout."""
 
     def __post_init__(self) -> None:

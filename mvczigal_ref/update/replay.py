@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from mvczigal_ref.diffusion import gaussian
-from mvczigal_ref.diffusion.gaussian import Reduction
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.policy import Policy, network_output, step_transition
-from mvczigal_ref.records import Conditioning, Trajectory
+from mvczigal_ref.records import ActionReduction, Conditioning, Trajectory
 from mvczigal_ref.update.batch import StepLogProb
 
 __all__ = ["replay_log_prob"]
@@ -23,7 +22,7 @@ def replay_log_prob(
     *,
     guidance_scale: float,
     camera_scale: float = 1.0,
-    reduction: Reduction = "mean",
+    reduction: ActionReduction = "mean",
 ) -> StepLogProb:
     r"""Score stored actions under the present parameters, with gradient.
 
