@@ -42,17 +42,20 @@ class PretrainConfig:
     objects_per_prompt: int = 60
     """Rendered objects a training prompt [1]."""
 
-    autoencoder_steps: int = 7000
+    autoencoder_steps: int = 4800
     """Optimiser steps [1]."""
 
-    autoencoder_batch: int = 24
+    autoencoder_batch: int = 16
     """Images a process and step [1]."""
 
     autoencoder_lr: float = 2e-3
     """Peak learning rate."""
 
-    base_steps: int = 12500
-    """Optimiser steps [1]."""
+    base_steps: int = 12000
+    """Optimiser steps of the learning rate's schedule [1]."""
+
+    base_stop: int = 10000
+    """Optimiser steps after which the base model is taken, at most ``base_steps`` [1]."""
 
     base_batch: int = 8
     """Objects a process and step [1]."""
@@ -72,7 +75,7 @@ class PretrainConfig:
     guidance_range: tuple[float, float] = (1.0, 5.0)
     """Guidance scales that the embedding learns [1]."""
 
-    snapshot_every: int = 2000
+    snapshot_every: int = 1000
     """Base-model steps between snapshots [1]."""
 
 
@@ -312,6 +315,8 @@ def _base(
         if (step + 1) % config.snapshot_every == 0 and accelerator.is_main_process:
             snapshot = replace(components, policy=average.module)
             snapshot.save(out / "snapshot")
+        if step + 1 == config.base_stop:
+            break
     policy.load_state_dict(average.module.state_dict())
     policy.eval()
     return components
