@@ -9,8 +9,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mvczigal_ref.cameras import camera_image
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
 from mvczigal_ref.models.components import Components, load_components
+from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.records import Conditioning
@@ -123,9 +126,7 @@ def pretrain(out: Path, config: PretrainConfig) -> Components:
         "autoencoder", lambda c: _autoencoder(accelerator, c, scenes, config, log), components
     )
     data = _Data(components, scenes, prompts)
-    components = stage(
-        "base", lambda c: _base(accelerator, c, data, config, log, out), components
-    )
+    components = stage("base", lambda c: _base(accelerator, c, data, config, log, out), components)
     return stage("fewstep", lambda c: _distil(accelerator, c, data, config, log), components)
 
 
@@ -204,7 +205,9 @@ def _autoencoder(
         noise = torch.randn(posterior.mean.shape, generator=generator)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         error = decoded - image
-        return error.abs().mean() + 4 * error.square().mean() + 1e-4 * posterior.kl().mean() / 768
+        divergence: Tensor = posterior.kl().mean() / 768
+        total: Tensor = error.abs().mean() + 4 * error.square().mean() + 1e-4 * divergence
+        return total
 
     for _ in _steps(
         accelerator, vae, loss, name="autoencoder", steps=config.autoencoder_steps,
@@ -303,7 +306,7 @@ def _base(
         noisy, velocity = data.noisy(clean, noise, timestep)
         features = policy.encode_cameras(data.camera_image)
         conditioning = data.conditioning(prompt, features)
-        predicted = policy(noisy, timestep, conditioning, guidance_scale=1.0)
+        predicted: Tensor = policy(noisy, timestep, conditioning, guidance_scale=1.0)
         return (predicted - velocity).square().mean()
 
     average = _averaged(policy, 0.999)
@@ -313,7 +316,7 @@ def _base(
     ):  # fmt: skip
         average.update_parameters(policy)
         if (step + 1) % config.snapshot_every == 0 and accelerator.is_main_process:
-            snapshot = replace(components, policy=average.module)
+            snapshot = replace(components, policy=cast(MultiViewUNet, average.module))
             snapshot.save(out / "snapshot")
         if step + 1 == config.base_stop:
             break
@@ -330,7 +333,7 @@ def _distil(
     log: Log,
 ) -> Components:
     """Distil classifier-free guidance into the guidance embedding."""
-    policy, teacher = components.policy.train(), _averaged(components.policy, 0.0).module.eval()
+    policy, teacher = components.policy.train(), deepcopy(components.policy).eval()
     policy.camera_encoder.requires_grad_(requires_grad=False)
     low, high = config.guidance_range
     with torch.no_grad():
@@ -349,10 +352,11 @@ def _distil(
                 noisy, timestep, data.conditioning(none, features), guidance_scale=1.0
             )
             target = without + scale * (with_prompt - without)
-        predicted = policy(
+        predicted: Tensor = policy(
             noisy, timestep, data.conditioning(prompt, features), guidance_scale=scale
         )
-        return (predicted - target).square().mean()
+        distance: Tensor = (predicted - target).square().mean()
+        return distance
 
     average = _averaged(policy, 0.998)
     for _ in _steps(
