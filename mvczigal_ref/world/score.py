@@ -60,22 +60,42 @@ def _atlas(shape: str, part: str) -> _Atlas:
     return _Atlas(shape, part)
 
 
+_Above = Float[Tensor, "object view rgb pixel"]  # images less the background
+_PerView = Float[Tensor, "object view"]
+
+
+@torch.no_grad()
 def _errors(
-    images: Images, prompt: Prompt
+    above: _Above, atlas: _Atlas, colours: Float[Tensor, "3 rgb"]
 ) -> tuple[Float[Tensor, "object geometry azimuth view"], Float[Tensor, "geometry azimuth"]]:
-    """Return each view's squared error against every render, and each render's energy."""
-    atlas, colours = _atlas(prompt.shape, prompt.part), colour_maps(prompt).to(images)
-    above = (images - BACKGROUND).flatten(-2)
+    """Return each view's squared error against every render, and each render's energy.
+
+    To find the best match; squares that cancel leave a perfect one 1e-6 of its energy off.
+    """
     # <x, r> = sum over maps of <x . colour, map>: three products however many colours
     seen = torch.einsum("ovcp,mc->ovmp", above, colours)
-    inner = torch.einsum("gamp,ovmp->ogav", atlas.maps.to(images), seen)
-    energy = (atlas.gram.to(images) * (colours @ colours.mT)).sum((-2, -1))
+    inner = torch.einsum("gamp,ovmp->ogav", atlas.maps.to(above), seen)
+    energy = (atlas.gram.to(above) * (colours @ colours.mT)).sum((-2, -1))
     square = above.square().sum((-2, -1))
     return square[:, None, None, :] - 2 * inner + energy[None, :, :, None], energy
 
 
+def _measure(
+    above: _Above, maps: Float[Tensor, "object view 3 pixel"], colours: Float[Tensor, "3 rgb"]
+) -> tuple[_PerView, _PerView]:
+    """Return the squared error against one render a view, pixel by pixel, and its energy."""
+    render = torch.einsum("ovmp,mc->ovcp", maps.to(above), colours)
+    return (above - render).square().sum((-2, -1)), render.square().sum((-2, -1))
+
+
 def _decibel(error: Float[Tensor, "*n"], energy: Float[Tensor, "*#n"]) -> Float[Tensor, "*n"]:
     return -10 * torch.log10((error / energy).clamp(min=0) + FLOOR)
+
+
+def _meet(images: Images, said: Prompt) -> tuple[_Above, _Atlas, Float[Tensor, "3 rgb"]]:
+    """Prepare images and what they are compared with."""
+    above = (images - BACKGROUND).flatten(-2)
+    return above, _atlas(said.shape, said.part), colour_maps(said).to(images)
 
 
 def _by_prompt(prompts: Sequence[str]) -> dict[str, list[int]]:
@@ -133,11 +153,13 @@ def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
     images = _checked(images, prompts)
     scores = images.new_empty(images.shape[:2])
     for sentence, index in _by_prompt(prompts).items():
-        prompt = parse(sentence)
-        error, energy = _errors(images[index], prompt)
-        value = _decibel(error, energy[None, :, :, None])
-        bonus = _atlas(prompt.shape, prompt.part).bonus.to(images)
-        scores[index] = (value + bonus[None, :, :, None]).amax((1, 2))
+        above, atlas, colours = _meet(images[index], parse(sentence))
+        error, energy = _errors(above, atlas, colours)
+        bonus = atlas.bonus.to(images)
+        value = _decibel(error, energy[None, :, :, None]) + bonus[None, :, :, None]
+        best = value.flatten(1, 2).argmax(1)  # (object, view)
+        matched = _decibel(*_measure(above, atlas.maps.flatten(0, 1)[best], colours))
+        scores[index] = matched + bonus.flatten()[best]
     return scores
 
 
@@ -178,7 +200,12 @@ def joint_view_score(
     view = torch.arange(rig.num_views)
     scores = images.new_empty(images.shape[0])
     for sentence, index in _by_prompt(prompts).items():
-        error, energy = _errors(images[index], parse(sentence))
-        total = error[:, :, azimuth, view].sum(-1)
-        scores[index] = _decibel(total, energy[:, azimuth].sum(-1)).amax((1, 2))
+        above, atlas, colours = _meet(images[index], parse(sentence))
+        error, energy = _errors(above, atlas, colours)
+        total = error[:, :, azimuth, view].sum(-1)  # (object, geometry, heading)
+        best = _decibel(total, energy[:, azimuth].sum(-1)).flatten(1).argmax(1)
+        geometry, heading = best // len(azimuth), best % len(azimuth)
+        maps = atlas.maps[geometry[:, None], azimuth[heading]]
+        squares, energies = _measure(above, maps, colours)
+        scores[index] = _decibel(squares.sum(-1), energies.sum(-1))
     return scores
