@@ -85,9 +85,16 @@ def accumulate_pairs(
         with torch.no_grad():
             standard_value = replay(policy, sampler, batch, batch.rollout.standard, steps, settings)
     zigzag = replay(policy, sampler, batch, batch.rollout.zigzag, steps, settings)
-    zigzag_ratio = zigzag.detach() - old_zigzag
-    gradients = objective(zigzag_ratio, standard_value - old_standard, gap)
-    _check_finite(gradients.loss, batch, steps, log_ratio_zigzag=zigzag_ratio, advantage_gap=gap)
+    zigzag_ratio, standard_ratio = zigzag.detach() - old_zigzag, standard_value - old_standard
+    gradients = objective(zigzag_ratio, standard_ratio, gap)
+    _check_finite(
+        gradients.loss,
+        batch,
+        steps,
+        log_ratio_zigzag=zigzag_ratio,
+        log_ratio_standard=standard_ratio,
+        advantage_gap=gap,
+    )
     zigzag.backward(weight * gradients.zigzag)
     del zigzag
     standard = replay(policy, sampler, batch, batch.rollout.standard, steps, settings)
@@ -140,7 +147,7 @@ def replay(
 def _check_finite(
     loss: Tensor, batch: PairBatch, steps: Sequence[int], **tables: StepLogProb
 ) -> None:
-    """Name the first entry of the first table that is not finite, or the loss."""
+    """Name the first entry of the first table that is not finite, or what made the loss so."""
     finite = torch.stack([table.isfinite().all() for table in tables.values()])
     if bool(finite.all() & loss.isfinite()):
         return
@@ -155,4 +162,9 @@ def _check_finite(
                 step=steps[step],
                 value=float(table[step, item, view]),
             )
-    raise NonFiniteError("loss", object=batch.first_object, value=float(loss))
+    # All entries are finite, and the square of the largest is not.
+    table = torch.stack([table.abs() for table in tables.values()]).amax(0)
+    step, item, view = (table == table.max()).nonzero().tolist()[0]
+    raise NonFiniteError(
+        "loss", object=batch.first_object + item, view=view, step=steps[step], value=float(loss)
+    )
