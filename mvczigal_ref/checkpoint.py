@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_di
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.files import atomic_write, sync, to_json
 from mvczigal_ref.optimizer_state import join_optimizer_state, split_optimizer_state
+from mvczigal_ref.settings_file import settings_difference
 
 __all__ = [
     "Checkpoint",
@@ -138,7 +138,8 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
     except ConfigError as error:
         raise _refuse(path, f"this package cannot read its settings: {error}") from error
     if config is not None and fingerprint(saved) != fingerprint(config):
-        raise _refuse(path, f"it belongs to another configuration: {_difference(saved, config)}")
+        differing = settings_difference(fingerprinted(saved), fingerprinted(config))
+        raise _refuse(path, f"it belongs to another configuration: {differing}")
     groups = [name for name in manifest["files"] if name.endswith(".safetensors")]
     return Checkpoint(
         iteration=manifest["iteration"],
@@ -149,7 +150,9 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest whole checkpoint; a damaged one is named in a warning and passed over.
+    """Find the newest checkpoint by number; `load_checkpoint` says whether it is whole.
+
+    A kill leaves no damaged one, so a damaged one is never passed over in silence.
 
     Args:
         folder: Where a run keeps its checkpoints; it need not exist. Nothing in it is changed.
@@ -157,13 +160,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
     Returns:
         The checkpoint's folder, or None if there is none.
     """
-    for path in reversed(_checkpoints(folder)):
-        try:
-            _verify(path)
-            return path
-        except CheckpointError as error:
-            warnings.warn(f"passed over: {error}", stacklevel=2)
-    return None
+    found = _checkpoints(folder)
+    return found[-1] if found else None
 
 
 def prune_checkpoints(folder: Path, *, keep: int) -> None:
@@ -262,18 +260,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _refuse(path: Path, reason: str) -> CheckpointError:
-    sentence = f"cannot use checkpoint {str(path)!r}: {reason}. Remove it, or name another one."
-    return CheckpointError(sentence)
-
-
-def _difference(saved: TrainConfig, wanted: TrainConfig) -> str:
-    theirs, ours = fingerprinted(saved), fingerprinted(wanted)
-    return "; ".join(
-        f"`{section}.{name}` is {value!r} there and {ours[section][name]!r} here"
-        for section, values in theirs.items()
-        for name, value in values.items()
-        if value != ours[section][name]
-    )
+    sentence = f"cannot use checkpoint {str(path)!r}: {reason}. "
+    return CheckpointError(sentence + "Remove it to go on from the one before, or name another.")
 
 
 def _unshared(named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,23 +3,35 @@
 Processes share out whole slices of objects, in contiguous blocks, so that each
 slice is computed exactly as one process alone would compute it. Every
 reduction adds in the order of the processes, so that all of them hold the same
-bits afterwards.
+bits afterwards. An exception in one of them ends all of them.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from jaxtyping import Shaped
 from torch import Tensor
+
+from mvczigal_ref.errors import NonFiniteError
 
 __all__ = ["World", "world"]
 
 # Elements that one collective carries, which bounds the memory it needs.
 _BUCKET = 2**24
+
+
+class _ElsewhereError(Exception):
+    """Another process has failed, with this exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +93,7 @@ class World:
         share = share.detach()
         if self.size == 1:
             return share
+        self._meet()
         gathered: Tensor = gather(share.to(self.device))
         return gathered.to(share.device)
 
@@ -100,6 +113,7 @@ class World:
         """
         if self.size == 1:
             return
+        self._meet()
         trained = list(parameters)
         has = torch.tensor([p.grad is not None for p in trained], dtype=torch.uint8)
         anywhere = self._stacked(has).amax(0).tolist()
@@ -129,17 +143,69 @@ class World:
         """
         if self.size == 1:
             return flag
+        self._meet()
         return bool(self._stacked(torch.tensor([flag], dtype=torch.uint8)).any())
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
+            self._meet()
             PartialState().wait_for_everyone()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make an exception that one process meets everybody's.
+
+        Without this the others would wait in their next collective for ever. Inside it, each
+        collective of this class begins by asking whether all have come to it.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Exception: In every process the same: the first that names a place, else the first.
+
+        Examples:
+            >>> with World().together():
+            ...     raise NonFiniteError("loss", object=3)
+            Traceback (most recent call last):
+            mvczigal_ref.errors.NonFiniteError: `loss` must be finite; got a non-finite value \
+at object 3.
+        """
+        try:
+            yield
+        except _ElsewhereError as elsewhere:
+            raise elsewhere.error from None
+        except Exception as error:
+            chosen = None
+            if self.size > 1:
+                with suppress(RuntimeError):  # the others may be dead
+                    chosen = self._failure(error)
+            if chosen is None or chosen is error:
+                raise
+            raise chosen from error
 
     def close(self) -> None:
         """Take the processes apart; the last call of a run."""
         if self.size > 1:
             PartialState().destroy_process_group()
+
+    def _meet(self) -> None:
+        """Stop here if another process has failed on its way to this collective."""
+        error = self._failure(None)
+        if error is not None:
+            raise _ElsewhereError(error)
+
+    def _failure(self, own: Exception | None) -> Exception | None:
+        """Choose one of the exceptions that processes have met since the last collective."""
+        failed = torch.tensor([own is not None], dtype=torch.uint8)
+        if not bool(self._stacked(failed).any()):
+            return None
+        told: list[Exception | None] = gather_object([_portable(own)])
+        told[self.rank] = own
+        errors = [error for error in told if error is not None]
+        placed = [e for e in errors if isinstance(e, NonFiniteError) and e.object is not None]
+        return (placed or errors)[0]
 
     def _stacked(self, value: Tensor) -> Tensor:
         """One row a process."""
@@ -161,17 +227,35 @@ def world(device: str = "auto") -> World:
     """
     # Otherwise accelerate would choose the number of threads, and with it the last bits.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
     # Asked for an accelerator that is not there, accelerate makes each process a world of its own.
     state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))  # under MPI, set by the line above
     if state.num_processes != wanted:
         msg = (
             f"the launcher asked for {wanted} processes, but {state.num_processes} could be "
-            f"joined on device {device!r}. Start with `accelerate launch`, or set `run.device`."
+            f"joined on device {device!r}. Set `run.device` to a device that is there."
+        )
+        raise RuntimeError(msg)
+    # Where no GPU is used, `accelerate launch` starts one process however many it is asked for.
+    # Only if it was asked for several does it say where they are to meet.
+    if wanted == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
+        msg = (
+            "`accelerate launch` was asked for several processes, but without GPUs it starts one. "
+            "Start with `torchrun --standalone --nproc-per-node N -m mvczigal_ref ...`; for one "
+            "process leave `--num_processes` out and MASTER_ADDR unset."
         )
         raise RuntimeError(msg)
     own = state.device if wanted > 1 or device == "auto" else torch.device(device)
     return World(rank=state.process_index, size=state.num_processes, device=own)
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """Give an exception as it can be sent: itself, or its words where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -1,7 +1,7 @@
 """Read settings by section from a YAML or JSON file, dropping nothing in silence."""
 
 import difflib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import yaml
 
 from mvczigal_ref.errors import ConfigError
 
-__all__ = ["read_settings", "unknown_setting"]
+__all__ = ["read_settings", "settings_difference", "unknown_setting"]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -52,6 +52,28 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{str(path)!r} must hold sections of settings; got {content!r}.")
     return content
+
+
+def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Say in which settings two runs differ.
+
+    Args:
+        there: All settings of what lies in a folder, by section.
+        here: The same settings of what is asked for now.
+
+    Returns:
+        Both values of each that differs, or an empty text.
+
+    Examples:
+        >>> settings_difference({"run": {"seed": 0}}, {"run": {"seed": 3}})
+        '`run.seed` is 0 there and 3 here'
+    """
+    return "; ".join(
+        f"`{section}.{name}` is {value!r} there and {here[section][name]!r} here"
+        for section, values in there.items()
+        for name, value in values.items()
+        if value != here[section][name]
+    )
 
 
 def unknown_setting(path: str, known: Iterable[str]) -> ConfigError:

@@ -307,12 +307,17 @@ def test_any_flipped_bit_is_refused(whole, tmp_path_factory, name, where, bit):
     assert name in refusal(path)
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
-    """The one before it is used, and the damaged one is named."""
+def test_a_damaged_newest_is_refused_with_a_remedy_and_not_passed_over(tmp_path):
+    """No kill leaves one, so its owner should know; the one before it is still good."""
     save(tmp_path, 1)
-    (save(tmp_path, 2) / "state.json").write_text("{}")
-    with pytest.warns(UserWarning, match=r"passed over.*iteration_000002.*'state\.json'"):
-        assert latest_checkpoint(tmp_path).name == "iteration_000001"
+    newest = save(tmp_path, 2)
+    (newest / "state.json").write_text("{}")
+
+    assert latest_checkpoint(tmp_path) == newest
+    assert "'state.json'" in refusal(newest)
+    assert refusal(newest).endswith("Remove it to go on from the one before, or name another.")
+    shutil.rmtree(newest)
+    assert load_checkpoint(latest_checkpoint(tmp_path)).iteration == 1
 
 
 def reseal(path, **changes):

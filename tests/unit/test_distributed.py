@@ -3,6 +3,7 @@
 Run as a program, this file is one of the two processes.
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from mvczigal_ref import distributed
 from mvczigal_ref.distributed import World, world
+from mvczigal_ref.errors import NonFiniteError
 
 OBJECTS = 8
 SLICES = 4
@@ -51,6 +53,49 @@ def parameters(rank):
     return made
 
 
+class UnsendableError(Exception):
+    """Cannot be made again from its arguments, so it cannot be pickled."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def faults(here):
+    """What the processes meet, by case: an exception each, or None and then a collective."""
+    nowhere, somewhere = NonFiniteError("gradient_norm"), NonFiniteError("gradient", object=3)
+    waits = {
+        "gather": lambda: here.gather_objects(torch.zeros(1)),
+        "mean": lambda: here.mean_gradients(parameters(here.rank)),
+        "flag": lambda: here.anywhere(False),
+        "barrier": here.barrier,
+    }
+    cases = {name: (wait, [None, OSError(f"disk full at {name}")]) for name, wait in waits.items()}
+    cases["first"] = here.barrier, [KeyError("absent"), None]
+    cases["both, the second with a place"] = here.barrier, [nowhere, somewhere]
+    cases["both, none with a place"] = here.barrier, [KeyError("one"), KeyError("other")]
+    cases["words alone"] = here.barrier, [None, UnsendableError(1, 2)]
+    return cases
+
+
+def fail_or(wait, error):
+    """Raise, or go to a collective."""
+    if error is not None:
+        raise error
+    wait()
+
+
+def meet(here):
+    """Meet the faults one after the other; say what each raised in this process."""
+    said = {}
+    for name, (wait, errors) in faults(here).items():
+        try:
+            with here.together():
+                fail_or(wait, errors[here.rank])
+        except Exception as error:
+            said[name] = f"{type(error).__name__}: {error}"
+    return said
+
+
 def work(folder):
     """What each of the two processes does."""
     here = world("auto")
@@ -67,7 +112,9 @@ def work(folder):
         found |= {f"gradient.{bucket}.{i}": gradient for i, gradient in kept.items()}
     flags = [here.anywhere(here.rank == r) for r in (0, 1, 2)]
     found["place"] = torch.tensor([here.rank, here.size, here.is_main, share.start, *flags])
-    here.barrier()
+    with here.together():
+        here.barrier()
+    Path(f"{folder}/{here.rank}.json").write_text(json.dumps(meet(here)), "utf-8")
     save_file(found, f"{folder}/{here.rank}.safetensors")
     here.close()
 
@@ -161,6 +208,25 @@ def test_a_flag_raised_anywhere_is_seen_everywhere(two):
     assert [found["place"].tolist()[4:] for found in two] == [[1, 1, 0], [1, 1, 0]]
 
 
+def test_an_exception_in_one_process_is_raised_in_all(ended):
+    """Whichever collective the others wait in; the first that names a place, else the first."""
+    one, other = (json.loads((ended[0] / f"{rank}.json").read_text()) for rank in range(2))
+
+    assert one == {
+        "gather": "OSError: disk full at gather",
+        "mean": "OSError: disk full at mean",
+        "flag": "OSError: disk full at flag",
+        "barrier": "OSError: disk full at barrier",
+        "first": "KeyError: 'absent'",
+        "both, the second with a place": "NonFiniteError: `gradient` must be finite; got a "
+        "non-finite value at object 3.",
+        "both, none with a place": "KeyError: 'one'",
+        "words alone": "RuntimeError: UnsendableError: 1 and 2",
+    }
+    # The process that met it has the exception itself.
+    assert other == {**one, "words alone": "UnsendableError: 1 and 2"}
+
+
 # -- laws --------------------------------------------------------------------------------
 
 
@@ -186,6 +252,14 @@ def test_a_world_of_one_needs_no_process_group():
     assert (alone.is_main, alone.anywhere(True), alone.anywhere(False)) == (True, True, False)
     assert alone.slice_share(3) == range(3)
     assert not torch.distributed.is_initialized()
+
+
+def test_a_world_of_one_raises_what_it_meets():
+    """The very exception."""
+    error = KeyError("absent")
+    with pytest.raises(KeyError) as caught, World().together():
+        raise error
+    assert caught.value is error
 
 
 def test_gathered_values_carry_no_gradient():
@@ -224,6 +298,15 @@ def test_processes_that_cannot_be_joined_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "PartialState", lambda cpu: alone)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(RuntimeError, match="asked for 3 processes, but 1 could be joined"):
+        world("cpu")
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_refused(monkeypatch):
+    """`accelerate launch --cpu --num_processes 2` says where two would meet, and starts one."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert world("cpu").size == 1
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(RuntimeError, match=r"starts one\. Start with `torchrun"):
         world("cpu")
 
 
