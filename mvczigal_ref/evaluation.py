@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.rollout.noise import SeededNoise
@@ -52,7 +53,9 @@ class PairedGain:
     """Of the gain, over prompts [reward units]."""
 
 
-def paired_gain(before: Float[Tensor, "noise prompt"], after: Float[Tensor, "noise prompt"]) -> PairedGain:
+def paired_gain(
+    before: Float[Tensor, "noise prompt"], after: Float[Tensor, "noise prompt"]
+) -> PairedGain:
     r"""Compare scores prompt by prompt.
 
     .. math::
@@ -110,6 +113,17 @@ def sample_objects(
 
     Returns:
         Images in [0, 1].
+
+    Examples:
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> from mvczigal_ref.system import build_system
+        >>> config = TrainConfig()
+        >>> system = build_system(
+        ...     config, device=torch.device("cpu"), components=tiny_components(seed=0)
+        ... )
+        >>> noise = SeededNoise(seed=0, iteration="mine", objects=[0], shape=system.latent_shape)
+        >>> sample_objects(system, ["a red ball"], noise, config=config).shape
+        torch.Size([1, 6, 3, 32, 32])
     """
     conditioning = system.conditioning(prompts)
     dtype = DTYPES[config.model.storage_dtype]
@@ -149,18 +163,41 @@ def evaluate(
 
     Args:
         system: Network, sampler and scorers.
-        prompts: Such as the held-out ones.
+        prompts: Such as the held-out ones; at least one.
         config: As :func:`sample_objects`; also objects a slice.
         world: Processes share out the slices where they divide evenly, and all
             do everything where not.
         num_noises: Initial noises a prompt; at least 1.
         seed: Of the noises.
         zigzag: Sample with ZMV-Sampling instead of plainly.
-        keep_images: Prompts whose images of the first noise are kept.
+        keep_images: Prompts whose images of the first noise are kept, at most all; at least 0.
 
     Returns:
         Scores, the same in every process.
+
+    Raises:
+        ValueError: If there is no prompt or no noise, or ``keep_images`` is negative.
+        NonFiniteError: If a score is not finite; names the object, noise by noise through the
+            prompts.
+
+    Examples:
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> from mvczigal_ref.system import build_system
+        >>> config = TrainConfig()
+        >>> system = build_system(
+        ...     config, device=torch.device("cpu"), components=tiny_components(seed=0)
+        ... )
+        >>> said = ["a red ball with a white nose"]
+        >>> evaluate(system, said, config=config, world=World(), num_noises=2).joint.shape
+        torch.Size([2, 1])
     """
+    if not prompts:
+        msg = "`prompts` must hold at least one prompt; got none."
+        raise ValueError(msg)
+    for name, number, least in (("num_noises", num_noises, 1), ("keep_images", keep_images, 0)):
+        if number < least:
+            msg = f"`{name}` must be at least {least}; got {number}."
+            raise ValueError(msg)
     size, total = config.run.objects_per_slice, num_noises * len(prompts)
     slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
     even = len(slices) % world.size == 0 and total % size == 0
@@ -172,12 +209,12 @@ def evaluate(
         images = sample_objects(
             system, said, _noise(system, part, seed), config=config, zigzag=zigzag
         )
-        per_view.append(system.per_view(images, said).mean(-1))
+        per_view.append(system.per_view(images, said))
         joint.append(system.joint(images, said))
-    scores = torch.stack([torch.cat(per_view), torch.cat(joint)], -1)
+    by_view, by_object = torch.cat(per_view), torch.cat(joint)
     if even:
-        scores = world.gather_objects(scores)
-    table = scores.cpu().view(num_noises, len(prompts), 2)
+        by_view, by_object = world.gather_objects(by_view), world.gather_objects(by_object)
+    check_rewards(per_view_reward=by_view, joint_view_reward=by_object)
     kept = range(min(keep_images, len(prompts)))
     shown = [
         sample_objects(
@@ -189,8 +226,8 @@ def evaluate(
     views = system.rig.num_views
     nothing = torch.zeros(0, views, 3, system.image_size, system.image_size)
     return Evaluation(
-        per_view=table[..., 0].contiguous(),
-        joint=table[..., 1].contiguous(),
+        per_view=by_view.mean(-1).view(num_noises, -1).cpu(),
+        joint=by_object.view(num_noises, -1).cpu(),
         images=torch.cat(shown).cpu() if shown else nothing,
     )
 

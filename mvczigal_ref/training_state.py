@@ -1,0 +1,265 @@
+"""What a training run changes: made at its beginning, saved, and found again."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvczigal_ref.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from mvczigal_ref.config import TrainConfig, fingerprinted, from_dict, to_dict
+from mvczigal_ref.constraint import ConstraintState
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.evaluation import evaluate
+from mvczigal_ref.files import to_json
+from mvczigal_ref.iteration import prompt_batch
+from mvczigal_ref.models.loading import load_strict
+from mvczigal_ref.optimizer_state import join_optimizer_state, split_optimizer_state
+from mvczigal_ref.settings_file import settings_difference
+from mvczigal_ref.system import System, build_system
+
+__all__ = ["TrainingState", "begin", "find_checkpoint", "load_policy", "resume"]
+
+# A folder that holds one of these holds a run.
+_WRITTEN = ("checkpoints", "evaluations", "metrics.jsonl", "summary.json")
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """Everything that an iteration changes.
+
+    Noise and prompts are functions of the seed and the iteration's index, so there is no
+    generator to keep.
+    """
+
+    system: System
+    """Its trained parameters change."""
+
+    optimizer: torch.optim.Optimizer
+    """Over the trained parameters."""
+
+    constraint: ConstraintState
+    """Multiplier and threshold."""
+
+    finished: int
+    """Iterations done."""
+
+    prompts: Sequence[str]
+    """All training prompts, in order."""
+
+    config: TrainConfig
+    """The run's settings."""
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint and remove old ones; for the main process alone.
+
+        Args:
+            folder: The run folder.
+        """
+        tensors, rest = split_optimizer_state(self.optimizer.state_dict())
+        trained = {name: p.detach() for name, p in self.system.trained().items()}
+        numbers: dict[str, Any] = {
+            "constraint": asdict(self.constraint),
+            "optimizer": rest,
+            "prompts": _digest(self.prompts),
+            "prompt_position": self.finished * self.config.run.objects_per_iteration,
+        }
+        save_checkpoint(
+            folder / "checkpoints",
+            self.finished,
+            tensors={"policy": trained, "optimizer": tensors},
+            state=numbers,
+            config=self.config,
+        )
+        prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
+
+
+def begin(
+    system: System, config: TrainConfig, world: World, prompts: Sequence[str]
+) -> TrainingState:
+    """Make the state of a new run.
+
+    Args:
+        system: What is to be trained.
+        config: The run.
+        world: This process among all.
+        prompts: All training prompts; some are sampled where ``constraint.threshold_objects``
+            asks for it.
+
+    Returns:
+        A state with no iteration done.
+
+    Raises:
+        NonFiniteError: If a reward that the threshold is made of is not finite.
+
+    Examples:
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> config = TrainConfig()
+        >>> system = build_system(
+        ...     config, device=torch.device("cpu"), components=tiny_components(seed=0)
+        ... )
+        >>> begin(system, config, World(), ["a red ball with a white nose"]).constraint.multiplier
+        0.0
+    """
+    wanted = config.constraint
+    threshold = wanted.threshold_init
+    if threshold is None and wanted.threshold_objects:
+        chosen = prompt_batch(
+            prompts, seed=config.run.seed, iteration=0, count=wanted.threshold_objects
+        )
+        scores = evaluate(
+            system, chosen, config=config, world=world, num_noises=1, seed=config.run.seed,
+            keep_images=0,
+        )  # fmt: skip
+        threshold = float(scores.joint.double().mean())
+    constraint = ConstraintState(
+        multiplier=wanted.multiplier_init,
+        threshold=threshold or 0.0,
+        initialised=threshold is not None,
+    )
+    return TrainingState(system, _optimizer(system, config), constraint, 0, prompts, config)
+
+
+def find_checkpoint(folder: Path, config: TrainConfig) -> Checkpoint | None:
+    """Read the newest checkpoint of a run folder, changing nothing.
+
+    Args:
+        folder: The run folder; it need not exist.
+        config: The run.
+
+    Returns:
+        The checkpoint, or None if there is none yet.
+
+    Raises:
+        CheckpointError: If the folder holds another run, or a checkpoint that is damaged, of
+            another run, or past this run's end.
+
+    Examples:
+        >>> find_checkpoint(Path("absent"), TrainConfig()) is None
+        True
+    """
+    _refuse_foreign(folder, config)
+    newest = latest_checkpoint(folder / "checkpoints")
+    if newest is None:
+        return None
+    checkpoint = load_checkpoint(newest, config=config)
+    if checkpoint.iteration > config.run.iterations:
+        msg = (
+            f"`run.iterations` must be at least {checkpoint.iteration}, what {str(newest)!r} has "
+            f"finished; got {config.run.iterations}. Ask for more, or choose another folder."
+        )
+        raise CheckpointError(msg)
+    return checkpoint
+
+
+def resume(
+    system: System, config: TrainConfig, prompts: Sequence[str], checkpoint: Checkpoint
+) -> TrainingState:
+    """Make the state that a checkpoint holds.
+
+    Args:
+        system: As at the run's beginning; its trained parameters are overwritten.
+        config: The run.
+        prompts: All training prompts, those of the run's beginning.
+        checkpoint: Read by :func:`find_checkpoint`.
+
+    Returns:
+        The state, bit for bit as it was saved.
+
+    Raises:
+        CheckpointError: If tensors or prompts are not this run's.
+    """
+    if checkpoint.state["prompts"] != _digest(prompts):
+        msg = (
+            f"`run.prompts` = {config.run.prompts!r} must hold the prompts that the run began "
+            f"with; what it holds now, {len(prompts)} prompts, differs. Restore the file, or "
+            "choose another folder."
+        )
+        raise CheckpointError(msg)
+    load_strict(system.trained(), checkpoint.tensors["policy"], source="the checkpoint")
+    optimizer = _optimizer(system, config)
+    saved = checkpoint.state["optimizer"]
+    optimizer.load_state_dict(join_optimizer_state(checkpoint.tensors["optimizer"], saved))
+    constraint = ConstraintState(**checkpoint.state["constraint"])
+    return TrainingState(system, optimizer, constraint, checkpoint.iteration, prompts, config)
+
+
+def load_policy(folder: Path, *, device: torch.device) -> tuple[System, TrainConfig]:
+    """Rebuild the trained system of a run folder.
+
+    Args:
+        folder: Written by training.
+        device: Where everything goes.
+
+    Returns:
+        The system with the newest checkpoint's parameters, and the run's configuration.
+
+    Raises:
+        CheckpointError: If the folder is no run, or its checkpoint is damaged.
+
+    Examples:
+        >>> load_policy(Path("absent"), device=torch.device("cpu"))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: 'absent' holds no checkpoint. Pass a folder that \
+training wrote.
+    """
+    found = latest_checkpoint(folder / "checkpoints")
+    if found is None:
+        msg = f"{str(folder)!r} holds no checkpoint. Pass a folder that training wrote."
+        raise CheckpointError(msg)
+    checkpoint = load_checkpoint(found)
+    system = build_system(checkpoint.config, device=device)
+    load_strict(system.trained(), checkpoint.tensors["policy"], source=str(found))
+    return system, checkpoint.config
+
+
+def _refuse_foreign(folder: Path, config: TrainConfig) -> None:
+    """Refuse a folder that holds another run, or files of a run that is not there."""
+    path = folder / "config.json"
+    if not path.is_file():
+        found = [name for name in _WRITTEN if (folder / name).exists()]
+        if found:
+            msg = f"{str(folder)!r} holds {', '.join(found)} of a run without its config.json. "
+            raise CheckpointError(msg + "Restore that file, or choose another folder.")
+        return
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        saved = from_dict(values)
+        missing = sorted(to_dict(saved).keys() - values.keys())
+    except (ValueError, AttributeError) as error:  # of no JSON, of no settings, of no mapping
+        msg = f"{str(path)!r} is no run's configuration: {error} Choose another folder."
+        raise CheckpointError(msg) from error
+    if missing:
+        msg = f"{str(path)!r} is no run's configuration: it lacks {', '.join(missing)}. "
+        raise CheckpointError(msg + "Choose another folder.")
+    differing = settings_difference(fingerprinted(saved), fingerprinted(config))
+    if differing:
+        msg = (
+            f"{str(folder)!r} holds another run (recipe {saved.recipe!r}): {differing}. "
+            "Choose another folder, or pass that run's own settings to go on with it."
+        )
+        raise CheckpointError(msg)
+
+
+def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        list(system.trained().values()),
+        lr=config.optim.lr,
+        betas=config.optim.betas,
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
+    )
+
+
+def _digest(prompts: Sequence[str]) -> str:
+    return hashlib.sha256(to_json(list(prompts)).encode()).hexdigest()
