@@ -195,7 +195,7 @@ def _round(
                     components, sampler, conditioning.objects(slice(part[0], part[-1] + 1)),
                     SeededNoise(
                         seed=seed, iteration=_OCCASION, shape=(views, c, h, w), device=device,
-                        objects=[noise * len(prompts) + index for index in part],
+                        objects=[noise * len(prompts) + index for index in part.tolist()],
                     ),
                     guidance_scale,
                 )
