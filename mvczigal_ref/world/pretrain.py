@@ -57,7 +57,7 @@ class PretrainConfig:
     base_steps: int = 12000
     """Optimiser steps of the learning rate's schedule [1]."""
 
-    base_stop: int = 10000
+    base_stop: int = 8000
     """Optimiser steps after which the base model is taken, at most ``base_steps`` [1]."""
 
     base_batch: int = 8
@@ -66,7 +66,7 @@ class PretrainConfig:
     base_lr: float = 1.2e-3
     """Peak learning rate."""
 
-    distil_steps: int = 1500
+    distil_steps: int = 700
     """Optimiser steps [1]."""
 
     distil_lr: float = 4e-4
