@@ -1,0 +1,111 @@
+"""The command line: what a person can ask for, read by tyro.
+
+Only names are read here, so that help comes at once; `commands` does the work
+and imports what it needs.
+"""
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import tyro
+
+from mvczigal_ref import __version__
+from mvczigal_ref.cli.arguments import (
+    REFUSED,
+    Command,
+    Evaluate,
+    Pretrain,
+    Recipes,
+    Report,
+    Sample,
+    Train,
+)
+
+__all__ = ["main"]
+
+_COMMANDS: dict[str, Callable[..., Command]] = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "report": Report,
+    "pretrain": Pretrain,
+    "recipes": Recipes,
+}
+_DESCRIPTION = """RL fine-tuning of few-step text-to-multiview diffusion.
+
+Begin with `mvczigal train tiny`, then open the report.html that it names."""
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
+# What follows one of these is its value, whatever it looks like.
+_TAKES_TEXT = ("--config", "--out", "--run", "--weights", "--json", "--prompts", "--recipe")
+_INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Words after the program's name; those of this process if None.
+
+    Returns:
+        Exit status: 0, or 2 where something was refused, or 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: After help, and where the words are no command.
+
+    Examples:
+        >>> main(["recipes", "--nonsense"])
+        Traceback (most recent call last):
+        SystemExit: 2
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:
+        print(__version__)
+        return 0
+    command = _read(words or ["--help"])
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            from mvczigal_ref.cli.commands import run
+
+            run(command)
+        except REFUSED as error:
+            _say(f"error: {error}")
+            return 2
+        except ModuleNotFoundError as error:  # an extra that a setting asks for
+            if error.name not in ("tensorboard", "wandb"):
+                raise
+            _say(f"error: {error}")
+            return 2
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+    return 0
+
+
+def _read(words: list[str]) -> Command:
+    """Take the settings out, wherever they stand, and let tyro read the rest."""
+    settings: list[str] = []
+    rest = words[:1]
+    for before, word in pairwise(words):
+        is_setting = _SETTING.fullmatch(word) and before not in _TAKES_TEXT
+        (settings if is_setting else rest).append(word)
+    command: Command = tyro.extras.subcommand_cli_from_dict(
+        _COMMANDS, prog="mvczigal", description=_DESCRIPTION, args=rest
+    )
+    if not settings:
+        return command
+    if isinstance(command, Report | Recipes):
+        _say(f"error: this command takes no settings; got {settings[0]!r}.")
+        raise SystemExit(2)
+    return replace(command, settings=(*command.settings, *settings))
+
+
+def _say(text: str) -> None:
+    print(f"mvczigal: {text}", file=sys.stderr, flush=True)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    _say(f"warning: {message}")

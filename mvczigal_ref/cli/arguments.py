@@ -1,0 +1,128 @@
+"""What each command of the command line is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from tyro.conf import Positional, arg
+
+from mvczigal_ref.errors import CheckpointError, ConfigError, NonFiniteError, ReplayMismatchError
+
+__all__ = ["REFUSED", "Command", "Evaluate", "Pretrain", "Recipes", "Report", "Sample", "Train"]
+
+REFUSED = (ConfigError, CheckpointError, NonFiniteError, ReplayMismatchError, OSError)
+"""What a person is told in a line, without a traceback."""
+
+_Folder = Annotated[Path | None, arg(metavar="FOLDER")]
+_Settings = Annotated[
+    Positional[tuple[str, ...]],
+    arg(metavar="[SECTION.NAME=VALUE ...]", help_behavior_hint=""),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a recipe into a run folder; the same command goes on with a stopped run."""
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """Name of a recipe; `mvczigal recipes` lists them."""
+    settings: _Settings = ()
+    """Settings to change, such as optim.lr=1e-3; a later one wins."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """YAML or JSON file of settings by section; words on the command line win over it."""
+    out: Annotated[_Folder, arg(help_behavior_hint="(default: runs/RECIPE-SEED)")] = None
+    """Run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Sample prompts into pictures: one sheet with a row a prompt, and one file a view."""
+
+    prompts: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="PROMPT [PROMPT ...]", help_behavior_hint="(required)"),
+    ]
+    """Such as "a red cube with a white nose"."""
+    settings: _Settings = ()
+    """Settings to change, such as zigzag.steps=2."""
+    run: Annotated[_Folder, arg(help_behavior_hint="(default: none)")] = None
+    """Sample with what this run folder has trained."""
+    weights: Annotated[_Folder, arg(help_behavior_hint="(default: the shipped ones)")] = None
+    """Sample with the weights in this folder."""
+    seed: int = 0
+    """Seed of the noise."""
+    steps: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the run's, else 8)")
+    ] = None
+    """Denoising steps."""
+    guidance: Annotated[
+        float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the run's, else 2)")
+    ] = None
+    """Guidance scale; 1 is unguided."""
+    zigzag: bool = False
+    """Denoise, invert with weak guidance and denoise again (ZMV-Sampling)."""
+    out: Path = Path("samples")
+    """Folder of the pictures; files of the same name are replaced."""
+    device: str = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a policy on held-out prompts.
+
+    A run is also compared with the weights that it started from; ZMV-Sampling of other weights
+    with plain sampling. Both meet the same noises, and the gain is paired.
+    """
+
+    recipe: Annotated[
+        Positional[str | None], arg(metavar="[RECIPE]", help_behavior_hint="(default: tiny)")
+    ] = None
+    """Recipe whose weights and sampling are scored, where no run is given."""
+    settings: _Settings = ()
+    """Settings to change, such as sampler.num_steps=4."""
+    run: Annotated[_Folder, arg(help_behavior_hint="(default: none)")] = None
+    """Score what this run folder has trained."""
+    weights: Annotated[_Folder, arg(help_behavior_hint="(default: the recipe's)")] = None
+    """Score the weights in this folder."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the noises; 0 is what training itself evaluates on."""
+    noises: int = 4
+    """Initial noises a prompt and seed."""
+    zigzag: bool = False
+    """Sample with ZMV-Sampling."""
+    prompts: str = "world.held_out"
+    """A named list, or a text file with one prompt a line."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Also write every score to this file."""
+    device: str = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write a run's report.html again."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, finished or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Make the tiny world's weights from nothing: autoencoder, base model, few-step model."""
+
+    settings: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="[NAME=VALUE ...]", help_behavior_hint="")
+    ] = ()
+    """Numbers to change, such as base_steps=100."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Folder of the weights; a stage that it already holds is not made again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """List the recipes."""
+
+
+Command: TypeAlias = Train | Sample | Evaluate | Report | Pretrain | Recipes
+"""What was asked for."""

@@ -1,0 +1,168 @@
+"""What each command does, up to where it needs torch: a wrong setting is told at once."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from mvczigal_ref.cli.arguments import (
+    Command,
+    Evaluate,
+    Pretrain,
+    Recipes,
+    Report,
+    Sample,
+    Train,
+)
+from mvczigal_ref.config import TrainConfig, load_config
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.recipes import RECIPES, recipe
+from mvczigal_ref.settings_file import unknown_setting
+from mvczigal_ref.world.grammar import parse
+
+if TYPE_CHECKING:
+    from mvczigal_ref.world.pretrain import PretrainConfig
+
+__all__ = ["run"]
+
+_STEPS = 8  # of a sample, where nothing else says
+_RECIPE = "tiny"
+# What a policy reads once it is trained; any other setting would change nothing, in silence.
+_READ_BY_A_POLICY = ("sampler.", "zigzag.", "reward.", "run.objects_per_slice")
+
+
+def run(command: Command) -> None:
+    """Do what was asked for.
+
+    Args:
+        command: As the command line read it.
+    """
+    match command:
+        case Train():
+            _train(command)
+        case Sample():
+            _sample(command)
+        case Evaluate():
+            _evaluate(command)
+        case Report():
+            from mvczigal_ref.report import write_report
+
+            print(write_report(command.run))
+        case Pretrain():
+            _pretrain(command)
+        case Recipes():
+            _recipes()
+
+
+def _train(command: Train) -> None:
+    config = load_config(recipe(command.recipe), file=command.config, overrides=command.settings)
+    from mvczigal_ref.cli.training import train_run
+
+    train_run(command, config)
+
+
+def _sample(command: Sample) -> None:
+    if not command.prompts:
+        msg = "`prompts` must hold at least one; got none."
+        raise ConfigError(msg)
+    words = list(command.settings)
+    if command.run is None:
+        words.insert(0, f"sampler.num_steps={_STEPS}")
+    if command.steps is not None:
+        words.append(f"sampler.num_steps={command.steps}")
+    if command.guidance is not None:
+        words.append(f"sampler.guidance_scale={command.guidance}")
+    config = _policy_config(command.run, command.weights, None, words)
+    prompts = _checked(command.prompts, config)
+    from mvczigal_ref.cli.policies import sample_prompts
+
+    sample_prompts(command, config, prompts)
+
+
+def _evaluate(command: Evaluate) -> None:
+    if command.noises < 1 or len(set(command.seeds)) < max(1, len(command.seeds)):
+        msg = (
+            "`--noises` must be at least 1 and `--seeds` must differ; got "
+            f"{command.noises} and {command.seeds}."
+        )
+        raise ConfigError(msg)
+    config = _policy_config(command.run, command.weights, command.recipe, command.settings)
+    from mvczigal_ref.cli.policies import evaluate_policy
+    from mvczigal_ref.trainer import read_prompts
+
+    evaluate_policy(command, config, _checked(read_prompts(command.prompts), config))
+
+
+def _policy_config(
+    run: Path | None, weights: Path | None, name: str | None, words: Sequence[str]
+) -> TrainConfig:
+    """Find out how a policy is to be sampled, from a run or from a recipe."""
+    if run is not None and (weights is not None or name is not None):
+        msg = "`--run` brings its own weights and settings; leave out `--weights` and the recipe."
+        raise ConfigError(msg)
+    if run is not None:
+        from mvczigal_ref.report.run_folder import run_config
+
+        base = run_config(run)
+    else:
+        base = recipe(name or _RECIPE)
+    config = load_config(base, overrides=words)
+    allowed = _READ_BY_A_POLICY if run is not None else (*_READ_BY_A_POLICY, "model.")
+    for word in words:
+        if not word.startswith(allowed):
+            path = word.partition("=")[0]
+            read = ", ".join(f"`{start}`" for start in allowed)
+            msg = f"`{path}` changes nothing here; only settings that start with {read} do."
+            raise ConfigError(msg)
+    return (
+        config if weights is None else load_config(config, overrides=[f"model.weights={weights}"])
+    )
+
+
+def _checked(prompts: Sequence[str], config: TrainConfig) -> list[str]:
+    """Check the tiny world's prompts against its grammar, and spell them its way."""
+    return [str(parse(p)) for p in prompts] if config.model.rig == "world" else list(prompts)
+
+
+def _pretrain(command: Pretrain) -> None:
+    from mvczigal_ref.distributed import world
+    from mvczigal_ref.world.pretrain import PretrainConfig, pretrain
+
+    pretrain(command.out, _pretrain_config(PretrainConfig, command.settings))
+    if world().is_main:
+        print(f"few-step weights: {command.out / 'fewstep'}")
+
+
+def _pretrain_config(kind: "type[PretrainConfig]", words: Sequence[str]) -> "PretrainConfig":
+    """Read `name=value` words into pretraining's settings."""
+    known, values = [field.name for field in fields(kind)], {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            msg = f"a setting must read `name=value`; got {word!r}."
+            raise ConfigError(msg)
+        if name not in known:
+            raise unknown_setting(name, known)
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            msg = f"`{name}` cannot be read from {text!r}: {error}."
+            raise ConfigError(msg) from error
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        problems = [f"`{e['loc'][0]}`: {e['msg']}; got {e['input']!r}." for e in error.errors()]
+        raise ConfigError(" ".join(problems)) from error
+
+
+def _recipes() -> None:
+    table = Table("recipe", "what it is")
+    for name, function in RECIPES.items():
+        table.add_row(name, (inspect.getdoc(function) or "").partition("\n")[0])
+    Console().print(table)

@@ -1,0 +1,161 @@
+"""What a person sees while a command works: progress, tables, plain lines where no one looks."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from mvczigal_ref.evaluation import PairedGain
+from mvczigal_ref.trainer import Events
+
+__all__ = ["TrainingDisplay", "gain_table", "score_heading"]
+
+_PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
+
+# Header, metric (one, or the mean of several), format. Each column is as wide as its header.
+_COLUMNS: Sequence[tuple[str, tuple[str, ...], str]] = (
+    ("per view", ("per_view_reward/zigzag", "per_view_reward/standard"), ".2f"),
+    ("gap", ("per_view_reward/gap",), "+.2f"),
+    ("   joint", ("joint_view_reward/zigzag", "joint_view_reward/standard"), ".2f"),
+    ("gap", ("joint_view_reward/gap",), "+.2f"),
+    ("threshold", ("threshold",), ".2f"),
+    ("multiplier", ("multiplier",), ".3f"),
+    ("grad norm", ("grad_norm",), ".3g"),
+)
+_WIDTH = 6
+
+
+class TrainingDisplay(Events):
+    """A line an iteration over a progress bar; in a file or a pipe, a plain line now and then.
+
+    Args:
+        console: Where to; rich knows whether someone is watching.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._stage: TaskID | None = None
+        self._spoken, self._began = -_PLAIN_EVERY, (0, 0.0)
+
+    def __enter__(self) -> "TrainingDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def stage(self, text: str) -> None:
+        """Show that something long begins."""
+        if not self._live:
+            self._print(text)
+            return
+        if self._stage is not None:
+            self._progress.remove_task(self._stage)
+        self._stage = self._progress.add_task(text, total=None)
+
+    def iteration(self, finished: int, total: int, metrics: Mapping[str, float | None]) -> None:
+        """Show an iteration's numbers."""
+        now = time.monotonic()
+        first = self._task is None
+        if first:
+            if self._stage is not None:
+                self._progress.remove_task(self._stage)
+                self._stage = None
+            self._task = self._progress.add_task("training", total=total, completed=finished)
+            self._began = (finished, now)
+            self._print(_header())
+        elif self._task is not None:
+            self._progress.update(self._task, completed=finished)
+        due = now - self._spoken >= _PLAIN_EVERY or finished == total
+        if self._live or first or due:
+            self._spoken = now
+            line = f"{finished:>{_WIDTH}}" + "".join(
+                f"  {_value(metrics, names, form):>{max(len(header), _WIDTH)}}"
+                for header, names, form in _COLUMNS
+            )
+            done, began = self._began
+            if not self._live and done < finished < total:
+                left = (now - began) / (finished - done) * (total - finished)
+                line += f"  {_duration(left)} left"
+            self._print(line)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def score_heading(unit: str) -> Text:
+    """Head a column of scores; rich would read plain brackets as its own markup.
+
+    Args:
+        unit: Of the scores; may be empty.
+
+    Returns:
+        The heading.
+    """
+    return Text("score" + (f" [{unit}]" if unit else ""))
+
+
+def gain_table(gains: Mapping[str, PairedGain], *, unit: str, before: str, after: str) -> Table:
+    """Lay out paired gains, one score a row.
+
+    Args:
+        gains: By name of the score.
+        unit: Of the scores; may be empty.
+        before: Heading of the first policy's scores.
+        after: Heading of the second's.
+
+    Returns:
+        A table for a console.
+    """
+    table = Table(score_heading(unit))
+    for heading in (before, after, "gain", "standard error", "gain / error"):
+        table.add_column(heading, justify="right")
+    for name, gain in gains.items():
+        ratio = f"{gain.gain / gain.standard_error:+.1f}" if gain.standard_error else ""
+        table.add_row(
+            name, f"{gain.before:.2f}", f"{gain.after:.2f}", f"{gain.gain:+.3f}",
+            f"{gain.standard_error:.3f}", ratio,
+        )  # fmt: skip
+    return table
+
+
+def _header() -> str:
+    return f"{'done':>{_WIDTH}}" + "".join(f"  {name:>{_WIDTH}}" for name, _, _ in _COLUMNS)
+
+
+def _value(metrics: Mapping[str, Any], names: Sequence[str], form: str) -> str:
+    values = [metrics.get(name) for name in names]
+    known = [value for value in values if value is not None]
+    return format(sum(known) / len(known), form) if len(known) == len(names) else "-"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,202 @@
+"""Sampling from a policy, and scoring one, as a person asks for it."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mvczigal_ref.cli.arguments import Evaluate, Sample
+from mvczigal_ref.cli.display import gain_table, score_heading
+from mvczigal_ref.config import TrainConfig, to_dict
+from mvczigal_ref.distributed import World, world
+from mvczigal_ref.evaluation import PairedGain, evaluate, paired_gain, sample_objects
+from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.pictures import contact_sheet, save_png
+from mvczigal_ref.report.run_folder import reward_unit
+from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
+from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.shapes import Images
+from mvczigal_ref.system import System, build_sampler, build_system
+from mvczigal_ref.trainer import load_policy
+
+__all__ = ["evaluate_policy", "sample_prompts"]
+
+_SHEET_EDGE = 96  # pixels of one view on a sheet, at least
+
+
+def sample_prompts(command: Sample, config: TrainConfig, prompts: Sequence[str]) -> None:
+    """Sample one object a prompt and write its pictures.
+
+    Args:
+        command: What was asked for.
+        config: How to sample.
+        prompts: One an object, checked.
+    """
+    here = world(command.device)
+    system = _system(command.run, config, here.device)
+    started, size = time.perf_counter(), config.run.objects_per_slice
+    parts = [
+        range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)
+    ]
+    images = torch.cat([_sample(system, prompts, part, command, config) for part in parts])
+    seconds = time.perf_counter() - started
+    if not here.is_main:
+        return
+    scale = max(1, -(-_SHEET_EDGE // system.image_size))
+    sheet = command.out / "sheet.png"
+    save_png(sheet, contact_sheet(images, scale=scale, row_labels=list(prompts), gap=scale))
+    print(sheet)
+    for place, (prompt, views) in enumerate(zip(prompts, images, strict=True)):
+        name = f"{place:02d}_{_file_name(prompt)}"
+        for view, image in enumerate(views):
+            path = command.out / f"{name}_view{view}.png"
+            save_png(path, contact_sheet(image[None, None], scale=1, gap=0))
+        print(command.out / f"{name}_view[0-{len(views) - 1}].png")
+    objects, views_each = images.shape[:2]
+    print(f"{objects} x {views_each} views in {seconds:.2f} s")
+
+
+def _sample(
+    system: System, prompts: Sequence[str], part: range, command: Sample, config: TrainConfig
+) -> Images:
+    noise = SeededNoise(
+        seed=command.seed, iteration="sample", objects=part, shape=system.latent_shape,
+        device=system.device,
+    )  # fmt: skip
+    said = [prompts[index] for index in part]
+    return sample_objects(system, said, noise, config=config, zigzag=command.zigzag).cpu()
+
+
+def _file_name(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+
+
+def _system(run: Path | None, config: TrainConfig, device: torch.device) -> System:
+    """Load a policy, with the sampling and the scorers that the configuration names."""
+    if run is None:
+        return build_system(config, device=device)
+    system, _ = load_policy(run, device=device)
+    return replace(
+        system,
+        sampler=build_sampler(config).to(device),
+        per_view=per_view_scorer(config.reward.per_view),
+        joint=joint_view_scorer(config.reward.joint),
+    )
+
+
+def evaluate_policy(command: Evaluate, config: TrainConfig, prompts: Sequence[str]) -> None:
+    """Score a policy, compare it where there is something to compare it with, and say so.
+
+    Args:
+        command: What was asked for.
+        config: How to sample and score.
+        prompts: What to score on, checked.
+    """
+    here = world(command.device)
+    console, unit = Console(quiet=not here.is_main), reward_unit(config)
+    system = _system(command.run, config, here.device)
+    with console.status("scoring"):
+        scores = _scores(system, command, config, prompts, here, zigzag=command.zigzag)
+        against, other = _reference(system, command, config, prompts, here)
+    console.print(_score_table(scores, command.seeds, command.noises, unit=unit))
+    gains = {name: paired_gain(other[name], table) for name, table in scores.items() if other}
+    if gains:
+        now = "ZMV-Sampling" if against == "plain sampling" else "this run"
+        console.print(gain_table(gains, unit=unit, before=against, after=now))
+    if command.json is not None and here.is_main:
+        content = _as_json(command, config, prompts, scores, against, gains)
+        atomic_write(command.json, to_json(content))
+
+
+def _scores(
+    system: System, command: Evaluate, config: TrainConfig, prompts: Sequence[str], here: World,
+    *, zigzag: bool,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Both scores, a row a seed and noise, a column a prompt."""
+    found = [
+        evaluate(
+            system, prompts, config=config, world=here, num_noises=command.noises, seed=seed,
+            zigzag=zigzag, keep_images=0,
+        )
+        for seed in command.seeds
+    ]  # fmt: skip
+    return {
+        "per view": torch.cat([scores.per_view for scores in found]),
+        "joint view": torch.cat([scores.joint for scores in found]),
+    }
+
+
+def _reference(
+    system: System, command: Evaluate, config: TrainConfig, prompts: Sequence[str], here: World
+) -> tuple[str, dict[str, Tensor]]:
+    """Scores to compare with, on the same noises, and what they are of; nothing if nothing is."""
+    if command.run is not None:
+        base = build_system(config, device=here.device)
+        return "base weights", _scores(base, command, config, prompts, here, zigzag=command.zigzag)
+    if command.zigzag:
+        plain = _scores(system, command, config, prompts, here, zigzag=False)
+        return "plain sampling", plain
+    return "", {}
+
+
+def _mean(table: Tensor) -> PairedGain:
+    """A mean score and its standard error: the gain over scores of 0."""
+    return paired_gain(torch.zeros_like(table), table)
+
+
+def _score_table(
+    scores: Mapping[str, Tensor], seeds: Sequence[int], noises: int, *, unit: str
+) -> Table:
+    table = Table(score_heading(unit), "seed")
+    for heading in ("mean", "standard error"):
+        table.add_column(heading, justify="right")
+    for name, values in scores.items():
+        rows = [(str(seed), part) for seed, part in zip(seeds, values.split(noises), strict=True)]
+        for label, part in rows if len(rows) == 1 else [*rows, ("all", values)]:
+            mean = _mean(part)
+            table.add_row(name, label, f"{mean.gain:.3f}", f"{mean.standard_error:.3f}")
+    return table
+
+
+def _as_json(
+    command: Evaluate,
+    config: TrainConfig,
+    prompts: Sequence[str],
+    scores: Mapping[str, Tensor],
+    against: str,
+    gains: Mapping[str, PairedGain],
+) -> dict[str, Any]:
+    """Everything, a list a prompt; an error that is not finite, of one prompt, is null."""
+    means = {name: _mean(table) for name, table in scores.items()}
+    return {
+        "config": to_dict(config),
+        "run": None if command.run is None else str(command.run),
+        "prompts": list(prompts),
+        "seeds": list(command.seeds),
+        "noises": command.noises,
+        "zigzag": command.zigzag,
+        "scores": {
+            name: {
+                "mean": mean.gain,
+                "standard_error": _finite(mean.standard_error),
+                "per_prompt": scores[name].double().mean(0).tolist(),
+            }
+            for name, mean in means.items()
+        },
+        "against": against or None,
+        "gains": {
+            name: {key: _finite(value) for key, value in asdict(gain).items()}
+            for name, gain in gains.items()
+        },
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None

@@ -1,0 +1,79 @@
+"""A training run as a person meets it: progress, the table at the end, how to go on."""
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from mvczigal_ref.cli.arguments import REFUSED, Train
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World, world
+from mvczigal_ref.errors import ConfigError
+
+__all__ = ["train_run"]
+
+
+def train_run(command: Train, config: TrainConfig) -> None:
+    """Train, or go on with what the folder holds, and write the report.
+
+    Args:
+        command: What was asked for; the run's folder is in it.
+        config: The run.
+
+    Raises:
+        ConfigError: If the processes could not be joined.
+        KeyboardInterrupt: After Ctrl-C; it has been said how to go on.
+        SystemExit: In all processes but the main one, where that one raises.
+    """
+    folder = command.out or Path("runs") / f"{config.recipe}-{config.run.seed}"
+    try:
+        here = world(config.run.device)
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
+    console = Console(quiet=not here.is_main)
+    known = (folder / "config.json").is_file()
+    _say(console, f"{'going on with' if known else 'training into'} {folder}")
+    try:
+        _run(config, folder, console, here)
+    except REFUSED as error:
+        if here.is_main:
+            raise
+        raise SystemExit(2) from error  # every process raises it, and one of them says so
+    except KeyboardInterrupt:
+        _say(console, _where(folder))
+        _say(console, f"go on with: {_again(command)}")
+        raise
+    finally:
+        here.close()
+
+
+def _run(config: TrainConfig, folder: Path, console: Console, here: World) -> None:
+    from mvczigal_ref.cli.display import TrainingDisplay, gain_table
+    from mvczigal_ref.report import write_report
+    from mvczigal_ref.report.run_folder import reward_unit
+    from mvczigal_ref.trainer import train
+
+    with TrainingDisplay(console) as display:
+        result = train(config, folder, world=here, events=display)
+    if here.is_main:
+        gains = {"per view": result.per_view, "joint view": result.joint}
+        console.print(gain_table(gains, unit=reward_unit(config), before="before", after="after"))
+        _say(console, f"report: {write_report(folder)}")
+
+
+def _where(folder: Path) -> str:
+    from mvczigal_ref.checkpoint import latest_checkpoint
+
+    found = latest_checkpoint(folder / "checkpoints")
+    return "stopped before anything was saved" if found is None else f"stopped; saved in {found}"
+
+
+def _again(command: Train) -> str:
+    words = ["mvczigal", "train", command.recipe, *command.settings]
+    for option, path in (("--config", command.config), ("--out", command.out)):
+        words += [option, str(path)] if path is not None else []
+    return shlex.join(words)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

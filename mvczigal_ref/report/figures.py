@@ -1,0 +1,270 @@
+"""Curves of a run as SVG text that takes its colours and fonts from the page around it."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+__all__ = ["Curve", "Panel", "draw", "panels", "smooth"]
+
+# matplotlib needs colours; the page has two sets of them, light and dark. Each of these stands
+# for one of the page's variables.
+_INK, _GRID = "#010101", "#020202"
+_CURVES = ("#0a0a01", "#0a0a02", "#0a0a03")
+_VARIABLES = {_INK: "var(--soft)", _GRID: "var(--line)"} | {
+    colour: f"var(--curve-{place})" for place, colour in enumerate(_CURVES)
+}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "mvczigal",  # equal runs give equal pages
+    "font.size": 9,
+    "path.simplify": True,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_FEW = 3  # so few points are drawn as dots too
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One number over the iterations."""
+
+    key: str
+    """Its name in the metrics."""
+
+    label: str = ""
+    """What the legend calls it; a panel of one curve needs no legend."""
+
+    dashed: bool = False
+    """Drawn as a dashed line and never smoothed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One small picture: curves that share a vertical axis."""
+
+    title: str
+    """What is drawn, with its unit."""
+
+    note: str
+    """How to read it, in a sentence."""
+
+    curves: tuple[Curve, ...]
+    """At most three."""
+
+    noisy: bool = False
+    """Drawn thin, with a moving mean on top."""
+
+    zero: bool = False
+    """Whether 0 is marked, and so always in sight."""
+
+
+def panels(unit: str) -> list[Panel]:
+    """List what the page draws, in the order of the algorithm.
+
+    Args:
+        unit: Of the rewards, such as ``dB``; may be empty.
+
+    Returns:
+        The panels.
+    """
+    measured = f" [{unit}]" if unit else ""
+    arms = (
+        Curve(key="per_view_reward/zigzag", label="zigzag"),
+        Curve(key="per_view_reward/standard", label="standard"),
+    )
+    joint = (
+        Curve(key="joint_view_reward/zigzag", label="zigzag"),
+        Curve(key="joint_view_reward/standard", label="standard"),
+    )
+    return [
+        Panel(
+            title=f"Per-view reward{measured}",
+            note="Mean over this iteration's training prompts, both arms of each pair.",
+            curves=arms,
+            noisy=True,
+        ),
+        Panel(
+            title=f"Joint-view reward{measured}",
+            note="The constraint wants it above the threshold.",
+            curves=(*joint, Curve(key="threshold", label="threshold", dashed=True)),
+            noisy=True,
+        ),
+        Panel(
+            title=f"Gap, zigzag minus standard{measured}",
+            note="What the pair learns from differs by object; its mean may well be 0.",
+            curves=(
+                Curve(key="per_view_reward/gap", label="per view"),
+                Curve(key="joint_view_reward/gap", label="joint view"),
+            ),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Multiplier",
+            note="Weight of the joint reward: rises while the slack is negative.",
+            curves=(Curve(key="multiplier"),),
+            zero=True,
+        ),
+        Panel(
+            title=f"Slack{measured}",
+            note="Joint reward minus threshold; below 0 the constraint is violated.",
+            curves=(Curve(key="slack"),),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Loss",
+            note="Squared error of the reward difference; the mean squared gap at each first step.",
+            curves=(Curve(key="loss"),),
+            noisy=True,
+        ),
+        Panel(
+            title="Approximate KL",
+            note="Half the mean squared log-ratio to the policy that sampled.",
+            curves=(Curve(key="approx_kl"),),
+            noisy=True,
+        ),
+        Panel(
+            title="Clip fraction",
+            note="Share of log-ratios outside the clip range.",
+            curves=(Curve(key="clip_fraction"),),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Gradient norm",
+            note="Before clipping, mean over the iteration's optimiser steps.",
+            curves=(Curve(key="grad_norm"),),
+            noisy=True,
+        ),
+        Panel(
+            title="Replay deviation [share of the clip range]",
+            note="Largest log-ratio of the first replay; exactly 0 on equal slices.",
+            curves=(Curve(key="replay_deviation"),),
+            zero=True,
+        ),
+        Panel(
+            title=f"Held-out scores{measured}",
+            note="Mean over the held-out prompts and their noises.",
+            curves=(
+                Curve(key="held_out/per_view", label="per view"),
+                Curve(key="held_out/joint", label="joint view"),
+            ),
+        ),
+    ]
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Average each value with those just before it, leaving out what is not a number.
+
+    Args:
+        values: A curve; NaN where nothing was measured.
+        window: Values in one mean; at least 1.
+
+    Returns:
+        As many values, NaN where a window holds none.
+
+    Examples:
+        >>> smooth([1.0, 3.0, 5.0], 2)
+        [1.0, 2.0, 4.0]
+    """
+    means = []
+    for end in range(1, len(values) + 1):
+        kept = [v for v in values[max(0, end - window) : end] if not math.isnan(v)]
+        means.append(math.fsum(kept) / len(kept) if kept else math.nan)
+    return means
+
+
+def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str | None:
+    """Draw one panel.
+
+    Args:
+        panel: What to draw.
+        rows: Metrics, one mapping an iteration, each with ``iteration``.
+        name: Prefix of the SVG's ids, one a page.
+
+    Returns:
+        An ``<svg>`` element, or None if none of the curves was measured.
+    """
+    measured = [
+        [(row["iteration"] + 1, float(row[curve.key])) for row in rows
+         if row.get(curve.key) is not None]
+        for curve in panel.curves
+    ]  # fmt: skip
+    if not any(measured):
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 2.3))
+        figure.subplots_adjust(left=0.12, right=0.985, bottom=0.2, top=0.92)
+        figure.patch.set_alpha(0.0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0.0)
+        for curve, points, colour in zip(panel.curves, measured, _CURVES, strict=False):
+            if points:
+                _line(axes, points, curve, colour, noisy=panel.noisy)
+        if panel.zero:
+            axes.axhline(0.0, color=_INK, linewidth=0.6, zorder=1)
+        axes.set_xlabel("iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(length=0)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
+        text = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(text, metadata=_NO_METADATA)
+    return _adapt(text.getvalue(), name)
+
+
+def _line(
+    axes: Axes, points: list[tuple[int, float]], curve: Curve, colour: str, *, noisy: bool
+) -> None:
+    x, y = [iteration for iteration, _ in points], [value for _, value in points]
+    marker = "o" if len(x) <= _FEW else None
+    if curve.dashed:
+        axes.plot(x, y, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), marker=marker, ms=3)
+        return
+    window = max(1, len(x) // 10)
+    if noisy and window > 1:
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35)
+        y = smooth(y, window)
+    axes.plot(x, y, color=colour, linewidth=1.6, marker=marker, ms=3)
+
+
+def _adapt(svg: str, name: str) -> str:
+    """Cut matplotlib's file down to an element that lives in a page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    # Only what is referred to keeps its id, made unique on the page.
+    used = set(re.findall(r"#([\w.-]+)[\")]", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r'(url\(|href=")#([\w.-]+)', rf"\1#{name}-\2", svg)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    # The page gives the size; the view box keeps the shape.
+    svg = re.sub(r'^<svg( [^>]*?)? width="[^"]*"', r"<svg\1", svg)
+    svg = re.sub(r'^<svg( [^>]*?)? height="[^"]*"', r"<svg\1", svg)
+    svg = re.sub(
+        r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1system-ui, sans-serif", svg
+    )
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.strip()

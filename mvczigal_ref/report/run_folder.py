@@ -1,0 +1,185 @@
+"""Read a run folder, finished or not, for whoever wants to show it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from mvczigal_ref.config import TrainConfig, load_config, to_dict
+from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.evaluation import Evaluation, PairedGain, paired_gain
+from mvczigal_ref.recipes import recipe
+from mvczigal_ref.tracking import read_metrics
+from mvczigal_ref.world.grammar import split_prompts
+
+__all__ = ["RunFolder", "changed_settings", "read_run", "reward_unit", "run_config", "settings_of"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """What a run has written so far."""
+
+    folder: Path
+    """Where it lies."""
+
+    config: TrainConfig
+    """What it was told."""
+
+    rows: list[dict[str, Any]]
+    """Metrics, one mapping an iteration."""
+
+    evaluations: dict[int, Evaluation]
+    """Held-out scores by the number of iterations that were finished, in that order."""
+
+    prompts: list[str]
+    """What was evaluated, one a column of the scores."""
+
+    @property
+    def before(self) -> Evaluation | None:
+        """Scores before training, or None."""
+        return self.evaluations.get(0)
+
+    @property
+    def after(self) -> Evaluation | None:
+        """The newest comparable scores after some training, or None."""
+        newest = max(self.evaluations, default=0)
+        scores = self.evaluations.get(newest)
+        if newest == 0 or scores is None or self.before is None:
+            return None
+        return scores if scores.joint.shape == self.before.joint.shape else None
+
+    def gains(self) -> dict[str, PairedGain]:
+        """Compare before and after; empty while one of them is absent."""
+        before, after = self.before, self.after
+        if before is None or after is None:
+            return {}
+        return {
+            "per view": paired_gain(before.per_view, after.per_view),
+            "joint view": paired_gain(before.joint, after.joint),
+        }
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read everything that a run has written but its checkpoints.
+
+    Args:
+        folder: A run folder, finished or not.
+
+    Returns:
+        Its content.
+
+    Raises:
+        CheckpointError: If the folder is no run folder, or a file of scores is damaged.
+    """
+    config = run_config(folder)
+    found = [_evaluation(path) for path in (folder / "evaluations").glob("*_*.safetensors")]
+    evaluations = dict(sorted(found, key=lambda one: one[0]))
+    columns = max((scores.joint.shape[1] for scores in evaluations.values()), default=0)
+    return RunFolder(
+        folder=folder,
+        config=config,
+        rows=read_metrics(folder / "metrics.jsonl"),
+        evaluations=evaluations,
+        prompts=_prompts(folder, columns),
+    )
+
+
+def run_config(folder: Path) -> TrainConfig:
+    """Read what a run was told.
+
+    Args:
+        folder: A run folder.
+
+    Returns:
+        Its configuration.
+
+    Raises:
+        CheckpointError: If the folder is no run folder.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        msg = (
+            f"{str(folder)!r} is no run folder: it holds no config.json. Pass a folder that "
+            "`mvczigal train` wrote."
+        )
+        raise CheckpointError(msg)
+    return load_config(file=path)
+
+
+def _evaluation(path: Path) -> tuple[int, Evaluation]:
+    try:
+        return int(path.stem.rpartition("_")[2]), Evaluation(**load_file(path))
+    except (SafetensorError, TypeError, ValueError) as error:
+        msg = f"cannot read the scores in {str(path)!r}: {error}. Remove the file."
+        raise CheckpointError(msg) from error
+
+
+def _prompts(folder: Path, columns: int) -> list[str]:
+    path = folder / "evaluations" / "prompts.json"
+    held_out = json.loads(path.read_text("utf-8")) if path.is_file() else split_prompts()[1]
+    if len(held_out) == columns:
+        return [str(prompt) for prompt in held_out]
+    return [f"prompt {place}" for place in range(1, columns + 1)]
+
+
+def reward_unit(config: TrainConfig) -> str:
+    """Name the unit of a run's rewards.
+
+    Args:
+        config: Its scorers are read.
+
+    Returns:
+        ``dB`` for the tiny world's judges, nothing for others.
+
+    Examples:
+        >>> reward_unit(TrainConfig())
+        'dB'
+    """
+    names = (config.reward.per_view, config.reward.joint)
+    return "dB" if all(name.startswith("world.") for name in names) else ""
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """Give every setting by its dotted path.
+
+    Args:
+        config: A configuration.
+
+    Returns:
+        Values as in a settings file; the recipe's name is left out.
+
+    Examples:
+        >>> settings_of(TrainConfig())["sampler.num_steps"]
+        4
+    """
+    values = to_dict(config)
+    sections = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    return {
+        f"{name}.{key}": value for name, group in sections.items() for key, value in group.items()
+    }
+
+
+def changed_settings(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Find the settings in which a configuration differs from its recipe.
+
+    Args:
+        config: A configuration; one of no known recipe is compared with the defaults.
+
+    Returns:
+        The recipe's value and this one, by dotted path.
+
+    Examples:
+        >>> config = load_config(recipe("tiny"), overrides=["run.seed=3"])
+        >>> changed_settings(config)
+        {'run.seed': (0, 3)}
+    """
+    try:
+        start = recipe(config.recipe)
+    except ConfigError:
+        start = TrainConfig()
+    old, new = settings_of(start), settings_of(config)
+    return {path: (old[path], value) for path, value in new.items() if value != old[path]}

@@ -1,0 +1,221 @@
+"""`report.page`: one page that needs nothing else and says what came of the run."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.evaluation import PairedGain
+from mvczigal_ref.report import write_report
+from mvczigal_ref.report.page import verdict
+from tests.unit.report.folders import metrics, write_run
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+HOSTILE = '<script>alert("x")</script> & a "red" cube'
+
+
+class Page(HTMLParser):
+    """A page's elements, references and text; refuses what is not closed in order."""
+
+    def __init__(self, path):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.references, self.words = [], [], [], []
+        self.feed(path.read_text("utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.references += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def scores(*values):
+    """One noise, one number a prompt."""
+    return torch.tensor([values])
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run of twelve iterations over two prompts, one of which is hostile."""
+    generator = torch.Generator().manual_seed(0)
+    images = {n: torch.rand(2, 6, 3, 8, 8, generator=generator) for n in (0, 12)}
+    return write_run(
+        tmp_path / "my <run>",
+        rows=metrics(12),
+        evaluated={
+            0: (scores(10.0, 12.0), scores(5.0, 7.0)),
+            12: (scores(11.0, 13.5), scores(5.5, 6.0)),
+        },
+        images=images,
+        prompts=[HOSTILE, "a blue ball"],
+        overrides=["run.seed=3", "run.iterations=12"],
+    )
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+def test_a_page_needs_nothing_else(finished):
+    """It refers to itself, to the run's own files, and to nothing else; it runs no script."""
+    page = Page(write_report(finished))
+    local = [r for r in page.references if not r.startswith(("data:image/png;base64,", "#"))]
+
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    assert local
+    assert all((finished / reference).is_file() for reference in local)
+    assert "http" not in "".join(page.references)
+    assert "@import" not in write_report(finished).read_text("utf-8")
+
+
+def test_a_prompt_is_text(finished):
+    """Whatever a prompt or a folder is called, it cannot become an element."""
+    page = Page(write_report(finished))
+
+    assert page.words.count(HOSTILE) == 1
+    assert "my <run>" in page.words
+    assert "script" not in page.tags
+
+
+def test_the_verdict_and_the_table_are_the_runs(finished):
+    """Before, after, gain and standard error of both scores."""
+    text = Page(write_report(finished)).text
+
+    assert "per view 11.00 12.25 +1.25 ± 0.25 +5.0" in text
+    assert "joint view 6.00 5.75 -0.25 ± 0.75 -0.3" in text
+    assert "The per-view score rose by 1.25 ± 0.25 dB" in text
+    assert "the joint-view score did not change clearly (-0.25 ± 0.75 dB) in 12 iterations" in text
+
+
+def test_pictures_are_the_runs_before_and_after(finished):
+    """Two pictures a prompt, the colours of the stored images."""
+    page = Page(write_report(finished))
+    data = [r.partition(",")[2] for r in page.references if r.startswith("data:")]
+    images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in data]
+    one, two = ((image.width, image.height) for image in images[:2])
+
+    assert len(images) == 4
+    assert one == two
+    assert one[0] > 5 * one[1]
+    assert images[0].tobytes() != images[1].tobytes()
+
+
+def test_pictures_carry_their_own_scores(finished):
+    """Each strip shows the scores of the noise that made it."""
+    text = Page(write_report(finished)).text
+
+    assert "before: per view 10.0, joint view 5.0" in text
+    assert "after: per view 11.0 (+1.0), joint view 5.5 (+0.5)" in text
+
+
+def test_changed_settings_are_named_and_repeat_the_run(finished):
+    """A reader sees what differs from the recipe, and the command that does it again."""
+    text = Page(write_report(finished)).text
+
+    assert "mvczigal train tiny run.iterations=12 run.seed=3" in text
+    assert "2 changed from the recipe" in text
+    assert "run.seed 3 (recipe: 0)" in text
+
+
+def test_seconds_and_memory_are_told(finished):
+    """Each stage's mean and share, and the most memory."""
+    text = Page(write_report(finished)).text
+
+    assert "update 1.90 63 %" in text
+    assert "3.00 s in all" in text
+    assert f"{round(900e6 / 2**20)} MiB" in text
+
+
+def test_the_page_is_replaced_whole(finished):
+    """Written twice it is the same, and nothing is left beside it."""
+    first = write_report(finished).read_bytes()
+    second = write_report(finished).read_bytes()
+
+    assert first == second
+    assert not list(finished.glob(".*"))
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    """No iteration, no scores: the page says so."""
+    page = Page(write_report(write_run(tmp_path / "a")))
+
+    assert "Nothing to compare yet: 0 iterations done" in page.text
+    assert not {"svg", "img"} & set(page.tags)
+
+
+def test_a_run_of_one_iteration_has_a_page(tmp_path):
+    """Curves of one point, pictures before training."""
+    evaluated = {0: (scores(1.0, 2.0), scores(1.0, 2.0))}
+    page = Page(write_report(write_run(tmp_path / "a", rows=metrics(1), evaluated=evaluated)))
+
+    assert "Nothing to compare yet: 1 iteration done" in page.text
+    assert "Before training" in page.text
+    assert page.tags.count("img") == 2
+    assert page.tags.count("svg") == 10
+
+
+def test_scores_on_the_way_become_a_curve(tmp_path):
+    """Only where there are more than the two of the table."""
+    one = scores(1.0, 2.0)
+    evaluated = {n: (one + n, one - n) for n in (0, 5, 10)}
+    page = Page(write_report(write_run(tmp_path / "a", rows=metrics(10), evaluated=evaluated)))
+
+    assert "Held-out scores [dB] Mean over" in page.text
+    assert page.tags.count("svg") == 11
+
+
+def test_a_run_of_no_known_recipe_names_its_settings_file(tmp_path):
+    """The command that repeats it starts from all of its settings."""
+    folder = write_run(tmp_path / "a", overrides=["recipe=mine"])
+    text = Page(write_report(folder)).text
+
+    assert re.search(r"mvczigal train tiny --config \S+/a/config\.json", text)
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "said"),
+    [
+        (1.0, 0.4, "rose by 1.00 ± 0.40"),
+        (-1.0, 0.4, "fell by 1.00 ± 0.40"),
+        (1.0, 0.6, "did not change clearly (+1.00 ± 0.60)"),
+        (1.0, float("nan"), "did not change clearly (+1.00 ± nan)"),
+    ],
+)
+def test_a_change_is_one_from_two_standard_errors(gain, error, said):
+    """Less is not called a change, nor is one whose error is unknown."""
+    one = PairedGain(before=0.0, after=gain, gain=gain, standard_error=error)
+
+    assert verdict({"joint view": one}, finished=3, unit="") == (
+        f"The joint-view score {said} in 3 iterations."
+    )
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+def test_a_folder_of_something_else_gets_no_page(tmp_path):
+    """Nothing is written where no run is."""
+    with pytest.raises(CheckpointError, match="no run folder"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
