@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
-from mvczigal_ref.records import Conditioning
+from mvczigal_ref.records import Conditioning, PairedRollout, Trajectory
 from tests.unannotated import without_shape_checks
 
 
@@ -67,6 +68,26 @@ def test_narrowing_twice_is_narrowing_once():
     assert torch.equal(once.prompt_embeds, twice.prompt_embeds)
 
 
+@given(st.integers(1, 3), st.sampled_from([None, 1, 2]))
+def test_repeating_lays_the_objects_end_to_end(times, negative):
+    """All of them, then all again; what is shared stays shared."""
+    whole = record(2, negative=negative)
+    many = whole.repeat(times)
+
+    assert many.num_objects == 2 * times
+    assert many.prompt_embeds[:, 0, 0].tolist() == [0, 1] * times
+    assert many.prompt_embeds.shape[1:] == whole.prompt_embeds.shape[1:]
+    assert many.pooled_prompt_embeds[:, 0].tolist() == [10, 11] * times
+    assert many.time_ids[:, 0].tolist() == [20, 21] * times
+    assert many.camera_features is whole.camera_features
+    if negative is None:
+        assert many.negative_prompt_embeds is many.negative_pooled_prompt_embeds is None
+    else:
+        expected = [0, 1] * times if negative == 2 else [0]
+        assert many.negative_prompt_embeds[:, 0, 0].tolist() == expected
+        assert many.negative_pooled_prompt_embeds[:, 0].tolist() == expected
+
+
 def test_moving_casts_every_tensor():
     """None is left behind; without arguments nothing is copied."""
     whole = record(negative=1)
@@ -79,6 +100,32 @@ def test_moving_casts_every_tensor():
     assert cast.negative_pooled_prompt_embeds.dtype == torch.float64
     assert whole.to().prompt_embeds is whole.prompt_embeds
     assert record().to().negative_prompt_embeds is None
+
+
+def trajectory(offset=0.0):
+    """Build a trajectory of two steps and four objects whose entries name their object."""
+    number = torch.arange(4.0) + offset
+    latent = number[:, None, None, None, None].expand(2, 4, 3, 1, 2, 2)
+    return Trajectory(
+        state=latent,
+        action=latent + 10,
+        log_prob=latent[..., 0, 0, 0] + 20,
+        denoised=latent[0] + 30,
+    )
+
+
+@given(st.integers(0, 3), st.integers(1, 4))
+def test_narrowing_a_rollout_takes_the_same_objects_of_both_arms(start, length):
+    """Of states, actions, log-densities and final latents, at every step."""
+    index = slice(start, min(start + length, 4))
+    expected = torch.arange(4.0)[index]
+    part = PairedRollout(zigzag=trajectory(), standard=trajectory(100.0)).objects(index)
+    for arm, offset in ((part.zigzag, 0.0), (part.standard, 100.0)):
+        assert arm.state.shape == (2, len(expected), 3, 1, 2, 2)
+        assert torch.equal(arm.state[1, :, 2, 0, 1, 1], expected + offset)
+        assert torch.equal(arm.action[0, :, 0, 0, 0, 0], expected + offset + 10)
+        assert torch.equal(arm.log_prob[1, :, 2], expected + offset + 20)
+        assert torch.equal(arm.denoised[:, 2, 0, 1, 1], expected + offset + 30)
 
 
 # -- errors ------------------------------------------------------------------------------
@@ -115,3 +162,20 @@ def test_rejects_negative_prompts_for_some_objects():
         ValueError, match="`negative_pooled_prompt_embeds` must hold one row for all"
     ):
         record(3, negative=1, **pooled)
+
+
+@pytest.mark.parametrize("times", [0, -1])
+def test_rejects_no_repetition(times):
+    """A record holds at least one object."""
+    with pytest.raises(ValueError, match=f"`times` must be at least 1; got {times}"):
+        record().repeat(times)
+
+
+@pytest.mark.parametrize("name", ["action", "log_prob", "denoised"])
+def test_rejects_a_trajectory_of_other_objects(name):
+    """Shapes are part of the record's type, checked while tests run."""
+    whole = trajectory()
+    fields = {name: getattr(whole, name) for name in ("state", "action", "log_prob", "denoised")}
+    fields[name] = fields[name][:3] if name == "denoised" else fields[name][:, :3]
+    with pytest.raises(TypeCheckError):
+        Trajectory(**fields)
