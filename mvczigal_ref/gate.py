@@ -9,7 +9,6 @@ import torch
 from mvczigal_ref.diffusion.lcm_sampler import LcmSampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.records import Conditioning
 from mvczigal_ref.rollout.noise import SeededNoise, derived_generator
 from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.shapes import Images
@@ -30,7 +29,7 @@ VISIBLE = 0.9
 
 _OCCASION = "gate"  # its noise is apart from every iteration's
 _WRONG = ("wrong_prompt", "blank", "noise")
-_AT_ONCE = 40  # objects
+_AT_ONCE = 20  # objects
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,39 +183,25 @@ def _round(
         prompts, WORLD_RIG, image_size=IMAGE_SIZE, camera_features=features
     )
     alpha_bar = scaled_linear_alpha_bar(dtype=torch.float32)
-    views, c, h, w = latent.shape[1:]
+    shape = (latent.shape[1], latent.shape[2], latent.shape[3], latent.shape[4])
     for count in steps:
         sampler = LcmSampler.create(
             num_steps=count, alpha_bar=alpha_bar, prediction_type="v_prediction"
         ).to(device)
-        images[_steps_name(count)] = torch.cat(
-            [
-                _sample(
-                    components, sampler, conditioning.objects(slice(part[0], part[-1] + 1)),
-                    SeededNoise(
-                        seed=seed, iteration=_OCCASION, shape=(views, c, h, w), device=device,
-                        objects=[noise * len(prompts) + index for index in part.tolist()],
-                    ),
-                    guidance_scale,
-                )
-                for part in torch.arange(len(prompts)).split(_AT_ONCE)
-            ]
-        )  # fmt: skip
+        parts = []
+        for first in range(0, len(prompts), _AT_ONCE):
+            some = slice(first, min(first + _AT_ONCE, len(prompts)))
+            objects = range(noise * len(prompts) + some.start, noise * len(prompts) + some.stop)
+            source = SeededNoise(
+                seed=seed, iteration=_OCCASION, objects=objects, shape=shape, device=device
+            )
+            trajectory = standard_rollout(
+                components.policy, sampler, source.initial(), conditioning.objects(some),
+                source.arm("standard"), guidance_scale=guidance_scale,
+            )  # fmt: skip
+            parts.append(components.decode(trajectory.denoised).cpu())
+        images[_steps_name(count)] = torch.cat(parts)
     return images | {name: sets[name] for name in _WRONG}
-
-
-def _sample(
-    components: Components,
-    sampler: LcmSampler,
-    conditioning: Conditioning,
-    noise: SeededNoise,
-    guidance_scale: float,
-) -> Images:
-    trajectory = standard_rollout(
-        components.policy, sampler, noise.initial(), conditioning, noise.arm("standard"),
-        guidance_scale=guidance_scale,
-    )  # fmt: skip
-    return components.decode(trajectory.denoised).cpu()
 
 
 def _row(name: str, rounds: list[Images], prompts: list[str]) -> GateRow:

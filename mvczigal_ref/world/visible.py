@@ -31,24 +31,26 @@ _SHARE: Final = 0.5  # of the smallest part's area
 def colour_area(
     images: Float[Tensor, "*batch rgb height width"], colour: str
 ) -> Int[Tensor, "*batch"]:
-    r"""Count the pixels that one of the grammar's colours explains best.
+    r"""Count the 2 x 2 blocks of pixels that one of the grammar's colours explains best.
 
-    .. math:: \Big|\Big\{p : \min_{s \in [0.55, 1]} \lVert x_p - s\,c \rVert
-        < \min\big(\lVert x_p - \text{background} \rVert,
-        \min_{c' \ne c, s} \lVert x_p - s\,c' \rVert\big)\Big\}\Big|
+    A pixel x belongs to the nearest of the background and the colours c under any shading,
 
-    where s runs over the brightness of a shaded surface.
+    .. math:: \min_{s \in [0.55, 1]} \lVert x - s\,c \rVert
+
+    and a block counts if all four of its pixels belong to the colour: neither noise nor the mixed
+    pixels along an outline form blocks.
 
     Args:
         images: RGB in [0, 1].
         colour: One of ``COLOURS``.
 
     Returns:
-        Pixels of that colour [1].
+        Blocks of that colour; they may overlap [1].
 
     Examples:
-        >>> colour_area(torch.tensor([0.9, 0.1, 0.1]).view(3, 1, 1), "red")
-        tensor(1)
+        >>> red = torch.tensor([0.9, 0.1, 0.1])[:, None, None].expand(3, 4, 4)
+        >>> colour_area(red, "red")
+        tensor(9)
     """
     names = list(COLOURS)
     full = torch.tensor([COLOURS[name] for name in names]).to(images)[:, :, None, None]
@@ -57,7 +59,9 @@ def colour_area(
     distance = (pixel - shade.clamp(AMBIENT, 1) * full).square().sum(-3)
     background = (images - BACKGROUND).square().sum(-3).unsqueeze(-3)
     best = torch.cat([distance, background], -3).argmin(-3)
-    return (best == names.index(colour)).sum((-2, -1))
+    belongs = best == names.index(colour)
+    pairs = belongs[..., 1:] & belongs[..., :-1]
+    return (pairs[..., 1:, :] & pairs[..., :-1, :]).sum((-2, -1))
 
 
 def part_visible(
@@ -104,7 +108,17 @@ def part_visible(
 
 @lru_cache(maxsize=512)
 def _least_area(said: Prompt, rig: OrthographicRig, image_size: int) -> float:
-    """Return the pixels that the part must cover, measured on renders of the smallest."""
+    """Return the area that the part must cover, measured on renders of the smallest."""
+    maps = _smallest(said.shape, said.part, rig, image_size)
+    area = colour_area(paint(maps, colour_maps(said)), said.part_colour)
+    return _SHARE * float(area.amax(-1).min())  # the best of all cameras
+
+
+@lru_cache(maxsize=32)
+def _smallest(
+    shape: str, part: str, rig: OrthographicRig, image_size: int
+) -> Float[Tensor, "n heading view 3 height width"]:
+    """Render the smallest part at three heights, under every heading, from every camera."""
     heights = (Nuisance.HEIGHT_RANGE[0], 0.0, Nuisance.HEIGHT_RANGE[1])
     n = len(heights)
     smallest = Nuisance(
@@ -114,12 +128,10 @@ def _least_area(said: Prompt, rig: OrthographicRig, image_size: int) -> float:
     )
     relative = [a - FRONT_DEG - h for h, a in product(Nuisance.HEADINGS, rig.azimuth_deg)]
     maps = render_maps(
-        Geometry(said.shape, said.part, smallest),
+        Geometry(shape, part, smallest),
         torch.tensor(relative),
         torch.tensor(rig.elevation_deg * len(Nuisance.HEADINGS)),
         image_size=image_size,
         half_width=rig.half_width,
     )
-    area = colour_area(paint(maps, colour_maps(said)), said.part_colour)
-    best = area.unflatten(1, (len(Nuisance.HEADINGS), -1)).amax(-1)  # over cameras
-    return _SHARE * float(best.min())
+    return maps.view(n, len(Nuisance.HEADINGS), rig.num_views, *maps.shape[2:])
