@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,7 +17,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from rich.text import Text
 
 from mvczigal_ref.evaluation import PairedGain
 from mvczigal_ref.trainer import Events
@@ -110,7 +110,7 @@ class TrainingDisplay(Events):
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def score_heading(unit: str) -> Text:
+def score_heading(unit: str) -> str:
     """Head a column of scores; rich would read plain brackets as its own markup.
 
     Args:
@@ -119,7 +119,7 @@ def score_heading(unit: str) -> Text:
     Returns:
         The heading.
     """
-    return Text("score" + (f" [{unit}]" if unit else ""))
+    return escape("score" + (f" [{unit}]" if unit else ""))
 
 
 def gain_table(gains: Mapping[str, PairedGain], *, unit: str, before: str, after: str) -> Table:
