@@ -1,4 +1,4 @@
-"""On a GPU: the first ratio is exactly 1 on equal slices, and a rollout is the CPU's to rounding."""
+"""On a GPU: the first ratio is 1 on equal slices; a rollout is the CPU's to rounding."""
 
 import pytest
 import torch
