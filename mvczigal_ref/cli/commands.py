@@ -132,11 +132,13 @@ def _checked(prompts: Sequence[str], config: TrainConfig) -> list[str]:
 
 def _pretrain(command: Pretrain) -> None:
     from mvczigal_ref.distributed import world
+    from mvczigal_ref.shipped import ship
     from mvczigal_ref.world.pretrain import PretrainConfig, pretrain
 
     pretrain(command.out, _pretrain_config(PretrainConfig, command.settings))
     if world().is_main:
-        print(f"few-step weights: {command.out / 'fewstep'}")
+        print(ship(command.out, command.out / "shipped"))
+        print(f"\nweights to ship: {command.out / 'shipped'}")
 
 
 def _pretrain_config(kind: "type[PretrainConfig]", words: Sequence[str]) -> "PretrainConfig":

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import mvczigal_ref
-from mvczigal_ref import trainer
+from mvczigal_ref import shipped, trainer
 from mvczigal_ref.cli import main
 from mvczigal_ref.cli.display import TrainingDisplay
 from mvczigal_ref.models.tiny import tiny_components
@@ -397,13 +397,14 @@ def test_pretraining_is_told_its_numbers(tmp_path, monkeypatch, capsys):
     """Words become settings, the last one wins, and the rest keep their defaults."""
     called = []
     monkeypatch.setattr(pretrain, "pretrain", lambda *given: called.append(given))
+    monkeypatch.setattr(shipped, "ship", lambda work, folder: f"gate of {work}, {folder}")
     argv = ["pretrain", "base_steps=3", "--out", str(tmp_path), "base_lr=1e-4", "base_steps=4"]
 
     assert main([*argv, "guidance_range=[1, 3]"]) == 0
     assert called == [
         (tmp_path, pretrain.PretrainConfig(base_steps=4, base_lr=1e-4, guidance_range=(1.0, 3.0)))
     ]
-    assert f"{tmp_path}/fewstep" in capsys.readouterr().out
+    assert f"gate of {tmp_path}, {tmp_path}/shipped" in capsys.readouterr().out
 
 
 # -- two processes -----------------------------------------------------------------------
