@@ -8,13 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -23,6 +21,7 @@ from mvczigal_ref.trainer import Events
 
 __all__ = ["TrainingDisplay", "gain_table", "score_heading"]
 
+_TRAINING = "training (Ctrl-C saves and stops)"
 _PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
 
 # Header, metric (one, or the mean of several), format. Each column is as wide as its header.
@@ -50,13 +49,12 @@ class TrainingDisplay(Events):
         self._live = console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[told]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
             console=console,
+            refresh_per_second=4,
             disable=not self._live,
             transient=True,
         )
@@ -76,23 +74,25 @@ class TrainingDisplay(Events):
         if not self._live:
             self._print(text)
             return
-        if self._stage is not None:
-            self._progress.remove_task(self._stage)
-        self._stage = self._progress.add_task(text, total=None)
+        self._end_stage()
+        self._stage = self._progress.add_task(text, total=None, told="")
 
     def iteration(self, finished: int, total: int, metrics: Mapping[str, float | None]) -> None:
         """Show an iteration's numbers."""
         now = time.monotonic()
         first = self._task is None
         if first:
-            if self._stage is not None:
-                self._progress.remove_task(self._stage)
-                self._stage = None
-            self._task = self._progress.add_task("training", total=total, completed=finished)
+            self._end_stage()
             self._began = (finished, now)
+            self._task = self._progress.add_task(_TRAINING, total=total, told="")
             self._print(_header())
-        elif self._task is not None:
-            self._progress.update(self._task, completed=finished)
+        left = ""
+        done, began = self._began
+        if done < finished < total:
+            left = _duration((now - began) / (finished - done) * (total - finished)) + " left"
+        if self._task is not None:
+            told = f"{finished}/{total}  {left}"
+            self._progress.update(self._task, completed=finished, told=told)
         due = now - self._spoken >= _PLAIN_EVERY or finished == total
         if self._live or first or due:
             self._spoken = now
@@ -100,11 +100,12 @@ class TrainingDisplay(Events):
                 f"  {_value(metrics, names, form):>{max(len(header), _WIDTH)}}"
                 for header, names, form in _COLUMNS
             )
-            done, began = self._began
-            if not self._live and done < finished < total:
-                left = (now - began) / (finished - done) * (total - finished)
-                line += f"  {_duration(left)} left"
-            self._print(line)
+            self._print(line if self._live or not left else f"{line}  {left}")
+
+    def _end_stage(self) -> None:
+        if self._stage is not None:
+            self._progress.remove_task(self._stage)
+            self._stage = None
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """A training run as a person meets it: progress, the table at the end, how to go on."""
 
 import shlex
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -38,7 +39,10 @@ def train_run(command: Train, config: TrainConfig) -> None:
     except REFUSED as error:
         if here.is_main:
             raise
-        raise SystemExit(2) from error  # every process raises it, and one of them says so
+        # Every process raises it, and the main one says so; a launcher would end that one as
+        # soon as this one has ended.
+        time.sleep(1.0)
+        raise SystemExit(2) from error
     except KeyboardInterrupt:
         _say(console, _where(folder))
         _say(console, f"go on with: {_again(command)}")
