@@ -23,6 +23,8 @@ TEST_ENV = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
 }
+# Two workers: tests of one file stay together, for the fixtures that they share.
+WORKERS = ("--numprocesses", "2", "--dist", "loadfile")
 UNIT = ("--doctest-modules", "mvczigal_ref", "tests/unit")
 
 
@@ -73,13 +75,13 @@ def types(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def unit(session: nox.Session) -> None:
     """Run the unit tests and every docstring's example."""
-    _shared(session, "pytest", *(session.posargs or UNIT))
+    _shared(session, "pytest", *(session.posargs or (*WORKERS, *UNIT)))
 
 
 @nox.session(venv_backend="none")
 def integration(session: nox.Session) -> None:
     """Run the tests of whole runs: learning, saving, resuming, two processes."""
-    _shared(session, "pytest", *(session.posargs or ("tests/integration",)))
+    _shared(session, "pytest", *(session.posargs or (*WORKERS, "tests/integration")))
 
 
 @nox.session(venv_backend="none")

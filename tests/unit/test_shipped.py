@@ -33,7 +33,6 @@ def test_ships_the_last_stage_in_half_precision_with_its_evidence(work, tmp_path
     found = ship(work, folder, guidance_scale=1.0, noises=1)
 
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
-        "components.json",
         "gate.md",
         "loss.png",
         "mv_adapter.safetensors",
