@@ -25,7 +25,7 @@ _VARIABLES = {_INK: "var(--soft)", _GRID: "var(--line)"} | {
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "mvczigal",  # equal runs give equal pages
-    "font.size": 9,
+    "font.size": 10,
     "path.simplify": True,
     "text.color": _INK,
     "axes.edgecolor": _GRID,
@@ -144,6 +144,7 @@ def panels(unit: str) -> list[Panel]:
             note="Half the mean squared log-ratio to the policy that sampled.",
             curves=(Curve(key="approx_kl"),),
             noisy=True,
+            zero=True,
         ),
         Panel(
             title="Clip fraction",
@@ -159,7 +160,7 @@ def panels(unit: str) -> list[Panel]:
             noisy=True,
         ),
         Panel(
-            title="Replay deviation [share of the clip range]",
+            title="Replay deviation [of the clip range]",
             note="Largest log-ratio of the first replay; exactly 0 on equal slices.",
             curves=(Curve(key="replay_deviation"),),
             zero=True,
@@ -216,7 +217,7 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str |
         return None
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.4, 2.3))
-        figure.subplots_adjust(left=0.12, right=0.985, bottom=0.2, top=0.92)
+        figure.subplots_adjust(left=0.13, right=0.985, bottom=0.22, top=0.91)
         figure.patch.set_alpha(0.0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0.0)
@@ -225,6 +226,8 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str |
                 _line(axes, points, curve, colour, noisy=panel.noisy)
         if panel.zero:
             axes.axhline(0.0, color=_INK, linewidth=0.6, zorder=1)
+            if all(value >= 0 for points in measured for _, value in points):
+                axes.set_ylim(bottom=0.0)
         axes.set_xlabel("iteration")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -185,6 +185,16 @@ def test_scores_on_the_way_become_a_curve(tmp_path):
     assert page.tags.count("svg") == 11
 
 
+def test_a_verdict_is_of_the_iteration_that_was_scored(tmp_path):
+    """A run that has gone on since is not credited with more."""
+    one = scores(1.0, 2.0)
+    evaluated = {n: (one + n, one + n) for n in (0, 5)}
+    text = Page(write_report(write_run(tmp_path / "a", rows=metrics(9), evaluated=evaluated))).text
+
+    assert "in 5 iterations." in text
+    assert "9 of" in text
+
+
 def test_a_run_of_no_known_recipe_names_its_settings_file(tmp_path):
     """The command that repeats it starts from all of its settings."""
     folder = write_run(tmp_path / "a", overrides=["recipe=mine"])
