@@ -16,7 +16,7 @@ from mvczigal_ref.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from mvczigal_ref.config import TrainConfig, fingerprinted, from_dict, to_dict
+from mvczigal_ref.config import TrainConfig, fingerprinted, load_config, to_dict
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
@@ -234,9 +234,9 @@ def _refuse_foreign(folder: Path, config: TrainConfig) -> None:
         return
     try:
         values = json.loads(path.read_text("utf-8"))
-        saved = from_dict(values)
+        saved = load_config(file=path)  # which completes what is missing
         missing = sorted(to_dict(saved).keys() - values.keys())
-    except (ValueError, AttributeError) as error:  # of no JSON, of no settings, of no mapping
+    except ValueError as error:  # no JSON, or no settings
         msg = f"{str(path)!r} is no run's configuration: {error} Choose another folder."
         raise CheckpointError(msg) from error
     if missing:

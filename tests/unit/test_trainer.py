@@ -1,0 +1,358 @@
+"""`trainer`: the loop around iterations that here do next to nothing."""
+
+import json
+import os
+import signal
+import threading
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mvczigal_ref import held_out, trainer
+from mvczigal_ref.checkpoint import load_checkpoint
+from mvczigal_ref.config import from_dict, load_config
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.evaluation import Evaluation
+from mvczigal_ref.iteration import IterationResult, prompt_batch
+from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.tracking import read_metrics
+from mvczigal_ref.trainer import Events, read_prompts, train
+from mvczigal_ref.world.grammar import split_prompts
+
+HELD_OUT = ["a red ball", "a blue cube", "a green can"]
+
+
+class Record(Events):
+    """Everything that happened, in order."""
+
+    def __init__(self):
+        self.told, self.iterations, self.measured = [], [], []
+        self.signals = {}
+
+    def stage(self, text):
+        self.told.append(text)
+
+    def iteration(self, finished, total, metrics):
+        self.told.append((finished, total, metrics["loss"]))
+
+
+def level(system):
+    """What the fake iterations change: the first trained number."""
+    return next(iter(system.trained().values())).detach().view(-1)[0]
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """Replace iterations and evaluations by ones that write down what they are told."""
+    record = Record()
+
+    def run_iteration(system, optimizer, constraint, prompts, *, iteration, config, world, timer):
+        rate = optimizer.param_groups[0]["lr"]
+        record.iterations.append((iteration, list(prompts), rate, constraint))
+        level(system).fill_(iteration + 1.0)
+        for number in record.signals.get(iteration, ()):
+            os.kill(os.getpid(), number)
+        with timer("update"):
+            moved = replace(constraint, multiplier=constraint.multiplier + 0.25)
+        return IterationResult(moved, {"loss": float(iteration)})
+
+    def evaluate(system, prompts, *, config, world, num_noises):
+        value = level(system).item()
+        record.measured.append((value, list(prompts), num_noises))
+        table = torch.arange(len(prompts)).expand(num_noises, -1).contiguous().float()
+        images = torch.zeros(1, 6, 3, 32, 32)
+        return Evaluation(per_view=table * value, joint=table - value, images=images)
+
+    monkeypatch.setattr(trainer, "run_iteration", run_iteration)
+    monkeypatch.setattr(held_out, "evaluate", evaluate)
+    return record
+
+
+def config(iterations=4, optim=None, **run):
+    """Settings of a run of two objects an iteration."""
+    sizes = {"objects_per_iteration": 2, "objects_per_slice": 1, "evaluation_noises": 2}
+    more = {"iterations": iterations, "checkpoint_every": 2, "keep_checkpoints": 9}
+    return from_dict({"run": {**sizes, **more, **run}, "optim": optim or {}})
+
+
+def go(config, folder, record, *, world=None, prompts=HELD_OUT, **more):
+    """Train with the narrowest network."""
+    components = tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1))
+    here = World() if world is None else world
+    more = {"components": components, "held_out": prompts, "events": record, **more}
+    return train(config, folder, world=here, **more)
+
+
+def saved(folder):
+    """Iterations of the checkpoints in a folder."""
+    return sorted(int(path.name[-6:]) for path in (folder / "checkpoints").iterdir())
+
+
+# -- oracle ------------------------------------------------------------------------------
+
+
+def test_a_run_is_its_iterations_in_order(record, tmp_path):
+    """Each with its prompts, and the constraint that the one before it returned."""
+    go(config(3), tmp_path, record)
+    everything = read_prompts("world.train")
+
+    assert [one[0] for one in record.iterations] == [0, 1, 2]
+    assert [one[1] for one in record.iterations] == [
+        prompt_batch(everything, seed=0, iteration=i, count=2) for i in range(3)
+    ]
+    assert [one[3].multiplier for one in record.iterations] == [0.0, 0.25, 0.5]
+
+
+def test_who_watches_is_told_of_stages_and_iterations(record, tmp_path):
+    """In the order in which they happen."""
+    go(config(2), tmp_path, record)
+
+    assert record.told == [
+        "loading models",
+        "scoring held-out prompts before training",
+        (1, 2, 0.0),
+        (2, 2, 1.0),
+        "scoring held-out prompts after training",
+    ]
+
+
+def test_nobody_needs_to_watch(record, tmp_path):
+    """And the base class of those who do is silent."""
+    go(config(1), tmp_path / "a", record, events=None)
+    go(config(1), tmp_path / "b", record, events=Events())
+
+    assert record.told == []
+
+
+def test_the_result_compares_before_and_after(record, tmp_path):
+    """Prompt p scores p * 0 and p before, p * 3 and p - 3 after three iterations."""
+    result = go(config(3), tmp_path, record)
+    start = record.measured[0][0]
+
+    assert result.folder == tmp_path
+    assert result.per_view.after - result.per_view.before == pytest.approx(3 - start)
+    assert result.per_view.gain == pytest.approx(3 - start)
+    assert result.joint.gain == pytest.approx(start - 3)
+    assert result.joint.standard_error == pytest.approx(0, abs=1e-6)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["per_view"]["gain"] == result.per_view.gain
+    assert summary["joint"] == {
+        "before": result.joint.before,
+        "after": result.joint.after,
+        "gain": result.joint.gain,
+        "standard_error": result.joint.standard_error,
+    }
+
+
+def test_an_unknown_error_is_null_in_the_summary(record, tmp_path):
+    """A single prompt leaves one, and JSON has no NaN."""
+    go(config(1), tmp_path, record, prompts=HELD_OUT[:1])
+
+    assert json.loads((tmp_path / "summary.json").read_text())["joint"]["standard_error"] is None
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("warmup", "rates"), [(0, [1, 1, 1, 1]), (1, [1, 1, 1, 1]), (3, [1 / 3, 2 / 3, 1, 1])]
+)
+def test_the_rate_rises_linearly_and_stays(record, tmp_path, warmup, rates):
+    """After a resume too."""
+    chosen = {"warmup_iterations": warmup, "lr": 0.3}
+    go(config(2, chosen), tmp_path, record)
+    go(config(4, chosen), tmp_path, record)
+
+    assert [one[2] for one in record.iterations] == pytest.approx([0.3 * rate for rate in rates])
+
+
+@pytest.mark.parametrize(
+    ("iterations", "every", "keep", "kept"),
+    [(5, 2, 9, [0, 2, 4, 5]), (4, 2, 9, [0, 2, 4]), (3, 10, 9, [0, 3]), (5, 1, 2, [4, 5])],
+)
+def test_checkpoints_are_written_as_often_as_asked(record, tmp_path, iterations, every, keep, kept):
+    """Before the first iteration, in between, and always at the end."""
+    go(config(iterations, checkpoint_every=every, keep_checkpoints=keep), tmp_path, record)
+
+    assert saved(tmp_path) == kept
+    newest = load_checkpoint(tmp_path / "checkpoints" / f"iteration_{kept[-1]:06d}")
+    assert iterations in {value.view(-1)[0].item() for value in newest.tensors["policy"].values()}
+    assert newest.state["constraint"]["multiplier"] == 0.25 * iterations
+
+
+@pytest.mark.parametrize(
+    ("every", "occasions"),
+    [
+        (0, ["after_000004", "before_000000"]),
+        (2, ["after_000004", "at_000002", "before_000000"]),
+        (3, ["after_000004", "at_000003", "before_000000"]),
+    ],
+)
+def test_evaluations_are_made_as_often_as_asked(record, tmp_path, every, occasions):
+    """Each once, of the policy of that iteration, and the metrics say what they found."""
+    go(config(4, evaluate_every=every), tmp_path, record)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    known = [row["iteration"] + 1 for row in rows if "held_out/joint" in row]
+
+    found = sorted(path.stem for path in (tmp_path / "evaluations").glob("*.safetensors"))
+    assert found == occasions
+    assert known == [n for n in range(1, 5) if every and n % every == 0]
+    assert [one[0] for one in record.measured[1:]] == sorted({*known, 4})
+    assert all(row["held_out/joint"] == 1 - row["iteration"] - 1 for row in rows if len(row) > 4)
+    assert {one[2] for one in record.measured} == {2}
+
+
+def test_metrics_are_what_iterations_say_with_seconds_and_memory(record, tmp_path):
+    """One line each."""
+    go(config(3), tmp_path, record)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+
+    assert [row["loss"] for row in rows] == [0.0, 1.0, 2.0]
+    assert {tuple(row) for row in rows} == {("iteration", "loss", "seconds/update", "peak_memory")}
+    assert all(row["peak_memory"] > 2**20 for row in rows)
+
+
+def test_a_run_goes_on_where_it_ended(record, tmp_path):
+    """Iterations, constraint, parameters; the scores before training are not measured again."""
+    go(config(2), tmp_path, record)
+    go(config(5), tmp_path, record)
+
+    assert [one[0] for one in record.iterations] == [0, 1, 2, 3, 4]
+    assert [one[3].multiplier for one in record.iterations] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [one[0] for one in record.measured[1:]] == [2.0, 5.0]
+    assert json.loads((tmp_path / "config.json").read_text())["run"]["iterations"] == 5
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
+
+
+def test_iterations_after_the_checkpoint_are_done_again(record, tmp_path):
+    """Their lines are written once."""
+
+    class Ctrl(Record):
+        def iteration(self, finished, total, metrics):
+            if finished == 3:
+                raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        go(config(4), tmp_path, Ctrl())
+    go(config(4), tmp_path, record)
+
+    assert [one[0] for one in record.iterations] == [0, 1, 2, 2, 3]
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_waits_for_the_iteration_and_saves(record, tmp_path, number):
+    """And gives the signals back."""
+    before = signal.getsignal(number)
+    record.signals = {0: [number]}
+    with pytest.raises(KeyboardInterrupt):
+        go(config(checkpoint_every=10), tmp_path, record)
+
+    assert [one[0] for one in record.iterations] == [0]
+    assert saved(tmp_path) == [0, 1]
+    assert signal.getsignal(number) is before
+    assert record.told[-1] == (1, 4, 0.0)
+
+
+def test_a_second_interrupt_does_not_wait(record, tmp_path):
+    """A person who asks twice means now; SIGTERM twice is one request."""
+    record.signals = {1: [signal.SIGTERM, signal.SIGINT]}
+    with pytest.raises(KeyboardInterrupt):
+        go(config(checkpoint_every=10), tmp_path, record)
+
+    assert saved(tmp_path) == [0]
+    record.signals = {1: [signal.SIGTERM, signal.SIGTERM]}
+    with pytest.raises(KeyboardInterrupt):
+        go(config(checkpoint_every=10), tmp_path, record)
+    assert saved(tmp_path) == [0, 2]
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(record, tmp_path):
+    """Python allows handlers in the main thread only."""
+    thread = threading.Thread(target=go, args=(config(1), tmp_path, record))
+    thread.start()
+    thread.join()
+
+    assert (tmp_path / "summary.json").is_file()
+
+
+class Second(World):
+    """The second of two processes, alone."""
+
+    def barrier(self):
+        """Wait for nobody."""
+
+    def anywhere(self, flag):
+        """Hear that the first was asked to stop."""
+        return True
+
+
+def test_a_process_that_is_not_the_main_one_writes_and_says_nothing(record, tmp_path):
+    """It stops where another was asked to."""
+    shared = config(optim={"optimizer_steps_per_epoch": 1})
+    with pytest.raises(KeyboardInterrupt):
+        go(shared, tmp_path / "run", record, world=Second(rank=1, size=2))
+
+    assert [one[0] for one in record.iterations] == [0]
+    assert record.told == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_and_held_out_prompts_come_from_the_configuration(record, tmp_path):
+    """Where the caller brings none."""
+    parts = tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1))
+    parts.save(tmp_path / "weights")
+    found = load_config(config(1), overrides=[f"model.weights={tmp_path / 'weights'}"])
+    go(found, tmp_path / "run", record, components=None, prompts=None)
+
+    assert record.measured[0][1] == split_prompts()[1]
+
+
+@pytest.mark.parametrize("name", ["world.train", "world.held_out"])
+def test_named_prompts_are_the_worlds(name):
+    """Those to train on and those never trained on."""
+    assert read_prompts(name) == split_prompts()[name == "world.held_out"]
+
+
+def test_prompts_are_read_from_a_file(tmp_path):
+    """One a line, without blank lines and spaces around, in their order."""
+    (tmp_path / "mine.txt").write_text("  a red ball \n\n\na blue cube\n", "utf-8")
+
+    assert read_prompts(str(tmp_path / "mine.txt")) == ["a red ball", "a blue cube"]
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+def test_prompts_that_are_not_there_are_refused(tmp_path):
+    """With the setting's name."""
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ConfigError, match=r"`run\.prompts` must be one of .*'world\.held_out'"):
+        read_prompts("world.heldout")
+    with pytest.raises(ConfigError, match=r"`run\.prompts` must hold at least one prompt"):
+        read_prompts(str(tmp_path / "empty.txt"))
+
+
+def test_slices_that_cannot_be_shared_are_refused_before_anything_is_done(record, tmp_path):
+    """No folder is made and no model is loaded."""
+    with pytest.raises(ConfigError, match=r"`run\.objects_per_iteration`"):
+        go(config(objects_per_slice=2), tmp_path / "run", record)
+
+    assert record.told == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_is_refused_before_anything_is_done(record, tmp_path):
+    """Its configuration keeps its bytes."""
+    go(config(1), tmp_path, record)
+    before = (tmp_path / "config.json").read_bytes()
+    told = len(record.told)
+    with pytest.raises(CheckpointError, match=r"`run\.seed` is 0 there and 1 here"):
+        go(config(2, seed=1), tmp_path, record)
+
+    assert len(record.told) == told
+    assert (tmp_path / "config.json").read_bytes() == before

@@ -1,0 +1,265 @@
+"""`training_state`: begun, saved, found again, refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvczigal_ref import training_state
+from mvczigal_ref.checkpoint import load_checkpoint
+from mvczigal_ref.config import from_dict, to_dict
+from mvczigal_ref.constraint import ConstraintState
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.evaluation import Evaluation
+from mvczigal_ref.iteration import prompt_batch
+from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.system import build_system
+from mvczigal_ref.training_state import begin, find_checkpoint, load_policy, resume
+
+PROMPTS = ["a red ball", "a blue cube"]
+CONSTRAINT = ConstraintState(multiplier=0.1 + 0.2, threshold=-1 / 3, initialised=True)
+
+
+def config(constraint=None, model=None, optim=None, **run):
+    """Settings; three objects an iteration."""
+    sizes = {"iterations": 4, "objects_per_iteration": 3, "objects_per_slice": 1}
+    return from_dict(
+        {
+            "run": {**sizes, **run},
+            "constraint": constraint or {},
+            "model": model or {},
+            "optim": optim or {},
+        }
+    )
+
+
+def system(config):
+    """The narrowest network, always with the same weights."""
+    components = tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1))
+    return build_system(config, device=torch.device("cpu"), components=components)
+
+
+def stepped(config, folder, iterations=2):
+    """A state that has changed in every part, saved into a run folder."""
+    state = begin(system(config), config, World(), PROMPTS)
+    for step in range(iterations):
+        for index, parameter in enumerate(state.system.trained().values()):
+            generator = torch.Generator().manual_seed(100 * step + index)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        state.optimizer.step()
+    state.constraint, state.finished = CONSTRAINT, iterations
+    state.save(folder)
+    folder.joinpath("config.json").write_text(json.dumps(to_dict(config)))
+    return state
+
+
+def same(one, other):
+    """Whether two optimiser states are equal bit for bit."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    entries = [(k, n) for k, named in mine["state"].items() for n in named]
+    assert mine["param_groups"] == theirs["param_groups"]
+    assert mine["state"].keys() == theirs["state"].keys()
+    assert entries
+    return all(torch.equal(mine["state"][k][n], theirs["state"][k][n]) for k, n in entries)
+
+
+# -- oracle ------------------------------------------------------------------------------
+
+
+def test_a_new_run_starts_from_its_settings():
+    """The optimiser holds every trained parameter, and no iteration is done."""
+    optim = {"lr": 0.5, "betas": [0.1, 0.2], "eps": 1e-3, "weight_decay": 0.25}
+    state = begin(system(config()), config(optim=optim), World(), PROMPTS)
+    (group,) = state.optimizer.param_groups
+
+    assert {k: group[k] for k in optim} == {**optim, "betas": (0.1, 0.2)}
+    assert isinstance(state.optimizer, torch.optim.AdamW)
+    trained = list(state.system.trained().values())
+    assert all(a is b for a, b in zip(group["params"], trained, strict=True))
+    assert state.finished == 0
+    assert list(state.prompts) == PROMPTS
+
+
+@pytest.mark.parametrize(
+    ("wanted", "threshold", "initialised"),
+    [
+        ({}, 0.0, False),
+        ({"threshold_init": -2.5}, -2.5, True),
+        ({"threshold_init": 0.0, "threshold_objects": 3}, 0.0, True),
+        ({"threshold_objects": 3}, 4.0, True),
+    ],
+    ids=["of the first batch", "given", "given as zero", "sampled"],
+)
+def test_the_first_threshold(monkeypatch, wanted, threshold, initialised):
+    """Given, or the mean joint score of so many training prompts, or left to the first batch."""
+    asked = []
+
+    def evaluate(system, prompts, *, config, world, num_noises, seed, keep_images):
+        asked.append((list(prompts), num_noises, seed, keep_images))
+        joint = torch.tensor([[1.0, 4.0, 7.0]])
+        return Evaluation(per_view=-joint, joint=joint, images=torch.zeros(0, 6, 3, 32, 32))
+
+    monkeypatch.setattr(training_state, "evaluate", evaluate)
+    chosen = config({**wanted, "multiplier_init": 0.5}, seed=3)
+    state = begin(system(chosen), chosen, World(), PROMPTS)
+
+    assert state.constraint == ConstraintState(
+        multiplier=0.5, threshold=threshold, initialised=initialised
+    )
+    sampled = prompt_batch(PROMPTS, seed=3, iteration=0, count=3)
+    assert asked == ([(sampled, 1, 3, 0)] if threshold == 4.0 else [])
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_what_was_saved_is_found_again(tmp_path, finetune):
+    """Parameters, optimiser, multiplier, threshold and place, bit for bit."""
+    chosen = config(model={"finetune": finetune})
+    state = stepped(chosen, tmp_path)
+    fresh = system(chosen)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(fresh.trained().values(), state.system.trained().values(), strict=True)
+    )
+    again = resume(fresh, chosen, PROMPTS, find_checkpoint(tmp_path, chosen))
+
+    assert again.finished == 2
+    assert again.constraint == CONSTRAINT
+    assert same(again.optimizer, state.optimizer)
+    for name, value in state.system.trained().items():
+        assert torch.equal(again.system.trained()[name], value)
+    assert list(again.prompts) == PROMPTS
+
+
+def test_a_checkpoint_says_where_the_prompts_are(tmp_path):
+    """Two iterations of three."""
+    stepped(config(), tmp_path)
+    state = load_checkpoint(tmp_path / "checkpoints" / "iteration_000002").state
+
+    assert state["prompt_position"] == 6
+
+
+def test_old_checkpoints_are_removed(tmp_path):
+    """As many as asked are kept."""
+    chosen = config(keep_checkpoints=2)
+    for iterations in range(4):
+        stepped(chosen, tmp_path, iterations)
+
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["iteration_000002", "iteration_000003"]
+
+
+def test_a_run_may_be_made_longer_or_ended_where_it_is(tmp_path):
+    """Its length is no part of what it is."""
+    stepped(config(), tmp_path)
+
+    for iterations in (2, 100):
+        assert find_checkpoint(tmp_path, config(iterations=iterations)).iteration == 2
+
+
+def test_a_folder_without_a_run_has_no_checkpoint(tmp_path):
+    """Absent, empty, with files that are none of a run's, or begun and killed at once."""
+    (tmp_path / "notes.txt").write_text("mine")
+    assert find_checkpoint(tmp_path / "absent", config()) is None
+    assert find_checkpoint(tmp_path, config()) is None
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config())))
+    assert find_checkpoint(tmp_path, config()) is None
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_a_policy_is_rebuilt_from_its_folder_alone(tmp_path, finetune):
+    """Its output is the same bits."""
+    weights = tmp_path / "weights"
+    tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1)).save(weights)
+    chosen = config(model={"finetune": finetune, "weights": str(weights)})
+    state = stepped(chosen, tmp_path)
+    loaded, found = load_policy(tmp_path, device=torch.device("cpu"))
+
+    assert found == chosen
+    latent = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    outputs = [
+        one.policy(latent, torch.tensor(500), one.conditioning(PROMPTS[:1]), guidance_scale=2.0)
+        for one in (loaded, state.system, system(chosen))
+    ]
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    """With each setting that differs."""
+    stepped(config(), tmp_path)
+    other = config({"multiplier_init": 2.0}, seed=5)
+    with pytest.raises(CheckpointError) as caught:
+        find_checkpoint(tmp_path, replace(other, recipe="mine"))
+
+    said = str(caught.value)
+    assert said.startswith(f"{str(tmp_path)!r} holds another run (recipe 'custom')")
+    assert "`constraint.multiplier_init` is 0.0 there and 2.0 here" in said
+    assert "`run.seed` is 0 there and 5 here" in said
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "7", '{"name": "x"}', '{"recipe": "tiny"}'])
+def test_a_configuration_that_is_none_is_refused(tmp_path, content):
+    """Even one that could be completed by defaults."""
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json' is no run's configuration: "):
+        find_checkpoint(tmp_path, config())
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "evaluations", "metrics.jsonl", "summary.json"])
+def test_remains_of_a_run_are_refused(tmp_path, name):
+    """They would be written over."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=f"holds {name} of a run without its config.json"):
+        find_checkpoint(tmp_path, config())
+
+
+def test_a_checkpoint_past_the_end_is_refused(tmp_path):
+    """Scores after training would be of a policy that has trained for longer."""
+    stepped(config(), tmp_path, 3)
+    with pytest.raises(
+        CheckpointError, match=r"`run\.iterations` must be at least 3, what .*got 2"
+    ):
+        find_checkpoint(tmp_path, config(iterations=2))
+
+
+def test_a_damaged_newest_is_refused_with_the_remedy(tmp_path):
+    """And not passed over."""
+    stepped(config(keep_checkpoints=2), tmp_path, 1)
+    stepped(config(keep_checkpoints=2), tmp_path, 2)
+    (tmp_path / "checkpoints" / "iteration_000002" / "state.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"iteration_000002'.*'state\.json' is missing.*Remove"
+    ):
+        find_checkpoint(tmp_path, config(keep_checkpoints=2))
+
+
+def test_other_prompts_are_refused(tmp_path):
+    """Their order counts: it decides which prompt an iteration meets."""
+    stepped(config(), tmp_path)
+    found = find_checkpoint(tmp_path, config())
+    with pytest.raises(CheckpointError, match=r"`run\.prompts` = 'world\.train' must hold"):
+        resume(system(config()), config(), PROMPTS[::-1], found)
+
+
+def test_tensors_of_another_network_are_refused(tmp_path):
+    """By name."""
+    stepped(config(), tmp_path)
+    found = find_checkpoint(tmp_path, config())
+    wrong = system(config(model={"lora_rank": 3}))
+    with pytest.raises(CheckpointError, match="`the checkpoint` must hold exactly"):
+        resume(wrong, config(), PROMPTS, found)
+
+
+def test_a_folder_without_a_policy_is_refused(tmp_path):
+    """By name."""
+    with pytest.raises(CheckpointError, match="absent' holds no checkpoint"):
+        load_policy(Path(tmp_path / "absent"), device=torch.device("cpu"))
