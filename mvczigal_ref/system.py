@@ -173,8 +173,7 @@ def build_system(
             absent.
 
     Returns:
-        The system. The network is in evaluation mode, except where activations are
-        recomputed: then it is in training mode, in which it computes the same.
+        The system, every network in evaluation mode: without dropout.
 
     Raises:
         ConfigError: If all weights are to be trained in half precision, or a scorer is unknown.
@@ -202,9 +201,8 @@ def build_system(
             unet, rank=config.model.lora_rank, alpha=config.model.lora_alpha, seed=config.run.seed
         )
     if config.model.gradient_checkpointing:
+        # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
         unet.enable_gradient_checkpointing()
-        # diffusers recomputes only in training mode; nothing in this network has another effect
-        unet.train()
     rig = _RIGS[config.model.rig]
     return System(
         components=loaded,

@@ -316,6 +316,15 @@ def test_an_iteration_is_a_function_of_its_arguments():
     assert one[1] == two[1]
 
 
+def test_every_iteration_has_noise_of_its_own():
+    """The same prompts and parameters sample something else."""
+    config = config_of(**{"run.objects_per_iteration": 12, "run.objects_per_slice": 12})
+    _, (one, two), _, _ = learn(config, lr=0.0)
+
+    # Twelve objects are all the prompts, whatever their order.
+    assert all(one[name] != two[name] for name in one if "_reward/" in name)
+
+
 def test_slices_do_not_change_a_bit_of_what_is_sampled():
     """Rewards are the same in slices of one, two and four objects."""
     configs = [config_of(**{"run.objects_per_slice": size}) for size in (1, 2, 4)]

@@ -180,19 +180,25 @@ def test_full_finetuning_trains_the_whole_unet():
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_an_iteration_runs_on_the_real_wiring(dtype):
     """The first ratio is exactly 1, or it would stop; recomputing activations changes no bit."""
-    learnt = []
+    learnt, calls = [], []
     for checkpointing in (False, True):
         told = {"dtype": dtype, "storage_dtype": dtype, "gradient_checkpointing": checkpointing}
         config, system = build(model=told)
+        seen: list[object] = []
+        block = system.components.policy.unet.up_blocks[0].resnets[0]
+        block.register_forward_pre_hook(lambda *call, seen=seen: seen.append(call[0]))
         metrics = learn(config, system)
+        calls.append(len(seen))
         learnt.append(torch.cat([p.flatten() for p in system.trained().values()]))
 
-        assert system.components.policy.unet.is_gradient_checkpointing == checkpointing
+        assert not system.policy.training
         assert metrics["replay_deviation"] == 0.0
         assert metrics["grad_norm"] > 0.0
         # B starts at zero, and is the first to learn.
         assert any(p.abs().max() > 0 for n, p in system.trained().items() if ".lora_B." in n)
     assert torch.equal(*learnt)
+    # Five calls sample a pair of two steps; one step of either arm is replayed.
+    assert calls == [5 + 2, 5 + 2 + 2]
 
 
 def learnt_with(**told):

@@ -136,12 +136,10 @@ def test_recomputed_activations_do_not_move_the_first_ratio(dtype):
     """The rollout keeps no activations, the replay recomputes them, both get the same bits."""
     policy, sampler = tuned_policy(dtype), sampler_of("lcm", 2, dtype=torch.float32)
     policy.unet.enable_gradient_checkpointing()
-    policy.unet.train()
     try:
         assert_ratio_is_one(policy, sampler, network_pair(policy, sampler, dtype))
     finally:
         policy.unet.disable_gradient_checkpointing()
-        policy.unet.eval()
 
 
 def test_the_first_ratio_is_one_with_a_doubled_batch_and_summed_densities():
