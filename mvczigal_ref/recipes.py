@@ -19,7 +19,7 @@ __all__ = ["RECIPES", "recipe"]
 
 
 def tiny() -> TrainConfig:
-    """MVC-ZigAL on the tiny world: about five minutes on two CPU cores.
+    """MVC-ZigAL on the tiny world: some minutes on two CPU cores.
 
     The per-view reward is raised while the multiplier holds the joint reward above its
     threshold. Two sampling steps leave the shipped weights room to improve; the other recipes
