@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mvczigal_ref.cli.arguments import Evaluate, Sample
 from mvczigal_ref.cli.display import gain_table, score_heading
+from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import TrainConfig, to_dict
-from mvczigal_ref.distributed import World, world
+from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation import PairedGain, evaluate, paired_gain, sample_objects
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.pictures import contact_sheet, save_png
@@ -39,7 +40,7 @@ def sample_prompts(command: Sample, config: TrainConfig, prompts: Sequence[str])
         config: How to sample.
         prompts: One an object, checked.
     """
-    here = world(command.device)
+    here = join(command.device)
     system = _system(command.run, config, here.device)
     started, size = time.perf_counter(), config.run.objects_per_slice
     parts = [
@@ -99,7 +100,7 @@ def evaluate_policy(command: Evaluate, config: TrainConfig, prompts: Sequence[st
         config: How to sample and score.
         prompts: What to score on, checked.
     """
-    here = world(command.device)
+    here = join(command.device)
     console, unit = Console(quiet=not here.is_main), reward_unit(config)
     system = _system(command.run, config, here.device)
     with console.status("scoring"):

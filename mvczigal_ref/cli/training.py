@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from mvczigal_ref.cli.arguments import REFUSED, Train
+from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.distributed import World, world
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.distributed import World
 
 __all__ = ["train_run"]
 
@@ -22,15 +22,12 @@ def train_run(command: Train, config: TrainConfig) -> None:
         config: The run.
 
     Raises:
-        ConfigError: If the processes could not be joined.
+        ConfigError: If there is no such device, or the processes could not be joined.
         KeyboardInterrupt: After Ctrl-C; it has been said how to go on.
         SystemExit: In all processes but the main one, where that one raises.
     """
     folder = command.out or Path("runs") / f"{config.recipe}-{config.run.seed}"
-    try:
-        here = world(config.run.device)
-    except RuntimeError as error:
-        raise ConfigError(str(error)) from error
+    here = join(config.run.device)
     console = Console(quiet=not here.is_main)
     known = (folder / "config.json").is_file()
     _say(console, f"{'going on with' if known else 'training into'} {folder}")

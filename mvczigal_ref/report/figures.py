@@ -227,7 +227,7 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str |
         if panel.zero:
             axes.axhline(0.0, color=_INK, linewidth=0.6, zorder=1)
             if all(value >= 0 for points in measured for _, value in points):
-                axes.set_ylim(bottom=0.0)
+                axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])  # a curve at 0 is seen
         axes.set_xlabel("iteration")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))

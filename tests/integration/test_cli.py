@@ -221,6 +221,8 @@ def test_a_file_of_settings_gives_way_to_words(words, finished, tmp_path, capsys
         (["evaluate", "tiny", "--noises", "0"], r"--noises.*at least 1.*0"),
         (["evaluate", "tiny", "--seeds", "1", "1"], r"--seeds.*differ"),
         (["evaluate", "tiny", "--prompts", "absent.txt"], r"absent.txt"),
+        (["evaluate", "tiny", "--device", "abacus"], r"device 'abacus'"),
+        (["train", "tiny", "run.device=abacus"], r"device 'abacus'"),
         (["evaluate", "tinny"], r"`tinny`.*`tiny`"),
         (["report", "absent"], r"'absent' is no run folder.*mvczigal train"),
         (["pretrain", "--out", "x", "base_step=3"], r"`base_step`.*`base_steps`"),

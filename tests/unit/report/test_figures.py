@@ -61,6 +61,15 @@ def test_what_was_not_measured_is_left_out():
     assert draw(ONE, [], name="f") is None
 
 
+def test_one_of_two_curves_is_drawn_alone():
+    """A run without a threshold still shows its rewards, in their own colour."""
+    two = Panel(title="Two", note="A note.", curves=(Curve(key="absent"), Curve(key="a")))
+    svg = draw(two, [{"iteration": i, "a": 1.0 + i} for i in range(5)], name="f")
+
+    assert len(vertices(svg, "--curve-1")) == 5
+    assert "--curve-0" not in svg
+
+
 def test_a_noisy_curve_is_drawn_thin_and_its_mean_bold():
     """A long noisy curve is two lines, a short or a quiet one is one."""
     noisy = Panel(title="One", note="A note.", curves=(Curve(key="a"),), noisy=True)

@@ -214,7 +214,7 @@ def test_a_run_of_no_known_recipe_names_its_settings_file(tmp_path):
 )
 def test_a_change_is_one_from_two_standard_errors(gain, error, said):
     """Less is not called a change, nor is one whose error is unknown."""
-    one = PairedGain(before=0.0, after=gain, gain=gain, standard_error=error)
+    one = PairedGain(before=-9.0, after=gain - 9.0, gain=gain, standard_error=error)
 
     assert verdict({"joint view": one}, finished=3, unit="") == (
         f"The joint-view score {said} in 3 iterations."
