@@ -13,7 +13,6 @@ from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.rollout.noise import SeededNoise, derived_generator
 from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.world.cheats import hand_built_sets
-from mvczigal_ref.world.grammar import split_prompts
 from mvczigal_ref.world.scene import WORLD_RIG
 from mvczigal_ref.world.score import joint_view_score, per_view_score
 from mvczigal_ref.world.visible import part_visible
@@ -29,6 +28,22 @@ def small_components():
 @pytest.fixture(scope="module")
 def components():
     return small_components()
+
+
+def sampled(components, prompts, *, seed, objects, guidance_scale):
+    """Sample these objects of a gate in two steps."""
+    noise = SeededNoise(seed=seed, iteration="gate", objects=objects, shape=(6, 4, 8, 8))
+    sampler = LcmSampler.create(
+        num_steps=2, prediction_type="v_prediction",
+        alpha_bar=scaled_linear_alpha_bar(dtype=torch.float32),
+    )  # fmt: skip
+    conditioning = components.build_conditioning(prompts, WORLD_RIG, image_size=32)
+    trajectory = standard_rollout(
+        components.policy, sampler, noise.initial(), conditioning, noise.arm("standard"),
+        guidance_scale=guidance_scale,
+    )  # fmt: skip
+    with torch.no_grad():
+        return components.decode(trajectory.denoised)
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +78,7 @@ def test_images_are_made_as_said(components, result):
     with torch.no_grad():
         coded = components.decode(components.encode(sets["real"]))
     assert torch.equal(result.images["autoencoder"], coded)
-    noise = SeededNoise(seed=3, iteration="gate", objects=[0, 1], shape=(6, 4, 8, 8))
-    sampler = LcmSampler.create(
-        num_steps=2, prediction_type="v_prediction",
-        alpha_bar=scaled_linear_alpha_bar(dtype=torch.float32),
-    )  # fmt: skip
-    conditioning = components.build_conditioning(PROMPTS, WORLD_RIG, image_size=32)
-    trajectory = standard_rollout(
-        components.policy, sampler, noise.initial(), conditioning, noise.arm("standard"),
-        guidance_scale=1.5,
-    )  # fmt: skip
-    with torch.no_grad():
-        expected = components.decode(trajectory.denoised)
+    expected = sampled(components, PROMPTS, seed=3, objects=[0, 1], guidance_scale=1.5)
     torch.testing.assert_close(result.images["2 steps"], expected, rtol=0, atol=1e-5)
 
 
@@ -158,15 +162,15 @@ def test_guidance_reaches_the_network(components):
     assert not torch.equal(low.images["2 steps"], high.images["2 steps"])
 
 
-def test_by_default_the_held_out_prompts_are_judged(components):
-    """All forty; a prompt's sample does not depend on those after it or on how they are sliced."""
-    settings = {"seed": 0, "noises": 1, "steps": (2, 1), "guidance_scale": 1.0}
-    every = gate(components, **settings).images["2 steps"]
-    some = gate(components, prompts=split_prompts()[1][:22], **settings).images["2 steps"]
+def test_by_default_the_held_out_prompts_are_judged(components, monkeypatch):
+    """In slices, here of two: the object after the cut has its own prompt and noise."""
+    held_out = [*PROMPTS, "a white cone with a purple nose"]
+    monkeypatch.setattr("mvczigal_ref.gate.split_prompts", lambda: (PROMPTS, held_out))
+    monkeypatch.setattr("mvczigal_ref.gate._AT_ONCE", 2)
+    images = gate(components, seed=0, noises=1, steps=(2, 1), guidance_scale=1.0).images["2 steps"]
+    expected = sampled(components, held_out, seed=0, objects=[0, 1, 2], guidance_scale=1.0)
 
-    assert len(every) == 40
-    assert len(some) == 22
-    torch.testing.assert_close(every[:22], some, rtol=0, atol=1e-5)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
 
 
 def test_it_prints_a_table_and_its_claims():
