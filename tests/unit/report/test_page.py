@@ -184,6 +184,11 @@ def test_scores_on_the_way_become_a_curve(tmp_path):
     assert "Held-out scores [dB] Mean over" in page.text
     assert page.tags.count("svg") == 11
 
+    del evaluated[5]
+    page = Page(write_report(write_run(tmp_path / "b", rows=metrics(10), evaluated=evaluated)))
+
+    assert page.tags.count("svg") == 10
+
 
 def test_a_verdict_is_of_the_iteration_that_was_scored(tmp_path):
     """A run that has gone on since is not credited with more."""
