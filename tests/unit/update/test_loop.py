@@ -1,6 +1,7 @@
 """`update.loop`: oracle, laws, gradients, errors."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError
-from mvczigal_ref.update import update_policy
+from mvczigal_ref.models.lora import lora_parameters
+from mvczigal_ref.update import PairBatch, update_policy
 from tests import oracles
 from tests.compare import FP64
 from tests.policies import LinearPolicy, Recorded
 from tests.trajectories import sampler_of
+from tests.unit.models.small import conditioning
+from tests.unit.update.network import network_log_prob, network_pair, tuned_policy
 from tests.unit.update.pairs import GUIDANCE, gaps, objective_of, sampled, settings_of, whole_loss
 from tests.unit.update.test_step import _SpoilsBackward
 
@@ -307,6 +311,25 @@ def test_a_step_lowers_the_loss(clip):
     after, _ = whole_loss(policy, sampler, batches, range(2), clip_range=clip)
 
     assert after.item() < before.item()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_better_arm_becomes_likelier(sign):
+    """On a real network with many parameters: its log-density rises, and the other's falls."""
+    policy = deepcopy(tuned_policy(torch.float32))
+    sampler = sampler_of("lcm", 2, dtype=torch.float32)
+    batch = PairBatch(
+        rollout=network_pair(policy, sampler, torch.float32),
+        conditioning=conditioning(2, 3).to(dtype=torch.float32),
+        advantage_gap=torch.full((2, 3), sign),
+        first_object=0,
+    )
+    trained = list(lora_parameters(policy.unet).values())
+    update(policy, sampler, [batch], lr=1e-3, parameters=trained)
+    for arm, wanted in ((batch.rollout.zigzag, sign), (batch.rollout.standard, -sign)):
+        log_prob = network_log_prob(policy, sampler, arm, [0, 1])
+
+        assert wanted * (log_prob - arm.log_prob).mean().item() > 0
 
 
 def test_no_gap_is_no_change():
