@@ -101,22 +101,6 @@ def test_a_network_gets_full_precision(stored, expected):
     assert output.dtype == transition.mean.dtype == transition.std.dtype == expected
 
 
-def test_a_networks_memory_layout_does_not_matter():
-    """Such as channels last, which convolutions may return."""
-    plain = LinearPolicy(*GAINS)
-
-    def strided(*arguments, **told):
-        return plain(*arguments, **told).contiguous(memory_format=torch.channels_last)
-
-    sampler, state, steps = sampler_of("lcm", 4), latent(2), torch.tensor([0, 3])
-    outputs = [
-        network_output(policy, sampler, state, steps, numbered(range(3), 2), guidance_scale=1.0)
-        for policy in (plain, strided)
-    ]
-
-    assert torch.equal(*outputs)
-
-
 def test_any_module_of_that_form_is_a_policy():
     """Nothing needs to be subclassed."""
     assert isinstance(LinearPolicy(*GAINS), Policy)
