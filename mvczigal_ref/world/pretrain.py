@@ -1,8 +1,10 @@
 """Train the tiny world's shipped weights: autoencoder, base model, few-step model.
 
-Three stages, each a plain loop on accelerate: an autoencoder on renders, a
-v-prediction base model on its latents, and the base model's classifier-free
-guidance distilled into the guidance embedding that few-step sampling uses.
+Four stages, each a plain loop on accelerate: an autoencoder on renders; a
+v-prediction base model on its latents; the same model on objects some of whose
+views are less noisy, which teaches it to look across views; and its
+classifier-free guidance distilled into the guidance embedding that few-step
+sampling uses.
 """
 
 import json
@@ -66,7 +68,13 @@ class PretrainConfig:
     base_lr: float = 1.2e-3
     """Peak learning rate."""
 
-    distil_steps: int = 700
+    views_steps: int = 3600
+    """Optimiser steps of the stage that teaches row attention [1]."""
+
+    views_lr: float = 1.2e-3
+    """Peak learning rate."""
+
+    distil_steps: int = 600
     """Optimiser steps [1]."""
 
     distil_lr: float = 4e-4
@@ -127,6 +135,9 @@ def pretrain(out: Path, config: PretrainConfig) -> Components:
     )
     data = _Data(components, scenes, prompts)
     components = stage("base", lambda c: _base(accelerator, c, data, config, log, out), components)
+    components = stage(
+        "views", lambda c: _views(accelerator, c, data, config, log, out), components
+    )
     return stage("fewstep", lambda c: _distil(accelerator, c, data, config, log), components)
 
 
@@ -244,9 +255,12 @@ class _Data:
         self.alpha_bar = scaled_linear_alpha_bar(dtype=torch.float32)
 
     def draw(
-        self, batch: int, generator: torch.Generator, *, dropout: float
+        self, batch: int, generator: torch.Generator, *, dropout: float, gap: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw clean latents (rows), timesteps (rows), noise (rows) and prompt indices."""
+        """Draw clean latents (rows), timesteps (rows), noise (rows) and prompt indices.
+
+        Every second view on average stands at ``1 - gap`` times its object's timestep.
+        """
         index = torch.randint(len(self.latent), (batch,), generator=generator)
         heading = torch.randint(len(self.azimuth), (batch,), generator=generator)
         clean = self.latent[index[:, None], self.azimuth[heading]].float().flatten(0, 1)
@@ -258,7 +272,11 @@ class _Data:
         prompt = self.prompt_index[index]
         dropped = torch.rand(batch, generator=generator) < dropout
         prompt = torch.where(dropped, len(self.embeds) - 1, prompt)
-        return clean, timestep.repeat_interleave(self.num_views), noise, prompt
+        timestep = timestep.repeat_interleave(self.num_views)
+        if gap:
+            earlier = torch.rand(len(timestep), generator=generator) < 0.5
+            timestep = torch.where(earlier, (timestep * (1 - gap)).long(), timestep)
+        return clean, timestep, noise, prompt
 
     @property
     def num_views(self) -> int:
@@ -293,32 +311,90 @@ def _base(
     log: Log,
     out: Path,
 ) -> Components:
-    """Train the base model to predict velocity, cameras and row attention with it."""
+    """Train the base model, all views of an object equally noisy."""
+    return _fit_velocity(
+        accelerator, components, data, config, out,
+        _Fit("base", config.base_steps, config.base_stop, config.base_lr, config.seed + 2, log),
+    )  # fmt: skip
+
+
+def _views(
+    accelerator: Accelerator,
+    components: Components,
+    data: _Data,
+    config: PretrainConfig,
+    log: Log,
+    out: Path,
+) -> Components:
+    """Teach the views to look at each other.
+
+    Where all views are equally noisy, each tells nearly as much of itself as
+    of the others, and the base model hardly uses its row attention. So half
+    of the views begin clean, and rise to the others' timestep over three
+    quarters of the stage.
+    """
+    steps = config.views_steps
+    return _fit_velocity(
+        accelerator, components, data, config, out,
+        _Fit("views", steps, steps, config.views_lr, config.seed + 4, log),
+        gap=lambda step: max(0.0, 1 - step / (0.75 * steps)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """One stage's schedule."""
+
+    name: str
+    steps: int
+    stop: int
+    lr: float
+    seed: int
+    log: Log
+
+
+def _fit_velocity(
+    accelerator: Accelerator,
+    components: Components,
+    data: _Data,
+    config: PretrainConfig,
+    out: Path,
+    fit: _Fit,
+    *,
+    gap: Callable[[int], float] = lambda step: 0.0,
+) -> Components:
+    """Train the network to predict velocity, cameras and row attention with it."""
     policy = components.policy.train()
     guidance = policy.unet.time_embedding.cond_proj
     if guidance is not None:
         guidance.requires_grad_(requires_grad=False)
+    done = 0
 
     def loss(generator: torch.Generator) -> Tensor:
         clean, timestep, noise, prompt = data.draw(
-            config.base_batch, generator, dropout=config.prompt_dropout
+            config.base_batch, generator, dropout=config.prompt_dropout, gap=gap(done)
         )
         noisy, velocity = data.noisy(clean, noise, timestep)
         features = policy.encode_cameras(data.camera_image)
         conditioning = data.conditioning(prompt, features)
         predicted: Tensor = policy(noisy, timestep, conditioning, guidance_scale=1.0)
-        return (predicted - velocity).square().mean()
+        error = (predicted - velocity).square().mean((1, 2, 3))
+        # A nearly clean view is there to be looked at: its own velocity is mostly chance.
+        noisiest = timestep.view(-1, data.num_views)
+        noisiest = (noisiest == noisiest.amax(1, keepdim=True)).flatten()
+        return error[noisiest].mean()
 
     average = _averaged(policy, 0.999)
     for step in _steps(
-        accelerator, policy, loss, name="base", steps=config.base_steps, lr=config.base_lr,
-        seed=config.seed + 2, log=log,
+        accelerator, policy, loss, name=fit.name, steps=fit.steps, lr=fit.lr,
+        seed=fit.seed, log=fit.log,
     ):  # fmt: skip
+        done = step + 1
         average.update_parameters(policy)
-        if (step + 1) % config.snapshot_every == 0 and accelerator.is_main_process:
+        if done % config.snapshot_every == 0 and accelerator.is_main_process:
             snapshot = replace(components, policy=cast(MultiViewUNet, average.module))
             snapshot.save(out / "snapshot")
-        if step + 1 == config.base_stop:
+        if done == fit.stop:
             break
     policy.load_state_dict(average.module.state_dict())
     policy.eval()
