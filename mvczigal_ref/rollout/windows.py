@@ -1,0 +1,259 @@
+"""Which steps of a rollout draw noise and are trained; the others follow the ODE.
+
+Every schedule is a pure function of the iteration: nothing is stored, so a resumed run goes on
+as if it had never stopped. A window is never cut short by the end of the grid.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from mvczigal_ref.rollout.noise import derived_generator
+
+__all__ = [
+    "WindowEnd",
+    "decaying_window",
+    "fixed_window",
+    "random_steps",
+    "random_window",
+    "sliding_window",
+]
+
+WindowEnd = Literal["stay", "restart"]
+"""What a moving window does after its last place: stay there, or go back to the first."""
+
+
+def fixed_window(*, start: int, size: int, num_steps: int, spacing: int = 1) -> tuple[int, ...]:
+    """Return the same steps in every iteration.
+
+    Source:
+        Flow-GRPO with all steps but the last; MV-GRPO's proxy settings are 4 steps from 0,
+        2 apart.
+
+    Args:
+        start: First stochastic step, 0 the noisiest.
+        size: Number of stochastic steps; positive.
+        num_steps: Steps of the grid.
+        spacing: From one stochastic step to the next; positive.
+
+    Returns:
+        Indices of the stochastic steps, increasing.
+
+    Raises:
+        ValueError: If a number is out of its range or the window does not fit the grid.
+
+    Examples:
+        >>> fixed_window(start=0, size=4, num_steps=16, spacing=2)
+        (0, 2, 4, 6)
+    """
+    _check_at_least(1, size=size, num_steps=num_steps, spacing=spacing)
+    _check_at_least(0, start=start)
+    window = tuple(range(start, start + size * spacing, spacing))
+    if window[-1] >= num_steps:
+        msg = (
+            f"`start` must leave room for the window in {num_steps} steps; got {start}, which "
+            f"puts its last step at {window[-1]}; start earlier or take a smaller window."
+        )
+        raise ValueError(msg)
+    return window
+
+
+def random_window(
+    *, seed: int, iteration: int, size: int, num_steps: int, last_start: int, first_start: int = 0
+) -> tuple[int, ...]:
+    r"""Return a window whose start is drawn anew each iteration.
+
+    .. math:: k \sim \mathrm{U}\{k_{first}, \dots, k_{last}\}
+
+    Source:
+        Flow-GRPO-Fast; its window form has 3 steps and starts in [0, T/2), so ``last_start``
+        is ceil(T/2) - 1; its branching form has 1 step and ``last_start`` T // 2.
+
+    Args:
+        seed: Run seed.
+        iteration: Index of the iteration; all processes draw the same.
+        size: Number of stochastic steps; positive.
+        num_steps: Steps of the grid.
+        last_start: Last place at which the window may start; it must fit there.
+        first_start: First such place.
+
+    Returns:
+        Indices of the stochastic steps, increasing.
+
+    Raises:
+        ValueError: If a number is out of its range or the window does not fit the grid.
+
+    Examples:
+        >>> window = random_window(seed=0, iteration=3, size=3, num_steps=10, last_start=4)
+        >>> len(window), 0 <= window[0] <= 4
+        (3, True)
+    """
+    _check_at_least(0, first_start=first_start, iteration=iteration)
+    _check_at_least(first_start, last_start=last_start)
+    fixed_window(start=last_start, size=size, num_steps=num_steps)
+    generator = derived_generator(seed, iteration, "window")
+    start = int(torch.randint(first_start, last_start + 1, (), generator=generator))
+    return fixed_window(start=start, size=size, num_steps=num_steps)
+
+
+def random_steps(*, seed: int, iteration: int, size: int, num_steps: int) -> tuple[int, ...]:
+    """Return some steps anywhere in the grid, drawn anew each iteration.
+
+    Source:
+        arXiv:2505.07818 (DanceGRPO), which trains a random 60 % of the steps.
+
+    Args:
+        seed: Run seed.
+        iteration: Index of the iteration; all processes draw the same.
+        size: Number of stochastic steps; positive, at most ``num_steps``.
+        num_steps: Steps of the grid.
+
+    Returns:
+        Indices of the stochastic steps, increasing.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    Examples:
+        >>> random_steps(seed=0, iteration=0, size=4, num_steps=4)
+        (0, 1, 2, 3)
+    """
+    _check_at_least(0, iteration=iteration)
+    fixed_window(start=0, size=size, num_steps=num_steps)
+    order = torch.randperm(num_steps, generator=derived_generator(seed, iteration, "steps"))
+    return tuple(sorted(order[:size].tolist()))
+
+
+def sliding_window(
+    *,
+    iteration: int,
+    size: int,
+    num_steps: int,
+    interval: int,
+    stride: int = 1,
+    end: WindowEnd = "stay",
+) -> tuple[int, ...]:
+    r"""Return a window that moves from noise to image at a steady pace.
+
+    .. math:: k = s \lfloor n / \tau \rfloor, \qquad k \le T - w
+
+    Source:
+        arXiv:2507.21802 (MixGRPO): 4 steps, stride 1, every 25 iterations, of 25. Its
+        released code lets the window run out of the grid; here its last place is flush with
+        the end.
+
+    Args:
+        iteration: Index of the iteration :math:`n`, from 0.
+        size: Number of stochastic steps :math:`w`; positive.
+        num_steps: Steps of the grid :math:`T`.
+        interval: Iterations at each place :math:`\tau`; positive.
+        stride: Steps from a place to the next :math:`s`; positive.
+        end: What follows the last place.
+
+    Returns:
+        Indices of the stochastic steps, increasing.
+
+    Raises:
+        ValueError: If a number is out of its range or the window does not fit the grid.
+
+    Examples:
+        >>> sliding_window(iteration=60, size=4, num_steps=25, interval=25)
+        (2, 3, 4, 5)
+    """
+    _check_at_least(1, interval=interval)
+    return _moving(iteration, size, num_steps, stride, end, lambda start: interval)
+
+
+def decaying_window(
+    *,
+    iteration: int,
+    size: int,
+    num_steps: int,
+    interval: int,
+    decay: float,
+    decay_after: int,
+    stride: int = 1,
+    end: WindowEnd = "stay",
+) -> tuple[int, ...]:
+    r"""Return a window that hurries through the steps near the image.
+
+    .. math:: \tau_k = \Big\lceil \tau_0\, e^{-\lambda \max(k - k_0, 0)} \Big\rceil
+
+    iterations at the place that starts at step :math:`k`; otherwise
+    :func:`sliding_window`.
+
+    Source:
+        arXiv:2507.21802 (MixGRPO), its decaying strategy, rounded as its released code does.
+
+    Args:
+        iteration: Index of the iteration, from 0.
+        size: Number of stochastic steps; positive.
+        num_steps: Steps of the grid.
+        interval: Iterations at the first places :math:`\tau_0`; positive.
+        decay: :math:`\lambda` [1 / step]; finite, not negative.
+        decay_after: :math:`k_0`, the last start at which the full interval is spent; not
+            negative.
+        stride: Steps from a place to the next; positive.
+        end: What follows the last place.
+
+    Returns:
+        Indices of the stochastic steps, increasing.
+
+    Raises:
+        ValueError: If a number is out of its range or the window does not fit the grid.
+
+    Examples:
+        >>> [
+        ...     decaying_window(
+        ...         iteration=n, size=1, num_steps=9, interval=4, decay=0.7, decay_after=0
+        ...     )[0]
+        ...     for n in range(9)
+        ... ]
+        [0, 0, 0, 0, 1, 1, 2, 3, 4]
+    """
+    _check_at_least(1, interval=interval)
+    _check_at_least(0, decay_after=decay_after)
+    if not 0.0 <= decay < math.inf:
+        msg = f"`decay` must be finite and not negative; got {decay!r}; 0.0 slides steadily."
+        raise ValueError(msg)
+
+    def stay(start: int) -> int:
+        return math.ceil(interval * math.exp(-decay * max(start - decay_after, 0)))
+
+    return _moving(iteration, size, num_steps, stride, end, stay)
+
+
+def _moving(
+    iteration: int,
+    size: int,
+    num_steps: int,
+    stride: int,
+    end: str,
+    stay: Callable[[int], int],
+) -> tuple[int, ...]:
+    """Walk the window's places until the iteration's is reached."""
+    _check_at_least(0, iteration=iteration)
+    _check_at_least(1, stride=stride)
+    fixed_window(start=0, size=size, num_steps=num_steps)
+    if end not in ("stay", "restart"):
+        msg = f"`end` must be 'stay' or 'restart'; got {end!r}."
+        raise ValueError(msg)
+    last = num_steps - size
+    starts = [*range(0, last, stride), last]
+    if end == "restart":
+        iteration %= sum(stay(start) for start in starts)
+    for start in starts:
+        iteration -= stay(start)
+        if iteration < 0:
+            return fixed_window(start=start, size=size, num_steps=num_steps)
+    return fixed_window(start=last, size=size, num_steps=num_steps)
+
+
+def _check_at_least(smallest: int, **numbers: int) -> None:
+    """Refuse a count that is too small."""
+    for name, number in numbers.items():
+        if number < smallest:
+            msg = f"`{name}` must be at least {smallest}; got {number}; raise it."
+            raise ValueError(msg)
