@@ -10,7 +10,7 @@ so a perfect match is 17 and a blank image about 0. The renders are a grid of 90
 geometries, from the eight azimuths that headings of the rig meet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mvczigal_ref.cameras import OrthographicRig
 from mvczigal_ref.shapes import Images, JointViewReward, PerViewReward
-from mvczigal_ref.world.grammar import Prompt, parse
+from mvczigal_ref.world.grammar import parse
 from mvczigal_ref.world.render import (
     BACKGROUND,
     IMAGE_SIZE,
@@ -61,30 +61,33 @@ def _atlas(shape: str, part: str) -> _Atlas:
 
 
 _Above = Float[Tensor, "object view rgb pixel"]  # images less the background
+_Colours = Float[Tensor, "object 3 rgb"]  # what each map adds to a pixel
 _PerView = Float[Tensor, "object view"]
 
 
 @torch.no_grad()
 def _errors(
-    above: _Above, atlas: _Atlas, colours: Float[Tensor, "3 rgb"]
-) -> tuple[Float[Tensor, "object geometry azimuth view"], Float[Tensor, "geometry azimuth"]]:
+    above: _Above, atlas: _Atlas, colours: _Colours
+) -> tuple[
+    Float[Tensor, "object geometry azimuth view"], Float[Tensor, "object geometry azimuth"]
+]:
     """Return each view's squared error against every render, and each render's energy.
 
     To find the best match; squares that cancel leave a perfect one 1e-6 of its energy off.
     """
     # <x, r> = sum over maps of <x . colour, map>: three products however many colours
-    seen = torch.einsum("ovcp,mc->ovmp", above, colours)
+    seen = torch.einsum("ovcp,omc->ovmp", above, colours)
     inner = torch.einsum("gamp,ovmp->ogav", atlas.maps.to(above), seen)
-    energy = (atlas.gram.to(above) * (colours @ colours.mT)).sum((-2, -1))
+    energy = torch.einsum("gamn,omn->oga", atlas.gram.to(above), colours @ colours.mT)
     square = above.square().sum((-2, -1))
-    return square[:, None, None, :] - 2 * inner + energy[None, :, :, None], energy
+    return square[:, None, None, :] - 2 * inner + energy[..., None], energy
 
 
 def _measure(
-    above: _Above, maps: Float[Tensor, "object view 3 pixel"], colours: Float[Tensor, "3 rgb"]
+    above: _Above, maps: Float[Tensor, "object view 3 pixel"], colours: _Colours
 ) -> tuple[_PerView, _PerView]:
     """Return the squared error against one render a view, pixel by pixel, and its energy."""
-    render = torch.einsum("ovmp,mc->ovcp", maps.to(above), colours)
+    render = torch.einsum("ovmp,omc->ovcp", maps.to(above), colours)
     return (above - render).square().sum((-2, -1)), render.square().sum((-2, -1))
 
 
@@ -92,18 +95,18 @@ def _decibel(error: Float[Tensor, "*n"], energy: Float[Tensor, "*#n"]) -> Float[
     return -10 * torch.log10((error / energy).clamp(min=0) + FLOOR)
 
 
-def _meet(images: Images, said: Prompt) -> tuple[_Above, _Atlas, Float[Tensor, "3 rgb"]]:
-    """Prepare images and what they are compared with."""
-    above = (images - BACKGROUND).flatten(-2)
-    return above, _atlas(said.shape, said.part), colour_maps(said).to(images)
-
-
-def _by_prompt(prompts: Sequence[str]) -> dict[str, list[int]]:
-    """Gather the objects of each sentence, which share every render."""
-    groups: dict[str, list[int]] = {}
-    for index, sentence in enumerate(prompts):
-        groups.setdefault(sentence, []).append(index)
-    return groups
+def _families(
+    images: Images, prompts: Sequence[str]
+) -> Iterator[tuple[list[int], _Above, _Atlas, _Colours]]:
+    """Gather the objects of each shape and part, which share every render but its colours."""
+    said = [parse(sentence) for sentence in prompts]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, prompt in enumerate(said):
+        groups.setdefault((prompt.shape, prompt.part), []).append(i)
+    for family, index in groups.items():
+        above = (images[index] - BACKGROUND).flatten(-2)
+        colours = torch.stack([colour_maps(said[i]) for i in index]).to(images)
+        yield index, above, _atlas(*family), colours
 
 
 def _checked(images: Images, prompts: Sequence[str]) -> Images:
@@ -152,11 +155,10 @@ def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
     """
     images = _checked(images, prompts)
     scores = images.new_empty(images.shape[:2])
-    for sentence, index in _by_prompt(prompts).items():
-        above, atlas, colours = _meet(images[index], parse(sentence))
+    for index, above, atlas, colours in _families(images, prompts):
         error, energy = _errors(above, atlas, colours)
         bonus = atlas.bonus.to(images)
-        value = _decibel(error, energy[None, :, :, None]) + bonus[None, :, :, None]
+        value = _decibel(error, energy[..., None]) + bonus[None, :, :, None]
         best = value.flatten(1, 2).argmax(1)  # (object, view)
         matched = _decibel(*_measure(above, atlas.maps.flatten(0, 1)[best], colours))
         scores[index] = matched + bonus.flatten()[best]
@@ -199,11 +201,10 @@ def joint_view_score(
     azimuth = azimuth_index(rig)
     view = torch.arange(rig.num_views)
     scores = images.new_empty(images.shape[0])
-    for sentence, index in _by_prompt(prompts).items():
-        above, atlas, colours = _meet(images[index], parse(sentence))
+    for index, above, atlas, colours in _families(images, prompts):
         error, energy = _errors(above, atlas, colours)
         total = error[:, :, azimuth, view].sum(-1)  # (object, geometry, heading)
-        best = _decibel(total, energy[:, azimuth].sum(-1)).flatten(1).argmax(1)
+        best = _decibel(total, energy[:, :, azimuth].sum(-1)).flatten(1).argmax(1)
         geometry, heading = best // len(azimuth), best % len(azimuth)
         maps = atlas.maps[geometry[:, None], azimuth[heading]]
         squares, energies = _measure(above, maps, colours)
