@@ -189,6 +189,8 @@ class OptimConfig:
     """Sampling steps replayed in one network call [steps]; 1 keeps the first ratio exactly 1."""
     warmup_iterations: CountOrZero = 0
     """Iterations over which the learning rate rises linearly [iterations]; 0 is none."""
+    decay_iterations: CountOrZero = 0
+    """Iterations over which the learning rate falls linearly to 0 [iterations]; 0 is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)

@@ -213,7 +213,7 @@ def _loop(
         if state.finished == 0:
             _save(state, folder, world)
         for iteration in range(state.finished, config.run.iterations):
-            _warm_up(state.optimizer, iteration, config)
+            _set_learning_rate(state.optimizer, iteration, config)
             batch = prompt_batch(
                 state.prompts, seed=config.run.seed, iteration=iteration,
                 count=config.run.objects_per_iteration,
@@ -241,10 +241,14 @@ def _loop(
         trackers.close()
 
 
-def _warm_up(optimizer: torch.optim.Optimizer, iteration: int, config: TrainConfig) -> None:
+def _set_learning_rate(
+    optimizer: torch.optim.Optimizer, iteration: int, config: TrainConfig
+) -> None:
     """Set the learning rate of an iteration: a function of its index alone."""
-    warmup = config.optim.warmup_iterations
+    warmup, decay = config.optim.warmup_iterations, config.optim.decay_iterations
     rate = config.optim.lr * min(1.0, (iteration + 1) / warmup) if warmup else config.optim.lr
+    if decay:
+        rate *= max(0.0, 1 - iteration / decay)
     for group in optimizer.param_groups:
         group["lr"] = rate
 

@@ -68,9 +68,7 @@ _PerView = Float[Tensor, "object view"]
 @torch.no_grad()
 def _errors(
     above: _Above, atlas: _Atlas, colours: _Colours
-) -> tuple[
-    Float[Tensor, "object geometry azimuth view"], Float[Tensor, "object geometry azimuth"]
-]:
+) -> tuple[Float[Tensor, "object geometry azimuth view"], Float[Tensor, "object geometry azimuth"]]:
     """Return each view's squared error against every render, and each render's energy.
 
     To find the best match; squares that cancel leave a perfect one 1e-6 of its energy off.

@@ -84,6 +84,7 @@ OTHER = {
         "optimizer_steps_per_epoch": 1,
         "steps_per_microbatch": 2,
         "warmup_iterations": 5,
+        "decay_iterations": 9,
     },
     "run": {
         "iterations": 10,

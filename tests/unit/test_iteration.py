@@ -247,6 +247,7 @@ ELSEWHERE = {
     "optim.eps": RUN,
     "optim.weight_decay": RUN,
     "optim.warmup_iterations": RUN,
+    "optim.decay_iterations": RUN,
     "run.iterations": RUN,
     "run.prompts": RUN,
     "run.checkpoint_every": RUN,

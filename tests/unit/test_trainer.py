@@ -158,11 +158,18 @@ def test_an_unknown_error_is_null_in_the_summary(record, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("warmup", "rates"), [(0, [1, 1, 1, 1]), (1, [1, 1, 1, 1]), (3, [1 / 3, 2 / 3, 1, 1])]
+    ("warmup", "decay", "rates"),
+    [
+        (0, 0, [1, 1, 1, 1]),
+        (1, 0, [1, 1, 1, 1]),
+        (3, 0, [1 / 3, 2 / 3, 1, 1]),
+        (0, 4, [1, 3 / 4, 1 / 2, 1 / 4]),
+        (2, 3, [1 / 2, 2 / 3, 1 / 3, 0]),
+    ],
 )
-def test_the_rate_rises_linearly_and_stays(record, tmp_path, warmup, rates):
+def test_the_rate_rises_and_falls_linearly(record, tmp_path, warmup, decay, rates):
     """After a resume too."""
-    chosen = {"warmup_iterations": warmup, "lr": 0.3}
+    chosen = {"warmup_iterations": warmup, "decay_iterations": decay, "lr": 0.3}
     go(config(2, chosen), tmp_path, record)
     go(config(4, chosen), tmp_path, record)
 

@@ -1,0 +1,159 @@
+"""Every recipe, each fine-tuning and each dtype runs, saves, and is found again."""
+
+import json
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+
+from mvczigal_ref.distributed import World
+from mvczigal_ref.evaluation import evaluate
+from mvczigal_ref.recipes import RECIPES, recipe
+from mvczigal_ref.trainer import load_policy
+from tests.integration.runs import (
+    HELD_OUT,
+    checkpoints,
+    evaluations,
+    metrics,
+    parameters,
+    run,
+    small_components,
+    small_config,
+)
+
+
+def shrunken(name, prompts):
+    """A recipe with everything it says but its size: two iterations of four objects."""
+    config, small = recipe(name), small_config(prompts, run={"iterations": 2}).run
+    return replace(
+        config,
+        sampler=replace(config.sampler, num_steps=2),
+        # From the first iteration on both rewards count, so that every mode is another run.
+        constraint=replace(
+            config.constraint,
+            multiplier_init=1.0,
+            threshold_objects=min(2, config.constraint.threshold_objects),
+        ),
+        run=small,
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(prompts, tmp_path_factory):
+    """The folder of each recipe's run, run once."""
+    done = {}
+
+    def folder(name):
+        if name not in done:
+            done[name] = tmp_path_factory.mktemp(name)
+            run(shrunken(name, prompts), done[name])
+        return done[name]
+
+    return folder
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_and_writes_its_files(ran, name):
+    """Finite metrics, a parameter that moved, scores before and after, a summary."""
+    folder = ran(name)
+
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints", "config.json", "evaluations", "metrics.jsonl", "summary.json",
+    ]  # fmt: skip
+    assert json.loads((folder / "config.json").read_text())["recipe"] == name
+    assert checkpoints(folder) == ["iteration_000001", "iteration_000002"]
+    assert sorted(evaluations(folder)) == [0, 2]
+    rows = metrics(folder)
+    assert len(rows) == 2
+    assert not [k for row in rows for k, v in row.items() if v is None]
+    assert all(row["replay_deviation"] == 0 and row["grad_norm"] > 0 for row in rows)
+    assert any(value.any() for k, value in parameters(folder).items() if "lora_B" in k or "up" in k)
+
+
+def test_no_two_recipes_do_the_same(ran):
+    """Their parameters differ after two iterations."""
+    trained = {name: parameters(ran(name)) for name in RECIPES}
+    same = [
+        (one, other)
+        for one, other in combinations(RECIPES, 2)
+        if all(torch.equal(trained[one][k], trained[other][k]) for k in trained[one])
+    ]
+    assert same == []
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A folder with the small network's weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    small_components().save(folder)
+    return str(folder)
+
+
+MODELS = {
+    "LoRA": {"finetune": "lora"},
+    "every weight": {"finetune": "full"},
+    "LoRA on bf16": {"finetune": "lora", "dtype": "bf16", "storage_dtype": "bf16"},
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_trained_policy_is_found_again_bit_for_bit(prompts, weights, tmp_path, model):
+    """Its held-out scores and images are those at the end of training."""
+    more = {"weights": weights, **model}
+    config = small_config(prompts, model=more, run={"iterations": 2})
+    run(config, tmp_path, components=None)
+    system, found = load_policy(tmp_path, device=torch.device("cpu"))
+    scores = evaluate(system, HELD_OUT, config=found, world=World(), num_noises=1)
+
+    assert found == config
+    assert kept(scores, tmp_path / "again.safetensors") == evaluations(tmp_path)[2]
+    assert evaluations(tmp_path)[2] != evaluations(tmp_path)[0]
+
+
+def kept(scores, path):
+    """Scores as the bytes of a file."""
+    from safetensors.torch import save_file
+
+    save_file({"per_view": scores.per_view, "joint": scores.joint, "images": scores.images}, path)
+    return path.read_bytes()
+
+
+DTYPES = {
+    "fp32": {},
+    "bf16 stored": {"model": {"storage_dtype": "bf16"}},
+    "fp16 stored": {"model": {"storage_dtype": "fp16"}},
+    "bf16 network": {"model": {"dtype": "bf16", "storage_dtype": "bf16"}},
+    "fp16 network": {"model": {"dtype": "fp16", "storage_dtype": "fp16"}},
+    "DDIM in bf16": {"sampler": {"kind": "ddim"}, "model": {"storage_dtype": "bf16"}},
+    "every step zigzagged": {"zigzag": {"steps": 2, "rounds": 2}},
+    "last action trained": {"objective": {"train_last_action": True}},
+}
+
+
+@pytest.mark.parametrize("sections", DTYPES.values(), ids=DTYPES)
+def test_the_first_ratio_is_exactly_one(undisturbed, sections):
+    """In every iteration, in every dtype; and the dtype does something."""
+    short = {"run": {"iterations": 2}}
+    rows = metrics(undisturbed(**short, **sections))
+
+    assert [row["replay_deviation"] for row in rows] == [0.0, 0.0]
+    assert all(row["grad_norm"] > 0 for row in rows)
+    assert (rows == metrics(undisturbed(**short))) == (not sections)
+
+
+def test_recomputed_activations_change_no_bit(undisturbed):
+    """Less memory is all they are for."""
+    short = {"run": {"iterations": 2}}
+    spared = undisturbed(**short, model={"gradient_checkpointing": True})
+
+    assert metrics(spared) == metrics(undisturbed(**short))
+    plain = parameters(undisturbed(**short))
+    assert all(torch.equal(value, plain[name]) for name, value in parameters(spared).items())
+
+
+def test_unequal_slices_are_reported_and_not_refused(undisturbed):
+    """As a share of the clip range, small; in one slice the deviation is exactly 0."""
+    cut = undisturbed(run={"iterations": 2, "replay_objects_per_slice": 1})
+
+    assert all(0 <= row["replay_deviation"] < 1e-2 for row in metrics(cut))

@@ -1,0 +1,85 @@
+"""What stops a run leaves a checkpoint from which it goes on to the same bits."""
+
+import os
+import signal
+
+import pytest
+
+from mvczigal_ref.checkpoint import load_checkpoint
+from mvczigal_ref.errors import NonFiniteError
+from mvczigal_ref.trainer import Events
+from tests.integration import faults
+from tests.integration.runs import assert_same_run, checkpoints, metrics, run, small_config
+
+NAN = float("nan")
+FAULTS = {
+    "reward": (faults.scorer_fault, {"what": "per_view_zigzag", "object": 1, "view": 4}),
+    "infinite reward": (
+        lambda switch: faults.scorer_fault(switch, value=-float("inf")),
+        {"what": "per_view_zigzag", "object": 1, "view": 4},
+    ),
+    "parameter": (faults.parameter_fault, {"object": 0, "view": 0}),
+    "loss": (
+        faults.loss_fault,
+        {"what": "log_ratio_zigzag", "object": 1, "view": 2, "step": 0},
+    ),
+    "gradient": (faults.gradient_fault, {"what": "gradient", "object": 1, "view": 2, "step": 0}),
+}
+
+
+@pytest.mark.parametrize(("fault", "place"), FAULTS.values(), ids=FAULTS)
+def test_a_number_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(
+    undisturbed, prompts, tmp_path, fault, place
+):
+    """Its place is named, and without the fault the run goes on to the same bits."""
+    switch = faults.Switch(after=2)
+    with pytest.raises(NonFiniteError) as caught, fault(switch):
+        run(small_config(prompts), tmp_path, events=switch)
+
+    assert {name: getattr(caught.value, name) for name in place} == place
+    assert checkpoints(tmp_path) == ["iteration_000001", "iteration_000002"]
+    assert load_checkpoint(tmp_path / "checkpoints" / "iteration_000002").iteration == 2
+    assert [row["iteration"] for row in metrics(tmp_path)] == [0, 1]
+    run(small_config(prompts), tmp_path)
+    assert_same_run(undisturbed(), tmp_path)
+
+
+def test_held_out_scores_that_are_not_finite_end_the_run(undisturbed, prompts, tmp_path):
+    """Rather than being kept as the run's scores."""
+    switch = faults.Switch(after=4)
+    with pytest.raises(NonFiniteError, match="`per_view_reward`"), faults.scorer_fault(switch):
+        run(small_config(prompts), tmp_path, events=switch)
+    assert checkpoints(tmp_path)[-1] == "iteration_000004"
+    run(small_config(prompts), tmp_path)
+
+    assert_same_run(undisturbed(), tmp_path)
+
+
+class Ask(Events):
+    """Sends a signal to this process, so often, after the second iteration."""
+
+    def __init__(self, number, times):
+        self.number, self.times = number, times
+
+    def iteration(self, finished, total, metrics):
+        for _ in range(self.times if finished == 2 else 0):
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "saved"),
+    [(signal.SIGTERM, 1, 2), (signal.SIGTERM, 2, 2), (signal.SIGINT, 1, 2), (signal.SIGINT, 2, 0)],
+    ids=["SIGTERM", "SIGTERM twice", "Ctrl-C", "Ctrl-C twice"],
+)
+def test_a_stop_that_is_asked_for_saves_first(undisturbed, prompts, tmp_path, number, times, saved):
+    """Only a second Ctrl-C does not wait; either way the run goes on to the same bits."""
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    rarely = small_config(prompts, run={"checkpoint_every": 10})
+    with pytest.raises(KeyboardInterrupt):
+        run(rarely, tmp_path, events=Ask(number, times))
+
+    assert checkpoints(tmp_path)[-1] == f"iteration_00000{saved}"
+    assert not (tmp_path / "summary.json").exists()
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    run(small_config(prompts), tmp_path)
+    assert_same_run(undisturbed(), tmp_path)

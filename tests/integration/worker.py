@@ -1,0 +1,107 @@
+"""One of several processes: runs, faults and stops, one after the other, each in its folder."""
+
+import json
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from mvczigal_ref import iteration
+from mvczigal_ref.distributed import World, world
+from mvczigal_ref.trainer import Events
+from tests.integration import faults
+from tests.integration.runs import run, small_config
+
+SHARED = {"run": {"iterations": 3, "objects_per_iteration": 8, "checkpoint_every": 10}}
+"""Each of two optimiser steps has two slices: one a process, or both of one."""
+
+
+class Stop(Events):
+    """Asks this process to end, as a person would, after the first iteration."""
+
+    def iteration(self, finished, total, metrics):
+        if finished == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Rollouts:
+    """Notes the digest of every trajectory by iteration and first object."""
+
+    def __init__(self):
+        self.seen = {}
+        self.right = iteration.paired_rollout
+
+    def __call__(self, policy, sampler, conditioning, noise, **settings):
+        pair = self.right(policy, sampler, conditioning, noise, **settings)
+        arms = [pair.zigzag, pair.standard]
+        parts = [x for arm in arms for x in (arm.state, arm.action, arm.log_prob, arm.denoised)]
+        bits = b"".join(part.contiguous().numpy().tobytes() for part in parts)
+        self.seen[f"{noise.iteration} {noise.objects[0]}"] = sha256(bits).hexdigest()
+        return pair
+
+
+def cases(prompts: str, here: World):
+    """Configuration, fault and events of each run, by the name of its folder."""
+    config, last = small_config(prompts, **SHARED), here.rank == here.size - 1
+    switch = faults.Switch(after=1)
+    switch.on = False
+    yield "whole", config, nullcontext(), None
+    full = small_config(prompts, **SHARED, model={"finetune": "full"})
+    yield "full", full, nullcontext(), None
+    # The rest goes wrong in the last process alone.
+    for name, fault in (
+        ("reward", faults.scorer_fault),
+        ("loss", faults.loss_fault),
+        ("gradient", faults.gradient_fault),
+        ("parameter", faults.parameter_fault),
+    ):
+        switch = faults.Switch(after=1)
+        yield name, config, fault(switch) if last else nullcontext(), switch
+    switch = faults.Switch(after=1)
+    lost = faults.scorer_fault(switch, error=OSError("the judge has gone"))
+    yield "judge", config, lost if last else nullcontext(), switch
+    yield "stop", config, nullcontext(), Stop() if last else None
+
+
+def work(folder: Path, prompts: str) -> None:
+    """Do them all; write what each raised."""
+    torch.set_num_threads(1)
+    here = world("cpu")
+    said, rollouts = {}, Rollouts()
+    iteration.paired_rollout = rollouts
+    for name, config, fault, events in cases(prompts, here):
+        rollouts.seen = {}
+        try:
+            with fault:
+                tell(config, folder / name, here, events)
+            raised = None
+        except (Exception, KeyboardInterrupt) as error:
+            place = {k: getattr(error, k, None) for k in ("object", "view", "step")}
+            raised = {"type": type(error).__name__, "text": str(error), **place}
+        said[name] = {"raised": raised, "rollouts": rollouts.seen}
+    (folder / f"{here.rank}_of_{here.size}.json").write_text(json.dumps(said), "utf-8")
+    here.close()
+
+
+def tell(config, folder, here, events) -> None:
+    """Run, with events in every process, not in the main one alone."""
+    from mvczigal_ref import trainer
+
+    right = trainer.run_iteration
+
+    def run_iteration(*args, iteration, **kwargs):
+        result = right(*args, iteration=iteration, **kwargs)
+        if events is not None:
+            events.iteration(iteration + 1, config.run.iterations, {})
+        return result
+
+    with faults.patched(trainer, "run_iteration", run_iteration):
+        run(config, folder, here)
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), sys.argv[2])
