@@ -1,4 +1,4 @@
-"""RL fine-tuning of few-step text-to-multiview diffusion, in the order the data flows.
+"""RL fine-tuning of diffusion and flow models, in the order the data flows.
 
 Read from top to bottom, the public names are the algorithm. A name is imported when it is
 first used, so that ``import mvczigal_ref`` costs nothing.
@@ -38,10 +38,32 @@ if TYPE_CHECKING:
         joint_log_prob as joint_log_prob,
         kl_divergence as kl_divergence,
     )
+    from mvczigal_ref.diffusion.flow_schedule import (
+        flow_sigmas as flow_sigmas,
+        shift_sigma as shift_sigma,
+        resolution_shift as resolution_shift,
+    )
+    from mvczigal_ref.diffusion.flow import (
+        flow_latent as flow_latent,
+        flow_velocity as flow_velocity,
+        flow_clean_and_noise as flow_clean_and_noise,
+        flow_step as flow_step,
+        flow_ode_transition as flow_ode_transition,
+        flow_invert as flow_invert,
+    )
+    from mvczigal_ref.diffusion.flow_noise import (
+        flow_sde_transition as flow_sde_transition,
+        constant_noise_transition as constant_noise_transition,
+        cps_transition as cps_transition,
+        cps_unscaled_log_prob as cps_unscaled_log_prob,
+    )
     from mvczigal_ref.diffusion.sampler import (
         Sampler as Sampler,
         LcmSampler as LcmSampler,
         DdimSampler as DdimSampler,
+    )
+    from mvczigal_ref.diffusion.flow_sampler import (
+        FlowSampler as FlowSampler,
     )
     from mvczigal_ref.cameras import (
         OrthographicRig as OrthographicRig,
@@ -67,6 +89,13 @@ if TYPE_CHECKING:
     )
     from mvczigal_ref.rollout.noise import (
         SeededNoise as SeededNoise,
+    )
+    from mvczigal_ref.rollout.windows import (
+        fixed_window as fixed_window,
+        random_window as random_window,
+        random_steps as random_steps,
+        sliding_window as sliding_window,
+        decaying_window as decaying_window,
     )
     from mvczigal_ref.rollout.standard import (
         standard_rollout as standard_rollout,
@@ -95,7 +124,7 @@ if TYPE_CHECKING:
         constraint_step as constraint_step,
     )
 
-    # advantage: what the first arm of a pair did better
+    # advantage: what the first arm of a pair, or a sample among its group, did better
     from mvczigal_ref.advantage.standardise import (
         standardise as standardise,
     )
@@ -105,11 +134,41 @@ if TYPE_CHECKING:
         joint_share as joint_share,
         advantage_gap as advantage_gap,
     )
+    from mvczigal_ref.advantage.group import (
+        group_advantages as group_advantages,
+        ragged_group_advantages as ragged_group_advantages,
+        combined_group_advantages as combined_group_advantages,
+    )
+    from mvczigal_ref.advantage.branches import (
+        fuse_leaf_rewards as fuse_leaf_rewards,
+        leaf_advantages as leaf_advantages,
+        depth_advantages as depth_advantages,
+        granular_advantages as granular_advantages,
+    )
 
-    # objective: regress the log-ratio gap onto the advantage gap
+    # objective: regress the log-ratio gap onto the advantage gap, or make the better likelier
     from mvczigal_ref.objective.reward_difference import (
         reward_difference_loss as reward_difference_loss,
         reward_difference_gradients as reward_difference_gradients,
+    )
+    from mvczigal_ref.objective.clipped import (
+        clipped_surrogate_loss as clipped_surrogate_loss,
+        reference_kl as reference_kl,
+        reference_kl_without_step_length as reference_kl_without_step_length,
+        tempflow_step_weights as tempflow_step_weights,
+    )
+    from mvczigal_ref.objective.guard import (
+        guarded_log_ratio as guarded_log_ratio,
+        guard_loss as guard_loss,
+    )
+    from mvczigal_ref.objective.augmented_conditions import (
+        augmented_conditions_loss as augmented_conditions_loss,
+        probability_drift as probability_drift,
+    )
+    from mvczigal_ref.objective.diffusion_nft import (
+        diffusion_nft_loss as diffusion_nft_loss,
+        optimality as optimality,
+        old_policy_decay as old_policy_decay,
     )
 
     # update, and the whole; from here on more than torch is needed
@@ -142,14 +201,23 @@ _HOMES = {
     "diffusion.lcm": "lcm_transition lcm_invert",
     "diffusion.ddim": "ddim_transition ddim_invert",
     "diffusion.gaussian": "sample log_prob joint_log_prob kl_divergence",
+    "diffusion.flow_schedule": "flow_sigmas shift_sigma resolution_shift",
+    "diffusion.flow": (
+        "flow_latent flow_velocity flow_clean_and_noise flow_step flow_ode_transition flow_invert"
+    ),
+    "diffusion.flow_noise": (
+        "flow_sde_transition constant_noise_transition cps_transition cps_unscaled_log_prob"
+    ),
     "diffusion.sampler": "Sampler LcmSampler DdimSampler",
+    "diffusion.flow_sampler": "FlowSampler",
     "cameras": (
-        "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix plucker_map "
-        "camera_image"
+        "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix "
+        "plucker_map camera_image"
     ),
     "policy": "Policy network_output step_transition",
     "records": "Conditioning Trajectory PairedRollout RewardTable",
     "rollout.noise": "SeededNoise",
+    "rollout.windows": "fixed_window random_window random_steps sliding_window decaying_window",
     "rollout.standard": "standard_rollout",
     "rollout.zigzag": "zigzag_rollout",
     "rollout.pair": "paired_rollout",
@@ -158,7 +226,15 @@ _HOMES = {
     "constraint": "ConstraintState constraint_step",
     "advantage.standardise": "standardise",
     "advantage.pair": "PairAdvantages pair_advantages joint_share advantage_gap",
+    "advantage.group": "group_advantages ragged_group_advantages combined_group_advantages",
+    "advantage.branches": "fuse_leaf_rewards leaf_advantages depth_advantages granular_advantages",
     "objective.reward_difference": "reward_difference_loss reward_difference_gradients",
+    "objective.clipped": (
+        "clipped_surrogate_loss reference_kl reference_kl_without_step_length tempflow_step_weights"
+    ),
+    "objective.guard": "guarded_log_ratio guard_loss",
+    "objective.augmented_conditions": "augmented_conditions_loss probability_drift",
+    "objective.diffusion_nft": "diffusion_nft_loss optimality old_policy_decay",
     "update": "replay_log_prob update_policy",
     "iteration": "run_iteration",
     "trainer": "train",
