@@ -65,10 +65,9 @@ def flow_sde_transition(
     with :math:`s_* = s`, but :math:`s_* = r` where :math:`s = 1`.
 
     Source:
-        Liu et al. (Flow-GRPO), arXiv:2505.05470. The paper's :math:`g` has a pole
-        at :math:`s = 1`; the level that replaces it there is the released code's. Finer grids
-        come to the ODE's distributions at first order, but out of pure noise at order
-        :math:`\min(1, a^2)` alone.
+        Liu et al. (Flow-GRPO), arXiv:2505.05470. The paper's :math:`g` has a pole at :math:`s = 1`;
+        the level that replaces it there is the released code's. Finer grids come to the ODE's
+        distributions at first order, but out of pure noise at order :math:`\min(1, a^2)` alone.
 
     Args:
         velocity: :math:`v`, the network's output at ``latent_t``. Gradient flows.
