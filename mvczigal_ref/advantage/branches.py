@@ -182,8 +182,8 @@ def granular_advantages(
     grid's images are all worse, which says nothing of the step.
 
     Source:
-        G2RPO (Granular-GRPO), sums over granularities; standardised per step, granularity
-        and reward.
+        arXiv:2510.01982 (Granular-GRPO, G2RPO), sums over granularities; standardised per
+        step, granularity and reward.
 
     Args:
         rewards: Tables by scorer, of one shape: the step that branched among the leading

@@ -54,9 +54,9 @@ def group_advantages(
     Source:
         arXiv:2505.05470 (Flow-GRPO); its released code has ``spread="batch"``, ``ddof=0``,
         ``delta=1e-4``, ``clip=5.0``. arXiv:2505.07818 (DanceGRPO) has ``spread="group"``,
-        ``ddof=1``. arXiv:2603.12648 (MV-GRPO) passes ``(condition, sample)``, TempFlow-GRPO
-        ``(step, trunk, branch)``. With several processes, pass everybody's groups wherever
-        ``spread="batch"``.
+        ``ddof=1``. arXiv:2603.12648 (MV-GRPO) passes ``(condition, sample)``, arXiv:2508.04324
+        (TempFlow-GRPO) ``(step, trunk, branch)``. With several processes, pass everybody's
+        groups wherever ``spread="batch"``.
 
     Args:
         reward: Rewards, the group's samples last, fp32 or fp64 [reward units]. Gradient
@@ -108,10 +108,11 @@ def ragged_group_advantages(
     The equation is that of :func:`group_advantages`; the order of samples does not matter.
 
     Source:
-        Flow-GRPO's released per-prompt tracker, which is cleared every round.
+        Flow-GRPO's released per-prompt tracker, which has to be cleared every round: a second
+        one raises. Here nothing is kept.
 
     Args:
-        reward: Rewards, fp32 or fp64 [reward units]. No gradient flows through them.
+        reward: Rewards, fp32 or fp64 [reward units]. Gradient flows.
         group: Which group each sample belongs to; any integers.
         spread: Whose deviation divides.
         ddof: 0 to divide by n, 1 by n - 1.

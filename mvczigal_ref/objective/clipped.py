@@ -214,7 +214,7 @@ def tempflow_step_weights(std: Float[Tensor, " step"]) -> Float[Tensor, " step"]
     steps, which change little, do not drown early ones.
 
     Source:
-        TempFlow-GRPO, its noise-aware weighting.
+        arXiv:2508.04324 (TempFlow-GRPO), its noise-aware weighting.
 
     Args:
         std: Spread of every trained transition, its step length included; positive.

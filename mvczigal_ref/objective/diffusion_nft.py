@@ -54,7 +54,8 @@ def optimality(
     .. math:: r = \frac12 + \frac{\mathrm{clip}(A, \pm c)}{2 c}
 
     Source:
-        DiffusionNFT; its released code clips once more to [0, 1], which this form is in.
+        arXiv:2509.16117 (DiffusionNFT); its released code clips once more to [0, 1],
+        which this form is in.
 
     Args:
         advantage: :math:`A`, fp32 or fp64 [1]. No gradient flows.
@@ -108,8 +109,9 @@ def diffusion_nft_loss(
     :math:`2 r - 1` times that of fitting the sample: an average sample teaches nothing.
 
     Source:
-        DiffusionNFT; the scaled error, the factor :math:`c` and the last term are its released
-        code's, which logs the whole loss as the policy's; here they are told apart.
+        arXiv:2509.16117 (DiffusionNFT); the scaled error, the factor :math:`c` and the last
+        term are its released code's, which logs the whole loss as the policy's; here they
+        are told apart.
 
     Args:
         velocity: :math:`v_\theta` at ``latent_t`` and ``level``, fp32 or fp64. Gradient flows.
@@ -182,7 +184,7 @@ def old_policy_decay(epoch: int, *, rate: float = 0.001, largest: float = 0.5) -
     so at first the old policy is the new one's snapshot, and later a slow average.
 
     Source:
-        DiffusionNFT, its released schedule.
+        arXiv:2509.16117 (DiffusionNFT), its released schedule.
 
     Args:
         epoch: :math:`n`, counted from 0; not negative.

@@ -36,7 +36,8 @@ def guarded_log_ratio(
     far the mean moved along the noise, whatever the noise level.
 
     Source:
-        GRPO-Guard, its ratio normalisation; the released code reduces by the mean.
+        arXiv:2510.22319 (GRPO-Guard), its ratio normalisation; the released code reduces by
+        the mean.
 
     Args:
         log_ratio: :math:`l` of each transition, reduced over c, h, w as ``reduction`` says.
@@ -89,7 +90,7 @@ def guard_loss(
         + \frac{\beta}{n} \sum_i D_i
 
     Source:
-        GRPO-Guard; the divergence is Flow-GRPO's and not divided.
+        arXiv:2510.22319 (GRPO-Guard); the divergence is Flow-GRPO's and not divided.
 
     Args:
         log_ratio: :math:`l` before guarding, one number a latent. Gradient flows.

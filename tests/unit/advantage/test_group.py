@@ -195,6 +195,15 @@ def test_a_reward_of_large_spread_leads_only_by_reward():
     assert by_reward[0] > 0.0 > by_reward[2]
 
 
+def test_the_clip_is_of_the_sum_and_not_of_its_terms():
+    """An outlier of one reward counts in full as long as the sum is within."""
+    table = torch.tensor([0.0, 0.0, 0.0, 10.0])
+    combined = combined_group_advantages({"a": table}, weights={"a": 0.5}, clip=1.0)
+
+    assert group_advantages(table).max() > 1.0
+    assert torch.equal(combined, 0.5 * group_advantages(table))
+
+
 # -- gradients -----------------------------------------------------------------------------
 
 
@@ -205,6 +214,10 @@ def test_derivative_agrees_with_finite_differences(spread):
 
     assert torch.autograd.gradcheck(
         lambda r: group_advantages(r, spread=spread, delta=0.1, ddof=1), (reward,)
+    )
+    labels = torch.tensor([0, 1, 0, 1])
+    assert torch.autograd.gradcheck(
+        lambda r: ragged_group_advantages(r.flatten(), labels, spread=spread, delta=0.1), (reward,)
     )
 
 

@@ -197,8 +197,9 @@ def test_refuses_counts_that_are_too_small(function, good):
 
 def test_refuses_a_start_that_does_not_fit():
     """Also one that would only be drawn now and then, and a window larger than the grid."""
-    with pytest.raises(ValueError, match=r"`start` must leave room .* 4 steps; got 2, .* at 4"):
-        random_window(seed=0, iteration=0, size=3, num_steps=4, last_start=2)
+    for iteration in range(9):
+        with pytest.raises(ValueError, match=r"`start` must leave room .* 4 steps; got 2, .* at 4"):
+            random_window(seed=0, iteration=iteration, size=3, num_steps=4, last_start=2)
     with pytest.raises(ValueError, match="`last_start` must be at least 2; got 1"):
         random_window(seed=0, iteration=0, size=1, num_steps=4, first_start=2, last_start=1)
     for function, how in ((random_steps, {"seed": 0}), (sliding_window, {"interval": 1})):
