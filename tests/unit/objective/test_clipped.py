@@ -105,7 +105,7 @@ def test_divergence_is_half_the_squared_distance_in_spreads(pair, std, step):
         "sum": rows.sum(dim=-1).reshape(shape),
         "mean": rows.mean(dim=-1).reshape(shape),
     }
-    steps = torch.full(shape, step, dtype=torch.float64)
+    steps = step * torch.arange(1.0, count + 1.0, dtype=torch.float64).reshape(shape)
     for reduction, target in expected.items():
         true = reference_kl(mean_new, mean_ref, std=std, reduction=reduction)
         torch.testing.assert_close(true, target, rtol=1e-12, atol=1e-14)
@@ -113,7 +113,9 @@ def test_divergence_is_half_the_squared_distance_in_spreads(pair, std, step):
             released = reference_kl_without_step_length(
                 mean_new, mean_ref, std=std, step_length=length, reduction=reduction
             )
-            torch.testing.assert_close(released, target * step, rtol=1e-12, atol=1e-14)
+            factor = torch.as_tensor(length, dtype=torch.float64)
+            factor = factor[..., None, None, None] if reduction == "none" else factor
+            torch.testing.assert_close(released, target * factor, rtol=1e-12, atol=1e-14)
 
 
 @given(st.floats(0.05, 2.0), st.floats(0.01, 1.0))

@@ -189,6 +189,14 @@ def test_a_small_error_is_scaled_by_the_floor():
     assert near.item() == pytest.approx(5.0 * 1e-6 / 0.1, rel=1e-12)
 
 
+def test_the_defaults_of_the_loss_are_the_published_ones():
+    """Clip 5, floor 1e-5, and 1e-4 of the distance to the reference."""
+    zero = torch.zeros(1, 1, 1, dtype=torch.float64)
+    loss, _ = call(batch((zero, zero, zero + 1.0, zero, zero + 1e-6)), mix=1.0)
+
+    assert loss.item() == pytest.approx(5.0 * 1e-12 / 1e-5 + 1e-4, rel=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_precision_is_the_inputs(dtype):
     """Nothing is widened or narrowed on the way."""
