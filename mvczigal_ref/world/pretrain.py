@@ -8,9 +8,8 @@ sampling uses.
 """
 
 import json
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,23 +17,17 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
-from mvczigal_ref.cameras import camera_image
-from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
 from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
-from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.records import Conditioning
+from mvczigal_ref.world.fitting import Log, averaged, optimiser_steps
 from mvczigal_ref.world.grammar import split_prompts
-from mvczigal_ref.world.render import IMAGE_SIZE
-from mvczigal_ref.world.scene import WORLD_RIG, SceneSet, azimuth_index, sample_scenes
+from mvczigal_ref.world.latent_scenes import LatentScenes
+from mvczigal_ref.world.scene import SceneSet, sample_scenes
 
 __all__ = ["PretrainConfig", "pretrain"]
-
-Log = Callable[[str, int, float], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,69 +126,12 @@ def pretrain(out: Path, config: PretrainConfig) -> Components:
     components = stage(
         "autoencoder", lambda c: _autoencoder(accelerator, c, scenes, config, log), components
     )
-    data = _Data(components, scenes, prompts)
+    data = LatentScenes(components, scenes, prompts)
     components = stage("base", lambda c: _base(accelerator, c, data, config, log, out), components)
     components = stage(
         "views", lambda c: _views(accelerator, c, data, config, log, out), components
     )
     return stage("fewstep", lambda c: _distil(accelerator, c, data, config, log), components)
-
-
-def _cosine(step: int, steps: int, *, warmup: int = 100, hold: float = 0.3) -> float:
-    """Warm up, hold, then fall along a cosine to 2 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    share = max(0.0, (step / steps - hold) / (1 - hold))
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def _steps(
-    accelerator: Accelerator,
-    module: nn.Module,
-    loss: Callable[[torch.Generator], Tensor],
-    *,
-    name: str,
-    steps: int,
-    lr: float,
-    seed: int,
-    log: Log,
-) -> Iterator[int]:
-    """Run the optimiser over a loss, one yield a step."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _cosine(s, steps))
-    generator = torch.Generator().manual_seed(seed * 1000 + accelerator.process_index)
-    running = 0.0
-    for step in range(steps):
-        value = loss(generator)
-        value.backward()
-        for p in trained:  # one flat mean over processes would be faster; these are small
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        _average_gradients(accelerator, trained)
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        scheduler.step()
-        running += float(value.detach())
-        if (step + 1) % 50 == 0:
-            log(name, step + 1, running / 50)
-            running = 0.0
-        yield step
-
-
-def _average_gradients(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
-    """Average gradients over processes in one message."""
-    if accelerator.num_processes == 1:
-        return
-    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
-    torch.distributed.all_reduce(flat)
-    flat /= accelerator.num_processes
-    offset = 0
-    for p in trained:
-        if p.grad is not None:
-            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
-        offset += p.numel()
 
 
 def _autoencoder(
@@ -220,7 +156,7 @@ def _autoencoder(
         total: Tensor = error.abs().mean() + 4 * error.square().mean() + 1e-4 * divergence
         return total
 
-    for _ in _steps(
+    for _ in optimiser_steps(
         accelerator, vae, loss, name="autoencoder", steps=config.autoencoder_steps,
         lr=config.autoencoder_lr, seed=config.seed + 1, log=log,
     ):  # fmt: skip
@@ -235,78 +171,10 @@ def _autoencoder(
     return replace(neutral, latent_mean=latent.mean(axes), latent_std=latent.std(axes))
 
 
-class _Data:
-    """Latents of every rendered object, and the prompts' features."""
-
-    def __init__(self, components: Components, scenes: SceneSet, prompts: list[str]) -> None:
-        everything = torch.arange(8)
-        with torch.no_grad():
-            self.latent = torch.cat(
-                [
-                    components.encode(scenes.images(i, everything.expand(len(i), 8))).half()
-                    for i in torch.arange(len(scenes.maps)).split(64)
-                ]
-            )
-            embeds, pooled = encode_prompts(components, [*prompts, ""])
-        self.embeds, self.pooled, self.prompt_index = embeds, pooled, scenes.prompt_index
-        self.azimuth = azimuth_index(WORLD_RIG)
-        self.camera_image = camera_image(WORLD_RIG, height=IMAGE_SIZE, width=IMAGE_SIZE)
-        self.time_ids = torch.tensor([[IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]])
-        self.alpha_bar = scaled_linear_alpha_bar(dtype=torch.float32)
-
-    def draw(
-        self, batch: int, generator: torch.Generator, *, dropout: float, gap: float = 0.0
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw clean latents (rows), timesteps (rows), noise (rows) and prompt indices.
-
-        Every second view on average stands at ``1 - gap`` times its object's timestep.
-        """
-        index = torch.randint(len(self.latent), (batch,), generator=generator)
-        heading = torch.randint(len(self.azimuth), (batch,), generator=generator)
-        clean = self.latent[index[:, None], self.azimuth[heading]].float().flatten(0, 1)
-        # stratified: one timestep an equal part of the schedule
-        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        timestep = (u * 1000).long().clamp(max=999)
-        timestep = timestep[torch.randperm(batch, generator=generator)]
-        noise = torch.randn(clean.shape, generator=generator)
-        prompt = self.prompt_index[index]
-        dropped = torch.rand(batch, generator=generator) < dropout
-        prompt = torch.where(dropped, len(self.embeds) - 1, prompt)
-        timestep = timestep.repeat_interleave(self.num_views)
-        if gap:
-            earlier = torch.rand(len(timestep), generator=generator) < 0.5
-            timestep = torch.where(earlier, (timestep * (1 - gap)).long(), timestep)
-        return clean, timestep, noise, prompt
-
-    @property
-    def num_views(self) -> int:
-        return self.azimuth.shape[1]
-
-    def conditioning(self, prompt: Tensor, features: tuple[Tensor, ...]) -> Conditioning:
-        """Gather the features of drawn prompts."""
-        return Conditioning(
-            prompt_embeds=self.embeds[prompt],
-            pooled_prompt_embeds=self.pooled[prompt],
-            time_ids=self.time_ids.float().expand(len(prompt), 6),
-            camera_features=features,
-            num_views=self.num_views,
-        )
-
-    def noisy(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x_t and the velocity."""
-        root = self.alpha_bar[timestep].sqrt()[:, None, None, None]
-        spread = (1 - self.alpha_bar[timestep]).sqrt()[:, None, None, None]
-        return root * clean + spread * noise, root * noise - spread * clean
-
-
-def _averaged(module: nn.Module, decay: float) -> AveragedModel:
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
 def _base(
     accelerator: Accelerator,
     components: Components,
-    data: _Data,
+    data: LatentScenes,
     config: PretrainConfig,
     log: Log,
     out: Path,
@@ -321,7 +189,7 @@ def _base(
 def _views(
     accelerator: Accelerator,
     components: Components,
-    data: _Data,
+    data: LatentScenes,
     config: PretrainConfig,
     log: Log,
     out: Path,
@@ -356,7 +224,7 @@ class _Fit:
 def _fit_velocity(
     accelerator: Accelerator,
     components: Components,
-    data: _Data,
+    data: LatentScenes,
     config: PretrainConfig,
     out: Path,
     fit: _Fit,
@@ -384,8 +252,8 @@ def _fit_velocity(
         noisiest = (noisiest == noisiest.amax(1, keepdim=True)).flatten()
         return error[noisiest].mean()
 
-    average = _averaged(policy, 0.999)
-    for step in _steps(
+    average = averaged(policy, 0.999)
+    for step in optimiser_steps(
         accelerator, policy, loss, name=fit.name, steps=fit.steps, lr=fit.lr,
         seed=fit.seed, log=fit.log,
     ):  # fmt: skip
@@ -404,7 +272,7 @@ def _fit_velocity(
 def _distil(
     accelerator: Accelerator,
     components: Components,
-    data: _Data,
+    data: LatentScenes,
     config: PretrainConfig,
     log: Log,
 ) -> Components:
@@ -434,8 +302,8 @@ def _distil(
         distance: Tensor = (predicted - target).square().mean()
         return distance
 
-    average = _averaged(policy, 0.998)
-    for _ in _steps(
+    average = averaged(policy, 0.998)
+    for _ in optimiser_steps(
         accelerator, policy, loss, name="distil", steps=config.distil_steps, lr=config.distil_lr,
         seed=config.seed + 3, log=log,
     ):  # fmt: skip

@@ -1,0 +1,98 @@
+"""A plain training loop: AdamW, a warmed and falling rate, gradients averaged over processes."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+__all__ = ["Log", "averaged", "optimiser_steps"]
+
+Log = Callable[[str, int, float], None]
+"""Takes a stage's name, the steps it has made and the mean loss since the last call."""
+
+
+def _cosine(step: int, steps: int, *, warmup: int = 100, hold: float = 0.3) -> float:
+    """Warm up, hold, then fall along a cosine to 2 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    share = max(0.0, (step / steps - hold) / (1 - hold))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def optimiser_steps(
+    accelerator: Accelerator,
+    module: nn.Module,
+    loss: Callable[[torch.Generator], Tensor],
+    *,
+    name: str,
+    steps: int,
+    lr: float,
+    seed: int,
+    log: Log,
+) -> Iterator[int]:
+    """Run the optimiser over a loss, one yield a step.
+
+    Args:
+        accelerator: The processes, whose gradients are averaged.
+        module: Its parameters that require a gradient are trained.
+        loss: Draws a batch from a generator of this process and gives its loss.
+        name: Of the stage, for the log.
+        steps: Length of the rate's schedule [steps].
+        lr: Peak learning rate.
+        seed: Of the batches.
+        log: Told the mean loss every 50 steps.
+
+    Yields:
+        The index of each step that was made.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _cosine(s, steps))
+    generator = torch.Generator().manual_seed(seed * 1000 + accelerator.process_index)
+    running = 0.0
+    for step in range(steps):
+        value = loss(generator)
+        value.backward()
+        for p in trained:  # one flat mean over processes would be faster; these are small
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        _average_gradients(accelerator, trained)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        scheduler.step()
+        running += float(value.detach())
+        if (step + 1) % 50 == 0:
+            log(name, step + 1, running / 50)
+            running = 0.0
+        yield step
+
+
+def _average_gradients(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
+    """Average gradients over processes in one message."""
+    if accelerator.num_processes == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    offset = 0
+    for p in trained:
+        if p.grad is not None:
+            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
+        offset += p.numel()
+
+
+def averaged(module: nn.Module, decay: float) -> AveragedModel:
+    """Copy a module into an exponential moving average of itself.
+
+    Args:
+        module: Whose parameters and buffers are averaged.
+        decay: Share of the average that a step keeps [1].
+
+    Returns:
+        The average, to be updated after each step.
+    """
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
