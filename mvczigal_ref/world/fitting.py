@@ -8,6 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mvczigal_ref.distributed import World
+
 __all__ = ["Log", "averaged", "optimiser_steps"]
 
 Log = Callable[[str, int, float], None]
@@ -52,14 +54,17 @@ def optimiser_steps(
     optimiser = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _cosine(s, steps))
     generator = torch.Generator().manual_seed(seed * 1000 + accelerator.process_index)
+    processes = World(
+        rank=accelerator.process_index, size=accelerator.num_processes, device=accelerator.device
+    )
     running = 0.0
     for step in range(steps):
         value = loss(generator)
         value.backward()
-        for p in trained:  # one flat mean over processes would be faster; these are small
-            if p.grad is None:
+        for p in trained:
+            if p.grad is None:  # weight decay is for all
                 p.grad = torch.zeros_like(p)
-        _average_gradients(accelerator, trained)
+        processes.mean_gradients(trained)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         optimiser.zero_grad()
@@ -69,20 +74,6 @@ def optimiser_steps(
             log(name, step + 1, running / 50)
             running = 0.0
         yield step
-
-
-def _average_gradients(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
-    """Average gradients over processes in one message."""
-    if accelerator.num_processes == 1:
-        return
-    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
-    torch.distributed.all_reduce(flat)
-    flat /= accelerator.num_processes
-    offset = 0
-    for p in trained:
-        if p.grad is not None:
-            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
-        offset += p.numel()
 
 
 def averaged(module: nn.Module, decay: float) -> AveragedModel:
