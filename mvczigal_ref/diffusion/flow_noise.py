@@ -98,14 +98,8 @@ def flow_sde_transition(
     require_noise_scale(noise_scale)
     below_one = torch.where(sigma_t == 1.0, sigma_prev, sigma_t)
     variance = noise_scale**2 * sigma_t / (1.0 - below_one) * (sigma_t - sigma_prev)
-    replaced = 0.5 * variance / sigma_t
-    return flow_step(
-        velocity,
-        latent_t,
-        sigma_t=sigma_t,
-        sigma_prev=sigma_prev,
-        replaced=replaced,
-        std=variance.sqrt(),
+    return _stochastic_equation_step(
+        velocity, latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev, variance=variance
     )
 
 
@@ -154,13 +148,26 @@ def constant_noise_transition(
     require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev)
     require_noise_scale(noise_scale)
     variance = noise_scale**2 * (sigma_t - sigma_prev)
-    replaced = 0.5 * variance / sigma_t
+    return _stochastic_equation_step(
+        velocity, latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev, variance=variance
+    )
+
+
+def _stochastic_equation_step(
+    velocity: BatchLatent,
+    latent_t: BatchLatent,
+    *,
+    sigma_t: BatchShape,
+    sigma_prev: BatchShape,
+    variance: BatchShape,
+) -> Transition:
+    """Draw fresh noise of a variance and take half of it, by the level, from what is predicted."""
     return flow_step(
         velocity,
         latent_t,
         sigma_t=sigma_t,
         sigma_prev=sigma_prev,
-        replaced=replaced,
+        replaced=0.5 * variance / sigma_t,
         std=variance.sqrt(),
     )
 
