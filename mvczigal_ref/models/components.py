@@ -14,7 +14,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from mvczigal_ref.cameras import OrthographicRig, camera_image
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.loading import cast_network, load_model, load_strict, quiet, stored
+from mvczigal_ref.models.loading import (
+    cast_network,
+    load_model,
+    load_strict,
+    quiet,
+    save_config,
+    stored,
+)
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.text import encode_prompts
@@ -212,9 +219,9 @@ class Components:
                 encoder = getattr(self, name)
                 values = stored(encoder.state_dict(), dtype)
                 encoder.save_pretrained(folder / name, state_dict=values)
-            self.vae.save_config(folder / "vae")
-            self.policy.unet.save_config(folder / "unet")
-            camera_encoder.save_config(folder / "camera_encoder")
+        save_config(self.vae, folder / "vae")
+        save_config(self.policy.unet, folder / "unet")
+        save_config(camera_encoder, folder / "camera_encoder")
         plain = {n: value for n, value in tensors.items() if not is_row_attention(n)}
         rows = {n: value for n, value in tensors.items() if is_row_attention(n)}
         files = {

@@ -1,5 +1,6 @@
 """Reading and writing tensors strictly: what does not fit is named, not logged."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import atomic_write, to_json
 
-__all__ = ["cast_network", "load_model", "load_strict", "quiet", "stored"]
+__all__ = ["cast_network", "load_model", "load_strict", "quiet", "save_config", "stored"]
 
 
 def load_strict(
@@ -68,6 +70,13 @@ def load_model(kind: Any, folder: Path, **options: torch.dtype) -> Any:  # noqa:
         msg = f"`{folder}` must hold exactly the network's tensors: {'; '.join(faults)}."
         raise CheckpointError(msg)
     return loaded.eval()
+
+
+def save_config(model: Any, folder: Path) -> None:  # noqa: ANN401 - untyped libraries
+    """Write a diffusers model's ``config.json`` without the folder that it was once read from."""
+    config = json.loads(model.to_json_string())
+    config.pop("_name_or_path", None)
+    atomic_write(folder / "config.json", to_json(config))
 
 
 @contextmanager

@@ -150,6 +150,15 @@ def test_loading_returns_what_was_saved(folder):
     assert all(p.requires_grad for p in loaded.policy.parameters())
 
 
+def test_a_copy_does_not_tell_where_it_was_read_from(folder, tmp_path):
+    """Settings saved again name no folder of this machine."""
+    load_components(folder).save(tmp_path / "again")
+    texts = [path.read_text("utf-8") for path in (tmp_path / "again").rglob("*.json")]
+
+    assert len(texts) >= 5
+    assert not any(str(folder) in text for text in texts)
+
+
 def test_half_precision_storage_rounds_once(tmp_path):
     """Half the bytes; the components in memory keep theirs."""
     c = fresh_components()
