@@ -1,10 +1,10 @@
 """Train the tiny world's shipped weights: autoencoder, base model, few-step model.
 
-Four stages, each a plain loop on accelerate: an autoencoder on renders; a
+Five stages, each a plain loop on accelerate: an autoencoder on renders; a
 v-prediction base model on its latents; the same model on objects some of whose
-views are less noisy, which teaches it to look across views; and its
-classifier-free guidance distilled into the guidance embedding that few-step
-sampling uses.
+views are less noisy, which teaches it to look across views; again on objects
+whose views are equally noisy; and its classifier-free guidance distilled into
+the guidance embedding that few-step sampling uses.
 """
 
 import json
@@ -67,7 +67,13 @@ class PretrainConfig:
     views_lr: float = 1.2e-3
     """Peak learning rate."""
 
-    distil_steps: int = 600
+    together_steps: int = 7000
+    """Optimiser steps of the stage in which all views are equally noisy again [1]."""
+
+    together_lr: float = 1.2e-3
+    """Peak learning rate."""
+
+    distil_steps: int = 1500
     """Optimiser steps [1]."""
 
     distil_lr: float = 4e-4
@@ -127,10 +133,12 @@ def pretrain(out: Path, config: PretrainConfig) -> Components:
         "autoencoder", lambda c: _autoencoder(accelerator, c, scenes, config, log), components
     )
     data = LatentScenes(components, scenes, prompts)
-    components = stage("base", lambda c: _base(accelerator, c, data, config, log, out), components)
-    components = stage(
-        "views", lambda c: _views(accelerator, c, data, config, log, out), components
-    )
+    for fit in _velocity_stages(config):
+        components = stage(
+            fit.name,
+            lambda c, fit=fit: _fit_velocity(accelerator, c, data, config, out, fit, log),
+            components,
+        )
     return stage("fewstep", lambda c: _distil(accelerator, c, data, config, log), components)
 
 
@@ -171,54 +179,38 @@ def _autoencoder(
     return replace(neutral, latent_mean=latent.mean(axes), latent_std=latent.std(axes))
 
 
-def _base(
-    accelerator: Accelerator,
-    components: Components,
-    data: LatentScenes,
-    config: PretrainConfig,
-    log: Log,
-    out: Path,
-) -> Components:
-    """Train the base model, all views of an object equally noisy."""
-    return _fit_velocity(
-        accelerator, components, data, config, out,
-        _Fit("base", config.base_steps, config.base_stop, config.base_lr, config.seed + 2, log),
-    )  # fmt: skip
-
-
-def _views(
-    accelerator: Accelerator,
-    components: Components,
-    data: LatentScenes,
-    config: PretrainConfig,
-    log: Log,
-    out: Path,
-) -> Components:
-    """Teach the views to look at each other.
-
-    Where all views are equally noisy, each tells nearly as much of itself as
-    of the others, and the base model hardly uses its row attention. So half
-    of the views begin clean, and rise to the others' timestep over three
-    quarters of the stage.
-    """
-    steps = config.views_steps
-    return _fit_velocity(
-        accelerator, components, data, config, out,
-        _Fit("views", steps, steps, config.views_lr, config.seed + 4, log),
-        gap=lambda step: max(0.0, 1 - step / (0.75 * steps)),
-    )  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """One stage's schedule."""
+    """One stage of velocity prediction."""
 
     name: str
     steps: int
-    stop: int
     lr: float
     seed: int
-    log: Log
+    stop: int | None = None
+    """Steps after which to stop, before the schedule ends."""
+
+    clean_until: float = 0.0
+    """Share of the stage in which half of an object's views are less noisy, less and less [1]."""
+
+    def gap(self, step: int) -> float:
+        """How far half of the views lie below their object's timestep [1]."""
+        return max(0.0, 1 - step / (self.clean_until * self.steps)) if self.clean_until else 0.0
+
+
+def _velocity_stages(config: PretrainConfig) -> tuple[_Fit, ...]:
+    """List the stages between autoencoder and few-step model.
+
+    Where all views are equally noisy, each tells nearly as much of itself as
+    of the others, and the base model hardly uses its row attention. So in the
+    second stage half of the views begin clean, and rise to the others'
+    timestep over three quarters of the stage. The third uses what was learnt.
+    """
+    return (
+        _Fit("base", config.base_steps, config.base_lr, config.seed + 2, stop=config.base_stop),
+        _Fit("views", config.views_steps, config.views_lr, config.seed + 4, clean_until=0.75),
+        _Fit("together", config.together_steps, config.together_lr, config.seed + 5),
+    )
 
 
 def _fit_velocity(
@@ -228,8 +220,7 @@ def _fit_velocity(
     config: PretrainConfig,
     out: Path,
     fit: _Fit,
-    *,
-    gap: Callable[[int], float] = lambda step: 0.0,
+    log: Log,
 ) -> Components:
     """Train the network to predict velocity, cameras and row attention with it."""
     policy = components.policy.train()
@@ -240,7 +231,7 @@ def _fit_velocity(
 
     def loss(generator: torch.Generator) -> Tensor:
         clean, timestep, noise, prompt = data.draw(
-            config.base_batch, generator, dropout=config.prompt_dropout, gap=gap(done)
+            config.base_batch, generator, dropout=config.prompt_dropout, gap=fit.gap(done)
         )
         noisy, velocity = data.noisy(clean, noise, timestep)
         features = policy.encode_cameras(data.camera_image)
@@ -255,7 +246,7 @@ def _fit_velocity(
     average = averaged(policy, 0.999)
     for step in optimiser_steps(
         accelerator, policy, loss, name=fit.name, steps=fit.steps, lr=fit.lr,
-        seed=fit.seed, log=fit.log,
+        seed=fit.seed, log=log,
     ):  # fmt: skip
         done = step + 1
         average.update_parameters(policy)
