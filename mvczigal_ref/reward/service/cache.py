@@ -1,0 +1,132 @@
+"""Scores by the content that was scored: memory first, and a folder if there is one."""
+
+import hashlib
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from mvczigal_ref.files import atomic_write
+from mvczigal_ref.reward.service.terms import ScorerInfo
+from mvczigal_ref.reward.service.wire import Scores, decode_scores, parse_object
+
+__all__ = ["ScoreCache", "content_key"]
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+def content_key(
+    info: ScorerInfo, prompt: str, *, shape: Sequence[int], dtype: str, pixels: bytes
+) -> str:
+    """Name one object's images, its prompt and who scores them.
+
+    Args:
+        info: Of the scorer.
+        prompt: Of the object.
+        shape: Of its images.
+        dtype: Of a pixel.
+        pixels: As they travel.
+
+    Returns:
+        SHA-256 in hexadecimal; equal for equal contents alone.
+
+    Examples:
+        >>> info = ScorerInfo(name="brightness", version="1", kind="joint")
+        >>> content_key(info, "grey", shape=(1, 3, 1, 1), dtype="uint8", pixels=b"777")[:8]
+        'deccc5ad'
+    """
+    said = {**asdict(info), "prompt": prompt, "shape": list(shape), "dtype": dtype}
+    # JSON never holds a bare newline, so no prompt can be taken for pixels.
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode() + b"\n")
+    digest.update(pixels)
+    return digest.hexdigest()
+
+
+class ScoreCache:
+    """Remembers scores; may be shared by clients and threads, and its folder by processes.
+
+    Args:
+        entries: Objects to remember in memory; the one that was not asked for longest goes
+            first. At least 1.
+        folder: Where to keep every score beyond the end of the process, a file of some 200
+            bytes an object. It is never emptied here, and may be at any moment.
+
+    Raises:
+        ValueError: If there is no room for an entry.
+    """
+
+    def __init__(self, *, entries: int = 65536, folder: Path | None = None) -> None:
+        if entries < 1:
+            msg = f"`entries` must be at least 1; got {entries}."
+            raise ValueError(msg)
+        self._room, self._folder = entries, folder
+        self._known: OrderedDict[str, Scores] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: str, *, info: ScorerInfo, views: int) -> Scores | None:
+        """Look up one object.
+
+        Args:
+            key: From `content_key`.
+            info: Of the scorer.
+            views: Of the object.
+
+        Returns:
+            Its one row, or None if it is not known, or its file is damaged.
+        """
+        with self._lock:
+            found = self._known.get(key)
+            if found is not None:
+                self._known.move_to_end(key)
+                return found
+        found = self._read(key, info, views)
+        if found is not None:
+            self._remember(key, found)
+        return found
+
+    def put(self, key: str, scores: Scores, *, info: ScorerInfo) -> None:
+        """Remember one object.
+
+        Args:
+            key: From `content_key`.
+            scores: Its one row.
+            info: Of the scorer.
+        """
+        self._remember(key, scores)
+        if self._folder is None:
+            return
+        said: dict[str, Any] = {**asdict(info), **asdict(scores)}
+        said["scores"] = said.pop("rows")
+        try:
+            atomic_write(self._path(self._folder, key), json.dumps(said))
+        except OSError as error:
+            # Scores can be had again: no reason to end a run.
+            _LOG.warning("scores are no longer kept in %s: %s", self._folder, error)
+            self._folder = None
+
+    def _remember(self, key: str, scores: Scores) -> None:
+        with self._lock:
+            self._known[key] = scores
+            self._known.move_to_end(key)
+            while len(self._known) > self._room:
+                self._known.popitem(last=False)
+
+    def _read(self, key: str, info: ScorerInfo, views: int) -> Scores | None:
+        if self._folder is None:
+            return None
+        try:
+            said = parse_object(self._path(self._folder, key).read_bytes())
+            return decode_scores(said, info=info, objects=1, views=views)
+        except (OSError, ValueError):
+            return None
+
+    @staticmethod
+    def _path(folder: Path, key: str) -> Path:
+        return folder / key[:2] / f"{key}.json"
