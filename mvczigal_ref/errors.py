@@ -1,6 +1,12 @@
 """The package's exceptions: each is also the builtin that a caller would catch."""
 
-__all__ = ["CheckpointError", "ConfigError", "NonFiniteError", "ReplayMismatchError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "NonFiniteError",
+    "ReplayMismatchError",
+    "ScorerUnavailableError",
+]
 
 
 class ConfigError(ValueError):
@@ -13,6 +19,10 @@ class CheckpointError(ValueError):
 
 class ReplayMismatchError(RuntimeError):
     """Replay did not reproduce the log-densities that sampling stored."""
+
+
+class ScorerUnavailableError(ConnectionError):
+    """A remote scorer gave no usable answer for as long as it was waited for."""
 
 
 class NonFiniteError(FloatingPointError):
