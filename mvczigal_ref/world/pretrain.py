@@ -73,7 +73,7 @@ class PretrainConfig:
     together_lr: float = 1.2e-3
     """Peak learning rate."""
 
-    distil_steps: int = 2000
+    distil_steps: int = 1500
     """Optimiser steps [1]."""
 
     distil_lr: float = 1e-3
