@@ -79,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse in JSON, and end the connection."""
         self._answer(code, {"error": message or HTTPStatus(code).phrase})
+        self._drain()
 
     def log_message(self, format: str, *args: object) -> None:
         """Log through `logging`."""

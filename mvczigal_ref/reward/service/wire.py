@@ -275,7 +275,7 @@ def _are(value: object, kind: type | tuple[type, ...]) -> TypeGuard[list[Any]]:
     )
 
 
-def _is_finite(number: float) -> bool:
+def _is_finite(number: int | float) -> bool:
     try:
         return math.isfinite(number)
     except OverflowError:  # an integer beyond every float

@@ -1,0 +1,122 @@
+"""`reward.service.cache`: by content, bounded, and kept beyond the process."""
+
+import logging
+
+import pytest
+
+from mvczigal_ref.reward.service import cache as module
+from mvczigal_ref.reward.service.cache import ScoreCache, content_key
+from mvczigal_ref.reward.service.terms import ScorerInfo
+from mvczigal_ref.reward.service.wire import Scores
+from tests.unit.reward.service.doubles import PER_VIEW
+
+SCORES = Scores(rows=((0.1, -0.0),), dtype="float32")
+CONTENT = {"prompt": "a", "shape": (2, 3, 1, 1), "dtype": "uint8", "pixels": b"123456"}
+KEY = content_key(PER_VIEW, **CONTENT)
+
+
+def one(value):
+    """Give the scores of one view."""
+    return Scores(rows=((value,),), dtype="float64")
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"prompt": "b"},
+        {"shape": (1, 3, 2, 1)},
+        {"dtype": "float32"},
+        {"pixels": b"123457"},
+        {"info": ScorerInfo(name="corners", version="1", kind="per_view")},
+        {"info": ScorerInfo(name="corner", version="2", kind="per_view")},
+        {"info": ScorerInfo(name="corner", version="1", kind="joint")},
+    ],
+)
+def test_another_content_has_another_key(other):
+    """Pixels, prompt, shape, dtype, and who scores."""
+    arguments = {"info": PER_VIEW, **CONTENT}
+
+    assert content_key(**arguments) == KEY
+    assert content_key(**{**arguments, **other}) != KEY
+
+
+def test_a_key_is_one_way_to_cut():
+    """What moves from the prompt to the pixels changes the key."""
+    shape = {"shape": (1,), "dtype": "uint8"}
+
+    assert content_key(PER_VIEW, "a", pixels=b"\nb", **shape) != content_key(
+        PER_VIEW, "a\n", pixels=b"b", **shape
+    )
+
+
+def test_what_was_asked_for_longest_ago_goes_first():
+    """A look counts as asking; the number of entries is bounded."""
+    cache = ScoreCache(entries=2)
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        cache.put(name, one(value), info=PER_VIEW)
+    assert cache.get("a", info=PER_VIEW, views=1) == one(1.0)
+    cache.put("c", one(3.0), info=PER_VIEW)
+
+    assert len(cache) == 2
+    assert cache.get("b", info=PER_VIEW, views=1) is None
+    assert cache.get("a", info=PER_VIEW, views=1) == one(1.0)
+    assert cache.get("c", info=PER_VIEW, views=1) == one(3.0)
+
+
+def test_a_folder_outlives_the_process(tmp_path):
+    """To the same bits; what was read is in memory from then on."""
+    ScoreCache(folder=tmp_path).put(KEY, SCORES, info=PER_VIEW)
+    cache = ScoreCache(folder=tmp_path)
+    found = cache.get(KEY, info=PER_VIEW, views=2)
+
+    assert str(found) == str(SCORES)
+    (path,) = tmp_path.rglob("*.json")
+    path.unlink()
+    assert cache.get(KEY, info=PER_VIEW, views=2) == SCORES
+    assert ScoreCache(folder=tmp_path).get(KEY, info=PER_VIEW, views=2) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[1, 2]"])
+def test_a_damaged_file_is_no_score(tmp_path, content):
+    """It is asked for again, and the file made whole."""
+    ScoreCache(folder=tmp_path).put(KEY, SCORES, info=PER_VIEW)
+    (path,) = tmp_path.rglob("*.json")
+    path.write_bytes(content)
+    cache = ScoreCache(folder=tmp_path)
+
+    assert cache.get(KEY, info=PER_VIEW, views=2) is None
+    cache.put(KEY, SCORES, info=PER_VIEW)
+    assert ScoreCache(folder=tmp_path).get(KEY, info=PER_VIEW, views=2) == SCORES
+
+
+def test_a_full_disk_ends_the_folder_and_not_the_run(tmp_path, monkeypatch, caplog):
+    """Said once; memory goes on."""
+    calls = []
+
+    def full(path, content):
+        calls.append(path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "atomic_write", full)
+    cache = ScoreCache(folder=tmp_path)
+    with caplog.at_level(logging.WARNING):
+        cache.put("aa", one(1.0), info=PER_VIEW)
+        cache.put("bb", one(2.0), info=PER_VIEW)
+
+    assert len(calls) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"scores are no longer kept in {tmp_path}: [Errno 28] No space left on device"
+    ]
+    assert cache.get("bb", info=PER_VIEW, views=1) == one(2.0)
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+def test_rejects_a_cache_without_room():
+    """At least one entry."""
+    with pytest.raises(ValueError, match="`entries` must be at least 1; got 0"):
+        ScoreCache(entries=0)
