@@ -1,0 +1,1 @@
+"""How conditions are enriched: captions that stand beside a prompt."""

@@ -1,0 +1,167 @@
+"""Ask a language model until it gives a caption that may be used, a bounded number of times."""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
+
+from mvczigal_ref.condition.captions import CaptionRules
+from mvczigal_ref.condition.memory import CaptionMemory
+from mvczigal_ref.condition.protocol import (
+    NO_INSTRUCTION,
+    Caption,
+    CaptionError,
+    LanguageModel,
+    OnRefusal,
+)
+from mvczigal_ref.models.chat import ChatAnswerError
+
+__all__ = ["Asker", "checked_prompts", "in_order"]
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_SHOWN = 8  # earlier captions that a question lists
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asker:
+    """How captions are asked for, whatever they are made from."""
+
+    model: LanguageModel
+    """Local or served."""
+
+    instructions: Mapping[str, str]
+    """What may be asked for, by name; each question draws one."""
+
+    question: Callable[[str, str], str]
+    """Words of a question about a prompt, under the text of an instruction."""
+
+    rules: CaptionRules = field(default_factory=CaptionRules)
+    """Bounds on every caption."""
+
+    attempts: int = 6
+    """Questions for one caption [1]; at least 1."""
+
+    on_refusal: OnRefusal = "raise"
+    """What happens when every answer was refused."""
+
+    def __post_init__(self) -> None:
+        if not self.instructions:
+            raise ValueError("`instructions` must hold at least one; got none.")
+        if NO_INSTRUCTION in self.instructions:
+            msg = f"`instructions` must not be named {NO_INSTRUCTION!r}; choose another name."
+            raise ValueError(msg)
+        if self.attempts < 1:
+            msg = f"`attempts` must be at least 1; got {self.attempts}."
+            raise ValueError(msg)
+
+    def caption(
+        self,
+        prompt: str,
+        *,
+        memory: CaptionMemory,
+        draws: random.Random,
+        images: Sequence[Tensor] = (),
+        sample: int | None = None,
+    ) -> Caption:
+        """Ask until an answer is fit and new to the prompt, and remember it.
+
+        Every question draws its instruction and its seed anew, and says why the last answer
+        was refused.
+
+        Args:
+            prompt: What the caption varies.
+            memory: What the prompt has had.
+            draws: Draws instructions and the seeds of answers.
+            images: Views of the sample to describe, if any.
+            sample: Its index, kept in the record.
+
+        Returns:
+            The caption; the prompt itself where all answers were refused and ``on_refusal``
+            says so.
+
+        Raises:
+            CaptionError: If all answers were refused and ``on_refusal`` is ``raise``.
+        """
+        refusal = ""
+        for attempt in range(self.attempts):
+            name = draws.choice(list(self.instructions))
+            parts = [self.question(prompt, self.instructions[name])]
+            if earlier := memory.earlier(prompt)[-_SHOWN:]:
+                parts.append("These exist already; say none of them again:")
+                parts += [f"- {caption}" for caption in earlier]
+            if attempt:
+                parts.append(f"Your answer number {attempt} was refused: {refusal}.")
+            seed = draws.getrandbits(31)
+            try:
+                text = self.rules.read(self.model.ask("\n".join(parts), images, seed=seed))
+                memory.remember(prompt, text)
+            except (CaptionError, ChatAnswerError) as error:
+                refusal = str(error).rstrip(".")
+                continue
+            return Caption(caption=text, instruction=name, sample=sample)
+        if self.on_refusal == "prompt":
+            return Caption(caption=prompt, instruction=NO_INSTRUCTION, sample=sample)
+        of = "" if sample is None else f", sample {sample}"
+        msg = (
+            f"no caption for the prompt {prompt!r}{of}: {self.attempts} answers were refused, "
+            f'the last since {refusal}. Raise `attempts`, or let `on_refusal="prompt"` keep the '
+            "prompt."
+        )
+        raise CaptionError(msg)
+
+
+def checked_prompts(prompts: Sequence[str]) -> Sequence[str]:
+    """Return prompts that can be asked about and stored, or refuse."""
+    if isinstance(prompts, str):
+        msg = f"`prompts` must be a sequence of texts; got the text {prompts!r}. Give a list."
+        raise ValueError(msg)  # noqa: TRY004 - a setting of the wrong form, as elsewhere
+    for index, prompt in enumerate(prompts):
+        half = any("\ud800" <= letter <= "\udfff" for letter in prompt)
+        if not prompt.strip() or half:
+            what = "half a surrogate pair, which no file holds" if half else "blanks alone"
+            raise ValueError(f"`prompts` must hold texts; number {index} holds {what}.")
+    return prompts
+
+
+def in_order(
+    function: Callable[[_In], _Out], items: Iterable[_In], *, workers: int
+) -> Iterator[_Out]:
+    """Apply a function in several threads, and give the results in the order of the items.
+
+    Args:
+        function: Of one item; may wait for a server.
+        items: Read a few ahead of what is given.
+        workers: Threads; 1 uses none.
+
+    Yields:
+        The results.
+
+    Raises:
+        ValueError: If ``workers`` is below 1.
+
+    Examples:
+        >>> list(in_order(abs, [-1, -2, -3], workers=2))
+        [1, 2, 3]
+    """
+    if workers < 1:
+        raise ValueError(f"`workers` must be at least 1; got {workers}.")
+    if workers == 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting: deque[Future[_Out]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # What was asked already is waited for; what was not is left.
+        pool.shutdown(wait=True, cancel_futures=True)

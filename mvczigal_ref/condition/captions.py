@@ -1,0 +1,148 @@
+"""Read a model's answer as one caption, or say why it is none."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from mvczigal_ref.condition.protocol import CaptionError
+
+__all__ = ["CaptionRules", "normalised"]
+
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb"}
+_LABEL = r"(?:captions?|prompts?|descriptions?|answers?|outputs?|rewrites?|versions?|notes?)"
+# What speaks of the caption, or to the asker, instead of being the caption.
+_META = re.compile(
+    rf"""
+    ^\W*(?:
+        here(?:['\u2019]s|\s+(?:is|are))\b
+        | (?:sure|certainly|absolutely|of\ course|okay|ok|yes|no|understood)\s*[,.:;!]
+        | (?:[a-z]+\s+){{0,4}}{_LABEL}\s*\**\s*:
+        | i(?:['\u2019](?:m|ve|ll|d)|\ (?:am|cannot|can|have|will))\b
+        | (?:sorry|unfortunately|apologies|as\ an\ ai)\b
+    )
+    | \bas\ an\ ai\b | \blanguage\ model\b | \blet\ me\ know\b
+    | \bi(?:\ have|['\u2019]ve)?\ (?:added|removed|deleted|rewrote|rewritten|changed|kept)\b
+    | \b(?:the|this|your)\ (?:original|rewritten|revised|new)\ {_LABEL}\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_MARKUP = re.compile(r"<\||\|>|</?think>|\[/?INST\]|```", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?]+[\"'\u201d\u2019)]*(?=\s|$)|[\u3002\uff01\uff1f]+")
+_LOOP = re.compile(r"(?<!\w)(\w.{0,60}?)(?:[\s,.;:!?]+\1(?!\w)){3}", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionRules:
+    """Bounds on a caption; what breaks one is refused, never cut to fit."""
+
+    max_characters: int = 600
+    """Of the caption alone [1]."""
+
+    max_sentences: int = 6
+    """[1]"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_characters", "max_sentences"):
+            if getattr(self, name) < 1:
+                msg = f"`{name}` must be at least 1; got {getattr(self, name)}."
+                raise ValueError(msg)
+
+    def read(self, answer: str) -> str:
+        """Take the caption out of an answer.
+
+        Thoughts between ``<think>`` tags, quotes or asterisks around the whole and blanks are
+        taken away. Nothing else is mended.
+
+        Args:
+            answer: As a language model gave it.
+
+        Returns:
+            One line of text.
+
+        Raises:
+            CaptionError: If nothing is left, the thoughts do not end, there is more than one
+                paragraph, a character that does not print or a model's own markup, the text
+                speaks of the caption, says the same four times over, or is longer than the
+                bounds.
+
+        Examples:
+            >>> CaptionRules().read('<think>Add light.</think> "A cat at dusk."')
+            'A cat at dusk.'
+            >>> CaptionRules().read("Here is the caption: a cat")
+            Traceback (most recent call last):
+            mvczigal_ref.condition.protocol.CaptionError: it speaks of the caption ...
+        """
+        text = _unwrapped(_without_thoughts(answer))
+        if not any(letter.isalnum() for letter in text):
+            raise CaptionError("it is empty")
+        if len(text) > self.max_characters:
+            msg = f"it has {len(text)} characters, and at most {self.max_characters} may be"
+            raise CaptionError(msg)
+        if len(text.splitlines()) > 1:
+            raise CaptionError("it has more than one line, and one paragraph is wanted")
+        text = " ".join(text.split())
+        if not text.isprintable() or "\ufffd" in text:
+            raise CaptionError("it holds a character that does not print")
+        if _MARKUP.search(text):
+            raise CaptionError("it holds a language model's own markup")
+        if _META.search(text):
+            raise CaptionError("it speaks of the caption or to the asker instead of describing")
+        if _LOOP.search(text):
+            raise CaptionError("it says the same four times over")
+        sentences = len([part for part in _SENTENCE_END.split(text) if part.strip()])
+        if sentences > self.max_sentences:
+            msg = f"it has {sentences} sentences, and at most {self.max_sentences} may be"
+            raise CaptionError(msg)
+        return text
+
+
+def normalised(caption: str) -> str:
+    """Give the form that captions share if they differ in case, punctuation or blanks alone.
+
+    Args:
+        caption: Any text.
+
+    Returns:
+        Letters, marks and digits of the text, in lower case, with single blanks between words.
+
+    Examples:
+        >>> normalised("A cat,  at DUSK.") == normalised("a cat at dusk")
+        True
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
+    kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
+    return " ".join("".join(kept).split())
+
+
+def _without_thoughts(answer: str) -> str:
+    """Drop what a model thought aloud before it answered."""
+    text = _THOUGHT.sub("", answer)
+    # Some templates open the thoughts themselves, so the answer holds their end alone.
+    text = re.split("</think>", text, flags=re.IGNORECASE)[-1]
+    if "<think>" in text.lower():
+        raise CaptionError("its thoughts do not end; allow more tokens, or turn thinking off")
+    return text
+
+
+def _unwrapped(text: str) -> str:
+    """Take away quotes and asterisks that enclose the whole text, however many."""
+    while True:
+        text = text.strip()
+        inner = text[1:-1]
+        if len(text) > 4 and text.startswith("**") and text.endswith("**"):
+            inner = text[2:-2]
+            closing = "**"
+        elif len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
+            closing = text[-1]
+        else:
+            return text
+        # In `"A" and "B"` the outer quotes are not a pair.
+        if closing in inner and not _apostrophes_alone(inner, closing):
+            return text
+        text = inner
+
+
+def _apostrophes_alone(text: str, quote: str) -> bool:
+    """Tell whether every such quote stands inside a word, as in "it's"."""
+    return not re.search(rf"(?<!\w){re.escape(quote)}|{re.escape(quote)}(?!\w)", text)

@@ -1,0 +1,67 @@
+"""Remember which captions a prompt has had, so that none is served twice."""
+
+from collections.abc import Iterable, Mapping
+
+from mvczigal_ref.condition.captions import normalised
+from mvczigal_ref.condition.protocol import CaptionError
+
+__all__ = ["CaptionMemory"]
+
+
+class CaptionMemory:
+    """The captions that each prompt has had, in order; a prompt counts as its own first.
+
+    Prompts do not share their captions: what one has had is new to another, so the order of
+    prompts does not matter.
+
+    Args:
+        earlier: Captions to remember from the start, by prompt, as :meth:`state` gave them.
+
+    Examples:
+        >>> memory = CaptionMemory({"a cat": ["A cat at dusk."]})
+        >>> memory.knows("a cat", "a cat, at dusk"), memory.knows("a dog", "a cat at dusk")
+        (True, False)
+    """
+
+    def __init__(self, earlier: Mapping[str, Iterable[str]] | None = None) -> None:
+        self._texts: dict[str, list[str]] = {}
+        self._forms: dict[str, set[str]] = {}
+        for prompt, captions in (earlier or {}).items():
+            for caption in captions:
+                self.remember(prompt, caption)
+
+    def knows(self, prompt: str, caption: str) -> bool:
+        """Tell whether a prompt has had a caption, up to case, punctuation and blanks.
+
+        Args:
+            prompt: Whose captions are meant.
+            caption: Any text.
+
+        Returns:
+            True if it had, or if the caption says what the prompt says.
+        """
+        form = normalised(caption)
+        return form == normalised(prompt) or form in self._forms.get(prompt, ())
+
+    def remember(self, prompt: str, caption: str) -> None:
+        """Keep a caption that a prompt has not had.
+
+        Args:
+            prompt: Whose it is.
+            caption: Any text.
+
+        Raises:
+            CaptionError: If the prompt has had it; then nothing is kept.
+        """
+        if self.knows(prompt, caption):
+            raise CaptionError("it repeats the prompt or an earlier caption")
+        self._texts.setdefault(prompt, []).append(caption)
+        self._forms.setdefault(prompt, set()).add(normalised(caption))
+
+    def earlier(self, prompt: str) -> tuple[str, ...]:
+        """List what a prompt has had, oldest first."""
+        return tuple(self._texts.get(prompt, ()))
+
+    def state(self) -> dict[str, list[str]]:
+        """Give everything remembered, to be saved with a run and given to a new memory."""
+        return {prompt: list(captions) for prompt, captions in self._texts.items()}

@@ -1,0 +1,151 @@
+"""Captions that a vision-language model makes by describing each sample."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from torch import Tensor
+
+from mvczigal_ref.condition.asking import Asker, checked_prompts, in_order
+from mvczigal_ref.condition.captions import CaptionRules
+from mvczigal_ref.condition.memory import CaptionMemory
+from mvczigal_ref.condition.protocol import (
+    Caption,
+    GroupImages,
+    LanguageModel,
+    OnRefusal,
+    stream,
+)
+
+__all__ = ["ASPECTS", "OnlineEnhancer", "checked_groups"]
+
+ASPECTS: Final[Mapping[str, str]] = {
+    "lighting": "the light: where it comes from, how hard it is, its colour",
+    "composition": "the composition: where things stand, how they are framed",
+    "style": "the style: medium, technique, how finished it looks",
+    "motion": "motion: what moves or rests, gestures and poses",
+    "colour": "the colours: which prevail, how they contrast",
+    "background": "the background: what lies behind and around the subject",
+    "texture": "materials and surfaces: smooth, rough, matt, glossy",
+    "mood": "the mood that the scene has",
+    "viewpoint": "the viewpoint: distance, height and angle of the camera",
+}
+"""What a description may be asked to add."""
+
+
+def _question(prompt: str, aspect: str) -> str:
+    """Put an aspect and a prompt into words; ours."""
+    return (
+        "What you see was made for the caption below. Write a new caption that describes what "
+        "is really there: follow the caption where it is right, and correct it where it is "
+        f"wrong. Add exactly one thing that it leaves open, about {aspect}.\n"
+        "Answer with the new caption alone, in one paragraph of at most three sentences and in "
+        "the caption's language: no introduction, no quotes, no remarks.\n"
+        f"Caption: {prompt}"
+    )
+
+
+class OnlineEnhancer:
+    """Describe every sample anew with one aspect added, drawn at random: K = G.
+
+    A group's captions differ from the prompt and from each other, up to case, punctuation and
+    blanks. All views of a sample are shown together.
+
+    Source:
+        arXiv:2603.12648 (MV-GRPO), its enhancer with a vision-language model, from its words:
+        the questions, bounds and refusals are ours, and so are some aspects.
+
+    Args:
+        model: Answers questions about images.
+        aspects: What a question may ask to add, by name.
+        rules: Bounds on every caption.
+        attempts: Questions for one caption [1].
+        on_refusal: What happens when every answer for one caption was refused. ``prompt``
+            lets a long training outlive one bad answer.
+        workers: Groups asked about at once [1]; more than 1 for a served model. Captions are
+            the same for any number.
+
+    Examples:
+        >>> import torch
+        >>> class Witness:
+        ...     def ask(self, text, images=(), *, seed=None):
+        ...         return f"a cat under lamp number {seed}"
+        >>> captions = OnlineEnhancer(Witness())(["a cat"], torch.zeros(1, 3, 1, 3, 8, 8), seed=0)
+        >>> [caption.sample for caption in captions[0]]
+        [0, 1, 2]
+    """
+
+    needs_images: bool = True
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        aspects: Mapping[str, str] = ASPECTS,
+        rules: CaptionRules | None = None,
+        attempts: int = 6,
+        on_refusal: OnRefusal = "raise",
+        workers: int = 1,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"`workers` must be at least 1; got {workers}.")
+        self._workers = workers
+        self._asker = Asker(
+            model=model,
+            instructions=aspects,
+            question=_question,
+            rules=rules or CaptionRules(),
+            attempts=attempts,
+            on_refusal=on_refusal,
+        )
+
+    def num_captions(self, group_size: int) -> int:
+        """Tell K: one caption a sample."""
+        return group_size
+
+    def __call__(
+        self, prompts: Sequence[str], images: GroupImages | None = None, *, seed: int
+    ) -> list[tuple[Caption, ...]]:
+        """Make the captions.
+
+        Args:
+            prompts: Texts.
+            images: One group of samples a prompt.
+            seed: Of the aspects drawn and of the answers.
+
+        Returns:
+            One caption a sample, in the samples' order.
+
+        Raises:
+            CaptionError: If a caption could not be made and ``on_refusal`` is ``raise``.
+            ValueError: If a prompt is blank, or there are not as many groups as prompts.
+        """
+        groups = zip(checked_prompts(prompts), checked_groups(prompts, images), strict=True)
+        return list(in_order(partial(self._group, seed), groups, workers=self._workers))
+
+    def _group(self, seed: int, group: tuple[str, Tensor]) -> tuple[Caption, ...]:
+        """Describe the samples of one prompt."""
+        prompt, samples = group
+        memory = CaptionMemory()
+        return tuple(
+            self._asker.caption(
+                prompt,
+                memory=memory,
+                draws=stream(seed, prompt, index),
+                images=tuple(views),
+                sample=index,
+            )
+            for index, views in enumerate(samples)
+        )
+
+
+def checked_groups(prompts: Sequence[str], images: GroupImages | None) -> GroupImages:
+    """Return the groups of images of an enhancer that describes them, or refuse."""
+    if images is None or images.shape[0] != len(prompts) or 0 in images.shape[1:]:
+        got = "no images" if images is None else f"shape {tuple(images.shape)}"
+        msg = (
+            f"`images` must hold one group a prompt, {len(prompts)}, each of at least one sample "
+            f"and view; got {got}."
+        )
+        raise ValueError(msg)
+    return images

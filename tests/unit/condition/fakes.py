@@ -1,0 +1,36 @@
+"""Language models of a few lines, for tests."""
+
+import hashlib
+
+__all__ = ["Scripted", "Talker"]
+
+
+class Scripted:
+    """Give set answers in turn, the last for ever, and keep what was asked."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked, self.images, self.seeds = [], [], []
+
+    def ask(self, text, images=(), *, seed=None):
+        self.asked.append(text)
+        self.images.append(images)
+        self.seeds.append(seed)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Talker:
+    """Answer by question and seed alone, from a few words: it often repeats itself."""
+
+    def __init__(self, words=40):
+        self.words = words
+
+    def ask(self, text, images=(), *, seed=None):
+        seen = [image.sum().item() for image in images]
+        digest = hashlib.blake2b(repr((text, seen, seed)).encode(), digest_size=4).digest()
+        number = int.from_bytes(digest, "little")
+        # One answer in five is no caption.
+        return "Here is it: a cat" if number % 5 == 0 else f"a cat on mat {number % self.words}."
