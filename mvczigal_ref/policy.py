@@ -28,7 +28,7 @@ class Policy(Protocol):
     def __call__(
         self,
         latent_t: Latent,
-        timestep: Int[Tensor, "*#row"],
+        timestep: Float[Tensor, "*#row"] | Int[Tensor, "*#row"],
         conditioning: Conditioning,
         *,
         guidance_scale: float,
@@ -38,7 +38,8 @@ class Policy(Protocol):
 
         Args:
             latent_t: States, the views of one object adjacent [1].
-            timestep: Training-time noise index, one for all rows or one each.
+            timestep: Training-time noise index, one for all rows or one each; of a flow
+                model a number between two indices.
             conditioning: Prompts and cameras, one object for every
                 ``conditioning.num_views`` rows.
             guidance_scale: Strength of the prompt [1]; 1 is the plain

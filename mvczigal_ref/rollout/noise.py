@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mvczigal_ref.shapes import ObjectLatent
 
@@ -83,6 +85,29 @@ class SeededNoise:
             A function of step and draw, standard normal, fp32 [1].
         """
         return lambda step, draw: self._draw(name, step, draw)
+
+    def members(
+        self, paths: Sequence[tuple[int, ...]], *names: int | str
+    ) -> Float[Tensor, "member object view c h w"]:
+        """Draw for members of every object's group, each named by its path from the root.
+
+        A path is known to its member whatever the group's size, so a larger group, or a tree
+        of more branches, only adds members.
+
+        Args:
+            paths: The branch taken at each place where the group divides, one path a member.
+            *names: What the noise is for.
+
+        Returns:
+            Standard normal, fp32 [1].
+
+        Examples:
+            >>> noise = SeededNoise(seed=0, iteration=0, objects=[3], shape=(6, 4, 8, 8))
+            >>> pair = noise.members([(0,), (1,)], "initial")
+            >>> torch.equal(pair[1:], noise.members([(1,)], "initial"))
+            True
+        """
+        return torch.stack([self._draw(*names, "member", *path) for path in paths])
 
     def _draw(self, *names: int | str) -> ObjectLatent:
         draws = [

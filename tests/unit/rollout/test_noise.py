@@ -50,6 +50,27 @@ def test_noise_belongs_to_the_object(order, count):
         assert torch.equal(together.arm("zigzag")(2, 1)[place], alone.arm("zigzag")(2, 1)[0])
 
 
+@given(st.permutations(range(3)), st.integers(1, 3), st.integers(1, 3))
+def test_noise_belongs_to_the_member(order, count, objects):
+    """Not to its place in the group, nor to the group or the batch."""
+    paths = [(0, branch) for branch in order[:count]]
+    together = noise(range(objects)).members(paths, "group", 2)
+    for place, path in enumerate(paths):
+        alone = noise([objects - 1]).members([path], "group", 2)
+
+        assert torch.equal(together[place, -1], alone[0, 0])
+
+
+def test_every_branch_of_a_path_counts():
+    """Four members, and the same of another step or use: seven streams, no two of them equal."""
+    source = noise([0], (1, 1, 2, 2))
+    draws = [*source.members([(0,), (1,), (0, 0), (0, 1)], "group", 0)]
+    draws += [*source.members([(0,)], "group", 1), *source.members([(0,)], "initial")]
+    draws += [source.initial()]
+
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(draws) == 7
+
+
 def test_every_name_counts():
     """Seed, iteration, object, arm, step and draw: eight streams, no two of them equal."""
     base = {"seed": 0, "iteration": 0, "objects": [0], "shape": (1, 1, 2, 2)}

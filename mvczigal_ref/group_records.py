@@ -1,0 +1,211 @@
+"""Frozen records of rollouts whose members are compared with each other.
+
+Members lie in order along one axis: with ``b`` members a parent, those of parent ``n`` are
+``n * b`` to ``n * b + b - 1``, as :mod:`mvczigal_ref.advantage.branches` has them.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["BranchTrajectory", "GroupDecision", "GroupTrajectory"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupDecision:
+    """What the members of every group drew at one stochastic step, detached.
+
+    A state is stored once for all members that drew from it, and one network call at it
+    scores them all.
+    """
+
+    step: int
+    """Index into the sampling grid, 0 the noisiest."""
+
+    depth: int
+    """Which of the tables of ``depth_advantages`` holds these members; 0 without a tree."""
+
+    state: Float[Tensor, "prompt parent view c h w"]
+    """What the network saw, in the storage dtype [1]."""
+
+    action: Float[Tensor, "prompt member view c h w"]
+    """What was drawn there, rounded to the storage dtype before it was scored [1]."""
+
+    log_prob: Float[Tensor, "prompt member view"]
+    """Log-density of each action when it was drawn, fp32 or wider [nats or nats/element]."""
+
+    @property
+    def branches(self) -> int:
+        """Members a parent."""
+        return self.action.shape[1] // self.state.shape[1]
+
+    def network_state(self) -> Float[Tensor, "parent prompt view c h w"]:
+        """Arrange the states as ``network_output`` and ``step_transition`` take them.
+
+        Their step axis is the parents' here, each with the same step: the rollout called the
+        network so, and a replay that does the same computes the same bits.
+
+        Returns:
+            A view onto the same memory [1].
+        """
+        return self.state.transpose(0, 1)
+
+    def network_steps(self) -> Int[Tensor, " parent"]:
+        """Give the step of every parent, beside :meth:`network_state`.
+
+        Returns:
+            Indices into the sampling grid, on the states' device.
+        """
+        return torch.full((self.state.shape[1],), self.step, device=self.state.device)
+
+    def members_of(self, by_parent: Float[Tensor, "parent ..."]) -> Float[Tensor, "member ..."]:
+        """Repeat what belongs to a parent for its members.
+
+        Args:
+            by_parent: Such as the mean of a transition at :meth:`network_state`. Gradient
+                flows.
+
+        Returns:
+            One entry a member, members first.
+
+        Examples:
+            >>> zero = torch.zeros(1, 6, 1, 1, 1, 1)
+            >>> decision = GroupDecision(
+            ...     step=0, depth=0, state=zero[:, :2], action=zero, log_prob=zero[..., 0, 0, 0]
+            ... )
+            >>> decision.members_of(torch.tensor([1.0, 2.0])).tolist()
+            [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+        """
+        return by_parent.repeat_interleave(self.branches, dim=0)
+
+    def prompts(self, index: slice) -> "GroupDecision":
+        """Narrow to some prompts.
+
+        Args:
+            index: Which prompts, as a slice of the prompt axis.
+
+        Returns:
+            A record of views onto the same memory.
+        """
+        return replace(
+            self,
+            state=self.state[index],
+            action=self.action[index],
+            log_prob=self.log_prob[index],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupTrajectory:
+    """Groups of samples, a group a prompt, and their stochastic steps alone, detached."""
+
+    decisions: tuple[GroupDecision, ...]
+    """One a stochastic step, from noise to image; none where all follow the ODE."""
+
+    denoised: Float[Tensor, "prompt member view c h w"]
+    """Final latents of all leaves, to decode [1]; not rounded."""
+
+    branching: tuple[int, ...]
+    """Members a parent at each place where a group divides, as ``fuse_leaf_rewards`` takes it."""
+
+    @property
+    def stochastic_steps(self) -> tuple[int, ...]:
+        """The steps that have a log-density."""
+        return tuple(decision.step for decision in self.decisions)
+
+    def leaf_log_prob(self) -> Float[Tensor, "step prompt member view"]:
+        """Give every leaf the log-densities of its own path; what leaves share is repeated.
+
+        Returns:
+            One number a stochastic step [nats or nats/element]; no steps give an empty table.
+
+        Examples:
+            >>> zero, two = torch.zeros(1, 4, 1, 1, 1, 1), torch.ones(1, 2, 1, 1, 1, 1)
+            >>> first, last = (
+            ...     GroupDecision(
+            ...         step=step, depth=step, state=two, action=action,
+            ...         log_prob=torch.arange(action.shape[1] * 1.0)[None, :, None],
+            ...     )
+            ...     for step, action in enumerate((two, zero))
+            ... )
+            >>> tree = GroupTrajectory(decisions=(first, last), denoised=zero, branching=(2, 2))
+            >>> tree.leaf_log_prob()[..., 0].tolist()
+            [[[0.0, 0.0, 1.0, 1.0]], [[0.0, 1.0, 2.0, 3.0]]]
+        """
+        leaves = self.denoised.shape[1]
+        if not self.decisions:
+            return self.denoised.new_empty((0, *self.denoised.shape[:3]))
+        return torch.stack(
+            [
+                decision.log_prob.repeat_interleave(leaves // decision.log_prob.shape[1], dim=1)
+                for decision in self.decisions
+            ]
+        )
+
+    def prompts(self, index: slice) -> "GroupTrajectory":
+        """Narrow to some prompts.
+
+        Args:
+            index: Which prompts, as a slice of the prompt axis.
+
+        Returns:
+            A record of views onto the same memory.
+        """
+        return replace(
+            self,
+            decisions=tuple(decision.prompts(index) for decision in self.decisions),
+            denoised=self.denoised[index],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BranchTrajectory:
+    """Single stochastic steps off deterministic trunks, each finished by itself, detached."""
+
+    decisions: tuple[GroupDecision, ...]
+    """One a step that branched, from noise to image; its parents are the trunks."""
+
+    denoised: Float[Tensor, "step granularity prompt member view c h w"]
+    """Final latents of every branch, once a finishing grid, to decode [1]; not rounded."""
+
+    num_trunks: int
+    """Trunks a prompt."""
+
+    def reward_table(
+        self, reward: Float[Tensor, "step granularity prompt member"]
+    ) -> Float[Tensor, "step prompt trunk granularity branch"]:
+        """Arrange rewards so that branches are compared within their step, trunk and grid.
+
+        Args:
+            reward: One number for every entry of ``denoised`` [reward units].
+
+        Returns:
+            The table for ``granular_advantages``; with one grid, ``[..., 0, :]`` is the one
+            for ``group_advantages``. Advantages of shape ``(step, prompt, trunk, branch)``,
+            flattened from ``trunk`` on, belong to the members of ``decisions``.
+
+        Examples:
+            >>> zero = torch.zeros(1, 2, 1, 6, 1, 1, 1, 1)
+            >>> record = BranchTrajectory(decisions=(), denoised=zero, num_trunks=3)
+            >>> record.reward_table(torch.arange(12.0).reshape(1, 2, 1, 6))[0, 0].tolist()
+            [[[0.0, 1.0], [6.0, 7.0]], [[2.0, 3.0], [8.0, 9.0]], [[4.0, 5.0], [10.0, 11.0]]]
+        """
+        by_trunk = reward.reshape(*reward.shape[:-1], self.num_trunks, -1)
+        return by_trunk.movedim(1, 3)
+
+    def prompts(self, index: slice) -> "BranchTrajectory":
+        """Narrow to some prompts.
+
+        Args:
+            index: Which prompts, as a slice of the prompt axis.
+
+        Returns:
+            A record of views onto the same memory.
+        """
+        return replace(
+            self,
+            decisions=tuple(decision.prompts(index) for decision in self.decisions),
+            denoised=self.denoised[:, :, index],
+        )

@@ -1,0 +1,260 @@
+"""Single stochastic steps off a deterministic trunk, each finished by the ODE.
+
+The image of a branch differs from its siblings' by one step's noise alone, so its reward is that
+step's. A branch may be finished on several grids, coarser ones by longer strides.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.group_records import BranchTrajectory
+from mvczigal_ref.policy import Policy
+from mvczigal_ref.records import ActionReduction, Conditioning
+from mvczigal_ref.rollout.group_plan import require_steps
+from mvczigal_ref.rollout.nodes import (
+    NodeStep,
+    check_settings,
+    draw_decision,
+    initial_nodes,
+    require_density,
+)
+from mvczigal_ref.rollout.noise import SeededNoise
+
+__all__ = ["branch_network_rows", "branched_rollout", "finishing_sampler"]
+
+
+def finishing_sampler(sampler: FlowSampler, *, start: int, stride: int) -> FlowSampler:
+    r"""Return the ODE from one level of a grid to its end, visiting every g-th level.
+
+    .. math:: s_k,\ s_{k+g},\ s_{k+2g},\ \dots,\ s_T
+
+    The last stride is as short as it has to be to end where the grid ends.
+
+    Source:
+        arXiv:2510.01982 (Granular-GRPO, G2RPO), which finishes with strides 1 and 2.
+
+    Args:
+        sampler: The whole grid; its noise is not used.
+        start: First level :math:`k`, as a step of the grid.
+        stride: :math:`g` [steps]; at least 1.
+
+    Returns:
+        A sampler of ceil((T - k) / g) steps.
+
+    Raises:
+        ValueError: If ``start`` is outside the grid or ``stride`` is below 1.
+
+    Examples:
+        >>> whole = FlowSampler.create(
+        ...     sigmas=torch.tensor([1.0, 0.8, 0.6, 0.4, 0.0]), kernel="cps", noise_scale=0.8
+        ... )
+        >>> finishing_sampler(whole, start=1, stride=2).sigma_prev
+        tensor([0.4000, 0.0000])
+    """
+    require_steps("start", (start,), num_steps=sampler.num_steps)
+    _require_strides((stride,))
+    first = torch.arange(start, sampler.num_steps, stride, device=sampler.sigma_t.device)
+    last = (first + stride - 1).clamp(max=sampler.num_steps - 1)
+    return replace(
+        sampler.deterministic(),
+        timesteps=sampler.timesteps[first],
+        sigma_t=sampler.sigma_t[first],
+        sigma_prev=sampler.sigma_prev[last],
+    )
+
+
+def branch_network_rows(
+    *,
+    num_steps: int,
+    steps: Sequence[int],
+    branches: int,
+    num_trunks: int = 1,
+    strides: Sequence[int] = (1,),
+) -> tuple[int, ...]:
+    r"""Count the rows of every network call of :func:`branched_rollout`, a prompt and view.
+
+    .. math:: \text{calls} = k_{last} + 1 + \sum_k \sum_g \Big\lceil \frac{T - 1 - k}{g} \Big\rceil,
+        \qquad \text{rows} = R\,(k_{last} + 1) + R B \sum_k \sum_g \Big\lceil \cdot \Big\rceil
+
+    with :math:`R` trunks and :math:`B` branches.
+
+    Source:
+        Ours.
+
+    Args:
+        num_steps: Steps of the grid :math:`T`.
+        steps: Steps that branch :math:`k`, increasing.
+        branches: Of every trunk at each of ``steps`` :math:`B`.
+        num_trunks: Of every prompt :math:`R`.
+        strides: Finishing strides :math:`g`.
+
+    Returns:
+        One number a call, in order: each trunk's step before the branches that it begins.
+
+    Raises:
+        ValueError: As :func:`branched_rollout`.
+
+    Examples:
+        >>> branch_network_rows(num_steps=4, steps=(0, 1), branches=6, strides=(1, 2))
+        (1, 6, 6, 6, 6, 6, 1, 6, 6, 6)
+    """
+    _require_counts(branches=branches, num_trunks=num_trunks)
+    _require_branching_steps(steps, num_steps=num_steps)
+    _require_strides(strides)
+    rows = []
+    for step in range(steps[-1] + 1):
+        rows.append(num_trunks)
+        if step in steps:
+            calls = sum(len(range(step + 1, num_steps, stride)) for stride in strides)
+            rows += [num_trunks * branches] * calls
+    return tuple(rows)
+
+
+@torch.no_grad()
+def branched_rollout(
+    policy: Policy,
+    sampler: FlowSampler,
+    conditioning: Conditioning,
+    noise: SeededNoise,
+    *,
+    steps: Sequence[int],
+    branches: int,
+    num_trunks: int = 1,
+    strides: Sequence[int] = (1,),
+    guidance_scale: float,
+    camera_scale: float = 1.0,
+    storage_dtype: torch.dtype = torch.float32,
+    reduction: ActionReduction = "mean",
+) -> BranchTrajectory:
+    r"""Branch off trunks of the ODE at given steps, and finish every branch by the ODE.
+
+    .. math::
+        x_k^{trunk} = \mathrm{ODE}(x_T),\qquad
+        x_{k+1}^b \sim \mathcal{N}(\mu_\theta(x_k^{trunk}), \sigma_k^2 I),\qquad
+        x_0^{k b g} = \mathrm{ODE}_g(x_{k+1}^b)
+
+    Source:
+        arXiv:2508.04324 (TempFlow-GRPO): every step, 4 trunks of 6 branches, stride 1.
+        arXiv:2510.01982 (Granular-GRPO): steps 0 to 7, one trunk, strides 1 and 2. One network
+        call at a trunk's state serves its own step and all of its branches. A trunk's state is
+        rounded to the storage dtype where it branches, for it is stored there, and goes on so.
+
+    Args:
+        policy: The network.
+        sampler: Grid and noise of the branches.
+        conditioning: Of the prompts that ``noise`` names.
+        noise: Initial noise of every trunk, and noise of every branch: that of the group
+            rollout which divides at the same step.
+        steps: Steps that branch, increasing; none where the image is read off before the action.
+        branches: Of every trunk at each of ``steps``.
+        num_trunks: Of every prompt, each with its own initial noise.
+        strides: Finishing strides, each a grid of :func:`finishing_sampler`.
+        guidance_scale: Strength of the prompt [1].
+        camera_scale: Strength of the camera features [1].
+        storage_dtype: Dtype of stored latents.
+        reduction: Of the log-density over channels, height and width: "mean"
+            [nats/element] or "sum" [nats].
+
+    Returns:
+        A decision a branching step, and the final latents of every branch and stride, without
+        gradient; network calls as :func:`branch_network_rows` counts them.
+
+    Raises:
+        ValueError: If a step has no spread or no image shows its noise, a number is out of its
+            range, or ``conditioning`` is not of the noise's prompts.
+
+    Examples:
+        >>> from mvczigal_ref.cameras import PAPER_RIG
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> components = tiny_components(seed=0)
+        >>> sigmas = torch.tensor([1.0, 0.75, 0.5, 0.0])
+        >>> record = branched_rollout(
+        ...     components.policy,
+        ...     FlowSampler.create(sigmas=sigmas, kernel="sde", noise_scale=0.7),
+        ...     components.build_conditioning(["a red cube"], PAPER_RIG, image_size=32),
+        ...     SeededNoise(seed=0, iteration=0, objects=[0], shape=(6, 4, 8, 8)),
+        ...     steps=(1,),
+        ...     branches=2,
+        ...     strides=(1, 2),
+        ...     guidance_scale=7.0,
+        ... )
+        >>> record.denoised.shape
+        torch.Size([1, 2, 1, 2, 6, 4, 8, 8])
+    """
+    check_settings(conditioning, noise, reduction=reduction)
+    _require_counts(branches=branches, num_trunks=num_trunks)
+    _require_branching_steps(steps, num_steps=sampler.num_steps)
+    _require_strides(strides)
+    require_density("steps", steps, sampler)
+    last = sampler.num_steps - 1
+    if sampler.last_action_is_image_independent and steps[-1] == last:
+        msg = (
+            f"`steps` must not hold the last step, {last}: this sampler's image is the clean "
+            "prediction before it, equal for all branches."
+        )
+        raise ValueError(msg)
+    walk = NodeStep(
+        policy=policy,
+        conditioning=conditioning,
+        guidance_scale=guidance_scale,
+        camera_scale=camera_scale,
+    )
+    ode = sampler.deterministic()
+    trunks = [(trunk,) for trunk in range(num_trunks)]
+    latent = initial_nodes(noise, trunks, storage_dtype=storage_dtype)
+    wide = latent.dtype
+    decisions, finished = [], []
+    for step in range(steps[-1] + 1):
+        state = latent.to(storage_dtype) if step in steps else latent
+        output = walk.output(sampler, state, step)
+        latent = walk.transition(ode, output, state, step).mean
+        if step not in steps:
+            continue
+        # The names that a group's members have which divides at this step.
+        paths = [(*trunk, *(0,) * step, branch) for trunk in trunks for branch in range(branches)]
+        decision = draw_decision(
+            state,
+            walk.transition(sampler, output, state, step),
+            noise.members(paths, "group", step),
+            step=step,
+            depth=0,
+            reduction=reduction,
+        )
+        action = decision.action.transpose(0, 1).to(wide)
+        images = [
+            action
+            if step == last
+            else walk.finish(finishing_sampler(sampler, start=step + 1, stride=stride), action)
+            for stride in strides
+        ]
+        decisions.append(decision)
+        finished.append(torch.stack(images).transpose(1, 2))
+    return BranchTrajectory(
+        decisions=tuple(decisions), denoised=torch.stack(finished), num_trunks=num_trunks
+    )
+
+
+def _require_counts(**numbers: int) -> None:
+    """Refuse a count below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            msg = f"`{name}` must be at least 1; got {number}."
+            raise ValueError(msg)
+
+
+def _require_branching_steps(steps: Sequence[int], *, num_steps: int) -> None:
+    """Refuse no step, or steps outside the grid."""
+    require_steps("steps", steps, num_steps=num_steps)
+    if not steps:
+        msg = "`steps` must hold a step that branches; got none."
+        raise ValueError(msg)
+
+
+def _require_strides(strides: Sequence[int]) -> None:
+    """Refuse no stride, or one that stands still."""
+    if not strides or min(strides) < 1:
+        msg = f"`strides` must be at least 1, and one or more; got {list(strides)}."
+        raise ValueError(msg)

@@ -1,0 +1,237 @@
+"""Steps of many nodes at once: what rollouts of groups and of branches have in common.
+
+Inside a rollout nodes come first, ``(node, prompt, view, c, h, w)``: they take the place of the
+step axis of ``network_output``, all at one step, so a call knows each prompt once a node.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.diffusion import gaussian
+from mvczigal_ref.diffusion.ddim_sampler import DdimSampler
+from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.diffusion.precision import require_choice
+from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.diffusion.transition import Transition
+from mvczigal_ref.group_records import GroupDecision
+from mvczigal_ref.policy import Policy, network_output, step_transition
+from mvczigal_ref.records import ActionReduction, Conditioning
+from mvczigal_ref.rollout.noise import SeededNoise
+
+__all__ = [
+    "NodeLatent",
+    "NodeStep",
+    "check_settings",
+    "draw_decision",
+    "initial_nodes",
+    "require_density",
+    "without_noise",
+]
+
+NodeLatent = Float[Tensor, "node prompt view c h w"]
+"""Latents of some nodes of every prompt's group."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeStep:
+    """One network on some prompts, to step their nodes with."""
+
+    policy: Policy
+    """The network."""
+
+    conditioning: Conditioning
+    """Of the prompts, once each."""
+
+    guidance_scale: float
+    """Strength of the prompt [1]."""
+
+    camera_scale: float = 1.0
+    """Strength of the camera features [1]."""
+
+    def output(self, sampler: Sampler, latent: NodeLatent, step: int) -> NodeLatent:
+        """Call the network once for all nodes.
+
+        Args:
+            sampler: Knows the step's timestep.
+            latent: What the network sees, in any floating dtype [1].
+            step: Index into the grid.
+
+        Returns:
+            The guided prediction, fp32 or wider.
+        """
+        return network_output(
+            self.policy,
+            sampler,
+            latent,
+            _steps(latent, step),
+            self.conditioning,
+            guidance_scale=self.guidance_scale,
+            camera_scale=self.camera_scale,
+        )
+
+    def transition(
+        self, sampler: Sampler, output: NodeLatent, latent: NodeLatent, step: int
+    ) -> Transition:
+        """Make every node's Gaussian of the network's output.
+
+        Args:
+            sampler: The transition kernel.
+            output: What :meth:`output` returned at ``latent``.
+            latent: What the network saw [1].
+            step: Index into the grid.
+
+        Returns:
+            As :func:`~mvczigal_ref.policy.step_transition`, one entry a node.
+        """
+        return step_transition(sampler, output, latent, _steps(latent, step))
+
+    def finish(self, sampler: Sampler, latent: NodeLatent) -> NodeLatent:
+        """Follow a deterministic sampler to the end of its grid, one call a step.
+
+        Args:
+            sampler: Its means are followed.
+            latent: At its first step [1].
+
+        Returns:
+            Final latents, as the sampler reads them off its last step [1].
+        """
+        for step in range(sampler.num_steps):
+            output = self.output(sampler, latent, step)
+            transition = self.transition(sampler, output, latent, step)
+            latent = transition.mean
+        return transition.denoised if sampler.last_action_is_image_independent else latent
+
+
+def initial_nodes(
+    noise: SeededNoise, paths: Sequence[tuple[int, ...]], *, storage_dtype: torch.dtype
+) -> NodeLatent:
+    """Draw every root's initial noise.
+
+    Args:
+        noise: Of the prompts.
+        paths: One a root.
+        storage_dtype: Of the latents that will be stored.
+
+    Returns:
+        Standard normal, in fp32 or in a wider ``storage_dtype`` [1].
+    """
+    return noise.members(paths, "initial").to(torch.promote_types(storage_dtype, torch.float32))
+
+
+def draw_decision(
+    state: NodeLatent,
+    transition: Transition,
+    noise: Float[Tensor, "member prompt view c h w"],
+    *,
+    step: int,
+    depth: int,
+    reduction: ActionReduction,
+) -> GroupDecision:
+    """Draw the members of every node, round them as the state is, and score them.
+
+    Args:
+        state: What the network saw, in the storage dtype [1].
+        transition: Every node's Gaussian.
+        noise: Standard normal, a multiple of the nodes, those of one node adjacent [1].
+        step: Index into the grid.
+        depth: Of the members, see :class:`GroupDecision`.
+        reduction: Of the log-density over channels, height and width: "mean"
+            [nats/element] or "sum" [nats].
+
+    Returns:
+        The record of the step.
+    """
+    branches = noise.shape[0] // state.shape[0]
+    mean = transition.mean.repeat_interleave(branches, dim=0)
+    std = transition.std.repeat_interleave(branches, dim=0)
+    action = gaussian.sample(mean, std, noise).to(state.dtype)
+    log_prob = gaussian.log_prob(action.to(mean.dtype), mean=mean, std=std, reduction=reduction)
+    return GroupDecision(
+        step=step,
+        depth=depth,
+        state=state.transpose(0, 1),
+        action=action.transpose(0, 1),
+        log_prob=log_prob.transpose(0, 1),
+    )
+
+
+def check_settings(
+    conditioning: Conditioning, noise: SeededNoise, *, reduction: ActionReduction
+) -> None:
+    """Refuse noise of other prompts, and a reduction that a decision cannot hold.
+
+    Args:
+        conditioning: Of the prompts.
+        noise: Of the same prompts.
+        reduction: Of the log-density.
+
+    Raises:
+        ValueError: If prompts or views differ in number, or ``reduction`` is unknown.
+    """
+    require_choice("reduction", reduction, get_args(ActionReduction))
+    known = conditioning.num_objects, conditioning.num_views
+    named = len(noise.objects), noise.shape[0]
+    if known != named:
+        msg = (
+            f"`conditioning` must be of the prompts and views of `noise`, {named}; got {known}. "
+            "Narrow it with `.objects`."
+        )
+        raise ValueError(msg)
+
+
+def require_density(name: str, steps: Sequence[int], sampler: Sampler) -> None:
+    """Refuse steps that a sampler gives no spread.
+
+    Args:
+        name: What the caller calls the steps.
+        steps: Those that are to draw noise.
+        sampler: Grid and transition kernel.
+
+    Raises:
+        ValueError: If a step has no log-density.
+    """
+    if isinstance(sampler, FlowSampler):
+        most = sampler.num_density_steps
+    else:
+        deterministic = isinstance(sampler, DdimSampler) and sampler.eta == 0.0
+        most = 0 if deterministic else sampler.num_steps
+    if any(step >= most for step in steps):
+        msg = (
+            f"`{name}` must be below {most}, the steps that this sampler gives a spread; got "
+            f"{list(steps)}. The others have no log-density: leave them to the ODE."
+        )
+        raise ValueError(msg)
+
+
+def without_noise(sampler: Sampler) -> Sampler:
+    """Return the deterministic sampler on the same grid.
+
+    Args:
+        sampler: A flow model's, or DDIM.
+
+    Returns:
+        The flow's ODE, or DDIM with ``eta`` 0; its means are to be followed.
+
+    Raises:
+        ValueError: If the sampler is neither: consistency sampling renews the noise at every
+            step and has no deterministic form.
+    """
+    if isinstance(sampler, FlowSampler):
+        return sampler.deterministic()
+    if isinstance(sampler, DdimSampler):
+        return replace(sampler, eta=0.0)
+    msg = (
+        f"`sampler` must have a deterministic form where a step draws no noise; got "
+        f"{type(sampler).__name__}. Draw noise at all of its steps."
+    )
+    raise ValueError(msg)
+
+
+def _steps(latent: NodeLatent, step: int) -> Tensor:
+    """Give every node the same step, without reading a device."""
+    return torch.full((latent.shape[0],), step, device=latent.device)
