@@ -1,10 +1,10 @@
 """Train the tiny world's shipped weights: autoencoder, base model, few-step model.
 
-Five stages, each a plain loop on accelerate: an autoencoder on renders; a
+Six stages, each a plain loop on accelerate: an autoencoder on renders; a
 v-prediction base model on its latents; the same model on objects some of whose
-views are less noisy, which teaches it to look across views; again on objects
-whose views are equally noisy; and its classifier-free guidance distilled into
-the guidance embedding that few-step sampling uses.
+views are less noisy, which teaches it to look across views; twice more on
+objects whose views are equally noisy, at a falling rate; and its classifier-free
+guidance distilled into the guidance embedding that few-step sampling uses.
 """
 
 import json
@@ -71,6 +71,12 @@ class PretrainConfig:
     """Optimiser steps of the stage in which all views are equally noisy again [1]."""
 
     together_lr: float = 1.2e-3
+    """Peak learning rate."""
+
+    settle_steps: int = 2500
+    """Optimiser steps of a second pass of that stage [1]."""
+
+    settle_lr: float = 6e-4
     """Peak learning rate."""
 
     distil_steps: int = 1500
@@ -204,12 +210,13 @@ def _velocity_stages(config: PretrainConfig) -> tuple[_Fit, ...]:
     Where all views are equally noisy, each tells nearly as much of itself as
     of the others, and the base model hardly uses its row attention. So in the
     second stage half of the views begin clean, and rise to the others'
-    timestep over three quarters of the stage. The third uses what was learnt.
+    timestep over three quarters of the stage. The last two use what was learnt.
     """
     return (
         _Fit("base", config.base_steps, config.base_lr, config.seed + 2, stop=config.base_stop),
         _Fit("views", config.views_steps, config.views_lr, config.seed + 4, clean_until=0.75),
         _Fit("together", config.together_steps, config.together_lr, config.seed + 5),
+        _Fit("settle", config.settle_steps, config.settle_lr, config.seed + 6),
     )
 
 
