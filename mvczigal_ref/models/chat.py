@@ -22,13 +22,22 @@ from torch import Tensor
 
 from mvczigal_ref.models.bounded_http import TRANSIENT, TryAgainError, post, split_url
 
-__all__ = ["ChatAnswerError", "ChatEndpoint", "ChatUnavailableError", "png_data_url"]
+__all__ = [
+    "ChatAnswerError",
+    "ChatEndpoint",
+    "ChatRefusedError",
+    "ChatUnavailableError",
+    "png_data_url",
+]
 
 MAX_BODY_BYTES = 1 << 20
 """A longer response is refused; thousands of tokens fit many times over."""
 
 MAX_PAUSE_S = 30.0
 """The longest pause between two tries, whatever the server asks for."""
+
+AnyImage = Float[Tensor, "rgb _ _"]
+"""Of any size, also beside others."""
 
 _PATH = "/chat/completions"
 
@@ -39,6 +48,10 @@ class ChatUnavailableError(ConnectionError):
 
 class ChatAnswerError(ValueError):
     """The endpoint answered, but with something that is no answer."""
+
+
+class ChatRefusedError(ChatAnswerError):
+    """The endpoint does not take the request: asking again would not help."""
 
 
 def png_data_url(image: Float[Tensor, "rgb height width"]) -> str:
@@ -136,7 +149,7 @@ class ChatEndpoint:
     def ask(
         self,
         text: str,
-        images: Sequence[Float[Tensor, "rgb height width"]] = (),
+        images: Sequence[AnyImage] = (),
         *,
         seed: int | None = None,
     ) -> str:
@@ -153,8 +166,9 @@ class ChatEndpoint:
 
         Raises:
             ChatUnavailableError: If no try was answered.
-            ChatAnswerError: If the endpoint refused, or its answer is cut, empty, too
-                long or not in the expected form.
+            ChatRefusedError: If the endpoint does not take the request.
+            ChatAnswerError: If its answer is cut, empty, too long or not in the expected
+                form.
             ValueError: If the environment lacks the key, or an image is unfit.
         """
         key = self._key()
@@ -184,9 +198,7 @@ class ChatEndpoint:
             raise ValueError(msg)
         return key
 
-    def _body(
-        self, text: str, images: Sequence[Float[Tensor, "rgb height width"]], seed: int | None
-    ) -> bytes:
+    def _body(self, text: str, images: Sequence[AnyImage], seed: int | None) -> bytes:
         """Write the request."""
         parts: list[object] = [
             {"type": "image_url", "image_url": {"url": png_data_url(image)}} for image in images
@@ -224,7 +236,7 @@ class ChatEndpoint:
         if reply.status in TRANSIENT:
             raise TryAgainError(said, reply.retry_after_s)
         msg = f"`{self.url}` must accept the request; got {said}"
-        raise ChatAnswerError(msg)
+        raise ChatRefusedError(msg)
 
 
 def _answer(content: bytes) -> str:

@@ -1,0 +1,198 @@
+"""A served vision-language model as a judge of single views, or of all views together."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mvczigal_ref.models.chat import ChatAnswerError, ChatEndpoint, ChatRefusedError
+from mvczigal_ref.reward.judgement import (
+    JOINT_CRITERIA,
+    PER_VIEW_CRITERIA,
+    JudgementError,
+    code_for,
+    parse_scores,
+    question,
+)
+from mvczigal_ref.shapes import Images, JointViewReward, PerViewReward
+
+__all__ = ["ChatJointJudge", "ChatJudge"]
+
+_REMINDER = "\n\nThis was asked before and the answer lacked these lines. Write only them now."
+
+
+class _Judge:
+    """What both judges share: asking, asking again, several questions at a time."""
+
+    usual: ClassVar[Mapping[str, str]]
+
+    def __init__(
+        self,
+        endpoint: ChatEndpoint,
+        *,
+        criteria: Mapping[str, str] | None = None,
+        re_asks: int = 2,
+        workers: int = 8,
+        always_code: bool = False,
+    ) -> None:
+        criteria = self.usual if criteria is None else criteria
+        if not criteria or not all(re.fullmatch(r"[A-Za-z][A-Za-z -]*", n) for n in criteria):
+            msg = f"`criteria` must have names of letters, at least one; got {list(criteria)}."
+            raise ValueError(msg)
+        for name, value, least in (("re_asks", re_asks, 0), ("workers", workers, 1)):
+            if value < least:
+                msg = f"`{name}` must be at least {least}; got {value}."
+                raise ValueError(msg)
+        self.endpoint, self.criteria = endpoint, dict(criteria)
+        self.re_asks, self.workers, self.always_code = re_asks, workers, always_code
+
+    def _all(self, rows: Sequence[Tensor], prompts: Sequence[str], views: int | None) -> Tensor:
+        """Score rows, each one or more images, in their order."""
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            scores = list(pool.map(self._one(views), range(len(rows)), rows, prompts))
+        finally:
+            # After a failure what was not asked yet is not asked any more.
+            pool.shutdown(cancel_futures=True)
+        return torch.tensor(scores, dtype=torch.float32)
+
+    def _one(self, views: int | None) -> Callable[[int, Tensor, str], float]:
+        def score(row: int, images: Tensor, prompt: str) -> float:
+            code = code_for(prompt, always=self.always_code)
+            text = question(prompt, self.criteria, views=views, code=code)
+            failure: ChatAnswerError | JudgementError | None = None
+            for attempt in range(self.re_asks + 1):
+                # A server that takes no seed gets none here either.
+                base = self.endpoint.seed
+                seed = base + attempt if attempt and base is not None else None
+                try:
+                    answer = self.endpoint.ask(text, list(images), seed=seed)
+                    found = parse_scores(answer, list(self.criteria), code=code)
+                    return math.fsum(found.values()) / len(found)
+                except ChatRefusedError:
+                    raise
+                except (ChatAnswerError, JudgementError) as error:
+                    failure = error
+                # At temperature 0 the same question would get the same answer.
+                text = question(prompt, self.criteria, views=views, code=code) + _REMINDER
+            msg = f"Row {row} must be judged within {self.re_asks + 1} questions; got: {failure}"
+            raise JudgementError(msg) from failure
+
+        return score
+
+
+class ChatJudge(_Judge):
+    r"""`chat_judge`: a served model's opinion of every view on its own [points, 1 to 5].
+
+    .. math:: R_{b v} = \frac{1}{K} \sum_k s_k(x_{b v}, c_b)
+
+    Images of today's generators get about 3 to 4 from UnifiedReward 2.0. The scores of
+    one name alone are those of ``criteria`` with that name alone.
+
+    Source:
+        Wang et al., UnifiedReward, arXiv:2503.05236, pointwise scoring. Deviation: the question
+        is worded here, and the prompt's own talk of scores is kept apart.
+
+    Args:
+        endpoint: Where the judge is served, such as by vLLM with
+            ``CodeGoat24/UnifiedReward-2.0-qwen-7b``; temperature 0 repeats its scores as far
+            as the server does.
+        criteria: What is judged, by name.
+        re_asks: Further questions where an answer holds no scores [1].
+        workers: Questions under way at once [1]; positive.
+        always_code: Ask for the code in every answer, also against text that a generator
+            may paint into its images.
+
+    Examples:
+        >>> judge = ChatJudge(ChatEndpoint("http://127.0.0.1:8000/v1", "UnifiedReward"))
+        >>> list(judge.criteria)
+        ['Alignment', 'Coherence', 'Style']
+    """
+
+    usual = PER_VIEW_CRITERIA
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> PerViewReward:
+        """Ask for every view.
+
+        Args:
+            images: Decoded views in [0, 1].
+            prompts: One prompt an object.
+
+        Returns:
+            The mean score of each view [points, 1 to 5], on the images' device.
+
+        Raises:
+            ValueError: If there is not one prompt an object.
+            JudgementError: If a view gets no scores.
+            ChatUnavailableError: If the endpoint does not answer.
+        """
+        _check(images, prompts)
+        views = images.shape[1]
+        rows = list(images.flatten(0, 1)[:, None])
+        repeated = [prompt for prompt in prompts for _ in range(views)]
+        return self._all(rows, repeated, None).view(images.shape[:2]).to(images.device)
+
+
+class ChatJointJudge(_Judge):
+    r"""`chat_judge.joint`: a served model's opinion of all views together [points, 1 to 5].
+
+    .. math:: R_b = \frac{1}{K} \sum_k s_k(x_{b 1}, \dots, x_{b V}, c_b)
+
+    The model must take several images in a message; no published number belongs to this.
+
+    Args:
+        endpoint: Where the judge is served.
+        num_views: Views of an object [1]; another number is refused.
+        criteria: What is judged, by name.
+        re_asks: Further questions where an answer holds no scores [1].
+        workers: Questions under way at once [1]; positive.
+        always_code: Ask for the code in every answer.
+    """
+
+    usual = JOINT_CRITERIA
+
+    def __init__(
+        self,
+        endpoint: ChatEndpoint,
+        *,
+        num_views: int,
+        criteria: Mapping[str, str] | None = None,
+        re_asks: int = 2,
+        workers: int = 8,
+        always_code: bool = False,
+    ) -> None:
+        super().__init__(
+            endpoint, criteria=criteria, re_asks=re_asks, workers=workers, always_code=always_code
+        )
+        self.num_views = num_views
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> JointViewReward:
+        """Ask for every object.
+
+        Args:
+            images: Decoded views in [0, 1].
+            prompts: One prompt an object.
+
+        Returns:
+            The mean score of each object [points, 1 to 5], on the images' device.
+
+        Raises:
+            ValueError: If there is not one prompt an object, or another number of views.
+            JudgementError: If an object gets no scores.
+            ChatUnavailableError: If the endpoint does not answer.
+        """
+        _check(images, prompts)
+        if images.shape[1] != self.num_views:
+            msg = f"`images` must have {self.num_views} views; got {images.shape[1]}."
+            raise ValueError(msg)
+        return self._all(list(images), list(prompts), self.num_views).to(images.device)
+
+
+def _check(images: Images, prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str) or len(prompts) != len(images):
+        msg = f"`prompts` must be one text an object, {len(images)}; got {prompts!r}. Give a list."
+        raise ValueError(msg)
