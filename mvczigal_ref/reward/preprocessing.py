@@ -90,7 +90,7 @@ def preprocess(
     rows = images.flatten(0, -4) if images.ndim > 3 else images[None]
     rows = _to_bytes(rows) if round_to_bytes else rows
     between = _cover(rows.shape[-2:], target) if crop else target
-    # Pillow resizes along the width first and keeps bytes in between.
+    # Pillow goes along the rows first and keeps bytes in between.
     passes = [(rows.shape[-2], between[1]), between] if round_to_bytes else [between]
     for shape in passes:
         if shape != tuple(rows.shape[-2:]):
