@@ -37,11 +37,11 @@ def content_key(
     Examples:
         >>> info = ScorerInfo(name="brightness", version="1", kind="joint")
         >>> content_key(info, "grey", shape=(1, 3, 1, 1), dtype="uint8", pixels=b"777")[:8]
-        'deccc5ad'
+        '46daabe3'
     """
     said = {**asdict(info), "prompt": prompt, "shape": list(shape), "dtype": dtype}
-    # JSON never holds a bare newline, so no prompt can be taken for pixels.
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode() + b"\n")
+    # A JSON object tells where it ends, so no prompt can be taken for pixels.
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     digest.update(pixels)
     return digest.hexdigest()
 

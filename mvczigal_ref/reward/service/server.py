@@ -120,8 +120,8 @@ def serve(
         scorer, info=info, host=host, port=port, limits=limits, allow_remote=allow_remote
     ) as server:
         open_to = "" if _is_loopback(host) else "; OPEN TO OTHER MACHINES, without a password"
-        say(f"serving {name} ({kind}, {version}) at {server.url}{open_to} (Ctrl-C stops)")
         try:
+            say(f"serving {name} ({kind}, {version}) at {server.url}{open_to} (Ctrl-C stops)")
             server.serve_forever()
         except KeyboardInterrupt:
             # A scorer that is cut off by the end of the process may crash it.

@@ -3,16 +3,14 @@
 from dataclasses import dataclass, fields
 from typing import Final, Literal, get_args
 
+from mvczigal_ref.errors import ScorerUnavailableError
+
 __all__ = ["Kind", "Limits", "RefusedError", "ScorerInfo", "ScorerUnavailableError"]
 
 Kind = Literal["per_view", "joint"]
 """Whether a scorer gives one number a view or one an object."""
 
 _NAME_CHARS: Final = 200
-
-
-class ScorerUnavailableError(ConnectionError):
-    """A remote scorer gave no usable answer for as long as it was waited for."""
 
 
 class RefusedError(ValueError):

@@ -161,9 +161,9 @@ def test_no_one_there_is_an_outage():
 
 
 def drip(connection):
-    """Send a header for ever, byte by byte."""
+    """Send a header byte by byte, for far too long."""
     connection.sendall(b"HTTP/1.1 200 X\r\nA: ")
-    while True:
+    for _ in range(300):
         connection.sendall(b"a")
         time.sleep(0.01)
 

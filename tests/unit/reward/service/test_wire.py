@@ -6,7 +6,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mvczigal_ref.reward.service.terms import Limits, RefusedError, ScorerInfo
@@ -113,6 +113,7 @@ def test_half_precision_scores_arrive_as_fp32():
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), st.integers(1, 3))
+@example("\x01" * 300, 3)
 def test_the_limits_leave_room_for_every_head(prompt, objects):
     """Whatever its characters cost in JSON."""
     limits = Limits(objects=objects, prompt_chars=max(1, len(prompt)))

@@ -1,0 +1,178 @@
+"""The reward service in earnest: the world's judges, a killed process, and whole runs."""
+
+import os
+import re
+import signal
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from urllib.request import urlopen
+
+import pytest
+import torch
+
+from mvczigal_ref import system
+from mvczigal_ref.checkpoint import load_checkpoint
+from mvczigal_ref.reward.service import (
+    Patience,
+    RemoteJointView,
+    RemotePerView,
+    ScorerInfo,
+    ScorerUnavailableError,
+    serve,
+    serving,
+)
+from mvczigal_ref.reward.world import WorldJointView, WorldPerView
+from mvczigal_ref.trainer import Events
+from tests.integration.faults import patched
+from tests.integration.killable import SERVER
+from tests.integration.runs import PROMPTS, assert_same_run, checkpoints, run, small_config
+
+PER_VIEW = ScorerInfo(name="world.per_view", version="1", kind="per_view")
+JOINT = ScorerInfo(name="world.joint", version="1", kind="joint")
+ASKED = "asked"
+
+
+def views():
+    """Draw six views of two objects."""
+    return torch.rand(2, 6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+# -- bits --------------------------------------------------------------------------------
+
+
+def test_the_worlds_scores_are_the_same_to_the_bit():
+    """Both judges, through the service and here."""
+    images = views()
+    with serving(WorldPerView(), info=PER_VIEW) as server:
+        per_view = RemotePerView(server.url)(images, PROMPTS)
+    with serving(WorldJointView(), info=JOINT) as server:
+        joint = RemoteJointView(server.url)(images, PROMPTS)
+
+    assert torch.equal(per_view, WorldPerView()(images, PROMPTS))
+    assert torch.equal(joint, WorldJointView()(images, PROMPTS))
+
+
+# -- processes ---------------------------------------------------------------------------
+
+
+def _work(pipe, port, hang):
+    """Serve the per-view judge; one that hangs says that it was asked, and no more."""
+    torch.set_num_threads(1)
+
+    def judge(images, prompts):
+        if hang:
+            pipe.send(ASKED)
+            time.sleep(600)
+        return WorldPerView()(images, prompts)
+
+    serve(judge, name="world.per_view", version="1", kind="per_view", port=port, say=pipe.send)
+
+
+@contextmanager
+def service(port=0, *, hang=False):
+    """Serve in a process of its own; give the process, the pipe and the port."""
+    here, there = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=_work, args=(there, port, hang))
+    process.start()
+    there.close()
+    try:
+        yield process, here, int(re.search(r"127\.0\.0\.1:(\d+) ", here.recv())[1])
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+
+
+def test_a_service_that_is_killed_and_started_again_gives_the_same_scores():
+    """SIGKILL while it scores; the client waits, and asks the new one."""
+    images = views()
+    with ExitStack() as stack:
+        process, pipe, port = stack.enter_context(service(hang=True))
+
+        def kill():
+            assert pipe.recv() == ASKED
+            os.kill(process.pid, signal.SIGKILL)
+
+        def again(seconds):
+            pauses.append(seconds)
+            process.join()
+            stack.enter_context(service(port))
+
+        pauses, killer = [], threading.Thread(target=kill)
+        killer.start()
+        scores = RemotePerView(f"http://127.0.0.1:{port}", sleep=again)(images, PROMPTS)
+        killer.join()
+
+    assert process.exitcode == -signal.SIGKILL
+    assert pauses == [0.5]
+    assert torch.equal(scores, WorldPerView()(images, PROMPTS))
+
+
+def test_ctrl_c_ends_the_service():
+    """With a last line and a clean exit."""
+    with service() as (process, pipe, port):
+        with urlopen(f"http://127.0.0.1:{port}/health") as answer:
+            assert answer.status == 200
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+
+        assert process.exitcode == 0
+        assert pipe.recv() == "stopped after 0 answers"
+
+
+# -- runs --------------------------------------------------------------------------------
+
+
+class Outage(Events):
+    """Ends a service after the second iteration."""
+
+    def __init__(self, end):
+        self.end = end
+
+    def iteration(self, finished, total, metrics):
+        if finished == 2:
+            self.end()
+
+
+def test_a_run_outlives_its_service(undisturbed, prompts, tmp_path):
+    """It waits in the middle of an iteration, and ends with the same bits as a local one."""
+    pauses = []
+    with ExitStack() as first, ExitStack() as second:
+        server = first.enter_context(serving(WorldPerView(), info=PER_VIEW))
+
+        def again(seconds):
+            pauses.append(seconds)
+            second.enter_context(serving(WorldPerView(), info=PER_VIEW, port=server.server_port))
+
+        remote = RemotePerView(server.url, sleep=again)
+        with patched(system, "per_view_scorer", lambda *_: remote):
+            run(small_config(prompts), tmp_path, events=Outage(first.close))
+
+    assert pauses == [0.5]
+    assert_same_run(undisturbed(), tmp_path)
+
+
+def test_a_run_ends_with_a_good_checkpoint_where_its_service_does_not_come_back(
+    undisturbed, prompts, tmp_path
+):
+    """After as long as it was to wait; resumed, it goes on to the same bits."""
+    moments = iter(range(1000))
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(WorldPerView(), info=PER_VIEW))
+        remote = RemotePerView(
+            server.url,
+            patience=Patience(wait_s=5.0),
+            clock=lambda: float(next(moments)),
+            sleep=lambda seconds: None,
+        )
+        with (
+            patched(system, "per_view_scorer", lambda *_: remote),
+            pytest.raises(ScorerUnavailableError, match="resume"),
+        ):
+            run(small_config(prompts), tmp_path, events=Outage(stack.close))
+
+    assert checkpoints(tmp_path) == ["iteration_000001", "iteration_000002"]
+    assert load_checkpoint(tmp_path / "checkpoints" / "iteration_000002").iteration == 2
+    run(small_config(prompts), tmp_path)
+    assert_same_run(undisturbed(), tmp_path)
