@@ -1,0 +1,137 @@
+"""Read a published checkpoint's tensors without running its pickle, and write safetensors once."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import sync
+
+__all__ = ["convert_checkpoint", "read_tensors"]
+
+# Under one of these a training script keeps the tensors beside its counters.
+_WRAPPERS = ("state_dict", "model")
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read every tensor of a file onto the CPU, whatever its format.
+
+    A file that is not safetensors is a pickle; it is read with ``weights_only=True``, so it
+    can build tensors and plain containers but run nothing. Tensors that lie under
+    ``state_dict`` or ``model`` are taken out of it; what lies beside is left.
+
+    Args:
+        path: ``.safetensors``, or what ``torch.save`` wrote: ``.pt``, ``.pth``, ``.bin``.
+
+    Returns:
+        Tensors by the file's own names, in the file's own dtypes.
+
+    Raises:
+        CheckpointError: If the file is absent, cut or not of its format, or if what it holds
+            is not tensors by name.
+
+    Examples:
+        >>> read_tensors("absent.pt")
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: `path` must be a whole file of tensors; got ...
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        # torch's own text advises to run the pickle; only the kind of the error is told.
+        msg = (
+            f"`path` must be a whole file of tensors; got {str(path)!r}, which cannot be read as "
+            f"such ({type(error).__name__}). Download it again."
+        )
+        raise CheckpointError(msg) from error
+    return _by_name(content, path)
+
+
+def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> Path:
+    """Write the tensors of a ``.pt`` or ``.pth`` file as safetensors, once.
+
+    Names, values and dtypes stay as they are, so whatever read the one reads the other. The
+    file appears whole or not at all.
+
+    Args:
+        source: What ``torch.save`` wrote.
+        target: File to write; beside the source with the suffix ``.safetensors`` when None.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ValueError: If the source is safetensors already, or the target exists.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> torch.save({"state_dict": {"weight": torch.ones(2)}}, folder / "model.pt")
+        >>> written = convert_checkpoint(folder / "model.pt")
+        >>> written.name, read_tensors(written)
+        ('model.safetensors', {'weight': tensor([1., 1.])})
+    """
+    source = Path(source)
+    target = Path(target) if target is not None else source.with_suffix(".safetensors")
+    if source.suffix == ".safetensors" or target.suffix != ".safetensors":
+        msg = (
+            "`source` must be a `.pt` or `.pth` file and `target` a `.safetensors` file; got "
+            f"{source.name!r} and {target.name!r}."
+        )
+        raise ValueError(msg)
+    if target.exists():
+        msg = f"`target` must not exist yet; got {str(target)!r}. Delete it, or name another."
+        raise ValueError(msg)
+    tensors = _apart(read_tensors(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.tmp")
+    try:
+        save_file(tensors, aside, metadata={"format": "pt", "source": source.name})
+        sync(aside)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync(target.parent)
+    return target
+
+
+def _by_name(content: object, path: Path) -> dict[str, Tensor]:
+    """Take the tensors out of their wrapper and refuse what is no tensor by name."""
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        msg = (
+            f"`path` must hold tensors by name; got {str(path)!r} with "
+            f"{type(content).__name__}. Is it another model's file?"
+        )
+        raise CheckpointError(msg)
+    foreign = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if foreign:
+        msg = (
+            f"`path` must hold nothing but tensors; got {str(path)!r} with "
+            f"{', '.join(sorted(foreign))}. Is it another model's file?"
+        )
+        raise CheckpointError(msg)
+    return {str(name): value for name, value in content.items()}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give every tensor memory of its own, as safetensors wants it."""
+    seen: set[int] = set()
+    result = {}
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        result[name] = value.clone() if place in seen else value
+        result[name] = result[name].contiguous()
+        seen.add(place)
+    return result
