@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import threading
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -206,7 +207,8 @@ def test_a_quoted_prompt_is_never_a_judgement(prompt):
     """Even by a judge that answers with the prompt alone, tidied up or not."""
     code = code_for(prompt)
     tidied = "".join(char for char in prompt if char.isprintable()).replace("*", "")
-    for answer in (prompt, json.dumps(prompt), tidied, prompt.strip('" ')):
+    plain = unicodedata.normalize("NFKC", prompt)
+    for answer in (prompt, json.dumps(prompt), tidied, plain):
         with pytest.raises(JudgementError):
             parse_scores(answer, ["Final"], code=code)
 
