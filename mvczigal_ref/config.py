@@ -20,6 +20,7 @@ from mvczigal_ref.settings import (
     _SETTINGS,
     AdvantageConfig,
     ConstraintConfig,
+    GuardConfig,
     ModelConfig,
     Name,
     ObjectiveConfig,
@@ -28,13 +29,15 @@ from mvczigal_ref.settings import (
     RunConfig,
     SamplerConfig,
     ZigzagConfig,
+    scorer_weights,
     weights_folder,
 )
-from mvczigal_ref.settings_file import read_settings, unknown_setting
+from mvczigal_ref.settings_file import read_settings, read_value, unknown_setting
 
 __all__ = [
     "AdvantageConfig",
     "ConstraintConfig",
+    "GuardConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
@@ -47,6 +50,7 @@ __all__ = [
     "fingerprinted",
     "from_dict",
     "load_config",
+    "scorer_weights",
     "to_dict",
     "weights_folder",
 ]
@@ -54,6 +58,11 @@ __all__ = [
 # What may differ between a run and its continuation: no number of training depends on it.
 _NOT_IN_FINGERPRINT = (
     "recipe",
+    "reward.url",
+    "reward.device",
+    "reward.timeout",
+    "reward.wait",
+    "reward.api_key_env",
     "run.iterations",
     "run.checkpoint_every",
     "run.keep_checkpoints",
@@ -78,6 +87,8 @@ class TrainConfig:
     """The zigzag arm."""
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     """Scorers."""
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    """What is watched on held-out prompts."""
     advantage: AdvantageConfig = dataclasses.field(default_factory=AdvantageConfig)
     """From rewards to advantages."""
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
@@ -114,6 +125,7 @@ def _contradictions(config: TrainConfig) -> Iterable[str]:
             "`constraint.multiplier_init` must be at most `constraint.multiplier_max` = "
             f"{config.constraint.multiplier_max}; got {config.constraint.multiplier_init}."
         )
+    yield from _guard_contradictions(config)
     if config.advantage.shuffle and run.objects_per_iteration < 2:
         yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
     slices = [("run.objects_per_slice", run.objects_per_slice)]
@@ -126,6 +138,19 @@ def _contradictions(config: TrainConfig) -> Iterable[str]:
                 f"`{path}` must divide `run.objects_per_iteration` = "
                 f"{run.objects_per_iteration}; got {size}. The nearest valid value is {nearest}."
             )
+
+
+def _guard_contradictions(config: TrainConfig) -> Iterable[str]:
+    guard = config.guard
+    # Alone, one reward leaves the other to be watched.
+    alone = config.advantage.mode in ("joint", "per_view")
+    if guard.every and not (guard.per_view or guard.joint or guard.diversity or alone):
+        yield (
+            "`guard.every` needs something to watch: name scorers in `guard.per_view` or "
+            "`guard.joint`, or set `guard.diversity`."
+        )
+    if guard.every and guard.diversity and guard.noises < 2:
+        yield "`guard.noises` must be at least 2 where `guard.diversity` counts; got 1."
 
 
 def _nearest_divisor(whole: int, wanted: int) -> int:
@@ -291,7 +316,7 @@ def _parse_override(word: str) -> dict[str, Any]:
         raise unknown_setting(path, _PATHS)
     try:
         # A name that looks like a number, a date or a truth value stays a name.
-        value = text if _PATHS[path] is Name else yaml.safe_load(text)
+        value = text if _PATHS[path] is Name else read_value(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"`{path}` cannot be read from {text!r}: {error}.") from error
     section, _, name = path.rpartition(".")

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.advantage.pair import PairAdvantages, advantage_gap, joint_share, pair_advantages
+from mvczigal_ref.advantage.standardise import check_rewards, standardise
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
-from mvczigal_ref.records import PairedRollout, RewardTable
+from mvczigal_ref.records import PairedRollout, RewardTable, ScorerRewards
+from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.rollout.noise import SeededNoise, derived_generator
 from mvczigal_ref.rollout.pair import paired_rollout
 from mvczigal_ref.slices import Share
@@ -117,7 +119,7 @@ def run_iteration(
         ]
         rewards = share.gather_rewards(own, world)
     with timer("advantage"):
-        advantages = _advantages(rewards)  # names a reward that is not finite
+        advantages = _advantages(rewards, system, config)  # names a reward that is not finite
         constraint = constraint_step(
             constraint,
             _joint_mean(rewards),
@@ -178,22 +180,57 @@ def _rollout(
     )
 
 
+def _mixtures(system: System) -> dict[str, Mixture]:
+    return {
+        "per_view": Mixture.of(system.per_view, "per_view"),
+        "joint_view": Mixture.of(system.joint, "joint_view"),
+    }
+
+
 def _reward(system: System, prompts: Sequence[str], pair: PairedRollout) -> RewardTable:
-    scores: dict[str, Tensor] = {}
-    for arm, trajectory in (("zigzag", pair.zigzag), ("standard", pair.standard)):
-        images = system.images(trajectory.denoised)
-        scores[f"per_view_{arm}"] = system.per_view(images, prompts)
-        scores[f"joint_view_{arm}"] = system.joint(images, prompts)
-    return RewardTable(**scores)
+    images = {
+        "zigzag": system.images(pair.zigzag.denoised),
+        "standard": system.images(pair.standard.denoised),
+    }
+    totals: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, ScorerRewards]] = {}
+    for kind, scorer in _mixtures(system).items():
+        raw = {arm: scorer.tables(views, prompts) for arm, views in images.items()}
+        totals |= {f"{kind}_{arm}": scorer.total(tables) for arm, tables in raw.items()}
+        parts[kind] = {
+            name: ScorerRewards(zigzag=raw["zigzag"][name], standard=raw["standard"][name])
+            for name in scorer.scorers
+        }
+    return RewardTable(
+        **totals, per_view_parts=parts["per_view"], joint_view_parts=parts["joint_view"]
+    )
 
 
-def _advantages(rewards: RewardTable) -> PairAdvantages:
-    return pair_advantages(
+def _advantages(rewards: RewardTable, system: System, config: TrainConfig) -> PairAdvantages:
+    """Standardise the sum of the rewards, or each reward alone and add the results."""
+    kinds = {"per_view": rewards.per_view_parts, "joint_view": rewards.joint_view_parts}
+    for parts in kinds.values():
+        if len(parts) > 1:  # the sum would not say whose it was
+            check_rewards(**{f"reward/{name}/zigzag": p.zigzag for name, p in parts.items()})
+            check_rewards(**{f"reward/{name}/standard": p.standard for name, p in parts.items()})
+    combined = pair_advantages(
         per_view_zigzag=rewards.per_view_zigzag,
         per_view_standard=rewards.per_view_standard,
         joint_view_zigzag=rewards.joint_view_zigzag,
         joint_view_standard=rewards.joint_view_standard,
     )
+    if config.reward.combine == "rewards":
+        return combined
+    told = {}
+    for kind, scorer in _mixtures(system).items():
+        both = scorer.total(
+            {
+                name: standardise(torch.stack([p.zigzag, p.standard]))
+                for name, p in kinds[kind].items()
+            }
+        )
+        told |= {f"{kind}_zigzag": both[0], f"{kind}_standard": both[1]}
+    return PairAdvantages(**told)
 
 
 def _joint_mean(rewards: RewardTable) -> float:
@@ -254,4 +291,7 @@ def _reward_metrics(rewards: RewardTable, constraint: ConstraintState) -> dict[s
         "threshold": constraint.threshold,
         "slack": constraint.slack(_joint_mean(rewards)),
     }
+    for name, part in (*rewards.per_view_parts.items(), *rewards.joint_view_parts.items()):
+        metrics[f"reward/{name}/zigzag"] = part.zigzag.mean()
+        metrics[f"reward/{name}/standard"] = part.standard.mean()
     return {name: float(value) for name, value in metrics.items()}

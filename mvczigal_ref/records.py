@@ -1,6 +1,7 @@
 """Frozen records handed from one stage to the next."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "Conditioning",
     "PairedRollout",
     "RewardTable",
+    "ScorerRewards",
     "Trajectory",
 ]
 
@@ -259,8 +261,19 @@ class PairedRollout:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScorerRewards:
+    """Raw rewards of one scorer, unweighted [reward units]."""
+
+    zigzag: Float[Tensor, " object *view"]
+    """Of the zigzag arm, one a view or one an object."""
+
+    standard: Float[Tensor, " object *view"]
+    """Of the standard arm, entry for entry."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RewardTable:
-    """Raw rewards of both arms [reward units]."""
+    """Raw rewards of both arms [reward units]: the weighted sums, and what was added."""
 
     per_view_zigzag: PerViewReward
     """Of the zigzag arm, one a view."""
@@ -273,3 +286,9 @@ class RewardTable:
 
     joint_view_standard: JointViewReward
     """Of the standard arm, object for object."""
+
+    per_view_parts: Mapping[str, ScorerRewards] = field(default_factory=dict)
+    """Of each per-view scorer by name."""
+
+    joint_view_parts: Mapping[str, ScorerRewards] = field(default_factory=dict)
+    """Of each joint-view scorer by name."""

@@ -4,16 +4,21 @@ Settings are read by the trainer and handed on as plain keyword arguments; no
 mathematical function takes one of these objects.
 """
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic.dataclasses import dataclass
+
+from mvczigal_ref.settings_file import Table
 
 __all__ = [
     "AdvantageConfig",
     "ConstraintConfig",
     "Dtype",
+    "GuardConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
@@ -21,6 +26,7 @@ __all__ = [
     "RunConfig",
     "SamplerConfig",
     "ZigzagConfig",
+    "scorer_weights",
     "weights_folder",
 ]
 
@@ -31,6 +37,33 @@ def _refuse_bool(value: object) -> object:
         msg = "must be a number"
         raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueError alone
     return value
+
+
+def _scorers(value: object) -> str | Table[float]:
+    """Read a scorer's name, or names with a weight each, into the one form of what they mean."""
+    named = {value: 1.0} if isinstance(value, str) else value
+    if not isinstance(named, Mapping) or not all(isinstance(k, str) and k for k in named):
+        msg = "must be a scorer's name, or scorers' names with a weight each"
+        raise ValueError(msg)
+    if not all(type(w) in (int, float) and math.isfinite(w) for w in named.values()):
+        msg = "must give every scorer a finite number as its weight"
+        raise ValueError(msg)
+    if not any(named.values()):
+        msg = "must give at least one scorer a weight other than 0"
+        raise ValueError(msg)
+    # Sorted, so that the order in which they were written changes no bit of the sum.
+    table = Table({name: float(named[name]) for name in sorted(named)})
+    return next(iter(table)) if list(table.values()) == [1.0] else table
+
+
+def _texts(value: object) -> Table[str]:
+    """Read a text for each of some scorers."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(text, str) and text for item in value.items() for text in item
+    ):
+        msg = "must hold a text for each scorer that it names, as in {pickscore: FOLDER}"
+        raise ValueError(msg)
+    return Table({name: value[name] for name in sorted(value)})
 
 
 _SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -44,6 +77,9 @@ HalfOpenShare = Annotated[Real, Field(ge=0, lt=1)]
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
 CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+Names = tuple[Name, ...]
+Scorers = Annotated[str | Table[float], PlainValidator(_scorers)]
+Texts = Annotated[Table[str], PlainValidator(_texts)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
@@ -106,12 +142,57 @@ class ZigzagConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
 class RewardConfig:
-    """Which scorers judge the images."""
+    """Which scorers judge the images, how they are added, and where they are."""
 
-    per_view: Name = "world.per_view"
-    """Name of the scorer of one image."""
-    joint: Name = "world.joint"
-    """Name of the scorer of all the views of an object."""
+    per_view: Scorers = "world.per_view"
+    """Scorer of one image by name, or several by name and weight, as {a: 1, b: 0.5}."""
+    joint: Scorers = "world.joint"
+    """Scorer of all the views of an object, or several by name and weight."""
+    combine: Literal["rewards", "advantages"] = "rewards"
+    """Add weighted raw rewards and standardise the sum, or standardise each and add those."""
+    weights: Texts = Table()
+    """A scorer's folder, file or hub id; the published one where none is named. A name before
+    the dot is of all its axes. For a chat judge, the model's name at its server."""
+    tokenizers: Texts = Table()
+    """A scorer's tokenizer, as folder or hub id, where it does not lie with the weights."""
+    url: Texts = Table()
+    """Service of a scorer that runs elsewhere, by `mvczigal serve-reward` or for chat."""
+    device: Name = "auto"
+    """Torch device of the scorers; "auto" is the run's."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Dtype of the scorers' networks."""
+    images_per_chunk: Count = 32
+    """Images that pass through a scorer's network together [images]."""
+    timeout: Positive = 120.0
+    """Longest duration of one request to a service [s]."""
+    wait: NonNegative = 600.0
+    """Time for which a service that fails is tried again; then the run saves and stops [s]."""
+    api_key_env: Name | None = None
+    """Environment variable that holds the chat judges' key."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+class GuardConfig:
+    """Held-out scores that are watched: what training must not spoil while its reward rises."""
+
+    every: CountOrZero = 0
+    """Iterations between checks on the held-out prompts [iterations]; 0 is no guard."""
+    per_view: Names = ()
+    """Scorers of one image that are watched and not trained on."""
+    joint: Names = ()
+    """Scorers of all the views of an object that are watched and not trained on."""
+    diversity: bool = False
+    """Count a fall of diversity as a watched score's; it is measured and shown anyway."""
+    noises: Count = 2
+    """Initial noises a prompt [noises]; diversity needs two."""
+    margin: Positive = 2.0
+    """Fall of a watched mean that is too much, in `guard.unit`."""
+    unit: Literal["standard_errors", "reward"] = "standard_errors"
+    """The margin's unit: standard errors of the paired fall over prompts, or reward units."""
+    fallen: Literal["any", "all"] = "any"
+    """How many of the watched scores must have fallen by the margin."""
+    action: Literal["stop", "return"] = "stop"
+    """End the run where it is, or at the parameters of its best check."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
@@ -237,3 +318,19 @@ def weights_folder(weights: str) -> Path:
     package = Path(__file__).parent
     installed = package / "fixtures" / "tiny_world"
     return installed if installed.is_dir() else package.parent / "fixtures" / "tiny_world"
+
+
+def scorer_weights(scorers: str | Mapping[str, float]) -> dict[str, float]:
+    """Give the weight of each scorer that a setting names.
+
+    Args:
+        scorers: `reward.per_view` or `reward.joint`.
+
+    Returns:
+        Weights by name [1 / reward units]; a bare name has weight 1.
+
+    Examples:
+        >>> scorer_weights("world.joint")
+        {'world.joint': 1.0}
+    """
+    return {scorers: 1.0} if isinstance(scorers, str) else dict(scorers)

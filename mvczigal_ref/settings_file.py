@@ -3,13 +3,34 @@
 import difflib
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from mvczigal_ref.errors import ConfigError
 
-__all__ = ["read_settings", "settings_difference", "unknown_setting"]
+__all__ = [
+    "Table",
+    "nearest_name",
+    "read_settings",
+    "read_value",
+    "settings_difference",
+    "unknown_setting",
+]
+
+_Value = TypeVar("_Value")
+
+
+class Table(dict[str, _Value]):
+    """A setting that is a mapping; it can be hashed, as frozen settings are, so never change it.
+
+    Examples:
+        >>> hash(Table(a=1, b=2)) == hash(Table(b=2, a=1))
+        True
+    """
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -54,6 +75,25 @@ def read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_value(text: str) -> Any:  # noqa: ANN401 - whatever YAML can say
+    """Read one value of the command line.
+
+    Args:
+        text: As in a YAML file, such as ``1e-3``, ``[a, b]`` or ``{a: 1, b: 2}``.
+
+    Returns:
+        The value.
+
+    Raises:
+        ConfigError: If a mapping sets a key twice.
+
+    Examples:
+        >>> read_value("{world.per_view: 1, pickscore: 0.5}")
+        {'world.per_view': 1, 'pickscore': 0.5}
+    """
+    return yaml.load(text, Loader=_UniqueKeyLoader)
+
+
 def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Say in which settings two runs differ.
 
@@ -90,11 +130,28 @@ def unknown_setting(path: str, known: Iterable[str]) -> ConfigError:
         >>> print(unknown_setting("clip_rnage", ["optim.lr", "objective.clip_range"]))
         unknown setting `clip_rnage`; the nearest name is `objective.clip_range`.
     """
+    nearest = nearest_name(path, known)
+    return ConfigError(f"unknown setting `{path}`; the nearest name is `{nearest}`.")
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Find the dotted name that someone may have meant.
+
+    Args:
+        name: What was written.
+        known: Names that exist; at least one.
+
+    Returns:
+        The likest of them.
+
+    Examples:
+        >>> nearest_name("pikscore", ["clip_score", "pickscore"])
+        'pickscore'
+    """
 
     def likeness(one: str, other: str) -> float:
         return difflib.SequenceMatcher(None, one, other).ratio()
 
     # A right name in the wrong section is near too.
-    leaf = path.rpartition(".")[2]
-    nearest = max(known, key=lambda k: max(likeness(path, k), likeness(leaf, k.rpartition(".")[2])))
-    return ConfigError(f"unknown setting `{path}`; the nearest name is `{nearest}`.")
+    leaf = name.rpartition(".")[2]
+    return max(known, key=lambda k: max(likeness(name, k), likeness(leaf, k.rpartition(".")[2])))

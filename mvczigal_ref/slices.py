@@ -1,14 +1,15 @@
 """How an iteration's objects are cut into slices and shared out among processes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.records import RewardTable
+from mvczigal_ref.records import RewardTable, ScorerRewards
 
 __all__ = ["Share"]
 
@@ -85,8 +86,26 @@ class Share:
         """
         place = torch.empty(len(self.order), dtype=torch.long)
         place[torch.tensor(self.order)] = torch.arange(len(self.order))
-        tables = {}
-        for field in fields(RewardTable):
-            mine = torch.cat([getattr(table, field.name) for table in own])
-            tables[field.name] = world.gather_objects(mine).cpu()[place]
-        return RewardTable(**tables)
+
+        def gathered(mine: Sequence[Tensor]) -> Tensor:
+            return world.gather_objects(torch.cat(list(mine))).cpu()[place]
+
+        def parts(kind: str) -> dict[str, ScorerRewards]:
+            return {
+                name: ScorerRewards(
+                    **{
+                        arm: gathered([getattr(getattr(t, kind)[name], arm) for t in own])
+                        for arm in ("zigzag", "standard")
+                    }
+                )
+                for name in getattr(own[0], kind)
+            }
+
+        return RewardTable(
+            per_view_zigzag=gathered([table.per_view_zigzag for table in own]),
+            per_view_standard=gathered([table.per_view_standard for table in own]),
+            joint_view_zigzag=gathered([table.joint_view_zigzag for table in own]),
+            joint_view_standard=gathered([table.joint_view_standard for table in own]),
+            per_view_parts=parts("per_view_parts"),
+            joint_view_parts=parts("joint_view_parts"),
+        )

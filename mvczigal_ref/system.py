@@ -1,7 +1,8 @@
 """Everything that an iteration acts with, built once from a configuration."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,20 @@ from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.lora import add_lora, lora_parameters
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.records import CameraFeatures, Conditioning
+from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
-from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
+from mvczigal_ref.reward.registry import (
+    ScorerOptions,
+    check_scorers,
+    joint_view_scorer,
+    mixture,
+    per_view_scorer,
+    scorer_options,
+)
 from mvczigal_ref.shapes import Images, ObjectLatent
 from mvczigal_ref.world.scene import WORLD_RIG
 
-__all__ = ["DTYPES", "System", "build_sampler", "build_system"]
+__all__ = ["DTYPES", "System", "build_sampler", "build_scorers", "build_system", "no_scorers"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _RIGS: dict[str, OrthographicRig] = {"world": WORLD_RIG, "paper": PAPER_RIG}
@@ -39,10 +48,10 @@ class System:
     """Grid and transition kernel."""
 
     per_view: PerViewScorer
-    """Judges single views."""
+    """Judges single views; the weighted sum where there are several scorers."""
 
     joint: JointViewScorer
-    """Judges all views of an object."""
+    """Judges all views of an object; the weighted sum where there are several scorers."""
 
     rig: OrthographicRig
     """The cameras."""
@@ -58,6 +67,12 @@ class System:
 
     prompt_cache: dict[str, tuple[Tensor, Tensor]]
     """Token and pooled features of every prompt met so far."""
+
+    watched_per_view: Mapping[str, PerViewScorer] = field(default_factory=dict)
+    """Scorers of single views that the guard watches, by name."""
+
+    watched_joint: Mapping[str, JointViewScorer] = field(default_factory=dict)
+    """Scorers of all views that the guard watches, by name."""
 
     @property
     def policy(self) -> nn.Module:
@@ -161,8 +176,69 @@ def build_sampler(config: TrainConfig) -> Sampler:
     return sampler.to(dtype=torch.float32)
 
 
+def build_scorers(
+    config: TrainConfig, *, device: torch.device, watched: bool = True
+) -> dict[str, Any]:
+    """Build every scorer of a configuration, those that the guard watches too.
+
+    Args:
+        config: Its sections ``reward`` and ``guard`` are read, and the cameras' number.
+        device: Of the run.
+        watched: Whether the guard will look.
+
+    Returns:
+        The fields of a :class:`System` that judge images, by name.
+
+    Raises:
+        ConfigError: If a scorer is unknown or lacks what it needs.
+        CheckpointError: If a scorer's weights are absent or damaged.
+        ScorerUnavailableError: If a scorer's service does not answer.
+
+    Examples:
+        >>> list(build_scorers(TrainConfig(), device=torch.device("cpu")))
+        ['per_view', 'joint', 'watched_per_view', 'watched_joint']
+    """
+    check_scorers(config.reward, config.guard)
+    views = _RIGS[config.model.rig].num_views
+
+    def options(name: str) -> ScorerOptions:
+        return scorer_options(name, config.reward, device=device, num_views=views)
+
+    def per_view(name: str) -> PerViewScorer:
+        return per_view_scorer(name, options(name))
+
+    def joint(name: str) -> JointViewScorer:
+        return joint_view_scorer(name, options(name))
+
+    guard, looks = config.guard, watched and config.guard.every > 0
+    return {
+        "per_view": mixture(config.reward.per_view, per_view),
+        "joint": mixture(config.reward.joint, joint),
+        "watched_per_view": {name: per_view(name) for name in guard.per_view if looks},
+        "watched_joint": {name: joint(name) for name in guard.joint if looks},
+    }
+
+
+def no_scorers() -> dict[str, Any]:
+    """Give the scorers of a system that only samples: none that could be asked.
+
+    Returns:
+        The fields of a :class:`System` that judge images, by name.
+
+    Examples:
+        >>> no_scorers()["joint"].scorers
+        {}
+    """
+    nobody = Mixture(scorers={}, weights={})
+    return {"per_view": nobody, "joint": nobody}
+
+
 def build_system(
-    config: TrainConfig, *, device: torch.device, components: Components | None = None
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    components: Components | None = None,
+    scorers: Mapping[str, Any] | None = None,
 ) -> System:
     """Load the models, choose what trains, and compute what is constant.
 
@@ -171,13 +247,15 @@ def build_system(
         device: Where everything goes.
         components: Models already loaded, changed in place; read from ``model.weights`` if
             absent.
+        scorers: From :func:`build_scorers` or :func:`no_scorers`; built if absent.
 
     Returns:
         The system, every network in evaluation mode: without dropout.
 
     Raises:
         ConfigError: If all weights are to be trained in half precision, or a scorer is unknown.
-        CheckpointError: If the weights cannot be read.
+        CheckpointError: If weights, of the model or of a scorer, cannot be read.
+        ScorerUnavailableError: If a scorer's service does not answer.
     """
     if config.model.finetune == "full" and config.model.dtype != "fp32":
         msg = (
@@ -186,6 +264,8 @@ def build_system(
             "a LoRA, whose weights are fp32."
         )
         raise ConfigError(msg)
+    if scorers is None:  # first, for what is missing shows at once
+        scorers = build_scorers(config, device=device)
     if components is None:
         components = load_components(weights_folder(config.model.weights))
     loaded = components.to(device)
@@ -207,11 +287,10 @@ def build_system(
     return System(
         components=loaded,
         sampler=build_sampler(config).to(device),
-        per_view=per_view_scorer(config.reward.per_view),
-        joint=joint_view_scorer(config.reward.joint),
         rig=rig,
         image_size=config.model.image_size,
         camera_features=loaded.encode_rig(rig, image_size=config.model.image_size),
         device=device,
         prompt_cache={},
+        **scorers,
     )

@@ -3,21 +3,22 @@
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-
-import torch
+from typing import Any
 
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, ScorerUnavailableError
 from mvczigal_ref.evaluation import PairedGain, paired_gain
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.held_out import HeldOut
+from mvczigal_ref.held_out import HeldOut, Watch
 from mvczigal_ref.iteration import prompt_batch, run_iteration
 from mvczigal_ref.models.components import Components
+from mvczigal_ref.reward.guard import GuardState, guard_step
+from mvczigal_ref.reward.registry import check_scorers
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import build_system
 from mvczigal_ref.tracking import MetricsLog, StageTimer, Trackers, peak_memory
@@ -66,6 +67,9 @@ class RunResult:
     joint: PairedGain
     """Held-out joint score, before and after."""
 
+    guard: GuardState | None = None
+    """What the held-out guard found, where there is one."""
+
 
 def read_prompts(name: str) -> list[str]:
     """Find the prompts that a configuration names.
@@ -111,7 +115,9 @@ def train(
     """Train from a configuration, or go on from a run folder's newest checkpoint.
 
     SIGTERM or Ctrl-C ends the run after the iteration in hand, with a checkpoint; a second
-    Ctrl-C at once. However a run ended, the same call goes on with it, to the same bits.
+    Ctrl-C at once. Where the settings ask for it, a guard looks at held-out scores that are not
+    trained on, and ends the run when they fall. However a run ended, the same call goes on with
+    it, to the same bits.
 
     Args:
         config: The run. On a resume it must be the run's own, but for its length,
@@ -130,6 +136,7 @@ def train(
             in it is changed.
         ConfigError: If settings contradict the number of processes.
         NonFiniteError: If a number is not finite; the last checkpoint stays good.
+        ScorerUnavailableError: If a scorer's service is out; what was finished is saved first.
         KeyboardInterrupt: After a stop that was asked for.
 
     Examples:
@@ -159,112 +166,176 @@ def train(
         ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'summary.json']
     """
     tell = events if events is not None and world.is_main else Events()
-    with world.together():
-        Share.of(config, world)  # refuse impossible slices before anything is loaded
-        prompts = read_prompts(config.run.prompts)
-        checkpoint = find_checkpoint(folder, config)
-        world.barrier()  # until all have read, nothing is written
+    met: list[TrainingState] = []
+    try:
+        with world.together():
+            return _train(config, folder, world, tell, components, held_out, met)
+    except ScorerUnavailableError:
+        # Scores come before changes, so the state is that of the last finished iteration.
         if world.is_main:
-            atomic_write(folder / "config.json", to_json(to_dict(config)))
-        tell.stage("loading models")
-        system = build_system(config, device=world.device, components=components)
-        judge = HeldOut(
-            system=system, prompts=held_out or read_prompts("world.held_out"), folder=folder,
-            config=config, world=world,
-        )  # fmt: skip
-        tell.stage("scoring held-out prompts before training")
-        judge("before", 0)
-        if checkpoint is None:
-            state = begin(system, config, world, prompts)
-        else:
-            state = resume(system, config, prompts, checkpoint)
-        with _stop_on_terminate() as stopped:
-            _loop(state, judge, folder, tell, stopped, world)
-        tell.stage("scoring held-out prompts after training")
-        before, after = judge("before", 0), judge("after", config.run.iterations)
-        result = RunResult(
-            folder=folder,
-            per_view=paired_gain(before.per_view, after.per_view),
-            joint=paired_gain(before.joint, after.joint),
-        )
-        if world.is_main:
-            atomic_write(folder / "summary.json", to_json(_summary(result)))
-        world.barrier()
+            for state in met:
+                state.save(folder)
+        with suppress(RuntimeError):  # a launcher ends all as soon as one has ended
+            world.barrier()
+        raise
+
+
+def _train(
+    config: TrainConfig,
+    folder: Path,
+    world: World,
+    tell: Events,
+    components: Components | None,
+    held_out: list[str] | None,
+    met: list[TrainingState],
+) -> RunResult:
+    """Train; put the state where the caller finds it as soon as there is one."""
+    Share.of(config, world)  # refuse impossible slices before anything is loaded
+    prompts = read_prompts(config.run.prompts)
+    checkpoint = find_checkpoint(folder, config)
+    check_scorers(config.reward, config.guard)
+    world.barrier()  # until all have read, nothing is written
+    tell.stage("loading models")
+    system = build_system(config, device=world.device, components=components)
+    if world.is_main:
+        atomic_write(folder / "config.json", to_json(to_dict(config)))
+    chosen = held_out or read_prompts("world.held_out")
+    judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
+    tell.stage("scoring held-out prompts before training")
+    judge("before", 0)
+    if checkpoint is None:
+        state = begin(system, config, world, prompts)
+    else:
+        state = resume(system, config, prompts, checkpoint)
+    met.append(state)
+    watch = Watch(system=system, prompts=chosen, config=config, world=world)
+    with _stop_on_terminate() as stopped:
+        _Loop(state, judge, watch, folder, tell, world).run(stopped)
+    tell.stage("scoring held-out prompts after training")
+    before, after = judge("before", 0), judge("after", state.finished)
+    result = RunResult(
+        folder=folder,
+        per_view=paired_gain(before.per_view, after.per_view),
+        joint=paired_gain(before.joint, after.joint),
+        guard=state.guard,
+    )
+    if world.is_main:
+        atomic_write(folder / "summary.json", to_json(_summary(result)))
+    world.barrier()
     return result
 
 
-def _loop(
-    state: TrainingState,
-    judge: HeldOut,
-    folder: Path,
-    tell: Events,
-    stopped: Callable[[], bool],
-    world: World,
-) -> None:
-    """Run the iterations that are left."""
-    config, every = state.config, state.config.run.evaluate_every
-    timer = StageTimer(world.device)
-    log = MetricsLog(folder / "metrics.jsonl", finished=state.finished) if world.is_main else None
-    trackers = Trackers(
-        config.run.trackers if world.is_main else (), folder=folder, config=config,
-        finished=state.finished,
-    )  # fmt: skip
-    try:
-        if state.finished == 0:
-            _save(state, folder, world)
-        for iteration in range(state.finished, config.run.iterations):
-            _set_learning_rate(state.optimizer, iteration, config)
-            batch = prompt_batch(
-                state.prompts, seed=config.run.seed, iteration=iteration,
-                count=config.run.objects_per_iteration,
-            )  # fmt: skip
-            result = run_iteration(
-                state.system, state.optimizer, state.constraint, batch, iteration=iteration,
-                config=config, world=world, timer=timer,
-            )  # fmt: skip
-            state.constraint, state.finished = result.constraint, iteration + 1
-            last = state.finished == config.run.iterations
-            metrics: dict[str, float | None] = {**result.metrics}
-            if every and state.finished % every == 0:
-                metrics |= judge.metrics("after" if last else "at", state.finished)
-            metrics |= {**timer.take(), "peak_memory": peak_memory(world.device)}
-            if log is not None:
-                log.append(iteration, metrics)
-                trackers.log(iteration, metrics)
-            tell.iteration(state.finished, config.run.iterations, metrics)
-            stop = world.anywhere(stopped())
-            if stop or last or state.finished % config.run.checkpoint_every == 0:
-                _save(state, folder, world)
-            if stop:
-                raise KeyboardInterrupt
-    finally:
-        trackers.close()
+class _Loop:
+    """The iterations that are left, and what is measured and written after each."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        judge: HeldOut,
+        watch: Watch,
+        folder: Path,
+        tell: Events,
+        world: World,
+    ) -> None:
+        self._state, self._judge, self._watch = state, judge, watch
+        self._folder, self._tell, self._world = folder, tell, world
+        self._timer, done = StageTimer(world.device), state.logged
+        self._log = MetricsLog(folder / "metrics.jsonl", finished=done) if world.is_main else None
+        self._trackers = Trackers(
+            state.config.run.trackers if world.is_main else (), folder=folder, config=state.config,
+            finished=done,
+        )  # fmt: skip
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Go on to the end, or until a stop is asked for."""
+        state = self._state
+        try:
+            if state.finished == 0:
+                self._check()
+                self._save()
+            if state.pending is not None:  # a scorer was out when the iteration had been done
+                self._finish(stopped)
+            while not state.ended:
+                self._iterate()
+                self._finish(stopped)
+        finally:
+            self._trackers.close()
+
+    def _iterate(self) -> None:
+        state, config = self._state, self._state.config
+        state.set_learning_rate()
+        batch = prompt_batch(
+            state.prompts, seed=config.run.seed, iteration=state.finished,
+            count=config.run.objects_per_iteration,
+        )  # fmt: skip
+        result = run_iteration(
+            state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
+            config=config, world=self._world, timer=self._timer,
+        )  # fmt: skip
+        state.constraint, state.finished = result.constraint, state.finished + 1
+        state.pending = {**result.metrics}
+
+    def _finish(self, stopped: Callable[[], bool]) -> None:
+        """Measure what is due after an iteration, write it down, and save."""
+        state, run = self._state, self._state.config.run
+        iteration, every = state.finished - 1, run.evaluate_every
+        best = self._check()  # may end the run, and put the best parameters back
+        last = state.ended
+        metrics = {**(state.pending or {})}
+        if every and state.finished % every == 0:
+            metrics |= self._judge.metrics("after" if last else "at", state.finished)
+        metrics |= {**self._timer.take(), "peak_memory": peak_memory(self._world.device)}
+        if self._log is not None:
+            self._log.append(iteration, metrics)
+            self._trackers.log(iteration, metrics)
+        state.pending = None
+        self._tell.iteration(state.finished, run.iterations, metrics)
+        stop = self._world.anywhere(stopped())
+        if stop or last or best or state.finished % run.checkpoint_every == 0:
+            self._save()
+        if stop:
+            raise KeyboardInterrupt
+
+    def _check(self) -> bool:
+        """Let the guard look, if it is time; say whether this is its best check."""
+        state, guard = self._state, self._state.config.guard
+        known = state.guard is not None and state.guard.latest.iteration == state.finished
+        if known or not self._watch.due(state.finished):
+            return False
+        with self._timer("guard"):
+            check, metrics = self._watch(state.finished)
+        state.guard, verdict = guard_step(
+            state.guard, check, margin=guard.margin, unit=guard.unit, fallen=guard.fallen
+        )
+        if state.pending is not None:
+            state.pending |= {
+                **metrics,
+                "guard/fired": float(verdict.fired),
+                "guard/best_iteration": float(state.guard.best.iteration),
+            }
+        if guard.action == "return":
+            if verdict.improved and self._world.is_main:
+                state.keep_best(self._folder)
+            self._world.barrier()
+            if verdict.fired:
+                state.return_to_best(self._folder)
+        return verdict.improved and guard.action == "return"
+
+    def _save(self) -> None:
+        if self._world.is_main:
+            self._state.save(self._folder)
+        self._world.barrier()
 
 
-def _set_learning_rate(
-    optimizer: torch.optim.Optimizer, iteration: int, config: TrainConfig
-) -> None:
-    """Set the learning rate of an iteration: a function of its index alone."""
-    warmup, decay = config.optim.warmup_iterations, config.optim.decay_iterations
-    rate = config.optim.lr * min(1.0, (iteration + 1) / warmup) if warmup else config.optim.lr
-    if decay:
-        rate *= max(0.0, 1 - iteration / decay)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _save(state: TrainingState, folder: Path, world: World) -> None:
-    if world.is_main:
-        state.save(folder)
-    world.barrier()
-
-
-def _summary(result: RunResult) -> dict[str, dict[str, float | None]]:
+def _summary(result: RunResult) -> dict[str, Any]:
     """Give the result as JSON values; it has no word for an error that a single prompt leaves."""
-    return {
+    gains: dict[str, Any] = {
         name: {k: v if math.isfinite(v) else None for k, v in asdict(gain).items()}
         for name, gain in (("per_view", result.per_view), ("joint", result.joint))
     }
+    if result.guard is not None:
+        gains["guard"] = result.guard.as_json()
+    return gains
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,13 @@ from mvczigal_ref.files import to_json
 from mvczigal_ref.iteration import prompt_batch
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.optimizer_state import join_optimizer_state, split_optimizer_state
+from mvczigal_ref.reward.guard import GuardState
 from mvczigal_ref.settings_file import settings_difference
 from mvczigal_ref.system import System, build_system
 
 __all__ = ["TrainingState", "begin", "find_checkpoint", "load_policy", "resume"]
 
+_BEST = "best"  # folder of the guard's own checkpoint, out of the reach of pruning
 # A folder that holds one of these holds a run.
 _WRITTEN = ("checkpoints", "evaluations", "metrics.jsonl", "summary.json")
 
@@ -60,12 +64,69 @@ class TrainingState:
     config: TrainConfig
     """The run's settings."""
 
+    guard: GuardState | None = None
+    """What the held-out guard remembers; None before its first check."""
+
+    pending: dict[str, float | None] | None = None
+    """Metrics of the last iteration while something is still to be measured after it."""
+
+    @property
+    def logged(self) -> int:
+        """Iterations whose metrics are written."""
+        return self.finished - (self.pending is not None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no iteration is left, or the guard has ended the run."""
+        fired = self.guard is not None and self.guard.fired
+        return fired or self.finished >= self.config.run.iterations
+
+    def set_learning_rate(self) -> None:
+        """Set the learning rate of the next iteration: a function of its index alone."""
+        optim, iteration = self.config.optim, self.finished
+        warmup, decay = optim.warmup_iterations, optim.decay_iterations
+        rate = optim.lr * min(1.0, (iteration + 1) / warmup) if warmup else optim.lr
+        if decay:
+            rate *= max(0.0, 1 - iteration / decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def return_to_best(self, folder: Path) -> None:
+        """Take back what the guard's best check was made of; iterations done stay done.
+
+        Args:
+            folder: The run folder.
+
+        Raises:
+            CheckpointError: If the best checkpoint is damaged, or none was kept.
+        """
+        best = 0 if self.guard is None else self.guard.best.iteration
+        checkpoint = load_checkpoint(folder / _BEST / _name(best), config=self.config)
+        found = resume(self.system, self.config, self.prompts, checkpoint)
+        self.optimizer, self.constraint = found.optimizer, found.constraint
+
     def save(self, folder: Path) -> None:
         """Write a checkpoint and remove old ones; for the main process alone.
 
         Args:
             folder: The run folder.
         """
+        self._write(folder / "checkpoints")
+        prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
+        kept = "" if self.guard is None else _name(self.guard.best.iteration)
+        for path in (folder / _BEST).glob("iteration_*"):
+            if path.name != kept:  # which the checkpoint just written does not need any more
+                shutil.rmtree(path)
+
+    def keep_best(self, folder: Path) -> None:
+        """Write the state of the guard's best check; older ones go with the next `save`.
+
+        Args:
+            folder: The run folder.
+        """
+        self._write(folder / _BEST)
+
+    def _write(self, folder: Path) -> None:
         tensors, rest = split_optimizer_state(self.optimizer.state_dict())
         trained = {name: p.detach() for name, p in self.system.trained().items()}
         numbers: dict[str, Any] = {
@@ -73,15 +134,16 @@ class TrainingState:
             "optimizer": rest,
             "prompts": _digest(self.prompts),
             "prompt_position": self.finished * self.config.run.objects_per_iteration,
+            "guard": None if self.guard is None else self.guard.as_json(),
+            "pending": None if self.pending is None else _finite(self.pending),
         }
         save_checkpoint(
-            folder / "checkpoints",
+            folder,
             self.finished,
             tensors={"policy": trained, "optimizer": tensors},
             state=numbers,
             config=self.config,
         )
-        prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
 
 
 def begin(
@@ -191,15 +253,23 @@ def resume(
     saved = checkpoint.state["optimizer"]
     optimizer.load_state_dict(join_optimizer_state(checkpoint.tensors["optimizer"], saved))
     constraint = ConstraintState(**checkpoint.state["constraint"])
-    return TrainingState(system, optimizer, constraint, checkpoint.iteration, prompts, config)
+    guard = checkpoint.state.get("guard")
+    return TrainingState(
+        system, optimizer, constraint, checkpoint.iteration, prompts, config,
+        guard=None if guard is None else GuardState.from_json(guard),
+        pending=checkpoint.state.get("pending"),
+    )  # fmt: skip
 
 
-def load_policy(folder: Path, *, device: torch.device) -> tuple[System, TrainConfig]:
+def load_policy(
+    folder: Path, *, device: torch.device, scorers: Mapping[str, Any] | None = None
+) -> tuple[System, TrainConfig]:
     """Rebuild the trained system of a run folder.
 
     Args:
         folder: Written by training.
         device: Where everything goes.
+        scorers: As :func:`~mvczigal_ref.system.build_system` takes them; the run's if absent.
 
     Returns:
         The system with the newest checkpoint's parameters, and the run's configuration.
@@ -218,7 +288,7 @@ training wrote.
         msg = f"{str(folder)!r} holds no checkpoint. Pass a folder that training wrote."
         raise CheckpointError(msg)
     checkpoint = load_checkpoint(found)
-    system = build_system(checkpoint.config, device=device)
+    system = build_system(checkpoint.config, device=device, scorers=scorers)
     load_strict(system.trained(), checkpoint.tensors["policy"], source=str(found))
     return system, checkpoint.config
 
@@ -263,3 +333,12 @@ def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:
 
 def _digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256(to_json(list(prompts)).encode()).hexdigest()
+
+
+def _name(iteration: int) -> str:
+    return f"iteration_{iteration:06d}"
+
+
+def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Give metrics as JSON has words for them."""
+    return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}

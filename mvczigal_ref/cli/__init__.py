@@ -17,13 +17,17 @@ from mvczigal_ref import __version__
 from mvczigal_ref.cli.arguments import (
     REFUSED,
     Command,
+    ConvertReward,
     Evaluate,
     Pretrain,
     Recipes,
     Report,
     Sample,
+    Score,
+    ServeReward,
     Train,
 )
+from mvczigal_ref.errors import ScorerUnavailableError
 
 __all__ = ["main"]
 
@@ -32,6 +36,9 @@ _COMMANDS: dict[str, Callable[..., Command]] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "report": Report,
+    "score": Score,
+    "serve-reward": ServeReward,
+    "convert-reward": ConvertReward,
     "pretrain": Pretrain,
     "recipes": Recipes,
 }
@@ -40,8 +47,12 @@ _DESCRIPTION = """RL fine-tuning of few-step text-to-multiview diffusion.
 Begin with `mvczigal train tiny`, then open the report.html that it names."""
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # What follows one of these is its value, whatever it looks like.
-_TAKES_TEXT = ("--config", "--out", "--run", "--weights", "--json", "--prompts", "--recipe")
+_TAKES_TEXT = (
+    "--config", "--out", "--run", "--weights", "--json", "--prompts", "--recipe",
+    "--prompt", "--tokenizer",
+)  # fmt: skip
 _INTERRUPTED = 130  # what a shell reports after Ctrl-C
+_TRY_LATER = 75  # what sendmail's descendants call a failure that will pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words after the program's name; those of this process if None.
 
     Returns:
-        Exit status: 0, or 2 where something was refused, or 130 after Ctrl-C.
+        Exit status: 0, or 2 where something was refused, or 75 where a scorer's service was
+        out, or 130 after Ctrl-C.
 
     Raises:
         SystemExit: After help, and where the words are no command.
@@ -72,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mvczigal_ref.cli.commands import run
 
             run(command)
+        except ScorerUnavailableError as error:
+            _say(f"error: {error}")
+            return _TRY_LATER
         except REFUSED as error:
             _say(f"error: {error}")
             return 2
@@ -97,7 +112,7 @@ def _read(words: list[str]) -> Command:
     )
     if not settings:
         return command
-    if isinstance(command, Report | Recipes):
+    if isinstance(command, Report | ConvertReward | Recipes):
         _say(f"error: this command takes no settings; got {settings[0]!r}.")
         raise SystemExit(2)
     return replace(command, settings=(*command.settings, *settings))

@@ -8,7 +8,19 @@ from tyro.conf import Positional, arg
 
 from mvczigal_ref.errors import CheckpointError, ConfigError, NonFiniteError, ReplayMismatchError
 
-__all__ = ["REFUSED", "Command", "Evaluate", "Pretrain", "Recipes", "Report", "Sample", "Train"]
+__all__ = [
+    "REFUSED",
+    "Command",
+    "ConvertReward",
+    "Evaluate",
+    "Pretrain",
+    "Recipes",
+    "Report",
+    "Sample",
+    "Score",
+    "ServeReward",
+    "Train",
+]
 
 REFUSED = (ConfigError, CheckpointError, NonFiniteError, ReplayMismatchError, OSError)
 """What a person is told in a line, without a traceback."""
@@ -107,6 +119,81 @@ class Report:
     """A run folder, finished or not."""
 
 
+_Place = Annotated[
+    str | None, arg(metavar="PLACE", help_behavior_hint="(default: the published ones)")
+]
+_RewardSettings = Annotated[
+    Positional[tuple[str, ...]],
+    arg(metavar="[reward.NAME=VALUE ...]", help_behavior_hint=""),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score pictures with any reward: each view on its own, or all views of an object together."""
+
+    images: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="(required)"),
+    ]
+    """Files, each a view of one object in the order of the cameras; with --row each an object."""
+    settings: _RewardSettings = ()
+    """Settings to change, such as reward.dtype=bf16 or "reward.url={mine: http://...}"."""
+    prompt: Annotated[str, arg(metavar="TEXT")]
+    """What the pictures are to show."""
+    reward: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")]
+    """Scorers, such as clip_score or hyperscore.overall; a wrong name is told the nearest."""
+    row: Annotated[
+        int | None, arg(metavar="VIEWS", help_behavior_hint="(default: a file is a view)")
+    ] = None
+    """Cut each file into so many views of equal width, side by side."""
+    weights: _Place = None
+    """Folder, file or hub id of the weights, where one reward is named."""
+    tokenizer: _Place = None
+    """Folder or hub id of the tokenizer, where one reward is named."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Also write every score to this file."""
+    device: str = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeReward:
+    """Run a reward as an HTTP service, for training elsewhere with reward.url.
+
+    There is no password: whoever reaches the port can use it.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """Scorer, such as pickscore or hyperscore.overall."""
+    settings: _RewardSettings = ()
+    """Settings to change, such as reward.dtype=bf16."""
+    host: str = "127.0.0.1"
+    """Address to listen at."""
+    port: int = 8763
+    """Port to listen at; 0 takes any that is free."""
+    open_to_others: bool = False
+    """Allow an address that other machines can reach."""
+    views: int = 6
+    """Views of an object, where the scorer judges them together."""
+    weights: _Place = None
+    """Folder, file or hub id of the weights."""
+    tokenizer: _Place = None
+    """Folder or hub id of the tokenizer."""
+    device: str = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertReward:
+    """Write a reward's published .pt or .pth file as safetensors, once."""
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """What was downloaded; it is read without running anything in it."""
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """A .safetensors file that does not exist yet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
     """Make the tiny world's weights from nothing: autoencoder, base model, few-step model."""
@@ -124,5 +211,7 @@ class Recipes:
     """List the recipes."""
 
 
-Command: TypeAlias = Train | Sample | Evaluate | Report | Pretrain | Recipes
+Command: TypeAlias = (
+    Train | Sample | Evaluate | Report | Score | ServeReward | ConvertReward | Pretrain | Recipes
+)
 """What was asked for."""

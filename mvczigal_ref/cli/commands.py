@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,17 @@ from rich.table import Table
 
 from mvczigal_ref.cli.arguments import (
     Command,
+    ConvertReward,
     Evaluate,
     Pretrain,
     Recipes,
     Report,
     Sample,
+    Score,
+    ServeReward,
     Train,
 )
-from mvczigal_ref.config import TrainConfig, load_config
+from mvczigal_ref.config import RewardConfig, TrainConfig, load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.settings_file import unknown_setting
@@ -54,6 +57,17 @@ def run(command: Command) -> None:
             from mvczigal_ref.report import write_report
 
             print(write_report(command.run))
+        case Score():
+            _score(command)
+        case ServeReward():
+            settings = _reward_settings([command.name], command)
+            from mvczigal_ref.cli.scoring import serve_reward
+
+            serve_reward(command, settings)
+        case ConvertReward():
+            from mvczigal_ref.cli.scoring import convert_reward
+
+            print(convert_reward(command))
         case Pretrain():
             _pretrain(command)
         case Recipes():
@@ -97,6 +111,39 @@ def _evaluate(command: Evaluate) -> None:
     from mvczigal_ref.trainer import read_prompts
 
     evaluate_policy(command, config, _checked(read_prompts(command.prompts), config))
+
+
+def _score(command: Score) -> None:
+    if not command.images or not command.reward:
+        msg = "`score` needs pictures and, after `--reward`, the name of a scorer."
+        raise ConfigError(msg)
+    if command.row is not None and command.row < 1:
+        raise ConfigError(f"`--row` must be at least 1; got {command.row}.")
+    settings = _reward_settings(command.reward, command)
+    from mvczigal_ref.cli.scoring import score_images
+
+    score_images(command, settings)
+
+
+def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> RewardConfig:
+    """Read where scorers are to be found, from options and from `reward.` settings."""
+    for word in command.settings:
+        if not word.startswith("reward."):
+            path = word.partition("=")[0]
+            msg = f"`{path}` changes nothing here; only settings that start with `reward.` do."
+            raise ConfigError(msg)
+    settings = load_config(overrides=command.settings).reward
+    for field, option, place in (
+        ("weights", "--weights", command.weights),
+        ("tokenizers", "--tokenizer", command.tokenizer),
+    ):
+        if place is None:
+            continue
+        if len(names) != 1:
+            msg = f"`{option}` is for one reward; got {len(names)}. Use `reward.{field}={{...}}`."
+            raise ConfigError(msg)
+        settings = replace(settings, **{field: {**getattr(settings, field), names[0]: place}})
+    return settings
 
 
 def _policy_config(

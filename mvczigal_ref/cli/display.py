@@ -17,9 +17,10 @@ from rich.progress import (
 from rich.table import Table
 
 from mvczigal_ref.evaluation import PairedGain
+from mvczigal_ref.reward.guard import GuardState
 from mvczigal_ref.trainer import Events
 
-__all__ = ["TrainingDisplay", "gain_table", "score_heading"]
+__all__ = ["TrainingDisplay", "gain_table", "guard_table", "guard_text", "score_heading"]
 
 _TRAINING = "training (Ctrl-C saves and stops)"
 _PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
@@ -145,6 +146,52 @@ def gain_table(gains: Mapping[str, PairedGain], *, unit: str, before: str, after
             f"{gain.standard_error:.3f}", ratio,
         )  # fmt: skip
     return table
+
+
+def guard_table(state: GuardState) -> Table:
+    """Lay out what the guard found, one held-out score a row.
+
+    Args:
+        state: After the run.
+
+    Returns:
+        A table for a console: means at the best check and at the latest, and their difference.
+    """
+    best, latest = state.best, state.latest
+    table = Table("held-out score", "")
+    for heading in (
+        f"best check ({best.iteration})", f"latest ({latest.iteration})", "change",
+        "standard error",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for name, (gain, error) in state.gains().items():
+        trained = name in latest.trained
+        then, now = ({**check.trained, **check.watched}[name] for check in (best, latest))
+        table.add_row(
+            escape(name), "trained" if trained else "watched", f"{sum(then) / len(then):.4f}",
+            f"{sum(now) / len(now):.4f}", f"{gain:+.4f}", f"{error:.4f}",
+        )  # fmt: skip
+    return table
+
+
+def guard_text(state: GuardState, *, returned: bool) -> str:
+    """Say in a line what the guard did.
+
+    Args:
+        state: After the run.
+        returned: Whether it goes back to its best check when it fires.
+
+    Returns:
+        A sentence.
+    """
+    best, latest = state.best.iteration, state.latest.iteration
+    if not state.fired:
+        return f"guard: let the run go on; its best check is that of iteration {best}"
+    kept = f"put back the parameters of iteration {best}" if returned else "kept the parameters"
+    return (
+        f"guard: ended the run at iteration {latest}, where the trained reward had risen and what "
+        f"is watched had fallen too far since iteration {best}; {kept}"
+    )
 
 
 def _header() -> str:

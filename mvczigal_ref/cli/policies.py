@@ -21,10 +21,9 @@ from mvczigal_ref.evaluation import PairedGain, evaluate, paired_gain, sample_ob
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.pictures import contact_sheet, save_png
 from mvczigal_ref.report.run_folder import reward_unit
-from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.shapes import Images
-from mvczigal_ref.system import System, build_sampler, build_system
+from mvczigal_ref.system import System, build_sampler, build_scorers, build_system, no_scorers
 from mvczigal_ref.trainer import load_policy
 
 __all__ = ["evaluate_policy", "sample_prompts"]
@@ -41,7 +40,7 @@ def sample_prompts(command: Sample, config: TrainConfig, prompts: Sequence[str])
         prompts: One an object, checked.
     """
     here = join(command.device)
-    system = _system(command.run, config, here.device)
+    system = _system(command.run, config, here.device, no_scorers())
     started, size = time.perf_counter(), config.run.objects_per_slice
     parts = [
         range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)
@@ -79,17 +78,14 @@ def _file_name(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
 
 
-def _system(run: Path | None, config: TrainConfig, device: torch.device) -> System:
-    """Load a policy, with the sampling and the scorers that the configuration names."""
+def _system(
+    run: Path | None, config: TrainConfig, device: torch.device, scorers: dict[str, Any]
+) -> System:
+    """Load a policy, with the sampling that the configuration names."""
     if run is None:
-        return build_system(config, device=device)
-    system, _ = load_policy(run, device=device)
-    return replace(
-        system,
-        sampler=build_sampler(config).to(device),
-        per_view=per_view_scorer(config.reward.per_view),
-        joint=joint_view_scorer(config.reward.joint),
-    )
+        return build_system(config, device=device, scorers=scorers)
+    system, _ = load_policy(run, device=device, scorers=scorers)
+    return replace(system, sampler=build_sampler(config).to(device))
 
 
 def evaluate_policy(command: Evaluate, config: TrainConfig, prompts: Sequence[str]) -> None:
@@ -102,7 +98,8 @@ def evaluate_policy(command: Evaluate, config: TrainConfig, prompts: Sequence[st
     """
     here = join(command.device)
     console, unit = Console(quiet=not here.is_main), reward_unit(config)
-    system = _system(command.run, config, here.device)
+    scorers = build_scorers(config, device=here.device, watched=False)
+    system = _system(command.run, config, here.device, scorers)
     with console.status("scoring"):
         scores = _scores(system, command, config, prompts, here, zigzag=command.zigzag)
         against, other = _reference(system, command, config, prompts, here)
@@ -139,7 +136,8 @@ def _reference(
 ) -> tuple[str, dict[str, Tensor]]:
     """Scores to compare with, on the same noises, and what they are of; nothing if nothing is."""
     if command.run is not None:
-        base = build_system(config, device=here.device)
+        same = {"per_view": system.per_view, "joint": system.joint}
+        base = build_system(config, device=here.device, scorers=same)
         return "base weights", _scores(base, command, config, prompts, here, zigzag=command.zigzag)
     if command.zigzag:
         plain = _scores(system, command, config, prompts, here, zigzag=False)

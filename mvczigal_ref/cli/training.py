@@ -10,6 +10,7 @@ from mvczigal_ref.cli.arguments import REFUSED, Train
 from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import ScorerUnavailableError
 
 __all__ = ["train_run"]
 
@@ -24,6 +25,7 @@ def train_run(command: Train, config: TrainConfig) -> None:
     Raises:
         ConfigError: If there is no such device, or the processes could not be joined.
         KeyboardInterrupt: After Ctrl-C; it has been said how to go on.
+        ScorerUnavailableError: If a scorer's service is out; it has been said how to go on.
         SystemExit: In all processes but the main one, where that one raises.
     """
     folder = command.out or Path("runs") / f"{config.recipe}-{config.run.seed}"
@@ -34,12 +36,15 @@ def train_run(command: Train, config: TrainConfig) -> None:
     try:
         _run(config, folder, console, here)
     except REFUSED as error:
+        if isinstance(error, ScorerUnavailableError):
+            _say(console, _where(folder))
+            _say(console, f"once the scorer is back, go on with: {_again(command)}")
         if here.is_main:
             raise
         # Every process raises it, and the main one says so; a launcher would end that one as
         # soon as this one has ended.
         time.sleep(1.0)
-        raise SystemExit(2) from error
+        raise SystemExit(75 if isinstance(error, ScorerUnavailableError) else 2) from error
     except KeyboardInterrupt:
         _say(console, _where(folder))
         _say(console, f"go on with: {_again(command)}")
@@ -49,7 +54,7 @@ def train_run(command: Train, config: TrainConfig) -> None:
 
 
 def _run(config: TrainConfig, folder: Path, console: Console, here: World) -> None:
-    from mvczigal_ref.cli.display import TrainingDisplay, gain_table
+    from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
     from mvczigal_ref.report import write_report
     from mvczigal_ref.report.run_folder import reward_unit
     from mvczigal_ref.trainer import train
@@ -59,6 +64,9 @@ def _run(config: TrainConfig, folder: Path, console: Console, here: World) -> No
     if here.is_main:
         gains = {"per view": result.per_view, "joint view": result.joint}
         console.print(gain_table(gains, unit=reward_unit(config), before="before", after="after"))
+        if result.guard is not None:
+            console.print(guard_table(result.guard))
+            _say(console, guard_text(result.guard, returned=config.guard.action == "return"))
         _say(console, f"report: {write_report(folder)}")
 
 

@@ -139,8 +139,9 @@ def reward_unit(config: TrainConfig) -> str:
         >>> reward_unit(TrainConfig())
         'dB'
     """
-    names = (config.reward.per_view, config.reward.joint)
-    return "dB" if all(name.startswith("world.") for name in names) else ""
+    reward = config.reward
+    worlds = (reward.per_view == "world.per_view", reward.joint == "world.joint")
+    return "dB" if all(worlds) else ""
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mvczigal_ref.shapes import Images
 
 __all__ = ["Mixture", "Scorer"]
 
-Scorer = Callable[[Images, Sequence[str]], Float[Tensor, "object *view"]]
+Scorer = Callable[[Images, Sequence[str]], Float[Tensor, " object *view"]]
 """A per-view or a joint-view scorer."""
 
 
@@ -81,6 +81,6 @@ class Mixture:
         """
         return weighted_sum(tables, weights=self.weights)
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "object *view"]:
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " object *view"]:
         """Score by the weighted sum of the raw rewards; see `PerViewScorer`, `JointViewScorer`."""
         return self.total(self.tables(images, prompts))

@@ -35,8 +35,8 @@ def scorer_fault(switch, *, value=float("nan"), error=None):
     """Make the per-view judge of the second object's view 4 wrong, or let it raise."""
     build = system.per_view_scorer
 
-    def faulty(name):
-        judge = build(name)
+    def faulty(name, *options):
+        judge = build(name, *options)
 
         def score(images, prompts):
             scores = judge(images, prompts)

@@ -11,19 +11,29 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import mvczigal_ref
 from mvczigal_ref import shipped, trainer
 from mvczigal_ref.cli import main
 from mvczigal_ref.cli.display import TrainingDisplay
+from mvczigal_ref.errors import ScorerUnavailableError
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.pictures import contact_sheet, save_png
 from mvczigal_ref.recipes import RECIPES
+from mvczigal_ref.reward.builders import PER_VIEW
+from mvczigal_ref.reward.service import RemotePerView
+from mvczigal_ref.reward.world import WorldPerView
 from mvczigal_ref.tracking import read_metrics
 from mvczigal_ref.world import pretrain
+from mvczigal_ref.world.scene import render_prompts
 from tests.integration.runs import HELD_OUT, PROMPTS
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "sample", "evaluate", "report", "pretrain", "recipes")
+COMMANDS = (
+    "train", "sample", "evaluate", "report", "score", "serve-reward", "convert-reward",
+    "pretrain", "recipes",
+)  # fmt: skip
 SETTINGS = (
     "run.objects_per_iteration=4",
     "run.objects_per_slice=2",
@@ -217,6 +227,22 @@ def test_a_file_of_settings_gives_way_to_words(words, finished, tmp_path, capsys
         (["sample", "a red cube with a white nose", "--weights", "absent"], r"absent.*vae"),
         (["sample", "x", "--run", "a", "--weights", "b"], r"`--run` brings its own"),
         (["sample", "x", "optim.lr=1"], r"`optim.lr` changes nothing here"),
+        (["train", "tiny", "reward.per_view=pikscore"], r"'pikscore'.*'pickscore'"),
+        (["train", "tiny", "reward.per_view=pickscore"], r"hf download yuvalkirstain/PickScore"),
+        (["train", "tiny", "guard.every=2"], r"`guard.every` needs something to watch"),
+        (["score", "--prompt", "x", "--reward", "clip_score"], r"needs pictures"),
+        (["score", "a.png", "--prompt", "x", "--reward", "world.joint"], r"a\.png"),
+        (["score", "a.png", "--prompt", "x", "--reward", "a", "optim.lr=1"], r"`optim.lr` changes"),
+        (
+            ["score", "a", "--prompt", "x", "--reward", "a", "b", "--weights", "w"],
+            r"`--weights` is for one reward; got 2",
+        ),
+        (["score", "a", "--prompt", "x", "--reward", "a", "--row", "0"], r"`--row` must be at"),
+        (["serve-reward", "world.jont"], r"'world.jont'.*'world.joint'"),
+        (["serve-reward", "world.joint", "--host", "0.0.0.0"], r"`--host` '0\.0\.0\.0'.*password"),
+        (["serve-reward", "world.joint", "--port", "99999"], r"`--port` 99999"),
+        (["convert-reward", "absent.pt", "out.safetensors"], r"'absent\.pt'"),
+        (["convert-reward", "a.pt", "out.pt"], r"'out\.pt'"),
         (["evaluate", "--run", "absent"], r"'absent' is no run folder"),
         (["evaluate", "tiny", "--noises", "0"], r"--noises.*at least 1.*0"),
         (["evaluate", "tiny", "--seeds", "1", "1"], r"--seeds.*differ"),
@@ -239,7 +265,10 @@ def test_a_wrong_word_is_told_in_a_line(argv, said, tmp_path, monkeypatch, capsy
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("argv", [["report", "x", "a.b=1"], ["recipes", "a=1"], ["trian"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["report", "x", "a.b=1"], ["recipes", "a=1"], ["convert-reward", "x", "y", "a=1"], ["trian"]],
+)
 def test_words_that_a_command_does_not_take_are_refused(argv, capsys):
     """Not dropped in silence."""
     with pytest.raises(SystemExit) as end:
@@ -256,6 +285,131 @@ def test_another_runs_folder_is_refused(finished, words, capsys):
 
     assert "`run.seed` is 0 there and 9 here" in said
     assert (finished / "config.json").read_bytes() == before
+
+
+def test_an_outage_says_how_to_go_on_and_that_it_will_pass(words, tmp_path, monkeypatch, capsys):
+    """Its exit status is its own; the same words finish the run once the scorer is back."""
+    folder, out = tmp_path / "run", []
+
+    def scorer(options):
+        def score(images, prompts):
+            if out and out[-1] > 1:
+                raise ScorerUnavailableError("nobody answers at http://127.0.0.1:8763")
+            return images.mean((2, 3, 4))
+
+        return score
+
+    def count(*_):
+        out.append(len(out) + 1)
+        if len(out) == 1:
+            out.append(2)
+
+    monkeypatch.setitem(PER_VIEW, "mine", scorer)
+    argv = ["train", "tiny", *words, "reward.per_view=mine", "--out", str(folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingDisplay, "iteration", count)
+        code = main([*argv, "run.checkpoint_every=9"])
+    said = capsys.readouterr()
+
+    assert code == 75
+    assert "mvczigal: error: nobody answers at http://127.0.0.1:8763" in said.err
+    assert f"stopped; saved in {folder}/checkpoints/iteration_000001" in said.out
+    assert "once the scorer is back, go on with: mvczigal train tiny" in said.out
+    out.clear()
+    assert main(argv) == 0
+    assert len(read_metrics(folder / "metrics.jsonl")) == 2
+
+
+def test_a_guarded_run_says_what_the_guard_did(words, tmp_path, capsys):
+    """A table of the held-out scores and a sentence."""
+    guard = ["guard.every=1", "guard.diversity=true", "guard.margin=1000", "guard.noises=2"]
+    argv = ["train", "tiny", *words, "run.iterations=1", *guard, "--out", str(tmp_path / "run")]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+
+    assert re.search(r"per_view +│ trained │ +[-\d.]+ │ +[-\d.]+ │ +[-+\d.]+ │ +[\d.]+ │", said)
+    assert re.search(r"diversity +│ watched │", said)
+    assert "guard: let the run go on; its best check is that of iteration" in said
+
+
+# -- rewards -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def views(tmp_path):
+    """Six views of an object as files, and side by side in one."""
+    said = ["a red ball with a white nose"]
+    images = render_prompts(said, generator=torch.Generator().manual_seed(0))
+    for view in range(6):
+        save_png(tmp_path / f"v{view}.png", contact_sheet(images[:, view : view + 1], gap=0))
+    save_png(tmp_path / "row.png", contact_sheet(images, gap=0))
+    return tmp_path
+
+
+def test_pictures_are_scored_view_by_view_and_together(views, capsys):
+    """Files as views, or a row an object; the table and the file say the same."""
+    files = [str(views / f"v{i}.png") for i in range(6)]
+    tail = ["--prompt", "a red ball with a white nose", "--reward", "world.per_view", "world.joint"]
+    assert main(["score", *files, *tail, "--json", str(views / "a.json")]) == 0
+    said = capsys.readouterr().out
+    row = [str(views / "row.png"), str(views / "row.png"), "--row", "6"]
+    assert main(["score", *row, *tail, "--json", str(views / "b.json")]) == 0
+    one, two = (json.loads((views / name).read_text()) for name in ("a.json", "b.json"))
+
+    scores = one["scores"]["world.per_view"][0]
+    assert len(scores) == 6
+    assert min(scores) > 20
+    assert one["scores"]["world.joint"][0] > 20
+    for name in ("world.per_view", "world.joint"):
+        assert two["scores"][name] == one["scores"][name] * 2
+    assert len(re.findall(r"v\d\.png", said)) == 6
+    assert f"{scores[0]:.4f}" in said
+    assert f"{one['scores']['world.joint'][0]:.4f}" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["v0.png", "row.png"], "pictures must have one size; got 32 x 32, 192 x 32"),
+        (["row.png", "--row", "5"], "`--row` = 5 must divide the pictures' width; got 192"),
+        (["v0.png"], "`world.joint` cannot score these pictures"),
+        (["a.json"], "a.json"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused(views, monkeypatch, capsys, argv, said):
+    """With what would fit."""
+    monkeypatch.chdir(views)
+    (views / "a.json").write_text("{}")
+    tail = ["--prompt", "a red ball with a white nose", "--reward", "world.joint"]
+
+    assert said in refused(capsys, "score", *argv, *tail)
+
+
+def test_a_reward_is_served_until_it_is_stopped(tmp_path):
+    """A process of its own, which says where it is; a client gets the scorer's bits."""
+    argv = [sys.executable, "-m", "mvczigal_ref", "serve-reward", "world.per_view", "--port", "0"]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        url = re.search(
+            r"serving world.per_view \(per_view, .*\) at (\S+)", server.stdout.readline()
+        )
+        images = torch.rand(1, 6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        scores = RemotePerView(url[1])(images, ["a red ball with a white nose"])
+        server.send_signal(signal.SIGINT)
+        assert "stopped after 2 answers" in server.stdout.read()
+
+    assert server.returncode == 0
+    assert torch.equal(scores, WorldPerView()(images, ["a red ball with a white nose"]))
+
+
+def test_a_published_file_is_converted(tmp_path, capsys):
+    """Once; the name of what was written is said."""
+    torch.save({"weight": torch.arange(3.0)}, tmp_path / "model.pt")
+    argv = ["convert-reward", str(tmp_path / "model.pt"), str(tmp_path / "model.safetensors")]
+    assert main(argv) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'model.safetensors'}\n"
+
+    assert load_file(tmp_path / "model.safetensors")["weight"].tolist() == [0.0, 1.0, 2.0]
+    assert "must not exist yet" in refused(capsys, *argv)
 
 
 # -- sample ------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ def summary(prompts, tmp_path_factory):
     def train(**advantage):
         folder = tmp_path_factory.mktemp("learns")
         with (
-            patched(system, "per_view_scorer", lambda name: per_view),
-            patched(system, "joint_view_scorer", lambda name: joint),
+            patched(system, "per_view_scorer", lambda *_: per_view),
+            patched(system, "joint_view_scorer", lambda *_: joint),
         ):
             config = small_config(prompts, **SETTINGS, advantage=advantage)
             run(config, folder, held_out=HELD_OUT)

@@ -19,6 +19,7 @@ from mvczigal_ref.config import (
     fingerprinted,
     from_dict,
     load_config,
+    scorer_weights,
     to_dict,
     weights_folder,
 )
@@ -54,7 +55,31 @@ OTHER = {
         "inversion_guidance_scale": 2.0,
         "inversion_camera_scale": 0.0,
     },
-    "reward": {"per_view": "pickscore", "joint": "hyperscore"},
+    "reward": {
+        "per_view": {"clip_score": -0.5, "pickscore": 1.0},
+        "joint": "hyperscore",
+        "combine": "advantages",
+        "weights": {"pickscore": "folder"},
+        "tokenizers": {"pickscore": "openai/clip"},
+        "url": {"hyperscore": "http://127.0.0.1:8763"},
+        "device": "cpu",
+        "dtype": "bf16",
+        "images_per_chunk": 4,
+        "timeout": 3.0,
+        "wait": 0.0,
+        "api_key_env": "KEY",
+    },
+    "guard": {
+        "every": 5,
+        "per_view": ["hpsv2"],
+        "joint": ["world.joint"],
+        "diversity": True,
+        "noises": 3,
+        "margin": 0.5,
+        "unit": "reward",
+        "fallen": "all",
+        "action": "return",
+    },
     "advantage": {"mode": "weighted_sum", "joint_weight": 0.1, "shuffle": True},
     "objective": {
         "pairing": "standard",
@@ -112,7 +137,7 @@ FREE = {
         "trackers",
         "device",
     ]
-}
+} | {("reward", name) for name in ["url", "device", "timeout", "wait", "api_key_env"]}
 SECTIONS = dataclasses.fields(TrainConfig)[1:]
 SETTINGS = [(s, n) for s, values in OTHER.items() if s != "recipe" for n in values]
 
@@ -185,6 +210,17 @@ def test_an_empty_file_sets_nothing(tmp_path):
         ("run.prompts=2024-01-01", "run", "prompts", "2024-01-01"),
         ("run.prompts=a=b", "run", "prompts", "a=b"),
         ("model.weights=12", "model", "weights", "12"),
+        ("reward.per_view=pickscore", "reward", "per_view", "pickscore"),
+        ("reward.per_view={pickscore: 1}", "reward", "per_view", "pickscore"),
+        ("reward.joint={world.joint: 2}", "reward", "joint", {"world.joint": 2.0}),
+        (
+            "reward.per_view={world.per_view: 1, pickscore: 0.5}",
+            "reward",
+            "per_view",
+            {"pickscore": 0.5, "world.per_view": 1.0},
+        ),
+        ("reward.weights={pickscore: ~/w}", "reward", "weights", {"pickscore": "~/w"}),
+        ("guard.per_view=[hpsv2, clip_score]", "guard", "per_view", ("hpsv2", "clip_score")),
     ],
 )
 def test_words_are_read_as_the_setting_needs_them(word, section, name, value):
@@ -193,6 +229,28 @@ def test_words_are_read_as_the_setting_needs_them(word, section, name, value):
 
 
 # -- laws --------------------------------------------------------------------------------
+
+
+def test_the_order_in_which_scorers_are_written_is_no_setting():
+    """Neither the sum's bits nor the fingerprint depend on it."""
+    one, two = (
+        load_config(overrides=[f"reward.per_view={{{text}}}"])
+        for text in ("b: 1, a: 0.5", "a: 0.5, b: 1")
+    )
+
+    assert list(one.reward.per_view) == ["a", "b"]
+    assert one == two
+    assert hash(one) == hash(two)
+    assert fingerprint(one) == fingerprint(two)
+
+
+@pytest.mark.parametrize(
+    ("scorers", "weights"),
+    [("a", {"a": 1.0}), ({"a": 2.0, "b": -1.0}, {"a": 2.0, "b": -1.0})],
+)
+def test_a_bare_name_has_the_weight_1(scorers, weights):
+    """And others the weight that is written."""
+    assert scorer_weights(scorers) == weights
 
 
 @given(st.floats(1e-300, 1e300))
@@ -339,6 +397,19 @@ def test_a_missing_file_is_refused(tmp_path):
         "run.trackers=[tensorbord]",
         "objective.clip=maybe",
         "run.prompts=",
+        "reward.per_view=",
+        "reward.per_view=3",
+        "reward.per_view={}",
+        "reward.per_view={a: fast}",
+        "reward.per_view={a: true}",
+        "reward.per_view={a: .inf}",
+        "reward.joint={a: 0, b: 0}",
+        "reward.weights={a: 3}",
+        "reward.weights=folder",
+        "reward.combine=both",
+        "reward.dtype=fp16",
+        "guard.margin=0",
+        "guard.action=warn",
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_path(word):
@@ -357,6 +428,11 @@ def test_a_value_out_of_range_is_refused_by_its_path(word):
         (["sampler.num_steps=1"], "`sampler.num_steps` must be at least 2"),
         (["constraint.multiplier_init=6"], "`constraint.multiplier_init` must be at most"),
         (["run.objects_per_slice=7"], "The nearest valid value is 6"),
+        (["guard.every=2"], "`guard.every` needs something to watch"),
+        (
+            ["guard.every=2", "guard.diversity=true", "guard.noises=1"],
+            "`guard.noises` must be at least 2",
+        ),
         (["run.replay_objects_per_slice=7"], "`run.replay_objects_per_slice` must divide"),
         (
             [
@@ -382,6 +458,9 @@ def test_settings_that_contradict_each_other_are_refused(words, complaint):
         ["sampler.num_steps=1", "sampler.kind=ddim"],
         ["constraint.multiplier_init=5"],
         ["run.replay_objects_per_slice=24"],
+        ["guard.every=2", "guard.diversity=true"],
+        ["guard.every=2", "guard.joint=[hyperscore]", "guard.noises=1"],
+        ["guard.every=2", "advantage.mode=per_view"],
         ["advantage.joint_weight=1", "constraint.threshold_decay=0"],
     ],
 )
@@ -393,6 +472,11 @@ def test_the_ends_of_a_range_are_valid(words):
 def test_a_word_without_an_equals_sign_is_refused():
     """With the form that is wanted."""
     assert refusal("optim.lr") == "an override must read `section.name=value`; got 'optim.lr'."
+
+
+def test_a_name_is_not_weighed_twice():
+    """YAML alone would keep the last and say nothing."""
+    assert "`a` is set twice" in refusal("reward.per_view={a: 1, a: 2}")
 
 
 def test_an_unreadable_value_is_refused():

@@ -17,6 +17,7 @@ from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError, NonFiniteError
 from mvczigal_ref.iteration import prompt_batch, run_iteration
+from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.tracking import StageTimer
 from tests.analytic_system import PROMPTS, analytic_system, joint_score, per_view_score
 from tests.unannotated import without_shape_checks
@@ -239,6 +240,25 @@ ELSEWHERE = {
     "model.gradient_checkpointing": BUILT,
     "reward.per_view": BUILT,
     "reward.joint": BUILT,
+    "reward.combine": "read where several scorers are added, tested below",
+    "reward.weights": BUILT,
+    "reward.tokenizers": BUILT,
+    "reward.url": BUILT,
+    "reward.device": BUILT,
+    "reward.dtype": BUILT,
+    "reward.images_per_chunk": BUILT,
+    "reward.timeout": BUILT,
+    "reward.wait": BUILT,
+    "reward.api_key_env": BUILT,
+    "guard.every": RUN,
+    "guard.per_view": BUILT,
+    "guard.joint": BUILT,
+    "guard.diversity": RUN,
+    "guard.noises": RUN,
+    "guard.margin": RUN,
+    "guard.unit": RUN,
+    "guard.fallen": RUN,
+    "guard.action": RUN,
     "constraint.multiplier_init": RUN,
     "constraint.threshold_init": RUN,
     "constraint.threshold_objects": RUN,
@@ -334,7 +354,7 @@ def test_slices_do_not_change_a_bit_of_what_is_sampled():
     tables = [learn(config, iterations=1)[1][0] for config in configs]
     names = [name for name in tables[0] if "reward" in name]
 
-    assert len(names) == 6
+    assert len(names) == 10
     assert all(table[name] == tables[0][name] for table in tables for name in names)
 
 
@@ -418,6 +438,139 @@ def test_it_learns():
     per_view = [table["per_view_reward/standard"] for table in metrics]
 
     assert sum(per_view[-5:]) > sum(per_view[:5])
+
+
+# -- several scorers ---------------------------------------------------------------------
+
+
+def red(images, prompts):
+    """Like red, on another scale than the others."""
+    return 100 * images[:, :, 0].mean((-2, -1))
+
+
+def contrast(images, prompts):
+    """Like contrast; nobody else does."""
+    return images.var((2, 3, 4))
+
+
+def blue(images, prompts):
+    """Like blue in all views."""
+    return images[:, :, 2].mean((1, 2, 3))
+
+
+def several(**weights):
+    """Two per-view scorers and two joint ones, by weight."""
+    per_view = {"red": red, "contrast": contrast}
+    joint = {"agreement": joint_score, "blue": blue}
+    chosen = {"red": 0.01, "contrast": 20.0, "agreement": 1.0, "blue": 3.0, **weights}
+    return {
+        kind: Mixture(scorers=scorers, weights={name: chosen[name] for name in scorers})
+        for kind, scorers in (("per_view", per_view), ("joint", joint))
+    }
+
+
+def arms(monkeypatch, config, prompts=None, **parts):
+    """Return both arms' images, their prompts, and the gap of an iteration."""
+    pairs, gaps = spied(monkeypatch, "paired_rollout"), spied(monkeypatch, "advantage_gap")
+    _, (metrics,), _, state = learn(config, iterations=1, **parts)
+    images = {
+        arm: torch.sigmoid(torch.cat([getattr(pair, arm).denoised for *_, pair in pairs])[:, :, :3])
+        for arm in ("zigzag", "standard")
+    }
+    return images, prompt_batch(PROMPTS, seed=0, iteration=0, count=4), gaps[0], metrics, state
+
+
+def standard_scores(table):
+    """Standardise in fp64."""
+    return (table - table.mean()) / table.std(correction=0)
+
+
+@pytest.mark.parametrize("combine", ["rewards", "advantages"])
+def test_several_scorers_are_added_as_asked(monkeypatch, combine):
+    """Raw and then standardised, or standardised and then added, both with the same weights."""
+    config = config_of(**{"reward.combine": combine})
+    parts = several()
+    images, prompts, (_, _, gap), _, state = arms(monkeypatch, config, **parts)
+    mixed = {}
+    for kind, scorer in parts.items():
+        raw = {
+            name: torch.stack([judge(images[arm], prompts) for arm in images]).double()
+            for name, judge in scorer.scorers.items()
+        }
+        if combine == "rewards":
+            total = standard_scores(sum(scorer.weights[n] * raw[n] for n in raw))
+        else:
+            total = sum(scorer.weights[n] * standard_scores(raw[n]) for n in raw)
+        mixed[kind] = total[0] - total[1]
+    share = state.multiplier / (1 + state.multiplier)
+    expected = (1 - share) * mixed["per_view"] + share * mixed["joint"][:, None]
+
+    torch.testing.assert_close(gap.double(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_two_ways_of_adding_differ(monkeypatch):
+    """Raw, the scorer of the widest spread leads; standardised, each pulls with its weight."""
+    found = [
+        learn(config_of(**{"reward.combine": combine}), iterations=1, **several())[0]
+        for combine in ("rewards", "advantages")
+    ]
+
+    assert not torch.allclose(found[0], found[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("combine", ["rewards", "advantages"])
+def test_one_scorer_of_weight_1_is_itself(combine):
+    """Whichever way it is not added to anything: the same parameters, bit for bit."""
+    plain = learn(config_of())
+    alone = {
+        "per_view": Mixture(scorers={"per_view": per_view_score}, weights={"per_view": 1.0}),
+        "joint": Mixture(scorers={"joint_view": joint_score}, weights={"joint_view": 1.0}),
+    }
+    mixed = learn(config_of(**{"reward.combine": combine}), **alone)
+
+    assert torch.equal(plain[0], mixed[0])
+    assert plain[1] == mixed[1]
+    assert plain[3] == mixed[3]
+
+
+def test_every_scorer_s_own_mean_is_a_metric(monkeypatch):
+    """Unweighted, of both arms; the others are of the weighted sum."""
+    images, prompts, _, metrics, _ = arms(monkeypatch, config_of(), **several())
+    judges = {"red": red, "contrast": contrast, "agreement": joint_score, "blue": blue}
+    for name, judge in judges.items():
+        for arm in images:
+            found = metrics[f"reward/{name}/{arm}"]
+            assert found == pytest.approx(judge(images[arm], prompts).mean().item(), rel=1e-5)
+    for arm in images:
+        total = 0.01 * metrics[f"reward/red/{arm}"] + 20 * metrics[f"reward/contrast/{arm}"]
+        assert metrics[f"per_view_reward/{arm}"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["rewards", "advantages"])
+def test_the_constraint_reads_the_weighted_raw_joint_reward(monkeypatch, combine):
+    """Whatever the advantages are made of."""
+    config = config_of(**{"reward.combine": combine})
+    images, prompts, _, metrics, _ = arms(monkeypatch, config, **several())
+    raw = torch.cat([joint_score(i, prompts) + 3.0 * blue(i, prompts) for i in images.values()])
+    mean = raw.mean().item()
+
+    assert metrics["slack"] == pytest.approx(mean - metrics["threshold"], abs=1e-4)
+    expected = constraint_step(START, mean)
+    assert metrics["threshold"] == pytest.approx(expected.threshold, rel=1e-6)
+
+
+def test_a_reward_that_is_not_finite_is_told_by_its_scorer():
+    """Among several the sum would not say whose it was."""
+
+    def spoilt(images, prompts):
+        table = contrast(images, prompts)
+        table[1, 2] = math.nan
+        return table
+
+    parts = several()
+    parts["per_view"] = replace(parts["per_view"], scorers={"red": red, "contrast": spoilt})
+    with pytest.raises(NonFiniteError, match=r"`reward/contrast/zigzag` .* object 1, view 2"):
+        learn(config_of(), iterations=1, **parts)
 
 
 # -- prompts -----------------------------------------------------------------------------

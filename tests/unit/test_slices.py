@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.records import RewardTable
+from mvczigal_ref.records import RewardTable, ScorerRewards
 from mvczigal_ref.slices import Share
 
 WORLDS = (1, 2, 4)
@@ -90,6 +90,11 @@ def test_gathering_restores_the_order_of_the_objects(sizes, processes):
         assert torch.equal(gathered.per_view_standard, table_of(number).per_view_standard)
         assert torch.equal(gathered.joint_view_zigzag, table_of(number).joint_view_zigzag)
         assert torch.equal(gathered.joint_view_standard, table_of(number).joint_view_standard)
+        for kind, name in (("per_view_parts", "sharp"), ("joint_view_parts", "whole")):
+            mine, whole = getattr(gathered, kind), getattr(table_of(number), kind)
+            assert mine.keys() == {name}
+            assert torch.equal(mine[name].zigzag, whole[name].zigzag)
+            assert torch.equal(mine[name].standard, whole[name].standard)
         assert share.order == many[0].order
 
 
@@ -100,7 +105,21 @@ def table_of(number):
         per_view_standard=number[:, None] + torch.tensor([0.3, 0.4]),
         joint_view_zigzag=number + 0.5,
         joint_view_standard=number + 0.6,
+        per_view_parts={
+            "sharp": ScorerRewards(zigzag=number[:, None] + 0.7, standard=number[:, None] + 0.8)
+        },
+        joint_view_parts={"whole": ScorerRewards(zigzag=number + 0.9, standard=number + 0.95)},
     )
+
+
+def tensors_of(table):
+    """List a table's tensors."""
+    parts = [*table.per_view_parts.values(), *table.joint_view_parts.values()]
+    whole = [getattr(table, name) for name in FIELDS]
+    return [*whole, *(t for part in parts for t in (part.zigzag, part.standard))]
+
+
+FIELDS = ("per_view_zigzag", "per_view_standard", "joint_view_zigzag", "joint_view_standard")
 
 
 class Gathered(World):
@@ -108,11 +127,11 @@ class Gathered(World):
 
     def __init__(self, tables, rank):
         World.__init__(self, rank=rank, size=len(tables))
-        fields = RewardTable.__dataclass_fields__
+        count = len(tensors_of(tables[0][0]))
         object.__setattr__(
             self,
             "everybodys",
-            [[torch.cat([getattr(t, name) for t in own]) for own in tables] for name in fields],
+            [[torch.cat([tensors_of(t)[i] for t in own]) for own in tables] for i in range(count)],
         )
 
     def gather_objects(self, share):

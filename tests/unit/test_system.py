@@ -15,7 +15,8 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.reward import registry
-from mvczigal_ref.system import build_sampler, build_system
+from mvczigal_ref.reward.world import WorldJointView, WorldPerView
+from mvczigal_ref.system import build_sampler, build_scorers, build_system, no_scorers
 from mvczigal_ref.tracking import StageTimer
 from mvczigal_ref.world.scene import WORLD_RIG
 from tests import oracles
@@ -40,13 +41,13 @@ def config_of(**sections):
 @pytest.fixture(autouse=True)
 def quick_scorers(monkeypatch):
     """Offer scorers that cost nothing, beside the world's."""
-    monkeypatch.setitem(registry._PER_VIEW, "quick", lambda: per_view_score)
-    monkeypatch.setitem(registry._JOINT, "quick", lambda: joint_score)
+    monkeypatch.setitem(registry.PER_VIEW, "quick", lambda options: per_view_score)
+    monkeypatch.setitem(registry.JOINT, "quick_joint", lambda options: joint_score)
 
 
 def build(components=None, **sections):
     """Build a system of a small network, with scorers that cost nothing."""
-    sections["reward"] = {"per_view": "quick", "joint": "quick", **sections.get("reward", {})}
+    sections["reward"] = {"per_view": "quick", "joint": "quick_joint", **sections.get("reward", {})}
     config = config_of(**sections)
     return config, build_system(config, device=CPU, components=components or small_components())
 
@@ -238,7 +239,7 @@ def test_weights_come_from_their_folder(tmp_path):
     components.save(tmp_path / "weights")
     config = config_of(
         model={"weights": str(tmp_path / "weights")},
-        reward={"per_view": "quick", "joint": "quick"},
+        reward={"per_view": "quick", "joint": "quick_joint"},
     )
     system = build_system(config, device=CPU)
 
@@ -253,11 +254,40 @@ def test_weights_come_from_their_folder(tmp_path):
 
 
 def test_scorers_are_those_of_their_names(monkeypatch):
-    """Each looked up under its own setting."""
-    monkeypatch.setitem(registry._PER_VIEW, "other", lambda: lambda images, prompts: images)
-    assert small_system().per_view is per_view_score
-    assert small_system().joint is joint_score
-    assert build(reward={"per_view": "other"})[1].per_view is not per_view_score
+    """Each looked up under its own setting, on its own device, with its own weight."""
+    asked = []
+    monkeypatch.setitem(registry.PER_VIEW, "other", lambda options: asked.append(options) or print)
+    system = small_system()
+    assert system.per_view.scorers == {"quick": per_view_score}
+    assert system.joint.scorers == {"quick_joint": joint_score}
+    assert (system.watched_per_view, system.watched_joint) == ({}, {})
+    _, system = build(
+        reward={"per_view": {"other": 2.0, "quick": -1.0}, "weights": {"other": "a/b"}},
+        guard={"every": 1, "per_view": ["world.per_view"], "joint": ["world.joint"]},
+    )
+
+    assert system.per_view.scorers == {"other": print, "quick": per_view_score}
+    assert system.per_view.weights == {"other": 2.0, "quick": -1.0}
+    assert [(o.weights, o.device, o.num_views) for o in asked] == [("a/b", CPU, 6)]
+    assert isinstance(system.watched_per_view["world.per_view"], WorldPerView)
+    assert isinstance(system.watched_joint["world.joint"], WorldJointView)
+
+
+def test_a_system_that_only_samples_needs_no_scorer(monkeypatch):
+    """None is built, and nothing can be asked."""
+    monkeypatch.setitem(registry.PER_VIEW, "quick", lambda options: pytest.fail("it was built"))
+    config = config_of(reward={"per_view": "quick", "joint": "quick_joint"})
+    system = build_system(config, device=CPU, components=small_components(), scorers=no_scorers())
+
+    with pytest.raises(ValueError, match="`tables` must hold at least one reward table"):
+        system.joint(torch.rand(1, 6, 3, 8, 8), ["a cube"])
+
+
+def test_what_is_watched_is_built_for_the_guard_alone():
+    """Neither without one, nor where nobody will look."""
+    for every, watched, names in ((0, True, []), (1, False, []), (1, True, ["quick_joint"])):
+        config = config_of(guard={"every": every, "joint": ["quick_joint"]})
+        assert [*build_scorers(config, device=CPU, watched=watched)["watched_joint"]] == names
 
 
 def test_cameras_are_the_rigs():

@@ -14,10 +14,12 @@ from mvczigal_ref import held_out, trainer
 from mvczigal_ref.checkpoint import load_checkpoint
 from mvczigal_ref.config import from_dict, load_config
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.errors import CheckpointError, ConfigError, ScorerUnavailableError
 from mvczigal_ref.evaluation import Evaluation
+from mvczigal_ref.held_out import Watch
 from mvczigal_ref.iteration import IterationResult, prompt_batch
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.reward.guard import GuardCheck
 from mvczigal_ref.tracking import read_metrics
 from mvczigal_ref.trainer import Events, read_prompts, train
 from mvczigal_ref.world.grammar import split_prompts
@@ -29,8 +31,14 @@ class Record(Events):
     """Everything that happened, in order."""
 
     def __init__(self):
-        self.told, self.iterations, self.measured = [], [], []
-        self.signals = {}
+        self.told, self.iterations, self.measured, self.looks = [], [], [], []
+        self.signals, self.watched, self.out = {}, {}, set()
+
+    def meet_outage(self, what, place):
+        """Be out, once, where it was asked for."""
+        if (what, place) in self.out:
+            self.out.remove((what, place))
+            raise ScorerUnavailableError("nobody answers")
 
     def stage(self, text):
         self.told.append(text)
@@ -51,6 +59,7 @@ def record(monkeypatch):
 
     def run_iteration(system, optimizer, constraint, prompts, *, iteration, config, world, timer):
         rate = optimizer.param_groups[0]["lr"]
+        record.meet_outage("iteration", iteration)
         record.iterations.append((iteration, list(prompts), rate, constraint))
         level(system).fill_(iteration + 1.0)
         for number in record.signals.get(iteration, ()):
@@ -61,21 +70,37 @@ def record(monkeypatch):
 
     def evaluate(system, prompts, *, config, world, num_noises):
         value = level(system).item()
+        record.meet_outage("evaluation", len(record.iterations))
         record.measured.append((value, list(prompts), num_noises))
         table = torch.arange(len(prompts)).expand(num_noises, -1).contiguous().float()
         images = torch.zeros(1, 6, 3, 32, 32)
         return Evaluation(per_view=table * value, joint=table - value, images=images)
 
+    class Looks(Watch):
+        """Scores as the test has written them, by the iterations done."""
+
+        def __call__(self, iteration):
+            record.meet_outage("guard", iteration)
+            record.looks.append((iteration, level(self.system).item()))
+            watched = float(record.watched.get(iteration, 0.0))
+            check = GuardCheck(
+                iteration=iteration,
+                trained={"per_view": (float(iteration),) * 2},
+                watched={"other": (watched,) * 2},
+            )
+            return check, {"guard/other": watched}
+
+    monkeypatch.setattr(trainer, "Watch", Looks)
     monkeypatch.setattr(trainer, "run_iteration", run_iteration)
     monkeypatch.setattr(held_out, "evaluate", evaluate)
     return record
 
 
-def config(iterations=4, optim=None, **run):
+def config(iterations=4, optim=None, guard=None, **run):
     """Settings of a run of two objects an iteration."""
     sizes = {"objects_per_iteration": 2, "objects_per_slice": 1, "evaluation_noises": 2}
     more = {"iterations": iterations, "checkpoint_every": 2, "keep_checkpoints": 9}
-    return from_dict({"run": {**sizes, **more, **run}, "optim": optim or {}})
+    return from_dict({"run": {**sizes, **more, **run}, "optim": optim or {}, "guard": guard or {}})
 
 
 def go(config, folder, record, *, world=None, prompts=HELD_OUT, **more):
@@ -287,6 +312,132 @@ def test_a_run_in_a_thread_leaves_signals_alone(record, tmp_path):
     assert (tmp_path / "summary.json").is_file()
 
 
+GUARD = {"every": 1, "diversity": True, "unit": "reward", "margin": 1.0}
+
+
+def end_of(folder):
+    """Read what a run ended with: its newest checkpoint, metrics without times, and summary."""
+    newest = folder / "checkpoints" / f"iteration_{saved(folder)[-1]:06d}"
+    rows = read_metrics(folder / "metrics.jsonl")
+    for row in rows:
+        for name in [n for n in row if n.startswith("seconds/") or n == "peak_memory"]:
+            del row[name]
+    files = {path.name: path.read_bytes() for path in sorted(newest.iterdir())}
+    return files, rows, (folder / "summary.json").read_bytes()
+
+
+@pytest.mark.parametrize(("every", "looks"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (0, [])])
+def test_the_guard_looks_as_often_as_asked(record, tmp_path, every, looks):
+    """Before the first iteration too; the metrics say what it found and what it made of it."""
+    result = go(config(4, guard={**GUARD, "every": every}), tmp_path, record)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+
+    assert [one[0] for one in record.looks] == looks
+    assert [row["iteration"] + 1 for row in rows if "guard/other" in row] == looks[1:]
+    assert [row["guard/best_iteration"] for row in rows if "guard/fired" in row] == looks[1:]
+    assert (result.guard is None) == (every == 0)
+    assert ("guard" in json.loads((tmp_path / "summary.json").read_text())) == (every > 0)
+
+
+def test_the_guard_ends_a_run(record, tmp_path):
+    """With a checkpoint and scores of that moment; it stays ended however often it is called."""
+    record.watched = {0: 5, 1: 5.5, 2: 5, 3: 4.5}
+    result = go(config(9, guard=GUARD), tmp_path, record)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+
+    assert [one[0] for one in record.iterations] == [0, 1, 2]
+    assert [row["guard/fired"] for row in rows] == [0.0, 0.0, 1.0]
+    assert saved(tmp_path)[-1] == 3
+    assert (tmp_path / "evaluations" / "after_000003.safetensors").is_file()
+    assert (result.guard.fired, result.guard.best.iteration) == (True, 1)
+    assert result.per_view.after - result.per_view.before == pytest.approx(
+        3 - record.measured[0][0]
+    )
+    first = end_of(tmp_path)
+    again = go(config(9, guard=GUARD), tmp_path, record)
+    assert len(record.iterations) == 3
+    assert again.guard == result.guard
+    assert end_of(tmp_path) == first
+
+
+def test_the_guard_returns_to_its_best_check(record, tmp_path):
+    """Parameters and constraint are those of that moment, however old; its copy is not pruned."""
+    record.watched = {0: 5, 1: 5.5, 2: 5, 3: 5, 4: 4.5}
+    chosen = config(9, guard={**GUARD, "action": "return"}, keep_checkpoints=1)
+    result = go(chosen, tmp_path, record)
+    newest = load_checkpoint(tmp_path / "checkpoints" / "iteration_000004", config=chosen)
+    best = load_checkpoint(tmp_path / "best" / "iteration_000001", config=chosen)
+
+    assert saved(tmp_path) == [4]
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["iteration_000001"]
+    assert newest.state["constraint"] == best.state["constraint"]
+    assert newest.state["constraint"]["multiplier"] == 0.25
+    assert 1.0 in {value.view(-1)[0].item() for value in newest.tensors["policy"].values()}
+    for group in ("policy", "optimizer"):
+        for name, value in best.tensors[group].items():
+            assert torch.equal(newest.tensors[group][name], value)
+    assert result.guard.fired
+    assert record.measured[-1][0] == 1.0
+
+
+@pytest.mark.parametrize("action", ["stop", "return"])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_guarded_run_goes_on_to_the_same_bits(record, tmp_path, action, stop):
+    """From a stop at any iteration, its memory is the checkpoint's."""
+    record.watched = {0: 5, 1: 5.5, 2: 5, 3: 5, 4: 4.5}
+    chosen = config(9, guard={**GUARD, "action": action}, checkpoint_every=10)
+    go(chosen, tmp_path / "whole", record)
+    record.signals = {stop - 1: [signal.SIGTERM]}
+    with pytest.raises(KeyboardInterrupt):
+        go(chosen, tmp_path / "stopped", record)
+    record.signals = {}
+    go(chosen, tmp_path / "stopped", record)
+
+    assert end_of(tmp_path / "stopped") == end_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("what", "place", "left"),
+    [
+        ("iteration", 2, 2),
+        ("iteration", 0, 0),
+        ("guard", 3, 3),
+        ("guard", 0, 0),
+        ("evaluation", 3, 3),
+        ("evaluation", 5, 5),
+    ],
+)
+def test_an_outage_saves_what_was_finished_and_goes_on_to_the_same_bits(
+    record, tmp_path, what, place, left
+):
+    """Also where an iteration was done and something after it could not be measured."""
+    record.watched = {n: n for n in range(6)}
+    chosen = config(5, guard=GUARD, checkpoint_every=10, evaluate_every=3)
+    go(chosen, tmp_path / "whole", record)
+    record.iterations.clear()
+    record.out = {(what, place)}
+    with pytest.raises(ScorerUnavailableError, match="nobody answers"):
+        go(chosen, tmp_path / "out", record)
+
+    assert not record.out
+    assert saved(tmp_path / "out")[-1] == left
+    assert not (tmp_path / "out" / "summary.json").exists()
+    go(chosen, tmp_path / "out", record)
+    assert [one[0] for one in record.iterations] == [0, 1, 2, 3, 4]
+    assert end_of(tmp_path / "out") == end_of(tmp_path / "whole")
+
+
+def test_an_outage_before_the_first_iteration_leaves_nothing_to_save(record, tmp_path):
+    """The same call begins the run."""
+    record.out = {("evaluation", 0)}
+    with pytest.raises(ScorerUnavailableError):
+        go(config(1), tmp_path, record)
+    assert not (tmp_path / "checkpoints").exists()
+    go(config(1), tmp_path, record)
+
+    assert saved(tmp_path) == [0, 1]
+
+
 class Second(World):
     """The second of two processes, alone."""
 
@@ -350,6 +501,19 @@ def test_slices_that_cannot_be_shared_are_refused_before_anything_is_done(record
         go(config(objects_per_slice=2), tmp_path / "run", record)
 
     assert record.told == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scorer_that_is_not_there_is_refused_before_anything_is_done(record, tmp_path):
+    """No folder is made and no model is loaded, so that the right name may follow."""
+    wrong = load_config(config(1), overrides=["reward.per_view=world.pre_view"])
+    with pytest.raises(ConfigError, match=r"the nearest is 'world\.per_view'"):
+        go(wrong, tmp_path / "run", record)
+    absent = load_config(config(1), overrides=["reward.per_view=pickscore"])
+    with pytest.raises(CheckpointError, match="Download it"):
+        go(absent, tmp_path / "run", record)
+
+    assert record.told == ["loading models"]
     assert not (tmp_path / "run").exists()
 
 

@@ -16,6 +16,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation import Evaluation
 from mvczigal_ref.iteration import prompt_batch
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.reward.guard import GuardCheck, GuardState
 from mvczigal_ref.system import build_system
 from mvczigal_ref.training_state import begin, find_checkpoint, load_policy, resume
 
@@ -134,6 +135,54 @@ def test_what_was_saved_is_found_again(tmp_path, finetune):
     for name, value in state.system.trained().items():
         assert torch.equal(again.system.trained()[name], value)
     assert list(again.prompts) == PROMPTS
+
+
+def test_the_guard_s_memory_and_what_is_pending_are_found_again(tmp_path):
+    """Bit for bit; a number that is not finite is unknown afterwards."""
+    check = GuardCheck(
+        iteration=2, trained={"joint": (0.1 + 0.2, 1 / 3)}, watched={"other": (1e-300, -0.0)}
+    )
+    state = stepped(config(), tmp_path)
+    state.guard = GuardState(best=check, latest=check, fired=True)
+    state.pending = {"loss": 0.1, "grad_norm": float("nan"), "known": None}
+    state.save(tmp_path)
+    again = resume(system(config()), config(), PROMPTS, find_checkpoint(tmp_path, config()))
+
+    assert again.guard == state.guard
+    assert again.pending == {"loss": 0.1, "grad_norm": None, "known": None}
+    assert (again.logged, again.ended) == (1, True)
+
+
+def test_the_best_state_is_taken_back(tmp_path):
+    """Parameters, optimiser and constraint; iterations and memory stay."""
+    check = GuardCheck(iteration=2, trained={"a": (1.0, 1.0)}, watched={"b": (1.0, 1.0)})
+    state = stepped(config(), tmp_path)
+    state.guard = GuardState(best=check, latest=check)
+    state.keep_best(tmp_path)
+    kept = {name: p.detach().clone() for name, p in state.system.trained().items()}
+    for parameter in state.system.trained().values():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    state.constraint, state.finished = ConstraintState(), 4
+    state.return_to_best(tmp_path)
+
+    assert all(torch.equal(p, kept[n]) for n, p in state.system.trained().items())
+    assert state.constraint == CONSTRAINT
+    assert same(state.optimizer, stepped(config(), tmp_path / "other").optimizer)
+    assert state.finished == 4
+
+
+def test_a_best_checkpoint_that_is_not_the_best_any_more_goes(tmp_path):
+    """With the next checkpoint, which does not name it."""
+    state = stepped(config(), tmp_path)
+    for iteration in (1, 2):
+        check = GuardCheck(iteration=iteration, trained={"a": (1.0,)}, watched={"b": (1.0,)})
+        state.finished, state.guard = iteration, GuardState(best=check, latest=check)
+        state.keep_best(tmp_path)
+    assert len(list((tmp_path / "best").iterdir())) == 2
+    state.save(tmp_path)
+
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["iteration_000002"]
 
 
 def test_a_checkpoint_says_where_the_prompts_are(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from mvczigal_ref.cli import display
-from mvczigal_ref.cli.display import TrainingDisplay, gain_table
+from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
 from mvczigal_ref.evaluation import PairedGain
+from mvczigal_ref.reward.guard import GuardCheck, GuardState
 from tests.unit.report.folders import metrics
 
 ROW = {
@@ -167,3 +168,36 @@ def test_a_table_of_gains():
     assert ["score [dB]", "then", "now", "gain", "standard error", "gain / error"] in cells
     assert ["per view", "1.00", "3.00", "+2.000", "0.250", "+8.0"] in cells
     assert ["joint view", "1.00", "1.00", "+0.000", "0.000", ""] in cells
+
+
+# -- the guard ---------------------------------------------------------------------------
+
+
+def guard_state(*, fired):
+    """A trained reward that rose by 2, a watched one that fell by 1."""
+    best = GuardCheck(iteration=10, trained={"joint": (1.0, 3.0)}, watched={"hps[v2]": (5.0, 5.0)})
+    late = GuardCheck(iteration=20, trained={"joint": (2.0, 6.0)}, watched={"hps[v2]": (4.0, 4.0)})
+    return GuardState(best=best, latest=late, fired=fired)
+
+
+def test_a_guard_s_table_compares_its_best_check_with_its_latest():
+    """Means, the mean of the paired differences, and its error; names as they are."""
+    console, text = unwatched()
+    console.print(guard_table(guard_state(fired=True)))
+    rows = [re.split(r" *│ *", line.strip("│ ")) for line in text.getvalue().splitlines()]
+
+    assert ["joint", "trained", "2.0000", "4.0000", "+2.0000", "1.0000"] in rows
+    assert ["hps[v2]", "watched", "5.0000", "4.0000", "-1.0000", "0.0000"] in rows
+
+
+@pytest.mark.parametrize(
+    ("fired", "returned", "said"),
+    [
+        (False, True, r"let the run go on; its best check is that of iteration 10$"),
+        (True, False, r"ended the run at iteration 20,.* since iteration 10; kept the parameters$"),
+        (True, True, r"ended the run at iteration 20,.*put back the parameters of iteration 10$"),
+    ],
+)
+def test_a_guard_s_sentence_says_what_became_of_the_run(fired, returned, said):
+    """And of its parameters."""
+    assert re.search(said, guard_text(guard_state(fired=fired), returned=returned))

@@ -163,7 +163,7 @@ def test_one_fall_or_all_of_them(fallen, expected):
     """As the setting asks; what does not fall far enough is not named."""
     first = check(0, (0, 0), one=(5, 5), two=(5, 5))
     second = check(1, (1, 1), one=(3, 3), two=(4.9, 4.9))
-    state, verdict = judged(first, second, margin=1.0, unit="reward", fallen=fallen)
+    _, verdict = judged(first, second, margin=1.0, unit="reward", fallen=fallen)
 
     assert verdict.fired is expected
     assert verdict.fallen == ("one",)

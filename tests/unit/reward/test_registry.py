@@ -4,10 +4,19 @@ import pytest
 import torch
 
 from mvczigal_ref.cameras import PAPER_RIG
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, ScorerUnavailableError
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
-from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
+from mvczigal_ref.reward.registry import (
+    ScorerOptions,
+    check_scorers,
+    joint_view_scorer,
+    mixture,
+    per_view_scorer,
+    scorer_options,
+)
+from mvczigal_ref.reward.service import Limits, ScorerInfo, serving
 from mvczigal_ref.reward.world import WorldJointView, WorldPerView
+from mvczigal_ref.settings import GuardConfig, RewardConfig
 from mvczigal_ref.world.score import joint_view_score, per_view_score
 
 PROMPTS = ["a red cube with a white nose", "a red cube with a green fin"]
@@ -51,20 +60,164 @@ def test_the_joint_scorer_holds_its_cameras(images):
     assert torch.equal(WorldJointView(rig)(two, PROMPTS), expected)
 
 
+def test_options_are_a_scorer_s_own_or_its_family_s():
+    """What is set for `hyperscore` is for its axes too; the scorer's own name goes first."""
+    reward = RewardConfig(
+        weights={"hyperscore": "all", "hyperscore.texture": "one"},
+        tokenizers={"hyperscore": "words"},
+        url={"mine": "http://127.0.0.1:1"},
+        dtype="bf16",
+        images_per_chunk=3,
+        timeout=4,
+        wait=5,
+        api_key_env="KEY",
+    )
+    told = {
+        name: scorer_options(name, reward, device=torch.device("meta"), num_views=7)
+        for name in ("hyperscore.texture", "hyperscore.overall", "mine")
+    }
+
+    assert [options.weights for options in told.values()] == ["one", "all", None]
+    assert [options.tokenizer for options in told.values()] == ["words", "words", None]
+    assert [options.url for options in told.values()] == [None, None, "http://127.0.0.1:1"]
+    assert told["mine"] == ScorerOptions(
+        url="http://127.0.0.1:1", device=torch.device("meta"), dtype=torch.bfloat16,
+        images_per_chunk=3, num_views=7, timeout=4.0, wait=5.0, api_key_env="KEY",
+    )  # fmt: skip
+
+
+def test_the_scorers_device_is_the_run_s_unless_said_otherwise():
+    """Such as the CPU beside a run on a GPU."""
+    for setting, expected in (("auto", "meta"), ("cpu", "cpu")):
+        options = scorer_options(
+            "world.joint", RewardConfig(device=setting), device=torch.device("meta"), num_views=6
+        )
+        assert options.device == torch.device(expected)
+
+
+def test_a_mixture_is_what_the_setting_names(images):
+    """One scorer, or the weighted sum of several; each is built once."""
+    built = []
+
+    def build(name):
+        built.append(name)
+        return lambda images, prompts: torch.full((2, 6), float(len(name)))
+
+    one, two = mixture("abc", build), mixture({"a": 2.0, "bcd": -1.0}, build)
+
+    assert built == ["abc", "a", "bcd"]
+    assert one(images, PROMPTS).unique().tolist() == [3.0]
+    assert two(images, PROMPTS).unique().tolist() == [-1.0]
+    assert list(two.tables(images, PROMPTS)) == ["a", "bcd"]
+
+
+def test_a_scorer_elsewhere_is_asked_under_its_name(images):
+    """Whatever its name; its scores are those of the scorer that is served."""
+    info = ScorerInfo(name="mine", version="1", kind="per_view")
+    with serving(lambda images, prompts: images.mean((2, 3, 4)), info=info) as server:
+        remote = per_view_scorer("mine", ScorerOptions(url=server.url, images_per_chunk=6))
+
+        torch.testing.assert_close(remote(images, PROMPTS), images.mean((2, 3, 4)))
+        with pytest.raises(ConfigError, match="leads to the scorer 'mine'"):
+            per_view_scorer("yours", ScorerOptions(url=server.url))
+        with pytest.raises(ConfigError, match="`url` must be of a joint scorer"):
+            joint_view_scorer("mine", ScorerOptions(url=server.url))
+
+
+def test_whatever_keeps_a_service_from_answering_is_an_outage(images):
+    """A refusal too: the run is to save and stop."""
+    info = ScorerInfo(name="mine", version="1", kind="joint")
+    options = {"images_per_chunk": 6, "wait": 0.0, "timeout": 5.0}
+    with serving(
+        lambda images, prompts: images.mean((1, 2, 3, 4)), info=info, limits=Limits(views=3)
+    ) as server:
+        remote = joint_view_scorer("mine", ScorerOptions(url=server.url, **options))
+        with pytest.raises(ScorerUnavailableError, match="`views` must be at most 3"):
+            remote(images, PROMPTS)
+    with pytest.raises(ScorerUnavailableError, match="gave no usable answer"):
+        remote(images[:, :3], PROMPTS)
+    with pytest.raises(ScorerUnavailableError, match="gave no usable answer"):
+        joint_view_scorer("mine", ScorerOptions(url=server.url, **options))
+
+
 # -- errors ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["world.joint", "pickscore", ""])
-def test_rejects_an_unknown_per_view_scorer(name):
-    """With the names that there are."""
-    message = rf"`reward\.per_view` must be one of \['world\.per_view'\]; got '{name}'"
-    with pytest.raises(ConfigError, match=message):
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("world.joint", "judges otherwise: name it in `reward.joint`"),
+        ("pikscore", "names the unknown scorer 'pikscore'; the nearest is 'pickscore'"),
+        ("world.per-view", "the nearest is 'world.per_view'"),
+    ],
+)
+def test_rejects_an_unknown_per_view_scorer(name, complaint):
+    """With the nearest name, or where it belongs."""
+    with pytest.raises(ConfigError, match=rf"`reward\.per_view` .*{complaint}"):
         per_view_scorer(name)
 
 
-@pytest.mark.parametrize("name", ["world.per_view", "hyperscore", ""])
-def test_rejects_an_unknown_joint_scorer(name):
-    """With the names that there are."""
-    message = rf"`reward\.joint` must be one of \['world\.joint'\]; got '{name}'"
-    with pytest.raises(ConfigError, match=message):
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("world.per_view", "judges otherwise: name it in `reward.per_view`"),
+        ("hyperscore.textures", "the nearest is 'hyperscore.texture'"),
+    ],
+)
+def test_rejects_an_unknown_joint_scorer(name, complaint):
+    """With the nearest name, or where it belongs."""
+    with pytest.raises(ConfigError, match=rf"`reward\.joint` .*{complaint}"):
         joint_view_scorer(name)
+
+
+@pytest.mark.parametrize(
+    ("reward", "guard", "complaint"),
+    [
+        ({"per_view": {"world.per_view": 1, "clip": 1}}, {}, "`reward.per_view` names the unknown"),
+        ({"weights": {"pickscore": "x"}}, {}, "`reward.weights` names 'pickscore', which no rew"),
+        ({"url": {"world.jont": "x"}}, {}, "the nearest is 'world.joint'"),
+        (
+            {"per_view": "pickscore", "weights": {"pickscore": "/absent/folder"}},
+            {},
+            "`reward.weights` of 'pickscore' must be there; '/absent/folder' is no folder or file",
+        ),
+        (
+            {"per_view": "pickscore", "tokenizers": {"pickscore": "absent"}},
+            {},
+            "`reward.tokenizers` of 'pickscore' must be there",
+        ),
+        ({"joint": "hyperscore.texture"}, {}, "`reward.weights={hyperscore: FILE}`"),
+        ({"per_view": "chat_judge"}, {}, "needs `reward.url={chat_judge: http"),
+        (
+            {"joint": "chat_judge.joint", "url": {"chat_judge": "http://127.0.0.1:1/v1"}},
+            {},
+            "`reward.weights={chat_judge.joint: MODEL}`",
+        ),
+        ({}, {"per_view": ("hps",)}, "`guard.per_view` names the unknown scorer 'hps'"),
+        (
+            {},
+            {"joint": ("world.joint",)},
+            "`guard.joint` must not name 'world.joint', which `reward.joint` names already",
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_loaded(reward, guard, complaint):
+    """Names, places, and settings that would do nothing."""
+    with pytest.raises(ConfigError) as caught:
+        check_scorers(RewardConfig(**reward), GuardConfig(every=1, **guard))
+
+    assert complaint in str(caught.value)
+
+
+def test_what_is_right_passes(tmp_path):
+    """Hub ids are looked up later; a scorer elsewhere may have any name."""
+    check_scorers(RewardConfig())
+    check_scorers(RewardConfig(), GuardConfig(per_view=("unread",)))
+    check_scorers(
+        RewardConfig(
+            per_view={"mine": 1.0, "pickscore": 1.0, "hpsv2": 1.0},
+            joint="chat_judge.joint",
+            url={"mine": "http://127.0.0.1:1", "chat_judge": "http://127.0.0.1:1/v1"},
+            weights={"pickscore": str(tmp_path), "hpsv2": "a/b", "chat_judge": "model"},
+        )
+    )

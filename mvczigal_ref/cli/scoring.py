@@ -1,0 +1,204 @@
+"""Scoring pictures, and running scorers for others, as a person asks for it."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from mvczigal_ref import __version__
+from mvczigal_ref.cli.arguments import ConvertReward, Score, ServeReward
+from mvczigal_ref.cli.processes import join
+from mvczigal_ref.config import RewardConfig
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.reward.registry import (
+    JOINT,
+    PER_VIEW,
+    ScorerOptions,
+    joint_view_scorer,
+    per_view_scorer,
+    scorer_options,
+)
+from mvczigal_ref.settings_file import nearest_name
+from mvczigal_ref.shapes import Images
+
+__all__ = ["convert_reward", "read_views", "score_images", "serve_reward"]
+
+Scorer = Callable[[Images, Sequence[str]], Tensor]
+
+
+def score_images(command: Score, settings: RewardConfig) -> None:
+    """Score pictures and print a table: a row a view, and one for all views together.
+
+    Args:
+        command: What was asked for.
+        settings: Where the scorers are.
+
+    Raises:
+        ConfigError: If pictures or scorers do not fit together.
+    """
+    device = join(command.device).device
+    images = read_views(command.images, row=command.row)
+    objects, views = images.shape[:2]
+    found: dict[str, Tensor] = {}
+    for name in dict.fromkeys(command.reward):
+        options = scorer_options(name, settings, device=device, num_views=views)
+        _, scorer = _scorer(name, options)
+        try:
+            found[name] = scorer(images.to(device), [command.prompt] * objects).cpu()
+        except ValueError as error:  # such as another number of views than the scorer knows
+            raise ConfigError(f"`{name}` cannot score these pictures: {error}") from error
+    Console().print(_table(command, found, objects, views))
+    if command.json is not None:
+        content = {
+            "prompt": command.prompt,
+            "images": [str(path) for path in command.images],
+            "scores": {name: table.tolist() for name, table in found.items()},
+        }
+        atomic_write(command.json, to_json(content))
+
+
+def read_views(paths: Sequence[Path], *, row: int | None) -> Images:
+    """Read pictures as the views of objects.
+
+    Args:
+        paths: Image files of one size.
+        row: Views side by side in each file, which is an object; None where each file is a view
+            of one object.
+
+    Returns:
+        Images in [0, 1], fp32.
+
+    Raises:
+        ConfigError: If sizes differ, or a width cannot be cut.
+        OSError: If a file is no image.
+    """
+    pictures = [_picture(path) for path in paths]
+    sizes = {tuple(picture.shape) for picture in pictures}
+    if len(sizes) > 1:
+        told = ", ".join(f"{width} x {height}" for _, height, width in sorted(sizes))
+        raise ConfigError(f"pictures must have one size; got {told}. Scale them first.")
+    stacked = torch.stack(pictures)
+    if row is None:
+        return stacked[None]
+    if stacked.shape[-1] % row:
+        msg = f"`--row` = {row} must divide the pictures' width; got {stacked.shape[-1]} pixels."
+        raise ConfigError(msg)
+    return torch.stack(stacked.chunk(row, dim=-1), dim=1)
+
+
+def serve_reward(command: ServeReward, settings: RewardConfig) -> None:
+    """Serve a scorer until Ctrl-C.
+
+    Args:
+        command: What was asked for.
+        settings: Where the scorer is.
+
+    Raises:
+        ConfigError: If the scorer is unknown, or the address is open and that was not asked for.
+    """
+    from mvczigal_ref.reward.service import serve
+
+    device = join(command.device).device
+    options = scorer_options(command.name, settings, device=device, num_views=command.views)
+    kind, scorer = _scorer(command.name, options)
+    try:
+        serve(
+            scorer,
+            name=command.name,
+            version=_version(options),
+            kind="joint" if kind == "joint" else "per_view",
+            host=command.host,
+            port=command.port,
+            allow_remote=command.open_to_others,
+            say=_say,
+        )
+    except (ValueError, OverflowError) as error:
+        msg = f"cannot serve at `--host` {command.host!r}, `--port` {command.port}: {error}"
+        raise ConfigError(msg) from error
+
+
+def convert_reward(command: ConvertReward) -> Path:
+    """Write a published file's tensors as safetensors.
+
+    Args:
+        command: What was asked for.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ConfigError: If the names are not such, or the file exists.
+        CheckpointError: If the source is no file of tensors.
+    """
+    from mvczigal_ref.errors import CheckpointError
+    from mvczigal_ref.reward.convert import convert_checkpoint
+
+    try:
+        return convert_checkpoint(command.file, command.out)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _scorer(name: str, options: ScorerOptions) -> tuple[str, Scorer]:
+    """Build a scorer of either kind; of an unknown name its service says which it is."""
+    if name in PER_VIEW:
+        return "per_view", per_view_scorer(name, options)
+    if name in JOINT:
+        return "joint", joint_view_scorer(name, options)
+    if options.url is None:
+        near = nearest_name(name, [*PER_VIEW, *JOINT])
+        raise ConfigError(f"there is no scorer {name!r}; the nearest name is {near!r}.")
+    try:
+        return "per_view", per_view_scorer(name, options)
+    except ConfigError:
+        return "joint", joint_view_scorer(name, options)
+
+
+def _picture(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+
+
+def _table(command: Score, found: dict[str, Tensor], objects: int, views: int) -> Table:
+    table = Table("picture")
+    for name in found:
+        table.add_column(escape(name), justify="right")
+    for index in range(objects):
+        for view in range(views):
+            path = command.images[view if command.row is None else index]
+            label = str(path) if command.row is None else f"{path} view {view}"
+            cells = [f"{t[index, view]:.4f}" if t.ndim == 2 else "" for t in found.values()]
+            if any(cells):
+                table.add_row(escape(label), *cells)
+        whole = "all views" if command.row is None else f"{command.images[index]} all views"
+        cells = [f"{(t[index].mean() if t.ndim == 2 else t[index]):.4f}" for t in found.values()]
+        table.add_row(escape(whole), *cells)
+    return table
+
+
+def _version(options: ScorerOptions) -> str:
+    """Name the code and the weights, by their files' sizes and times, so that caches notice."""
+    digest = hashlib.sha256(f"{options.dtype} {options.num_views}".encode())
+    for place in (options.weights, options.tokenizer):
+        digest.update(f"\n{place}".encode())
+        root = Path(place or "").expanduser()
+        if place and root.exists():
+            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+                stat = path.stat()
+                digest.update(f"\n{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return f"{__version__}-{digest.hexdigest()[:12]}"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,262 @@
+"""How each scorer is built; its module is imported when it is first asked for.
+
+A folder of weights of another than the published size holds, beside them, a file ``size.json``:
+for ``hpsv2`` the entries of a CLIP configuration, for ``image_reward`` those of BLIP's image
+encoder, for ``hyperscore`` those of `HyperScoreSize`, for ``hpsv3`` the ``pixels`` of an image.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvczigal_ref.errors import ConfigError, ScorerUnavailableError
+from mvczigal_ref.reward.mixture import Scorer
+from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
+from mvczigal_ref.shapes import Images
+
+__all__ = ["JOINT", "PER_VIEW", "ScorerOptions", "remote"]
+
+_SIZE = "size.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScorerOptions:
+    """How one scorer is built."""
+
+    weights: str | None = None
+    """Folder, file or hub id; the published one if None. Of a chat judge its served name."""
+
+    tokenizer: str | None = None
+    """Folder or hub id; the published one if None."""
+
+    url: str | None = None
+    """Service to ask instead of building the scorer here."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where its network computes."""
+
+    dtype: torch.dtype = torch.float32
+    """Of its network."""
+
+    images_per_chunk: int = 32
+    """Images that pass through its network, or travel, together [images]."""
+
+    num_views: int = 6
+    """Views of an object, where it judges them together."""
+
+    timeout: float = 120.0
+    """Of one request to a service [s]."""
+
+    wait: float = 600.0
+    """For a service that fails [s]."""
+
+    api_key_env: str | None = None
+    """Environment variable that holds a chat endpoint's key."""
+
+
+class _Asked:
+    """A scorer that others serve: whatever keeps it from answering is an outage."""
+
+    def __init__(self, scorer: Scorer, faults: tuple[type[Exception], ...]) -> None:
+        self.scorer, self.faults = scorer, faults
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Any:  # noqa: ANN401
+        """Score as the scorer does."""
+        try:
+            return self.scorer(images, prompts)
+        except self.faults as error:
+            raise ScorerUnavailableError(f"the scorer does not serve: {error}") from error
+
+
+def remote(kind: str, name: str, options: ScorerOptions) -> Any:  # noqa: ANN401 - either protocol
+    """Build a scorer that asks a service, and ask it who it is.
+
+    Args:
+        kind: ``per_view`` or ``joint``.
+        name: Under which the service must know its scorer.
+        options: With the service's URL.
+
+    Returns:
+        A scorer of either kind.
+
+    Raises:
+        ConfigError: If the URL is none, or leads to another scorer.
+        ScorerUnavailableError: If the service does not answer.
+    """
+    from mvczigal_ref.reward.service import Patience, RefusedError, RemoteJointView, RemotePerView
+
+    patience = Patience(timeout_s=options.timeout, wait_s=options.wait)
+    objects = max(1, options.images_per_chunk // options.num_views)
+    client = RemotePerView if kind == "per_view" else RemoteJointView
+    try:
+        scorer = client(options.url or "", objects=objects, patience=patience)
+        found = scorer.info()
+    except ValueError as error:  # no URL, or of a scorer of the other kind
+        raise ConfigError(f"`reward.url` of {name!r}: {error}") from error
+    if found.name != name:
+        msg = f"`reward.url` of {name!r} leads to the scorer {found.name!r} at {options.url}."
+        raise ConfigError(msg)
+    return _Asked(scorer, (RefusedError,))
+
+
+def _world_per_view(options: ScorerOptions) -> PerViewScorer:
+    from mvczigal_ref.reward.world import WorldPerView
+
+    return WorldPerView()
+
+
+def _world_joint(options: ScorerOptions) -> JointViewScorer:
+    from mvczigal_ref.reward.world import WorldJointView
+
+    return WorldJointView()
+
+
+def _clip_score(options: ScorerOptions) -> PerViewScorer:
+    from mvczigal_ref.reward.clip_score import ClipScore
+
+    return _published(ClipScore, options)
+
+
+def _pickscore(options: ScorerOptions) -> PerViewScorer:
+    from mvczigal_ref.reward.clip_score import PickScore
+
+    return _published(PickScore, options)
+
+
+def _hpsv2(options: ScorerOptions) -> PerViewScorer:
+    from transformers import CLIPConfig
+
+    from mvczigal_ref.reward.hpsv2 import HpsV2
+
+    size = _own_size(options)
+    return _published(HpsV2, options, config=CLIPConfig.from_dict(size) if size else None)
+
+
+def _image_reward(options: ScorerOptions) -> PerViewScorer:
+    from transformers import BlipVisionConfig
+
+    from mvczigal_ref.reward.image_reward import ImageReward
+
+    size = _own_size(options)
+    return _published(
+        ImageReward, options, vision=BlipVisionConfig.from_dict(size) if size else None
+    )
+
+
+def _hpsv3(options: ScorerOptions) -> PerViewScorer:
+    from mvczigal_ref.reward.hpsv3 import HpsV3
+
+    found: PerViewScorer = HpsV3.from_pretrained(
+        _place(options.weights), base=_place(options.tokenizer), dtype=options.dtype,
+        chunk_size=options.images_per_chunk, **_own_size(options),
+    ).to(options.device)  # fmt: skip
+    return found
+
+
+def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
+    def build(options: ScorerOptions) -> JointViewScorer:
+        from mvczigal_ref.reward.hyperscore import HyperScore
+        from mvczigal_ref.reward.hyperscore_network import HyperScoreSize
+
+        size = _own_size(options)
+        return HyperScore.load(
+            Path(options.weights or "").expanduser(),
+            tokenizer=_place(options.tokenizer),
+            size=HyperScoreSize(**size) if size else None,
+            axis=axis,
+            num_views=options.num_views,
+            images_at_once=options.images_per_chunk,
+            dtype=options.dtype,
+        ).to(options.device)
+
+    return build
+
+
+def _chat_judge(options: ScorerOptions) -> PerViewScorer:
+    from mvczigal_ref.reward.chat_judge import ChatJudge
+
+    return _chat(ChatJudge(_endpoint(options)))
+
+
+def _chat_joint_judge(options: ScorerOptions) -> JointViewScorer:
+    from mvczigal_ref.reward.chat_judge import ChatJointJudge
+
+    return _chat(ChatJointJudge(_endpoint(options), num_views=options.num_views))
+
+
+def _endpoint(options: ScorerOptions) -> Any:  # noqa: ANN401 - imported only here
+    from mvczigal_ref.models.chat import MAX_PAUSE_S, ChatEndpoint
+
+    pauses = 0.5
+    # As many tries as make the pauses between them last as long as the wait.
+    tries = next(
+        n
+        for n in count()
+        if sum(min(pauses * 2.0**k, MAX_PAUSE_S) for k in range(n)) >= options.wait
+    )
+    return ChatEndpoint(
+        options.url or "", options.weights or "", timeout_s=options.timeout, retries=tries,
+        backoff_s=pauses, api_key_env=options.api_key_env,
+    )  # fmt: skip
+
+
+def _chat(judge: Scorer) -> _Asked:
+    from mvczigal_ref.models.chat import ChatAnswerError, ChatUnavailableError
+    from mvczigal_ref.reward.judgement import JudgementError
+
+    return _Asked(judge, (ChatUnavailableError, ChatAnswerError, JudgementError))
+
+
+def _published(kind: Any, options: ScorerOptions, **more: object) -> PerViewScorer:  # noqa: ANN401
+    found: PerViewScorer = kind.from_pretrained(
+        _place(options.weights), tokenizer=_place(options.tokenizer), dtype=options.dtype,
+        chunk_size=options.images_per_chunk, **more,
+    ).to(options.device)  # fmt: skip
+    return found
+
+
+def _place(text: str | None) -> str | None:
+    return None if text is None else str(Path(text).expanduser())
+
+
+def _own_size(options: ScorerOptions) -> dict[str, Any]:
+    """Read the size of weights that are not of the published one; empty where they are."""
+    if options.weights is None:
+        return {}
+    place = Path(options.weights).expanduser()
+    path = (place if place.is_dir() else place.parent) / _SIZE
+    if not path.is_file():
+        return {}
+    try:
+        size: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{str(path)!r} must hold a network's size as JSON: {error}.") from error
+    return size
+
+
+PER_VIEW: dict[str, Callable[[ScorerOptions], PerViewScorer]] = {
+    "world.per_view": _world_per_view,
+    "clip_score": _clip_score,
+    "pickscore": _pickscore,
+    "hpsv2": _hpsv2,
+    "hpsv3": _hpsv3,
+    "image_reward": _image_reward,
+    "chat_judge": _chat_judge,
+}
+"""Per-view scorers by name."""
+
+JOINT: dict[str, Callable[[ScorerOptions], JointViewScorer]] = {
+    "world.joint": _world_joint,
+    **{
+        f"hyperscore.{axis}": _hyperscore(axis)
+        for axis in ("alignment", "geometry", "texture", "overall")
+    },
+    "hyperscore": _hyperscore("overall"),
+    "chat_judge.joint": _chat_joint_judge,
+}
+"""Joint-view scorers by name."""
