@@ -1,0 +1,225 @@
+"""HyperScore: people's opinion of a textured object seen from several sides, on four axes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.reward.chunks import as_input, device_of, in_chunks
+from mvczigal_ref.reward.clip_score import CLIP_TOKENIZER_FILES, check_prompts
+from mvczigal_ref.reward.convert import read_tensors
+from mvczigal_ref.reward.hyperscore_network import (
+    AXES,
+    HyperScoreNetwork,
+    HyperScoreSize,
+    build_hyperscore,
+)
+from mvczigal_ref.reward.preprocessing import IMAGENET_MEAN, IMAGENET_STD, preprocess
+from mvczigal_ref.reward.weights import Published, Source, load_tokenizer
+from mvczigal_ref.shapes import Images, JointViewReward
+
+__all__ = ["HyperScore"]
+
+_FILES = ("model.safetensors", "model.pth")
+
+
+class HyperScore:
+    """`hyperscore`: one opinion score an object [MATE-3D opinion score].
+
+    The model was fitted to mean opinion scores between 0 and 10, higher being better. Nothing
+    holds its output to that range: random weights or odd images leave it.
+
+    Source:
+        Zhang et al., arXiv:2412.11170. Deviations: images are resized in fp32 whatever the
+        towers' precision, and what follows the towers runs in fp32 too; the released code runs
+        everything in one type. Padding tokens take part in the patch weights, as they do in the
+        released code.
+
+    Args:
+        network: From :func:`~mvczigal_ref.reward.hyperscore_network.build_hyperscore`.
+        tokenizer: CLIP's, of the vocabulary that the network was built for.
+        axis: ``alignment``, ``geometry``, ``texture`` or ``overall``.
+        num_views: Views an object. The network takes any number; asking for one keeps scores
+            comparable. MATE-3D has six.
+        images_at_once: Images that pass the network together [1]; positive. An object's views
+            are never parted.
+        dtype: Precision of the towers: float32 or bfloat16.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    tokenizer_files: ClassVar[Published] = Published(
+        repo="openai/clip-vit-base-patch16", files=CLIP_TOKENIZER_FILES, size="2.2 MB"
+    )
+
+    def __init__(
+        self,
+        network: HyperScoreNetwork,
+        tokenizer: Any,  # noqa: ANN401 - transformers' tokenizers are untyped
+        *,
+        axis: str = "overall",
+        num_views: int = 6,
+        images_at_once: int = 48,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if axis not in AXES:
+            msg = f"`axis` must be one of {AXES}; got {axis!r}."
+            raise ValueError(msg)
+        for name, number in (("num_views", num_views), ("images_at_once", images_at_once)):
+            if number < 1:
+                msg = f"`{name}` must be positive; got {number}."
+                raise ValueError(msg)
+        if dtype not in (torch.float32, torch.bfloat16):
+            msg = f"`dtype` must be torch.float32 or torch.bfloat16; got {dtype}."
+            raise ValueError(msg)
+        self.network = network
+        self.tokenizer = tokenizer
+        self.axis = axis
+        self.num_views = num_views
+        self.images_at_once = images_at_once
+        network.clip.to(dtype)
+        network.prompt_learner.to(dtype)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path,
+        *,
+        tokenizer: Source | None = None,
+        size: HyperScoreSize | None = None,
+        dtype: torch.dtype = torch.float32,
+        local_files_only: bool = True,
+        **settings: Any,  # noqa: ANN401 - the constructor's own keywords
+    ) -> "HyperScore":
+        """Read the published checkpoint, which is on no hub.
+
+        Args:
+            checkpoint: The released ``model.pth``, the same tensors as ``model.safetensors``, or
+                a folder that holds either.
+            tokenizer: A folder or hub id; CLIP's own when None.
+            size: Widths and depths of the network; the published ones when None.
+            dtype: Precision of the towers: float32 or bfloat16.
+            local_files_only: If true, a hub id is looked up in the cache alone.
+            **settings: The constructor's keywords.
+
+        Returns:
+            A scorer on the CPU.
+
+        Raises:
+            CheckpointError: If a file is absent, with where to get it, or holds other tensors
+                than the network's; each is named.
+        """
+        size = size or HyperScoreSize()
+        path = _find(checkpoint)
+        network = build_hyperscore(read_tensors(path), size=size, source=str(path))
+        words = load_tokenizer(
+            CLIPTokenizer,
+            tokenizer or cls.tokenizer_files.repo,
+            published=cls.tokenizer_files,
+            vocab_size=size.vocab_size,
+            local_files_only=local_files_only,
+        )
+        return cls(network, words, dtype=dtype, **settings)
+
+    def to(self, device: torch.device | str) -> "HyperScore":
+        """Move the network in place.
+
+        Args:
+            device: Where to.
+
+        Returns:
+            This scorer.
+        """
+        self.network.to(device)
+        return self
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> JointViewReward:
+        """Score each object on this scorer's axis; see :meth:`all_axes`."""
+        return self.all_axes(images, prompts)[:, AXES.index(self.axis)]
+
+    @torch.no_grad()
+    def all_axes(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "object axis"]:
+        """Score each object on all four axes, which costs no more than one.
+
+        Args:
+            images: Decoded views in [0, 1]; stretched to the network's square.
+            prompts: One prompt an object, in the order of ``images``.
+
+        Returns:
+            Scores in the order of :data:`~mvczigal_ref.reward.hyperscore_network.AXES`, fp32,
+            where ``images`` is [MATE-3D opinion score]. No gradient.
+
+        Raises:
+            ValueError: If the number of views or prompts is wrong, or if a prompt is too long.
+        """
+        self._check(images, prompts)
+        device = device_of(self.network)
+        # Samples of one prompt share its features.
+        texts = list(dict.fromkeys(prompts))
+        row = torch.tensor([texts.index(prompt) for prompt in prompts], device=device)
+        tokens, end = self.network.encode_text(self._token_ids(texts).to(device))
+        conditions = self.network.conditions()
+
+        def scores(objects: Int[Tensor, " object"]) -> Float[Tensor, "object axis"]:
+            pixels = preprocess(
+                images[objects.to(images.device)].flatten(0, 1).to(device).float(),
+                size=self.network.size.image_size,
+                mean=IMAGENET_MEAN,
+                std=IMAGENET_STD,
+                crop=False,
+                interpolation="bilinear",
+            )
+            patches = self.network.encode_images(as_input(pixels, self.network.clip))
+            patches = patches.unflatten(0, (len(objects), self.num_views)).flatten(1, 2)
+            text = row[objects]
+            found: Tensor = self.network(patches, tokens[text], end[text], conditions)
+            return found
+
+        chosen = torch.arange(len(prompts), device=device)
+        at_once = max(1, self.images_at_once // self.num_views)
+        return in_chunks(scores, chosen, size=at_once).float().to(images.device)
+
+    def _token_ids(self, texts: Sequence[str]) -> Int[Tensor, "text token"]:
+        length = self.network.size.context_length
+        # CLIP's own tokenizer fills up with zeros; transformers' would with the end of text,
+        # and here padding matters.
+        ids = torch.zeros(len(texts), length, dtype=torch.int64)
+        for line, text in zip(ids, texts, strict=True):
+            found = self.tokenizer(text).input_ids
+            if len(found) > length:
+                msg = (
+                    f"`prompts` must fit in {length} tokens; got {len(found)} for {text!r}. "
+                    "Shorten it."
+                )
+                raise ValueError(msg)
+            line[: len(found)] = torch.tensor(found)
+        return ids
+
+    def _check(self, images: Images, prompts: Sequence[str]) -> None:
+        if images.shape[1] != self.num_views:
+            msg = (
+                f"`images` must show {self.num_views} views an object; got {images.shape[1]}; "
+                "build the scorer with the rig's `num_views`."
+            )
+            raise ValueError(msg)
+        check_prompts(images, prompts)
+
+
+def _find(checkpoint: Path) -> Path:
+    """Return the checkpoint, or say where it is published."""
+    candidates = [checkpoint / name for name in _FILES] if checkpoint.is_dir() else [checkpoint]
+    for path in candidates:
+        if path.is_file():
+            return path
+    msg = (
+        f"`checkpoint` must be HyperScore's file or a folder with {' or '.join(_FILES)}; got "
+        f"{str(checkpoint)!r}. Get it (0.6 GB) by the link in the README of "
+        "https://github.com/zhangyujie-1998/MATE-3D."
+    )
+    raise CheckpointError(msg)
