@@ -1,10 +1,11 @@
 """Train the tiny world's shipped weights: autoencoder, base model, few-step model.
 
-Six stages, each a plain loop on accelerate: an autoencoder on renders; a
+Seven stages, each a plain loop on accelerate: an autoencoder on renders; a
 v-prediction base model on its latents; the same model on objects some of whose
 views are less noisy, which teaches it to look across views; twice more on
 objects whose views are equally noisy, at a falling rate; and its classifier-free
-guidance distilled into the guidance embedding that few-step sampling uses.
+guidance distilled, in two passes, into the guidance embedding that few-step
+sampling uses.
 """
 
 import json
@@ -85,6 +86,12 @@ class PretrainConfig:
     distil_lr: float = 1e-3
     """Peak learning rate."""
 
+    polish_steps: int = 500
+    """Optimiser steps of a second pass of that stage [1]."""
+
+    polish_lr: float = 4e-4
+    """Peak learning rate."""
+
     prompt_dropout: float = 0.1
     """Share of base-model objects trained without a prompt [1]."""
 
@@ -145,7 +152,14 @@ def pretrain(out: Path, config: PretrainConfig) -> Components:
             lambda c, fit=fit: _fit_velocity(accelerator, c, data, config, out, fit, log),
             components,
         )
-    return stage("fewstep", lambda c: _distil(accelerator, c, data, config, log), components)
+    teacher = components.policy
+    for fit in _distil_stages(config):
+        components = stage(
+            fit.name,
+            lambda c, fit=fit: _distil(accelerator, c, teacher, data, config, fit, log),
+            components,
+        )
+    return components
 
 
 def _autoencoder(
@@ -187,7 +201,7 @@ def _autoencoder(
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """One stage of velocity prediction."""
+    """One stage of the network's training."""
 
     name: str
     steps: int
@@ -217,6 +231,14 @@ def _velocity_stages(config: PretrainConfig) -> tuple[_Fit, ...]:
         _Fit("views", config.views_steps, config.views_lr, config.seed + 4, clean_until=0.75),
         _Fit("together", config.together_steps, config.together_lr, config.seed + 5),
         _Fit("settle", config.settle_steps, config.settle_lr, config.seed + 6),
+    )
+
+
+def _distil_stages(config: PretrainConfig) -> tuple[_Fit, ...]:
+    """List the stages that make the few-step model, of one teacher."""
+    return (
+        _Fit("guided", config.distil_steps, config.distil_lr, config.seed + 3),
+        _Fit("fewstep", config.polish_steps, config.polish_lr, config.seed + 7),
     )
 
 
@@ -270,12 +292,14 @@ def _fit_velocity(
 def _distil(
     accelerator: Accelerator,
     components: Components,
+    teacher: MultiViewUNet,
     data: LatentScenes,
     config: PretrainConfig,
+    fit: _Fit,
     log: Log,
 ) -> Components:
-    """Distil classifier-free guidance into the guidance embedding."""
-    policy, teacher = components.policy.train(), deepcopy(components.policy).eval()
+    """Distil the teacher's classifier-free guidance into the guidance embedding."""
+    policy, teacher = components.policy.train(), deepcopy(teacher).eval()
     policy.camera_encoder.requires_grad_(requires_grad=False)
     low, high = config.guidance_range
     with torch.no_grad():
@@ -303,8 +327,8 @@ def _distil(
 
     average = averaged(policy, 0.998)
     for _ in optimiser_steps(
-        accelerator, policy, loss, name="distil", steps=config.distil_steps, lr=config.distil_lr,
-        seed=config.seed + 3, log=log,
+        accelerator, policy, loss, name=fit.name, steps=fit.steps, lr=fit.lr, seed=fit.seed,
+        log=log,
     ):  # fmt: skip
         average.update_parameters(policy)
     policy.load_state_dict(average.module.state_dict())

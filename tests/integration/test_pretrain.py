@@ -14,9 +14,9 @@ from mvczigal_ref.world.scene import sample_scenes
 SHORT = PretrainConfig(
     objects_per_prompt=1, autoencoder_steps=50, autoencoder_batch=2, base_steps=60,
     base_stop=50, base_batch=2, views_steps=50, together_steps=50, settle_steps=50,
-    distil_steps=50, snapshot_every=25,
+    distil_steps=50, polish_steps=50, snapshot_every=25,
 )  # fmt: skip
-STAGES = ("autoencoder", "base", "views", "together", "settle", "fewstep")
+STAGES = ("autoencoder", "base", "views", "together", "settle", "guided", "fewstep")
 
 
 @pytest.fixture(scope="module")
