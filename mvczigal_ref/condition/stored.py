@@ -1,0 +1,246 @@
+r"""Captions made ahead of training, kept in a file of JSON lines.
+
+The first line says how they were made, each further line holds one prompt and its captions. A
+line is written whole and reaches the disk before the next is asked for, so a kill at any moment
+costs the captions of one prompt; a last line without its end is no line.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mvczigal_ref.condition.asking import checked_prompts, in_order
+from mvczigal_ref.condition.offline import OfflineEnhancer
+from mvczigal_ref.condition.protocol import Caption, CaptionError, GroupImages, stream
+from mvczigal_ref.files import sync
+
+__all__ = ["EnhanceOutcome", "StoredCaptions", "enhance_prompts"]
+
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnhanceOutcome:
+    """What one call of :func:`enhance_prompts` did."""
+
+    written: int
+    """Prompts whose captions were made and stored [1]."""
+
+    skipped: int
+    """Prompts that were stored before, or named twice [1]."""
+
+    refused: Mapping[str, str]
+    """Why, by prompt, no captions could be made; the next call tries these again."""
+
+
+def enhance_prompts(
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    enhancer: OfflineEnhancer,
+    seed: int,
+    model_name: str,
+    workers: int = 1,
+    console: Console | None = None,
+) -> EnhanceOutcome:
+    """Make the captions of many prompts and store them, going on where a file ends.
+
+    The file is the same however often it was interrupted, for the same prompts and a model
+    whose answers depend on question and seed alone.
+
+    Args:
+        prompts: Texts; one that occurs twice is done once.
+        out: File to write or to go on with; its folder is made.
+        enhancer: Made without a memory: each prompt is done once, and its captions differ.
+        seed: Of the edits drawn and of the answers.
+        model_name: Kept in the file, so that no other model goes on with it.
+        workers: Prompts asked about at once [1]; more than 1 for a served model.
+        console: Where a bar of progress is shown, if someone is watching.
+
+    Returns:
+        What was done.
+
+    Raises:
+        CaptionError: If the file is damaged, or was made in another way.
+        ValueError: If a prompt is blank, ``workers`` is below 1, or the enhancer keeps a memory.
+    """
+    if enhancer.memory is not None:
+        msg = (
+            "`enhancer` must keep no memory, since what it served before this call would change "
+            "the file; leave `memory` out."
+        )
+        raise ValueError(msg)
+    header = {
+        "captions_file": _VERSION,
+        "model": model_name,
+        "seed": seed,
+        **enhancer.settings,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = _resume(out, header)
+    wanted = list(dict.fromkeys(checked_prompts(prompts)))
+    left = [prompt for prompt in wanted if prompt not in done]
+    refused: dict[str, str] = {}
+
+    def make(prompt: str) -> tuple[str, Sequence[Caption] | str]:
+        try:
+            return prompt, enhancer([prompt], seed=seed)[0]
+        except CaptionError as error:
+            return prompt, str(error)
+
+    columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = console is None or not console.is_terminal
+    with (
+        out.open("ab", buffering=0) as file,
+        Progress(*columns, console=console, disable=hidden, transient=True) as progress,
+    ):
+        task = progress.add_task("", total=len(wanted), completed=len(wanted) - len(left))
+        if out.stat().st_size == 0:
+            _append(file.fileno(), header)
+            sync(out.parent)
+        for prompt, captions in in_order(make, left, workers=workers):
+            if isinstance(captions, str):
+                refused[prompt] = captions
+            else:
+                _append(file.fileno(), _record(prompt, captions))
+            progress.advance(task)
+    written = len(left) - len(refused)
+    return EnhanceOutcome(written=written, skipped=len(prompts) - len(left), refused=refused)
+
+
+class StoredCaptions:
+    """Serve captions from a file in training; an enhancer that asks nobody.
+
+    Args:
+        path: File that :func:`enhance_prompts` wrote.
+        num_captions: K [1]; at least 1. Where a prompt has more, K of them are drawn anew for
+            each seed.
+
+    Raises:
+        CaptionError: If the file cannot be read, is damaged, or holds fewer captions a prompt.
+        ValueError: If ``num_captions`` is below 1.
+    """
+
+    needs_images: bool = False
+
+    def __init__(self, path: Path, *, num_captions: int) -> None:
+        if num_captions < 1:
+            raise ValueError(f"`num_captions` must be at least 1; got {num_captions}.")
+        self._path, self._num_captions = path, num_captions
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise CaptionError(f"cannot read captions from {str(path)!r}: {error}.") from error
+        self._captions = _read(path, content)[1]
+        for prompt, captions in self._captions.items():
+            if len(captions) < num_captions:
+                msg = (
+                    f"`num_captions` must be at most what {str(path)!r} holds a prompt, "
+                    f"{len(captions)} for {prompt!r}; got {num_captions}."
+                )
+                raise CaptionError(msg)
+
+    def num_captions(self, group_size: int) -> int:
+        """Tell K, whatever the size of the group."""
+        del group_size
+        return self._num_captions
+
+    def __call__(
+        self, prompts: Sequence[str], images: GroupImages | None = None, *, seed: int
+    ) -> list[tuple[Caption, ...]]:
+        """Look the captions up; images are not looked at.
+
+        Args:
+            prompts: Texts, spelt as in the file.
+            images: Ignored.
+            seed: Of the draw among more than K captions.
+
+        Returns:
+            K captions a prompt, in the order of the file.
+
+        Raises:
+            CaptionError: If prompts are absent from the file, naming them.
+        """
+        del images
+        absent = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._captions))
+        if absent:
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            msg = (
+                f"{str(self._path)!r} must hold captions of every prompt; absent: "
+                f"{', '.join(map(repr, absent[:3]))}{more}. Make them with `mvczigal enhance`."
+            )
+            raise CaptionError(msg)
+        return [self._drawn(prompt, seed) for prompt in prompts]
+
+    def _drawn(self, prompt: str, seed: int) -> tuple[Caption, ...]:
+        captions = self._captions[prompt]
+        kept = stream(seed, prompt).sample(range(len(captions)), self._num_captions)
+        return tuple(captions[index] for index in sorted(kept))
+
+
+def _record(prompt: str, captions: Sequence[Caption]) -> dict[str, Any]:
+    pairs = [{"caption": c.caption, "instruction": c.instruction} for c in captions]
+    return {"prompt": prompt, "captions": pairs}
+
+
+def _append(descriptor: int, value: Mapping[str, Any]) -> None:
+    """Write one line and wait until it is on the disk."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    while line:
+        line = line[os.write(descriptor, line) :]
+    os.fsync(descriptor)
+
+
+def _resume(path: Path, header: Mapping[str, Any]) -> Mapping[str, tuple[Caption, ...]]:
+    """Cut off an unfinished line and return what is stored, made in the same way."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    # A file of something else that has no line end is not ours to cut.
+    if not whole and not content.startswith(b'{"captions_file"'[: len(content)]):
+        raise CaptionError(f"{str(path)!r} must hold stored captions, or not exist.")
+    found, captions = _read(path, content) if whole else ({}, {})
+    if whole and found != header:
+        names = [name for name in {**found, **header} if found.get(name) != header.get(name)]
+        told = "; ".join(
+            f"`{name}` is {found.get(name)!r} there and {header.get(name)!r} here" for name in names
+        )
+        msg = f"{str(path)!r} was made in another way: {told}. Write to another file."
+        raise CaptionError(msg)
+    if whole < len(content):
+        os.truncate(path, whole)
+        sync(path)
+    return captions
+
+
+def _read(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, tuple[Caption, ...]]]:
+    """Read every whole line, or name the first that is damaged."""
+    lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+    header: dict[str, Any] = {}
+    captions: dict[str, tuple[Caption, ...]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+            if number == 1:
+                header = dict(value)
+                fits = header["captions_file"] == _VERSION
+            else:
+                prompt, made = value["prompt"], tuple(Caption(**each) for each in value["captions"])
+                texts = (prompt, *(text for c in made for text in (c.caption, c.instruction)))
+                fits = all(isinstance(text, str) for text in texts) and prompt not in captions
+                captions[prompt] = made
+        except (ValueError, LookupError, TypeError):
+            fits = False
+        if not fits:
+            what = "the header of stored captions" if number == 1 else "one new prompt's captions"
+            raise CaptionError(f"line {number} of {str(path)!r} must hold {what}; it does not.")
+    if not lines:
+        raise CaptionError(f"{str(path)!r} must hold stored captions; it holds no whole line.")
+    return header, captions
