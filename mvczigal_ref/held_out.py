@@ -222,5 +222,5 @@ def object_features(
         if described is not None:
             found: Tensor = described(images)
             return found.flatten(1)
-    pooled: Tensor = adaptive_avg_pool2d(images.flatten(0, 1), _GRID)
-    return pooled.unflatten(0, images.shape[:2]).flatten(1)
+    pooled = adaptive_avg_pool2d(images.flatten(0, 1), _GRID)
+    return pooled.reshape(images.shape[0], -1)

@@ -221,7 +221,7 @@ def _advantages(rewards: RewardTable, system: System, config: TrainConfig) -> Pa
     )
     if config.reward.combine == "rewards":
         return combined
-    told = {}
+    told: dict[str, Tensor] = {}
     for kind, scorer in _mixtures(system).items():
         both = scorer.total(
             {

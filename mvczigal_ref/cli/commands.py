@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from mvczigal_ref.cli.arguments import (
     ServeReward,
     Train,
 )
-from mvczigal_ref.config import RewardConfig, TrainConfig, load_config
+from mvczigal_ref.config import RewardConfig, TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.settings_file import unknown_setting
@@ -132,7 +132,7 @@ def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> Rewa
             path = word.partition("=")[0]
             msg = f"`{path}` changes nothing here; only settings that start with `reward.` do."
             raise ConfigError(msg)
-    settings = load_config(overrides=command.settings).reward
+    values = to_dict(load_config(overrides=command.settings))["reward"]
     for field, option, place in (
         ("weights", "--weights", command.weights),
         ("tokenizers", "--tokenizer", command.tokenizer),
@@ -142,8 +142,8 @@ def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> Rewa
         if len(names) != 1:
             msg = f"`{option}` is for one reward; got {len(names)}. Use `reward.{field}={{...}}`."
             raise ConfigError(msg)
-        settings = replace(settings, **{field: {**getattr(settings, field), names[0]: place}})
-    return settings
+        values[field][names[0]] = place
+    return from_dict({"reward": values}).reward
 
 
 def _policy_config(
