@@ -62,7 +62,7 @@ def _loss_curve(folder: Path) -> None:
     """Draw each stage's loss over its steps."""
     lines = [json.loads(x) for x in (folder / "pretrain_log.jsonl").read_text("utf-8").splitlines()]
     stages = list(dict.fromkeys(line["stage"] for line in lines))
-    figure = Figure(figsize=(2.2 * len(stages), 2.6), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(stages), 2.4), layout="constrained")
     for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
         own = [line for line in lines if line["stage"] == stage]
         axes.semilogy([line["step"] for line in own], [line["loss"] for line in own])
