@@ -1,0 +1,146 @@
+"""Strict loading of flow pipelines, from a folder or from the libraries' own cache."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from safetensors import SafetensorError
+from transformers.utils import cached_file
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.flow_components import FlowComponents
+from mvczigal_ref.models.flow_families import FLUX, SD3, FlowFamily, numbered
+from mvczigal_ref.models.loading import load_model, quiet
+
+__all__ = ["load_flux", "load_sd3"]
+
+Device = torch.device | str
+
+
+def load_flux(
+    source: str | Path,
+    *,
+    max_tokens: int = 512,
+    dtype: torch.dtype = torch.float32,
+    vae_dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> FlowComponents:
+    """Read FLUX.1, or what :meth:`FlowComponents.save` wrote of one.
+
+    Args:
+        source: Folder of a diffusers pipeline, or the name of one that is in
+            the local cache, such as ``black-forest-labs/FLUX.1-dev``. Nothing
+            is downloaded.
+        max_tokens: Length of T5's sequences [tokens]; Flow-GRPO takes 128.
+        dtype: Floating type of transformer and text encoders.
+        vae_dtype: Of the autoencoder, which half precision can overflow.
+        device: Where the networks go.
+
+    Returns:
+        Components in evaluation mode.
+
+    Raises:
+        CheckpointError: If a part is absent or unreadable, or a tensor is
+            missing, left over or of another shape; the message names each.
+    """
+    return _load(FLUX, source, max_tokens, dtype, vae_dtype, device)
+
+
+def load_sd3(
+    source: str | Path,
+    *,
+    max_tokens: int = 256,
+    dtype: torch.dtype = torch.float32,
+    vae_dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> FlowComponents:
+    """Read Stable Diffusion 3 or 3.5, or what :meth:`FlowComponents.save` wrote of one.
+
+    Args:
+        source: Folder of a diffusers pipeline, or the name of one that is in
+            the local cache, such as
+            ``stabilityai/stable-diffusion-3.5-medium``. Nothing is downloaded.
+        max_tokens: Length of T5's sequences [tokens]; Flow-GRPO takes 128.
+        dtype: Floating type of transformer and text encoders.
+        vae_dtype: Of the autoencoder, which half precision can overflow.
+        device: Where the networks go.
+
+    Returns:
+        Components in evaluation mode.
+
+    Raises:
+        CheckpointError: If a part is absent or unreadable, or a tensor is
+            missing, left over or of another shape; the message names each.
+    """
+    return _load(SD3, source, max_tokens, dtype, vae_dtype, device)
+
+
+def _load(
+    family: FlowFamily,
+    source: str | Path,
+    max_tokens: int,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+    device: Device,
+) -> FlowComponents:
+    """Find the folder, read it, and say what is wrong with it."""
+    folder = _find(source)
+    texts = numbered("tokenizer", family.tokenizers) | numbered("text_encoder", family.tokenizers)
+    absent = [n for n in ("transformer", "vae", "scheduler", *texts) if not (folder / n).exists()]
+    if absent:
+        msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."
+        raise CheckpointError(msg)
+    try:
+        with quiet():
+            components = _read(family, folder, max_tokens, dtype, vae_dtype)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
+        raise CheckpointError(msg) from error
+    return components.to(device)
+
+
+def _find(source: str | Path) -> Path:
+    """Take a folder as it is, and look a name up in the cache."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        index = cached_file(str(source), "model_index.json", local_files_only=True)
+    except (OSError, ValueError) as error:
+        msg = (
+            "`source` must be the folder of a diffusers pipeline, or the name of one in the local "
+            f"cache; got {str(source)!r}. Download it first: hf download {source}"
+        )
+        raise CheckpointError(msg) from error
+    return Path(str(index)).parent
+
+
+def _read(
+    family: FlowFamily,
+    folder: Path,
+    max_tokens: int,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+) -> FlowComponents:
+    """Load every part."""
+    vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=vae_dtype)
+    channels, config = vae.config.latent_channels, vae.config
+    transformer = load_model(family.transformer, folder / "transformer", torch_dtype=dtype)
+    encoders = numbered("text_encoder", family.text_encoders)
+    return FlowComponents(
+        tokenizers=tuple(
+            kind.from_pretrained(folder / name, local_files_only=True)
+            for name, kind in numbered("tokenizer", family.tokenizers).items()
+        ),
+        text_encoders=tuple(
+            load_model(kind, folder / name, dtype=dtype).requires_grad_(requires_grad=False)
+            for name, kind in encoders.items()
+        ),
+        vae=vae,
+        policy=family.policy(transformer).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
+            folder / "scheduler", local_files_only=True
+        ),
+        latent_mean=torch.tensor(config.latents_mean or [config.shift_factor or 0.0] * channels),
+        latent_std=torch.tensor(config.latents_std or [1.0 / config.scaling_factor] * channels),
+        max_tokens=max_tokens,
+    )
