@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -147,18 +148,16 @@ def pretrain(out: Path, config: PretrainConfig) -> Components:
     )
     data = LatentScenes(components, scenes, prompts)
     for fit in _velocity_stages(config):
-        components = stage(
-            fit.name,
-            lambda c, fit=fit: _fit_velocity(accelerator, c, data, config, out, fit, log),
-            components,
+        one = partial(
+            _fit_velocity, accelerator, data=data, config=config, out=out, fit=fit, log=log
         )
+        components = stage(fit.name, one, components)
     teacher = components.policy
     for fit in _distil_stages(config):
-        components = stage(
-            fit.name,
-            lambda c, fit=fit: _distil(accelerator, c, teacher, data, config, fit, log),
-            components,
+        one = partial(
+            _distil, accelerator, teacher=teacher, data=data, config=config, fit=fit, log=log
         )
+        components = stage(fit.name, one, components)
     return components
 
 
