@@ -152,7 +152,7 @@ def pretrain(out: Path, config: PretrainConfig) -> Components:
             _fit_velocity, accelerator, data=data, config=config, out=out, fit=fit, log=log
         )
         components = stage(fit.name, one, components)
-    teacher = components.policy
+    teacher = deepcopy(components.policy).eval()  # the stages train the policy in place
     for fit in _distil_stages(config):
         one = partial(
             _distil, accelerator, teacher=teacher, data=data, config=config, fit=fit, log=log
@@ -298,7 +298,7 @@ def _distil(
     log: Log,
 ) -> Components:
     """Distil the teacher's classifier-free guidance into the guidance embedding."""
-    policy, teacher = components.policy.train(), deepcopy(teacher).eval()
+    policy = components.policy.train()
     policy.camera_encoder.requires_grad_(requires_grad=False)
     low, high = config.guidance_range
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Pretraining at a few steps: every stage runs, is kept, and is not run again."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -53,9 +54,7 @@ def test_every_stage_is_logged(trained):
     """Its mean loss, finite, every fifty steps."""
     lines = [json.loads(line) for line in (trained / "pretrain_log.jsonl").read_text().splitlines()]
 
-    assert [(line["stage"], line["step"]) for line in lines] == [
-        ("autoencoder", 50), ("base", 50), ("views", 50), ("distil", 50),
-    ]  # fmt: skip
+    assert [(line["stage"], line["step"]) for line in lines] == [(stage, 50) for stage in STAGES]
     assert all(0 < line["loss"] < 10 for line in lines)
 
 
@@ -67,6 +66,16 @@ def test_a_finished_stage_is_not_run_again(trained):
 
     assert moved(before, weights(trained, "fewstep")) == set()
     assert (trained / "pretrain_log.jsonl").read_bytes() == log
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_weights(trained):
+    """The last stage run again by itself gives the same bits: its teacher was not trained."""
+    before = weights(trained, "fewstep")
+    shutil.rmtree(trained / "fewstep")
+    pretrain(trained, SHORT)
+
+    assert moved(before, weights(trained, "fewstep")) == set()
 
 
 @pytest.mark.slow
