@@ -75,7 +75,7 @@ if TYPE_CHECKING:
         camera_image as camera_image,
     )
 
-    # rollout: two trajectories of the same objects from the same initial noise
+    # rollout: pairs of trajectories from the same initial noise, or groups of them
     from mvczigal_ref.policy import (
         Policy as Policy,
         network_output as network_output,
@@ -106,6 +106,27 @@ if TYPE_CHECKING:
     from mvczigal_ref.rollout.pair import (
         paired_rollout as paired_rollout,
     )
+    from mvczigal_ref.group_records import (
+        GroupDecision as GroupDecision,
+        GroupTrajectory as GroupTrajectory,
+        BranchTrajectory as BranchTrajectory,
+    )
+    from mvczigal_ref.rollout.group_plan import (
+        GroupPlan as GroupPlan,
+    )
+    from mvczigal_ref.rollout.group import (
+        group_rollout as group_rollout,
+    )
+    from mvczigal_ref.rollout.branches import (
+        branched_rollout as branched_rollout,
+        finishing_sampler as finishing_sampler,
+    )
+
+    # condition: captions beside the prompt, under which a group is judged and learnt too
+    from mvczigal_ref.condition.protocol import (
+        Caption as Caption,
+        ConditionEnhancer as ConditionEnhancer,
+    )
 
     # reward: one number a view, one number an object
     from mvczigal_ref.reward.protocols import (
@@ -116,6 +137,11 @@ if TYPE_CHECKING:
         weighted_sum as weighted_sum,
         mean_over_views as mean_over_views,
         joint_to_views as joint_to_views,
+    )
+    from mvczigal_ref.reward.guard import (
+        GuardState as GuardState,
+        guard_step as guard_step,
+        mean_pairwise_distance as mean_pairwise_distance,
     )
 
     # constraint: threshold and multiplier
@@ -211,8 +237,8 @@ _HOMES = {
     "diffusion.sampler": "Sampler LcmSampler DdimSampler",
     "diffusion.flow_sampler": "FlowSampler",
     "cameras": (
-        "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix "
-        "plucker_map camera_image"
+        "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix plucker_map "
+        "camera_image"
     ),
     "policy": "Policy network_output step_transition",
     "records": "Conditioning Trajectory PairedRollout RewardTable",
@@ -221,8 +247,14 @@ _HOMES = {
     "rollout.standard": "standard_rollout",
     "rollout.zigzag": "zigzag_rollout",
     "rollout.pair": "paired_rollout",
+    "group_records": "GroupDecision GroupTrajectory BranchTrajectory",
+    "rollout.group_plan": "GroupPlan",
+    "rollout.group": "group_rollout",
+    "rollout.branches": "branched_rollout finishing_sampler",
+    "condition.protocol": "Caption ConditionEnhancer",
     "reward.protocols": "PerViewScorer JointViewScorer",
     "reward.aggregate": "weighted_sum mean_over_views joint_to_views",
+    "reward.guard": "GuardState guard_step mean_pairwise_distance",
     "constraint": "ConstraintState constraint_step",
     "advantage.standardise": "standardise",
     "advantage.pair": "PairAdvantages pair_advantages joint_share advantage_gap",
