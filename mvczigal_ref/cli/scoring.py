@@ -177,11 +177,11 @@ def _table(command: Score, found: dict[str, Tensor], objects: int, views: int) -
     for index in range(objects):
         for view in range(views):
             path = command.images[view if command.row is None else index]
-            label = str(path) if command.row is None else f"{path} view {view}"
+            label = path.name if command.row is None else f"{path.name} view {view}"
             cells = [f"{t[index, view]:.4f}" if t.ndim == 2 else "" for t in found.values()]
             if any(cells):
                 table.add_row(escape(label), *cells)
-        whole = "all views" if command.row is None else f"{command.images[index]} all views"
+        whole = "all views" if command.row is None else f"{command.images[index].name} all views"
         cells = [f"{(t[index].mean() if t.ndim == 2 else t[index]):.4f}" for t in found.values()]
         table.add_row(escape(whole), *cells)
     return table

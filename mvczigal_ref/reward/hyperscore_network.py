@@ -169,10 +169,8 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         Tensors by the published names; the text tower's appear twice, as they are stored.
     """
-    clip = {
-        name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)
-    }
-    renamed = to_openai(clip)
+    held = [name for name in state if name.startswith(_OWN)]
+    renamed = to_openai({name.removeprefix(_OWN): state[name] for name in held})
     rest = {name: value for name, value in state.items() if not name.startswith(_OWN)}
     # The second copy of the text tower leaves the word embeddings out.
     twice = ("transformer.", "positional_embedding", "text_projection", "ln_final.")
@@ -189,11 +187,8 @@ def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         Tensors by this module's names.
     """
-    clip = {
-        name.removeprefix(_TOWER): value
-        for name, value in tensors.items()
-        if name.startswith(_TOWER)
-    }
+    held = [name for name in tensors if name.startswith(_TOWER)]
+    clip = {name.removeprefix(_TOWER): tensors[name] for name in held}
     rest = {name: value for name, value in tensors.items() if not name.startswith((_TOWER, _ALIAS))}
     return {_OWN + name: value for name, value in from_openai(clip).items()} | rest
 
@@ -290,7 +285,9 @@ def _clip_config(size: HyperScoreSize) -> CLIPConfig:
             "projection_dim": size.embed_dim,
         }
 
-    text = {"vocab_size": size.vocab_size, "max_position_embeddings": size.context_length}
+    # CLIP's last two tokens are its start and its end.
+    ends = {"bos_token_id": size.vocab_size - 2, "eos_token_id": size.vocab_size - 1}
+    text = {"vocab_size": size.vocab_size, "max_position_embeddings": size.context_length} | ends
     vision = {"patch_size": size.patch_size, "image_size": size.image_size}
     return CLIPConfig(
         text_config=tower(size.text_width, size.text_layers) | text,

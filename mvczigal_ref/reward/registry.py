@@ -185,17 +185,17 @@ def _check(path: str, kind: str, name: str, options: ScorerOptions) -> None:
             f"and `reward.weights={{{name}: MODEL}}`, the model's name at that server."
         )
         raise ConfigError(msg)
-    if name.startswith("hyperscore") and not (options.weights or options.url):
-        msg = (
-            f"`{path}` names {name!r}, which needs `reward.weights={{hyperscore: FILE}}`: the "
-            "published model.pth is on no hub."
-        )
-        raise ConfigError(msg)
     if options.url and not _is_chat(name):
         return  # whatever the service calls its scorer
     known = PER_VIEW if kind == "per_view" else JOINT
     if name not in known:
         raise _unknown(path, name, known)
+    if name.startswith("hyperscore") and options.weights is None:
+        msg = (
+            f"`{path}` names {name!r}, which needs `reward.weights={{hyperscore: FILE}}`: the "
+            "published model.pth is on no hub."
+        )
+        raise ConfigError(msg)
     for setting, place in (("weights", options.weights), ("tokenizers", options.tokenizer)):
         if place is None or _is_chat(name) or _HUB_ID.fullmatch(place):
             continue

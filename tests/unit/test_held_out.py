@@ -112,7 +112,7 @@ def test_other_prompts_are_refused(made, tmp_path):
 
 # -- the guard's look --------------------------------------------------------------------
 
-GUARD = {"every": 2, "diversity": True, "noises": 2}
+GUARD = {"every": 2, "diversity": True, "noises": 2, "per_view": ["red"], "joint": ["blue"]}
 
 
 def watch(slices=1, mode="constrained", judges=None, **guard):

@@ -20,10 +20,10 @@ NOISY_KERNELS = st.sampled_from(["sde", "constant", "cps"])
 STORAGE = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-def flow(num_steps, kernel="sde", **how):
-    """Build a sampler on a shifted grid."""
+def flow(num_steps, kernel="sde", *, end=0.0, **how):
+    """Build a sampler on a shifted grid; one that ends above 0 leaves some noise."""
     return FlowSampler.create(
-        sigmas=flow_sigmas(num_steps, shift=3.0),
+        sigmas=end + (1.0 - end) * flow_sigmas(num_steps, shift=3.0),
         kernel=kernel,
         noise_scale=0.0 if kernel == "ode" else NOISE_SCALE,
         **how,

@@ -105,12 +105,8 @@ def test_with_all_steps_it_is_plain_sampling(kind, storage):
     if kind in ("lcm", "ddim"):
         sampler = sampler_of(kind, 4)
     else:
-        # A kernel that keeps the level exact has no noise at level 0, so the grid ends above.
-        sampler = flow(4, kind)
-        if kind == "cps":
-            sampler = type(sampler).create(
-                sigmas=torch.linspace(1.0, 0.2, 5).double(), kernel=kind, noise_scale=0.6
-            )
+        # A kernel that keeps the level exact has no noise at level 0.
+        sampler = flow(4, kind, end=0.2 if kind == "cps" else 0.0)
     drawn, policy = noise(), LinearPolicy(0.5, -0.2)
     plan = group(2, range(4), shared=False)
     record = roll(group_rollout, policy, sampler, drawn, plan, storage_dtype=storage)

@@ -78,8 +78,8 @@ def test_one_call_serves_all_nodes():
 
 @pytest.mark.parametrize("denoised", [False, True])
 def test_a_finish_reads_the_image_where_its_sampler_does(denoised):
-    """Off the last latent, or off the last clean guess; with the ODE they differ by rounding."""
-    sampler = flow(2, image_is_denoised=denoised).deterministic()
+    """Off the last latent, or off the last clean guess: two images where the grid ends above 0."""
+    sampler = flow(2, end=0.2, image_is_denoised=denoised).deterministic()
     x = latent = randn(1, 2, 2, 3, 2, 2, dtype=torch.float64)
     for step in range(2):
         told = LinearPolicy.told(sampler.timesteps[step], GUIDANCE, 0.25)
@@ -88,6 +88,7 @@ def test_a_finish_reads_the_image_where_its_sampler_does(denoised):
     final = walk(LinearPolicy(0.5)).finish(sampler, latent)
 
     assert torch.equal(final, taken.denoised if denoised else x)
+    assert not torch.equal(taken.denoised, x)
 
 
 @pytest.mark.parametrize("storage", [torch.float64, torch.float32, torch.float16])
