@@ -90,7 +90,7 @@ class MultiViewUNet(nn.Module):
     def forward(
         self,
         latent_t: Latent,
-        timestep: Int[Tensor, "*#row"],
+        timestep: Float[Tensor, "*#row"] | Int[Tensor, "*#row"],
         conditioning: Conditioning,
         *,
         guidance_scale: float,

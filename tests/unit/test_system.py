@@ -366,8 +366,8 @@ def test_rejects_training_half_precision_weights(dtype):
 
 def test_rejects_unknown_scorers_and_missing_weights(tmp_path):
     """By name."""
-    with pytest.raises(ConfigError, match=r"`reward\.joint` must be one of"):
-        build(reward={"joint": "hyperscore"})
+    with pytest.raises(ConfigError, match=r"`reward\.joint` names the unknown scorer 'smoothness'"):
+        build(reward={"joint": "smoothness"})
     config = config_of(model={"weights": str(tmp_path)})
     with pytest.raises(CheckpointError, match="must hold every part of a pipeline"):
         build_system(config, device=CPU)
