@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -390,7 +391,11 @@ def test_pictures_that_do_not_fit_are_refused(views, monkeypatch, capsys, argv, 
 def test_a_reward_is_served_until_it_is_stopped(tmp_path):
     """A process of its own, which says where it is; a client gets the scorer's bits."""
     argv = [sys.executable, "-m", "mvczigal_ref", "serve-reward", "world.per_view", "--port", "0"]
-    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+    # A test run in the background ignores Ctrl-C, and what it starts would too.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=listen
+    ) as server:
         url = re.search(
             r"serving world.per_view \(per_view, .*\) at (\S+)", server.stdout.readline()
         )

@@ -59,6 +59,8 @@ def test_the_worlds_scores_are_the_same_to_the_bit():
 def _work(pipe, port, hang):
     """Serve the per-view judge; one that hangs says that it was asked, and no more."""
     torch.set_num_threads(1)
+    # A test run in the background ignores Ctrl-C, and what it starts would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def judge(images, prompts):
         if hang:
