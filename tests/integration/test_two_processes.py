@@ -107,7 +107,7 @@ def test_metrics_of_two_processes_are_those_of_one(one, two, name):
     mine, theirs = metrics(one[0] / name), metrics(two[0] / name)
     exact = [k for k in mine[0] if "reward" in k or k in ("multiplier", "threshold", "slack")]
 
-    assert len(exact) == 9
+    assert len(exact) == 13
     assert {k: mine[0][k] for k in exact} == {k: theirs[0][k] for k in exact}
     for row, other in zip(mine, theirs, strict=True):
         assert row.keys() == other.keys()
