@@ -1,6 +1,5 @@
-"""Named runs: each is a function that returns a full configuration."""
+"""MVC-ZigAL and its baselines on the tiny world, at the size of a laptop."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from mvczigal_ref.config import (
@@ -13,9 +12,16 @@ from mvczigal_ref.config import (
     SamplerConfig,
     TrainConfig,
 )
-from mvczigal_ref.settings_file import unknown_setting
 
-__all__ = ["RECIPES", "recipe"]
+__all__ = [
+    "tiny",
+    "tiny_joint",
+    "tiny_per_view",
+    "tiny_rdl",
+    "tiny_released",
+    "tiny_shuffled",
+    "tiny_weighted",
+]
 
 
 def tiny() -> TrainConfig:
@@ -99,39 +105,3 @@ def tiny_released() -> TrainConfig:
         constraint=ConstraintConfig(),
         optim=OptimConfig(lr=1e-4, optimizer_steps_per_epoch=1),
     )
-
-
-RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    function.__name__: function
-    for function in (
-        tiny,
-        tiny_joint,
-        tiny_per_view,
-        tiny_weighted,
-        tiny_rdl,
-        tiny_shuffled,
-        tiny_released,
-    )
-}
-"""Every recipe by name."""
-
-
-def recipe(name: str) -> TrainConfig:
-    """Return the configuration of a recipe.
-
-    Args:
-        name: Such as ``tiny``.
-
-    Returns:
-        The full configuration.
-
-    Raises:
-        ConfigError: If there is no such recipe; names the nearest.
-
-    Examples:
-        >>> recipe("tiny").recipe
-        'tiny'
-    """
-    if name not in RECIPES:
-        raise unknown_setting(name, RECIPES)
-    return RECIPES[name]()

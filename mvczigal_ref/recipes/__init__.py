@@ -1,0 +1,37 @@
+"""Named runs: each is a function that returns a full configuration."""
+
+from collections.abc import Callable
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.recipes import tiny
+from mvczigal_ref.settings_file import unknown_setting
+
+__all__ = ["RECIPES", "recipe"]
+
+_FAMILIES = (tiny,)
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    name: getattr(family, name) for family in _FAMILIES for name in family.__all__
+}
+"""Every recipe by name."""
+
+
+def recipe(name: str) -> TrainConfig:
+    """Return the configuration of a recipe.
+
+    Args:
+        name: Such as ``tiny``.
+
+    Returns:
+        The full configuration.
+
+    Raises:
+        ConfigError: If there is no such recipe; names the nearest.
+
+    Examples:
+        >>> recipe("tiny").recipe
+        'tiny'
+    """
+    if name not in RECIPES:
+        raise unknown_setting(name, RECIPES)
+    return RECIPES[name]()
