@@ -2,17 +2,21 @@
 
 The two arms of a pair never hold two graphs: the loss needs the other arm's
 log-probability as a number alone, so each arm is replayed, multiplied by its
-factor and sent backward before the next is built.
+factor and sent backward before the next is built. A group's samples are replayed
+decision by decision, under each of its conditions.
 """
 
-from mvczigal_ref.update.accumulate import GradientStats, accumulate_pairs
+from mvczigal_ref.update.accumulate import accumulate_pairs
 from mvczigal_ref.update.batch import PairBatch, PairGradients, PairObjective, UpdateSettings
-from mvczigal_ref.update.loop import check_on_policy, update_policy
+from mvczigal_ref.update.loop import check_on_policy, update_parameters
+from mvczigal_ref.update.microbatch import GradientStats, Microbatch
+from mvczigal_ref.update.pairs import update_policy
 from mvczigal_ref.update.replay import replay_log_prob
 from mvczigal_ref.update.step import locate_non_finite_gradient, optimizer_step
 
 __all__ = [
     "GradientStats",
+    "Microbatch",
     "PairBatch",
     "PairGradients",
     "PairObjective",
@@ -22,5 +26,6 @@ __all__ = [
     "locate_non_finite_gradient",
     "optimizer_step",
     "replay_log_prob",
+    "update_parameters",
     "update_policy",
 ]

@@ -1,7 +1,6 @@
 """One microbatch: replay both arms, one graph after the other, and add up gradients."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,31 +9,11 @@ from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.policy import Policy
 from mvczigal_ref.records import Trajectory
-from mvczigal_ref.shapes import Scalar
 from mvczigal_ref.update.batch import PairBatch, PairObjective, StepLogProb, UpdateSettings
+from mvczigal_ref.update.microbatch import GradientStats
 from mvczigal_ref.update.replay import replay_log_prob
 
-__all__ = ["GradientStats", "accumulate_pairs", "replay"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GradientStats:
-    """What one accumulation saw: sums to be divided by ``count``, detached."""
-
-    loss: Scalar
-    """Sum of the loss over elements [1]."""
-
-    log_ratio_square: Scalar
-    """Sum of squared log-ratios over both arms [(nats or nats/element)^2]."""
-
-    clipped: Scalar
-    """Log-ratios beyond the clip range, of both arms [log-ratios]."""
-
-    deviation: Scalar
-    """Largest absolute log-ratio [nats or nats/element]."""
-
-    count: int
-    """Elements: steps times objects times views."""
+__all__ = ["accumulate_pairs", "replay"]
 
 
 def accumulate_pairs(
@@ -108,6 +87,7 @@ def accumulate_pairs(
         clipped=(both.abs() > settings.clip_range).sum().to(both.dtype),
         deviation=both.abs().max(),
         count=gap.numel(),
+        num_log_ratios=2 * gap.numel(),
     )
 
 

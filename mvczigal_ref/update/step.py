@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.records import Trajectory
-from mvczigal_ref.update.batch import PairBatch, StepLogProb
+from mvczigal_ref.update.microbatch import Culprit
 
 __all__ = ["locate_non_finite_gradient", "optimizer_step"]
 
@@ -56,31 +55,24 @@ def optimizer_step(
 
 
 def locate_non_finite_gradient(
-    batches: Iterable[tuple[PairBatch, Sequence[int]]],
-    parameters: Sequence[Tensor],
-    replay: Callable[[PairBatch, Trajectory, Sequence[int]], StepLogProb],
+    tables: Iterable[tuple[Tensor, Culprit]], parameters: Sequence[Tensor]
 ) -> NonFiniteError:
-    """Find the first object, view and step whose log-density has a non-finite gradient.
+    """Find the first number of some tables whose gradient is not finite.
 
-    One backward pass for every log-density: slow, and run only when a run has failed.
+    One backward pass for every number: slow, and run only when a run has failed.
 
     Args:
-        batches: The microbatches of the failed optimiser step.
+        tables: Such as log-densities with gradient, and who is at fault by a table's index.
         parameters: Trained parameters.
-        replay: From a batch, one of its arms and some steps to log-densities with gradient.
 
     Returns:
-        The error to raise; it names no place if every log-density's gradient is finite.
+        The error to raise; it names no place if every number's gradient is finite.
     """
-    for batch, steps in batches:
-        for trajectory in (batch.rollout.zigzag, batch.rollout.standard):
-            log_prob = replay(batch, trajectory, steps)
-            for step, item, view in torch.ones_like(log_prob).nonzero().tolist():
-                found = torch.autograd.grad(
-                    log_prob[step, item, view], parameters, retain_graph=True, allow_unused=True
-                )
-                if not all(g is None or bool(g.isfinite().all()) for g in found):
-                    return NonFiniteError(
-                        "gradient", object=batch.first_object + item, view=view, step=steps[step]
-                    )
+    for table, culprit in tables:
+        for index in torch.ones_like(table).nonzero().tolist():
+            found = torch.autograd.grad(
+                table[tuple(index)], parameters, retain_graph=True, allow_unused=True
+            )
+            if not all(g is None or bool(g.isfinite().all()) for g in found):
+                return culprit(index)
     return NonFiniteError("gradient_norm")

@@ -9,9 +9,6 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.update import locate_non_finite_gradient, optimizer_step
-from tests.policies import LinearPolicy
-from tests.trajectories import sampler_of
-from tests.unit.update.pairs import sampled
 
 NUMBERS = st.lists(st.floats(-10, 10), min_size=1, max_size=4)
 
@@ -105,35 +102,33 @@ class _SpoilsBackward(torch.autograd.Function):
         return torch.where(spoilt & (gradient != 0), math.inf, gradient), None
 
 
-@pytest.mark.parametrize("arm", ["zigzag", "standard"])
-def test_finds_the_log_density_whose_gradient_is_not_finite(arm):
-    """In the second batch of two, by object within the iteration, view and step of the grid."""
-    sampler, policy = sampler_of("lcm", 4), LinearPolicy(0.5)
-    batches = sampled(policy, sampler, [2, 3])
-    work = [(batch, steps) for batch in batches for steps in ([0, 1], [2, 3])]
-
-    def replay(batch, trajectory, steps):
-        log_prob = policy.gain * trajectory.log_prob[steps]
-        spoilt = torch.zeros_like(log_prob, dtype=torch.bool)
-        if trajectory is getattr(batches[1].rollout, arm) and 3 in steps:
-            spoilt[1, 2, 1] = True
-        return _SpoilsBackward.apply(log_prob, spoilt)
-
-    error = locate_non_finite_gradient(work, [policy.gain], replay)
-
-    assert (error.what, error.object, error.view, error.step) == ("gradient", 4, 1, 3)
-    assert policy.gain.grad is None
+def _culprit(name):
+    """Name the table and the index of the entry at fault."""
+    return lambda index: NonFiniteError(f"{name}{index}")
 
 
-def test_says_so_if_no_log_density_is_at_fault():
-    """Such as where finite gradients add up to an infinite one."""
-    sampler, policy = sampler_of("lcm", 2), LinearPolicy(0.5)
-    (batch,) = sampled(policy, sampler, [1])
-    unused = torch.nn.Parameter(torch.zeros(1))
+@pytest.mark.parametrize("first", [0, 1])
+def test_finds_the_number_whose_gradient_is_not_finite(first):
+    """In the second table of two, at the first of its bad entries."""
+    gain = torch.nn.Parameter(torch.tensor(0.5))
+    spoilt = torch.zeros(2, 3, dtype=torch.bool)
+    spoilt[first, 2] = spoilt[1, 2] = True
+    tables = [torch.zeros_like(spoilt), spoilt]
     error = locate_non_finite_gradient(
-        [(batch, [0, 1])],
-        [unused, policy.gain],
-        lambda batch, trajectory, steps: policy.gain * trajectory.log_prob[steps],
+        (
+            (_SpoilsBackward.apply(gain * torch.ones(2, 3), bad), _culprit(name))
+            for name, bad in zip("ab", tables, strict=True)
+        ),
+        [gain],
     )
+
+    assert error.what == f"b[{first}, 2]"
+    assert gain.grad is None
+
+
+def test_says_so_if_no_number_is_at_fault():
+    """Such as where finite gradients add up to an infinite one."""
+    gain, unused = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    error = locate_non_finite_gradient([(gain * torch.ones(2), _culprit("a"))], [unused, gain])
 
     assert (error.what, error.object) == ("gradient_norm", None)
