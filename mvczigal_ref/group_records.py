@@ -36,6 +36,9 @@ class GroupDecision:
     log_prob: Float[Tensor, "prompt member view"]
     """Log-density of each action when it was drawn, fp32 or wider [nats or nats/element]."""
 
+    mean: Float[Tensor, "prompt parent view c h w"] | None = None
+    """Of the Gaussian that each parent's actions were drawn from [1]; None where not kept."""
+
     @property
     def branches(self) -> int:
         """Members a parent."""
@@ -80,6 +83,39 @@ class GroupDecision:
         """
         return by_parent.repeat_interleave(self.branches, dim=0)
 
+    def split(self, size: int | None) -> tuple["GroupDecision", ...]:
+        """Cut into runs of parents, each with its members.
+
+        Args:
+            size: Parents a run; None is all.
+
+        Returns:
+            Records of views onto the same memory, in order.
+        """
+        count = self.state.shape[1]
+        if size is None or size >= count:
+            return (self,)
+        return tuple(self.parents(slice(i, i + size)) for i in range(0, count, size))
+
+    def parents(self, index: slice) -> "GroupDecision":
+        """Narrow to some parents and their members.
+
+        Args:
+            index: Which parents, as a slice of the parent axis with step 1.
+
+        Returns:
+            A record of views onto the same memory.
+        """
+        first, last, _ = index.indices(self.state.shape[1])
+        members = slice(first * self.branches, last * self.branches)
+        return replace(
+            self,
+            state=self.state[:, index],
+            action=self.action[:, members],
+            log_prob=self.log_prob[:, members],
+            mean=None if self.mean is None else self.mean[:, index],
+        )
+
     def prompts(self, index: slice) -> "GroupDecision":
         """Narrow to some prompts.
 
@@ -94,6 +130,7 @@ class GroupDecision:
             state=self.state[index],
             action=self.action[index],
             log_prob=self.log_prob[index],
+            mean=None if self.mean is None else self.mean[index],
         )
 
 

@@ -128,6 +128,8 @@ def branched_rollout(
     camera_scale: float = 1.0,
     storage_dtype: torch.dtype = torch.float32,
     reduction: ActionReduction = "mean",
+    nodes_per_call: int | None = None,
+    keep_mean: bool = False,
 ) -> BranchTrajectory:
     r"""Branch off trunks of the ODE at given steps, and finish every branch by the ODE.
 
@@ -157,6 +159,9 @@ def branched_rollout(
         storage_dtype: Dtype of stored latents.
         reduction: Of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
+        nodes_per_call: Nodes of every prompt that go through the network together; None is
+            all. Other cuts may round differently.
+        keep_mean: Whether decisions keep the means that their actions were drawn around.
 
     Returns:
         A decision a branching step, and the final latents of every branch and stride, without
@@ -201,6 +206,8 @@ def branched_rollout(
         conditioning=conditioning,
         guidance_scale=guidance_scale,
         camera_scale=camera_scale,
+        nodes_per_call=nodes_per_call,
+        keep_mean=keep_mean,
     )
     ode = sampler.deterministic()
     trunks = [(trunk,) for trunk in range(num_trunks)]
@@ -222,6 +229,7 @@ def branched_rollout(
             step=step,
             depth=0,
             reduction=reduction,
+            keep_mean=walk.keep_mean,
         )
         action = decision.action.transpose(0, 1).to(wide)
         images = [

@@ -32,6 +32,8 @@ def group_rollout(
     camera_scale: float = 1.0,
     storage_dtype: torch.dtype = torch.float32,
     reduction: ActionReduction = "mean",
+    nodes_per_call: int | None = None,
+    keep_mean: bool = False,
 ) -> GroupTrajectory:
     r"""Sample every prompt's group along the branches of a plan.
 
@@ -60,6 +62,9 @@ def group_rollout(
         storage_dtype: Dtype of stored latents.
         reduction: Of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
+        nodes_per_call: Nodes of every prompt that go through the network together; None is
+            all. Other cuts may round differently.
+        keep_mean: Whether decisions keep the means that their actions were drawn around.
 
     Returns:
         Decisions at the stochastic steps and final latents, without gradient; ``num_steps``
@@ -95,6 +100,8 @@ def group_rollout(
         conditioning=conditioning,
         guidance_scale=guidance_scale,
         camera_scale=camera_scale,
+        nodes_per_call=nodes_per_call,
+        keep_mean=keep_mean,
     )
     latent = initial_nodes(noise, plan.paths(0), storage_dtype=storage_dtype)
     wide = latent.dtype
@@ -115,6 +122,7 @@ def group_rollout(
             step=step,
             depth=plan.depth(step),
             reduction=reduction,
+            keep_mean=walk.keep_mean,
         )
         decisions.append(decision)
         latent = decision.action.transpose(0, 1).to(wide)

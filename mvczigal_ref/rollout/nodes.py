@@ -53,8 +53,20 @@ class NodeStep:
     camera_scale: float = 1.0
     """Strength of the camera features [1]."""
 
+    nodes_per_call: int | None = None
+    """Nodes that go through the network together; None is all of a step."""
+
+    keep_mean: bool = False
+    """Whether decisions keep the mean that their actions were drawn around."""
+
+    def __post_init__(self) -> None:
+        """Refuse calls of no node."""
+        if self.nodes_per_call is not None and self.nodes_per_call < 1:
+            msg = f"`nodes_per_call` must be at least 1, or None; got {self.nodes_per_call}."
+            raise ValueError(msg)
+
     def output(self, sampler: Sampler, latent: NodeLatent, step: int) -> NodeLatent:
-        """Call the network once for all nodes.
+        """Call the network for all nodes, ``nodes_per_call`` at a time.
 
         Args:
             sampler: Knows the step's timestep.
@@ -64,15 +76,19 @@ class NodeStep:
         Returns:
             The guided prediction, fp32 or wider.
         """
-        return network_output(
-            self.policy,
-            sampler,
-            latent,
-            _steps(latent, step),
-            self.conditioning,
-            guidance_scale=self.guidance_scale,
-            camera_scale=self.camera_scale,
-        )
+        parts = [
+            network_output(
+                self.policy,
+                sampler,
+                part,
+                _steps(part, step),
+                self.conditioning,
+                guidance_scale=self.guidance_scale,
+                camera_scale=self.camera_scale,
+            )
+            for part in latent.split(self.nodes_per_call or len(latent))
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def transition(
         self, sampler: Sampler, output: NodeLatent, latent: NodeLatent, step: int
@@ -131,6 +147,7 @@ def draw_decision(
     step: int,
     depth: int,
     reduction: ActionReduction,
+    keep_mean: bool = False,
 ) -> GroupDecision:
     """Draw the members of every node, round them as the state is, and score them.
 
@@ -142,6 +159,7 @@ def draw_decision(
         depth: Of the members, see :class:`GroupDecision`.
         reduction: Of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
+        keep_mean: Whether the record holds the Gaussians' means.
 
     Returns:
         The record of the step.
@@ -157,6 +175,7 @@ def draw_decision(
         state=state.transpose(0, 1),
         action=action.transpose(0, 1),
         log_prob=log_prob.transpose(0, 1),
+        mean=transition.mean.transpose(0, 1) if keep_mean else None,
     )
 
 

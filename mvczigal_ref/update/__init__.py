@@ -8,6 +8,14 @@ decision by decision, under each of its conditions.
 
 from mvczigal_ref.update.accumulate import accumulate_pairs
 from mvczigal_ref.update.batch import PairBatch, PairGradients, PairObjective, UpdateSettings
+from mvczigal_ref.update.decisions import replay_decision
+from mvczigal_ref.update.group_batch import (
+    GroupBatch,
+    GroupObjective,
+    GroupUpdateSettings,
+    ReplayedDecision,
+)
+from mvczigal_ref.update.groups import update_groups
 from mvczigal_ref.update.loop import check_on_policy, update_parameters
 from mvczigal_ref.update.microbatch import GradientStats, Microbatch
 from mvczigal_ref.update.pairs import update_policy
@@ -16,16 +24,22 @@ from mvczigal_ref.update.step import locate_non_finite_gradient, optimizer_step
 
 __all__ = [
     "GradientStats",
+    "GroupBatch",
+    "GroupObjective",
+    "GroupUpdateSettings",
     "Microbatch",
     "PairBatch",
     "PairGradients",
     "PairObjective",
+    "ReplayedDecision",
     "UpdateSettings",
     "accumulate_pairs",
     "check_on_policy",
     "locate_non_finite_gradient",
     "optimizer_step",
+    "replay_decision",
     "replay_log_prob",
+    "update_groups",
     "update_parameters",
     "update_policy",
 ]

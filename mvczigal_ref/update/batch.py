@@ -10,7 +10,15 @@ from torch import Tensor
 from mvczigal_ref.records import ActionReduction, Conditioning, PairedRollout
 from mvczigal_ref.shapes import PerViewReward
 
-__all__ = ["PairBatch", "PairGradients", "PairObjective", "StepLogProb", "UpdateSettings"]
+__all__ = [
+    "PairBatch",
+    "PairGradients",
+    "PairObjective",
+    "ReplaySettings",
+    "StepLogProb",
+    "UpdateSettings",
+    "require_counts",
+]
 
 StepLogProb = Float[Tensor, "step object view"]
 """One log-density a step, object and view [nats or nats/element]."""
@@ -75,21 +83,11 @@ class PairBatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateSettings:
-    """How stored pairs are cut up and replayed."""
-
-    steps: Sequence[int]
-    """Sampling steps whose actions are trained; at least one."""
-
-    steps_per_microbatch: int = 1
-    """Steps replayed in one network call; 1 keeps the first ratio exactly 1."""
-
-    objects_per_microbatch: int | None = None
-    """Objects replayed in one network call; None is the rollout's slice, the only value with a
-    first ratio of exactly 1."""
+class ReplaySettings:
+    """How stored actions are replayed, and how often the parameters change."""
 
     epochs: int = 1
-    """Passes over the pairs."""
+    """Passes over an iteration's samples."""
 
     optimizer_steps: int = 1
     """Parameter changes a pass; divides the slices."""
@@ -111,19 +109,48 @@ class UpdateSettings:
 
     def __post_init__(self) -> None:
         """Refuse an update that would train nothing."""
+        require_counts(epochs=self.epochs, optimizer_steps=self.optimizer_steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateSettings(ReplaySettings):
+    """How stored pairs are cut up and replayed."""
+
+    steps: Sequence[int]
+    """Sampling steps whose actions are trained; at least one."""
+
+    steps_per_microbatch: int = 1
+    """Steps replayed in one network call; 1 keeps the first ratio exactly 1."""
+
+    objects_per_microbatch: int | None = None
+    """Objects replayed in one network call; None is the rollout's slice, the only value with a
+    first ratio of exactly 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse an update that would train nothing."""
         if not self.steps:
             msg = (
                 "`steps` must name at least one sampling step; got none. A grid of one step has "
                 "only its last action to train."
             )
             raise ValueError(msg)
-        counts = {
-            "steps_per_microbatch": self.steps_per_microbatch,
-            "objects_per_microbatch": self.objects_per_microbatch,
-            "epochs": self.epochs,
-            "optimizer_steps": self.optimizer_steps,
-        }
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                msg = f"`{name}` must be at least 1; got {count}."
-                raise ValueError(msg)
+        ReplaySettings.__post_init__(self)
+        require_counts(
+            steps_per_microbatch=self.steps_per_microbatch,
+            objects_per_microbatch=self.objects_per_microbatch,
+        )
+
+
+def require_counts(**counts: int | None) -> None:
+    """Refuse a count below 1; None stands for all there are.
+
+    Args:
+        **counts: Numbers by the name of their argument.
+
+    Raises:
+        ValueError: If one is below 1; names it.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            msg = f"`{name}` must be at least 1; got {count}."
+            raise ValueError(msg)

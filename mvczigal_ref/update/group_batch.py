@@ -1,0 +1,133 @@
+"""What an update over groups is given: decisions, advantages, and an objective."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.group_records import GroupDecision
+from mvczigal_ref.records import Conditioning
+from mvczigal_ref.update.batch import ReplaySettings, require_counts
+
+__all__ = [
+    "GroupBatch",
+    "GroupDiagnostics",
+    "GroupObjective",
+    "GroupUpdateSettings",
+    "MemberTable",
+    "Reference",
+    "ReplayedDecision",
+]
+
+StoredTable = Float[Tensor, "prompt member view"]
+MemberTable = Float[Tensor, "member prompt view"]
+MemberLatent = Float[Tensor, "member prompt view c h w"]
+
+Reference = Callable[[], AbstractContextManager[None]]
+"""Turns the policy into the network that training started from, for a while."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayedDecision:
+    """What an objective may ask of one decision under the present parameters."""
+
+    log_ratio: MemberTable
+    """New log-density minus the old one, under one condition [nats or nats/element]. Gradient
+    flows."""
+
+    advantage: MemberTable
+    """Of each member [1]."""
+
+    weight: MemberTable
+    """Of each term [1]."""
+
+    mean: MemberLatent
+    """Of the Gaussians [1]. Gradient flows."""
+
+    std: MemberTable
+    """Their standard deviation [1]."""
+
+    step: int
+    """Index into the sampling grid."""
+
+    mean_old: MemberLatent | None
+    """When the actions were drawn [1]; None where the rollout did not keep it."""
+
+    mean_reference: MemberLatent | None
+    """Under the reference network [1]; None where there is none."""
+
+
+@runtime_checkable
+class GroupDiagnostics(Protocol):
+    """What an objective tells beside its loss."""
+
+    @property
+    def clip_fraction(self) -> Tensor:
+        """Share of ratios beyond the clip range."""
+        ...
+
+    @property
+    def reference_kl(self) -> Tensor:
+        """Mean divergence from the reference; 0 if none."""
+        ...
+
+
+GroupObjective = Callable[[ReplayedDecision], tuple[Tensor, GroupDiagnostics]]
+"""From a replayed decision to the mean loss of its terms, with gradient, and diagnostics."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupUpdateSettings(ReplaySettings):
+    """How the decisions of groups are cut up and replayed."""
+
+    nodes_per_call: int | None = None
+    """Parents of every prompt in one network call, as in the rollout; None is all."""
+
+    step_per_decision: bool = False
+    """Whether the parameters change after each decision, from noise to image, and not once."""
+
+    def __post_init__(self) -> None:
+        """Refuse calls of nothing."""
+        ReplaySettings.__post_init__(self)
+        require_counts(nodes_per_call=self.nodes_per_call)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupBatch:
+    """One slice of prompts under one condition each: what is replayed together."""
+
+    decisions: tuple[GroupDecision, ...]
+    """What the members drew; the same for all conditions."""
+
+    conditioning: Conditioning
+    """Of the prompts, or of other captions in their place."""
+
+    log_prob_old: tuple[StoredTable, ...]
+    """A table a decision, under this condition, by the network that sampled
+    [nats or nats/element]."""
+
+    advantage: tuple[StoredTable, ...]
+    """A table a decision, under this condition [1]."""
+
+    step_weight: tuple[float, ...]
+    """A weight a decision [1]."""
+
+    condition_weight: float = 1.0
+    """Of this condition among all, 1 on average [1]."""
+
+    first_object: int
+    """Index of the first prompt within the iteration, for messages."""
+
+    def __post_init__(self) -> None:
+        """Refuse tables that do not fit the decisions."""
+        count = len(self.decisions)
+        tables = (self.log_prob_old, self.advantage, self.step_weight)
+        if not count or any(len(table) != count for table in tables):
+            msg = (
+                "`decisions`, `log_prob_old`, `advantage` and `step_weight` must have one entry a "
+                f"decision, at least one; got {count}, {', '.join(str(len(t)) for t in tables)}."
+            )
+            raise ValueError(msg)

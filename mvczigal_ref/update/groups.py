@@ -1,0 +1,258 @@
+"""The update over groups: every decision replayed with gradients, under its condition."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.diffusion.transition import Transition
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import NonFiniteError
+from mvczigal_ref.group_records import GroupDecision
+from mvczigal_ref.policy import Policy
+from mvczigal_ref.records import Conditioning
+from mvczigal_ref.update.decisions import member_transition, score_members
+from mvczigal_ref.update.group_batch import (
+    GroupBatch,
+    GroupObjective,
+    GroupUpdateSettings,
+    MemberTable,
+    Reference,
+    ReplayedDecision,
+)
+from mvczigal_ref.update.loop import dealt, update_parameters
+from mvczigal_ref.update.microbatch import Culprit, GradientStats
+
+__all__ = ["GroupMicrobatch", "update_groups"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupMicrobatch:
+    """Some parents of one decision, with their members, under one condition."""
+
+    policy: Policy
+    """The network."""
+
+    sampler: Sampler
+    """The kernel that drew the members."""
+
+    decision: GroupDecision
+    """The members."""
+
+    conditioning: Conditioning
+    """Of the prompts."""
+
+    log_prob_old: MemberTable
+    """Under this condition [nats or nats/element]."""
+
+    advantage: MemberTable
+    """Under this condition [1]."""
+
+    weight: float
+    """Of every term [1]."""
+
+    first_object: int
+    """Index of the first prompt within the iteration."""
+
+    objective: GroupObjective
+    """Gives a loss with gradient."""
+
+    reference: Reference | None
+    """Where the objective holds the policy near it."""
+
+    settings: GroupUpdateSettings
+    """Guidance and reduction."""
+
+    exact: bool = True
+    """Slices are those of the rollout, so the first ratio is 1."""
+
+    @property
+    def count(self) -> int:
+        """Elements: members times prompts times views."""
+        return self.advantage.numel()
+
+    @property
+    def place(self) -> str:
+        """Say which decision this is, for messages."""
+        state = self.decision.state
+        return (
+            f"step {self.decision.step} of the slice that starts at object {self.first_object} "
+            f"(storage {state.dtype}, {state.shape[0]} prompts, {state.shape[1]} states of "
+            f"{state.shape[2]} views)"
+        )
+
+    def accumulate(self, *, weight: float, on_policy: bool) -> GradientStats:
+        """Replay, and send the weighted loss backward.
+
+        Args:
+            weight: This microbatch's share of the whole loss [1].
+            on_policy: Not read: ratios of 1 need no other path.
+
+        Returns:
+            Sums for the metrics.
+
+        Raises:
+            NonFiniteError: If a log-density or the loss is not finite.
+        """
+        del on_policy
+        mean_reference = None
+        if self.reference is not None:
+            with torch.no_grad(), self.reference():
+                mean_reference = self._transition().mean
+        found = self._transition()
+        log_ratio = score_members(self.decision, found, settings=self.settings) - self.log_prob_old
+        old = self.decision.mean
+        loss, told = self.objective(
+            ReplayedDecision(
+                log_ratio=log_ratio,
+                advantage=self.advantage.to(log_ratio.dtype),
+                weight=torch.full_like(log_ratio, self.weight),
+                mean=found.mean,
+                std=found.std,
+                step=self.decision.step,
+                mean_old=None if old is None else self.decision.members_of(old.transpose(0, 1)),
+                mean_reference=mean_reference,
+            )
+        )
+        ratio = log_ratio.detach()
+        self._check_finite(ratio, loss.detach())
+        (weight * loss).backward()
+        extra = {} if mean_reference is None else {"reference_kl": told.reference_kl * self.count}
+        return GradientStats(
+            loss=loss.detach() * self.count,
+            log_ratio_square=ratio.square().sum(),
+            clipped=told.clip_fraction * self.count,
+            deviation=ratio.abs().max(),
+            count=self.count,
+            num_log_ratios=self.count,
+            extra=extra,
+        )
+
+    def scores(self) -> Iterator[tuple[Tensor, Culprit]]:
+        """Replay once more, to search for what made a gradient non-finite."""
+        table = score_members(self.decision, self._transition(), settings=self.settings)
+        yield table, lambda index: self._error("gradient", index)
+
+    def _transition(self) -> Transition:
+        return member_transition(
+            self.policy, self.sampler, self.decision, self.conditioning, settings=self.settings
+        )
+
+    def _check_finite(self, log_ratio: Tensor, loss: Tensor) -> None:
+        """Name the first log-ratio or advantage that is not finite, or what made the loss so."""
+        if bool(log_ratio.isfinite().all() & loss.isfinite()):
+            return
+        for name, table in (("log_ratio", log_ratio), ("advantage", self.advantage)):
+            bad = (~table.isfinite()).nonzero().tolist()
+            if bad:
+                raise self._error(name, bad[0], value=float(table[tuple(bad[0])]))
+        largest = (log_ratio == log_ratio.max()).nonzero().tolist()[0]
+        raise self._error("loss", largest, value=float(loss))
+
+    def _error(
+        self, what: str, index: Sequence[int], *, value: float | None = None
+    ) -> NonFiniteError:
+        _, prompt, view = index
+        return NonFiniteError(
+            what,
+            object=self.first_object + prompt,
+            view=view,
+            step=self.decision.step,
+            value=value,
+        )
+
+
+def update_groups(
+    policy: Policy,
+    sampler: Sampler,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Sequence[GroupBatch]],
+    objective: GroupObjective,
+    *,
+    parameters: Sequence[Tensor],
+    world: World,
+    settings: GroupUpdateSettings,
+    reference: Reference | None = None,
+) -> dict[str, float]:
+    """Go over one iteration's groups and change the parameters.
+
+    The gradient of an optimiser step is that of the mean over its decisions, members, prompts,
+    views and conditions, however they are cut and shared among processes.
+
+    Args:
+        policy: The network.
+        sampler: The kernel that drew the members.
+        optimizer: Over ``parameters``.
+        batches: This process's slices, optimiser step by optimiser step, each under all of its
+            conditions.
+        objective: Gives a decision's loss with gradient.
+        parameters: What trains.
+        world: This process among all; gradients are averaged over it.
+        settings: How decisions are cut up and replayed.
+        reference: Network that the objective holds the policy near; None if it does not.
+
+    Returns:
+        Means over the update, see :func:`update_parameters`, and ``reference_kl``.
+
+    Raises:
+        ValueError: If the batches cannot be dealt out to the optimiser steps equally.
+        NonFiniteError: If a number is not finite; names object, view and step.
+        ReplayMismatchError: If the first ratio is not exactly 1.
+    """
+    work: list[list[GroupMicrobatch]] = []
+    for part in dealt(batches, settings.optimizer_steps):
+        by_decision = [
+            [
+                microbatch
+                for conditions in part
+                for batch in conditions
+                for microbatch in _microbatches(
+                    batch, index, policy, sampler, objective, reference, settings
+                )
+            ]
+            for index in range(len(part[0][0].decisions))
+        ]
+        if settings.step_per_decision:
+            work += by_decision
+        else:
+            work.append([microbatch for row in by_decision for microbatch in row])
+    return update_parameters(
+        optimizer,
+        work,
+        parameters=parameters,
+        world=world,
+        epochs=settings.epochs,
+        max_grad_norm=settings.max_grad_norm,
+        clip_range=settings.clip_range,
+    )
+
+
+def _microbatches(
+    batch: GroupBatch,
+    index: int,
+    policy: Policy,
+    sampler: Sampler,
+    objective: GroupObjective,
+    reference: Reference | None,
+    settings: GroupUpdateSettings,
+) -> Iterator[GroupMicrobatch]:
+    """Cut one decision into what one network call replays."""
+    first = 0
+    for decision in batch.decisions[index].split(settings.nodes_per_call):
+        members = slice(first, first + decision.action.shape[1])
+        yield GroupMicrobatch(
+            policy=policy,
+            sampler=sampler,
+            decision=decision,
+            conditioning=batch.conditioning,
+            log_prob_old=batch.log_prob_old[index][:, members].transpose(0, 1),
+            advantage=batch.advantage[index][:, members].transpose(0, 1),
+            weight=batch.condition_weight * batch.step_weight[index],
+            first_object=batch.first_object,
+            objective=objective,
+            reference=reference,
+            settings=settings,
+        )
+        first = members.stop
