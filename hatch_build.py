@@ -7,10 +7,11 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class ShippedWeights(BuildHookInterface):
-    """Include `fixtures/tiny_world`; an editable install reads it from the tree instead."""
+    """Include the folders of weights; an editable install reads them from the tree instead."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Add the folder to a standard wheel, if the tree has it."""
-        folder = Path(self.root) / "fixtures" / "tiny_world"
-        if version != "editable" and folder.is_dir():
-            build_data["force_include"][str(folder)] = "mvczigal_ref/fixtures/tiny_world"
+        """Add to a standard wheel those folders that the tree has."""
+        for name in ("tiny_world", "tiny_flow"):
+            folder = Path(self.root) / "fixtures" / name
+            if version != "editable" and folder.is_dir():
+                build_data["force_include"][str(folder)] = f"mvczigal_ref/fixtures/{name}"

@@ -1,19 +1,25 @@
-"""Turn finished pretraining into the folder of weights that the package ships."""
+"""Turn finished pretraining into the folders of weights that the package ships."""
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch.nn.functional import pad
 
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.gate import Gate, gate
+from mvczigal_ref.gate import Gate, gate, gate_flow
 from mvczigal_ref.models.components import load_components
+from mvczigal_ref.models.flow_loading import load_flux
 from mvczigal_ref.pictures import contact_sheet, save_png
+from mvczigal_ref.shapes import Images
 from mvczigal_ref.world.grammar import split_prompts
+from mvczigal_ref.world.pretrain_flow import LAST_STAGE
+from mvczigal_ref.world.scene import AZIMUTHS
 
-__all__ = ["ship"]
+__all__ = ["ship", "ship_flow"]
 
 _SHOWN = 10  # held-out prompts on the sample sheet
 _KINDS = ("real", "8 steps", "4 steps", "2 steps")
@@ -35,26 +41,78 @@ def ship(work: Path, folder: Path, *, guidance_scale: float = 2.0, noises: int =
     Raises:
         FileNotFoundError: If pretraining has not finished its last stage.
     """
-    if not (work / "fewstep" / "unet").is_dir():
-        msg = f"{str(work / 'fewstep')!r} must hold the few-step weights; run pretraining first."
-        raise FileNotFoundError(msg)
-    shutil.rmtree(folder, ignore_errors=True)
+    _start(work, "fewstep", "unet", folder)
     load_components(work / "fewstep").save(folder, dtype=torch.float16)
-    for name in ("pretrain_config.json", "pretrain_log.jsonl"):
-        shutil.copy(work / name, folder / name)
     found = gate(load_components(folder), seed=0, noises=noises, guidance_scale=guidance_scale)
     atomic_write(folder / "gate.md", f"Guidance {guidance_scale:g}, held-out prompts.\n\n{found}\n")
     _loss_curve(folder)
-    _sample_sheet(found, folder)
+    _sample_sheet({kind: found.images[kind] for kind in _KINDS}, folder)
     return found
 
 
-def _sample_sheet(found: Gate, folder: Path) -> None:
+def ship_flow(
+    work: Path,
+    folder: Path,
+    *,
+    guidance_scales: Sequence[float] = (2.0, 1.0, 3.0, 4.0),
+    noises: int = 4,
+) -> Gate:
+    """Store the flow weights in half precision, judge them, and show how they came to be.
+
+    Args:
+        work: Folder that the flow model's pretraining wrote: stages, settings and log.
+        folder: Where the weights go, with what :func:`ship` adds; an older one is replaced.
+        guidance_scales: Of the samples that are judged, the one to use first [1].
+        noises: Initial noises a held-out prompt.
+
+    Returns:
+        The gate's table at the first guidance scale, measured on the stored weights.
+
+    Raises:
+        FileNotFoundError: If pretraining has not finished its last stage.
+    """
+    _start(work, LAST_STAGE, "transformer", folder)
+    max_tokens = json.loads((work / "pretrain_config.json").read_text("utf-8"))["max_tokens"]
+    load_flux(work / LAST_STAGE, max_tokens=max_tokens).save(folder, dtype=torch.float16)
+    stored = load_flux(folder, max_tokens=max_tokens)
+    found = [
+        gate_flow(stored, seed=0, noises=noises, guidance_scale=scale) for scale in guidance_scales
+    ]
+    text = [
+        f"Guidance {scale:g}, held-out prompts.\n\n{table}\n"
+        for scale, table in zip(guidance_scales, found, strict=True)
+    ]
+    atomic_write(folder / "gate.md", "\n".join(text))
+    _loss_curve(folder)
+    images = found[0].images
+    kinds = {"real": images["real"][:, : len(AZIMUTHS)]}
+    _sample_sheet(kinds | {k: v for k, v in images.items() if k.endswith("steps")}, folder)
+    return found[0]
+
+
+def _start(work: Path, stage: str, network: str, folder: Path) -> None:
+    """Empty the folder for the weights of a finished stage, and copy how they were made."""
+    if not (work / stage / network).is_dir():
+        msg = f"{str(work / stage)!r} must hold the finished weights; run pretraining first."
+        raise FileNotFoundError(msg)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in ("pretrain_config.json", "pretrain_log.jsonl"):
+        shutil.copy(work / name, folder / name)
+
+
+def _sample_sheet(kinds: Mapping[str, Images], folder: Path) -> None:
     """Show some held-out prompts: real, and sampled in few steps."""
     _, prompts = split_prompts()
     chosen = [i * len(prompts) // _SHOWN for i in range(_SHOWN)]
-    rows = [found.images[kind][i].clamp(0, 1) for i in chosen for kind in _KINDS]
-    labels = [f"{prompts[i]}: {kind}" for i in chosen for kind in _KINDS]
+    most = max(images.shape[1] for images in kinds.values())
+    rows = [
+        # White where one kind has fewer views than another.
+        pad(images[i].clamp(0, 1), (0,) * 7 + (most - images.shape[1],), value=1.0)
+        for i in chosen
+        for images in kinds.values()
+    ]
+    labels = [f"{prompts[i]}: {kind}" for i in chosen for kind in kinds]
     save_png(folder / "samples.png", contact_sheet(torch.stack(rows), scale=2, row_labels=labels))
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
@@ -196,12 +196,17 @@ class ConvertReward:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Make the tiny world's weights from nothing: autoencoder, base model, few-step model."""
+    """Make the tiny world's weights: autoencoder, base model, few-step model; or the flow model.
+
+    The flow model takes its autoencoder and CLIP from the multi-view weights.
+    """
 
     settings: Annotated[
         Positional[tuple[str, ...]], arg(metavar="[NAME=VALUE ...]", help_behavior_hint="")
     ] = ()
     """Numbers to change, such as base_steps=100."""
+    model: Literal["multiview", "flow"] = "multiview"
+    """Which weights."""
     out: Annotated[Path, arg(metavar="FOLDER")]
     """Folder of the weights; a stage that it already holds is not made again."""
 

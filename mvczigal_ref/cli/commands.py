@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -29,10 +29,9 @@ from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.settings_file import unknown_setting
 from mvczigal_ref.world.grammar import parse
 
-if TYPE_CHECKING:
-    from mvczigal_ref.world.pretrain import PretrainConfig
-
 __all__ = ["run"]
+
+_Numbers = TypeVar("_Numbers")  # settings of one kind of pretraining
 
 _STEPS = 8  # of a sample, where nothing else says
 _RECIPE = "tiny"
@@ -179,18 +178,23 @@ def _checked(prompts: Sequence[str], config: TrainConfig) -> list[str]:
 
 def _pretrain(command: Pretrain) -> None:
     from mvczigal_ref.distributed import world
-    from mvczigal_ref.shipped import ship
+    from mvczigal_ref.shipped import ship, ship_flow
     from mvczigal_ref.world.pretrain import PretrainConfig, pretrain
+    from mvczigal_ref.world.pretrain_flow import FlowPretrainConfig, pretrain_flow
 
-    pretrain(command.out, _pretrain_config(PretrainConfig, command.settings))
+    if command.model == "flow":
+        pretrain_flow(command.out, _pretrain_config(FlowPretrainConfig, command.settings))
+    else:
+        pretrain(command.out, _pretrain_config(PretrainConfig, command.settings))
     if world().is_main:
-        print(ship(command.out, command.out / "shipped"))
+        shipping = ship_flow if command.model == "flow" else ship
+        print(shipping(command.out, command.out / "shipped"))
         print(f"\nweights to ship: {command.out / 'shipped'}")
 
 
-def _pretrain_config(kind: "type[PretrainConfig]", words: Sequence[str]) -> "PretrainConfig":
+def _pretrain_config(kind: type[_Numbers], words: Sequence[str]) -> _Numbers:
     """Read `name=value` words into pretraining's settings."""
-    known, values = [field.name for field in fields(kind)], {}
+    known, values = [field.name for field in fields(cast(Any, kind))], {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:

@@ -1,7 +1,10 @@
 """A plain training loop: AdamW, a warmed and falling rate, gradients averaged over processes."""
 
+import json
 import math
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -10,10 +13,32 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mvczigal_ref.distributed import World
 
-__all__ = ["Log", "averaged", "optimiser_steps"]
+__all__ = ["Log", "averaged", "file_log", "optimiser_steps"]
 
 Log = Callable[[str, int, float], None]
 """Takes a stage's name, the steps it has made and the mean loss since the last call."""
+
+
+def file_log(accelerator: Accelerator, path: Path) -> Log:
+    """Log to a file and to the screen, from the main process alone.
+
+    Args:
+        accelerator: The processes.
+        path: Gets a line of JSON a call, after what it holds.
+
+    Returns:
+        The log; its seconds count from now.
+    """
+    started = time.time()
+
+    def log(stage: str, step: int, loss: float) -> None:
+        if accelerator.is_main_process:
+            line = {"stage": stage, "step": step, "loss": loss, "seconds": time.time() - started}
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            accelerator.print(line, flush=True)
+
+    return log
 
 
 def _cosine(step: int, steps: int, *, warmup: int = 100, hold: float = 0.3) -> float:

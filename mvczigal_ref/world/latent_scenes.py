@@ -1,6 +1,9 @@
 """What the tiny world's networks learn from: latents of rendered objects, and their prompts."""
 
+from typing import Protocol
+
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.cameras import camera_image
@@ -9,9 +12,38 @@ from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.records import Conditioning
 from mvczigal_ref.world.render import IMAGE_SIZE
-from mvczigal_ref.world.scene import WORLD_RIG, SceneSet, azimuth_index
+from mvczigal_ref.world.scene import AZIMUTHS, WORLD_RIG, SceneSet, azimuth_index
 
-__all__ = ["LatentScenes"]
+__all__ = ["LatentScenes", "scene_latents"]
+
+
+class _Encoder(Protocol):
+    """What has an autoencoder: the parts of a pipeline, of either kind."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images in [0, 1] into scaled latents."""
+
+
+@torch.no_grad()
+def scene_latents(
+    encoder: _Encoder, scenes: SceneSet
+) -> Float[Tensor, "object azimuth c height width"]:
+    """Encode every object from the eight azimuths.
+
+    Args:
+        encoder: Parts of a pipeline.
+        scenes: The objects.
+
+    Returns:
+        Scaled latents [1]; half precision to save memory.
+    """
+    azimuths = torch.arange(len(AZIMUTHS))
+    return torch.cat(
+        [
+            encoder.encode(scenes.images(i, azimuths.expand(len(i), -1))).half()
+            for i in torch.arange(len(scenes.maps)).split(64)
+        ]
+    )
 
 
 class LatentScenes:
@@ -24,14 +56,8 @@ class LatentScenes:
     """
 
     def __init__(self, components: Components, scenes: SceneSet, prompts: list[str]) -> None:
-        everything = torch.arange(8)
+        self.latent = scene_latents(components, scenes)
         with torch.no_grad():
-            self.latent = torch.cat(
-                [
-                    components.encode(scenes.images(i, everything.expand(len(i), 8))).half()
-                    for i in torch.arange(len(scenes.maps)).split(64)
-                ]
-            )
             embeds, pooled = encode_prompts(components, [*prompts, ""])
         self.embeds, self.pooled, self.prompt_index = embeds, pooled, scenes.prompt_index
         self.azimuth = azimuth_index(WORLD_RIG)

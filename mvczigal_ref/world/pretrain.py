@@ -9,7 +9,6 @@ sampling uses.
 """
 
 import json
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from torch import Tensor
 from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.world.fitting import Log, averaged, optimiser_steps
+from mvczigal_ref.world.fitting import Log, averaged, file_log, optimiser_steps
 from mvczigal_ref.world.grammar import split_prompts
 from mvczigal_ref.world.latent_scenes import LatentScenes
 from mvczigal_ref.world.scene import SceneSet, sample_scenes
@@ -119,15 +118,7 @@ def pretrain(out: Path, config: PretrainConfig) -> Components:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     torch.manual_seed(config.seed)
     out.mkdir(parents=True, exist_ok=True)
-    started = time.time()
-
-    def log(stage: str, step: int, loss: float) -> None:
-        if accelerator.is_main_process:
-            line = {"stage": stage, "step": step, "loss": loss, "seconds": time.time() - started}
-            with (out / "pretrain_log.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            accelerator.print(line, flush=True)
-
+    log = file_log(accelerator, out / "pretrain_log.jsonl")
     prompts, _ = split_prompts()
     generator = torch.Generator().manual_seed(config.seed)
     scenes = sample_scenes(prompts, per_prompt=config.objects_per_prompt, generator=generator)

@@ -91,6 +91,9 @@ class SceneSet:
     prompt_index: Int[Tensor, " object"]
     """Which prompt of the list that was asked for."""
 
+    size: Float[Tensor, " object"]
+    """Radius of the ball; the other bodies scale with it [world units]."""
+
     def images(
         self, index: Int[Tensor, " n"], azimuth: Int[Tensor, "n view"]
     ) -> Float[Tensor, "n view rgb height width"]:
@@ -131,15 +134,16 @@ def sample_scenes(
         >>> scenes.maps.shape
         torch.Size([2, 8, 3, 32, 32])
     """
-    maps, colours = [], []
+    maps, colours, sizes = [], [], []
     azimuth = torch.tensor(AZIMUTHS, dtype=torch.float32)
     for sentence in prompts:
         prompt = parse(sentence)
         geometry = Geometry(prompt.shape, prompt.part, Nuisance.sample(per_prompt, generator))
+        sizes.append(geometry.nuisance.size)
         maps.append(render_maps(geometry, azimuth).half())
         colours.append(colour_maps(prompt).expand(per_prompt, 3, 3))
     index = torch.arange(len(prompts)).repeat_interleave(per_prompt)
-    return SceneSet(torch.cat(maps), torch.cat(colours), index)
+    return SceneSet(torch.cat(maps), torch.cat(colours), index, torch.cat(sizes))
 
 
 def render_prompts(

@@ -23,7 +23,7 @@ from mvczigal_ref.world.render import (
 )
 from mvczigal_ref.world.scene import FRONT_DEG, WORLD_RIG
 
-__all__ = ["colour_area", "part_visible"]
+__all__ = ["colour_area", "part_visible", "views_showing_part"]
 
 _SHARE: Final = 0.5  # of the smallest part's area
 
@@ -96,14 +96,43 @@ def part_visible(
             f"{rig.num_views}; got {tuple(images.shape[:2])}."
         )
         raise ValueError(msg)
+    return views_showing_part(images, prompts, rig=rig).any(1)
+
+
+def views_showing_part(
+    images: Images, prompts: Sequence[str], *, rig: OrthographicRig = WORLD_RIG
+) -> Bool[Tensor, "object view"]:
+    """Tell of each view by itself whether it shows the named part in its colour.
+
+    As :func:`part_visible`, of any number of views from anywhere. A side view may show a part in
+    part and yet not enough of it, so compare the share of such views with that of real renders.
+
+    Args:
+        images: Views in [0, 1], one object a prompt.
+        prompts: Sentences of the grammar.
+        rig: Cameras of which one must show the part best.
+
+    Returns:
+        True where the part is shown.
+
+    Raises:
+        ValueError: If counts disagree, images are not square, or a prompt is not in the grammar.
+
+    Examples:
+        >>> views_showing_part(torch.full((1, 2, 3, 32, 32), 0.45), ["a red can with a white fin"])
+        tensor([[False, False]])
+    """
+    if images.shape[0] != len(prompts):
+        msg = f"`prompts` must hold one an object, {images.shape[0]}; got {len(prompts)}."
+        raise ValueError(msg)
     if images.shape[-2] != images.shape[-1]:
         msg = f"`images` must be square, as every frame; got {tuple(images.shape[-2:])} pixels."
         raise ValueError(msg)
     shown = [
-        colour_area(views, said.part_colour).amax() >= _least_area(said, rig, images.shape[-1])
+        colour_area(views, said.part_colour) >= _least_area(said, rig, images.shape[-1])
         for views, said in zip(images, map(parse, prompts), strict=True)
     ]
-    return torch.stack(shown) if shown else torch.zeros(0, dtype=torch.bool)
+    return torch.stack(shown) if shown else images.new_zeros(images.shape[:2], dtype=torch.bool)
 
 
 @lru_cache(maxsize=512)

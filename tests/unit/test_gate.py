@@ -165,8 +165,8 @@ def test_guidance_reaches_the_network(components):
 def test_by_default_the_held_out_prompts_are_judged(components, monkeypatch):
     """In slices, here of two: the object after the cut has its own prompt and noise."""
     held_out = [*PROMPTS, "a white cone with a purple nose"]
-    monkeypatch.setattr("mvczigal_ref.gate.split_prompts", lambda: (PROMPTS, held_out))
-    monkeypatch.setattr("mvczigal_ref.gate._AT_ONCE", 2)
+    monkeypatch.setattr("mvczigal_ref.gate.multiview.split_prompts", lambda: (PROMPTS, held_out))
+    monkeypatch.setattr("mvczigal_ref.gate.multiview._AT_ONCE", 2)
     images = gate(components, seed=0, noises=1, steps=(2, 1), guidance_scale=1.0).images["2 steps"]
     expected = sampled(components, held_out, seed=0, objects=[0, 1, 2], guidance_scale=1.0)
 

@@ -51,6 +51,6 @@ def test_names_the_missing_stage(tmp_path):
     """Pretraining that did not finish ships nothing and deletes nothing."""
     kept = tmp_path / "shipped"
     kept.mkdir()
-    with pytest.raises(FileNotFoundError, match="few-step weights; run pretraining first"):
+    with pytest.raises(FileNotFoundError, match="finished weights; run pretraining first"):
         ship(tmp_path / "work", kept)
     assert kept.is_dir()
