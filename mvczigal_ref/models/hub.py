@@ -1,0 +1,136 @@
+"""The published full-size networks as one set of components, loaded strictly."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.loading import load_model, load_strict, quiet
+from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
+from mvczigal_ref.models.row_attention import is_row_attention
+from mvczigal_ref.models.sources import (
+    Located,
+    SdxlSources,
+    locate_adapter,
+    locate_network,
+    locate_tokenizer,
+)
+
+__all__ = ["SdxlSources", "load_sdxl_components"]
+
+# Each network's class, and what that calls its type.
+_NETWORKS = {
+    "text_encoder": (CLIPTextModel, "dtype"),
+    "text_encoder_2": (CLIPTextModelWithProjection, "dtype"),
+    "unet": (UNet2DConditionModel, "torch_dtype"),
+    "vae": (AutoencoderKL, "torch_dtype"),
+}
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def load_sdxl_components(
+    sources: SdxlSources | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Components:
+    """Load the networks of a text-to-multiview pipeline from where they are published.
+
+    Everything is found, and downloaded where that is allowed, before anything is loaded. In half
+    precision a file of the variant "fp16" goes before the full one. Code from a repository is
+    never run, and tensors are read from safetensors alone.
+
+    Args:
+        sources: Where the parts come from; the published few-step ones if None.
+        dtype: Floating type of the networks. An autoencoder in which float16 overflows, as its
+            settings say, stays in float32.
+        device: Where the networks go.
+
+    Returns:
+        Components in evaluation mode, the autoencoder's factor among its statistics.
+
+    Raises:
+        CheckpointError: If files are absent, and then each is named with where to get it and its
+            size; or if one is unreadable, or a tensor is missing, left over or of another shape,
+            and then each is named.
+    """
+    wanted = sources or SdxlSources()
+    searches: dict[str, Callable[[SdxlSources], Any]] = {
+        **{name: partial(locate_network, name, dtype=dtype) for name in _NETWORKS},
+        **{name: partial(locate_tokenizer, name) for name in _TOKENIZERS},
+        "adapter": locate_adapter,
+    }
+    found: dict[str, Any] = {}
+    absent = []
+    for name, search in searches.items():
+        try:
+            found[name] = search(wanted)
+        except CheckpointError as error:
+            absent.append(str(error))
+    if absent:
+        raise CheckpointError("\n".join(absent))
+    try:
+        with quiet():
+            components = _read(found, dtype)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        msg = f"the networks' files must be readable; got {type(error).__name__}: {error}"
+        raise CheckpointError(msg) from error
+    return components.to(device)
+
+
+def _read(found: dict[str, Any], dtype: torch.dtype) -> Components:
+    """Load every part from the disk."""
+    loaded = {name: _load_network(name, found[name], dtype) for name in _NETWORKS}
+    for name in ("text_encoder", "text_encoder_2"):
+        loaded[name].requires_grad_(requires_grad=False)
+    policy = _with_adapter(loaded.pop("unet"), found["adapter"], dtype)
+    vae = loaded["vae"]
+    channels = vae.config.latent_channels
+    mean = torch.tensor(vae.config.latents_mean or [0.0] * channels)
+    std = torch.tensor(vae.config.latents_std or [1.0] * channels) / vae.config.scaling_factor
+    # From here on the statistics hold the factor, so that settings saved again agree.
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist(), scaling_factor=1.0)
+    tokenizers = {
+        name: CLIPTokenizer.from_pretrained(found[name], local_files_only=True)
+        for name in _TOKENIZERS
+    }
+    return Components(
+        **tokenizers, **loaded, policy=policy.eval(), latent_mean=mean, latent_std=std
+    )
+
+
+def _load_network(name: str, at: Located, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """Load one network, no pickle accepted."""
+    kind, dtype_name = _NETWORKS[name]
+    if name == "vae" and dtype == torch.float16:
+        config = json.loads((at.folder / "config.json").read_text("utf-8"))
+        dtype = torch.float32 if config.get("force_upcast", True) else dtype
+    read = partial(kind.from_pretrained, variant=at.variant, use_safetensors=True)
+    return load_model(SimpleNamespace(from_pretrained=read), at.folder, **{dtype_name: dtype})
+
+
+def _with_adapter(unet: UNet2DConditionModel, path: Path, dtype: torch.dtype) -> MultiViewUNet:
+    """Give a plain UNet the adapter's row attention and camera encoder."""
+    config = PUBLISHED_CAMERA_ENCODER
+    if (path.parent / "camera_encoder" / "config.json").is_file():
+        config = T2IAdapter.load_config(path.parent / "camera_encoder")
+    with torch.device("meta"):
+        camera_encoder = T2IAdapter.from_config(config)
+    policy = MultiViewUNet(unet, camera_encoder)
+    tensors, cameras = load_file(path), camera_encoder.state_dict()
+    rows = {name: value for name, value in unet.state_dict().items() if is_row_attention(name)}
+    # Rows are filled; the cameras have no memory yet, so theirs are compared alone.
+    load_strict(rows | cameras, tensors, source=str(path))
+    filled = {name: tensors[name].to(dtype, copy=True) for name in cameras}
+    camera_encoder.load_state_dict(filled, assign=True)
+    return policy

@@ -1,0 +1,238 @@
+"""Where the published full-size networks lie: hub ids, the cache or local folders."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers.utils import cached_file
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.components import ADAPTER_FILE
+
+__all__ = [
+    "ADAPTER_FILES",
+    "Located",
+    "SdxlSources",
+    "find_file",
+    "locate_adapter",
+    "locate_network",
+    "locate_tokenizer",
+]
+
+SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_VAE = "madebyollin/sdxl-vae-fp16-fix"
+LCM_UNET = "latent-consistency/lcm-sdxl"
+MV_ADAPTER = "huanngzh/mv-adapter"
+ADAPTER_FILES = ("mvadapter_t2mv_sdxl.safetensors", ADAPTER_FILE)
+"""Row attention and camera encoder: the published file, and ours."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SdxlSources:
+    """Where each part comes from: a folder, or a hub id with ``@revision`` after it if wanted."""
+
+    base: str = SDXL_BASE
+    """Text encoders and tokenizers; a diffusers pipeline."""
+
+    unet: str | None = LCM_UNET
+    """The UNet, alone or in a pipeline's ``unet/``; None is the base's own."""
+
+    vae: str | None = SDXL_VAE
+    """The autoencoder, alone or in a pipeline's ``vae/``; None is the base's own."""
+
+    adapter: str = MV_ADAPTER
+    """Row attention and camera encoder; the file itself is named as well."""
+
+    cache: str | None = None
+    """Folder of the hub's cache; None is the hub client's own choice."""
+
+    local_files_only: bool = False
+    """Whether to look into the cache alone; the environment's ``HF_HUB_OFFLINE`` does the same."""
+
+
+class Located(NamedTuple):
+    """Where a network's files lie on the disk."""
+
+    folder: Path
+    """That of the settings."""
+
+    variant: str | None
+    """Word in the names of the tensors' files."""
+
+
+class _Published(NamedTuple):
+    """One network of a pipeline."""
+
+    stem: str
+    parameters: float
+    repo: str
+    in_half: bool = True
+
+
+_DIFFUSERS = "diffusion_pytorch_model"
+_NETWORKS = {
+    "text_encoder": _Published("model", 123e6, SDXL_BASE),
+    "text_encoder_2": _Published("model", 695e6, SDXL_BASE),
+    "unet": _Published(_DIFFUSERS, 2568e6, LCM_UNET),
+    "vae": _Published(_DIFFUSERS, 84e6, SDXL_VAE, in_half=False),
+}
+
+
+def find_file(source: str, name: str, sources: SdxlSources) -> tuple[Path | None, str]:
+    """Find one file in a folder, or in a hub repository and its cache.
+
+    Args:
+        source: A folder, or a hub id with ``@revision`` after it if wanted.
+        name: Of the file, with its sub-folder.
+        sources: Its cache, and whether to look there alone, are read.
+
+    Returns:
+        The file, or None; and why not.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        found = folder / name
+        return (found, "") if found.is_file() else (None, f"the folder holds no {name}")
+    if not _HUB_ID.fullmatch(source):
+        return None, "there is no such folder"
+    repo, _, revision = source.partition("@")
+    try:
+        path = cached_file(
+            repo,
+            name,
+            revision=revision or None,
+            cache_dir=sources.cache,
+            local_files_only=sources.local_files_only,
+        )
+    except OSError as error:
+        return None, str(error).partition("\n")[0].rstrip(".")
+    return (None, f"the repository holds no {name}") if path is None else (Path(path), "")
+
+
+def locate_network(name: str, sources: SdxlSources, *, dtype: torch.dtype) -> Located:
+    """Find a network's settings and weights.
+
+    Args:
+        name: Of the network in a diffusers pipeline.
+        sources: Where to look.
+        dtype: In half precision, a file of the variant "fp16" goes before the full one.
+
+    Returns:
+        Their folder, and which variant.
+
+    Raises:
+        CheckpointError: If they are absent; says what to download.
+    """
+    part, own = _NETWORKS[name], getattr(sources, name, None)
+    source = own or sources.base
+    half = dtype in (torch.float16, torch.bfloat16)
+    variants = ("fp16", None) if half else (None,)
+    why = ""
+    for place in ("", f"{name}/") if own else (f"{name}/",):
+        config, reason = find_file(source, f"{place}config.json", sources)
+        if config is None:
+            why = why or reason
+            continue
+        for variant in variants:
+            reason = _find_weights(source, place, part.stem, variant, sources)
+            if not reason:
+                return Located(config.parent, variant)
+        why = reason
+    small = half and (part.in_half or not own)
+    place = "" if own else f"{name}/"
+    raise _absent(
+        name if own else "base",
+        source,
+        part.repo if own else SDXL_BASE,
+        (f"{place}config.json", f"{place}{part.stem}{'.fp16' * small}.safetensors"),
+        f"{part.parameters * (2 if small else 4) / 1e9:.1f} GB",
+        why,
+    )
+
+
+def _find_weights(
+    source: str, place: str, stem: str, variant: str | None, sources: SdxlSources
+) -> str:
+    """Find a network's tensors, in one file or in shards; return why not."""
+    dotted = f".{variant}" if variant else ""
+    path, reason = find_file(source, f"{place}{stem}{dotted}.safetensors", sources)
+    if path is not None:
+        return ""
+    index, _ = find_file(source, f"{place}{stem}.safetensors.index{dotted}.json", sources)
+    if index is None:
+        return reason
+    shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    reasons = [find_file(source, place + shard, sources)[1] for shard in sorted(shards)]
+    return next(filter(None, reasons), "")
+
+
+def locate_tokenizer(name: str, sources: SdxlSources) -> Path:
+    """Find a tokenizer's files: without its words the class would build an empty one silently.
+
+    Args:
+        name: Of the tokenizer in a diffusers pipeline.
+        sources: Where to look.
+
+    Returns:
+        Their folder.
+
+    Raises:
+        CheckpointError: If they are absent; says what to download.
+    """
+    files = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+    found = {file: find_file(sources.base, f"{name}/{file}", sources) for file in files}
+    settings, why = found["tokenizer_config.json"]
+    words = found["vocab.json"][0] and found["merges.txt"][0]
+    whole = words or find_file(sources.base, f"{name}/tokenizer.json", sources)[0]
+    if settings is None or whole is None:
+        why = why or found["vocab.json"][1]
+        names = [f"{name}/{file}" for file in files]
+        raise _absent("base", sources.base, SDXL_BASE, names, "2 MB", why)
+    return settings.parent
+
+
+def locate_adapter(sources: SdxlSources) -> Path:
+    """Find the file of row attention and camera encoder.
+
+    Args:
+        sources: Where to look.
+
+    Returns:
+        The file; settings of the camera encoder that are published with it lie beside it.
+
+    Raises:
+        CheckpointError: If it is absent; says what to download.
+    """
+    file, why = Path(sources.adapter).expanduser(), ""
+    if file.is_file():
+        return file
+    for name in ADAPTER_FILES:
+        path, reason = find_file(sources.adapter, name, sources)
+        if path is not None:
+            # Fetched where there is one: the published encoder's size is known without.
+            find_file(sources.adapter, "camera_encoder/config.json", sources)
+            return path
+        why = why or reason
+    size = "1.0 GB in half precision, twice that in single"
+    raise _absent("adapter", sources.adapter, MV_ADAPTER, ADAPTER_FILES[:1], size, why)
+
+
+def _absent(
+    name: str, source: str, published: str, files: Sequence[str], size: str, why: str
+) -> CheckpointError:
+    """Say what to download, from where, and how large it is."""
+    here = Path(source).expanduser().exists()
+    repo, _, revision = (source if _HUB_ID.fullmatch(source) and not here else published).partition(
+        "@"
+    )
+    at = f" --revision {revision}" if revision else ""
+    return CheckpointError(
+        f"`{name}` must be a folder or hub id that holds {' and '.join(files)}; got {source!r}: "
+        f"{why}. Download with `hf download {repo} {' '.join(files)}{at}` (about {size})."
+    )
