@@ -1,7 +1,5 @@
 """What the tiny world's networks learn from: latents of rendered objects, and their prompts."""
 
-from typing import Protocol
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,6 +7,7 @@ from torch import Tensor
 from mvczigal_ref.cameras import camera_image
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
 from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.records import Conditioning
 from mvczigal_ref.world.render import IMAGE_SIZE
@@ -17,16 +16,9 @@ from mvczigal_ref.world.scene import AZIMUTHS, WORLD_RIG, SceneSet, azimuth_inde
 __all__ = ["LatentScenes", "scene_latents"]
 
 
-class _Encoder(Protocol):
-    """What has an autoencoder: the parts of a pipeline, of either kind."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Encode images in [0, 1] into scaled latents."""
-
-
 @torch.no_grad()
 def scene_latents(
-    encoder: _Encoder, scenes: SceneSet
+    encoder: Components | FlowComponents, scenes: SceneSet
 ) -> Float[Tensor, "object azimuth c height width"]:
     """Encode every object from the eight azimuths.
 
