@@ -1,0 +1,234 @@
+"""A trained LoRA as files that PEFT, diffusers and the released code load, and back again."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor, nn
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.loading import load_strict, save_config, stored
+from mvczigal_ref.models.lora import (
+    LORA_TARGETS,
+    add_lora,
+    load_lora_state_dict,
+    lora_parameters,
+    lora_state_dict,
+)
+from mvczigal_ref.models.multiview_unet import MultiViewUNet
+from mvczigal_ref.models.row_attention import is_row_attention
+
+__all__ = ["load_lora", "save_lora_file", "save_lora_folder", "save_unet_folder"]
+
+LoraLayout = Literal["diffusers", "released"]
+
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS_LORA_FILE = "pytorch_lora_weights.safetensors"
+# What stands before a layer's name: in PEFT's folders, in diffusers' files, in released files.
+_PREFIXES = {"peft": "base_model.model.", "diffusers": "unet.", "released": ""}
+# Where diffusers looks for the scale, by which a file's values would else be misread.
+_METADATA = "lora_adapter_metadata"
+# Variants of LoRA whose values mean something else.
+_OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+
+
+def save_lora_folder(
+    unet: UNet2DConditionModel,
+    folder: Path,
+    *,
+    base_model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a LoRA as a PEFT folder, with a model card.
+
+    Args:
+        unet: That holds the LoRA.
+        folder: Made if absent.
+        base_model: Hub id of the UNet that was trained, for the card and the settings.
+        settings: Of the run as JSON values, for the card.
+
+    Raises:
+        ValueError: If there is no LoRA.
+    """
+    values = _named(unet, "peft")
+    config = copy.copy(unet.peft_config["default"])
+    config.base_model_name_or_path = base_model
+    config.inference_mode = True
+    config.init_lora_weights = "gaussian"
+    config.target_modules = sorted(config.target_modules)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    atomic_write(folder / PEFT_FILE, save(values, metadata={"format": "pt"}))
+    atomic_write(folder / "README.md", _card(base_model, config.r, config.lora_alpha, settings))
+
+
+def save_lora_file(
+    unet: UNet2DConditionModel, path: Path, *, layout: LoraLayout = "diffusers"
+) -> None:
+    """Write a LoRA as one file.
+
+    Args:
+        unet: That holds the LoRA.
+        path: A ``.safetensors`` file; its folder is made. diffusers finds
+            ``pytorch_lora_weights.safetensors`` by itself.
+        layout: Names that diffusers' pipelines load, or those of the released code, which
+            takes the scale alpha / rank to be 1. The scale is stored either way.
+
+    Raises:
+        ValueError: If there is no LoRA, or its scale is not 1 in the released layout.
+    """
+    values, config = _named(unet, layout), unet.peft_config["default"]
+    if layout == "released" and config.lora_alpha != config.r:
+        msg = (
+            '`layout` "released" must have alpha equal to the rank, as whoever reads it supposes; '
+            f'got alpha {config.lora_alpha:g} at rank {config.r}. Use "diffusers".'
+        )
+        raise ValueError(msg)
+    scale = {
+        "unet.r": config.r,
+        "unet.lora_alpha": config.lora_alpha,
+        "unet.target_modules": sorted(config.target_modules),
+    }
+    metadata = {"format": "pt", _METADATA: json.dumps(scale, sort_keys=True)}
+    atomic_write(path, save(values, metadata=metadata))
+
+
+def load_lora(unet: UNet2DConditionModel, source: str | Path) -> None:
+    """Read a LoRA in any of the three layouts, adding it where there is none.
+
+    Without a stored scale alpha is the rank, as in the released code.
+
+    Args:
+        unet: Changed in place; a LoRA that it holds must be of the same rank and scale.
+        source: A PEFT folder, one that holds diffusers' file, or the file itself.
+
+    Raises:
+        CheckpointError: If there is no such file or it is unreadable, the LoRA is of another
+            kind, rank or scale, or a tensor is missing, left over or of another shape; the
+            message names each, and nothing is changed.
+    """
+    path = _find(Path(source).expanduser())
+    try:
+        named = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+        settings = {name.removeprefix("unet."): value for name, value in told.items()}
+        if path.name == PEFT_FILE:
+            settings |= json.loads((path.parent / PEFT_CONFIG).read_text("utf-8"))
+    except (OSError, SafetensorError, ValueError) as error:
+        msg = f"`{path}` must be a readable LoRA; got {type(error).__name__}: {error}"
+        raise CheckpointError(msg) from error
+    other = [name for name in _OTHER_KINDS if settings.get(name)]
+    if other:
+        msg = f"`{path}` must be a plain LoRA of one rank; its settings have {', '.join(other)}."
+        raise CheckpointError(msg)
+    prefix = next((p for p in _PREFIXES.values() if all(n.startswith(p) for n in named)), "")
+    values = {name.removeprefix(prefix): value for name, value in named.items()}
+    rank = next((v.shape[0] for n, v in values.items() if ".lora_A." in n and v.ndim == 2), 0)
+    alpha = float(settings.get("lora_alpha", rank))
+    if not lora_parameters(unet):
+        # Compared first, so that a file that does not fit leaves no LoRA behind.
+        load_strict(_expected(unet, rank), values, source=str(path))
+        add_lora(unet, rank=rank, alpha=alpha, seed=0)
+    held = unet.peft_config["default"]
+    if rank and held.lora_alpha / held.r != alpha / rank:
+        msg = (
+            f"`{path}` must have the network's scale alpha / rank = {held.lora_alpha:g} / "
+            f"{held.r}; got {alpha:g} / {rank}."
+        )
+        raise CheckpointError(msg)
+    load_lora_state_dict(unet, values, source=str(path))
+
+
+def save_unet_folder(
+    policy: MultiViewUNet, folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write a trained network: a diffusers UNet folder, with the adapter beside it.
+
+    ``unet/`` is a plain UNet that other tools load; row attention and camera encoder share one
+    file under the published adapter's names.
+
+    Args:
+        policy: The network, no LoRA in it.
+        folder: Made if absent; it may be named as ``unet`` and ``adapter`` of the sources from
+            which a pipeline is loaded.
+        dtype: Floating type of the stored tensors; as they are when None.
+
+    Raises:
+        ValueError: If the network holds a LoRA, which these files do not.
+    """
+    if lora_parameters(policy.unet):
+        msg = "`policy` must hold no LoRA to be saved whole; got one. Call merge_lora first."
+        raise ValueError(msg)
+    tensors, cameras = policy.unet.state_dict(), policy.camera_encoder
+    rows = {name: value for name, value in tensors.items() if is_row_attention(name)}
+    plain = {name: value for name, value in tensors.items() if name not in rows}
+    save_config(policy.unet, folder / "unet")
+    save_config(cameras, folder / "camera_encoder")
+    for path, values in (
+        (folder / "unet" / "diffusion_pytorch_model.safetensors", plain),
+        (folder / "mv_adapter.safetensors", rows | cameras.state_dict()),
+    ):
+        save_file(stored(values, dtype), path, metadata={"format": "pt"})
+
+
+def _named(unet: UNet2DConditionModel, layout: str) -> dict[str, Tensor]:
+    """Copy a LoRA's values out under a layout's names."""
+    values = stored(lora_state_dict(unet), None)
+    return {_PREFIXES[layout] + name: value.cpu() for name, value in values.items()}
+
+
+def _find(source: Path) -> Path:
+    """Find the file that holds the tensors."""
+    if source.is_file():
+        return source
+    for name in (PEFT_FILE, DIFFUSERS_LORA_FILE):
+        if (source / name).is_file():
+            return source / name
+    msg = (
+        f"`source` must be a LoRA's file, or a folder that holds {PEFT_FILE} or "
+        f"{DIFFUSERS_LORA_FILE}; got {str(source)!r}."
+    )
+    raise CheckpointError(msg)
+
+
+def _expected(unet: UNet2DConditionModel, rank: int) -> dict[str, Tensor]:
+    """Lay out the tensors of a LoRA of some rank, without memory."""
+    ends = tuple(f".{target}" for target in LORA_TARGETS)
+    shapes = {}
+    for name, layer in unet.named_modules():
+        if isinstance(layer, nn.Linear) and name.endswith(ends):
+            shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
+            shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def _card(
+    base_model: str | None, rank: int, alpha: float, settings: Mapping[str, Any] | None
+) -> str:
+    """Write the folder's model card."""
+    base = [f"base_model: {base_model}"] if base_model else []
+    head = ["---", *base, "library_name: peft", "tags: [lora, text-to-multiview]", "---"]
+    text = f"""
+# LoRA for text-to-multiview diffusion
+
+Rank {rank}, alpha {alpha:g}, on every attention projection of a UNet with row attention. Trained
+by reinforcement learning with mvczigal_ref.
+
+```python
+from mvczigal_ref.models.lora_files import load_lora
+
+load_lora(pipeline.unet, "this folder")
+```
+
+PEFT reads it by `PeftModel.from_pretrained(unet, folder)`, where `unet` has row attention.
+"""
+    run = f"\n## Settings of the run\n\n```json\n{to_json(settings)}```\n" if settings else ""
+    return "\n".join(head) + "\n" + text + run
