@@ -18,6 +18,7 @@ from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import RewardConfig
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.reward.provenance import content_hash, files_read
 from mvczigal_ref.reward.registry import (
     JOINT,
     PER_VIEW,
@@ -97,6 +98,8 @@ def read_views(paths: Sequence[Path], *, row: int | None) -> Images:
 def serve_reward(command: ServeReward, settings: RewardConfig) -> None:
     """Serve a scorer until Ctrl-C.
 
+    Its version is of the code and of the contents of the weights, which are read once for it.
+
     Args:
         command: What was asked for.
         settings: Where the scorer is.
@@ -108,12 +111,13 @@ def serve_reward(command: ServeReward, settings: RewardConfig) -> None:
 
     device = join(command.device).device
     options = scorer_options(command.name, settings, device=device, num_views=command.views)
-    kind, scorer = _scorer(command.name, options)
+    with files_read() as files:
+        kind, scorer = _scorer(command.name, options)
     try:
         serve(
             scorer,
             name=command.name,
-            version=_version(options),
+            version=_version(options, files, scorer),
             kind="joint" if kind == "joint" else "per_view",
             host=command.host,
             port=command.port,
@@ -187,17 +191,14 @@ def _table(command: Score, found: dict[str, Tensor], objects: int, views: int) -
     return table
 
 
-def _version(options: ScorerOptions) -> str:
-    """Name the code and the weights, by their files' sizes and times, so that caches notice."""
-    digest = hashlib.sha256(f"{options.dtype} {options.num_views}".encode())
-    for place in (options.weights, options.tokenizer):
-        digest.update(f"\n{place}".encode())
-        root = Path(place or "").expanduser()
-        if place and root.exists():
-            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-                stat = path.stat()
-                digest.update(f"\n{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
-    return f"{__version__}-{digest.hexdigest()[:12]}"
+def _version(options: ScorerOptions, files: Sequence[Path], scorer: Scorer) -> str:
+    """Name the code and the contents of every file that scores depend on, so that caches notice.
+
+    Of a scorer that another service runs, that one's version counts.
+    """
+    served = getattr(scorer, "version", "")
+    said = f"{options.dtype} {options.num_views}\n{served}\n{content_hash(files)}"
+    return f"{__version__}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 def _say(text: str) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -122,6 +122,9 @@ class ChatEndpoint:
     backoff_s: float = field(default=0.5, kw_only=True)
     """Pause before the second try; doubled for each further one, up to 30 s [s]."""
 
+    sleep: Callable[[float], None] | None = field(default=None, kw_only=True, repr=False)
+    """Waits so many seconds; what it raises ends the question. The clock's own if None."""
+
     def __post_init__(self) -> None:
         split_url(self.base_url)
         if not self.model:
@@ -177,7 +180,8 @@ class ChatEndpoint:
         pause = 0.0
         for attempt in range(self.retries + 1):
             if attempt:
-                time.sleep(min(max(pause, self.backoff_s * 2.0 ** (attempt - 1)), MAX_PAUSE_S))
+                wait = self.sleep or time.sleep
+                wait(min(max(pause, self.backoff_s * 2.0 ** (attempt - 1)), MAX_PAUSE_S))
             try:
                 return _answer(self._post(body, key))
             except TryAgainError as error:

@@ -6,18 +6,20 @@ encoder, for ``hyperscore`` those of `HyperScoreSize`, for ``hpsv3`` the ``pixel
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
-from mvczigal_ref.errors import ConfigError, ScorerUnavailableError
+from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.mixture import Scorer
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
-from mvczigal_ref.shapes import Images
+from mvczigal_ref.reward.provenance import note
+from mvczigal_ref.reward.waiting import Asked, Waiting
 
 __all__ = ["JOINT", "PER_VIEW", "ScorerOptions", "remote"]
 
@@ -58,19 +60,8 @@ class ScorerOptions:
     api_key_env: str | None = None
     """Environment variable that holds a chat endpoint's key."""
 
-
-class _Asked:
-    """A scorer that others serve: whatever keeps it from answering is an outage."""
-
-    def __init__(self, scorer: Scorer, faults: tuple[type[Exception], ...]) -> None:
-        self.scorer, self.faults = scorer, faults
-
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Any:  # noqa: ANN401
-        """Score as the scorer does."""
-        try:
-            return self.scorer(images, prompts)
-        except self.faults as error:
-            raise ScorerUnavailableError(f"the scorer does not serve: {error}") from error
+    cache: str | None = None
+    """Folder that keeps a service's scores beyond the process; none is kept if None."""
 
 
 def remote(kind: str, name: str, options: ScorerOptions) -> Any:  # noqa: ANN401 - either protocol
@@ -88,20 +79,31 @@ def remote(kind: str, name: str, options: ScorerOptions) -> Any:  # noqa: ANN401
         ConfigError: If the URL is none, or leads to another scorer.
         ScorerUnavailableError: If the service does not answer.
     """
-    from mvczigal_ref.reward.service import Patience, RefusedError, RemoteJointView, RemotePerView
+    from mvczigal_ref.reward.service import (
+        Patience,
+        RefusedError,
+        RemoteJointView,
+        RemotePerView,
+        ScoreCache,
+    )
 
+    waiting = Waiting()
+    cache = ScoreCache(folder=Path(options.cache).expanduser()) if options.cache else None
     patience = Patience(timeout_s=options.timeout, wait_s=options.wait)
     objects = max(1, options.images_per_chunk // options.num_views)
     client = RemotePerView if kind == "per_view" else RemoteJointView
     try:
-        scorer = client(options.url or "", objects=objects, patience=patience)
-        found = scorer.info()
+        scorer = client(
+            options.url or "", objects=objects, patience=patience, cache=cache, sleep=waiting.sleep
+        )
+        with waiting.hearing():
+            found = scorer.info()
     except ValueError as error:  # no URL, or of a scorer of the other kind
         raise ConfigError(f"`reward.url` of {name!r}: {error}") from error
     if found.name != name:
         msg = f"`reward.url` of {name!r} leads to the scorer {found.name!r} at {options.url}."
         raise ConfigError(msg)
-    return _Asked(scorer, (RefusedError,))
+    return Asked(scorer, (RefusedError,), waiting=waiting, version=found.version)
 
 
 def _world_per_view(options: ScorerOptions) -> PerViewScorer:
@@ -158,14 +160,22 @@ def _hpsv3(options: ScorerOptions) -> PerViewScorer:
     return found
 
 
+# The axes of one file share its network while one of them is in use.
+_IN_USE: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
+
+
 def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
     def build(options: ScorerOptions) -> JointViewScorer:
-        from mvczigal_ref.reward.hyperscore import HyperScore
+        from mvczigal_ref.reward.hyperscore import HyperScore, find_checkpoint
         from mvczigal_ref.reward.hyperscore_network import HyperScoreSize
 
-        size = _own_size(options)
-        return HyperScore.load(
-            Path(options.weights or "").expanduser(),
+        path, size = find_checkpoint(Path(options.weights or "").expanduser()), _own_size(options)
+        key = (options, path, path.stat().st_mtime_ns, json.dumps(size))
+        if key in _IN_USE:
+            sharing: JointViewScorer = _IN_USE[key].on(axis)
+            return sharing
+        _IN_USE[key] = scorer = HyperScore.load(
+            path,
             tokenizer=_place(options.tokenizer),
             size=HyperScoreSize(**size) if size else None,
             axis=axis,
@@ -173,6 +183,7 @@ def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
             images_at_once=options.images_per_chunk,
             dtype=options.dtype,
         ).to(options.device)
+        return scorer
 
     return build
 
@@ -180,16 +191,19 @@ def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
 def _chat_judge(options: ScorerOptions) -> PerViewScorer:
     from mvczigal_ref.reward.chat_judge import ChatJudge
 
-    return _chat(ChatJudge(_endpoint(options)))
+    waiting = Waiting()
+    return _chat(ChatJudge(_endpoint(options, waiting)), options, waiting)
 
 
 def _chat_joint_judge(options: ScorerOptions) -> JointViewScorer:
     from mvczigal_ref.reward.chat_judge import ChatJointJudge
 
-    return _chat(ChatJointJudge(_endpoint(options), num_views=options.num_views))
+    waiting = Waiting()
+    judge = ChatJointJudge(_endpoint(options, waiting), num_views=options.num_views)
+    return _chat(judge, options, waiting)
 
 
-def _endpoint(options: ScorerOptions) -> Any:  # noqa: ANN401 - imported only here
+def _endpoint(options: ScorerOptions, waiting: Waiting) -> Any:  # noqa: ANN401 - imported only here
     from mvczigal_ref.models.chat import MAX_PAUSE_S, ChatEndpoint
 
     pauses = 0.5
@@ -201,15 +215,16 @@ def _endpoint(options: ScorerOptions) -> Any:  # noqa: ANN401 - imported only he
     )
     return ChatEndpoint(
         options.url or "", options.weights or "", timeout_s=options.timeout, retries=tries,
-        backoff_s=pauses, api_key_env=options.api_key_env,
+        backoff_s=pauses, api_key_env=options.api_key_env, sleep=waiting.sleep,
     )  # fmt: skip
 
 
-def _chat(judge: Scorer) -> _Asked:
+def _chat(judge: Scorer, options: ScorerOptions, waiting: Waiting) -> Asked:
     from mvczigal_ref.models.chat import ChatAnswerError, ChatUnavailableError
     from mvczigal_ref.reward.judgement import JudgementError
 
-    return _Asked(judge, (ChatUnavailableError, ChatAnswerError, JudgementError))
+    faults = (ChatUnavailableError, ChatAnswerError, JudgementError)
+    return Asked(judge, faults, waiting=waiting, version=f"{options.url} {options.weights}")
 
 
 def _published(kind: Any, options: ScorerOptions, **more: object) -> PerViewScorer:  # noqa: ANN401
@@ -233,7 +248,7 @@ def _own_size(options: ScorerOptions) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        size: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        size: dict[str, Any] = json.loads(note(path).read_text("utf-8"))
     except ValueError as error:
         raise ConfigError(f"{str(path)!r} must hold a network's size as JSON: {error}.") from error
     return size

@@ -168,10 +168,23 @@ class ClipScore:
         check_prompts(images, prompts)
         distinct = list(dict.fromkeys(prompts))
         text = in_chunks(self._text_features, self._tokens(distinct), size=self.chunk_size)
-        text = text[[distinct.index(prompt) for prompt in prompts]]
-        image = in_chunks(self._image_features, images.flatten(0, 1), size=self.chunk_size)
-        image = image.unflatten(0, images.shape[:2])
-        return torch.einsum("bvd,bd->bv", image, text).to(images.device)
+        text = text[[distinct.index(prompt) for prompt in prompts]].to(images.device)
+        cosine: Tensor = torch.einsum("bvd,bd->bv", self.image_features(images), text)
+        return cosine
+
+    @torch.no_grad()
+    def image_features(self, images: Images) -> Float[Tensor, "object view feature"]:
+        """Describe each view, whatever its prompt; distances between samples are taken of these.
+
+        Args:
+            images: Decoded views in [0, 1], on any device.
+
+        Returns:
+            One vector a view, of length one [1], in float32 or wider, on the images' device.
+        """
+        rows = in_chunks(self._rows_features, images.flatten(0, 1), size=self.chunk_size)
+        views: Tensor = rows.unflatten(0, images.shape[:2]).to(images.device)
+        return views
 
     def _tokens(self, prompts: list[str]) -> Tensor:
         """Token ids of one length, so that a prompt's features do not hang on its neighbours'."""
@@ -189,7 +202,7 @@ class ClipScore:
         output = self.model.get_text_features(input_ids=as_input(ids, self.model))
         return _unit(output.pooler_output)
 
-    def _image_features(self, rows: Pixels) -> Features:
+    def _rows_features(self, rows: Pixels) -> Features:
         pixels = self._pixels(rows.to(self.model.device, working_dtype(rows)))
         output = self.model.get_image_features(pixel_values=as_input(pixels, self.model))
         return _unit(output.pooler_output)

@@ -39,13 +39,14 @@ class HpsV3:
 
     .. math:: R_{b v} = \mu(h_{b v}), \qquad h_{b v} = f(x_{b v}, c_b)_{\text{reward token}}
 
-    The averages of published generators reach from about 0 to 10.5 and trained ones go
-    beyond; bad images are negative. A difference of 1 is a choice of 73 % at the most. The
-    second output, the logarithm of the uncertainty, is not used. Tables that print about 0.15
-    seem to divide by 100.
+    Unbounded, as its authors say: it was fitted to choices, which tell differences alone, and
+    a difference of 1 is a choice of 73 % at the most. Their README's averages over generators
+    reach from -0.2 (Stable Diffusion 2) to 10.6 (Kolors). The second output, the logarithm of
+    the uncertainty, is not used. Unverified: that tables which print about 0.15 divide by 100.
 
     The words around the prompt belong to the network as its weights do, and are not shipped
-    here: put them into ``hpsv3_instruction.txt`` beside the weights.
+    here: put them into ``hpsv3_instruction.txt`` beside the weights. Unverified: equality with
+    the released code on the released weights, which were not run together.
 
     Source:
         Ma et al., HPSv3, arXiv:2508.03789, section 4, and its released inference. As there, image

@@ -10,6 +10,7 @@ from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import load_strict
+from mvczigal_ref.reward.provenance import note
 
 __all__ = [
     "IMAGE_TOKEN",
@@ -50,7 +51,7 @@ def read_instruction(weights: Path) -> str:
     """
     path = weights.parent / INSTRUCTION_FILE
     try:
-        return path.read_bytes().decode("utf-8")
+        return note(path).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         msg = (
             f"`{path}` must hold the words that HPSv3 was trained with (3 kB); it cannot be read "

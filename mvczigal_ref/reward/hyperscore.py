@@ -1,8 +1,10 @@
 """HyperScore: people's opinion of a textured object seen from several sides, on four axes."""
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import ref
 
 import torch
 from jaxtyping import Float, Int
@@ -20,10 +22,11 @@ from mvczigal_ref.reward.hyperscore_network import (
     build_hyperscore,
 )
 from mvczigal_ref.reward.preprocessing import IMAGENET_MEAN, IMAGENET_STD, preprocess
+from mvczigal_ref.reward.provenance import note
 from mvczigal_ref.reward.weights import Published, Source, load_tokenizer
 from mvczigal_ref.shapes import Images, JointViewReward
 
-__all__ = ["HyperScore"]
+__all__ = ["HyperScore", "find_checkpoint"]
 
 _FILES = ("model.safetensors", "model.pth")
 
@@ -68,9 +71,7 @@ class HyperScore:
         images_at_once: int = 48,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if axis not in AXES:
-            msg = f"`axis` must be one of {AXES}; got {axis!r}."
-            raise ValueError(msg)
+        _check_axis(axis)
         for name, number in (("num_views", num_views), ("images_at_once", images_at_once)):
             if number < 1:
                 msg = f"`{name}` must be positive; got {number}."
@@ -83,6 +84,7 @@ class HyperScore:
         self.axis = axis
         self.num_views = num_views
         self.images_at_once = images_at_once
+        self._last = _LastTable()
         network.clip.to(dtype)
         network.prompt_learner.to(dtype)
 
@@ -116,7 +118,7 @@ class HyperScore:
                 than the network's; each is named.
         """
         size = size or HyperScoreSize()
-        path = _find(checkpoint)
+        path = find_checkpoint(checkpoint)
         network = build_hyperscore(read_tensors(path), size=size, source=str(path))
         words = load_tokenizer(
             CLIPTokenizer,
@@ -139,9 +141,30 @@ class HyperScore:
         self.network.to(device)
         return self
 
+    def on(self, axis: str) -> "HyperScore":
+        """Give a scorer on any axis that shares this one's network, device and last scores.
+
+        Args:
+            axis: ``alignment``, ``geometry``, ``texture`` or ``overall``.
+
+        Returns:
+            Another scorer. What both are asked about passes the network once.
+
+        Raises:
+            ValueError: If there is no such axis.
+        """
+        _check_axis(axis)
+        other = copy(self)
+        other.axis = axis
+        return other
+
     def __call__(self, images: Images, prompts: Sequence[str]) -> JointViewReward:
         """Score each object on this scorer's axis; see :meth:`all_axes`."""
-        return self.all_axes(images, prompts)[:, AXES.index(self.axis)]
+        table = self._last.of(images, prompts)
+        if table is None:
+            table = self.all_axes(images, prompts)
+            self._last.keep(table, images, prompts)
+        return table[:, AXES.index(self.axis)].clone()
 
     @torch.no_grad()
     def all_axes(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "object axis"]:
@@ -211,12 +234,46 @@ class HyperScore:
         check_prompts(images, prompts)
 
 
-def _find(checkpoint: Path) -> Path:
-    """Return the checkpoint, or say where it is published."""
+class _LastTable:
+    """Scores on all axes of the images that were scored last, while those live unchanged."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Any, int, tuple[str, ...], Tensor] | None = None
+
+    def keep(self, table: Tensor, images: Images, prompts: Sequence[str]) -> None:
+        if not images.is_inference():  # these do not count their changes
+            self._kept = (ref(images), images._version, tuple(prompts), table)
+
+    def of(self, images: Images, prompts: Sequence[str]) -> Tensor | None:
+        if self._kept is None or isinstance(prompts, str):
+            return None
+        seen, version, said, table = self._kept
+        same = seen() is images and version == images._version and said == tuple(prompts)
+        return table if same else None
+
+
+def _check_axis(axis: str) -> None:
+    if axis not in AXES:
+        msg = f"`axis` must be one of {AXES}; got {axis!r}."
+        raise ValueError(msg)
+
+
+def find_checkpoint(checkpoint: Path) -> Path:
+    """Find the published file.
+
+    Args:
+        checkpoint: The file, or a folder that holds it.
+
+    Returns:
+        The file; where there are two, the one in safetensors.
+
+    Raises:
+        CheckpointError: If there is none; the message says where it is published.
+    """
     candidates = [checkpoint / name for name in _FILES] if checkpoint.is_dir() else [checkpoint]
     for path in candidates:
         if path.is_file():
-            return path
+            return note(path)
     msg = (
         f"`checkpoint` must be HyperScore's file or a folder with {' or '.join(_FILES)}; got "
         f"{str(checkpoint)!r}. Get it (0.6 GB) by the link in the README of "

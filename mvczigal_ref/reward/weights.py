@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import load_strict, quiet
+from mvczigal_ref.reward.provenance import note
 
 __all__ = [
     "Published",
@@ -26,6 +27,11 @@ __all__ = [
 _Network = TypeVar("_Network", bound=nn.Module)
 _Renaming = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 Source = str | Path
+# Whatever of these lies in a tokenizer's folder decides its ids.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +74,7 @@ def locate(
     """
     folder = Path(source)
     if folder.is_file() and files is None:
-        return folder
+        return note(folder)
     names = files or published.files
     converted = [Path(name).with_suffix(".safetensors").name for name in published.files]
     for name in dict.fromkeys([*([] if files else converted), *names]):
@@ -78,7 +84,7 @@ def locate(
         except OSError:
             continue
         if found is not None:
-            return Path(found)
+            return note(Path(found))
     allowed = ", or allow it with `local_files_only=False`" if local_files_only else ""
     size = "" if files else f" ({published.size})"
     msg = (
@@ -137,6 +143,9 @@ def load_tokenizer(
     """
     # Without its files the class would build an empty vocabulary and say nothing.
     path = locate(source, published, local_files_only=local_files_only, files=published.files)
+    for name in _TOKENIZER_FILES:
+        if (path.parent / name).is_file():
+            note(path.parent / name)
     with quiet():
         tokenizer = kind.from_pretrained(path.parent, local_files_only=True)
     if len(tokenizer) > vocab_size:

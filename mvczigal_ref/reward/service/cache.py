@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -52,18 +53,24 @@ class ScoreCache:
     Args:
         entries: Objects to remember in memory; the one that was not asked for longest goes
             first. At least 1.
-        folder: Where to keep every score beyond the end of the process, a file of some 200
-            bytes an object. It is never emptied here, and may be at any moment.
+        folder: Where to keep scores beyond the end of the process, a file of some 200 bytes an
+            object. It may be emptied at any moment.
+        files: Objects to keep in the folder; the one that was written longest ago goes first.
+            At least 1. Each further process that writes there may exceed it by a tenth.
 
     Raises:
         ValueError: If there is no room for an entry.
     """
 
-    def __init__(self, *, entries: int = 65536, folder: Path | None = None) -> None:
-        if entries < 1:
-            msg = f"`entries` must be at least 1; got {entries}."
-            raise ValueError(msg)
-        self._room, self._folder = entries, folder
+    def __init__(
+        self, *, entries: int = 65536, folder: Path | None = None, files: int = 262144
+    ) -> None:
+        for name, value in (("entries", entries), ("files", files)):
+            if value < 1:
+                msg = f"`{name}` must be at least 1; got {value}."
+                raise ValueError(msg)
+        self._room, self._folder, self._files = entries, folder, files
+        self._free = 0  # files that may be written before the folder is looked through again
         self._known: OrderedDict[str, Scores] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -105,6 +112,7 @@ class ScoreCache:
         said: dict[str, Any] = {**asdict(info), **asdict(scores)}
         said["scores"] = said.pop("rows")
         try:
+            self._make_room(self._folder)
             atomic_write(self._path(self._folder, key), json.dumps(said))
         except OSError as error:
             # Scores can be had again: no reason to end a run.
@@ -117,6 +125,22 @@ class ScoreCache:
             self._known.move_to_end(key)
             while len(self._known) > self._room:
                 self._known.popitem(last=False)
+
+    def _make_room(self, folder: Path) -> None:
+        """Every so many writes, remove what was written longest ago; others may do so too."""
+        with self._lock:
+            self._free -= 1
+            if self._free >= 0:
+                return
+            spare = max(1, self._files // 10)
+            self._free = spare - 1
+        written: list[tuple[int, Path]] = []
+        for path in folder.glob("??/*.json"):
+            with suppress(FileNotFoundError):
+                written.append((path.stat().st_mtime_ns, path))
+        written.sort()
+        for _, path in written[: max(0, len(written) + spare - self._files)]:
+            path.unlink(missing_ok=True)
 
     def _read(self, key: str, info: ScorerInfo, views: int) -> Scores | None:
         if self._folder is None:

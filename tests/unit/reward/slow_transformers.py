@@ -99,14 +99,21 @@ def as_transformers(tensors, *, text_layers, vision_layers):
 def clip_cosine(tensors, image, ids, *, end, text_heads, vision_heads, activation):
     """Cosine of one normalised image and one prompt's ids, in float64."""
     t = {name: value.double() for name, value in tensors.items()}
+    seen = clip_seen(tensors, image, vision_heads=vision_heads, activation=activation)
+    y = t["token_embedding.weight"][ids] + t["positional_embedding"]
+    y = clip_blocks(y, t, "transformer", text_heads, activation, causal=True)
+    read = norm(y[ids.index(end)], t, "ln_final", 1e-5) @ t["text_projection"]
+    return float((seen @ read) / (read @ read).sqrt())
+
+
+def clip_seen(tensors, image, *, vision_heads, activation):
+    """Features of one normalised image, of length one, in float64."""
+    t = {name: value.double() for name, value in tensors.items()}
     x = torch.cat([t["visual.class_embedding"][None], patches(image, t["visual.conv1.weight"])])
     x = norm(x + t["visual.positional_embedding"], t, "visual.ln_pre", 1e-5)
     x = clip_blocks(x, t, "visual.transformer", vision_heads, activation, causal=False)
     seen = norm(x[0], t, "visual.ln_post", 1e-5) @ t["visual.proj"]
-    y = t["token_embedding.weight"][ids] + t["positional_embedding"]
-    y = clip_blocks(y, t, "transformer", text_heads, activation, causal=True)
-    read = norm(y[ids.index(end)], t, "ln_final", 1e-5) @ t["text_projection"]
-    return float((seen @ read) / (seen @ seen).sqrt() / (read @ read).sqrt())
+    return seen / (seen @ seen).sqrt()
 
 
 def clip_blocks(x, t, prefix, heads, activation, *, causal):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.held_out import object_features
 from mvczigal_ref.reward.clip_score import ClipScore, PickScore
 from mvczigal_ref.reward.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, preprocess
 from mvczigal_ref.reward.protocols import PerViewScorer
@@ -62,6 +63,24 @@ def test_equals_clip_written_out(tmp_path, kind, activation):
     assert torch.allclose(score, expected, rtol=0.0, atol=CLOSE)
     # Otherwise an error would not show.
     assert expected.std() > 0.01
+
+
+def test_features_are_clip_s_of_each_view(folder):
+    """Of length one, whatever the chunk; what the distance between samples is taken of."""
+    images, settings = tiny.views(), {"vision_heads": 3, "activation": "gelu"}
+    scorer = PickScore.from_pretrained(folder, tokenizer=folder, chunk_size=4)
+
+    found = scorer.image_features(images)
+
+    pixels = [slow.normalised(view) for view in images.flatten(0, 1)]
+    expected = [slow.clip_seen(tiny.clip_tensors(), view, **settings) for view in pixels]
+    assert found.shape == (2, 3, 24)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    expected = torch.stack(expected).float().unflatten(0, (2, 3))
+    assert torch.allclose(found, expected, rtol=0.0, atol=CLOSE)
+    assert torch.allclose(found.norm(dim=-1), torch.ones(2, 3), rtol=0.0, atol=CLOSE)
+    assert torch.equal(object_features(images, [torch.mean, scorer]), found.flatten(1))
 
 
 def test_images_are_cropped_and_normalised_as_clip_was_trained(folder, scorer):

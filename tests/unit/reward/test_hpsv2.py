@@ -73,6 +73,9 @@ def test_the_longer_side_fits_and_the_rest_is_black(scorer, height, width):
     pixels = [[slow.normalised(view) for view in views] for views in canvas]
     expected = oracle(pixels, tiny.PROMPTS)
     assert torch.allclose(scorer(images, tiny.PROMPTS), expected, rtol=0.0, atol=CLOSE)
+    # Its features are of the same pixels.
+    found, whole = scorer.image_features(images), scorer.image_features(canvas)
+    assert torch.allclose(found, whole, rtol=0.0, atol=CLOSE)
 
 
 def test_bytes_are_rounded_before_resizing_and_not_after(folder, scorer):

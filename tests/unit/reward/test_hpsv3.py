@@ -1,102 +1,33 @@
 """`reward.hpsv3`: oracle, laws, errors, on a tiny random checkpoint in the published names."""
 
-import json
-import math
-
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from tokenizers import Tokenizer, models
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.reward.hpsv3 import HpsV3
-from mvczigal_ref.reward.hpsv3_network import INSTRUCTION_FILE
 from mvczigal_ref.reward.protocols import PerViewScorer
 from tests.unannotated import without_shape_checks
+from tests.unit.reward.slow_qwen import (
+    AFTER,
+    BEFORE,
+    PIXELS,
+    hpsv3_tensors,
+    in_newer_names,
+    slow_hpsv3,
+    write_hpsv3,
+)
 
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-BEFORE, AFTER = "\nRate it. Text - {text_prompt}\n", " Rating: <|Reward|> END "
-PIXELS = 56 * 56
 PROMPTS = ["a red cube", "a {blue} ball on grass"]
-WIDTH = 32
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint of toy width: weights, instruction, configuration, tokenizer."""
     path = tmp_path_factory.mktemp("hpsv3")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL)
-    tokenizer.save(str(path / "tokenizer.json"))
-    config = {
-        "model_type": "qwen2_vl",
-        "architectures": ["Qwen2VLForConditionalGeneration"],
-        # The published one leaves room for words that do not exist.
-        "vocab_size": 300,
-        "hidden_size": WIDTH,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 1024,
-        "rope_theta": 1000000.0,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-        "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
-        "vision_config": {
-            "depth": 1,
-            "embed_dim": 32,
-            "mlp_ratio": 2,
-            "num_heads": 2,
-            "in_chans": 3,
-            "hidden_size": WIDTH,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "temporal_patch_size": 2,
-        },
-    }
-    (path / "config.json").write_text(json.dumps(config))
-    (path / INSTRUCTION_FILE).write_bytes((BEFORE + AFTER).encode())
-    save_file(published(network(path)), path / "HPSv3.safetensors")
+    write_hpsv3(path)
     return path
-
-
-def network(path):
-    """The library's whole model, random by a generator of its own, and the head's weights."""
-    config = Qwen2VLConfig.from_dict(json.loads((path / "config.json").read_text()))
-    config.text_config.vocab_size = 256 + len(SPECIAL) + 1
-    with torch.random.fork_rng(devices=[]):
-        model = Qwen2VLForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(*shape, scale):
-        return scale * torch.randn(*shape, generator=generator)
-
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            value.copy_(noise(*value.shape, scale=0.3))
-            if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "ln_q.weight")):
-                value.add_(1.0)
-    head = {}
-    for index, (rows, columns) in {0: (1024, WIDTH), 3: (16, 1024), 5: (2, 16)}.items():
-        head[f"{index}.weight"] = noise(rows, columns, scale=columns**-0.5)
-        head[f"{index}.bias"] = noise(rows, scale=0.3)
-    return model, head
-
-
-def published(parts, layout="old"):
-    """Tensors under the names of the published file, or those of newer versions."""
-    model, head = parts
-    tensors = {f"rm_head.{name}": value for name, value in head.items()}
-    for name, value in model.state_dict().items():
-        old = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
-        tensors[old if layout == "old" else name] = value.clone()
-    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -120,80 +51,14 @@ def images():
 # -- oracle ------------------------------------------------------------------------------
 
 
-def slow_patches(image):
-    """One image's patches, value by value: resized, normalised, in blocks of two by two."""
-    height, width = image.shape[-2:]
-    # Both sides whole multiples of 28, no fewer pixels than asked for.
-    factor = math.sqrt(PIXELS / (height * width))
-    size = [math.ceil(side * factor / 28) * 28 for side in (height, width)]
-    rounded = [round(side / 28) * 28 for side in (height, width)]
-    assert rounded[0] * rounded[1] < PIXELS
-    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    resized = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    flat = resized.tobytes()
-    value = {
-        (c, y, x): (flat[3 * (y * size[1] + x) + c] / 255 - mean[c]) / std[c]
-        for c in range(3)
-        for y in range(size[0])
-        for x in range(size[1])
-    }
-    rows = []
-    for block_y in range(size[0] // 28):
-        for block_x in range(size[1] // 28):
-            for y0 in (28 * block_y, 28 * block_y + 14):
-                for x0 in (28 * block_x, 28 * block_x + 14):
-                    patch = []
-                    for c in range(3):
-                        # A still image fills both frames of a patch.
-                        for _ in range(2):
-                            patch += [
-                                value[c, y0 + y, x0 + x] for y in range(14) for x in range(14)
-                            ]
-                    rows.append(patch)
-    return torch.tensor(rows), (1, size[0] // 14, size[1] // 14)
-
-
-def slow_score(folder, image, prompt):
-    """The whole message through the library's whole model, the head in plain numbers."""
-    model, head = network(folder)
-    for module in model.modules():
-        if hasattr(module, "inv_freq"):
-            module.inv_freq = module.inv_freq.to(torch.bfloat16).to(torch.float32)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_special_tokens(["<|Reward|>"])
-    patches, grid = slow_patches(image)
-    text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-    text += "<|vision_start|>" + "<|image_pad|>" * (len(patches) // 4) + "<|vision_end|>"
-    text += (BEFORE + AFTER).replace("{text_prompt}", prompt)
-    text += "<|im_end|>\n<|im_start|>assistant\n"
-    ids = tokenizer.encode(text).ids
-    with torch.no_grad():
-        states = model.model(
-            input_ids=torch.tensor([ids]),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            position_ids=torch.tensor([[list(range(len(ids)))]] * 3),
-            pixel_values=patches,
-            image_grid_thw=torch.tensor([grid]),
-        ).last_hidden_state[0]
-    (place,) = [i for i, token in enumerate(ids) if token == tokenizer.token_to_id("<|Reward|>")]
-    values = states[place].tolist()
-    for index in (0, 3, 5):
-        rows = zip(head[f"{index}.weight"].tolist(), head[f"{index}.bias"].tolist(), strict=True)
-        values = [math.fsum(w * x for w, x in zip(row, values, strict=True)) + b for row, b in rows]
-        if index != 5:
-            values = [max(x, 0.0) for x in values]
-    return values[0]
-
-
 def test_scores_equal_a_slow_transcription(folder, scorer, images):
-    """Own preprocessing, whole message, whole model, the head's sums written out."""
-    reward = scorer(images, PROMPTS)
+    """Own preprocessing, whole message, both towers and the head written out in float64."""
+    reward, tensors = scorer(images, PROMPTS), hpsv3_tensors()
 
     assert reward.dtype == torch.float32
     for b, v in [(0, 0), (1, 1)]:
-        expected = slow_score(folder, images[b, v], PROMPTS[b])
-        # The oracle's sequence is longer, so the library sums its attention in another order.
+        expected = slow_hpsv3(folder, tensors, images[b, v], PROMPTS[b])
+        # Single precision through three layers and a head of a thousand, against double.
         assert reward[b, v].item() == pytest.approx(expected, rel=2e-5, abs=2e-5)
     assert reward.std() > 1e-2
 
@@ -203,7 +68,7 @@ def test_scores_equal_a_slow_transcription(folder, scorer, images):
 
 def test_newer_names_are_the_same_checkpoint(folder, scorer, images, tmp_path):
     """What the library calls its parts today is read too, and the language head is not needed."""
-    tensors = published(network(folder), layout="new")
+    tensors = in_newer_names(hpsv3_tensors())
     del tensors["lm_head.weight"]
     save_file(tensors, tmp_path / "any.safetensors")
     again = HpsV3.from_pretrained(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import weakref
 import zlib
 from functools import cache
 from types import SimpleNamespace
@@ -170,6 +171,49 @@ def test_an_axis_is_chosen_by_name(axis):
     assert torch.equal(scorer(axis=axis)(VIEWS, PROMPTS), table[:, AXES.index(axis)])
     assert AXES == ("alignment", "geometry", "texture", "overall")
     assert torch.equal(scorer()(VIEWS, PROMPTS), table[:, 3])
+
+
+def test_axes_of_one_network_run_it_once_for_the_same_images(monkeypatch):
+    """Not for other prompts, for images that were changed, nor for equal ones elsewhere."""
+    one, passes = fresh(), []
+    other, prompts = one.on("geometry"), list(PROMPTS)
+    all_axes = HyperScore.all_axes
+    monkeypatch.setattr(
+        HyperScore, "all_axes", lambda self, *asked: passes.append(1) or all_axes(self, *asked)
+    )
+    images = VIEWS.clone()
+
+    first = one(images, prompts)
+    assert torch.equal(other(images, prompts), scorer(axis="geometry")(VIEWS, PROMPTS))
+    first += 1.0  # whoever gets scores may write on them
+    assert torch.equal(one(images, prompts), first - 1.0)
+    assert passes == [1, 1]  # the second is of the scorer that was asked to compare with
+    passes.clear()
+    other(images.clone(), prompts)
+    other(images, prompts)
+    one(images, prompts[:1] * 3)
+    images[0, 0] = 0.5
+    changed = one(images, prompts)
+    assert passes == [1] * 4
+    assert abs(changed[0] - first[0] + 1.0) > 1e-3
+    assert other.network is one.network
+    assert (one.axis, other.axis) == ("overall", "geometry")
+    with pytest.raises(ValueError, match=r"`axis` must .*; got 'beauty'"):
+        one.on("beauty")
+
+
+def test_the_last_scores_keep_no_images():
+    """They go with their images, and inference mode, which counts no change, is not remembered."""
+    judge, images = fresh(), VIEWS.clone()
+    judge(images, PROMPTS)
+    gone = weakref.ref(images)
+    del images
+    assert gone() is None
+    with torch.inference_mode():
+        images = VIEWS.clone()
+        before = judge(images, PROMPTS)
+        images[:, 0] = 0.5
+        assert not torch.equal(judge(images, PROMPTS), before)
 
 
 def test_a_picture_of_another_shape_is_stretched():

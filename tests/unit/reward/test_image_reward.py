@@ -112,6 +112,16 @@ def test_permuting_objects_permutes_scores_and_views_are_apart(scorer):
     assert moved.tolist() == [[False] * 3, [True] * 3]
 
 
+def test_a_prompt_is_cut_into_tokens_once(folder):
+    """Not once a view; its encoder reads it again, for it looks at each view while it reads."""
+    scorer, seen = load(folder, folder), []
+    tokenizer = scorer.tokenizer
+    scorer.tokenizer = lambda texts, **more: seen.append(texts) or tokenizer(texts, **more)
+    scorer(tiny.views(), tiny.PROMPTS)
+
+    assert seen == [tiny.PROMPTS]
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_chunks_change_memory_alone(folder, scorer, size):
     """No more rows at once than asked for; each keeps its prompt."""

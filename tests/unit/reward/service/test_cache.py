@@ -1,6 +1,7 @@
 """`reward.service.cache`: by content, bounded, and kept beyond the process."""
 
 import logging
+import os
 
 import pytest
 
@@ -79,6 +80,30 @@ def test_a_folder_outlives_the_process(tmp_path):
     assert ScoreCache(folder=tmp_path).get(KEY, info=PER_VIEW, views=2) is None
 
 
+@pytest.mark.parametrize(("room", "steps"), [(1, 3), (7, 20), (25, 60)])
+def test_a_folder_holds_so_many_and_the_oldest_go_first(tmp_path, room, steps):
+    """Never more than so many, and never fewer than nine tenths once it was full."""
+    cache = ScoreCache(entries=1, folder=tmp_path, files=room)
+    for step in range(steps):
+        cache.put(f"{step:02d}", one(float(step)), info=PER_VIEW)
+        (path,) = tmp_path.glob(f"??/{step:02d}.json")
+        os.utime(path, ns=(step, step))  # a disk's clock may be too coarse to tell them apart
+        kept = sorted(int(path.stem) for path in tmp_path.rglob("*.json"))
+        assert kept == list(range(step + 1))[-len(kept) :]
+        assert len(kept) <= room
+        assert len(kept) >= min(step + 1, room - max(1, room // 10) + 1)
+
+
+def test_what_others_wrote_counts_too(tmp_path):
+    """As soon as the folder is looked through; what they removed meanwhile is no fault."""
+    for name in ("aa", "bb", "cc"):
+        ScoreCache(folder=tmp_path).put(name, one(1.0), info=PER_VIEW)
+    ScoreCache(folder=tmp_path, files=2).put("dd", one(2.0), info=PER_VIEW)
+
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+    assert ScoreCache(folder=tmp_path).get("dd", info=PER_VIEW, views=1) == one(2.0)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[1, 2]"])
 def test_a_damaged_file_is_no_score(tmp_path, content):
     """It is asked for again, and the file made whole."""
@@ -116,7 +141,8 @@ def test_a_full_disk_ends_the_folder_and_not_the_run(tmp_path, monkeypatch, capl
 # -- errors ------------------------------------------------------------------------------
 
 
-def test_rejects_a_cache_without_room():
-    """At least one entry."""
-    with pytest.raises(ValueError, match="`entries` must be at least 1; got 0"):
-        ScoreCache(entries=0)
+@pytest.mark.parametrize("name", ["entries", "files"])
+def test_rejects_a_cache_without_room(name):
+    """At least one entry, and one file."""
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1; got 0"):
+        ScoreCache(**{name: 0})
