@@ -6,7 +6,7 @@ An unknown key is refused with the nearest name, a bad value with its dotted pat
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
+from mvczigal_ref.contradictions import contradictions
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.settings import (
-    _SETTINGS,
     AdvantageConfig,
     ConstraintConfig,
     GuardConfig,
     ModelConfig,
-    Name,
     ObjectiveConfig,
     OptimConfig,
     RewardConfig,
@@ -33,15 +32,21 @@ from mvczigal_ref.settings import (
     weights_folder,
 )
 from mvczigal_ref.settings_file import read_settings, read_value, unknown_setting
+from mvczigal_ref.settings_group import ConditionConfig, FlowConfig, ForwardConfig, RolloutConfig
+from mvczigal_ref.settings_types import SETTINGS, Name, Text
 
 __all__ = [
     "AdvantageConfig",
+    "ConditionConfig",
     "ConstraintConfig",
+    "FlowConfig",
+    "ForwardConfig",
     "GuardConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
     "RewardConfig",
+    "RolloutConfig",
     "RunConfig",
     "SamplerConfig",
     "TrainConfig",
@@ -49,6 +54,7 @@ __all__ = [
     "fingerprint",
     "fingerprinted",
     "from_dict",
+    "learns_from_pairs",
     "load_config",
     "scorer_weights",
     "to_dict",
@@ -58,6 +64,8 @@ __all__ = [
 # What may differ between a run and its continuation: no number of training depends on it.
 _NOT_IN_FINGERPRINT = (
     "recipe",
+    "condition.url",
+    "condition.api_key_env",
     "reward.url",
     "reward.device",
     "reward.timeout",
@@ -66,6 +74,7 @@ _NOT_IN_FINGERPRINT = (
     "run.iterations",
     "run.checkpoint_every",
     "run.keep_checkpoints",
+    "sampler.evaluation_steps",
     "run.evaluate_every",
     "run.evaluation_noises",
     "run.trackers",
@@ -73,7 +82,7 @@ _NOT_IN_FINGERPRINT = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class TrainConfig:
     """Everything that a training run is told."""
 
@@ -83,8 +92,14 @@ class TrainConfig:
     """Network and trained weights."""
     sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
     """Sampling grid and guidance."""
+    flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
+    """Noise of a flow model's steps."""
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    """What is sampled of a prompt."""
     zigzag: ZigzagConfig = dataclasses.field(default_factory=ZigzagConfig)
     """The zigzag arm."""
+    condition: ConditionConfig = dataclasses.field(default_factory=ConditionConfig)
+    """Captions beside the prompt."""
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     """Scorers."""
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
@@ -93,6 +108,8 @@ class TrainConfig:
     """From rewards to advantages."""
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     """The loss."""
+    forward: ForwardConfig = dataclasses.field(default_factory=ForwardConfig)
+    """The loss on the forward process."""
     constraint: ConstraintConfig = dataclasses.field(default_factory=ConstraintConfig)
     """Multiplier and threshold."""
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -102,59 +119,26 @@ class TrainConfig:
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrainConfig":
-        for problem in _contradictions(self):
+        for problem in contradictions(self):
             raise ValueError(problem)
         return self
 
 
-def _contradictions(config: TrainConfig) -> Iterable[str]:
-    steps, run = config.sampler.num_steps, config.run
-    if config.zigzag.steps > steps:
-        yield (
-            f"`zigzag.steps` must be at most `sampler.num_steps` = {steps}; got "
-            f"{config.zigzag.steps}. Set it to {steps} to zigzag every step."
-        )
-    if config.sampler.kind == "lcm" and steps == 1 and not config.objective.train_last_action:
-        yield (
-            "`sampler.num_steps` must be at least 2 where the last LCM action is not trained; "
-            "got 1, which leaves no action to train. Set `objective.train_last_action` or add "
-            "a step."
-        )
-    if config.constraint.multiplier_init > config.constraint.multiplier_max:
-        yield (
-            "`constraint.multiplier_init` must be at most `constraint.multiplier_max` = "
-            f"{config.constraint.multiplier_max}; got {config.constraint.multiplier_init}."
-        )
-    yield from _guard_contradictions(config)
-    if config.advantage.shuffle and run.objects_per_iteration < 2:
-        yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
-    slices = [("run.objects_per_slice", run.objects_per_slice)]
-    if run.replay_objects_per_slice is not None:
-        slices.append(("run.replay_objects_per_slice", run.replay_objects_per_slice))
-    for path, size in slices:
-        if run.objects_per_iteration % size:
-            nearest = _nearest_divisor(run.objects_per_iteration, size)
-            yield (
-                f"`{path}` must divide `run.objects_per_iteration` = "
-                f"{run.objects_per_iteration}; got {size}. The nearest valid value is {nearest}."
-            )
+def learns_from_pairs(config: TrainConfig) -> bool:
+    """Tell the two kinds of iterations apart: over pairs of trajectories, or over groups.
 
+    Args:
+        config: The configuration.
 
-def _guard_contradictions(config: TrainConfig) -> Iterable[str]:
-    guard = config.guard
-    # Alone, one reward leaves the other to be watched.
-    alone = config.advantage.mode in ("joint", "per_view")
-    if guard.every and not (guard.per_view or guard.joint or guard.diversity or alone):
-        yield (
-            "`guard.every` needs something to watch: name scorers in `guard.per_view` or "
-            "`guard.joint`, or set `guard.diversity`."
-        )
-    if guard.every and guard.diversity and guard.noises < 2:
-        yield "`guard.noises` must be at least 2 where `guard.diversity` counts; got 1."
+    Returns:
+        Whether the objective compares the two arms of a pair; a policy gradient takes even
+        pairs for groups of two.
 
-
-def _nearest_divisor(whole: int, wanted: int) -> int:
-    return min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - wanted))
+    Examples:
+        >>> learns_from_pairs(TrainConfig())
+        True
+    """
+    return config.objective.kind in ("reward_difference", "preference")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -316,7 +300,7 @@ def _parse_override(word: str) -> dict[str, Any]:
         raise unknown_setting(path, _PATHS)
     try:
         # A name that looks like a number, a date or a truth value stays a name.
-        value = text if _PATHS[path] is Name else read_value(text)
+        value = text if _PATHS[path] in (Name, Text) else read_value(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"`{path}` cannot be read from {text!r}: {error}.") from error
     section, _, name = path.rpartition(".")

@@ -11,6 +11,8 @@ from torch import Tensor
 from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
+from mvczigal_ref.rollout.group import group_rollout
+from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
@@ -102,7 +104,7 @@ def sample_objects(
     config: TrainConfig,
     zigzag: bool = False,
 ) -> Images:
-    """Sample one slice of objects and decode it.
+    """Sample one slice of objects and decode it; a flow model by its ODE.
 
     Args:
         system: Network, sampler and cameras.
@@ -126,10 +128,10 @@ def sample_objects(
         torch.Size([1, 6, 3, 32, 32])
     """
     conditioning = system.conditioning(prompts)
-    dtype = DTYPES[config.model.storage_dtype]
+    dtype, sampler = DTYPES[config.model.storage_dtype], system.evaluation_sampler
     if zigzag:
         trajectory = zigzag_rollout(
-            system.policy, system.sampler, noise.initial(), conditioning, noise.arm("zigzag"),
+            system.policy, sampler, noise.initial(), conditioning, noise.arm("zigzag"),
             guidance_scale=config.sampler.guidance_scale,
             inversion_guidance_scale=config.zigzag.inversion_guidance_scale,
             camera_scale=config.sampler.camera_scale,
@@ -137,9 +139,20 @@ def sample_objects(
             zigzag_steps=config.zigzag.steps, zigzag_rounds=config.zigzag.rounds,
             storage_dtype=dtype,
         )  # fmt: skip
+    elif config.sampler.kind == "flow":
+        # A flow is shown as it is used, by its ODE.
+        plan = GroupPlan.group(
+            1, stochastic_steps=(), num_steps=sampler.num_steps, shared_noise=False
+        )
+        group = group_rollout(
+            system.policy, sampler, conditioning, noise, plan,
+            guidance_scale=config.sampler.guidance_scale,
+            camera_scale=config.sampler.camera_scale,
+        )  # fmt: skip
+        return system.images(group.denoised[:, 0])
     else:
         trajectory = standard_rollout(
-            system.policy, system.sampler, noise.initial(), conditioning, noise.arm("standard"),
+            system.policy, sampler, noise.initial(), conditioning, noise.arm("standard"),
             guidance_scale=config.sampler.guidance_scale,
             camera_scale=config.sampler.camera_scale, storage_dtype=dtype,
         )  # fmt: skip
@@ -209,8 +222,9 @@ def evaluate(
         images = sample_objects(
             system, said, _noise(system, part, seed), config=config, zigzag=zigzag
         )
-        per_view.append(system.per_view(images, said))
-        joint.append(system.joint(images, said))
+        by_view, by_object = system.score(images, said)
+        per_view.append(by_view)
+        joint.append(by_object)
     by_view, by_object = torch.cat(per_view), torch.cat(joint)
     if even:
         by_view, by_object = world.gather_objects(by_view), world.gather_objects(by_object)
@@ -223,8 +237,7 @@ def evaluate(
         )
         for first in range(0, len(kept), size)
     ]  # fmt: skip
-    views = system.rig.num_views
-    nothing = torch.zeros(0, views, 3, system.image_size, system.image_size)
+    nothing = torch.zeros(0, system.num_views, 3, system.image_size, system.image_size)
     return Evaluation(
         per_view=by_view.mean(-1).view(num_noises, -1).cpu(),
         joint=by_object.view(num_noises, -1).cpu(),

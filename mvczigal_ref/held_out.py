@@ -184,9 +184,10 @@ class Watch:
                 device=system.device,
             )  # fmt: skip
             images = sample_objects(system, said, noise, config=self.config)
+            per_view, joint = system.score(images, said)
             scored = {
-                "per_view": system.per_view(images, said).mean(-1),
-                "joint": system.joint(images, said),
+                "per_view": per_view.mean(-1),
+                "joint": joint,
                 **{k: s(images, said).mean(-1) for k, s in system.watched_per_view.items()},
                 **{k: s(images, said) for k, s in system.watched_joint.items()},
                 "features": object_features(images, list(system.watched_per_view.values())),

@@ -12,6 +12,7 @@ from mvczigal_ref.advantage.standardise import check_rewards, standardise
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
+from mvczigal_ref.objective.preference import preference_gradients
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
 from mvczigal_ref.records import PairedRollout, RewardTable, ScorerRewards
 from mvczigal_ref.reward.mixture import Mixture
@@ -24,16 +25,21 @@ from mvczigal_ref.update import PairBatch, PairObjective, UpdateSettings, update
 
 __all__ = ["IterationResult", "prompt_batch", "run_iteration"]
 
+_ARMS = ("zigzag", "standard")
+
 
 @dataclass(frozen=True, slots=True)
 class IterationResult:
     """What an iteration hands to the next, and what it measured."""
 
     constraint: ConstraintState
-    """Multiplier and threshold, the only loop-carried value beside the parameters."""
+    """Multiplier and threshold."""
 
     metrics: dict[str, float]
     """Numbers of the metrics file."""
+
+    old: dict[str, Tensor] | None = None
+    """Trained parameters of the policy that samples next, where it is not the one that learns."""
 
 
 def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: int) -> list[str]:
@@ -103,13 +109,8 @@ def run_iteration(
         NonFiniteError: If a reward, log-density, loss or gradient is not finite; says where.
         ReplayMismatchError: If replay does not reproduce the rollout on equal slices.
     """
-    if len(prompts) != config.run.objects_per_iteration:
-        msg = (
-            "`prompts` must hold one prompt an object, `run.objects_per_iteration` = "
-            f"{config.run.objects_per_iteration}; got {len(prompts)}."
-        )
-        raise ValueError(msg)
     share = Share.of(config, world)
+    share.require(prompts)
     with timer("rollout"):
         pairs = [_rollout(system, prompts, part, iteration, config) for part in share.objects]
     with timer("reward"):
@@ -181,10 +182,10 @@ def _rollout(
 
 
 def _mixtures(system: System) -> dict[str, Mixture]:
-    return {
-        "per_view": Mixture.of(system.per_view, "per_view"),
-        "joint_view": Mixture.of(system.joint, "joint_view"),
-    }
+    found = {"per_view": Mixture.of(system.per_view, "per_view")}
+    if system.joint is not None:
+        found["joint_view"] = Mixture.of(system.joint, "joint_view")
+    return found
 
 
 def _reward(system: System, prompts: Sequence[str], pair: PairedRollout) -> RewardTable:
@@ -193,7 +194,7 @@ def _reward(system: System, prompts: Sequence[str], pair: PairedRollout) -> Rewa
         "standard": system.images(pair.standard.denoised),
     }
     totals: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, ScorerRewards]] = {}
+    parts: dict[str, dict[str, ScorerRewards]] = {"joint_view": {}}
     for kind, scorer in _mixtures(system).items():
         raw = {arm: scorer.tables(views, prompts) for arm, views in images.items()}
         totals |= {f"{kind}_{arm}": scorer.total(tables) for arm, tables in raw.items()}
@@ -201,6 +202,8 @@ def _reward(system: System, prompts: Sequence[str], pair: PairedRollout) -> Rewa
             name: ScorerRewards(zigzag=raw["zigzag"][name], standard=raw["standard"][name])
             for name in scorer.scorers
         }
+    if system.joint is None:
+        totals |= {f"joint_view_{arm}": totals[f"per_view_{arm}"].mean(-1) for arm in images}
     return RewardTable(
         **totals, per_view_parts=parts["per_view"], joint_view_parts=parts["joint_view"]
     )
@@ -221,7 +224,7 @@ def _advantages(rewards: RewardTable, system: System, config: TrainConfig) -> Pa
     )
     if config.reward.combine == "rewards":
         return combined
-    told: dict[str, Tensor] = {}
+    told = {f"joint_view_{arm}": getattr(combined, f"joint_view_{arm}") for arm in _ARMS}
     for kind, scorer in _mixtures(system).items():
         both = scorer.total(
             {
@@ -254,10 +257,17 @@ def _gap(
 
 
 def _objective(config: TrainConfig) -> PairObjective:
+    objective = config.objective
+    if objective.kind == "preference":
+        return partial(
+            preference_gradients,
+            scale=objective.preference_scale,
+            clip_range=objective.clip_range,
+        )
     return partial(
         reward_difference_gradients,
-        clip_range=config.objective.clip_range if config.objective.clip else float("inf"),
-        temperature=config.objective.temperature,
+        clip_range=objective.clip_range if objective.clip else float("inf"),
+        temperature=objective.temperature,
     )
 
 

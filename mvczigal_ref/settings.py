@@ -1,18 +1,33 @@
 """The sections of a run's configuration: frozen, typed, a unit in every field.
 
 Settings are read by the trainer and handed on as plain keyword arguments; no
-mathematical function takes one of these objects.
+mathematical function takes one of these objects. What only groups of samples need is in
+:mod:`mvczigal_ref.settings_group`.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic.dataclasses import dataclass
 
 from mvczigal_ref.settings_file import Table
+from mvczigal_ref.settings_types import (
+    SETTINGS,
+    Count,
+    CountOrZero,
+    Dtype,
+    HalfOpenShare,
+    Name,
+    Names,
+    NonNegative,
+    Positive,
+    Real,
+    Scorers,
+    Share,
+    Text,
+    Texts,
+)
 
 __all__ = [
     "AdvantageConfig",
@@ -31,69 +46,20 @@ __all__ = [
 ]
 
 
-def _refuse_bool(value: object) -> object:
-    # Python's bool is an int: without this, `lr: true` would mean a rate of 1.
-    if isinstance(value, bool):
-        msg = "must be a number"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueError alone
-    return value
-
-
-def _scorers(value: object) -> str | Table[float]:
-    """Read a scorer's name, or names with a weight each, into the one form of what they mean."""
-    named = {value: 1.0} if isinstance(value, str) else value
-    if not isinstance(named, Mapping) or not all(isinstance(k, str) and k for k in named):
-        msg = "must be a scorer's name, or scorers' names with a weight each"
-        raise ValueError(msg)
-    if not all(type(w) in (int, float) and math.isfinite(w) for w in named.values()):
-        msg = "must give every scorer a finite number as its weight"
-        raise ValueError(msg)
-    if not any(named.values()):
-        msg = "must give at least one scorer a weight other than 0"
-        raise ValueError(msg)
-    # Sorted, so that the order in which they were written changes no bit of the sum.
-    table = Table({name: float(named[name]) for name in sorted(named)})
-    return next(iter(table)) if list(table.values()) == [1.0] else table
-
-
-def _texts(value: object) -> Table[str]:
-    """Read a text for each of some scorers."""
-    if not isinstance(value, Mapping) or not all(
-        isinstance(text, str) and text for item in value.items() for text in item
-    ):
-        msg = "must hold a text for each scorer that it names, as in {pickscore: FOLDER}"
-        raise ValueError(msg)
-    return Table({name: value[name] for name in sorted(value)})
-
-
-_SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-Dtype = Literal["fp32", "bf16", "fp16"]
-Real = Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
-Positive = Annotated[Real, Field(gt=0)]
-NonNegative = Annotated[Real, Field(ge=0)]
-Share = Annotated[Real, Field(ge=0, le=1)]
-HalfOpenShare = Annotated[Real, Field(ge=0, lt=1)]
-Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
-Names = tuple[Name, ...]
-Scorers = Annotated[str | Table[float], PlainValidator(_scorers)]
-Texts = Annotated[Table[str], PlainValidator(_texts)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class ModelConfig:
     """Which network is trained, and which of its weights."""
 
+    network: Literal["multiview", "flow"] = "multiview"
+    """Kind of network: the multi-view UNet, or a flow transformer of one view (FLUX.1, SD3)."""
     weights: Name = "tiny"
-    """Folder of the pipeline's weights; "tiny" is the shipped one [path]."""
+    """Folder of the pipeline's weights; "tiny" and "tiny_flow" are the shipped ones [path]."""
     rig: Literal["world", "paper"] = "world"
     """Cameras: six orthographic ones, in the tiny world's frame or in the paper's."""
     image_size: Count = 32
     """Edge of an image [px]."""
     finetune: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters or every weight of the multi-view UNet."""
+    """Train low-rank adapters or every weight of the network."""
     lora_rank: Count = 8
     """Rank of an adapter [columns]; at least 1."""
     lora_alpha: Positive = 8.0
@@ -106,18 +72,22 @@ class ModelConfig:
     """Dtype in which sampled latents are stored; they are rounded first and scored after."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class SamplerConfig:
     """The sampling grid, and the guidance along it."""
 
-    kind: Literal["lcm", "ddim"] = "lcm"
-    """Transition kernel."""
+    kind: Literal["lcm", "ddim", "flow"] = "lcm"
+    """Transition kernel; that of a flow is told by the section `flow`."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     """What the network predicts; the tiny weights predict velocity, SDXL noise."""
     num_steps: Count = 4
     """Denoising steps of one trajectory [steps]; at least 1."""
+    evaluation_steps: CountOrZero = 0
+    """The same where held-out prompts are scored [steps]; 0 is `num_steps`."""
     guidance_scale: NonNegative = 7.0
     """Guidance of sampling and of training, w_high of the paper [1]; 1 is unguided."""
+    negative_prompt: Text = ""
+    """What guidance leads away from where the network has no guidance embedding."""
     eta: NonNegative = 1.0
     """Stochasticity of DDIM [1]; 0 is its deterministic limit. LCM does not read it."""
     snr_shift: Positive = 1.0
@@ -126,7 +96,7 @@ class SamplerConfig:
     """Factor on the camera encoder's features [1]."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class ZigzagConfig:
     """The zigzag arm: denoise, invert with weak guidance, denoise again."""
 
@@ -140,14 +110,15 @@ class ZigzagConfig:
     """Factor on the camera encoder's features while inverting [1]."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class RewardConfig:
     """Which scorers judge the images, how they are added, and where they are."""
 
     per_view: Scorers = "world.per_view"
     """Scorer of one image by name, or several by name and weight, as {a: 1, b: 0.5}."""
     joint: Scorers = "world.joint"
-    """Scorer of all the views of an object, or several by name and weight."""
+    """Scorer of all the views of an object, or several by name and weight; "per_view" is the
+    mean of the per-view reward, where nothing judges all views."""
     combine: Literal["rewards", "advantages"] = "rewards"
     """Add weighted raw rewards and standardise the sum, or standardise each and add those."""
     weights: Texts = Table()
@@ -171,7 +142,7 @@ class RewardConfig:
     """Environment variable that holds the chat judges' key."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class GuardConfig:
     """Held-out scores that are watched: what training must not spoil while its reward rises."""
 
@@ -195,7 +166,7 @@ class GuardConfig:
     """End the run where it is, or at the parameters of its best check."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class AdvantageConfig:
     """How the two rewards become one advantage a view."""
 
@@ -205,12 +176,27 @@ class AdvantageConfig:
     """Weight of the joint reward in mode "weighted_sum" [1], in [0, 1]."""
     shuffle: bool = False
     """Permute the advantages over objects: a control that must not learn."""
+    spread: Literal["group", "batch"] = "group"
+    """Whose standard deviation divides a group's rewards: its own, or that of the iteration."""
+    ddof: Literal[0, 1] = 0
+    """What that deviation's divisor lacks to the number of samples [samples]."""
+    delta: Positive = 1e-4
+    """Added to that deviation [reward units]."""
+    clip: Positive = 5.0
+    """Largest magnitude of a group's advantage [1]."""
+    fusion_inverse_temperature: NonNegative = 0.0
+    """How much more a tree's likelier leaves count in its inner nodes [1/nat]; 0 is alike."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class ObjectiveConfig:
-    """The reward-difference loss over a pair of trajectories."""
+    """The loss, over pairs of trajectories or over groups."""
 
+    kind: Literal[
+        "reward_difference", "preference", "policy_gradient", "guard", "forward_process"
+    ] = "reward_difference"
+    """RDL and ZigAL, or DPO, of pairs; the clipped surrogate of PG and GRPO, GRPO-Guard's, or
+    DiffusionNFT's loss on the forward process."""
     pairing: Literal["zigzag", "standard"] = "zigzag"
     """What the first arm is: a zigzag trajectory, or a second standard one (MV-RDL)."""
     clip_range: Positive = 1e-2
@@ -223,9 +209,19 @@ class ObjectiveConfig:
     """Log-density of a latent: per element, or of the whole latent."""
     train_last_action: bool = False
     """Train on the last LCM action too, on which the image cannot depend."""
+    preference_scale: Positive = 1.0
+    """Slope of the preference's logistic, beta of DPO [elements/nat, or 1/nat if summed]."""
+    kl_weight: NonNegative = 0.0
+    """Weight of the divergence from the network without its LoRA [1/unit of the divergence]."""
+    kl_form: Literal["divergence", "without_step_length"] = "divergence"
+    """The divergence of two Gaussians, or Flow-GRPO's released stand-in."""
+    step_weight: Literal["equal", "noise"] = "equal"
+    """Weigh steps alike, or by the noise they add, as TempFlow-GRPO."""
+    train_share: Share = 1.0
+    """Share of the stochastic steps that is trained, drawn anew each iteration [1]."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class ConstraintConfig:
     """The dual step on the multiplier, and the threshold's curriculum."""
 
@@ -248,7 +244,7 @@ class ConstraintConfig:
     """Which of the two moves first; the released code moves the threshold."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class OptimConfig:
     """AdamW, and how often it steps."""
 
@@ -272,9 +268,11 @@ class OptimConfig:
     """Iterations over which the learning rate rises linearly [iterations]; 0 is none."""
     decay_iterations: CountOrZero = 0
     """Iterations over which the learning rate falls linearly to 0 [iterations]; 0 is none."""
+    step_per_decision: bool = False
+    """Change the parameters after each stochastic step of a group, and not once."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_SETTINGS)
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class RunConfig:
     """How long a run is, how it is cut up, and what it writes."""
 
@@ -308,16 +306,17 @@ def weights_folder(weights: str) -> Path:
     """Find the folder that `model.weights` names.
 
     Args:
-        weights: A path, or "tiny" for the weights shipped with the package.
+        weights: A path, or "tiny" or "tiny_flow" for weights shipped with the package.
 
     Returns:
         The folder [path]; it need not exist.
     """
-    if weights != "tiny":
+    shipped = {"tiny": "tiny_world", "tiny_flow": "tiny_flow"}
+    if weights not in shipped:
         return Path(weights).expanduser()
     package = Path(__file__).parent
-    installed = package / "fixtures" / "tiny_world"
-    return installed if installed.is_dir() else package.parent / "fixtures" / "tiny_world"
+    installed = package / "fixtures" / shipped[weights]
+    return installed if installed.is_dir() else package.parent / "fixtures" / shipped[weights]
 
 
 def scorer_weights(scorers: str | Mapping[str, float]) -> dict[str, float]:

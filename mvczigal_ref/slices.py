@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
@@ -74,6 +75,38 @@ class Share:
         order = [i * size + k for indices in every for i in indices for k in range(size)]
         return cls([range(i * size, (i + 1) * size) for i in every[world.rank]], order)
 
+    def require(self, prompts: Sequence[str]) -> None:
+        """Refuse another number of prompts than there are objects.
+
+        Args:
+            prompts: An iteration's, over all processes.
+
+        Raises:
+            ValueError: If there is not one prompt an object.
+        """
+        if len(prompts) != len(self.order):
+            msg = (
+                "`prompts` must hold one prompt an object, `run.objects_per_iteration` = "
+                f"{len(self.order)}; got {len(prompts)}."
+            )
+            raise ValueError(msg)
+
+    def gather(
+        self, own: Sequence[Shaped[Tensor, " part *rest"]], world: World
+    ) -> Shaped[Tensor, " object *rest"]:
+        """Collect every process's values, in the iteration's object order, on the CPU.
+
+        Args:
+            own: One tensor a slice of this process, objects first, in the order of ``objects``.
+            world: This process among all.
+
+        Returns:
+            Values of all objects, the same in every process.
+        """
+        place = torch.empty(len(self.order), dtype=torch.long)
+        place[torch.tensor(self.order)] = torch.arange(len(self.order))
+        return world.gather_objects(torch.cat(list(own))).cpu()[place]
+
     def gather_rewards(self, own: Sequence[RewardTable], world: World) -> RewardTable:
         """Collect every process's rewards, in the iteration's object order, on the CPU.
 
@@ -84,11 +117,9 @@ class Share:
         Returns:
             Rewards of all objects, the same in every process.
         """
-        place = torch.empty(len(self.order), dtype=torch.long)
-        place[torch.tensor(self.order)] = torch.arange(len(self.order))
 
         def gathered(mine: Sequence[Tensor]) -> Tensor:
-            return world.gather_objects(torch.cat(list(mine))).cpu()[place]
+            return self.gather(mine, world)
 
         def parts(kind: str) -> dict[str, ScorerRewards]:
             return {

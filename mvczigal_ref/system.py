@@ -1,7 +1,7 @@
 """Everything that an iteration acts with, built once from a configuration."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from mvczigal_ref.cameras import PAPER_RIG, OrthographicRig
 from mvczigal_ref.config import TrainConfig, weights_folder
-from mvczigal_ref.diffusion.ddim_sampler import DdimSampler
-from mvczigal_ref.diffusion.lcm_sampler import LcmSampler
 from mvczigal_ref.diffusion.sampler import Sampler
-from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.grids import build_sampler
+from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
 from mvczigal_ref.models.components import Components, load_components
-from mvczigal_ref.models.lora import add_lora, lora_parameters
-from mvczigal_ref.models.text import encode_prompts
+from mvczigal_ref.models.flow_components import FlowComponents
+from mvczigal_ref.models.flow_loading import load_flow
 from mvczigal_ref.records import CameraFeatures, Conditioning
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.registry import (
+    VIEW_MEAN,
     ScorerOptions,
     check_scorers,
     joint_view_scorer,
@@ -28,10 +28,10 @@ from mvczigal_ref.reward.registry import (
     per_view_scorer,
     scorer_options,
 )
-from mvczigal_ref.shapes import Images, ObjectLatent
+from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
 from mvczigal_ref.world.scene import WORLD_RIG
 
-__all__ = ["DTYPES", "System", "build_sampler", "build_scorers", "build_system", "no_scorers"]
+__all__ = ["DTYPES", "System", "build_scorers", "build_system", "no_scorers", "with_samplers"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _RIGS: dict[str, OrthographicRig] = {"world": WORLD_RIG, "paper": PAPER_RIG}
@@ -41,31 +41,29 @@ _RIGS: dict[str, OrthographicRig] = {"world": WORLD_RIG, "paper": PAPER_RIG}
 class System:
     """Network, sampler, scorers and cameras of a run."""
 
-    components: Components
-    """Every model, on the device."""
+    backbone: Backbone
+    """The model, on the device."""
 
     sampler: Sampler
     """Grid and transition kernel."""
 
+    evaluation_sampler: Sampler
+    """The same kernel on the grid of evaluation."""
+
     per_view: PerViewScorer
     """Judges single views; the weighted sum where there are several scorers."""
 
-    joint: JointViewScorer
-    """Judges all views of an object; the weighted sum where there are several scorers."""
-
-    rig: OrthographicRig
-    """The cameras."""
-
-    image_size: int
-    """Edge of an image [px]."""
-
-    camera_features: CameraFeatures
-    """Of the rig, computed once."""
+    joint: JointViewScorer | None
+    """Judges all views of an object; the weighted sum where there are several scorers; None
+    where the mean of the per-view reward stands for it."""
 
     device: torch.device
     """Where the network computes."""
 
-    prompt_cache: dict[str, tuple[Tensor, Tensor]]
+    negative_prompt: str | None = None
+    """What classifier-free guidance leads away from; None where the batch is never doubled."""
+
+    prompt_cache: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Token and pooled features of every prompt met so far."""
 
     watched_per_view: Mapping[str, PerViewScorer] = field(default_factory=dict)
@@ -77,14 +75,32 @@ class System:
     @property
     def policy(self) -> nn.Module:
         """The network that is trained."""
-        return self.components.policy
+        return self.backbone.policy
+
+    @property
+    def components(self) -> Any:  # noqa: ANN401 - of either kind
+        """Every model, on the device."""
+        return self.backbone.components
+
+    @property
+    def camera_features(self) -> CameraFeatures:
+        """Of the cameras, computed once; none for networks without."""
+        return self.backbone.camera_features
+
+    @property
+    def image_size(self) -> int:
+        """Edge of an image [px]."""
+        return self.backbone.image_size
+
+    @property
+    def num_views(self) -> int:
+        """Images that are drawn together."""
+        return self.backbone.num_views
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Views, channels, height and width of one object's latents."""
-        vae = self.components.vae
-        edge = self.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
-        return (self.rig.num_views, int(vae.config.latent_channels), edge, edge)
+        return self.backbone.latent_shape
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Find what trains.
@@ -93,17 +109,14 @@ class System:
             LoRA parameters by published name, or without a LoRA every parameter that
             requires a gradient.
         """
-        lora = lora_parameters(self.components.policy.unet)
-        if lora:
-            return lora
-        named = self.components.policy.named_parameters()
-        return {name: p for name, p in named if p.requires_grad}
+        return self.backbone.trained()
 
-    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+    def conditioning(self, prompts: Sequence[str], *, remember: bool = True) -> Conditioning:
         """Gather the features of prompts, encoding each the first time it is met.
 
         Args:
             prompts: One an object.
+            remember: Whether to keep what is encoded; not of captions, which are met once.
 
         Returns:
             What the policy is told of these objects.
@@ -114,19 +127,16 @@ class System:
         if not prompts:
             msg = "`prompts` must hold at least one prompt; got none."
             raise ValueError(msg)
-        new = [p for p in dict.fromkeys(prompts) if p not in self.prompt_cache]
-        for sentence in new:  # one by one, so that no prompt's features depend on its company
-            embeds, pooled = encode_prompts(self.components, [sentence])
-            self.prompt_cache[sentence] = (embeds, pooled)
-        embeds = torch.cat([self.prompt_cache[p][0] for p in prompts])
-        size = float(self.image_size)
-        ids = torch.tensor([size, size, 0.0, 0.0, size, size], device=embeds.device)
-        return Conditioning(
-            prompt_embeds=embeds,
-            pooled_prompt_embeds=torch.cat([self.prompt_cache[p][1] for p in prompts]),
-            time_ids=ids.expand(len(prompts), 6),
-            camera_features=self.camera_features,
-            num_views=self.rig.num_views,
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        negative = [] if self.negative_prompt is None else [self.negative_prompt]
+        for text in dict.fromkeys([*prompts, *negative]):
+            # One by one, so that no prompt's features depend on its company.
+            known = self.prompt_cache.get(text)
+            found[text] = self.backbone.embed(text) if known is None else known
+        if remember:
+            self.prompt_cache.update(found)
+        return self.backbone.conditioning(
+            [found[prompt] for prompt in prompts], found[negative[0]] if negative else None
         )
 
     @torch.no_grad()
@@ -139,41 +149,24 @@ class System:
         Returns:
             Images in [0, 1], fp32, without gradient.
         """
-        return self.components.decode(denoised).float().clamp(0, 1)
+        images: Tensor = self.backbone.components.decode(denoised)
+        return images.float().clamp(0, 1)
 
+    def score(
+        self, images: Images, prompts: Sequence[str]
+    ) -> tuple[PerViewReward, JointViewReward]:
+        """Ask both scorers.
 
-def build_sampler(config: TrainConfig) -> Sampler:
-    """Build the sampling grid of a configuration.
+        Args:
+            images: In [0, 1].
+            prompts: One an object.
 
-    Args:
-        config: Its ``sampler`` section is read.
-
-    Returns:
-        The sampler, its tables computed in fp64 and rounded to fp32.
-
-    Examples:
-        >>> build_sampler(TrainConfig()).timesteps
-        tensor([999, 759, 499, 259])
-    """
-    wanted = config.sampler
-    alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)
-    if wanted.snr_shift != 1.0:
-        alpha_bar = shift_snr(alpha_bar, wanted.snr_shift)
-    sampler: Sampler
-    if wanted.kind == "lcm":
-        sampler = LcmSampler.create(
-            num_steps=wanted.num_steps,
-            alpha_bar=alpha_bar,
-            prediction_type=wanted.prediction_type,
-        )
-    else:
-        sampler = DdimSampler.create(
-            num_steps=wanted.num_steps,
-            alpha_bar=alpha_bar,
-            prediction_type=wanted.prediction_type,
-            eta=wanted.eta,
-        )
-    return sampler.to(dtype=torch.float32)
+        Returns:
+            One number a view, and one an object [reward units].
+        """
+        per_view = self.per_view(images, prompts)
+        joint = per_view.mean(-1) if self.joint is None else self.joint(images, prompts)
+        return per_view, joint
 
 
 def build_scorers(
@@ -199,7 +192,7 @@ def build_scorers(
         ['per_view', 'joint', 'watched_per_view', 'watched_joint']
     """
     check_scorers(config.reward, config.guard)
-    views = _RIGS[config.model.rig].num_views
+    views = 1 if config.model.network == "flow" else _RIGS[config.model.rig].num_views
 
     def options(name: str) -> ScorerOptions:
         return scorer_options(name, config.reward, device=device, num_views=views)
@@ -213,7 +206,7 @@ def build_scorers(
     guard, looks = config.guard, watched and config.guard.every > 0
     return {
         "per_view": mixture(config.reward.per_view, per_view),
-        "joint": mixture(config.reward.joint, joint),
+        "joint": None if config.reward.joint == VIEW_MEAN else mixture(config.reward.joint, joint),
         "watched_per_view": {name: per_view(name) for name in guard.per_view if looks},
         "watched_joint": {name: joint(name) for name in guard.joint if looks},
     }
@@ -237,7 +230,7 @@ def build_system(
     config: TrainConfig,
     *,
     device: torch.device,
-    components: Components | None = None,
+    components: Components | FlowComponents | None = None,
     scorers: Mapping[str, Any] | None = None,
 ) -> System:
     """Load the models, choose what trains, and compute what is constant.
@@ -253,44 +246,85 @@ def build_system(
         The system, every network in evaluation mode: without dropout.
 
     Raises:
-        ConfigError: If all weights are to be trained in half precision, or a scorer is unknown.
+        ConfigError: If all weights are to be trained in half precision, the components are of
+            another kind, or a scorer is unknown.
         CheckpointError: If weights, of the model or of a scorer, cannot be read.
         ScorerUnavailableError: If a scorer's service does not answer.
     """
-    if config.model.finetune == "full" and config.model.dtype != "fp32":
+    model = config.model
+    if model.finetune == "full" and model.dtype != "fp32":
         msg = (
             '`model.dtype` must be "fp32" where `model.finetune` is "full"; got '
-            f"{config.model.dtype!r}. Updates of trained half-precision weights round away; train "
+            f"{model.dtype!r}. Updates of trained half-precision weights round away; train "
             "a LoRA, whose weights are fp32."
         )
         raise ConfigError(msg)
     if scorers is None:  # first, for what is missing shows at once
         scorers = build_scorers(config, device=device)
     if components is None:
-        components = load_components(weights_folder(config.model.weights))
+        folder = weights_folder(model.weights)
+        components = load_flow(folder) if model.network == "flow" else load_components(folder)
     loaded = components.to(device)
-    for part in (loaded.text_encoder, loaded.text_encoder_2, loaded.vae, loaded.policy):
-        part.requires_grad_(requires_grad=False)
-        part.eval()
-    unet = loaded.policy.unet
-    if config.model.finetune == "full":
-        unet.requires_grad_(requires_grad=True)
+    if model.finetune == "lora":
+        loaded.policy.to(DTYPES[model.dtype])
+    backbone = _backbone(config, loaded)
+    backbone.freeze()
+    if model.finetune == "full":
+        backbone.network.requires_grad_(requires_grad=True)
     else:
-        loaded.policy.to(DTYPES[config.model.dtype])
-        add_lora(
-            unet, rank=config.model.lora_rank, alpha=config.model.lora_alpha, seed=config.run.seed
-        )
-    if config.model.gradient_checkpointing:
+        backbone.add_lora(rank=model.lora_rank, alpha=model.lora_alpha, seed=config.run.seed)
+    if model.gradient_checkpointing:
         # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
-        unet.enable_gradient_checkpointing()
-    rig = _RIGS[config.model.rig]
+        backbone.network.enable_gradient_checkpointing()
     return System(
-        components=loaded,
-        sampler=build_sampler(config).to(device),
-        rig=rig,
-        image_size=config.model.image_size,
-        camera_features=loaded.encode_rig(rig, image_size=config.model.image_size),
+        backbone=backbone,
+        **_samplers(config, backbone, device),
         device=device,
-        prompt_cache={},
+        negative_prompt=_negative_prompt(config, backbone),
         **scorers,
     )
+
+
+def with_samplers(system: System, config: TrainConfig) -> System:
+    """Give a system the grids of another configuration.
+
+    Args:
+        system: Any.
+        config: Its sections ``sampler`` and ``flow`` are read.
+
+    Returns:
+        The same network with other grids.
+    """
+    return replace(system, **_samplers(config, system.backbone, system.device))
+
+
+def _samplers(config: TrainConfig, backbone: Backbone, device: torch.device) -> dict[str, Any]:
+    """Build the grids of training and of evaluation."""
+    shift = backbone.noise_shift() if isinstance(backbone, FlowBackbone) else 1.0
+    grids = {"sampler": None, "evaluation_sampler": config.sampler.evaluation_steps or None}
+    return {
+        name: build_sampler(config, shift=shift, num_steps=steps).to(device)
+        for name, steps in grids.items()
+    }
+
+
+def _backbone(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
+    """Tell the two kinds of models apart."""
+    size, flow = config.model.image_size, config.model.network == "flow"
+    if isinstance(loaded, FlowComponents) and flow:
+        return FlowBackbone(components=loaded, image_size=size)
+    if isinstance(loaded, Components) and not flow:
+        rig = _RIGS[config.model.rig]
+        return MultiviewBackbone(components=loaded, image_size=size, rig=rig)
+    msg = (
+        f"`components` must be of the kind that `model.network` = {config.model.network!r} names; "
+        f"got {type(loaded).__name__}."
+    )
+    raise ConfigError(msg)
+
+
+def _negative_prompt(config: TrainConfig, backbone: Backbone) -> str | None:
+    """Find out whether any call doubles its batch."""
+    scales = [config.sampler.guidance_scale, config.zigzag.inversion_guidance_scale]
+    doubled = max(scales) > 1.0 and not backbone.embeds_guidance
+    return config.sampler.negative_prompt if doubled else None

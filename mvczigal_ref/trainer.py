@@ -1,27 +1,26 @@
 """The loop around the iterations: resume, evaluate, save, log, stop."""
 
 import math
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from mvczigal_ref.config import TrainConfig, to_dict
+from mvczigal_ref.config import TrainConfig, learns_from_pairs, to_dict
 from mvczigal_ref.distributed import World
+from mvczigal_ref.enhancers import build_enhancer
 from mvczigal_ref.errors import ConfigError, ScorerUnavailableError
 from mvczigal_ref.evaluation import PairedGain, paired_gain
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.group_samples import check_groups
 from mvczigal_ref.held_out import HeldOut, Watch
-from mvczigal_ref.iteration import prompt_batch, run_iteration
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.reward.guard import GuardState, guard_step
+from mvczigal_ref.models.flow_components import FlowComponents
+from mvczigal_ref.reward.guard import GuardState
 from mvczigal_ref.reward.registry import check_scorers
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import build_system
-from mvczigal_ref.tracking import MetricsLog, StageTimer, Trackers, peak_memory
+from mvczigal_ref.training_loop import Events, TrainingLoop, stop_on_terminate
 from mvczigal_ref.training_state import (
     TrainingState,
     begin,
@@ -32,26 +31,6 @@ from mvczigal_ref.training_state import (
 from mvczigal_ref.world.grammar import split_prompts
 
 __all__ = ["Events", "RunResult", "load_policy", "read_prompts", "train"]
-
-
-class Events:
-    """What a run tells whoever watches it; the base class says nothing."""
-
-    def stage(self, text: str) -> None:
-        """Hear that something long begins.
-
-        Args:
-            text: What it is.
-        """
-
-    def iteration(self, finished: int, total: int, metrics: Mapping[str, float | None]) -> None:
-        """Hear that an iteration has ended.
-
-        Args:
-            finished: Iterations done, those before a resume too.
-            total: Iterations of the whole run.
-            metrics: What the metrics file says of it.
-        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +88,7 @@ def train(
     *,
     world: World,
     events: Events | None = None,
-    components: Components | None = None,
+    components: Components | FlowComponents | None = None,
     held_out: list[str] | None = None,
 ) -> RunResult:
     """Train from a configuration, or go on from a run folder's newest checkpoint.
@@ -185,7 +164,7 @@ def _train(
     folder: Path,
     world: World,
     tell: Events,
-    components: Components | None,
+    components: Components | FlowComponents | None,
     held_out: list[str] | None,
     met: list[TrainingState],
 ) -> RunResult:
@@ -201,6 +180,10 @@ def _train(
         atomic_write(folder / "config.json", to_json(to_dict(config)))
     chosen = held_out or read_prompts("world.held_out")
     judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
+    enhancer = None
+    if not learns_from_pairs(config):
+        check_groups(system, config)
+        enhancer = build_enhancer(config.condition, device=world.device)
     tell.stage("scoring held-out prompts before training")
     judge("before", 0)
     if checkpoint is None:
@@ -209,8 +192,8 @@ def _train(
         state = resume(system, config, prompts, checkpoint)
     met.append(state)
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
-    with _stop_on_terminate() as stopped:
-        _Loop(state, judge, watch, folder, tell, world).run(stopped)
+    with stop_on_terminate() as stopped:
+        TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
     tell.stage("scoring held-out prompts after training")
     before, after = judge("before", 0), judge("after", state.finished)
     result = RunResult(
@@ -225,108 +208,6 @@ def _train(
     return result
 
 
-class _Loop:
-    """The iterations that are left, and what is measured and written after each."""
-
-    def __init__(
-        self,
-        state: TrainingState,
-        judge: HeldOut,
-        watch: Watch,
-        folder: Path,
-        tell: Events,
-        world: World,
-    ) -> None:
-        self._state, self._judge, self._watch = state, judge, watch
-        self._folder, self._tell, self._world = folder, tell, world
-        self._timer, done = StageTimer(world.device), state.logged
-        self._log = MetricsLog(folder / "metrics.jsonl", finished=done) if world.is_main else None
-        self._trackers = Trackers(
-            state.config.run.trackers if world.is_main else (), folder=folder, config=state.config,
-            finished=done,
-        )  # fmt: skip
-
-    def run(self, stopped: Callable[[], bool]) -> None:
-        """Go on to the end, or until a stop is asked for."""
-        state = self._state
-        try:
-            if state.finished == 0:
-                self._check()
-                self._save()
-            if state.pending is not None:  # a scorer was out when the iteration had been done
-                self._finish(stopped)
-            while not state.ended:
-                self._iterate()
-                self._finish(stopped)
-        finally:
-            self._trackers.close()
-
-    def _iterate(self) -> None:
-        state, config = self._state, self._state.config
-        state.set_learning_rate()
-        batch = prompt_batch(
-            state.prompts, seed=config.run.seed, iteration=state.finished,
-            count=config.run.objects_per_iteration,
-        )  # fmt: skip
-        result = run_iteration(
-            state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
-            config=config, world=self._world, timer=self._timer,
-        )  # fmt: skip
-        state.constraint, state.finished = result.constraint, state.finished + 1
-        state.pending = {**result.metrics}
-
-    def _finish(self, stopped: Callable[[], bool]) -> None:
-        """Measure what is due after an iteration, write it down, and save."""
-        state, run = self._state, self._state.config.run
-        iteration, every = state.finished - 1, run.evaluate_every
-        best = self._check()  # may end the run, and put the best parameters back
-        last = state.ended
-        metrics = {**(state.pending or {})}
-        if every and state.finished % every == 0:
-            metrics |= self._judge.metrics("after" if last else "at", state.finished)
-        metrics |= {**self._timer.take(), "peak_memory": peak_memory(self._world.device)}
-        if self._log is not None:
-            self._log.append(iteration, metrics)
-            self._trackers.log(iteration, metrics)
-        state.pending = None
-        self._tell.iteration(state.finished, run.iterations, metrics)
-        stop = self._world.anywhere(stopped())
-        if stop or last or best or state.finished % run.checkpoint_every == 0:
-            self._save()
-        if stop:
-            raise KeyboardInterrupt
-
-    def _check(self) -> bool:
-        """Let the guard look, if it is time; say whether this is its best check."""
-        state, guard = self._state, self._state.config.guard
-        known = state.guard is not None and state.guard.latest.iteration == state.finished
-        if known or not self._watch.due(state.finished):
-            return False
-        with self._timer("guard"):
-            check, metrics = self._watch(state.finished)
-        state.guard, verdict = guard_step(
-            state.guard, check, margin=guard.margin, unit=guard.unit, fallen=guard.fallen
-        )
-        if state.pending is not None:
-            state.pending |= {
-                **metrics,
-                "guard/fired": float(verdict.fired),
-                "guard/best_iteration": float(state.guard.best.iteration),
-            }
-        if guard.action == "return":
-            if verdict.improved and self._world.is_main:
-                state.keep_best(self._folder)
-            self._world.barrier()
-            if verdict.fired:
-                state.return_to_best(self._folder)
-        return verdict.improved and guard.action == "return"
-
-    def _save(self) -> None:
-        if self._world.is_main:
-            self._state.save(self._folder)
-        self._world.barrier()
-
-
 def _summary(result: RunResult) -> dict[str, Any]:
     """Give the result as JSON values; it has no word for an error that a single prompt leaves."""
     gains: dict[str, Any] = {
@@ -336,25 +217,3 @@ def _summary(result: RunResult) -> dict[str, Any]:
     if result.guard is not None:
         gains["guard"] = result.guard.as_json()
     return gains
-
-
-@contextmanager
-def _stop_on_terminate() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and the first Ctrl-C into a checkpoint and a clean stop."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-
-    try:
-        old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: signals are the caller's
-        old = {}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -64,6 +64,9 @@ class TrainingState:
     config: TrainConfig
     """The run's settings."""
 
+    old: dict[str, torch.Tensor] | None = None
+    """Parameters of the policy that samples, where it is not the one that learns."""
+
     guard: GuardState | None = None
     """What the held-out guard remembers; None before its first check."""
 
@@ -104,6 +107,7 @@ class TrainingState:
         checkpoint = load_checkpoint(folder / _BEST / _name(best), config=self.config)
         found = resume(self.system, self.config, self.prompts, checkpoint)
         self.optimizer, self.constraint = found.optimizer, found.constraint
+        self.old = found.old
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint and remove old ones; for the main process alone.
@@ -140,7 +144,11 @@ class TrainingState:
         save_checkpoint(
             folder,
             self.finished,
-            tensors={"policy": trained, "optimizer": tensors},
+            tensors={
+                "policy": trained,
+                "optimizer": tensors,
+                **({} if self.old is None else {"old": self.old}),
+            },
             state=numbers,
             config=self.config,
         )
@@ -189,7 +197,10 @@ def begin(
         threshold=threshold or 0.0,
         initialised=threshold is not None,
     )
-    return TrainingState(system, _optimizer(system, config), constraint, 0, prompts, config)
+    return TrainingState(
+        system, _optimizer(system, config), constraint, 0, prompts, config,
+        old=_trained_values(system) if config.objective.kind == "forward_process" else None,
+    )  # fmt: skip
 
 
 def find_checkpoint(folder: Path, config: TrainConfig) -> Checkpoint | None:
@@ -258,6 +269,7 @@ def resume(
         system, optimizer, constraint, checkpoint.iteration, prompts, config,
         guard=None if guard is None else GuardState.from_json(guard),
         pending=checkpoint.state.get("pending"),
+        old=_old_values(system, config, checkpoint),
     )  # fmt: skip
 
 
@@ -329,6 +341,21 @@ def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
     )
+
+
+def _trained_values(system: System) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in system.trained().items()}
+
+
+def _old_values(
+    system: System, config: TrainConfig, checkpoint: Checkpoint
+) -> dict[str, torch.Tensor] | None:
+    """Read the parameters of the policy that samples, where the run has one."""
+    if config.objective.kind != "forward_process":
+        return None
+    values = _trained_values(system)
+    load_strict(values, checkpoint.tensors.get("old", {}), source="the checkpoint's old policy")
+    return values
 
 
 def _digest(prompts: Sequence[str]) -> str:

@@ -1,16 +1,19 @@
 """A whole system without a network library in it: an iteration of it takes milliseconds."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from mvczigal_ref.cameras import OrthographicRig
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.grids import build_sampler
+from mvczigal_ref.models.backbone import Backbone
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.system import System, build_sampler
+from mvczigal_ref.records import CameraFeatures
+from mvczigal_ref.system import System
 from tests.policies import Call
 
 __all__ = ["PROMPTS", "CoupledPolicy", "analytic_system", "joint_score", "per_view_score"]
@@ -69,6 +72,32 @@ class AnalyticComponents(Components):
         return torch.sigmoid(latent[..., :3, :, :])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnalyticBackbone(Backbone):
+    """The analytic parts as a run knows them."""
+
+    camera_features: CameraFeatures
+    num_views: int = VIEWS
+    embeds_guidance: bool = True
+    text_encoders: tuple[nn.Module, ...] = ()
+
+    @property
+    def network(self) -> nn.Module:
+        """What trains."""
+        return self.policy
+
+    def embed(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Know no prompt but those in the cache."""
+        raise KeyError(prompt)
+
+    def add_lora(self, **how: float) -> None:
+        """Add none."""
+
+    def lora(self) -> dict[str, nn.Parameter]:
+        """Hold none."""
+        return {}
+
+
 def per_view_score(images: Tensor, prompts: Sequence[str]) -> Tensor:
     """Like red, and the later prompts."""
     number = torch.tensor([float(prompt.split()[-1]) for prompt in prompts])
@@ -87,17 +116,16 @@ def analytic_system(config: TrainConfig, *, policy: CoupledPolicy | None = None)
     features = {
         prompt: (torch.randn(1, 2, 3, generator=generator), torch.zeros(1, 3)) for prompt in PROMPTS
     }
-    azimuth = tuple(360.0 * view / VIEWS for view in range(VIEWS))
     return System(
-        components=AnalyticComponents(CoupledPolicy() if policy is None else policy),
+        backbone=AnalyticBackbone(
+            components=AnalyticComponents(CoupledPolicy() if policy is None else policy),
+            image_size=4 * EDGE,
+            camera_features=(torch.randn(VIEWS, 1, 2, 2, generator=generator),),
+        ),
         sampler=build_sampler(config),
+        evaluation_sampler=build_sampler(config),
         per_view=per_view_score,
         joint=joint_score,
-        rig=OrthographicRig(
-            azimuth_deg=azimuth, elevation_deg=(0.0,) * VIEWS, distance=(1.8,) * VIEWS
-        ),
-        image_size=4 * EDGE,
-        camera_features=(torch.randn(VIEWS, 1, 2, 2, generator=generator),),
         device=torch.device("cpu"),
         prompt_cache=features,
     )

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mvczigal_ref.pictures import contact_sheet, save_png
 from mvczigal_ref.report.run_folder import reward_unit
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.shapes import Images
-from mvczigal_ref.system import System, build_sampler, build_scorers, build_system, no_scorers
+from mvczigal_ref.system import System, build_scorers, build_system, no_scorers, with_samplers
 from mvczigal_ref.trainer import load_policy
 
 __all__ = ["evaluate_policy", "sample_prompts"]
@@ -85,7 +85,7 @@ def _system(
     if run is None:
         return build_system(config, device=device, scorers=scorers)
     system, _ = load_policy(run, device=device, scorers=scorers)
-    return replace(system, sampler=build_sampler(config).to(device))
+    return with_samplers(system, config)
 
 
 def evaluate_policy(command: Evaluate, config: TrainConfig, prompts: Sequence[str]) -> None:

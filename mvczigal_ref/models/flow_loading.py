@@ -1,5 +1,7 @@
 """Strict loading of flow pipelines, from a folder or from the libraries' own cache."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,9 +14,41 @@ from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.flow_families import FLUX, SD3, FlowFamily, numbered
 from mvczigal_ref.models.loading import load_model, quiet
 
-__all__ = ["load_flux", "load_sd3"]
+__all__ = ["load_flow", "load_flux", "load_sd3"]
 
 Device = torch.device | str
+_MAX_TOKENS = {FLUX.pipeline: 512, SD3.pipeline: 256}
+
+
+def load_flow(
+    source: str | Path, *, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> FlowComponents:
+    """Read a pipeline of whichever family its index names.
+
+    Args:
+        source: As :func:`load_flux` and :func:`load_sd3` take it.
+        dtype: Floating type of transformer and text encoders.
+        device: Where the networks go.
+
+    Returns:
+        Components in evaluation mode. Prompts are as long as the pipeline's own default, or as
+        its last tokenizer allows.
+
+    Raises:
+        CheckpointError: If the index names no known pipeline; or as :func:`load_flux`.
+    """
+    folder, known = _find(source), {family.pipeline: family for family in (FLUX, SD3)}
+    try:
+        named = json.loads((folder / "model_index.json").read_text("utf-8"))["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        msg = f"`{folder}` must hold a model_index.json that names its pipeline; got {error!r}."
+        raise CheckpointError(msg) from error
+    if named not in known:
+        msg = f"`{folder}` must hold one of {sorted(known)}; got {named!r}."
+        raise CheckpointError(msg)
+    found = _load(known[named], folder, _MAX_TOKENS[named], dtype, torch.float32, device)
+    longest = min(found.max_tokens, int(found.tokenizers[-1].model_max_length))
+    return replace(found, max_tokens=longest)
 
 
 def load_flux(

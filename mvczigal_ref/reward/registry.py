@@ -17,6 +17,7 @@ from mvczigal_ref.settings_file import nearest_name
 __all__ = [
     "JOINT",
     "PER_VIEW",
+    "VIEW_MEAN",
     "ScorerOptions",
     "check_scorers",
     "joint_view_scorer",
@@ -24,6 +25,9 @@ __all__ = [
     "per_view_scorer",
     "scorer_options",
 ]
+
+VIEW_MEAN = "per_view"
+"""In place of a joint scorer: the mean of the per-view reward."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -153,7 +157,7 @@ the nearest is 'pickscore'.
     """
     named: list[tuple[str, str, Sequence[str]]] = [
         ("reward.per_view", "per_view", list(scorer_weights(reward.per_view))),
-        ("reward.joint", "joint", list(scorer_weights(reward.joint))),
+        ("reward.joint", "joint", [s for s in scorer_weights(reward.joint) if s != VIEW_MEAN]),
     ]
     if guard is not None and guard.every:
         named += [("guard.per_view", "per_view", guard.per_view)]

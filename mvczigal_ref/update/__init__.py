@@ -7,8 +7,20 @@ decision by decision, under each of its conditions.
 """
 
 from mvczigal_ref.update.accumulate import accumulate_pairs
-from mvczigal_ref.update.batch import PairBatch, PairGradients, PairObjective, UpdateSettings
+from mvczigal_ref.update.batch import (
+    PairBatch,
+    PairGradients,
+    PairObjective,
+    ReplaySettings,
+    UpdateSettings,
+)
 from mvczigal_ref.update.decisions import replay_decision
+from mvczigal_ref.update.forward import (
+    ForwardBatch,
+    ForwardObjective,
+    NoisedSamples,
+    update_forward,
+)
 from mvczigal_ref.update.group_batch import (
     GroupBatch,
     GroupObjective,
@@ -23,14 +35,18 @@ from mvczigal_ref.update.replay import replay_log_prob
 from mvczigal_ref.update.step import locate_non_finite_gradient, optimizer_step
 
 __all__ = [
+    "ForwardBatch",
+    "ForwardObjective",
     "GradientStats",
     "GroupBatch",
     "GroupObjective",
     "GroupUpdateSettings",
     "Microbatch",
+    "NoisedSamples",
     "PairBatch",
     "PairGradients",
     "PairObjective",
+    "ReplaySettings",
     "ReplayedDecision",
     "UpdateSettings",
     "accumulate_pairs",
@@ -39,6 +55,7 @@ __all__ = [
     "optimizer_step",
     "replay_decision",
     "replay_log_prob",
+    "update_forward",
     "update_groups",
     "update_parameters",
     "update_policy",

@@ -43,10 +43,10 @@ def update_parameters(
         clip_range: Unit of the replay's deviation [nats or nats/element].
 
     Returns:
-        Means over the update: loss, approx_kl (half the mean squared log-ratio),
-        clip_fraction, grad_norm (before clipping), replay_deviation (the largest log-ratio on
-        the sampling parameters, as a share of the clip range; 0 on equal slices), and what the
-        microbatches add.
+        Means over the update: loss, grad_norm (before clipping), what the microbatches add,
+        and where there are log-ratios approx_kl (half their mean square), clip_fraction and
+        replay_deviation (the largest on the sampling parameters, as a share of the clip range;
+        0 on equal slices).
 
     Raises:
         NonFiniteError: If a number is not finite; names object, view and step.
@@ -75,10 +75,11 @@ def update_parameters(
                 locate=partial(locate_non_finite_gradient, tables, parameters),
             )
         )
-    worst = world.gather_objects(torch.stack(deviations).max()[None]).max()
-    return {**_means(totals, world), "grad_norm": sum(norms) / len(norms)} | {
-        "replay_deviation": float(worst) / clip_range
-    }
+    found = {**_means(totals, world), "grad_norm": sum(norms) / len(norms)}
+    if totals[0].num_log_ratios:
+        worst = world.gather_objects(torch.stack(deviations).max()[None]).max()
+        found["replay_deviation"] = float(worst) / clip_range
+    return found
 
 
 def dealt(batches: Sequence[Slice], optimizer_steps: int) -> list[Sequence[Slice]]:
@@ -146,7 +147,10 @@ def _means(totals: Sequence[GradientStats], world: World) -> dict[str, float]:
     ratios = sum(s.num_log_ratios for s in totals) * world.size
     return {
         "loss": loss / count,
-        "approx_kl": log_ratio_square / (2 * ratios),
-        "clip_fraction": clipped / ratios,
+        **(
+            {"approx_kl": log_ratio_square / (2 * ratios), "clip_fraction": clipped / ratios}
+            if ratios
+            else {}
+        ),
         **{name: value / count for name, value in zip(names, extra, strict=True)},
     }

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mvczigal_ref import system, trainer
+from mvczigal_ref import system, trainer, training_loop
 from mvczigal_ref.trainer import Events
 from mvczigal_ref.update import accumulate
 
@@ -86,7 +86,7 @@ def gradient_fault(switch):
 @contextmanager
 def parameter_fault(switch):
     """Make one trained number NaN before an iteration."""
-    right = trainer.run_iteration
+    right = training_loop.run_iteration
 
     def broken(system, *args, **kwargs):
         if switch.on:
@@ -94,5 +94,5 @@ def parameter_fault(switch):
                 next(iter(system.trained().values())).view(-1)[0] = torch.nan
         return right(system, *args, **kwargs)
 
-    with patched(trainer, "run_iteration", broken):
+    with patched(training_loop, "run_iteration", broken):
         yield

@@ -89,9 +89,9 @@ def work(folder: Path, prompts: str) -> None:
 
 def tell(config, folder, here, events) -> None:
     """Run, with events in every process, not in the main one alone."""
-    from mvczigal_ref import trainer
+    from mvczigal_ref import training_loop
 
-    right = trainer.run_iteration
+    right = training_loop.run_iteration
 
     def run_iteration(*args, iteration, **kwargs):
         result = right(*args, iteration=iteration, **kwargs)
@@ -99,7 +99,7 @@ def tell(config, folder, here, events) -> None:
             events.iteration(iteration + 1, config.run.iterations, {})
         return result
 
-    with faults.patched(trainer, "run_iteration", run_iteration):
+    with faults.patched(training_loop, "run_iteration", run_iteration):
         run(config, folder, here)
 
 

@@ -39,15 +39,54 @@ OTHER = {
         "dtype": "bf16",
         "gradient_checkpointing": True,
         "storage_dtype": "fp16",
+        "network": "flow",
     },
     "sampler": {
         "kind": "ddim",
         "prediction_type": "epsilon",
         "num_steps": 8,
+        "evaluation_steps": 20,
         "guidance_scale": 3.0,
+        "negative_prompt": "ugly, blurry",
         "eta": 0.5,
         "snr_shift": 8.0,
         "camera_scale": 0.5,
+    },
+    "flow": {"kernel": "cps", "noise_scale": 0.9, "shift": 3.0, "image_is_denoised": True},
+    "rollout": {
+        "kind": "tree",
+        "members": 6,
+        "shared_noise": True,
+        "window": "decaying",
+        "window_size": 3,
+        "window_start": 1,
+        "window_last_start": 2,
+        "window_spacing": 2,
+        "window_stride": 2,
+        "window_interval": 10,
+        "window_decay": 0.1,
+        "window_decay_after": 3,
+        "split_steps": [0, 2],
+        "split_width": 3,
+        "trunks": 4,
+        "strides": [1, 2],
+        "nodes_per_call": 2,
+    },
+    "condition": {
+        "enhancer": "chat",
+        "num_captions": 2,
+        "file": "captions.jsonl",
+        "model": "qwen",
+        "url": "http://127.0.0.1:8000/v1",
+        "api_key_env": "KEY",
+        "instructions": ["style"],
+        "weight": 0.5,
+    },
+    "forward": {
+        "mix": 0.1,
+        "levels": 3,
+        "old_decay_rate": 0.01,
+        "old_decay_largest": 0.9,
     },
     "zigzag": {
         "steps": 2,
@@ -80,7 +119,16 @@ OTHER = {
         "fallen": "all",
         "action": "return",
     },
-    "advantage": {"mode": "weighted_sum", "joint_weight": 0.1, "shuffle": True},
+    "advantage": {
+        "mode": "weighted_sum",
+        "joint_weight": 0.1,
+        "shuffle": True,
+        "spread": "batch",
+        "ddof": 1,
+        "delta": 1e-3,
+        "clip": 2.0,
+        "fusion_inverse_temperature": 0.1,
+    },
     "objective": {
         "pairing": "standard",
         "clip_range": 1e-4,
@@ -88,6 +136,12 @@ OTHER = {
         "temperature": 0.5,
         "reduction": "sum",
         "train_last_action": True,
+        "kind": "preference",
+        "preference_scale": 2.0,
+        "kl_weight": 0.04,
+        "kl_form": "without_step_length",
+        "step_weight": "noise",
+        "train_share": 0.6,
     },
     "constraint": {
         "step_size_violated": 0.2,
@@ -110,6 +164,7 @@ OTHER = {
         "steps_per_microbatch": 2,
         "warmup_iterations": 5,
         "decay_iterations": 9,
+        "step_per_decision": True,
     },
     "run": {
         "iterations": 10,
@@ -138,8 +193,16 @@ FREE = {
         "device",
     ]
 } | {("reward", name) for name in ["url", "device", "timeout", "wait", "api_key_env"]}
+FREE |= {("condition", "url"), ("condition", "api_key_env"), ("sampler", "evaluation_steps")}
+SETTINGS_FILES = ("settings", "settings_group")
 SECTIONS = dataclasses.fields(TrainConfig)[1:]
 SETTINGS = [(s, n) for s, values in OTHER.items() if s != "recipe" for n in values]
+
+
+@pytest.fixture
+def _apart(monkeypatch):
+    """Take each setting for itself: together they would contradict each other."""
+    monkeypatch.setattr("mvczigal_ref.config.contradictions", lambda config: ())
 
 
 def refusal(*overrides, **keywords):
@@ -162,6 +225,7 @@ def test_the_table_of_other_values_covers_every_setting():
     assert all(defaults[s][n] != OTHER[s][n] for s, n in SETTINGS)
 
 
+@pytest.mark.usefixtures("_apart")
 def test_every_setting_survives_the_way_to_json_and_back():
     """Through text, with tuples as lists, to an equal configuration."""
     config = from_dict(json.loads(json.dumps(OTHER)))
@@ -261,6 +325,7 @@ def test_floats_come_back_bit_for_bit(value):
     assert config.optim.lr == value
 
 
+@pytest.mark.usefixtures("_apart")
 @pytest.mark.parametrize(("section", "name"), SETTINGS)
 def test_the_fingerprint_reads_what_a_number_depends_on_and_nothing_else(section, name):
     """Length, evaluation, saving, trackers and device may differ in a continued run."""
@@ -290,8 +355,9 @@ def test_settings_are_frozen_and_take_keywords_alone(kind):
 
 def test_every_setting_says_its_meaning():
     """The text that `--help` shows."""
-    module = ast.parse((PACKAGE / "settings.py").read_text())
-    for section in (node for node in module.body if isinstance(node, ast.ClassDef)):
+    modules = [ast.parse((PACKAGE / f"{name}.py").read_text()) for name in SETTINGS_FILES]
+    bodies = [node for module in modules for node in module.body]
+    for section in (node for node in bodies if isinstance(node, ast.ClassDef)):
         for field, text in zip(section.body[1:-1:2], section.body[2::2], strict=True):
             assert isinstance(field, ast.AnnAssign)
             assert isinstance(text, ast.Expr)
@@ -305,7 +371,7 @@ def test_every_setting_is_read():
     read = {
         node.attr
         for path in PACKAGE.rglob("*.py")
-        if path.name not in {"config.py", "settings.py"}
+        if path.stem not in {"config", *SETTINGS_FILES}
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
     }

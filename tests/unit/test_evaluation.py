@@ -17,7 +17,7 @@ from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
-from mvczigal_ref.system import build_sampler, build_system
+from mvczigal_ref.system import build_system, with_samplers
 from tests.unannotated import without_shape_checks
 
 CPU = torch.device("cpu")
@@ -215,9 +215,14 @@ def test_images_are_kept_for_the_first_prompts(keep, kept):
 def test_the_guidance_of_the_configuration_is_used():
     """Every setting that sampling reads moves a score."""
     base = scores(num_noises=1).joint
-    for change in ({"guidance_scale": 5.0}, {"camera_scale": 0.0}, {"num_steps": 3}):
+    for change in (
+        {"guidance_scale": 5.0},
+        {"camera_scale": 0.0},
+        {"num_steps": 3},
+        {"evaluation_steps": 3},
+    ):
         config = settings(**change)
-        wanted = replace(system(), sampler=build_sampler(config))
+        wanted = with_samplers(system(), config)
         found = evaluate(wanted, PROMPTS, config=config, world=World(), num_noises=1)
         assert not torch.equal(found.joint, base), change
 

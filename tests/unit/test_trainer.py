@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mvczigal_ref import held_out, trainer
+from mvczigal_ref import held_out, trainer, training_loop
 from mvczigal_ref.checkpoint import load_checkpoint
 from mvczigal_ref.config import from_dict, load_config
 from mvczigal_ref.distributed import World
@@ -91,7 +91,7 @@ def record(monkeypatch):
             return check, {"guard/other": watched}
 
     monkeypatch.setattr(trainer, "Watch", Looks)
-    monkeypatch.setattr(trainer, "run_iteration", run_iteration)
+    monkeypatch.setattr(training_loop, "run_iteration", run_iteration)
     monkeypatch.setattr(held_out, "evaluate", evaluate)
     return record
 

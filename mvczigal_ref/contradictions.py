@@ -1,0 +1,203 @@
+"""What sections of a configuration exclude each other, and why."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mvczigal_ref.config import TrainConfig
+
+__all__ = ["contradictions"]
+
+
+def contradictions(config: "TrainConfig") -> Iterable[str]:
+    """Find what single settings cannot say: sections that exclude each other.
+
+    Args:
+        config: Every setting is valid by itself.
+
+    Returns:
+        A sentence a problem, with the remedy.
+    """
+    steps, run = config.sampler.num_steps, config.run
+    if config.zigzag.steps > steps:
+        yield (
+            f"`zigzag.steps` must be at most `sampler.num_steps` = {steps}; got "
+            f"{config.zigzag.steps}. Set it to {steps} to zigzag every step."
+        )
+    if config.sampler.kind == "lcm" and steps == 1 and not config.objective.train_last_action:
+        yield (
+            "`sampler.num_steps` must be at least 2 where the last LCM action is not trained; "
+            "got 1, which leaves no action to train. Set `objective.train_last_action` or add "
+            "a step."
+        )
+    if config.constraint.multiplier_init > config.constraint.multiplier_max:
+        yield (
+            "`constraint.multiplier_init` must be at most `constraint.multiplier_max` = "
+            f"{config.constraint.multiplier_max}; got {config.constraint.multiplier_init}."
+        )
+    yield from _guard_contradictions(config)
+    yield from _network_contradictions(config)
+    yield from _sampling_contradictions(config)
+    yield from _objective_contradictions(config)
+    yield from _condition_contradictions(config)
+    if config.advantage.shuffle and run.objects_per_iteration < 2:
+        yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
+    slices = [("run.objects_per_slice", run.objects_per_slice)]
+    if run.replay_objects_per_slice is not None:
+        slices.append(("run.replay_objects_per_slice", run.replay_objects_per_slice))
+    for path, size in slices:
+        if run.objects_per_iteration % size:
+            nearest = _nearest_divisor(run.objects_per_iteration, size)
+            yield (
+                f"`{path}` must divide `run.objects_per_iteration` = "
+                f"{run.objects_per_iteration}; got {size}. The nearest valid value is {nearest}."
+            )
+
+
+def _guard_contradictions(config: "TrainConfig") -> Iterable[str]:
+    guard = config.guard
+    # Alone, one reward leaves the other to be watched.
+    alone = config.advantage.mode in ("joint", "per_view")
+    if guard.every and not (guard.per_view or guard.joint or guard.diversity or alone):
+        yield (
+            "`guard.every` needs something to watch: name scorers in `guard.per_view` or "
+            "`guard.joint`, or set `guard.diversity`."
+        )
+    if guard.every and guard.diversity and guard.noises < 2:
+        yield "`guard.noises` must be at least 2 where `guard.diversity` counts; got 1."
+
+
+def _nearest_divisor(whole: int, wanted: int) -> int:
+    return min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - wanted))
+
+
+def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
+    network, sampler = config.model.network, config.sampler
+    if (network == "flow") != (sampler.kind == "flow"):
+        yield (
+            f'`sampler.kind` = "{sampler.kind}" does not fit `model.network` = "{network}": a '
+            "flow transformer predicts a flow's velocity, the multi-view UNet a diffusion "
+            'model\'s target. Set both to "flow", or neither.'
+        )
+    if network == "flow" and config.reward.joint != "per_view":
+        yield (
+            '`reward.joint` must be "per_view" for a flow transformer, which draws one view: '
+            f"nothing is there to be judged together; got {config.reward.joint!r}."
+        )
+    if network == "flow" and config.advantage.mode != "per_view":
+        yield (
+            '`advantage.mode` must be "per_view" for a flow transformer, which draws one view; '
+            f"got {config.advantage.mode!r}."
+        )
+    if sampler.kind == "flow" and config.flow.kernel == "cps" and config.flow.noise_scale > 1.0:
+        yield (
+            '`flow.noise_scale` must be at most 1 with `flow.kernel` = "cps"; got '
+            f"{config.flow.noise_scale}."
+        )
+
+
+def _sampling_contradictions(config: "TrainConfig") -> Iterable[str]:
+    rollout, kind = config.rollout, config.sampler.kind
+    learns = config.objective.kind != "forward_process"
+    if learns and kind == "ddim" and config.sampler.eta == 0.0:
+        yield (
+            "`sampler.eta` must be positive: DDIM without noise has no log-density to learn "
+            "from; got 0."
+        )
+    if rollout.kind == "pair":
+        if kind == "flow" and config.flow.kernel == "cps":
+            yield (
+                'rollout.kind = "pair" scores every step, and the last one of `flow.kernel` = '
+                '"cps" draws no noise. Set the kernel to "sde", or sample groups.'
+            )
+        return
+    if rollout.kind == "branches" and kind != "flow":
+        yield (
+            f'`rollout.kind` = "branches" needs a flow model\'s ODE as trunk; got `sampler.kind` '
+            f'= "{kind}". Sample a group or a tree.'
+        )
+    if kind == "lcm" and rollout.window != "all":
+        yield (
+            '`rollout.window` must be "all" with `sampler.kind` = "lcm", which renews its noise '
+            f"at every step and has no deterministic form; got {rollout.window!r}."
+        )
+    if rollout.kind != "tree" and rollout.members < 2:
+        yield (
+            "`rollout.members` must be at least 2: a sample is compared with the others of its "
+            f"prompt, and alone its advantage is 0; got {rollout.members}."
+        )
+    if rollout.kind == "tree" and not rollout.split_steps:
+        yield "`rollout.split_steps` must name a step at which the tree divides; got none."
+    if config.run.replay_objects_per_slice is not None:
+        yield (
+            "`run.replay_objects_per_slice` is for pairs: groups are replayed in the slices of "
+            "their rollout. Cut them by `rollout.nodes_per_call`."
+        )
+
+
+def _objective_contradictions(config: "TrainConfig") -> Iterable[str]:
+    objective, rollout, flow = config.objective, config.rollout, config.sampler.kind == "flow"
+    paired = objective.kind in ("reward_difference", "preference")
+    if paired and rollout.kind != "pair":
+        yield (
+            f'`objective.kind` = "{objective.kind}" compares two trajectories; got '
+            f'`rollout.kind` = "{rollout.kind}". Set it to "pair", or the objective to '
+            '"policy_gradient".'
+        )
+    if objective.kind in ("guard", "forward_process") and not flow:
+        yield (
+            f'`objective.kind` = "{objective.kind}" is defined on the noise levels of a flow; got '
+            f'`sampler.kind` = "{config.sampler.kind}". Take "policy_gradient".'
+        )
+    if objective.kind == "guard" and rollout.kind == "pair":
+        yield '`objective.kind` = "guard" needs groups; got `rollout.kind` = "pair".'
+    if objective.kind == "forward_process" and rollout.kind != "group":
+        yield (
+            '`objective.kind` = "forward_process" learns from samples alone; got `rollout.kind` '
+            f'= "{rollout.kind}". Set it to "group".'
+        )
+    if objective.kind == "forward_process" and rollout.shared_noise:
+        yield (
+            '`rollout.shared_noise` must be False where `objective.kind` = "forward_process": '
+            "without noise on the way the members would be equal."
+        )
+    if objective.kl_weight > 0.0 and paired:
+        yield (
+            f'`objective.kl_weight` must be 0 with `objective.kind` = "{objective.kind}", '
+            f"which has no such term; got {objective.kl_weight}."
+        )
+    if objective.kl_weight > 0.0 and config.model.finetune == "full":
+        yield (
+            "`objective.kl_weight` needs a reference, which is the network without its LoRA; "
+            'got `model.finetune` = "full". Train a LoRA, or set the weight to 0.'
+        )
+    if objective.kl_form == "without_step_length" and not flow:
+        yield (
+            '`objective.kl_form` = "without_step_length" is defined on the noise levels of a '
+            f'flow; got `sampler.kind` = "{config.sampler.kind}".'
+        )
+    if paired and (objective.step_weight, objective.train_share) != ("equal", 1.0):
+        yield (
+            "`objective.step_weight` and `objective.train_share` are for policy gradients; got "
+            f'`objective.kind` = "{objective.kind}".'
+        )
+
+
+def _condition_contradictions(config: "TrainConfig") -> Iterable[str]:
+    condition, rollout = config.condition, config.rollout
+    if condition.enhancer == "none":
+        return
+    if rollout.kind not in ("group", "tree") or config.objective.kind == "forward_process":
+        yield (
+            f'`condition.enhancer` = "{condition.enhancer}" needs groups that are learnt by their '
+            f'log-probabilities; got `rollout.kind` = "{rollout.kind}" and `objective.kind` = '
+            f'"{config.objective.kind}". Pairs and branches have no group to judge anew, and the '
+            "forward process no ratio."
+        )
+    needed = {"stored": ("file",), "chat": ("url", "model"), "local": ("model",)}
+    for name in needed.get(condition.enhancer, ()):
+        if getattr(condition, name) is None:
+            yield (
+                f"`condition.{name}` must be given where `condition.enhancer` = "
+                f'"{condition.enhancer}"; got None.'
+            )

@@ -1,0 +1,322 @@
+"""What an iteration over groups learns from: decisions under conditions, or noised samples."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.distributed import World
+from mvczigal_ref.group_objective import group_objective, step_weights
+from mvczigal_ref.group_samples import GroupSamples
+from mvczigal_ref.objective.augmented_conditions import probability_drift
+from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss
+from mvczigal_ref.records import Conditioning
+from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.rollout.windows import random_steps
+from mvczigal_ref.slices import Share
+from mvczigal_ref.system import System
+from mvczigal_ref.update import (
+    ForwardBatch,
+    GroupBatch,
+    GroupUpdateSettings,
+    NoisedSamples,
+    replay_decision,
+    update_forward,
+    update_groups,
+)
+
+__all__ = ["learn_from_decisions", "learn_from_noised", "parameters_as"]
+
+Tables = Sequence[tuple[Tensor, ...]]
+"""Per condition a table a decision, of all prompts."""
+
+
+def learn_from_decisions(
+    system: System,
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[GroupSamples],
+    conditions: Sequence[Sequence[Conditioning]],
+    advantages: Tables,
+    *,
+    share: Share,
+    config: TrainConfig,
+    world: World,
+) -> dict[str, float]:
+    """Replay what was drawn, under every condition, and change the parameters.
+
+    Args:
+        system: What acts; its trained parameters change.
+        optimizer: Over them.
+        samples: One record a slice of this process.
+        conditions: Of each slice, the prompts' own first.
+        advantages: Of all prompts of the iteration.
+        share: Which prompts each slice holds.
+        config: The sections ``objective`` and ``optim`` are read.
+        world: This process among all.
+
+    Returns:
+        What the update measured, and how far captions move the samples' densities.
+
+    Raises:
+        NonFiniteError: If a number is not finite; says where.
+        ReplayMismatchError: If replay does not reproduce the rollout.
+    """
+    settings = _update_settings(config)
+    old = [
+        _old_log_probs(system, part, known, settings)
+        for part, known in zip(samples, conditions, strict=True)
+    ]
+    batches = [
+        _batches(system, part, samples[n], conditions[n], old[n], advantages, config)
+        for n, part in enumerate(share.objects)
+    ]
+    learned = update_groups(
+        system.policy,
+        system.sampler,
+        optimizer,
+        batches,
+        group_objective(config, system.sampler),
+        parameters=list(system.trained().values()),
+        world=world,
+        settings=settings,
+        reference=system.backbone.without_lora if config.objective.kl_weight else None,
+    )
+    return {**learned, **_drift(old, share, world)}
+
+
+def learn_from_noised(
+    system: System,
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[GroupSamples],
+    conditions: Sequence[Sequence[Conditioning]],
+    advantages: Tables,
+    *,
+    share: Share,
+    config: TrainConfig,
+    world: World,
+    iteration: int,
+    old: Mapping[str, Tensor],
+) -> dict[str, float]:
+    """Noise what was sampled, fit velocities to it, and change the parameters.
+
+    Args:
+        system: What acts; its trained parameters change.
+        optimizer: Over them.
+        samples: One record a slice of this process.
+        conditions: Of each slice, the prompts.
+        advantages: Of all prompts of the iteration.
+        share: Which prompts each slice holds.
+        config: The sections ``objective``, ``forward`` and ``optim`` are read.
+        world: This process among all.
+        iteration: Its index; names levels and noise.
+        old: Trained parameters of the policy that sampled.
+
+    Returns:
+        What the update measured.
+
+    Raises:
+        NonFiniteError: If a number is not finite; says where.
+    """
+    levels = _levels(system, config, iteration)
+    batches = [
+        _noised(system, part, samples[n], conditions[n][0], advantages[0][0], levels, config,
+                iteration)
+        for n, part in enumerate(share.objects)
+    ]  # fmt: skip
+    return update_forward(
+        system.policy,
+        optimizer,
+        batches,
+        partial(_forward_loss, config),
+        parameters=list(system.trained().values()),
+        world=world,
+        settings=_update_settings(config),
+        old=partial(parameters_as, system.trained(), old),
+        reference=system.backbone.without_lora if config.objective.kl_weight else None,
+    )
+
+
+@contextmanager
+@torch.no_grad()
+def parameters_as(
+    trained: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Give trained parameters other values for a while.
+
+    Args:
+        trained: Parameters by name, changed in place.
+        values: What they are meanwhile.
+
+    Yields:
+        Nothing.
+
+    Examples:
+        >>> weight = nn.Parameter(torch.ones(1))
+        >>> with parameters_as({"w": weight}, {"w": torch.zeros(1)}):
+        ...     float(weight)
+        0.0
+        >>> float(weight)
+        1.0
+    """
+    kept = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    for name, parameter in trained.items():
+        parameter.copy_(values[name])
+    try:
+        yield
+    finally:
+        for name, parameter in trained.items():
+            parameter.copy_(kept[name])
+
+
+def _update_settings(config: TrainConfig) -> GroupUpdateSettings:
+    return GroupUpdateSettings(
+        nodes_per_call=1 if config.rollout.kind == "pair" else config.rollout.nodes_per_call,
+        step_per_decision=config.optim.step_per_decision,
+        epochs=config.optim.epochs_per_iteration,
+        optimizer_steps=config.optim.optimizer_steps_per_epoch,
+        max_grad_norm=config.optim.max_grad_norm,
+        clip_range=config.objective.clip_range,
+        guidance_scale=config.sampler.guidance_scale,
+        camera_scale=config.sampler.camera_scale,
+        reduction=config.objective.reduction,
+    )
+
+
+@torch.no_grad()
+def _old_log_probs(
+    system: System,
+    samples: GroupSamples,
+    conditions: Sequence[Conditioning],
+    settings: GroupUpdateSettings,
+) -> list[tuple[Tensor, ...]]:
+    """Score what was drawn under every condition, by the network that drew it."""
+    return [
+        tuple(decision.log_prob for decision in samples.decisions),
+        *(
+            tuple(
+                replay_decision(
+                    system.policy, system.sampler, decision, known,
+                    settings=settings, nodes_per_call=settings.nodes_per_call,
+                )
+                for decision in samples.decisions
+            )
+            for known in conditions[1:]
+        ),
+    ]  # fmt: skip
+
+
+def _batches(
+    system: System,
+    part: range,
+    samples: GroupSamples,
+    conditions: Sequence[Conditioning],
+    old: Sequence[tuple[Tensor, ...]],
+    advantages: Sequence[tuple[Tensor, ...]],
+    config: TrainConfig,
+) -> list[GroupBatch]:
+    """Put one slice together, a batch a condition; weights are 1 on average."""
+    weights = [1.0, *[config.condition.weight] * (len(conditions) - 1)]
+    mean = sum(weights) / len(weights)
+    steps = step_weights(config, system.sampler, samples.decisions)
+    return [
+        GroupBatch(
+            decisions=samples.decisions,
+            conditioning=known,
+            log_prob_old=scores,
+            advantage=tuple(table[part.start : part.stop].to(system.device) for table in tables),
+            step_weight=steps,
+            condition_weight=weight / mean,
+            first_object=part.start,
+        )
+        for known, scores, tables, weight in zip(conditions, old, advantages, weights, strict=True)
+    ]
+
+
+def _drift(
+    old: Sequence[Sequence[tuple[Tensor, ...]]], share: Share, world: World
+) -> dict[str, float]:
+    """Measure how captions change the density of what the prompts drew."""
+    if len(old[0]) < 2:
+        return {}
+    found = []
+    for index in range(len(old[0][0])):
+        rows = [
+            probability_drift(
+                torch.stack([scores[index] for scores in part]).movedim(1, 0)[..., None]
+            )[..., 0]
+            for part in old
+        ]
+        found.append(share.gather([row.flatten(1) for row in rows], world).flatten())
+    drift = torch.cat(found)
+    quantiles = torch.quantile(drift.double(), torch.tensor([0.5, 0.95], dtype=torch.float64))
+    return {
+        "drift/mean": float(drift.mean()),
+        "drift/median": float(quantiles[0]),
+        "drift/p95": float(quantiles[1]),
+    }
+
+
+def _levels(system: System, config: TrainConfig, iteration: int) -> tuple[float, ...]:
+    """Draw noise levels among those that sampling visits; all processes draw the same."""
+    sampler = system.sampler
+    if not isinstance(sampler, FlowSampler):
+        msg = f"`sampler` must be a flow's to noise samples again; got {type(sampler).__name__}."
+        raise TypeError(msg)
+    chosen = random_steps(
+        seed=config.run.seed,
+        iteration=iteration,
+        size=min(config.forward.levels, sampler.num_steps),
+        num_steps=sampler.num_steps,
+    )
+    return tuple(sampler.sigma_t[list(chosen)].tolist())
+
+
+def _noised(
+    system: System,
+    part: range,
+    samples: GroupSamples,
+    conditioning: Conditioning,
+    advantage: Tensor,
+    levels: tuple[float, ...],
+    config: TrainConfig,
+    iteration: int,
+) -> ForwardBatch:
+    """Put one slice together, with noise of its own for every level and sample."""
+    noise = SeededNoise(
+        seed=config.run.seed,
+        iteration=iteration,
+        objects=part,
+        shape=system.latent_shape,
+        device=system.device,
+    )
+    members = samples.denoised.shape[1]
+    paths = [(member,) for member in range(members)]
+    return ForwardBatch(
+        clean=samples.denoised.transpose(0, 1),
+        noise=torch.stack([noise.members(paths, "forward", n) for n in range(len(levels))]),
+        levels=levels,
+        conditioning=conditioning,
+        advantage=advantage[part.start : part.stop].to(samples.denoised).transpose(0, 1),
+        first_object=part.start,
+    )
+
+
+def _forward_loss(config: TrainConfig, noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:
+    loss, stats = diffusion_nft_loss(
+        noised.velocity,
+        velocity_old=noised.velocity_old,
+        velocity_reference=noised.velocity_reference,
+        latent_t=noised.latent_t,
+        clean=noised.clean,
+        level=noised.level,
+        advantage=noised.advantage,
+        mix=config.forward.mix,
+        advantage_clip=config.advantage.clip,
+        kl_weight=config.objective.kl_weight,
+    )
+    return loss, {f"forward/{name}": value for name, value in asdict(stats).items()}

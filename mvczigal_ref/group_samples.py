@@ -1,0 +1,320 @@
+"""What is sampled of prompts to be compared within groups, whatever the shape of the groups."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.advantage.branches import fuse_leaf_rewards, granular_advantages
+from mvczigal_ref.advantage.group import group_advantages
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.group_records import BranchTrajectory, GroupDecision, GroupTrajectory
+from mvczigal_ref.records import Conditioning, PairedRollout
+from mvczigal_ref.rollout.branches import branched_rollout
+from mvczigal_ref.rollout.group import group_rollout
+from mvczigal_ref.rollout.group_plan import GroupPlan
+from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.rollout.pair import paired_rollout
+from mvczigal_ref.rollout.windows import (
+    decaying_window,
+    fixed_window,
+    random_steps,
+    random_window,
+    sliding_window,
+)
+from mvczigal_ref.system import DTYPES, System
+
+__all__ = ["GroupSamples", "check_groups", "draw_groups", "plan_of", "stochastic_steps"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupSamples:
+    """One slice's samples, and how rewards belong to what was drawn."""
+
+    decisions: tuple[GroupDecision, ...]
+    """What is trained; none where the samples alone are."""
+
+    denoised: Float[Tensor, "prompt sample view c h w"]
+    """Final latents of everything that is judged [1]."""
+
+    config: TrainConfig
+    """The section ``rollout`` is read."""
+
+    branching: tuple[int, ...] = (1,)
+    """Of a tree, or of a group, which is one of a single depth."""
+
+    def advantages(
+        self,
+        reward: Float[Tensor, "*view prompt sample"],
+        *,
+        leaf_log_prob: Float[Tensor, "prompt sample"] | None = None,
+    ) -> tuple[Float[Tensor, "*view prompt member"], ...]:
+        """Turn rewards into one advantage for each member of each decision.
+
+        Args:
+            reward: Of everything judged [reward units], of the same prompts or of more.
+            leaf_log_prob: Of a tree's leaves, where likelier ones count more [nats].
+
+        Returns:
+            A table a decision; one alone where there are none.
+        """
+        rollout, wanted = self.config.rollout, self.config.advantage
+        if rollout.kind == "branches":
+            steps, grids = len(self.decisions), len(rollout.strides)
+            table = reward.unflatten(-1, (steps, grids, rollout.trunks, -1)).transpose(-3, -2)
+            each = granular_advantages(
+                {"": table}, weights={"": 1.0}, ddof=wanted.ddof, delta=wanted.delta,
+                clip=wanted.clip,
+            )  # fmt: skip
+            return tuple(each.flatten(-2).movedim(-2, 0))
+        fused = fuse_leaf_rewards(
+            reward,
+            branching=self.branching,
+            leaf_log_prob=None if leaf_log_prob is None else leaf_log_prob.expand_as(reward),
+            inverse_temperature=wanted.fusion_inverse_temperature,
+        )
+        by_depth = [
+            group_advantages(
+                row, spread=wanted.spread, ddof=wanted.ddof, delta=wanted.delta, clip=wanted.clip
+            )
+            for row in fused
+        ]
+        return tuple(by_depth[d.depth] for d in self.decisions) or (by_depth[-1],)
+
+    def leaf_log_prob(self) -> Float[Tensor, "prompt sample"]:
+        """Add up the log-densities of every leaf's path, over steps and views [nats]."""
+        leaves = self.denoised.shape[1]
+        rows = [
+            d.log_prob.sum(-1).repeat_interleave(leaves // d.log_prob.shape[1], dim=1)
+            for d in self.decisions
+        ]
+        return torch.stack(rows).sum(0)
+
+
+def stochastic_steps(config: TrainConfig, *, most: int, iteration: int) -> tuple[int, ...]:
+    """Choose the steps of an iteration that draw noise.
+
+    Args:
+        config: The section ``rollout`` is read.
+        most: Steps from the first on that can.
+        iteration: Its index.
+
+    Returns:
+        Increasing steps.
+
+    Raises:
+        ValueError: If the window does not fit.
+
+    Examples:
+        >>> stochastic_steps(TrainConfig(), most=3, iteration=0)
+        (0, 1, 2)
+    """
+    wanted = config.rollout
+    size: dict[str, Any] = {"size": wanted.window_size, "num_steps": most}
+    moving: dict[str, Any] = {
+        "iteration": iteration, "interval": wanted.window_interval,
+        "stride": wanted.window_stride, **size,
+    }  # fmt: skip
+    if wanted.window == "fixed":
+        return fixed_window(start=wanted.window_start, spacing=wanted.window_spacing, **size)
+    if wanted.window == "random":
+        return random_window(
+            seed=config.run.seed, iteration=iteration, first_start=wanted.window_start,
+            last_start=wanted.window_last_start, **size,
+        )  # fmt: skip
+    if wanted.window == "sliding":
+        return sliding_window(**moving)
+    if wanted.window == "decaying":
+        return decaying_window(
+            decay=wanted.window_decay, decay_after=wanted.window_decay_after, **moving
+        )
+    return tuple(range(most))
+
+
+def plan_of(config: TrainConfig, system: System, iteration: int) -> GroupPlan:
+    """Plan an iteration's groups or trees.
+
+    Args:
+        config: The sections ``rollout`` and ``objective`` are read.
+        system: Its sampler's grid.
+        iteration: Its index.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If window, tree and grid do not fit.
+    """
+    wanted, sampler = config.rollout, system.sampler
+    steps = sampler.num_steps
+    if config.objective.kind == "forward_process":
+        chosen: tuple[int, ...] = ()
+    else:
+        chosen = stochastic_steps(config, most=_acting(system), iteration=iteration)
+    if wanted.kind == "tree":
+        first = min(wanted.split_steps)
+        return GroupPlan.tree(
+            dict.fromkeys(wanted.split_steps, wanted.split_width),
+            stochastic_steps=[step for step in chosen if step >= first],
+            num_steps=steps,
+        )
+    return GroupPlan.group(
+        wanted.members, stochastic_steps=chosen, num_steps=steps, shared_noise=wanted.shared_noise
+    )
+
+
+def check_groups(system: System, config: TrainConfig) -> None:
+    """Refuse windows and trees that do not fit the grid, before any long work.
+
+    Args:
+        system: Its sampler's grid.
+        config: The sections ``rollout`` and ``sampler`` are read.
+
+    Raises:
+        ConfigError: If something does not fit; says what.
+    """
+    try:
+        if config.rollout.kind == "branches":
+            stochastic_steps(config, most=_acting(system), iteration=0)
+        elif config.rollout.kind != "pair":
+            plan_of(config, system, 0)
+    except ValueError as error:
+        raise ConfigError(f"`rollout` does not fit `sampler`: {error}") from error
+
+
+def draw_groups(
+    system: System,
+    conditioning: Conditioning,
+    noise: SeededNoise,
+    *,
+    config: TrainConfig,
+    iteration: int,
+) -> GroupSamples:
+    """Sample one slice of prompts.
+
+    Args:
+        system: Network and sampler.
+        conditioning: Of the prompts that ``noise`` names.
+        noise: Initial and step noise.
+        config: Sampling, guidance and precision are read.
+        iteration: Its index, for windows that move.
+
+    Returns:
+        The samples and what was drawn on the way, without gradient.
+
+    Raises:
+        ValueError: If window, tree and grid do not fit.
+    """
+    rollout, dtype = config.rollout, DTYPES[config.model.storage_dtype]
+    shared: dict[str, Any] = {
+        "guidance_scale": config.sampler.guidance_scale,
+        "camera_scale": config.sampler.camera_scale,
+        "storage_dtype": dtype,
+        "reduction": config.objective.reduction,
+    }
+    nodes: dict[str, Any] = {
+        "nodes_per_call": rollout.nodes_per_call,
+        "keep_mean": config.objective.kind == "guard",
+    }
+    if rollout.kind == "pair":
+        pair = paired_rollout(
+            system.policy, system.sampler, conditioning, noise,
+            pairing=config.objective.pairing,
+            inversion_guidance_scale=config.zigzag.inversion_guidance_scale,
+            inversion_camera_scale=config.zigzag.inversion_camera_scale,
+            zigzag_steps=config.zigzag.steps, zigzag_rounds=config.zigzag.rounds, **shared,
+        )  # fmt: skip
+        samples = _of_pair(pair, system, config)
+    elif rollout.kind == "branches" and isinstance(system.sampler, FlowSampler):
+        chosen = stochastic_steps(config, most=_acting(system), iteration=iteration)
+        samples = _of_branches(
+            branched_rollout(
+                system.policy, system.sampler, conditioning, noise, steps=chosen,
+                branches=rollout.members, num_trunks=rollout.trunks, strides=rollout.strides,
+                **shared, **nodes,
+            ),
+            config,
+        )  # fmt: skip
+    else:
+        plan = plan_of(config, system, iteration)
+        samples = _of_group(
+            group_rollout(
+                system.policy, system.sampler, conditioning, noise, plan, **shared, **nodes
+            ),
+            config,
+        )
+    return _thinned(samples, iteration)
+
+
+def _acting(system: System) -> int:
+    """Count the steps from the first on whose noise an image can show."""
+    sampler = system.sampler
+    if isinstance(sampler, FlowSampler):
+        return sampler.num_density_steps - (
+            sampler.image_is_denoised and sampler.num_density_steps == sampler.num_steps
+        )
+    return sampler.num_steps - sampler.last_action_is_image_independent
+
+
+def _of_pair(pair: PairedRollout, system: System, config: TrainConfig) -> GroupSamples:
+    """Hold both arms of each pair as a group of two, its states apart."""
+    last = system.sampler.num_steps
+    if system.sampler.last_action_is_image_independent and not config.objective.train_last_action:
+        last -= 1
+    arms = (pair.zigzag, pair.standard)
+
+    def both(name: str, step: int) -> Tensor:
+        return torch.stack([getattr(arm, name)[step] for arm in arms], dim=1)
+
+    return GroupSamples(
+        decisions=tuple(
+            GroupDecision(
+                step=step,
+                depth=0,
+                state=both("state", step),
+                action=both("action", step),
+                log_prob=both("log_prob", step),
+            )
+            for step in range(last)
+        ),
+        denoised=torch.stack([arm.denoised for arm in arms], dim=1),
+        config=config,
+        branching=(2,),
+    )
+
+
+def _of_group(found: GroupTrajectory, config: TrainConfig) -> GroupSamples:
+    return GroupSamples(
+        decisions=found.decisions,
+        denoised=found.denoised,
+        config=config,
+        branching=found.branching,
+    )
+
+
+def _of_branches(found: BranchTrajectory, config: TrainConfig) -> GroupSamples:
+    """Lay everything that is judged along one axis: by step, grid and branch."""
+    return GroupSamples(
+        decisions=found.decisions,
+        denoised=found.denoised.movedim(2, 0).flatten(1, 3),
+        config=config,
+    )
+
+
+def _thinned(samples: GroupSamples, iteration: int) -> GroupSamples:
+    """Keep the share of the decisions that is trained; the same in every process."""
+    config, count = samples.config, len(samples.decisions)
+    share = config.objective.train_share
+    if share == 1.0 or count == 0 or config.rollout.kind == "branches":
+        return samples
+    kept = random_steps(
+        seed=config.run.seed,
+        iteration=iteration,
+        size=max(1, round(share * count)),
+        num_steps=count,
+    )
+    return replace(samples, decisions=tuple(samples.decisions[index] for index in kept))

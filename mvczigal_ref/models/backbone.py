@@ -1,0 +1,250 @@
+"""What a run knows of its model, whichever kind it is: prompts in, latents out, what trains.
+
+The two kinds are the multi-view UNet, which draws all views of a rig at once, and the flow
+transformers, which draw one image.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvczigal_ref.cameras import OrthographicRig
+from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.flow_components import FlowComponents
+from mvczigal_ref.models.flow_lora import add_flow_lora, flow_lora_parameters
+from mvczigal_ref.models.lora import add_lora, lora_parameters
+from mvczigal_ref.models.text import encode_prompts
+from mvczigal_ref.records import CameraFeatures, Conditioning
+
+__all__ = ["Backbone", "FlowBackbone", "MultiviewBackbone"]
+
+Embedded = tuple[Tensor, Tensor]
+"""Token features and pooled features of one prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backbone(ABC):
+    """A loaded model, and the cameras and image size of a run."""
+
+    components: Any
+    """Every part, changed in place."""
+
+    image_size: int
+    """Edge of an image [px]."""
+
+    @property
+    @abstractmethod
+    def num_views(self) -> int:
+        """Images that are drawn together."""
+
+    @property
+    @abstractmethod
+    def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
+        """The diffusers network that holds what trains."""
+
+    @property
+    @abstractmethod
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """Networks that read prompts."""
+
+    @property
+    @abstractmethod
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, in place of a doubled batch."""
+
+    @property
+    @abstractmethod
+    def camera_features(self) -> CameraFeatures:
+        """Of the cameras, computed once; none for networks without."""
+
+    @abstractmethod
+    def embed(self, prompt: str) -> Embedded:
+        """Encode one prompt, without gradient."""
+
+    @abstractmethod
+    def add_lora(self, *, rank: int, alpha: float, seed: int) -> None:
+        """Add a trainable low-rank update and freeze the rest."""
+
+    @abstractmethod
+    def lora(self) -> dict[str, nn.Parameter]:
+        """Find the LoRA's parameters by published name; none without a LoRA."""
+
+    @property
+    def policy(self) -> nn.Module:
+        """The network as rollout and update call it."""
+        policy: nn.Module = self.components.policy
+        return policy
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Views, channels, height and width of one object's latents."""
+        vae = self.components.vae
+        edge = self.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
+        return (self.num_views, int(vae.config.latent_channels), edge, edge)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Find what trains.
+
+        Returns:
+            LoRA parameters by published name, or without a LoRA every parameter of the policy
+            that requires a gradient.
+        """
+        named = self.policy.named_parameters()
+        return self.lora() or {name: p for name, p in named if p.requires_grad}
+
+    def freeze(self) -> None:
+        """Put every network into evaluation mode, and require no gradient."""
+        for part in (*self.text_encoders, self.components.vae, self.policy):
+            part.requires_grad_(requires_grad=False)
+            part.eval()
+
+    @contextmanager
+    def without_lora(self) -> Iterator[None]:
+        """Switch the LoRA off: the policy is the network that training started from.
+
+        Evaluate it inside without gradient, as a recomputed pass would run after it is back.
+
+        Yields:
+            Nothing.
+        """
+        self.network.disable_adapters()
+        try:
+            yield
+        finally:
+            # PEFT makes the adapter trainable again with this.
+            self.network.enable_adapters()
+
+    def conditioning(self, embedded: list[Embedded], negative: Embedded | None) -> Conditioning:
+        """Put encoded prompts together with what is the same for all.
+
+        Args:
+            embedded: From :meth:`embed`, one an object.
+            negative: What classifier-free guidance leads away from, if it is used.
+
+        Returns:
+            What the policy is told of these objects.
+        """
+        embeds = torch.cat([tokens for tokens, _ in embedded])
+        size = float(self.image_size)
+        # Original size, crop and target size; flow transformers are not told them.
+        ids = torch.tensor([size, size, 0.0, 0.0, size, size], device=embeds.device)
+        return Conditioning(
+            prompt_embeds=embeds,
+            pooled_prompt_embeds=torch.cat([pooled for _, pooled in embedded]),
+            time_ids=ids.expand(len(embedded), 6),
+            camera_features=self.camera_features,
+            num_views=self.num_views,
+            negative_prompt_embeds=None if negative is None else negative[0],
+            negative_pooled_prompt_embeds=None if negative is None else negative[1],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultiviewBackbone(Backbone):
+    """The multi-view UNet with its camera encoder."""
+
+    components: Components
+    """Every part, changed in place."""
+
+    rig: OrthographicRig
+    """The cameras."""
+
+    features: CameraFeatures = field(init=False)
+    """Of the rig."""
+
+    def __post_init__(self) -> None:
+        """Encode the cameras once."""
+        features = self.components.encode_rig(self.rig, image_size=self.image_size)
+        object.__setattr__(self, "features", features)
+
+    @property
+    def num_views(self) -> int:
+        """Images that are drawn together."""
+        return self.rig.num_views
+
+    @property
+    def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
+        """The diffusers network that holds what trains."""
+        return self.components.policy.unet
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """Networks that read prompts."""
+        return (self.components.text_encoder, self.components.text_encoder_2)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, in place of a doubled batch."""
+        return self.components.policy.guidance_width is not None
+
+    @property
+    def camera_features(self) -> CameraFeatures:
+        """Of the cameras, computed once."""
+        return self.features
+
+    def embed(self, prompt: str) -> Embedded:
+        """Encode one prompt, without gradient."""
+        return encode_prompts(self.components, [prompt])
+
+    def add_lora(self, *, rank: int, alpha: float, seed: int) -> None:
+        """Add a trainable low-rank update and freeze the rest."""
+        add_lora(self.network, rank=rank, alpha=alpha, seed=seed)
+
+    def lora(self) -> dict[str, nn.Parameter]:
+        """Find the LoRA's parameters by published name; none without a LoRA."""
+        return lora_parameters(self.network)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowBackbone(Backbone):
+    """A flow transformer, which draws one view."""
+
+    components: FlowComponents
+    """Every part, changed in place."""
+
+    @property
+    def num_views(self) -> int:
+        """Images that are drawn together."""
+        return 1
+
+    @property
+    def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
+        """The diffusers network that holds what trains."""
+        return self.components.policy.transformer
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """Networks that read prompts."""
+        return self.components.text_encoders
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, in place of a doubled batch."""
+        return self.components.policy.embeds_guidance
+
+    @property
+    def camera_features(self) -> CameraFeatures:
+        """None: there are no cameras."""
+        return ()
+
+    def embed(self, prompt: str) -> Embedded:
+        """Encode one prompt, without gradient."""
+        return self.components.encode_prompts([prompt])
+
+    def add_lora(self, *, rank: int, alpha: float, seed: int) -> None:
+        """Add a trainable low-rank update and freeze the rest."""
+        add_flow_lora(self.components.policy, rank=rank, alpha=alpha, seed=seed)
+
+    def lora(self) -> dict[str, nn.Parameter]:
+        """Find the LoRA's parameters by published name; none without a LoRA."""
+        return flow_lora_parameters(self.components.policy)
+
+    def noise_shift(self) -> float:
+        """Return the shift of the noise levels that the network was trained with [1]."""
+        _, _, height, width = self.latent_shape
+        return self.components.noise_shift(height, width)

@@ -1,0 +1,78 @@
+"""Types of single settings: what a value must be, whatever its section."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
+
+from mvczigal_ref.settings_file import Table
+
+__all__ = [
+    "SETTINGS",
+    "Count",
+    "CountOrZero",
+    "Dtype",
+    "HalfOpenShare",
+    "Name",
+    "Names",
+    "NonNegative",
+    "Positive",
+    "Real",
+    "Scorers",
+    "Share",
+    "Text",
+    "Texts",
+]
+
+
+def _refuse_bool(value: object) -> object:
+    # Python's bool is an int: without this, `lr: true` would mean a rate of 1.
+    if isinstance(value, bool):
+        msg = "must be a number"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueError alone
+    return value
+
+
+def _scorers(value: object) -> str | Table[float]:
+    """Read a scorer's name, or names with a weight each, into the one form of what they mean."""
+    named = {value: 1.0} if isinstance(value, str) else value
+    if not isinstance(named, Mapping) or not all(isinstance(k, str) and k for k in named):
+        msg = "must be a scorer's name, or scorers' names with a weight each"
+        raise ValueError(msg)
+    if not all(type(w) in (int, float) and math.isfinite(w) for w in named.values()):
+        msg = "must give every scorer a finite number as its weight"
+        raise ValueError(msg)
+    if not any(named.values()):
+        msg = "must give at least one scorer a weight other than 0"
+        raise ValueError(msg)
+    # Sorted, so that the order in which they were written changes no bit of the sum.
+    table = Table({name: float(named[name]) for name in sorted(named)})
+    return next(iter(table)) if list(table.values()) == [1.0] else table
+
+
+def _texts(value: object) -> Table[str]:
+    """Read a text for each of some scorers."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(text, str) and text for item in value.items() for text in item
+    ):
+        msg = "must hold a text for each scorer that it names, as in {pickscore: FOLDER}"
+        raise ValueError(msg)
+    return Table({name: value[name] for name in sorted(value)})
+
+
+SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+Real = Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+HalfOpenShare = Annotated[Real, Field(ge=0, lt=1)]
+Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field()]
+Names = tuple[Name, ...]
+Scorers = Annotated[str | Table[float], PlainValidator(_scorers)]
+Texts = Annotated[Table[str], PlainValidator(_texts)]

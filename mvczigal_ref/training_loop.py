@@ -1,0 +1,172 @@
+"""The iterations of a run, and what is measured and written after each."""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from mvczigal_ref.condition.protocol import ConditionEnhancer
+from mvczigal_ref.config import learns_from_pairs
+from mvczigal_ref.distributed import World
+from mvczigal_ref.group_iteration import run_group_iteration
+from mvczigal_ref.held_out import HeldOut, Watch
+from mvczigal_ref.iteration import prompt_batch, run_iteration
+from mvczigal_ref.reward.guard import guard_step
+from mvczigal_ref.tracking import MetricsLog, StageTimer, Trackers, peak_memory
+from mvczigal_ref.training_state import TrainingState
+
+__all__ = ["Events", "TrainingLoop", "stop_on_terminate"]
+
+
+class Events:
+    """What a run tells whoever watches it; the base class says nothing."""
+
+    def stage(self, text: str) -> None:
+        """Hear that something long begins.
+
+        Args:
+            text: What it is.
+        """
+
+    def iteration(self, finished: int, total: int, metrics: Mapping[str, float | None]) -> None:
+        """Hear that an iteration has ended.
+
+        Args:
+            finished: Iterations done, those before a resume too.
+            total: Iterations of the whole run.
+            metrics: What the metrics file says of it.
+        """
+
+
+class TrainingLoop:
+    """The iterations that are left, and what is measured and written after each."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        judge: HeldOut,
+        watch: Watch,
+        folder: Path,
+        tell: Events,
+        world: World,
+        enhancer: ConditionEnhancer | None = None,
+    ) -> None:
+        self._state, self._judge, self._watch = state, judge, watch
+        self._enhancer = enhancer
+        self._folder, self._tell, self._world = folder, tell, world
+        self._timer, done = StageTimer(world.device), state.logged
+        self._log = MetricsLog(folder / "metrics.jsonl", finished=done) if world.is_main else None
+        self._trackers = Trackers(
+            state.config.run.trackers if world.is_main else (), folder=folder, config=state.config,
+            finished=done,
+        )  # fmt: skip
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Go on to the end, or until a stop is asked for."""
+        state = self._state
+        try:
+            if state.finished == 0:
+                self._check()
+                self._save()
+            if state.pending is not None:  # a scorer was out when the iteration had been done
+                self._finish(stopped)
+            while not state.ended:
+                self._iterate()
+                self._finish(stopped)
+        finally:
+            self._trackers.close()
+
+    def _iterate(self) -> None:
+        state, config = self._state, self._state.config
+        state.set_learning_rate()
+        batch = prompt_batch(
+            state.prompts, seed=config.run.seed, iteration=state.finished,
+            count=config.run.objects_per_iteration,
+        )  # fmt: skip
+        learn = (
+            run_iteration
+            if learns_from_pairs(config)
+            else partial(run_group_iteration, enhancer=self._enhancer, old=state.old)
+        )
+        result = learn(
+            state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
+            config=config, world=self._world, timer=self._timer,
+        )  # fmt: skip
+        state.constraint, state.finished = result.constraint, state.finished + 1
+        state.old = result.old
+        state.pending = {**result.metrics}
+
+    def _finish(self, stopped: Callable[[], bool]) -> None:
+        """Measure what is due after an iteration, write it down, and save."""
+        state, run = self._state, self._state.config.run
+        iteration, every = state.finished - 1, run.evaluate_every
+        best = self._check()  # may end the run, and put the best parameters back
+        last = state.ended
+        metrics = {**(state.pending or {})}
+        if every and state.finished % every == 0:
+            metrics |= self._judge.metrics("after" if last else "at", state.finished)
+        metrics |= {**self._timer.take(), "peak_memory": peak_memory(self._world.device)}
+        if self._log is not None:
+            self._log.append(iteration, metrics)
+            self._trackers.log(iteration, metrics)
+        state.pending = None
+        self._tell.iteration(state.finished, run.iterations, metrics)
+        stop = self._world.anywhere(stopped())
+        if stop or last or best or state.finished % run.checkpoint_every == 0:
+            self._save()
+        if stop:
+            raise KeyboardInterrupt
+
+    def _check(self) -> bool:
+        """Let the guard look, if it is time; say whether this is its best check."""
+        state, guard = self._state, self._state.config.guard
+        known = state.guard is not None and state.guard.latest.iteration == state.finished
+        if known or not self._watch.due(state.finished):
+            return False
+        with self._timer("guard"):
+            check, metrics = self._watch(state.finished)
+        state.guard, verdict = guard_step(
+            state.guard, check, margin=guard.margin, unit=guard.unit, fallen=guard.fallen
+        )
+        if state.pending is not None:
+            state.pending |= {
+                **metrics,
+                "guard/fired": float(verdict.fired),
+                "guard/best_iteration": float(state.guard.best.iteration),
+            }
+        if guard.action == "return":
+            if verdict.improved and self._world.is_main:
+                state.keep_best(self._folder)
+            self._world.barrier()
+            if verdict.fired:
+                state.return_to_best(self._folder)
+        return verdict.improved and guard.action == "return"
+
+    def _save(self) -> None:
+        if self._world.is_main:
+            self._state.save(self._folder)
+        self._world.barrier()
+
+
+@contextmanager
+def stop_on_terminate() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and the first Ctrl-C into a checkpoint and a clean stop."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: signals are the caller's
+        old = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,230 @@
+"""The update on the forward process: samples noised again, and velocities fitted to them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import NonFiniteError
+from mvczigal_ref.policy import Policy
+from mvczigal_ref.records import Conditioning
+from mvczigal_ref.update.batch import ReplaySettings
+from mvczigal_ref.update.loop import dealt, update_parameters
+from mvczigal_ref.update.microbatch import Culprit, GradientStats
+
+__all__ = ["ForwardBatch", "ForwardObjective", "NoisedSamples", "update_forward"]
+
+Elsewhere = Callable[[], AbstractContextManager[None]]
+"""Gives the policy other parameters for a while."""
+
+MemberLatent = Float[Tensor, "member prompt view c h w"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForwardBatch:
+    """One slice's samples, and the noise that they are given."""
+
+    clean: MemberLatent
+    """Samples that were judged [1]."""
+
+    noise: Float[Tensor, "level member prompt view c h w"]
+    """Standard normal, for each level anew [1]."""
+
+    levels: tuple[float, ...]
+    """Noise levels [1]."""
+
+    conditioning: Conditioning
+    """Of the prompts."""
+
+    advantage: Float[Tensor, "member prompt view"]
+    """Of each sample [1]."""
+
+    first_object: int
+    """Index of the first prompt within the iteration, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoisedSamples:
+    """What an objective may ask of samples at one noise level."""
+
+    velocity: MemberLatent
+    """Of the policy. Gradient flows."""
+
+    velocity_old: MemberLatent
+    """Of the policy that sampled."""
+
+    velocity_reference: MemberLatent | None
+    """Of the reference network; None where there is none."""
+
+    latent_t: MemberLatent
+    """The noised samples [1]."""
+
+    clean: MemberLatent
+    """The samples [1]."""
+
+    level: Float[Tensor, "member prompt view"]
+    """Noise level [1]."""
+
+    advantage: Float[Tensor, "member prompt view"]
+    """Of each sample [1]."""
+
+
+ForwardObjective = Callable[[NoisedSamples], tuple[Tensor, dict[str, Tensor]]]
+"""From noised samples to their mean loss, with gradient, and means by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Microbatch:
+    """One slice at one noise level."""
+
+    policy: Policy
+    batch: ForwardBatch
+    index: int
+    objective: ForwardObjective
+    old: Elsewhere
+    reference: Elsewhere | None
+    settings: ReplaySettings
+    exact: bool = False
+
+    @property
+    def count(self) -> int:
+        """Elements: samples times views."""
+        return self.batch.advantage.numel()
+
+    @property
+    def place(self) -> str:
+        """Say which slice this is, for messages."""
+        return f"the slice that starts at object {self.batch.first_object}"
+
+    def accumulate(self, *, weight: float, on_policy: bool) -> GradientStats:
+        """Fit, and send the weighted loss backward."""
+        del on_policy
+        noised, latent_t = self._noised()
+        loss, told = self.objective(noised)
+        if not bool(loss.detach().isfinite()):
+            raise self._culprit(latent_t, float(loss.detach()))
+        (weight * loss).backward()
+        zero = torch.zeros_like(loss.detach())
+        return GradientStats(
+            loss=loss.detach() * self.count,
+            log_ratio_square=zero,
+            clipped=zero,
+            deviation=zero,
+            count=self.count,
+            num_log_ratios=0,
+            extra={name: value * self.count for name, value in told.items()},
+        )
+
+    def scores(self) -> Iterator[tuple[Tensor, Culprit]]:
+        """Predict once more, to search for what made a gradient non-finite."""
+        velocity = self._velocity(self._latent()).mean((-3, -2, -1))
+        first = self.batch.first_object
+        yield (
+            velocity,
+            lambda index: NonFiniteError("gradient", object=first + index[1], view=index[2]),
+        )
+
+    def _latent(self) -> MemberLatent:
+        level, clean = self.batch.levels[self.index], self.batch.clean
+        return (1.0 - level) * clean + level * self.batch.noise[self.index]
+
+    def _velocity(self, latent_t: MemberLatent) -> MemberLatent:
+        members = latent_t.shape[0]
+        output = self.policy(
+            latent_t.flatten(0, 2),
+            torch.tensor(1000.0 * self.batch.levels[self.index], device=latent_t.device),
+            self.batch.conditioning.repeat(members) if members > 1 else self.batch.conditioning,
+            guidance_scale=self.settings.guidance_scale,
+            camera_scale=self.settings.camera_scale,
+        )
+        return output.reshape(latent_t.shape)
+
+    def _noised(self) -> tuple[NoisedSamples, MemberLatent]:
+        batch, latent_t = self.batch, self._latent()
+        reference = None
+        with torch.no_grad():
+            with self.old():
+                old = self._velocity(latent_t)
+            if self.reference is not None:
+                with self.reference():
+                    reference = self._velocity(latent_t)
+        noised = NoisedSamples(
+            velocity=self._velocity(latent_t),
+            velocity_old=old,
+            velocity_reference=reference,
+            latent_t=latent_t,
+            clean=batch.clean,
+            level=torch.full_like(batch.advantage, batch.levels[self.index]),
+            advantage=batch.advantage,
+        )
+        return noised, latent_t
+
+    def _culprit(self, latent_t: MemberLatent, loss: float) -> NonFiniteError:
+        """Name the sample whose velocity or advantage is not finite, or none."""
+        velocity = self._velocity(latent_t).detach().sum((-3, -2, -1))
+        for name, table in (("advantage", self.batch.advantage), ("velocity", velocity)):
+            bad = (~table.isfinite()).nonzero().tolist()
+            if bad:
+                _, prompt, view = bad[0]
+                return NonFiniteError(name, object=self.batch.first_object + prompt, view=view)
+        return NonFiniteError("loss", value=loss)
+
+
+def update_forward(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[ForwardBatch],
+    objective: ForwardObjective,
+    *,
+    parameters: Sequence[Tensor],
+    world: World,
+    settings: ReplaySettings,
+    old: Elsewhere,
+    reference: Elsewhere | None = None,
+) -> dict[str, float]:
+    """Go over one iteration's samples, noised again, and change the parameters.
+
+    Source:
+        arXiv:2509.16117 (DiffusionNFT): no trajectory is stored and no log-density asked for.
+
+    Args:
+        policy: A flow's network.
+        optimizer: Over ``parameters``.
+        batches: This process's slices, optimiser step by optimiser step.
+        objective: Gives a level's loss with gradient.
+        parameters: What trains.
+        world: This process among all; gradients are averaged over it.
+        settings: Guidance, epochs and optimiser steps.
+        old: Gives the policy the parameters that sampled.
+        reference: Gives it those that training started from; None without a penalty.
+
+    Returns:
+        Means over the update: loss, grad_norm, and what the objective tells.
+
+    Raises:
+        ValueError: If the batches cannot be dealt out to the optimiser steps equally.
+        NonFiniteError: If a number is not finite; names object and view.
+    """
+    return update_parameters(
+        optimizer,
+        [
+            [
+                _Microbatch(
+                    policy=policy, batch=batch, index=index, objective=objective, old=old,
+                    reference=reference, settings=settings,
+                )
+                for batch in part
+                for index in range(len(batch.levels))
+            ]
+            for part in dealt(batches, settings.optimizer_steps)
+        ],
+        parameters=parameters,
+        world=world,
+        epochs=settings.epochs,
+        max_grad_norm=settings.max_grad_norm,
+        clip_range=settings.clip_range,
+    )  # fmt: skip
