@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 
+from mvczigal_ref import shipped
+from mvczigal_ref.gate import gate_flow
 from mvczigal_ref.models.components import load_components
+from mvczigal_ref.models.flow_loading import load_flux
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.shipped import ship
+from mvczigal_ref.models.tiny_flow import tiny_flow_components
+from mvczigal_ref.shipped import ship, ship_flow
 
 
 @pytest.fixture
@@ -54,3 +58,41 @@ def test_names_the_missing_stage(tmp_path):
     with pytest.raises(FileNotFoundError, match="finished weights; run pretraining first"):
         ship(tmp_path / "work", kept)
     assert kept.is_dir()
+
+
+def test_ships_the_flow_model_with_a_gate_for_each_guidance(work, tmp_path, monkeypatch):
+    """The first guidance scale is the one that is shown and returned."""
+    flow = tiny_flow_components(
+        seed=1, num_heads=1, head_width=8, num_layers=1, num_single_layers=1, max_tokens=12
+    )
+    flow.save(work / "settle")
+    (work / "pretrain_config.json").write_text('{"seed": 1, "max_tokens": 12}')
+    prompts = ["a red ball with a white nose"] * 2
+    judged = []
+
+    def judge(components, **settings):
+        judged.append((settings["guidance_scale"], components.max_tokens))
+        return gate_flow(components, prompts=prompts, **settings | {"steps": (2, 1)})
+
+    monkeypatch.setattr(shipped, "gate_flow", judge)
+    monkeypatch.setattr(shipped, "split_prompts", lambda: ([], prompts))
+    folder = tmp_path / "shipped"
+    found = ship_flow(work, folder, guidance_scales=(3.0, 1.0), noises=1)
+
+    assert judged == [(3.0, 12), (1.0, 12)]
+    text = (folder / "gate.md").read_text("utf-8")
+    assert text.startswith(f"Guidance 3, held-out prompts.\n\n{found}\n\nGuidance 1, held-out")
+    stored = load_flux(folder, max_tokens=12).policy.state_dict()
+    assert all(
+        torch.equal(stored[name], value.half().float())
+        for name, value in flow.policy.state_dict().items()
+    )
+    assert {"loss.png", "samples.png", "pretrain_config.json", "pretrain_log.jsonl"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_names_the_flow_model_s_missing_stage(tmp_path):
+    """As for the multi-view weights."""
+    with pytest.raises(FileNotFoundError, match=r"settle.*finished weights; run pretraining first"):
+        ship_flow(tmp_path / "work", tmp_path / "shipped")

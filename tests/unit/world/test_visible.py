@@ -13,7 +13,7 @@ from mvczigal_ref.world.cheats import hand_built_sets
 from mvczigal_ref.world.grammar import COLOURS, all_prompts, parse
 from mvczigal_ref.world.render import colour_maps
 from mvczigal_ref.world.scene import WORLD_RIG, azimuth_index, render_prompts, sample_scenes
-from mvczigal_ref.world.visible import colour_area, part_visible
+from mvczigal_ref.world.visible import colour_area, part_visible, views_showing_part
 
 PROMPTS = all_prompts()
 NAMES = list(COLOURS)
@@ -164,6 +164,20 @@ def test_any_cameras_will_do():
     images = render_prompts(PROMPTS[::7], generator=generator(), rig=rig)
 
     assert part_visible(images, PROMPTS[::7], rig=rig).all()
+
+
+def test_each_view_shows_the_part_by_itself(scenes):
+    """From in front always, from behind never, in as many views as one likes."""
+    made, _ = scenes
+    some = torch.arange(0, 240, 7)
+    said = [PROMPTS[i] for i in some.tolist()]
+    shown = views_showing_part(made.images(some, torch.arange(8).expand(len(some), 8)), said)
+
+    assert shown[:, 0].all()
+    assert not shown[:, 4].any()
+    assert shown[:, [1, 7]].all()
+    with pytest.raises(ValueError, match="`prompts` must hold one an object, 1; got 2"):
+        views_showing_part(torch.zeros(1, 3, 3, 32, 32), PROMPTS[:2])
 
 
 def test_blank_and_noise_show_no_part():
