@@ -77,11 +77,12 @@ class FlowConfig:
 class ConditionConfig:
     """Captions under which a group is judged and learnt beside its prompt."""
 
-    enhancer: Literal["none", "world", "stored", "chat", "local"] = "none"
-    """Who makes them: nobody; measurements of the tiny world's images; a file that `mvczigal
+    enhancer: Literal["none", "world", "world_edits", "stored", "chat", "local"] = "none"
+    """Who makes them: nobody; measurements of the tiny world's images; changes of one word of the
+    tiny world's prompts; a file that `mvczigal
     enhance` wrote; a vision-language model that is served, or one in this process."""
     num_captions: Count = 4
-    """Captions a prompt that are taken of a file [captions]; the others make one a sample."""
+    """Captions a prompt where no image is described [captions]; else it is one a sample."""
     file: Name | None = None
     """The file [path]."""
     model: Name | None = None

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.recipes import tiny
+from mvczigal_ref.recipes import baselines, flow, sdxl, tiny, tiny_flow
 from mvczigal_ref.settings_file import unknown_setting
 
 __all__ = ["RECIPES", "recipe"]
 
-_FAMILIES = (tiny,)
+_FAMILIES = (tiny, tiny_flow, baselines, sdxl, flow)
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     name: getattr(family, name) for family in _FAMILIES for name in family.__all__

@@ -1,4 +1,4 @@
-"""MVC-ZigAL and its baselines on the tiny world, at the size of a laptop."""
+"""MVC-ZigAL on the tiny world, at the size of a laptop, and its controls."""
 
 from dataclasses import replace
 
@@ -15,12 +15,9 @@ from mvczigal_ref.config import (
 
 __all__ = [
     "tiny",
-    "tiny_joint",
     "tiny_per_view",
-    "tiny_rdl",
     "tiny_released",
     "tiny_shuffled",
-    "tiny_weighted",
 ]
 
 
@@ -45,42 +42,12 @@ def tiny() -> TrainConfig:
     )
 
 
-def tiny_joint() -> TrainConfig:
-    """MV-ZigAL: the joint reward alone.
-
-    Each view's advantage is its object's, so that nothing tells a good view from a bad one.
-    """
-    return replace(tiny(), recipe="tiny_joint", advantage=AdvantageConfig(mode="joint"))
-
-
 def tiny_per_view() -> TrainConfig:
     """The per-view reward alone, without the constraint.
 
     Shows what the constraint is for: this reward cannot tell one object from six.
     """
     return replace(tiny(), recipe="tiny_per_view", advantage=AdvantageConfig(mode="per_view"))
-
-
-def tiny_weighted() -> TrainConfig:
-    """WS-ZigAL: a weighted sum of both rewards.
-
-    Half and half throughout, where the constraint would move the weight.
-    """
-    advantage = AdvantageConfig(mode="weighted_sum", joint_weight=0.5)
-    return replace(tiny(), recipe="tiny_weighted", advantage=advantage)
-
-
-def tiny_rdl() -> TrainConfig:
-    """MV-RDL: two standard trajectories a pair, the joint reward alone.
-
-    Against ``tiny_joint`` it shows what the zigzag arm adds.
-    """
-    return replace(
-        tiny(),
-        recipe="tiny_rdl",
-        advantage=AdvantageConfig(mode="joint"),
-        objective=replace(tiny().objective, pairing="standard"),
-    )
 
 
 def tiny_shuffled() -> TrainConfig:

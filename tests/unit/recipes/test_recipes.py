@@ -12,12 +12,38 @@ from mvczigal_ref.report.run_folder import settings_of
 from mvczigal_ref.slices import Share
 
 ALSO_CHANGES = {
-    "tiny_joint": {"advantage.mode"},
-    "tiny_per_view": {"advantage.mode"},
-    "tiny_weighted": {"advantage.mode"},
-    "tiny_rdl": {"advantage.mode", "objective.pairing"},
-    "tiny_shuffled": {"advantage.shuffle"},
-}
+    "tiny": {
+        "tiny_per_view": {"advantage.mode"},
+        "tiny_shuffled": {"advantage.shuffle"},
+        "tiny_mv_zigal": {"advantage.mode"},
+        "tiny_ws_zigal": {"advantage.mode"},
+        "tiny_mv_rdl": {"advantage.mode", "objective.pairing"},
+        "tiny_mv_dpo": {"advantage.mode", "objective.pairing", "objective.kind"},
+        "tiny_mv_pg": {
+            "advantage.mode", "advantage.spread", "objective.pairing", "objective.kind",
+        },
+        "tiny_mvc_zigpg": {"advantage.spread", "objective.kind"},
+        "tiny_fixed_threshold": {"constraint.threshold_decay"},
+        "tiny_fixed_step_size": {"constraint.step_size_satisfied"},
+        "tiny_full_zigzag": {"zigzag.steps"},
+    },
+    "tiny_flow_grpo": {
+        "tiny_flow_shuffled": {"advantage.shuffle"},
+        "tiny_grpo_guard": {"objective.kind", "objective.clip_range"},
+        "tiny_mix_grpo": {
+            "rollout.window", "rollout.window_size", "rollout.window_interval",
+        },
+    },
+    "tiny_flow_grpo_fast": {
+        "tiny_mv_grpo_vlm": {"condition.enhancer"},
+        "tiny_mv_grpo_llm": {"condition.enhancer"},
+    },
+}  # fmt: skip
+FLUX = (
+    "flow_grpo", "flow_grpo_fast", "dance_grpo", "tempflow_grpo", "mix_grpo", "g2rpo",
+    "branch_grpo", "diffusion_nft", "mv_grpo_llm", "mv_grpo_vlm",
+)  # fmt: skip
+MULTIVIEW = ("mv_pg", "mv_dpo", "mv_rdl", "mv_zigal", "ws_zigal", "mvc_zigpg", "mvc_zigal")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -41,12 +67,42 @@ def test_a_recipe_says_what_it_is_in_one_line(name):
     assert 20 < len(first) <= 95
 
 
-@pytest.mark.parametrize(("name", "changed"), ALSO_CHANGES.items())
-def test_a_comparison_differs_in_one_thing(name, changed):
+@pytest.mark.parametrize(
+    ("base", "name", "changed"),
+    [(base, name, paths) for base, row in ALSO_CHANGES.items() for name, paths in row.items()],
+)
+def test_a_comparison_differs_in_one_thing(base, name, changed):
     """A difference in the outcome then has one cause."""
-    start, other = settings_of(recipe("tiny")), settings_of(recipe(name))
+    start, other = settings_of(recipe(base)), settings_of(recipe(name))
 
     assert {path for path in start if start[path] != other[path]} == changed
+
+
+@pytest.mark.parametrize("name", FLUX)
+def test_a_method_on_flux_has_its_tiny_form(name):
+    """Of the same objective, the same kind of groups and the same kernel."""
+    full, small = recipe(name), recipe(f"tiny_{name}")
+
+    assert small.objective.kind == full.objective.kind
+    assert small.objective.step_weight == full.objective.step_weight
+    assert small.rollout.kind == full.rollout.kind
+    assert small.rollout.strides == full.rollout.strides
+    assert small.optim.step_per_decision == full.optim.step_per_decision
+    assert (small.condition.enhancer == "none") == (full.condition.enhancer == "none")
+    if not name.startswith("mv_"):
+        assert small.flow.kernel == full.flow.kernel
+
+
+@pytest.mark.parametrize("name", MULTIVIEW)
+def test_a_baseline_changes_the_same_settings_at_both_sizes(name):
+    """The full-size one from `lcm_sdxl_simple`, the tiny one from `tiny`."""
+    small = "tiny" if name == "mvc_zigal" else f"tiny_{name}"
+
+    def changes(base, other):
+        start, end = settings_of(recipe(base)), settings_of(recipe(other))
+        return {path: end[path] for path in start if start[path] != end[path]}
+
+    assert changes("lcm_sdxl_simple", name) == changes("tiny", small)
 
 
 def test_the_released_settings_are_the_released_ones():
@@ -62,5 +118,5 @@ def test_the_released_settings_are_the_released_ones():
 
 def test_an_unknown_recipe_names_the_nearest():
     """A slip of the finger is told as one."""
-    with pytest.raises(ConfigError, match=r"tiny_jont.*tiny_joint"):
-        recipe("tiny_jont")
+    with pytest.raises(ConfigError, match=r"tiny_shufled.*tiny_shuffled"):
+        recipe("tiny_shufled")

@@ -1,0 +1,113 @@
+"""The published runs at full size: SDXL with row attention, few-step and not.
+
+Published numbers are per process, of four with 24 GB each; ours are of the whole run. So
+``run.objects_per_iteration`` is 4 processes x rounds x prompts a round, and a round's prompts are
+``run.objects_per_slice``. The published accumulation counts timesteps over prompts: A of them
+between two changes of the parameters are A / T prompts a process, where T is the number of sampling
+steps, and of the R x P prompts that a process has, that makes
+``optim.optimizer_steps_per_epoch`` = R P T / A. Whatever the number of processes, the same objects
+go into each of those steps. ``run.iterations`` is published epochs x iterations.
+
+The published trainer replays prompts one by one after sampling several together. Here what was
+sampled together is replayed together: then the first ratio is exactly 1, and network calls are
+fewer. ``run.replay_objects_per_slice=1`` saves memory; ``run.objects_per_slice=1`` more, and keeps
+the ratio.
+
+``model.weights`` and ``reward.weights`` name folders that the user fills, and ``run.prompts`` a
+text file with one prompt a line.
+"""
+
+from dataclasses import replace
+
+from mvczigal_ref.config import (
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RewardConfig,
+    RunConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+
+__all__ = ["lcm_sdxl_mate3d", "lcm_sdxl_simple", "sdxl_simple"]
+
+_PROCESSES = 4
+
+
+def lcm_sdxl_simple() -> TrainConfig:
+    """MVC-ZigAL on LCM-SDXL at 8 steps, for 45 animal names: 24 GB cards, 700 iterations.
+
+    4 prompts x 1 round a process; 32 timesteps are 4 prompts: one parameter change an iteration.
+    """
+    return TrainConfig(
+        recipe="lcm_sdxl_simple",
+        model=ModelConfig(
+            weights="weights/lcm_sdxl",
+            rig="paper",
+            image_size=768,
+            lora_rank=16,
+            lora_alpha=16.0,
+            dtype="fp16",
+            storage_dtype="fp16",
+            gradient_checkpointing=True,
+        ),
+        sampler=SamplerConfig(
+            kind="lcm", prediction_type="epsilon", num_steps=8, guidance_scale=7.0, snr_shift=8.0
+        ),
+        reward=RewardConfig(
+            per_view="pickscore",
+            joint="hyperscore.overall",
+            weights={"hyperscore": "weights/hyperscore"},
+        ),
+        objective=ObjectiveConfig(clip_range=1e-4, train_last_action=True),
+        optim=OptimConfig(lr=1e-4, max_grad_norm=5.0, optimizer_steps_per_epoch=1),
+        run=RunConfig(
+            iterations=70 * 10,
+            objects_per_iteration=_PROCESSES * 1 * 4,
+            objects_per_slice=4,
+            prompts="prompts/simple_animals.txt",
+            seed=42,
+        ),
+    )
+
+
+def lcm_sdxl_mate3d() -> TrainConfig:
+    """MVC-ZigAL on LCM-SDXL at 8 steps, for the 160 prompts of MATE-3D: 1000 iterations.
+
+    4 prompts x 4 rounds a process; 64 timesteps are 8 prompts: two parameter changes an iteration.
+    """
+    base = lcm_sdxl_simple()
+    return replace(
+        base,
+        recipe="lcm_sdxl_mate3d",
+        optim=replace(base.optim, lr=5e-5, optimizer_steps_per_epoch=2),
+        run=replace(
+            base.run,
+            iterations=100 * 10,
+            objects_per_iteration=_PROCESSES * 4 * 4,
+            prompts="prompts/mate3d.txt",
+        ),
+    )
+
+
+def sdxl_simple() -> TrainConfig:
+    """MVC-ZigAL on SDXL itself: DDIM at 16 steps, for 45 animal names, 700 iterations.
+
+    2 prompts x 2 rounds a process; 64 timesteps are 4 prompts: one parameter change an iteration.
+    Guidance doubles the batch, away from a negative prompt.
+    """
+    base = lcm_sdxl_simple()
+    return replace(
+        base,
+        recipe="sdxl_simple",
+        model=replace(base.model, weights="weights/sdxl", lora_rank=4, lora_alpha=4.0),
+        sampler=replace(
+            base.sampler,
+            kind="ddim",
+            num_steps=16,
+            eta=1.0,
+            negative_prompt="watermark, ugly, deformed, noisy, blurry, low contrast",
+        ),
+        optim=replace(base.optim, lr=5e-5),
+        run=replace(base.run, objects_per_iteration=_PROCESSES * 2 * 2, objects_per_slice=2),
+    )
