@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mvczigal_ref.caption_log import caption_record, drift_metrics
 from mvczigal_ref.condition.protocol import Caption, ConditionEnhancer
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState, constraint_step
@@ -98,6 +99,7 @@ def run_group_iteration(
             for views, texts, made in zip(images, said, captions, strict=True)
         ]
         rewards = _gathered(own, share, world)
+        rewards.require_finite()  # the constraint's mean would not say whose it was
         constraint = constraint_step(
             constraint,
             float(rewards.joint_total()[0].mean()),
@@ -120,13 +122,24 @@ def run_group_iteration(
         learn = learn_from_decisions
         if old is not None:
             learn = partial(learn_from_noised, iteration=iteration, old=old)
-        learned = learn(
+        learned, drift = learn(
             system, optimizer, samples, conditions, advantages,
             share=share, config=config, world=world,
         )  # fmt: skip
+    metrics, told = {**_metrics(rewards, constraint), **learned}, None
+    if drift is not None:
+        metrics |= drift_metrics(drift)
+        mine = [i for part in share.objects for i in part]
+        told = caption_record(
+            [text for texts in said for text in texts],
+            [texts for made in captions for texts in made],
+            rewards.per_view_total().mean(-1)[:, mine],
+            drift,
+        )
     return IterationResult(
         constraint,
-        {**_metrics(rewards, constraint), **learned},
+        metrics,
+        told=told,
         old=None if old is None else _followed(old, system, iteration, config),
     )
 
@@ -177,7 +190,8 @@ def _leaf_log_prob(samples: Sequence[GroupSamples], share: Share, world: World) 
     """Find how likely each leaf's path was, where that counts."""
     if not samples[0].config.advantage.fusion_inverse_temperature:
         return None
-    return share.gather([part.leaf_log_prob() for part in samples], world)
+    own = [part.leaf_log_prob for part in samples if part.leaf_log_prob is not None]
+    return share.gather(own, world)
 
 
 def _metrics(rewards: GroupRewards, constraint: ConstraintState) -> dict[str, float]:

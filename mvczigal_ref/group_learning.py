@@ -46,7 +46,7 @@ def learn_from_decisions(
     share: Share,
     config: TrainConfig,
     world: World,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Tensor | None]:
     """Replay what was drawn, under every condition, and change the parameters.
 
     Args:
@@ -60,7 +60,8 @@ def learn_from_decisions(
         world: This process among all.
 
     Returns:
-        What the update measured, and how far captions move the samples' densities.
+        What the update measured; and by how much each caption changes each sample's density, of
+        all processes [unit of the log-density], None without captions.
 
     Raises:
         NonFiniteError: If a number is not finite; says where.
@@ -86,7 +87,7 @@ def learn_from_decisions(
         settings=settings,
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
     )
-    return {**learned, **_drift(old, share, world)}
+    return learned, _drift(old, share, world)
 
 
 def learn_from_noised(
@@ -101,7 +102,7 @@ def learn_from_noised(
     world: World,
     iteration: int,
     old: Mapping[str, Tensor],
-) -> dict[str, float]:
+) -> tuple[dict[str, float], None]:
     """Noise what was sampled, fit velocities to it, and change the parameters.
 
     Args:
@@ -117,7 +118,7 @@ def learn_from_noised(
         old: Trained parameters of the policy that sampled.
 
     Returns:
-        What the update measured.
+        What the update measured, and None: there are no log-densities.
 
     Raises:
         NonFiniteError: If a number is not finite; says where.
@@ -128,7 +129,7 @@ def learn_from_noised(
                 iteration)
         for n, part in enumerate(share.objects)
     ]  # fmt: skip
-    return update_forward(
+    learned = update_forward(
         system.policy,
         optimizer,
         batches,
@@ -139,6 +140,7 @@ def learn_from_noised(
         old=partial(parameters_as, system.trained(), old),
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
     )
+    return learned, None
 
 
 @contextmanager
@@ -239,10 +241,10 @@ def _batches(
 
 def _drift(
     old: Sequence[Sequence[tuple[Tensor, ...]]], share: Share, world: World
-) -> dict[str, float]:
+) -> Tensor | None:
     """Measure how captions change the density of what the prompts drew."""
     if len(old[0]) < 2:
-        return {}
+        return None
     found = []
     for index in range(len(old[0][0])):
         rows = [
@@ -252,13 +254,7 @@ def _drift(
             for part in old
         ]
         found.append(share.gather([row.flatten(1) for row in rows], world).flatten())
-    drift = torch.cat(found)
-    quantiles = torch.quantile(drift.double(), torch.tensor([0.5, 0.95], dtype=torch.float64))
-    return {
-        "drift/mean": float(drift.mean()),
-        "drift/median": float(quantiles[0]),
-        "drift/p95": float(quantiles[1]),
-    }
+    return torch.cat(found)
 
 
 def _levels(system: System, config: TrainConfig, iteration: int) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class IterationResult:
 
     metrics: dict[str, float]
     """Numbers of the metrics file."""
+
+    told: dict[str, Any] | None = None
+    """Captions of the iteration, what was made of them, and how they move densities; none
+    where samples are judged under their prompts alone."""
 
     old: dict[str, Tensor] | None = None
     """Trained parameters of the policy that samples next, where it is not the one that learns."""

@@ -39,12 +39,13 @@ class MetricsLog:
         atomic_write(path, "".join(map(_line, rows)))
         self._next = finished
 
-    def append(self, iteration: int, metrics: Mapping[str, Number]) -> None:
+    def append(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Write one iteration's metrics.
 
         Args:
             iteration: Index of the iteration, 0 the first; one more than the last that was written.
-            metrics: Numbers by name. JSON has no word for one that is not finite: it becomes null.
+            metrics: JSON values by name. A number that is not finite, for which JSON has no word,
+                becomes null.
 
         Raises:
             ValueError: If the iteration is not the next.
@@ -206,7 +207,7 @@ def _tracker(name: str, folder: Path, finished: int) -> GeneralTracker:
     return WandBTracker("mvczigal", name=folder.name, id=own, dir=str(folder), resume="allow")
 
 
-def _line(row: Mapping[str, Number]) -> str:
+def _line(row: Mapping[str, Any]) -> str:
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()

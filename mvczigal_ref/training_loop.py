@@ -58,6 +58,10 @@ class TrainingLoop:
         self._folder, self._tell, self._world = folder, tell, world
         self._timer, done = StageTimer(world.device), state.logged
         self._log = MetricsLog(folder / "metrics.jsonl", finished=done) if world.is_main else None
+        captioned = world.is_main and enhancer is not None
+        self._captions = (
+            MetricsLog(folder / "captions.jsonl", finished=state.finished) if captioned else None
+        )
         self._trackers = Trackers(
             state.config.run.trackers if world.is_main else (), folder=folder, config=state.config,
             finished=done,
@@ -96,6 +100,8 @@ class TrainingLoop:
         )  # fmt: skip
         state.constraint, state.finished = result.constraint, state.finished + 1
         state.old = result.old
+        if self._captions is not None and result.told is not None:
+            self._captions.append(state.finished - 1, result.told)
         state.pending = {**result.metrics}
 
     def _finish(self, stopped: Callable[[], bool]) -> None:

@@ -35,6 +35,15 @@ _COLUMNS: Sequence[tuple[str, tuple[str, ...], str]] = (
     ("multiplier", ("multiplier",), ".3f"),
     ("grad norm", ("grad_norm",), ".3g"),
 )
+_GROUP_COLUMNS: Sequence[tuple[str, tuple[str, ...], str]] = (
+    ("per view", ("per_view_reward/mean",), ".2f"),
+    ("spread", ("per_view_reward/group_std",), ".2f"),
+    ("   joint", ("joint_view_reward/mean",), ".2f"),
+    ("multiplier", ("multiplier",), ".3f"),
+    ("drift", ("drift/median",), ".3g"),
+    ("clipped", ("clip_fraction",), ".3f"),
+    ("grad norm", ("grad_norm",), ".3g"),
+)
 _WIDTH = 6
 
 
@@ -62,6 +71,7 @@ class TrainingDisplay(Events):
         self._task: TaskID | None = None
         self._stage: TaskID | None = None
         self._spoken, self._began = -_PLAIN_EVERY, (0, 0.0)
+        self._columns = _COLUMNS
 
     def __enter__(self) -> "TrainingDisplay":
         self._progress.start()
@@ -86,7 +96,8 @@ class TrainingDisplay(Events):
             self._end_stage()
             self._began = (finished, now)
             self._task = self._progress.add_task(_TRAINING, total=total, told="")
-            self._print(_header())
+            self._columns = _GROUP_COLUMNS if "per_view_reward/mean" in metrics else _COLUMNS
+            self._print(_header(self._columns))
         left = ""
         done, began = self._began
         if done < finished < total:
@@ -99,7 +110,7 @@ class TrainingDisplay(Events):
             self._spoken = now
             line = f"{finished:>{_WIDTH}}" + "".join(
                 f"  {_value(metrics, names, form):>{max(len(header), _WIDTH)}}"
-                for header, names, form in _COLUMNS
+                for header, names, form in self._columns
             )
             self._print(line if self._live or not left else f"{line}  {left}")
 
@@ -194,8 +205,8 @@ def guard_text(state: GuardState, *, returned: bool) -> str:
     )
 
 
-def _header() -> str:
-    return f"{'done':>{_WIDTH}}" + "".join(f"  {name:>{_WIDTH}}" for name, _, _ in _COLUMNS)
+def _header(columns: Sequence[tuple[str, tuple[str, ...], str]]) -> str:
+    return f"{'done':>{_WIDTH}}" + "".join(f"  {name:>{_WIDTH}}" for name, _, _ in columns)
 
 
 def _value(metrics: Mapping[str, Any], names: Sequence[str], form: str) -> str:

@@ -56,13 +56,13 @@ def train_run(command: Train, config: TrainConfig) -> None:
 def _run(config: TrainConfig, folder: Path, console: Console, here: World) -> None:
     from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
     from mvczigal_ref.report import write_report
-    from mvczigal_ref.report.run_folder import reward_unit
+    from mvczigal_ref.report.run_folder import reward_unit, score_tables
     from mvczigal_ref.trainer import train
 
     with TrainingDisplay(console) as display:
         result = train(config, folder, world=here, events=display)
     if here.is_main:
-        gains = {"per view": result.per_view, "joint view": result.joint}
+        gains = {name: getattr(result, table) for name, table in score_tables(config).items()}
         console.print(gain_table(gains, unit=reward_unit(config), before="before", after="after"))
         if result.guard is not None:
             console.print(guard_table(result.guard))

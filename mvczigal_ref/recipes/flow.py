@@ -22,6 +22,7 @@ from mvczigal_ref.config import (
     SamplerConfig,
     TrainConfig,
 )
+from mvczigal_ref.settings_file import Table
 
 __all__ = [
     "branch_grpo",
@@ -151,7 +152,7 @@ def mix_grpo() -> TrainConfig:
         ),
         reward=replace(
             base.reward,
-            per_view={"hpsv2": 1.0, "image_reward": 1.0, "pickscore": 1.0},
+            per_view=Table({"hpsv2": 1.0, "image_reward": 1.0, "pickscore": 1.0}),
             combine="advantages",
         ),
         objective=replace(base.objective, train_share=1.0),

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["Curve", "Panel", "draw", "panels", "smooth"]
+__all__ = ["Curve", "Panel", "draw", "draw_histogram", "panels", "smooth"]
 
 # matplotlib needs colours; the page has two sets of them, light and dark. Each of these stands
 # for one of the page's variables.
@@ -78,6 +78,9 @@ class Panel:
     zero: bool = False
     """Whether 0 is marked, and so always in sight."""
 
+    needs: str = ""
+    """A metric without which the panel would show only what belongs to another."""
+
 
 def panels(unit: str) -> list[Panel]:
     """List what the page draws, in the order of the algorithm.
@@ -99,6 +102,32 @@ def panels(unit: str) -> list[Panel]:
     )
     return [
         Panel(
+            title=f"Reward of single views{measured}",
+            note="Mean over this iteration's groups, under their prompts and under the captions.",
+            curves=(
+                Curve(key="per_view_reward/mean", label="prompt"),
+                Curve(key="per_view_reward/under_captions", label="captions"),
+            ),
+            noisy=True,
+        ),
+        Panel(
+            title=f"Joint-view reward of groups{measured}",
+            note="The constraint wants it above the threshold.",
+            curves=(
+                Curve(key="joint_view_reward/mean", label="mean"),
+                Curve(key="threshold", label="threshold", dashed=True),
+            ),
+            noisy=True,
+            needs="joint_view_reward/mean",
+        ),
+        Panel(
+            title=f"Spread within groups{measured}",
+            note="Standard deviation of a group's rewards: where it is 0, nothing is learnt.",
+            curves=(Curve(key="per_view_reward/group_std"),),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
             title=f"Per-view reward{measured}",
             note="Mean over this iteration's training prompts, both arms of each pair.",
             curves=arms,
@@ -109,6 +138,7 @@ def panels(unit: str) -> list[Panel]:
             note="The constraint wants it above the threshold.",
             curves=(*joint, Curve(key="threshold", label="threshold", dashed=True)),
             noisy=True,
+            needs="joint_view_reward/zigzag",
         ),
         Panel(
             title=f"Gap, zigzag minus standard{measured}",
@@ -135,7 +165,7 @@ def panels(unit: str) -> list[Panel]:
         ),
         Panel(
             title="Loss",
-            note="Squared error of the reward difference; the mean squared gap at each first step.",
+            note="Of the objective; for pairs the mean squared gap at each first step.",
             curves=(Curve(key="loss"),),
             noisy=True,
         ),
@@ -163,6 +193,23 @@ def panels(unit: str) -> list[Panel]:
             title="Replay deviation [of the clip range]",
             note="Largest log-ratio of the first replay; exactly 0 on equal slices.",
             curves=(Curve(key="replay_deviation"),),
+            zero=True,
+        ),
+        Panel(
+            title="Divergence from the reference",
+            note="Of each step's Gaussian from that of the network without its LoRA.",
+            curves=(Curve(key="reference_kl"),),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Probability drift",
+            note="How far captions move the log-density of what the prompt drew.",
+            curves=(
+                Curve(key="drift/median", label="median"),
+                Curve(key="drift/p95", label="95 %"),
+            ),
+            noisy=True,
             zero=True,
         ),
         Panel(
@@ -213,14 +260,10 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str |
          if row.get(curve.key) is not None]
         for curve in panel.curves
     ]  # fmt: skip
-    if not any(measured):
+    if not any(measured) or (panel.needs and not any(panel.needs in row for row in rows)):
         return None
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.4, 2.3))
-        figure.subplots_adjust(left=0.13, right=0.985, bottom=0.22, top=0.91)
-        figure.patch.set_alpha(0.0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0.0)
+        figure, axes = _empty()
         for curve, points, colour in zip(panel.curves, measured, _CURVES, strict=False):
             if points:
                 _line(axes, points, curve, colour, noisy=panel.noisy)
@@ -233,8 +276,54 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str |
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(length=0)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
-        text = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(text, metadata=_NO_METADATA)
+        return _svg(figure, name)
+
+
+def draw_histogram(
+    edges: Sequence[float], counts: Sequence[int], *, label: str, name: str
+) -> str | None:
+    """Draw how often each size of a positive number was met, on a logarithmic axis.
+
+    Args:
+        edges: Of the bins, increasing and positive.
+        counts: One more than there are edges: the first and last bins are open.
+        label: What is counted, with its unit.
+        name: Prefix of the SVG's ids, one a page.
+
+    Returns:
+        An ``<svg>`` element, or None if nothing was counted.
+    """
+    if not sum(counts):
+        return None
+    ratio = edges[1] / edges[0]
+    bounds = [edges[0] / ratio, *edges, edges[-1] * ratio]
+    shown = [place for place, count in enumerate(counts) if count]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _empty()
+        total = sum(counts)
+        axes.stairs([100 * c / total for c in counts], bounds, fill=True, color=_CURVES[0])
+        axes.set_xscale("log")
+        axes.set_xlim(bounds[shown[0]], bounds[shown[-1] + 1])
+        axes.set_xlabel(label)
+        axes.set_ylabel("%")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(length=0, which="both")
+        return _svg(figure, name)
+
+
+def _empty() -> tuple[Figure, Axes]:
+    """Make a figure that lets the page shine through."""
+    figure = Figure(figsize=(4.4, 2.3))
+    figure.subplots_adjust(left=0.13, right=0.985, bottom=0.22, top=0.91)
+    figure.patch.set_alpha(0.0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0.0)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str) -> str:
+    text = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(text, metadata=_NO_METADATA)
     return _adapt(text.getvalue(), name)
 
 

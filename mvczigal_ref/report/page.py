@@ -14,17 +14,19 @@ import jinja2
 from markupsafe import Markup
 
 from mvczigal_ref import __version__
+from mvczigal_ref.caption_log import DRIFT_EDGES, drift_histogram
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation import PairedGain
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.pictures import contact_sheet
 from mvczigal_ref.recipes import RECIPES
-from mvczigal_ref.report.figures import draw, panels
+from mvczigal_ref.report.figures import draw, draw_histogram, panels
 from mvczigal_ref.report.run_folder import (
     RunFolder,
     changed_settings,
     read_run,
     reward_unit,
+    score_tables,
     settings_of,
 )
 from mvczigal_ref.shapes import Images
@@ -33,6 +35,7 @@ __all__ = ["verdict", "write_report"]
 
 _CLEAR = 2.0  # standard errors from which a change is called one
 _ANY = next(iter(RECIPES))  # a settings file that sets everything starts from any recipe
+_CAPTIONS = 12  # of the last iteration, on the page
 _SHEET_EDGE = 96  # pixels of one view on the page, at least
 
 
@@ -108,6 +111,14 @@ def _content(run: RunFolder) -> dict[str, Any]:
         for place, panel in enumerate(panels(unit))
         if (svg := draw(panel, _with_scores(run), name=f"f{place}"))
     ]  # fmt: skip
+    if svg := draw_histogram(
+        DRIFT_EDGES, drift_histogram(run.captions), label="drift", name="drift"
+    ):
+        figures.append(
+            {"title": "Probability drift, all iterations", "legend": [], "svg": Markup(svg),
+             "note": "How far captions move the log-density of what the prompt drew: share of all "
+             "captions, samples and steps."}
+        )  # fmt: skip
     noises, prompts = run.before.joint.shape if run.before is not None else (0, 0)
     return {
         "name": run.folder.resolve().name,
@@ -123,6 +134,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "noises": noises,
         "num_prompts": prompts,
         "sheets": _sheets(run),
+        "captions": run.captions[-1]["captions"][:_CAPTIONS] if run.captions else [],
         "figures": figures,
         "stages": _stages(run.rows),
         "memory": _peak(run.rows),
@@ -147,17 +159,30 @@ def _with_scores(run: RunFolder) -> list[dict[str, Any]]:
 def _facts(config: TrainConfig, finished: int) -> list[str]:
     """What was run, in a few words each."""
     sampler, model, run = config.sampler, config.model, config.run
-    pair = "zigzag against standard" if config.objective.pairing == "zigzag" else "two standard"
     trained = f"LoRA of rank {model.lora_rank}" if model.finetune == "lora" else "every weight"
     return [
         f"{finished} of {run.iterations} iterations",
-        f"{run.objects_per_iteration} pairs each ({pair})",
+        f"{run.objects_per_iteration} {_sampled(config)}",
         f"advantage: {config.advantage.mode.replace('_', ' ')}"
         + (", shuffled" if config.advantage.shuffle else ""),
         f"{sampler.kind.upper()}, {sampler.num_steps} steps, guidance {sampler.guidance_scale:g}",
         f"trains {trained}, learning rate {config.optim.lr:g}",
         f"seed {run.seed}",
     ]
+
+
+def _sampled(config: TrainConfig) -> str:
+    """What is sampled of each prompt."""
+    rollout = config.rollout
+    if rollout.kind == "pair":
+        zigzag = config.objective.pairing == "zigzag"
+        return f"pairs each ({'zigzag against standard' if zigzag else 'two standard'})"
+    if rollout.kind == "tree":
+        return f"trees each, which divide at steps {', '.join(map(str, rollout.split_steps))}"
+    if rollout.kind == "branches":
+        return f"prompts each, {rollout.members} branches of {rollout.trunks} trunks at every step"
+    told = "" if config.condition.enhancer == "none" else f", captions: {config.condition.enhancer}"
+    return f"groups of {rollout.members} each{told}"
 
 
 def _command(run: RunFolder) -> str:
@@ -194,7 +219,7 @@ def _sheets(run: RunFolder) -> list[_Sheet]:
                 float(getattr(before, field)[0, place]),
                 None if after is None else float(getattr(after, field)[0, place]),
             )
-            for name, field in (("per view", "per_view"), ("joint view", "joint"))
+            for name, field in score_tables(run.config).items()
         ]
         sheets.append(
             _Sheet(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ class RunFolder:
     prompts: list[str]
     """What was evaluated, one a column of the scores."""
 
+    captions: list[dict[str, Any]] = field(default_factory=list)
+    """What was made of the prompts, one mapping an iteration."""
+
     @property
     def before(self) -> Evaluation | None:
         """Scores before training, or None."""
@@ -58,9 +61,26 @@ class RunFolder:
         if before is None or after is None:
             return {}
         return {
-            "per view": paired_gain(before.per_view, after.per_view),
-            "joint view": paired_gain(before.joint, after.joint),
+            name: paired_gain(getattr(before, table), getattr(after, table))
+            for name, table in score_tables(self.config).items()
         }
+
+
+def score_tables(config: TrainConfig) -> dict[str, str]:
+    """Name the scores that a run has; where nothing judges all views, there is one.
+
+    Args:
+        config: The run.
+
+    Returns:
+        Fields of an evaluation, by what they are called.
+
+    Examples:
+        >>> score_tables(TrainConfig())
+        {'per view': 'per_view', 'joint view': 'joint'}
+    """
+    both = {"per view": "per_view", "joint view": "joint"}
+    return {"per view": "per_view"} if config.reward.joint == "per_view" else both
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -85,6 +105,7 @@ def read_run(folder: Path) -> RunFolder:
         rows=read_metrics(folder / "metrics.jsonl"),
         evaluations=evaluations,
         prompts=_prompts(folder, columns),
+        captions=read_metrics(folder / "captions.jsonl"),
     )
 
 

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvczigal_ref.report.figures import Curve, Panel, draw, panels, smooth
+from mvczigal_ref.report.figures import Curve, Panel, draw, draw_histogram, panels, smooth
 from tests.unit.report.folders import KEYS, metrics
+
+OF_GROUPS = {
+    "per_view_reward/mean", "per_view_reward/under_captions", "per_view_reward/group_std",
+    "joint_view_reward/mean", "reference_kl", "drift/median", "drift/p95",
+}  # fmt: skip
 
 NUMBER = st.floats(-1e6, 1e6)
 ONE = Panel(title="One", note="A note.", curves=(Curve(key="a"),))
@@ -103,7 +108,8 @@ def test_zero_is_in_sight_where_it_matters():
 @pytest.mark.parametrize("panel", panels("dB"), ids=lambda panel: panel.title)
 def test_an_element_needs_nothing_but_its_page(panel):
     """It is well-formed, sets no colour, font or size of its own, and refers to itself only."""
-    rows = [{**row, "held_out/per_view": 1.0, "held_out/joint": 2.0} for row in metrics(30)]
+    also = {key: 1.0 for key in (*(curve.key for curve in panel.curves), panel.needs)}
+    rows = [{**also, **row} for row in metrics(30)]
     svg = draw(panel, rows, name="f7")
     ids = re.findall(r' id="([^"]+)"', svg)
 
@@ -127,10 +133,33 @@ def test_every_metric_of_an_iteration_is_drawn_or_told():
     drawn = {curve.key for panel in panels("") for curve in panel.curves}
     told = {key for key in KEYS if not key.startswith(("seconds/", "peak_memory"))}
 
-    assert drawn == told | {"held_out/per_view", "held_out/joint"}
+    assert drawn == told | {"held_out/per_view", "held_out/joint"} | OF_GROUPS
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_a_panel_of_pairs_or_of_groups_alone_is_left_out_of_the_other(group):
+    """The threshold, which both have, must not draw an empty joint reward."""
+    row = {"iteration": 0, "threshold": 1.0, "multiplier": 0.5}
+    row |= {"joint_view_reward/mean": 2.0} if group else {"joint_view_reward/zigzag": 2.0}
+    titles = [panel.title for panel in panels("") if draw(panel, [row], name="f")]
+
+    assert [title for title in titles if title.startswith("Joint")] == [
+        "Joint-view reward of groups" if group else "Joint-view reward"
+    ]
+
+
+def test_a_histogram_shows_shares_of_what_was_counted():
+    """The first and last bins are open; nothing counted draws nothing."""
+    svg = draw_histogram([0.1, 1.0, 10.0], [0, 3, 1, 0], label="drift", name="h")
+
+    ET.fromstring(svg)
+    assert "drift" in svg
+    assert svg == draw_histogram([0.1, 1.0, 10.0], [0, 6, 2, 0], label="drift", name="h")
+    assert svg != draw_histogram([0.1, 1.0, 10.0], [0, 1, 3, 0], label="drift", name="h")
+    assert draw_histogram([0.1, 1.0], [0, 0, 0], label="drift", name="h") is None
 
 
 def test_units_stand_where_rewards_do():
     """A reward without a unit shows no empty brackets."""
-    assert panels("dB")[0].title == "Per-view reward [dB]"
-    assert panels("")[0].title == "Per-view reward"
+    assert "Per-view reward [dB]" in [panel.title for panel in panels("dB")]
+    assert "Per-view reward" in [panel.title for panel in panels("")]
