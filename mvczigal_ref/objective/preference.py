@@ -70,9 +70,10 @@ def preference_loss(
                 f"{tuple(log_ratio_zigzag.shape)}; got {tuple(tensor.shape)}; expand it."
             )
             raise ValueError(msg)
-    sign = advantage_gap.detach().sign()
+    gap = advantage_gap.detach()
+    # torch takes a gap that is not a number for a tie.
+    sign = gap.sign().where(~gap.isnan(), gap)
     margin = scale * sign * (log_ratio_zigzag - log_ratio_standard)
-    # A gap that is not a number must not pass for a tie.
     loss = -(sign.square() * logsigmoid(margin)).mean()
     with torch.no_grad():
         both = torch.stack([log_ratio_zigzag, log_ratio_standard])
