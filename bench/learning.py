@@ -7,35 +7,22 @@ of a gain counts seeds and prompts as random: SE^2 = var(seed means)/S + var(pro
 """
 
 import argparse
-import math
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mvczigal_ref.config import load_config
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation import evaluate, paired_gain
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.reproduce.comparison import gain_over_seeds, run_gain
 from mvczigal_ref.system import build_system
-from mvczigal_ref.trainer import train
 from mvczigal_ref.world.grammar import parse, split_prompts
 from mvczigal_ref.world.visible import colour_area
 
 SCORES = ("per_view", "joint")
-
-
-def gain_over_seeds(gains: Tensor) -> tuple[float, float]:
-    """Mean of gains (seed, prompt) and its standard error over both."""
-    seeds, prompts = gains.shape
-    square = gains.mean(0).var() / prompts
-    if seeds > 1:
-        square = square + gains.mean(1).var() / seeds
-    return float(gains.mean()), math.sqrt(float(square))
 
 
 def views_with_part(images: Tensor, prompts: Sequence[str]) -> float:
@@ -47,23 +34,6 @@ def views_with_part(images: Tensor, prompts: Sequence[str]) -> float:
     return float(torch.stack(shown).double().mean())
 
 
-def run(name: str, seed: int, folder: Path, overrides: Sequence[str]) -> dict[str, Tensor]:
-    """Train one recipe with one seed, unless it is there; give both evaluations."""
-    config = recipe(name)
-    config = replace(config, run=replace(config.run, seed=seed))
-    config = load_config(config, overrides=overrides)
-    started = time.perf_counter()
-    if not (folder / "summary.json").exists():
-        train(config, folder, world=World())
-        (folder / "wall_seconds").write_text(f"{time.perf_counter() - started:.0f}")
-    scores = {}
-    for occasion, iteration in (("before", 0), ("after", config.run.iterations)):
-        table = load_file(folder / "evaluations" / f"{occasion}_{iteration:06d}.safetensors")
-        scores |= {f"{occasion}/{key}": value for key, value in table.items()}
-    scores["seconds"] = torch.tensor(float((folder / "wall_seconds").read_text()))
-    return scores
-
-
 def table(recipes: Sequence[str], seeds: Sequence[int], folder: Path, words: Sequence[str]) -> None:
     """Print one row a recipe."""
     print(
@@ -71,16 +41,22 @@ def table(recipes: Sequence[str], seeds: Sequence[int], folder: Path, words: Seq
     )
     print("| --- | --- | --- | --- |")
     for name in recipes:
-        runs = [run(name, seed, folder / f"{name}-{seed}", words) for seed in seeds]
+        runs = [
+            run_gain(
+                load_config(recipe(name), overrides=[*words, f"run.seed={seed}"]),
+                folder / f"{name}-{seed}",
+            )
+            for seed in seeds
+        ]
         cells = []
         for score in SCORES:
             gains = torch.stack(
-                [(r[f"after/{score}"] - r[f"before/{score}"]).double().mean(0) for r in runs]
+                [(r["after"][score] - r["before"][score]).double().mean(0) for r in runs]
             )
             mean, error = gain_over_seeds(gains)
-            before = float(runs[0][f"before/{score}"].double().mean())
+            before = float(runs[0]["before"][score].double().mean())
             cells.append(f"{before:.2f}, {mean:+.2f} ± {error:.2f} ({mean / error:+.1f})")
-        seconds = max(float(r["seconds"]) for r in runs)
+        seconds = max(r["seconds"] for r in runs)
         print(f"| {name} | {cells[0]} | {cells[1]} | {seconds:.0f} |", flush=True)
 
 

@@ -144,7 +144,6 @@ def learn_from_noised(
 
 
 @contextmanager
-@torch.no_grad()
 def parameters_as(
     trained: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
 ) -> Iterator[None]:
@@ -166,13 +165,17 @@ def parameters_as(
         1.0
     """
     kept = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    for name, parameter in trained.items():
-        parameter.copy_(values[name])
+    _overwrite(trained, values)
     try:
         yield
     finally:
-        for name, parameter in trained.items():
-            parameter.copy_(kept[name])
+        _overwrite(trained, kept)
+
+
+@torch.no_grad()
+def _overwrite(trained: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in trained.items():
+        parameter.copy_(values[name])
 
 
 def _update_settings(config: TrainConfig) -> GroupUpdateSettings:

@@ -18,10 +18,12 @@ from mvczigal_ref.cli.arguments import (
     REFUSED,
     Command,
     ConvertReward,
+    Enhance,
     Evaluate,
     Pretrain,
     Recipes,
     Report,
+    Reproduce,
     Sample,
     Score,
     ServeReward,
@@ -39,6 +41,8 @@ _COMMANDS: dict[str, Callable[..., Command]] = {
     "score": Score,
     "serve-reward": ServeReward,
     "convert-reward": ConvertReward,
+    "enhance": Enhance,
+    "reproduce": Reproduce,
     "pretrain": Pretrain,
     "recipes": Recipes,
 }
@@ -49,7 +53,7 @@ _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # What follows one of these is its value, whatever it looks like.
 _TAKES_TEXT = (
     "--config", "--out", "--run", "--weights", "--json", "--prompts", "--recipe",
-    "--prompt", "--tokenizer",
+    "--prompt", "--tokenizer", "--url", "--model", "--api-key-env",
 )  # fmt: skip
 _INTERRUPTED = 130  # what a shell reports after Ctrl-C
 _TRY_LATER = 75  # what sendmail's descendants call a failure that will pass
@@ -112,7 +116,7 @@ def _read(words: list[str]) -> Command:
     )
     if not settings:
         return command
-    if isinstance(command, Report | ConvertReward | Recipes):
+    if isinstance(command, Report | ConvertReward | Enhance | Recipes):
         _say(f"error: this command takes no settings; got {settings[0]!r}.")
         raise SystemExit(2)
     return replace(command, settings=(*command.settings, *settings))

@@ -12,10 +12,12 @@ __all__ = [
     "REFUSED",
     "Command",
     "ConvertReward",
+    "Enhance",
     "Evaluate",
     "Pretrain",
     "Recipes",
     "Report",
+    "Reproduce",
     "Sample",
     "Score",
     "ServeReward",
@@ -212,11 +214,62 @@ class Pretrain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Enhance:
+    """Vary prompts by a language model, ahead of training; a stopped call goes on.
+
+    The file is what `condition.enhancer=stored` reads.
+    """
+
+    prompts: Annotated[Positional[str], arg(metavar="PROMPTS")]
+    """Text file with one prompt a line, or world.train or world.held_out."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """Where the captions go, as JSON lines."""
+    model: str
+    """Name of the served model, or folder of one to run here."""
+    url: Annotated[str | None, arg(metavar="URL", help_behavior_hint="(default: none)")] = None
+    """OpenAI-compatible endpoint that serves it, such as http://127.0.0.1:8000/v1."""
+    api_key_env: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """Environment variable that holds its key."""
+    captions: int = 4
+    """Captions a prompt."""
+    edits: Annotated[tuple[str, ...], arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
+    """What may be asked for: add, delete, rewrite; all if none is named."""
+    seed: int = 0
+    """Of the edits drawn and of the answers."""
+    workers: int = 1
+    """Prompts that a served model is asked about at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Compare the papers' methods on the tiny worlds, at equal network calls; takes hours."""
+
+    settings: _Settings = ()
+    """Settings to change in all methods, such as run.evaluation_noises=8."""
+    sets: tuple[Literal["multiview", "flow"], ...] = ("multiview", "flow")
+    """Which comparisons."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the runs, one run each a method."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/reproduce")
+    """Folder of runs, tables and pictures; a run that it already holds is not made again."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipes:
     """List the recipes."""
 
 
 Command: TypeAlias = (
-    Train | Sample | Evaluate | Report | Score | ServeReward | ConvertReward | Pretrain | Recipes
+    Train
+    | Sample
+    | Evaluate
+    | Report
+    | Score
+    | ServeReward
+    | ConvertReward
+    | Enhance
+    | Reproduce
+    | Pretrain
+    | Recipes
 )
 """What was asked for."""

@@ -14,10 +14,12 @@ from rich.table import Table
 from mvczigal_ref.cli.arguments import (
     Command,
     ConvertReward,
+    Enhance,
     Evaluate,
     Pretrain,
     Recipes,
     Report,
+    Reproduce,
     Sample,
     Score,
     ServeReward,
@@ -67,6 +69,12 @@ def run(command: Command) -> None:
             from mvczigal_ref.cli.scoring import convert_reward
 
             print(convert_reward(command))
+        case Enhance():
+            from mvczigal_ref.cli.comparing import enhance
+
+            enhance(command)
+        case Reproduce():
+            _reproduce(command)
         case Pretrain():
             _pretrain(command)
         case Recipes():
@@ -110,6 +118,19 @@ def _evaluate(command: Evaluate) -> None:
     from mvczigal_ref.trainer import read_prompts
 
     evaluate_policy(command, config, _checked(read_prompts(command.prompts), config))
+
+
+def _reproduce(command: Reproduce) -> None:
+    if not command.sets or not command.seeds or len({*command.seeds}) < len(command.seeds):
+        msg = (
+            "`--sets` and `--seeds` must hold at least one, and the seeds must differ; got "
+            f"{command.sets} and {command.seeds}."
+        )
+        raise ConfigError(msg)
+    load_config(overrides=command.settings)  # refuse a slip before hours of work
+    from mvczigal_ref.cli.comparing import reproduce
+
+    reproduce(command)
 
 
 def _score(command: Score) -> None:

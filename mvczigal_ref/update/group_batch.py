@@ -22,7 +22,8 @@ __all__ = [
     "ReplayedDecision",
 ]
 
-StoredTable = Float[Tensor, "prompt member view"]
+# Members differ from decision to decision: a tree grows.
+StoredTable = Float[Tensor, "prompt _ view"]
 MemberTable = Float[Tensor, "member prompt view"]
 MemberLatent = Float[Tensor, "member prompt view c h w"]
 

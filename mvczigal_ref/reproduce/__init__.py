@@ -1,0 +1,17 @@
+"""The papers' comparisons on the tiny worlds: every method, at equal network calls."""
+
+from mvczigal_ref.reproduce.comparison import Comparison, Outcome, compare, gain_over_seeds
+from mvczigal_ref.reproduce.methods import COMPARISONS, Method, MethodSet
+from mvczigal_ref.reproduce.tables import figure, markdown
+
+__all__ = [
+    "COMPARISONS",
+    "Comparison",
+    "Method",
+    "MethodSet",
+    "Outcome",
+    "compare",
+    "figure",
+    "gain_over_seeds",
+    "markdown",
+]

@@ -1,0 +1,246 @@
+"""Train every method with several seeds at equal network calls, and compare what they gain."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mvczigal_ref.config import TrainConfig, learns_from_pairs, load_config
+from mvczigal_ref.constraint import ConstraintState
+from mvczigal_ref.distributed import World
+from mvczigal_ref.enhancers import build_enhancer
+from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.group_iteration import run_group_iteration
+from mvczigal_ref.iteration import prompt_batch, run_iteration
+from mvczigal_ref.recipes import recipe
+from mvczigal_ref.reproduce.methods import Method, MethodSet
+from mvczigal_ref.system import build_system
+from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.trainer import Events, read_prompts, train
+
+__all__ = ["Comparison", "Outcome", "calls_per_iteration", "compare", "gain_over_seeds", "run_gain"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What one method gained."""
+
+    method: Method
+    """The method."""
+
+    iterations: int
+    """Of each run, so that the calls are equal."""
+
+    calls: int
+    """Latents that the network saw in training, forward passes alone [1]."""
+
+    seconds: float
+    """Mean wall time of a run, evaluations included [s]."""
+
+    before: dict[str, float]
+    """Mean held-out score before training, by score [reward units]."""
+
+    gains: dict[str, Float[Tensor, "seed prompt"]]
+    """Paired held-out gains, by score [reward units]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """All methods of one paper."""
+
+    methods: MethodSet
+    """What was compared."""
+
+    outcomes: tuple[Outcome, ...]
+    """In the same order."""
+
+    def paired(self, score: str) -> tuple[float, float] | None:
+        """Compare the set's pair of methods, prompt by prompt and seed by seed.
+
+        Args:
+            score: One of the set's.
+
+        Returns:
+            Mean difference of the gains, second minus first, and its standard error over seeds
+            and prompts; None where one of the two was not run.
+        """
+        found = {outcome.method.recipe: outcome.gains[score] for outcome in self.outcomes}
+        if not all(name in found for name in self.methods.pair):
+            return None
+        first, second = (found[name] for name in self.methods.pair)
+        return gain_over_seeds(second - first)
+
+
+def gain_over_seeds(gains: Float[Tensor, "seed prompt"]) -> tuple[float, float]:
+    r"""Average gains, and give the error that counts seeds and prompts as random.
+
+    .. math:: \mathrm{SE}^2 = \frac{\mathrm{var}_s(\bar g_{s \cdot})}{S}
+        + \frac{\mathrm{var}_p(\bar g_{\cdot p})}{P}
+
+    Args:
+        gains: Paired gains [reward units]; two prompts or more.
+
+    Returns:
+        Mean and standard error; with one seed the error is over prompts alone.
+
+    Examples:
+        >>> gain_over_seeds(torch.tensor([[1.0, 3.0], [1.0, 3.0]]))
+        (2.0, 1.0)
+    """
+    seeds, prompts = gains.shape
+    square = gains.mean(0).var() / prompts
+    if seeds > 1:
+        square = square + gains.mean(1).var() / seeds
+    return float(gains.mean()), math.sqrt(float(square))
+
+
+def calls_per_iteration(config: TrainConfig, **built: Any) -> int:  # noqa: ANN401 - as build_system
+    """Count the latents that the network sees in an iteration, by doing one.
+
+    Args:
+        config: The run.
+        **built: For :func:`~mvczigal_ref.system.build_system`, such as ``components``.
+
+    Returns:
+        Rows of all forward passes [latents]; backward passes are not counted.
+    """
+    system = build_system(config, device=torch.device("cpu"), **built)
+    rows = 0
+
+    def count(module: object, arguments: tuple[Any, ...]) -> None:
+        nonlocal rows
+        rows += arguments[0].shape[0]
+
+    system.policy.register_forward_pre_hook(count)
+    prompts = prompt_batch(
+        read_prompts(config.run.prompts), seed=config.run.seed, iteration=0,
+        count=config.run.objects_per_iteration,
+    )  # fmt: skip
+    learn: Callable[..., Any] = run_iteration
+    extra: dict[str, Any] = {}
+    if not learns_from_pairs(config):
+        learn = run_group_iteration
+        extra["enhancer"] = build_enhancer(config.condition, device=system.device)
+        if config.objective.kind == "forward_process":
+            extra["old"] = {name: p.detach().clone() for name, p in system.trained().items()}
+    learn(
+        system,
+        torch.optim.SGD(list(system.trained().values()), lr=0.0),
+        ConstraintState(multiplier=0.0, threshold=0.0, initialised=False),
+        prompts,
+        iteration=0,
+        config=config,
+        world=World(),
+        timer=StageTimer(system.device),
+        **extra,
+    )
+    return rows
+
+
+def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None) -> dict[str, Any]:
+    """Train one run, unless it is there, and read its held-out scores.
+
+    Args:
+        config: The run.
+        folder: Run folder; a stopped run goes on.
+        events: Told of progress.
+
+    Returns:
+        Tables ``before`` and ``after`` by score, and the run's wall seconds.
+    """
+    clock, started = folder / "wall_seconds.json", time.perf_counter()
+    if not (folder / "summary.json").exists():
+        train(config, folder, world=World(), events=events)
+        atomic_write(clock, to_json(time.perf_counter() - started))
+    found: dict[str, Any] = {"seconds": json.loads(clock.read_text("utf-8"))}
+    for occasion, iteration in (("before", 0), ("after", config.run.iterations)):
+        path = folder / "evaluations" / f"{occasion}_{iteration:06d}.safetensors"
+        found[occasion] = load_file(path)
+    return found
+
+
+def _silence(recipe: str, seed: int, iterations: int) -> AbstractContextManager[Events]:
+    del recipe, seed, iterations
+    return nullcontext(Events())
+
+
+def compare(
+    methods: MethodSet,
+    folder: Path,
+    *,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    budget: int | None = None,
+    tell: Callable[[str, int, int], AbstractContextManager[Events]] = _silence,
+) -> Comparison:
+    """Run every method with every seed, each for as many iterations as its calls allow.
+
+    Args:
+        methods: What is compared.
+        folder: Holds a run folder a method and seed; finished runs are not repeated.
+        seeds: Of the runs; at least one.
+        overrides: Settings of all methods, as ``section.name=value``.
+        budget: Latents that the network may see in training; None is what the first method
+            takes for its own number of iterations.
+        tell: Asked for the listener of each run, by recipe, seed and iterations.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ConfigError: If a setting is refused.
+    """
+    outcomes = []
+    for method in methods.methods:
+        base = load_config(recipe(method.recipe), overrides=overrides)
+        each = calls_per_iteration(base)
+        if budget is None:
+            budget = each * base.run.iterations
+        config = _of_length(base, max(1, round(budget / each)))
+        runs = []
+        for seed in seeds:
+            own = replace(config, run=replace(config.run, seed=seed))
+            place = folder / f"{method.recipe}-{seed}"
+            with tell(method.recipe, seed, config.run.iterations) as events:
+                runs.append(run_gain(own, place, events=events))
+        outcomes.append(_outcome(method, methods.scores, config, each, runs))
+    return Comparison(methods=methods, outcomes=tuple(outcomes))
+
+
+def _of_length(config: TrainConfig, iterations: int) -> TrainConfig:
+    """Change a run's length; a learning rate that fell to 0 at its end still does."""
+    optim, run = config.optim, config.run
+    if optim.decay_iterations == run.iterations:
+        optim = replace(optim, decay_iterations=iterations)
+    return replace(config, optim=optim, run=replace(run, iterations=iterations))
+
+
+def _outcome(
+    method: Method,
+    scores: Sequence[str],
+    config: TrainConfig,
+    each: int,
+    runs: Sequence[dict[str, Any]],
+) -> Outcome:
+    return Outcome(
+        method=method,
+        iterations=config.run.iterations,
+        calls=each * config.run.iterations,
+        seconds=sum(found["seconds"] for found in runs) / len(runs),
+        before={name: float(runs[0]["before"][name].double().mean()) for name in scores},
+        gains={
+            name: torch.stack(
+                [(found["after"][name] - found["before"][name]).double().mean(0) for found in runs]
+            )
+            for name in scores
+        },
+    )

@@ -1,0 +1,88 @@
+"""Which methods are compared, and what their papers say of them."""
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["COMPARISONS", "Method", "MethodSet"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row of a comparison."""
+
+    name: str
+    """What the paper calls it."""
+
+    recipe: str
+    """What runs it here."""
+
+    published: tuple[float | None, ...] = ()
+    """The paper's gains over its base model, one a column of its table; None where it has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodSet:
+    """One paper's comparison."""
+
+    title: str
+    """What is compared, and where."""
+
+    published: tuple[str, ...]
+    """What the paper measured, one a column."""
+
+    scores: tuple[str, ...]
+    """Fields of an evaluation, what is measured here."""
+
+    methods: tuple[Method, ...]
+    """In the paper's order; the first one's calls are the budget of all."""
+
+    pair: tuple[str, str]
+    """Recipes that are compared by a paired test, the second minus the first."""
+
+
+COMPARISONS: Final = {
+    "multiview": MethodSet(
+        title="Text to multi-view: arXiv:2505.20107, tables on 45 animals and on MATE-3D",
+        published=(
+            "HyperScore, 45 animals", "PickScore, 45 animals", "HyperScore, MATE-3D",
+            "PickScore, MATE-3D",
+        ),
+        scores=("per_view", "joint"),
+        methods=(
+            Method("MVC-ZigAL", "tiny", (None, None, 0.37, 0.013)),
+            Method("MV-PG", "tiny_mv_pg", (1.16, 0.007, None, None)),
+            Method("MV-DPO", "tiny_mv_dpo", (0.77, 0.004, None, None)),
+            Method("MV-RDL", "tiny_mv_rdl", (1.80, 0.007, None, None)),
+            Method("MV-ZigAL", "tiny_mv_zigal", (1.94, 0.009, 0.28, 0.001)),
+            Method("WS-ZigAL", "tiny_ws_zigal", (None, None, 0.16, 0.013)),
+            Method("MVC-ZigPG", "tiny_mvc_zigpg"),
+            Method("per view alone", "tiny_per_view"),
+            Method("fixed threshold", "tiny_fixed_threshold"),
+            Method("fixed step size", "tiny_fixed_step_size"),
+            Method("full-step zigzag", "tiny_full_zigzag", (None, None, 0.24, None)),
+            Method("shuffled (control)", "tiny_shuffled"),
+        ),
+        pair=("tiny_mv_zigal", "tiny"),
+    ),
+    "flow": MethodSet(
+        title="Text to image: arXiv:2603.12648, FLUX.1-dev trained on HPS-v3",
+        published=("HPS-v3", "HPS-v2"),
+        scores=("per_view",),
+        methods=(
+            Method("Flow-GRPO-Fast", "tiny_flow_grpo_fast"),
+            Method("Flow-GRPO", "tiny_flow_grpo", (0.014, 0.021)),
+            Method("DanceGRPO", "tiny_dance_grpo", (0.012, 0.017)),
+            Method("TempFlow-GRPO", "tiny_tempflow_grpo", (0.017, 0.027)),
+            Method("DiffusionNFT", "tiny_diffusion_nft", (0.016, 0.025)),
+            Method("MixGRPO", "tiny_mix_grpo"),
+            Method("Granular-GRPO", "tiny_g2rpo"),
+            Method("BranchGRPO", "tiny_branch_grpo"),
+            Method("GRPO-Guard", "tiny_grpo_guard"),
+            Method("MV-GRPO (offline)", "tiny_mv_grpo_llm", (0.020, 0.031)),
+            Method("MV-GRPO (online)", "tiny_mv_grpo_vlm", (0.022, 0.035)),
+            Method("shuffled (control)", "tiny_flow_shuffled"),
+        ),
+        pair=("tiny_flow_grpo_fast", "tiny_mv_grpo_vlm"),
+    ),
+}  # fmt: skip
+"""Every comparison by name."""

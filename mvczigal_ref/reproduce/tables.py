@@ -1,0 +1,93 @@
+"""A comparison as text and as one picture."""
+
+import io
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from mvczigal_ref.reproduce.comparison import Comparison, gain_over_seeds
+
+__all__ = ["figure", "markdown"]
+
+_NAMES = {"per_view": "per view", "joint": "joint"}
+
+
+def markdown(comparison: Comparison) -> str:
+    """Lay a comparison out: what is measured here beside what is published.
+
+    Args:
+        comparison: Of one paper's methods.
+
+    Returns:
+        A heading, a table with a row a method, and the paired test.
+    """
+    methods = comparison.methods
+    head = [
+        "method",
+        *(f"{_NAMES[score]}: gain ± SE (SEs)" for score in methods.scores),
+        "iterations",
+        "network calls",
+        "s a run",
+        *(f"published: {name}" for name in methods.published),
+    ]
+    lines = [f"### {methods.title}", "", _row(head), _row(["---"] * len(head))]
+    for outcome in comparison.outcomes:
+        cells = [f"{outcome.method.name} (`{outcome.method.recipe}`)"]
+        for score in methods.scores:
+            mean, error = gain_over_seeds(outcome.gains[score])
+            cells.append(f"{mean:+.2f} ± {error:.2f}{_ratio(mean, error, '')}")
+        cells += [str(outcome.iterations), f"{outcome.calls:,}", f"{outcome.seconds:.0f}"]
+        published = outcome.method.published or (None,) * len(methods.published)
+        cells += ["" if value is None else f"{value:+g}" for value in published]
+        lines.append(_row(cells))
+    first, second = methods.pair
+    for score in methods.scores:
+        found = comparison.paired(score)
+        if found is not None:
+            mean, error = found
+            lines += [
+                "",
+                f"`{second}` minus `{first}`, paired, {_NAMES[score]}: {mean:+.2f} ± {error:.2f}"
+                f"{_ratio(mean, error, ' standard errors')}.",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def figure(comparison: Comparison) -> str:
+    """Draw the gains with their errors, best first.
+
+    Args:
+        comparison: Of one paper's methods.
+
+    Returns:
+        An SVG file's text.
+    """
+    scores = comparison.methods.scores
+    shown = sorted(comparison.outcomes, key=lambda outcome: float(outcome.gains[scores[0]].mean()))
+    drawing = Figure(figsize=(7.0, 0.8 + 0.32 * len(shown)), layout="constrained")
+    axes = drawing.add_subplot()
+    for place, score in enumerate(scores):
+        found = [gain_over_seeds(outcome.gains[score]) for outcome in shown]
+        rows = [row + 0.18 * (place - (len(scores) - 1) / 2) for row in range(len(shown))]
+        axes.errorbar(
+            [mean for mean, _ in found], rows, xerr=[error for _, error in found],
+            fmt="o" if place == 0 else "s", markersize=4, capsize=3, label=_NAMES[score],
+        )  # fmt: skip
+    axes.axvline(0.0, color="0.5", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [outcome.method.name for outcome in shown])
+    axes.set_xlabel("held-out gain ± standard error over seeds and prompts")
+    axes.set_title(comparison.methods.title, fontsize=9)
+    if len(scores) > 1:
+        axes.legend(frameon=False)
+    text = io.StringIO()
+    FigureCanvasSVG(drawing).print_svg(text, metadata={"Date": None, "Creator": None})
+    return text.getvalue()
+
+
+def _ratio(mean: float, error: float, unit: str) -> str:
+    """Say how many errors a gain is, where there is an error."""
+    return f" ({mean / error:+.1f}{unit})" if error else ""
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

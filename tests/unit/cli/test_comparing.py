@@ -1,0 +1,103 @@
+"""`cli.comparing`: captions are written as asked for, slips are told, comparisons leave files."""
+
+import json
+
+import pytest
+import torch
+
+from mvczigal_ref.cli import comparing, main
+from mvczigal_ref.condition.stored import StoredCaptions
+from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome
+
+
+class Echo:
+    """Answer with what was asked, and the seed."""
+
+    def ask(self, text, images=(), *, seed=None):
+        """Make a caption that no other question has."""
+        return f"caption {abs(hash((text, seed))) % 10**9}"
+
+
+@pytest.fixture
+def _asked(monkeypatch):
+    monkeypatch.setattr(comparing, "_model", lambda command: Echo())
+
+
+@pytest.mark.usefixtures("_asked")
+def test_captions_are_stored_as_training_reads_them(tmp_path, capsys):
+    """As many a prompt as asked for; a second call has nothing left to do."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "captions.jsonl"
+    prompts.write_text("a cat\na dog\n")
+    words = ["enhance", str(prompts), "--out", str(out), "--model", "m", "--captions", "2"]
+
+    assert main([*words, "--edits", "add", "delete"]) == 0
+    assert "2 prompts written, 0 were there" in capsys.readouterr().out
+    assert main([*words, "--edits", "add", "delete"]) == 0
+    assert "0 prompts written, 2 were there" in capsys.readouterr().out
+    (captions, _) = StoredCaptions(out, num_captions=2)(["a cat", "a dog"], seed=0)
+    assert {c.instruction for c in captions} <= {"add", "delete"}
+    assert main([*words, "--edits", "add"]) == 2
+    assert "was made in another way" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model", "absent/folder"], "cannot load a model from 'absent/folder'"),
+        (["--model", "m", "--url", "ftp://x"], "http"),
+        (["--model", "m", "--workers", "2"], "`--workers` is for a served model"),
+        (["--model", "m", "--edits", "ad"], "`--edits` must be some of"),
+        (["--model", "m", "optim.lr=1"], "this command takes no settings"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line(words, told, tmp_path, capsys):
+    """Nothing is written."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "captions.jsonl"
+    prompts.write_text("a cat\n")
+    try:
+        status = main(["enhance", str(prompts), "--out", str(out), *words])
+    except SystemExit as stop:
+        status = stop.code
+
+    assert status == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_comparison_leaves_table_and_picture(tmp_path, monkeypatch, capsys):
+    """A set's files bear its name."""
+    seen = {}
+
+    def compare(methods, folder, *, seeds, overrides, tell):
+        seen.update(folder=folder, seeds=seeds, overrides=overrides)
+        outcomes = tuple(
+            Outcome(
+                method=method, iterations=1, calls=1, seconds=1.0, before={"per_view": 0.0},
+                gains={"per_view": torch.tensor([[1.0, 2.0]])},
+            )
+            for method in methods.methods
+        )  # fmt: skip
+        return Comparison(methods=methods, outcomes=outcomes)
+
+    monkeypatch.setattr(comparing, "compare", compare)
+    words = ["reproduce", "--sets", "flow", "--seeds", "4", "--out", str(tmp_path)]
+
+    assert main([*words, "run.evaluation_noises=2"]) == 0
+    assert seen == {
+        "folder": tmp_path / "flow", "seeds": (4,), "overrides": ("run.evaluation_noises=2",),
+    }  # fmt: skip
+    assert COMPARISONS["flow"].title in (tmp_path / "flow.md").read_text()
+    assert (tmp_path / "flow.svg").read_text().startswith("<?xml")
+    assert "tiny_mv_grpo_vlm" in capsys.readouterr().out
+    assert main([*words[:3], "--seeds", "1", "1"]) == 2
+    assert main([*words, "run.evaluation_noise=2"]) == 2
+
+
+def test_stored_captions_say_who_made_them(tmp_path, monkeypatch):
+    """The model's name is in the file, so that no other goes on with it."""
+    monkeypatch.setattr(comparing, "_model", lambda command: Echo())
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "captions.jsonl"
+    prompts.write_text("a cat\n")
+    main(["enhance", str(prompts), "--out", str(out), "--model", "qwen"])
+
+    assert json.loads(out.read_text().splitlines()[0])["model"] == "qwen"

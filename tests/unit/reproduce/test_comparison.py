@@ -1,0 +1,162 @@
+"""`reproduce`: oracle, laws, errors."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvczigal_ref.config import load_config
+from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.models.tiny_flow import tiny_flow_components
+from mvczigal_ref.recipes import RECIPES, recipe
+from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome, compare, gain_over_seeds
+from mvczigal_ref.reproduce.comparison import calls_per_iteration
+from mvczigal_ref.reproduce.methods import Method, MethodSet
+from mvczigal_ref.reproduce.tables import figure, markdown
+
+SMALL = ("run.objects_per_iteration=2", "run.objects_per_slice=1", "run.evaluation_noises=1")
+
+
+def calls(name, *words):
+    """Count an iteration's rows with random weights."""
+    config = load_config(recipe(name), overrides=[*SMALL, *words])
+    components = (
+        tiny_flow_components(seed=0, num_heads=1, num_layers=1, num_single_layers=1)
+        if config.model.network == "flow"
+        else tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1))
+    )
+    return calls_per_iteration(config, components=components)
+
+
+# -- oracle ------------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.floats(-3, 3), min_size=4, max_size=4), min_size=1, max_size=4))
+def test_the_error_counts_seeds_and_prompts(rows):
+    """In plain floats: both variances of means, each over its number."""
+    seeds, prompts = len(rows), 4
+    mean = sum(map(sum, rows)) / (seeds * prompts)
+    by_prompt = [sum(row[p] for row in rows) / seeds for p in range(prompts)]
+    square = sum((m - mean) ** 2 for m in by_prompt) / (prompts - 1) / prompts
+    if seeds > 1:
+        by_seed = [sum(row) / prompts for row in rows]
+        square += sum((m - mean) ** 2 for m in by_seed) / (seeds - 1) / seeds
+    found, error = gain_over_seeds(torch.tensor(rows, dtype=torch.float64))
+
+    assert found == pytest.approx(mean, abs=1e-12)
+    assert error == pytest.approx(math.sqrt(square), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "expected"),
+    [
+        # 7 steps of 8 members and one of the ODE, then 7 replayed.
+        ("tiny_flow_grpo", (), 8 * 8 + 7 * 8),
+        ("tiny_flow_grpo_fast", (), 8 * 8 + 2 * 8),
+        # All 8 steps, of which 60 % are trained, each from its own state but the first.
+        ("tiny_dance_grpo", ("objective.train_share=1.0",), (1 + 7 * 8) + (1 + 6 * 8)),
+        # A tree of 1, 2, 2, 4, 4, 8, 8, 8 nodes, of whose 8 steps 7 are trained.
+        ("tiny_branch_grpo", (), (1 + 2 + 2 + 4 + 4 + 8 + 8 + 8) + (1 + 2 + 2 + 4 + 4 + 8 + 8)),
+        # 2 trunks walk 7 steps; at each 6 branches finish what is left; 7 replayed trunks.
+        ("tiny_tempflow_grpo", (), 2 * 7 + 6 * (7 + 6 + 5 + 4 + 3 + 2 + 1) + 2 * 7),
+        # The window's decisions under each of 4 captions: once to score, once to learn.
+        ("tiny_mv_grpo_llm", (), 8 * 8 + (4 + 5) * 2 * 8),
+        # 8 steps of 8 members; at 4 levels the old policy, the reference and the policy.
+        ("tiny_diffusion_nft", (), 8 * 8 + 3 * 4 * 8),
+    ],
+)
+def test_calls_are_those_of_the_method(name, words, expected):
+    """Latents a prompt that the network sees in one iteration, counted by hand."""
+    assert calls(name, *words) == 2 * expected
+
+
+def test_calls_of_pairs_are_counted_view_by_view():
+    """4 + 4 + 2 sampling calls less the shared one, and 3 replayed steps of either arm."""
+    assert calls("tiny") == 2 * 6 * ((4 + 4 + 2 - 1) + 2 * 3)
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_recipe_and_as_many_published_numbers_as_its_table():
+    """And the paired test is between two of its methods."""
+    for methods in COMPARISONS.values():
+        names = [method.recipe for method in methods.methods]
+
+        assert set(names) <= RECIPES.keys()
+        assert len(names) == len(set(names))
+        assert set(methods.pair) <= set(names)
+        for method in methods.methods:
+            assert len(method.published) in (0, len(methods.published))
+
+
+def outcome(name, gains):
+    """One method's outcome of made-up gains."""
+    return Outcome(
+        method=Method(name, name, (0.5,)), iterations=3, calls=1200, seconds=2.0,
+        before={"per_view": 1.0}, gains={"per_view": torch.tensor(gains)},
+    )  # fmt: skip
+
+
+def made_up():
+    """Two methods of two seeds and two prompts."""
+    methods = MethodSet(
+        title="Made up", published=("P",), scores=("per_view",),
+        methods=(Method("a", "a", (0.5,)), Method("b", "b")), pair=("a", "b"),
+    )  # fmt: skip
+    return Comparison(
+        methods=methods,
+        outcomes=(outcome("a", [[1.0, 3.0], [1.0, 3.0]]), outcome("b", [[2.0, 4.5], [2.0, 4.5]])),
+    )
+
+
+def test_the_table_holds_what_was_measured_beside_what_is_published():
+    """A row a method, and the paired difference with its own error."""
+    text = markdown(made_up())
+
+    assert "| a (`a`) | +2.00 ± 1.00 (+2.0) | 3 | 1,200 | 2 | +0.5 |" in text
+    assert "`b` minus `a`, paired, per view: +1.25 ± 0.25 (+5.0 standard errors)." in text
+
+
+def test_a_pair_of_which_one_was_not_run_is_not_compared():
+    """The table is there all the same."""
+    whole = made_up()
+    half = replace(whole, outcomes=whole.outcomes[:1])
+
+    assert half.paired("per_view") is None
+    assert "paired" not in markdown(half)
+
+
+def test_the_picture_is_the_same_for_equal_numbers():
+    """It names every method."""
+    drawn = figure(made_up())
+
+    assert "Made up" in drawn or "<svg" in drawn
+    assert len(drawn) > 1000
+
+
+def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_path):
+    """And a learning rate that fell to 0 at the end still does."""
+    seen = []
+    monkeypatch.setattr(
+        "mvczigal_ref.reproduce.comparison.calls_per_iteration",
+        lambda config: 300 if config.recipe == "tiny" else 400,
+    )
+
+    def run_gain(config, folder, events=None):
+        seen.append((folder.name, config.run.iterations, config.optim.decay_iterations))
+        table = {"per_view": torch.zeros(1, 2), "joint": torch.zeros(1, 2)}
+        return {"before": table, "after": table, "seconds": 1.0}
+
+    monkeypatch.setattr("mvczigal_ref.reproduce.comparison.run_gain", run_gain)
+    methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])
+    found = compare(methods, tmp_path, seeds=[0, 3])
+
+    assert seen == [
+        ("tiny-0", 40, 40), ("tiny-3", 40, 40), ("tiny_mv_pg-0", 30, 30), ("tiny_mv_pg-3", 30, 30),
+    ]  # fmt: skip
+    assert [o.calls for o in found.outcomes] == [12000, 12000]
+    assert found.outcomes[1].gains["joint"].shape == (2, 2)
