@@ -24,11 +24,11 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
             f"`zigzag.steps` must be at most `sampler.num_steps` = {steps}; got "
             f"{config.zigzag.steps}. Set it to {steps} to zigzag every step."
         )
-    if config.sampler.kind == "lcm" and steps == 1 and not config.objective.train_last_action:
+    if config.sampler.kind != "flow" and steps == 1 and not config.objective.train_last_action:
         yield (
-            "`sampler.num_steps` must be at least 2 where the last LCM action is not trained; "
-            "got 1, which leaves no action to train. Set `objective.train_last_action` or add "
-            "a step."
+            "`sampler.num_steps` must be at least 2 where the last action, which the image does "
+            "not show, is not trained; got 1, which leaves no action to train. Set "
+            "`objective.train_last_action` or add a step."
         )
     if config.constraint.multiplier_init > config.constraint.multiplier_max:
         yield (
@@ -38,6 +38,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
     yield from _guard_contradictions(config)
     yield from _network_contradictions(config)
     yield from _sampling_contradictions(config)
+    yield from _tree_contradictions(config)
     yield from _objective_contradictions(config)
     yield from _condition_contradictions(config)
     if config.advantage.shuffle and run.objects_per_iteration < 2:
@@ -107,7 +108,7 @@ def _sampling_contradictions(config: "TrainConfig") -> Iterable[str]:
     if rollout.kind == "pair":
         if kind == "flow" and config.flow.kernel == "cps":
             yield (
-                'rollout.kind = "pair" scores every step, and the last one of `flow.kernel` = '
+                '`rollout.kind` = "pair" scores every step, and the last one of `flow.kernel` = '
                 '"cps" draws no noise. Set the kernel to "sde", or sample groups.'
             )
         return
@@ -126,12 +127,32 @@ def _sampling_contradictions(config: "TrainConfig") -> Iterable[str]:
             "`rollout.members` must be at least 2: a sample is compared with the others of its "
             f"prompt, and alone its advantage is 0; got {rollout.members}."
         )
-    if rollout.kind == "tree" and not rollout.split_steps:
-        yield "`rollout.split_steps` must name a step at which the tree divides; got none."
-    if config.run.replay_objects_per_slice is not None:
+
+
+def _tree_contradictions(config: "TrainConfig") -> Iterable[str]:
+    rollout, advantage = config.rollout, config.advantage
+    if rollout.kind == "tree":
+        if not rollout.split_steps:
+            yield "`rollout.split_steps` must name a step at which the tree divides; got none."
+        if rollout.split_width < 2:
+            yield (
+                "`rollout.split_width` must be at least 2: a tree that never divides is one "
+                f"sample, which has nothing to be compared with; got {rollout.split_width}."
+            )
+        if rollout.window not in ("all", "fixed"):
+            yield (
+                '`rollout.window` must be "all" or "fixed" with `rollout.kind` = "tree", which '
+                f"divides at the same steps in every iteration; got {rollout.window!r}."
+            )
+    elif advantage.fusion_inverse_temperature > 0.0:
         yield (
-            "`run.replay_objects_per_slice` is for pairs: groups are replayed in the slices of "
-            "their rollout. Cut them by `rollout.nodes_per_call`."
+            "`advantage.fusion_inverse_temperature` is for the inner nodes of a tree; got "
+            f'`rollout.kind` = "{rollout.kind}". Set it to 0.'
+        )
+    if rollout.kind == "branches" and advantage.spread == "batch":
+        yield (
+            '`advantage.spread` must be "group" with `rollout.kind` = "branches", whose steps and '
+            'grids are compared each by itself; got "batch".'
         )
 
 
@@ -176,10 +197,39 @@ def _objective_contradictions(config: "TrainConfig") -> Iterable[str]:
             '`objective.kl_form` = "without_step_length" is defined on the noise levels of a '
             f'flow; got `sampler.kind` = "{config.sampler.kind}".'
         )
-    if paired and (objective.step_weight, objective.train_share) != ("equal", 1.0):
+    yield from _update_contradictions(config)
+
+
+def _update_contradictions(config: "TrainConfig") -> Iterable[str]:
+    """Find settings of the update that its kind would not read."""
+    objective, rollout, optim = config.objective, config.rollout, config.optim
+    paired = objective.kind in ("reward_difference", "preference")
+    chosen = (objective.step_weight, objective.train_share, optim.step_per_decision)
+    if (paired or objective.kind == "forward_process") and chosen != ("equal", 1.0, False):
         yield (
-            "`objective.step_weight` and `objective.train_share` are for policy gradients; got "
-            f'`objective.kind` = "{objective.kind}".'
+            "`objective.step_weight`, `objective.train_share` and `optim.step_per_decision` are "
+            f'for policy gradients; got `objective.kind` = "{objective.kind}".'
+        )
+    if objective.kind == "forward_process" and rollout.window != "all":
+        yield (
+            '`rollout.window` must be "all" with `objective.kind` = "forward_process", whose '
+            f"samples follow the ODE throughout; got {rollout.window!r}."
+        )
+    if rollout.kind == "branches" and objective.train_share < 1.0:
+        yield (
+            '`objective.train_share` must be 1 with `rollout.kind` = "branches", which samples '
+            f"no step that it does not train; got {objective.train_share}. Choose a window."
+        )
+    if not paired and config.run.replay_objects_per_slice is not None:
+        yield (
+            "`run.replay_objects_per_slice` is for objectives that compare the arms of pairs: "
+            "others replay in the slices of the rollout. Cut them by `rollout.nodes_per_call`, "
+            "or choose smaller slices."
+        )
+    if not paired and optim.steps_per_microbatch > 1:
+        yield (
+            "`optim.steps_per_microbatch` is for objectives that compare the arms of pairs: "
+            f"others replay each step by itself; got {optim.steps_per_microbatch}."
         )
 
 

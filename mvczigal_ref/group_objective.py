@@ -74,7 +74,11 @@ def _loss(
             kl = reference_kl_without_step_length(
                 decision.mean, decision.mean_reference, step_length=length, **told
             )
-    penalty: dict[str, Any] = {"kl": kl, "kl_weight": wanted.kl_weight}
+    shared: dict[str, Any] = {
+        "clip_range": wanted.clip_range if wanted.clip else float("inf"),
+        "kl": kl,
+        "kl_weight": wanted.kl_weight,
+    }
     if wanted.kind == "guard" and length is not None and decision.mean_old is not None:
         return guard_loss(
             decision.log_ratio,
@@ -84,15 +88,13 @@ def _loss(
             std=decision.std,
             step_length=length,
             reduction=wanted.reduction,
-            clip_range=wanted.clip_range,
-            **penalty,
+            **shared,
         )
     return clipped_surrogate_loss(
         decision.log_ratio,
         decision.advantage,
-        clip_range=wanted.clip_range if wanted.clip else float("inf"),
         weight=decision.weight,
-        **penalty,
+        **shared,
     )
 
 

@@ -43,6 +43,15 @@ class GroupRewards:
             return self.per_view_total().mean(-1)
         return _total(self.joint, self.weights)
 
+    def require_finite(self) -> None:
+        """Refuse a reward that is not finite.
+
+        Raises:
+            NonFiniteError: Names its scorer and place.
+        """
+        for name, table in (*self.per_view.items(), *self.joint.items()):
+            _check_finite(name, table)
+
 
 @torch.no_grad()
 def score_groups(
@@ -106,10 +115,8 @@ def group_advantage_tables(
         Per condition a table a decision, of all prompts [1].
 
     Raises:
-        NonFiniteError: If a reward is not finite; names its scorer and place.
+        NonFiniteError: If a reward is not finite.
     """
-    for name, table in (*rewards.per_view.items(), *rewards.joint.items()):
-        _check_finite(name, table)
     share = joint_share(
         config.advantage.mode, multiplier=multiplier, joint_weight=config.advantage.joint_weight
     )

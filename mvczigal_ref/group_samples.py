@@ -47,6 +47,10 @@ class GroupSamples:
     branching: tuple[int, ...] = (1,)
     """Of a tree, or of a group, which is one of a single depth."""
 
+    leaf_log_prob: Float[Tensor, "prompt sample"] | None = None
+    """Log-density of every leaf's whole path, trained or not, over steps and views [nats]; None
+    where nothing divides on the way."""
+
     def advantages(
         self,
         reward: Float[Tensor, "*view prompt sample"],
@@ -85,15 +89,6 @@ class GroupSamples:
         ]
         return tuple(by_depth[d.depth] for d in self.decisions) or (by_depth[-1],)
 
-    def leaf_log_prob(self) -> Float[Tensor, "prompt sample"]:
-        """Add up the log-densities of every leaf's path, over steps and views [nats]."""
-        leaves = self.denoised.shape[1]
-        rows = [
-            d.log_prob.sum(-1).repeat_interleave(leaves // d.log_prob.shape[1], dim=1)
-            for d in self.decisions
-        ]
-        return torch.stack(rows).sum(0)
-
 
 def stochastic_steps(config: TrainConfig, *, most: int, iteration: int) -> tuple[int, ...]:
     """Choose the steps of an iteration that draw noise.
@@ -107,13 +102,19 @@ def stochastic_steps(config: TrainConfig, *, most: int, iteration: int) -> tuple
         Increasing steps.
 
     Raises:
-        ValueError: If the window does not fit.
+        ValueError: If the window does not fit, or no step can.
 
     Examples:
         >>> stochastic_steps(TrainConfig(), most=3, iteration=0)
         (0, 1, 2)
     """
     wanted = config.rollout
+    if most < 1:
+        msg = (
+            "`sampler.num_steps` must leave a step whose noise the image shows; got "
+            f"{config.sampler.num_steps}, of which none does. Add a step."
+        )
+        raise ValueError(msg)
     size: dict[str, Any] = {"size": wanted.window_size, "num_steps": most}
     moving: dict[str, Any] = {
         "iteration": iteration, "interval": wanted.window_interval,
@@ -293,6 +294,7 @@ def _of_group(found: GroupTrajectory, config: TrainConfig) -> GroupSamples:
         denoised=found.denoised,
         config=config,
         branching=found.branching,
+        leaf_log_prob=found.leaf_log_prob().sum((0, -1)),
     )
 
 

@@ -521,7 +521,7 @@ def test_settings_that_contradict_each_other_are_refused(words, complaint):
         ["zigzag.steps=4"],
         ["zigzag.steps=0"],
         ["sampler.num_steps=1", "objective.train_last_action=true"],
-        ["sampler.num_steps=1", "sampler.kind=ddim"],
+        ["sampler.num_steps=1", "sampler.kind=ddim", "objective.train_last_action=true"],
         ["constraint.multiplier_init=5"],
         ["run.replay_objects_per_slice=24"],
         ["guard.every=2", "guard.diversity=true"],

@@ -691,9 +691,8 @@ def test_rejects_slices_that_cannot_be_dealt_out():
 
 def test_rejects_a_grid_that_leaves_nothing_to_train():
     """One step, whose action is the last."""
-    config = config_of(**{"sampler.kind": "ddim", "sampler.num_steps": 1})
-    with pytest.raises(ValueError, match="`steps` must name at least one sampling step"):
-        iterate(config, PROMPTS[:4])
+    with pytest.raises(ConfigError, match=r"`sampler\.num_steps` must be at least 2"):
+        config_of(**{"sampler.kind": "ddim", "sampler.num_steps": 1})
 
 
 def test_modes_are_the_advantages_own():
