@@ -1,4 +1,4 @@
-"""`system`: oracle, laws, errors."""
+"""`system`: laws, errors."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -10,17 +10,14 @@ import torch
 from mvczigal_ref.cameras import PAPER_RIG
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.constraint import ConstraintState
-from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.grids import build_sampler
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.reward import registry
 from mvczigal_ref.reward.world import WorldJointView, WorldPerView
 from mvczigal_ref.system import build_scorers, build_system, no_scorers
 from mvczigal_ref.tracking import StageTimer
 from mvczigal_ref.world.scene import WORLD_RIG
-from tests import oracles
 from tests.analytic_system import joint_score, per_view_score
 from tests.unit.models.small import fresh_components
 
@@ -86,36 +83,6 @@ def learn(config, system, iterations=1, lr=1e-2):
         )
         constraint = result.constraint
     return result.metrics
-
-
-# -- oracle ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shift", [1.0, 8.0])
-def test_the_sampler_is_on_the_published_schedule(shift):
-    """Scaled-linear betas, their signal-to-noise ratio divided along the grid; tables in fp32."""
-    level = oracles.scaled_linear_alpha_bar(1000, 0.00085, 0.012)
-    level = oracles.shifted_alpha_bar(level, shift, "interpolated")
-    sampler = build_sampler(config_of(sampler={"num_steps": 8, "snr_shift": shift}))
-
-    assert isinstance(sampler, LcmSampler)
-    assert sampler.timesteps.tolist() == [999, 879, 759, 639, 499, 379, 259, 139]
-    assert sampler.alpha_bar_t.dtype == torch.float32
-    expected = torch.tensor([level[t] for t in sampler.timesteps.tolist()])
-    torch.testing.assert_close(sampler.alpha_bar_t, expected, rtol=1e-6, atol=0.0)
-
-
-@pytest.mark.parametrize("kind", ["lcm", "ddim"])
-def test_the_sampler_is_the_settings(kind):
-    """Kernel, length, prediction and stochasticity."""
-    told = {"kind": kind, "num_steps": 4, "prediction_type": "sample", "eta": 0.5}
-    sampler = build_sampler(config_of(sampler=told))
-
-    assert isinstance(sampler, {"lcm": LcmSampler, "ddim": DdimSampler}[kind])
-    assert (sampler.num_steps, sampler.prediction_type) == (4, "sample")
-    if kind == "ddim":
-        assert sampler.eta == 0.5
-        assert sampler.timesteps.tolist() == [751, 501, 251, 1]
 
 
 # -- laws --------------------------------------------------------------------------------
