@@ -8,7 +8,9 @@ from safetensors.torch import load_file
 from mvczigal_ref.config import TrainConfig, from_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.models.tiny_flow import tiny_flow_components
 from mvczigal_ref.tracking import read_metrics
 from mvczigal_ref.trainer import train
 
@@ -50,6 +52,11 @@ def small_config(prompts: str, **sections: dict) -> TrainConfig:
 def small_components() -> Components:
     """Build the network that every run here starts from."""
     return tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1))
+
+
+def small_flow() -> FlowComponents:
+    """Build the flow transformer that every flow run here starts from."""
+    return tiny_flow_components(seed=0, num_heads=1, num_layers=1, num_single_layers=1)
 
 
 def run(config: TrainConfig, folder: Path, world: World | None = None, **more):

@@ -1,0 +1,119 @@
+"""Samplers, rollouts, objectives and captions are independent: what does not fit says why."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from mvczigal_ref.config import from_dict, learns_from_pairs
+from mvczigal_ref.constraint import ConstraintState
+from mvczigal_ref.distributed import World
+from mvczigal_ref.enhancers import build_enhancer
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.group_iteration import run_group_iteration
+from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.models.tiny_flow import tiny_flow_components
+from mvczigal_ref.system import build_system
+from mvczigal_ref.tracking import StageTimer
+
+PROMPTS = ["a red cube with a white nose", "a blue can with a green fin"]
+SAMPLERS = ("lcm", "ddim", "flow")
+ROLLOUTS = ("pair", "group", "tree", "branches")
+PAIRED, GROUPED = ("reward_difference", "preference"), ("policy_gradient", "guard")
+OBJECTIVES = (*PAIRED, *GROUPED, "forward_process")
+MODES = ("constrained", "joint", "per_view", "weighted_sum")
+
+
+def reason(sampler, rollout, objective, captions):
+    """Say why a cell is empty, in a few words of its refusal; None if it runs."""
+    if rollout == "branches" and sampler != "flow":
+        return "needs a flow model's ODE as trunk"
+    if objective in PAIRED and rollout != "pair":
+        return "compares two trajectories"
+    if objective in ("guard", "forward_process") and sampler != "flow":
+        return "defined on the noise levels of a flow"
+    if objective == "guard" and rollout == "pair":
+        return "needs groups"
+    if objective == "forward_process" and rollout != "group":
+        return "learns from samples alone"
+    if captions and (rollout in ("pair", "branches") or objective == "forward_process"):
+        return "needs groups that are learnt by their"
+    return None
+
+
+CELLS = list(product(SAMPLERS, ROLLOUTS, OBJECTIVES, (False, True)))
+RUN = [cell for cell in CELLS if reason(*cell) is None]
+EMPTY = [cell for cell in CELLS if reason(*cell) is not None]
+
+
+def config_of(sampler, rollout, objective, captions, mode=None):
+    """Make the smallest run of a cell."""
+    flow = sampler == "flow"
+    return from_dict(
+        {
+            "model": {"network": "flow" if flow else "multiview", "lora_rank": 2},
+            "sampler": {"kind": sampler, "num_steps": 3, "guidance_scale": 1.0},
+            "rollout": {"kind": rollout, "members": 2, "split_steps": [0, 1]},
+            "objective": {"kind": objective},
+            "condition": {"enhancer": "world_edits" if captions else "none", "num_captions": 1},
+            "reward": {"joint": "per_view" if flow else "world.joint"},
+            "advantage": {"mode": mode or ("per_view" if flow else "constrained")},
+            "optim": {"optimizer_steps_per_epoch": 1},
+            "run": {"objects_per_iteration": 2, "objects_per_slice": 1},
+        }
+    )
+
+
+def components(flow):
+    """Build the smallest networks, random."""
+    if flow:
+        return tiny_flow_components(seed=0, num_heads=1, num_layers=1, num_single_layers=1)
+    return tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1))
+
+
+def learn(config):
+    """Do one iteration; return its metrics and whether a parameter moved."""
+    flow = config.model.network == "flow"
+    system = build_system(config, device=torch.device("cpu"), components=components(flow))
+    trained = system.trained()
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    how = {}
+    if not learns_from_pairs(config):
+        how["enhancer"] = build_enhancer(config.condition, device=torch.device("cpu"))
+        how["old"] = before if config.objective.kind == "forward_process" else None
+    result = (run_iteration if learns_from_pairs(config) else run_group_iteration)(
+        system, torch.optim.SGD(list(trained.values()), lr=1.0),
+        ConstraintState(multiplier=1.0, threshold=0.0, initialised=True), PROMPTS,
+        iteration=0, config=config, world=World(), timer=StageTimer(torch.device("cpu")), **how,
+    )  # fmt: skip
+    return result.metrics, any(not torch.equal(before[name], p) for name, p in trained.items())
+
+
+@pytest.mark.parametrize("cell", RUN, ids=lambda cell: "-".join(map(str, cell)))
+def test_what_fits_together_learns(cell):
+    """Finite numbers, a first ratio of exactly 1, and a parameter that moves."""
+    metrics, moved = learn(config_of(*cell))
+
+    assert all(value == value for value in metrics.values())
+    assert metrics.get("replay_deviation", 0.0) == 0.0
+    assert metrics["grad_norm"] > 0.0
+    assert moved
+    assert ("drift/mean" in metrics) == cell[-1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("rollout", "captions"), [("group", True), ("tree", False)])
+def test_the_constraint_is_independent_of_the_objective(mode, rollout, captions):
+    """Every mixture of the two rewards gives groups their advantages, with captions too."""
+    metrics, moved = learn(config_of("lcm", rollout, "policy_gradient", captions, mode))
+
+    assert moved
+    assert metrics["multiplier"] >= 0.0
+
+
+@pytest.mark.parametrize("cell", EMPTY, ids=lambda cell: "-".join(map(str, cell)))
+def test_what_does_not_fit_is_refused_with_the_reason(cell):
+    """Before anything is loaded."""
+    with pytest.raises(ConfigError, match=reason(*cell)):
+        config_of(*cell)
