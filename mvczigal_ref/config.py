@@ -75,6 +75,7 @@ _NOT_IN_FINGERPRINT = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "sampler.evaluation_steps",
+    "run.held_out",
     "run.evaluate_every",
     "run.evaluation_noises",
     "run.trackers",

@@ -286,6 +286,8 @@ class RunConfig:
     """The same in replay [objects]; None is equal, the only value with a first ratio of 1."""
     prompts: Name = "world.train"
     """A named list, or the path of a text file with one prompt a line."""
+    held_out: Name = "world.held_out"
+    """The same for the prompts that are evaluated and never trained on."""
     seed: CountOrZero = 0
     """Seed of every generator of the run."""
     checkpoint_every: Count = 10

@@ -105,7 +105,7 @@ def train(
         world: This process among all. An exception in one process is raised in all.
         events: Told of progress, in the main process.
         components: Models already loaded, changed in place.
-        held_out: Prompts to evaluate on; the tiny world's held-out ones if absent.
+        held_out: Prompts to evaluate on; those that ``run.held_out`` names if absent.
 
     Returns:
         Held-out scores before and after, on paired noises.
@@ -178,7 +178,7 @@ def _train(
     system = build_system(config, device=world.device, components=components)
     if world.is_main:
         atomic_write(folder / "config.json", to_json(to_dict(config)))
-    chosen = held_out or read_prompts("world.held_out")
+    chosen = held_out or read_prompts(config.run.held_out)
     judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
     enhancer = None
     if not learns_from_pairs(config):

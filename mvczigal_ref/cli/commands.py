@@ -194,7 +194,9 @@ def _policy_config(
 
 def _checked(prompts: Sequence[str], config: TrainConfig) -> list[str]:
     """Check the tiny world's prompts against its grammar, and spell them its way."""
-    return [str(parse(p)) for p in prompts] if config.model.rig == "world" else list(prompts)
+    flow = config.model.network == "flow"
+    in_world = config.model.weights == "tiny_flow" if flow else config.model.rig == "world"
+    return [str(parse(p)) for p in prompts] if in_world else list(prompts)
 
 
 def _pretrain(command: Pretrain) -> None:

@@ -3,7 +3,7 @@
 The settings are those of each method's paper or released code (arXiv:2505.05470, 2505.07818,
 2508.04324, 2507.21802, 2510.01982, 2509.06040, 2509.16117, 2603.12648). What a source leaves open,
 or had for another model, is Flow-GRPO's; MV-GRPO's are its authors' later ones. Rewards and prompts
-are the user's choice: ``run.prompts`` names a text file with one prompt a line.
+are the user's choice: ``run.prompts`` and ``run.held_out`` name text files with one prompt a line.
 """
 
 from dataclasses import replace
@@ -71,6 +71,7 @@ def flow_grpo() -> TrainConfig:
             objects_per_iteration=48,
             objects_per_slice=1,
             prompts="prompts/train.txt",
+            held_out="prompts/test.txt",
             evaluation_noises=1,
         ),
     )

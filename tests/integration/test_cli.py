@@ -33,7 +33,7 @@ from tests.integration.runs import HELD_OUT, PROMPTS
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "train", "sample", "evaluate", "report", "score", "serve-reward", "convert-reward",
-    "pretrain", "recipes",
+    "enhance", "reproduce", "pretrain", "recipes",
 )  # fmt: skip
 SETTINGS = (
     "run.objects_per_iteration=4",
@@ -138,7 +138,7 @@ def test_recipes_are_listed(capsys):
     text = capsys.readouterr().out
 
     assert all(f"│ {name} " in text for name in RECIPES)
-    assert "MV-ZigAL: the joint reward alone." in text
+    assert "MVC-ZigAL on the tiny world" in text
 
 
 # -- train -------------------------------------------------------------------------------

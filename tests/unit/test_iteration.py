@@ -281,6 +281,7 @@ ELSEWHERE = {
     "optim.decay_iterations": RUN,
     "run.iterations": RUN,
     "run.prompts": RUN,
+    "run.held_out": RUN,
     "run.checkpoint_every": RUN,
     "run.keep_checkpoints": RUN,
     "run.evaluate_every": RUN,
