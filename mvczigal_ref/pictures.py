@@ -1,19 +1,28 @@
-"""Contact sheets: many small images as one picture."""
+"""Contact sheets: many small images as one picture; and turntables: views as an animation."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.shapes import Images
 
-__all__ = ["contact_sheet", "save_png"]
+__all__ = ["contact_sheet", "save_png", "save_turntable"]
 
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 _FONT_SIZE, _LINE = 12, 18  # of a label [pixels]
+# By the end of a file's name; every format keeps all pixels but GIF, which has 256 colours.
+_ANIMATED = {
+    ".gif": ("GIF", {"disposal": 2}),
+    ".png": ("PNG", {}),
+    ".apng": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
 
 
 def contact_sheet(
@@ -79,4 +88,56 @@ def save_png(path: Path, image: Image.Image) -> None:
     """
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
+    atomic_write(path, buffer.getvalue())
+
+
+def save_turntable(
+    path: Path,
+    images: Float[Tensor, "view rgb height width"],
+    azimuth_deg: Sequence[float],
+    *,
+    seconds: float = 4.0,
+    scale: int = 1,
+) -> None:
+    """Write one object's views as an endless turn around it.
+
+    Views follow one another by azimuth, each shown for its share of the turn: as long as half the
+    way from the view before and half the way to the next would take.
+
+    Args:
+        path: File to write, ``.gif``, ``.png`` or ``.apng``, or ``.webp``; its folder is made.
+        images: RGB; values outside [0, 1] are clamped.
+        azimuth_deg: Of each view's camera [deg].
+        seconds: Duration of a turn [s]; positive.
+        scale: Screen pixels along the edge of an image's pixel; at least 1.
+
+    Raises:
+        ValueError: If the name's end is unknown, the azimuths are not one a view, or ``seconds``
+            is not positive.
+    """
+    if path.suffix.lower() not in _ANIMATED:
+        msg = f"`path` must end in {', '.join(_ANIMATED)}; got {path.name!r}."
+        raise ValueError(msg)
+    if len(azimuth_deg) != len(images):
+        msg = f"`azimuth_deg` must hold one angle a view, {len(images)}; got {len(azimuth_deg)}."
+        raise ValueError(msg)
+    if not seconds > 0.0:
+        msg = f"`seconds` must be positive; got {seconds!r}."
+        raise ValueError(msg)
+    order = sorted(range(len(images)), key=lambda view: azimuth_deg[view] % 360.0)
+    angles = [azimuth_deg[view] % 360.0 for view in order]
+    around = [angles[-1] - 360.0, *angles, angles[0] + 360.0]
+    shares = [(after - before) / 720.0 for before, after in zip(around, around[2:], strict=False)]
+    frames = [contact_sheet(images[view][None, None], scale=scale, gap=0) for view in order]
+    kind, options = _ANIMATED[path.suffix.lower()]
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer,
+        kind,
+        save_all=True,
+        append_images=frames[1:],
+        duration=[round(1000.0 * seconds * share) for share in shares],
+        loop=0,
+        **options,
+    )
     atomic_write(path, buffer.getvalue())

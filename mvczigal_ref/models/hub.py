@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mvczigal_ref.errors import CheckpointError
@@ -26,7 +27,7 @@ from mvczigal_ref.models.sources import (
     locate_tokenizer,
 )
 
-__all__ = ["SdxlSources", "load_sdxl_components"]
+__all__ = ["SdxlSources", "latent_statistics", "load_sdxl_components"]
 
 # Each network's class, and what that calls its type.
 _NETWORKS = {
@@ -88,6 +89,27 @@ def load_sdxl_components(
     return components.to(device)
 
 
+def latent_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    r"""Read the mean and standard deviation of an autoencoder's raw latents from its settings.
+
+    .. math:: x = z\,s / k + m
+
+    Source:
+        diffusers' SDXL pipeline: k is the scaling factor, m and s are 0 and 1 where the settings
+        have none.
+
+    Args:
+        vae: The autoencoder.
+
+    Returns:
+        Both by channel, fp32 [1].
+    """
+    channels = vae.config.latent_channels
+    mean = torch.tensor(vae.config.latents_mean or [0.0] * channels)
+    std = torch.tensor(vae.config.latents_std or [1.0] * channels)
+    return mean, std / vae.config.scaling_factor
+
+
 def _read(found: dict[str, Any], dtype: torch.dtype) -> Components:
     """Load every part from the disk."""
     loaded = {name: _load_network(name, found[name], dtype) for name in _NETWORKS}
@@ -95,9 +117,7 @@ def _read(found: dict[str, Any], dtype: torch.dtype) -> Components:
         loaded[name].requires_grad_(requires_grad=False)
     policy = _with_adapter(loaded.pop("unet"), found["adapter"], dtype)
     vae = loaded["vae"]
-    channels = vae.config.latent_channels
-    mean = torch.tensor(vae.config.latents_mean or [0.0] * channels)
-    std = torch.tensor(vae.config.latents_std or [1.0] * channels) / vae.config.scaling_factor
+    mean, std = latent_statistics(vae)
     # From here on the statistics hold the factor, so that settings saved again agree.
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist(), scaling_factor=1.0)
     tokenizers = {

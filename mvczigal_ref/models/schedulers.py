@@ -66,6 +66,12 @@ def sampler_from_scheduler(
         >>> sampler_from_scheduler(sdxl_scheduler(few_steps=True), num_steps=4).timesteps
         tensor([999, 759, 499, 259])
     """
+    if not isinstance(scheduler, tuple(KINDS.values())):
+        msg = (
+            "`scheduler` must be an LCMScheduler or a DDIMScheduler; got "
+            f"{type(scheduler).__name__}. Make one with its `from_config`."
+        )
+        raise ValueError(msg)  # noqa: TRY004 - an argument's value, as everywhere here
     config = scheduler.config
     alpha_bar = _alpha_bar(config)
     if config.get("trained_betas") is None and snr_shift != 1.0:
@@ -82,14 +88,8 @@ def sampler_from_scheduler(
             original_num_steps=config["original_inference_steps"],
             timestep_scaling=config["timestep_scaling"],
         )
-    elif isinstance(scheduler, DDIMScheduler):
-        sampler = DdimSampler.create(**grid, eta=eta, steps_offset=config["steps_offset"])
     else:
-        msg = (
-            "`scheduler` must be an LCMScheduler or a DDIMScheduler; got "
-            f"{type(scheduler).__name__}. Make one with its `from_config`."
-        )
-        raise ValueError(msg)  # noqa: TRY004 - an argument's value, as everywhere here
+        sampler = DdimSampler.create(**grid, eta=eta, steps_offset=config["steps_offset"])
     return sampler.to(dtype=torch.float32)
 
 

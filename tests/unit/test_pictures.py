@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mvczigal_ref.pictures import contact_sheet, save_png
+from mvczigal_ref.pictures import contact_sheet, save_png, save_turntable
 
 
 def numbered(rows, columns, height=3, width=2):
@@ -93,7 +93,51 @@ def test_a_saved_picture_reads_back(tmp_path):
         assert read.tobytes() == sheet.tobytes()
 
 
+@pytest.mark.parametrize("end", ["gif", "png", "apng", "webp"])
+def test_a_turntable_turns(end, tmp_path):
+    """Views by azimuth, each for its share of the turn, again and again."""
+    path = tmp_path / "new" / f"turn.{end}"
+    # Seen from -90, -45, 0, 90, 180 and 225 degrees; given in another order.
+    azimuths = [180.0, -90.0, 90.0, -45.0, 225.0, 0.0]
+    images = numbered(1, 6)[0]
+    save_turntable(path, images, azimuths, seconds=3.6, scale=3)
+
+    expected = [(0.0, 67.5), (90.0, 90.0), (180.0, 67.5), (225.0, 45.0), (270.0, 45.0), (315.0, 45)]
+    with Image.open(path) as turn:
+        assert turn.n_frames == 6
+        assert turn.size == (6, 9)
+        assert turn.info["loop"] == 0
+        for frame, (azimuth, degrees) in enumerate(expected):
+            turn.seek(frame)
+            view = [a % 360 for a in azimuths].index(azimuth)
+            assert turn.convert("RGB").getextrema() == ((10 * view,) * 2,) * 3
+            # GIF counts hundredths of a second.
+            assert abs(turn.info["duration"] - 10 * degrees) <= 10
+
+
+def test_a_turn_of_one_view(tmp_path):
+    """It is shown all the while."""
+    save_turntable(tmp_path / "turn.webp", numbered(1, 1)[0], [30.0], seconds=1.5)
+    with Image.open(tmp_path / "turn.webp") as turn:
+        assert turn.n_frames == 1
+
+
 # -- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "azimuths", "seconds", "message"),
+    [
+        ("turn.mp4", [0.0, 90.0], 1.0, "`path` must end in .* got 'turn.mp4'"),
+        ("turn.gif", [0.0], 1.0, "`azimuth_deg` must hold one angle a view, 2; got 1"),
+        ("turn.gif", [0.0, 90.0], 0.0, "`seconds` must be positive; got 0.0"),
+    ],
+)
+def test_a_bad_turntable_is_refused(name, azimuths, seconds, message, tmp_path):
+    """Before a file is there."""
+    with pytest.raises(ValueError, match=message):
+        save_turntable(tmp_path / name, numbered(1, 2)[0], azimuths, seconds=seconds)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
