@@ -251,9 +251,8 @@ def _drift(
     found = []
     for index in range(len(old[0][0])):
         rows = [
-            probability_drift(
-                torch.stack([scores[index] for scores in part]).movedim(1, 0)[..., None]
-            )[..., 0]
+            # Views stand where the function has steps: they are not added up either.
+            probability_drift(torch.stack([scores[index] for scores in part]).transpose(0, 1))
             for part in old
         ]
         found.append(share.gather([row.flatten(1) for row in rows], world).flatten())
