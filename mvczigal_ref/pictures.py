@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,7 @@ __all__ = ["contact_sheet", "save_png", "save_turntable"]
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 _FONT_SIZE, _LINE = 12, 18  # of a label [pixels]
 # By the end of a file's name; every format keeps all pixels but GIF, which has 256 colours.
-_ANIMATED = {
+_ANIMATED: dict[str, tuple[str, dict[str, Any]]] = {
     ".gif": ("GIF", {"disposal": 2}),
     ".png": ("PNG", {}),
     ".apng": ("PNG", {}),

@@ -14,7 +14,7 @@ from mvczigal_ref.shapes import AlphaBar
 
 __all__ = ["sampler_from_scheduler", "sdxl_scheduler", "stored_settings"]
 
-KINDS = {"LCMScheduler": LCMScheduler, "DDIMScheduler": DDIMScheduler}
+KINDS: dict[str, Any] = {"LCMScheduler": LCMScheduler, "DDIMScheduler": DDIMScheduler}
 
 
 def sdxl_scheduler(*, few_steps: bool) -> LCMScheduler | DDIMScheduler:
