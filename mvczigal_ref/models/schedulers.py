@@ -66,7 +66,7 @@ def sampler_from_scheduler(
         >>> sampler_from_scheduler(sdxl_scheduler(few_steps=True), num_steps=4).timesteps
         tensor([999, 759, 499, 259])
     """
-    if not isinstance(scheduler, tuple(KINDS.values())):
+    if not isinstance(scheduler, LCMScheduler | DDIMScheduler):
         msg = (
             "`scheduler` must be an LCMScheduler or a DDIMScheduler; got "
             f"{type(scheduler).__name__}. Make one with its `from_config`."
