@@ -53,7 +53,10 @@ class ModelConfig:
     network: Literal["multiview", "flow"] = "multiview"
     """Kind of network: the multi-view UNet, or a flow transformer of one view (FLUX.1, SD3)."""
     weights: Name = "tiny"
-    """Folder of the pipeline's weights; "tiny" and "tiny_flow" are the shipped ones [path]."""
+    """Folder of the pipeline's weights [path]; "tiny" and "tiny_flow" are the shipped ones,
+    "lcm_sdxl" and "sdxl" the published ones, each part from where it is published."""
+    sources: Texts = Table()
+    """Where published parts come from instead: folder or hub id of base, unet, vae or adapter."""
     rig: Literal["world", "paper"] = "world"
     """Cameras: six orthographic ones, in the tiny world's frame or in the paper's."""
     image_size: Count = 32

@@ -7,34 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvczigal_ref.cameras import PAPER_RIG, OrthographicRig
-from mvczigal_ref.config import TrainConfig, weights_folder
+from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.grids import build_sampler
-from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
-from mvczigal_ref.models.components import Components, load_components
+from mvczigal_ref.models.backbone import Backbone, FlowBackbone
+from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow_components import FlowComponents
-from mvczigal_ref.models.flow_loading import load_flow
+from mvczigal_ref.networks import DTYPES, backbone_of, load_network
 from mvczigal_ref.records import CameraFeatures, Conditioning
-from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
-from mvczigal_ref.reward.registry import (
-    VIEW_MEAN,
-    ScorerOptions,
-    check_scorers,
-    joint_view_scorer,
-    mixture,
-    per_view_scorer,
-    scorer_options,
-)
+from mvczigal_ref.scorers import build_scorers
 from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
-from mvczigal_ref.world.scene import WORLD_RIG
 
-__all__ = ["DTYPES", "System", "build_scorers", "build_system", "no_scorers", "with_samplers"]
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_RIGS: dict[str, OrthographicRig] = {"world": WORLD_RIG, "paper": PAPER_RIG}
+__all__ = ["DTYPES", "System", "build_system", "with_samplers"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,63 +155,6 @@ class System:
         return per_view, joint
 
 
-def build_scorers(
-    config: TrainConfig, *, device: torch.device, watched: bool = True
-) -> dict[str, Any]:
-    """Build every scorer of a configuration, those that the guard watches too.
-
-    Args:
-        config: Its sections ``reward`` and ``guard`` are read, and the cameras' number.
-        device: Of the run.
-        watched: Whether the guard will look.
-
-    Returns:
-        The fields of a :class:`System` that judge images, by name.
-
-    Raises:
-        ConfigError: If a scorer is unknown or lacks what it needs.
-        CheckpointError: If a scorer's weights are absent or damaged.
-        ScorerUnavailableError: If a scorer's service does not answer.
-
-    Examples:
-        >>> list(build_scorers(TrainConfig(), device=torch.device("cpu")))
-        ['per_view', 'joint', 'watched_per_view', 'watched_joint']
-    """
-    check_scorers(config.reward, config.guard)
-    views = 1 if config.model.network == "flow" else _RIGS[config.model.rig].num_views
-
-    def options(name: str) -> ScorerOptions:
-        return scorer_options(name, config.reward, device=device, num_views=views)
-
-    def per_view(name: str) -> PerViewScorer:
-        return per_view_scorer(name, options(name))
-
-    def joint(name: str) -> JointViewScorer:
-        return joint_view_scorer(name, options(name))
-
-    guard, looks = config.guard, watched and config.guard.every > 0
-    return {
-        "per_view": mixture(config.reward.per_view, per_view),
-        "joint": None if config.reward.joint == VIEW_MEAN else mixture(config.reward.joint, joint),
-        "watched_per_view": {name: per_view(name) for name in guard.per_view if looks},
-        "watched_joint": {name: joint(name) for name in guard.joint if looks},
-    }
-
-
-def no_scorers() -> dict[str, Any]:
-    """Give the scorers of a system that only samples: none that could be asked.
-
-    Returns:
-        The fields of a :class:`System` that judge images, by name.
-
-    Examples:
-        >>> no_scorers()["joint"].scorers
-        {}
-    """
-    nobody = Mixture(scorers={}, weights={})
-    return {"per_view": nobody, "joint": nobody}
-
-
 def build_system(
     config: TrainConfig,
     *,
@@ -262,12 +191,11 @@ def build_system(
     if scorers is None:  # first, for what is missing shows at once
         scorers = build_scorers(config, device=device)
     if components is None:
-        folder = weights_folder(model.weights)
-        components = load_flow(folder) if model.network == "flow" else load_components(folder)
+        components = load_network(config)
     loaded = components.to(device)
     if model.finetune == "lora":
         loaded.policy.to(DTYPES[model.dtype])
-    backbone = _backbone(config, loaded)
+    backbone = backbone_of(config, loaded)
     backbone.freeze()
     if model.finetune == "full":
         backbone.network.requires_grad_(requires_grad=True)
@@ -306,21 +234,6 @@ def _samplers(config: TrainConfig, backbone: Backbone, device: torch.device) -> 
         name: build_sampler(config, shift=shift, num_steps=steps).to(device)
         for name, steps in grids.items()
     }
-
-
-def _backbone(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
-    """Tell the two kinds of models apart."""
-    size, flow = config.model.image_size, config.model.network == "flow"
-    if isinstance(loaded, FlowComponents) and flow:
-        return FlowBackbone(components=loaded, image_size=size)
-    if isinstance(loaded, Components) and not flow:
-        rig = _RIGS[config.model.rig]
-        return MultiviewBackbone(components=loaded, image_size=size, rig=rig)
-    msg = (
-        f"`components` must be of the kind that `model.network` = {config.model.network!r} names; "
-        f"got {type(loaded).__name__}."
-    )
-    raise ConfigError(msg)
 
 
 def _negative_prompt(config: TrainConfig, backbone: Backbone) -> str | None:

@@ -22,8 +22,9 @@ from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.pictures import contact_sheet, save_png
 from mvczigal_ref.report.run_folder import reward_unit
 from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.scorers import build_scorers, no_scorers
 from mvczigal_ref.shapes import Images
-from mvczigal_ref.system import System, build_scorers, build_system, no_scorers, with_samplers
+from mvczigal_ref.system import System, build_system, with_samplers
 from mvczigal_ref.trainer import load_policy
 
 __all__ = ["evaluate_policy", "sample_prompts"]

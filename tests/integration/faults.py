@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mvczigal_ref import system, trainer, training_loop
+from mvczigal_ref import training_loop
 from mvczigal_ref.trainer import Events
 from mvczigal_ref.update import accumulate
 
@@ -33,7 +33,7 @@ def patched(place, name, value):
 @contextmanager
 def scorer_fault(switch, *, value=float("nan"), error=None):
     """Make the per-view judge of the second object's view 4 wrong, or let it raise."""
-    build = system.per_view_scorer
+    build = scorers.per_view_scorer
 
     def faulty(name, *options):
         judge = build(name, *options)
@@ -48,7 +48,7 @@ def scorer_fault(switch, *, value=float("nan"), error=None):
 
         return score
 
-    with patched(system, "per_view_scorer", faulty):
+    with patched(scorers, "per_view_scorer", faulty):
         yield
 
 

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 
-from mvczigal_ref import system
+from mvczigal_ref import scorers
 from tests.integration.faults import patched
 from tests.integration.runs import run, small_config
 
@@ -58,8 +58,8 @@ def summary(prompts, tmp_path_factory):
     def train(**advantage):
         folder = tmp_path_factory.mktemp("learns")
         with (
-            patched(system, "per_view_scorer", lambda *_: per_view),
-            patched(system, "joint_view_scorer", lambda *_: joint),
+            patched(scorers, "per_view_scorer", lambda *_: per_view),
+            patched(scorers, "joint_view_scorer", lambda *_: joint),
         ):
             config = small_config(prompts, **SETTINGS, advantage=advantage)
             run(config, folder, held_out=HELD_OUT)

@@ -40,6 +40,7 @@ OTHER = {
         "gradient_checkpointing": True,
         "storage_dtype": "fp16",
         "network": "flow",
+        "sources": {"vae": "folder"},
     },
     "sampler": {
         "kind": "ddim",

@@ -240,6 +240,7 @@ ELSEWHERE = {
     "recipe": "a name",
     "model.network": BUILT,
     "model.weights": BUILT,
+    "model.sources": BUILT,
     "sampler.negative_prompt": BUILT,
     "sampler.evaluation_steps": BUILT,
     "model.rig": BUILT,

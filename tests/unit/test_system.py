@@ -15,7 +15,8 @@ from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.reward import registry
 from mvczigal_ref.reward.world import WorldJointView, WorldPerView
-from mvczigal_ref.system import build_scorers, build_system, no_scorers
+from mvczigal_ref.scorers import build_scorers, no_scorers
+from mvczigal_ref.system import build_system
 from mvczigal_ref.tracking import StageTimer
 from mvczigal_ref.world.scene import WORLD_RIG
 from tests.analytic_system import joint_score, per_view_score

@@ -1,0 +1,98 @@
+"""The network of a configuration: found, loaded, and held with its cameras."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mvczigal_ref.cameras import PAPER_RIG, OrthographicRig
+from mvczigal_ref.config import TrainConfig, weights_folder
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.components import Components, load_components
+from mvczigal_ref.models.flow_components import FlowComponents
+from mvczigal_ref.models.flow_loading import load_flow
+from mvczigal_ref.models.hub import SdxlSources, load_sdxl_components
+from mvczigal_ref.world.scene import WORLD_RIG
+
+__all__ = ["DTYPES", "PUBLISHED", "RIGS", "backbone_of", "load_network", "published_sources"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": None}}
+"""Names of published models, and what of theirs is not as in the few-step one."""
+
+RIGS: dict[str, OrthographicRig] = {"world": WORLD_RIG, "paper": PAPER_RIG}
+"""Cameras by name."""
+
+
+def load_network(config: TrainConfig) -> Components | FlowComponents:
+    """Read the network that a configuration names.
+
+    Args:
+        config: The section ``model`` is read.
+
+    Returns:
+        Every part, on the CPU.
+
+    Raises:
+        ConfigError: If places are given for parts that the network does not have.
+        CheckpointError: If weights are absent or damaged.
+    """
+    model, dtype = config.model, DTYPES[config.model.dtype]
+    if model.weights in PUBLISHED:
+        return load_sdxl_components(published_sources(model.weights, model.sources), dtype=dtype)
+    if model.sources:
+        msg = (
+            f"`model.sources` is for `model.weights` of {list(PUBLISHED)}; got {model.weights!r}, "
+            "a folder that holds all parts."
+        )
+        raise ConfigError(msg)
+    folder = weights_folder(model.weights)
+    return load_flow(folder) if model.network == "flow" else load_components(folder)
+
+
+def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
+    """Say where the parts of a published model come from.
+
+    Args:
+        weights: "lcm_sdxl" or "sdxl".
+        sources: Other places for some parts: of base, unet, vae and adapter.
+
+    Returns:
+        The sources.
+
+    Raises:
+        ConfigError: If a part is unknown.
+    """
+    parts = ("base", "unet", "vae", "adapter")
+    unknown = [name for name in sources if name not in parts]
+    if unknown:
+        raise ConfigError(f"`model.sources` must name some of {parts}; got {unknown}.")
+    told: dict[str, Any] = {**PUBLISHED[weights], **sources}
+    return SdxlSources(**told)
+
+
+def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
+    """Hold loaded components as a run knows them.
+
+    Args:
+        config: The section ``model`` is read.
+        loaded: On the device, in their dtype.
+
+    Returns:
+        The backbone of their kind.
+
+    Raises:
+        ConfigError: If they are of another kind than the configuration says.
+    """
+    size, flow = config.model.image_size, config.model.network == "flow"
+    if isinstance(loaded, FlowComponents) and flow:
+        return FlowBackbone(components=loaded, image_size=size)
+    if isinstance(loaded, Components) and not flow:
+        rig = RIGS[config.model.rig]
+        return MultiviewBackbone(components=loaded, image_size=size, rig=rig)
+    msg = (
+        f"`components` must be of the kind that `model.network` = {config.model.network!r} names; "
+        f"got {type(loaded).__name__}."
+    )
+    raise ConfigError(msg)

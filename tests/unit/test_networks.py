@@ -1,0 +1,78 @@
+"""`networks`: what a configuration names is what is loaded; errors."""
+
+import pytest
+import torch
+
+from mvczigal_ref.config import from_dict
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.backbone import FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE
+from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.models.tiny_flow import tiny_flow_components
+from mvczigal_ref.networks import backbone_of, load_network, published_sources
+from tests.unit.models.published import write_published
+
+FLOW = {
+    "model": {"network": "flow"},
+    "sampler": {"kind": "flow"},
+    "reward": {"joint": "per_view"},
+    "advantage": {"mode": "per_view"},
+    "rollout": {"kind": "group"},
+    "objective": {"kind": "policy_gradient"},
+}
+
+
+def config_of(**model):
+    """Configure a multi-view network."""
+    return from_dict({"model": model})
+
+
+def test_published_parts_are_loaded_from_where_the_settings_say(tmp_path):
+    """In the dtype asked for, the file named by its key."""
+    at = write_published(tmp_path)
+    sources = {name: getattr(at, name) for name in ("base", "unet", "vae", "adapter")}
+    config = config_of(weights="lcm_sdxl", sources=sources, dtype="bf16")
+
+    assert load_network(config).policy.dtype == torch.bfloat16
+
+
+def test_the_names_of_published_models():
+    """The few-step one has a UNet of its own, the other its base's."""
+    assert published_sources("lcm_sdxl", {}).unet == LCM_UNET
+    assert published_sources("sdxl", {}).unet is None
+    assert published_sources("sdxl", {"unet": "folder"}).unet == "folder"
+    assert published_sources("sdxl", {"vae": "folder"}).base == SDXL_BASE
+
+
+def test_a_flow_pipeline_is_known_by_its_index(tmp_path):
+    """And a tokenizer's own length bounds the prompts'."""
+    tiny_flow_components(seed=0, num_layers=1, num_single_layers=1).save(tmp_path)
+    loaded = load_network(
+        from_dict({**FLOW, "model": {"network": "flow", "weights": str(tmp_path)}})
+    )
+
+    assert loaded.max_tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"weights": "sdxl", "sources": {"unett": "x"}}, "must name some of .*got .'unett'"),
+        ({"weights": "tiny", "sources": {"unet": "x"}}, "`model.sources` is for"),
+    ],
+)
+def test_places_for_parts_that_are_not_there_are_refused(model, told):
+    """Nothing is loaded."""
+    with pytest.raises(ConfigError, match=told):
+        load_network(config_of(**model))
+
+
+def test_components_of_the_other_kind_are_refused():
+    """Either way."""
+    flow, views = tiny_flow_components(seed=0), tiny_components(seed=0)
+
+    assert isinstance(backbone_of(from_dict(FLOW), flow), FlowBackbone)
+    assert isinstance(backbone_of(config_of(), views), MultiviewBackbone)
+    for config, components in ((from_dict(FLOW), views), (config_of(), flow)):
+        with pytest.raises(ConfigError, match="`components` must be of the kind"):
+            backbone_of(config, components)
