@@ -1,6 +1,7 @@
 """A whole system without a network library in it: an iteration of it takes milliseconds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -96,6 +97,16 @@ class AnalyticBackbone(Backbone):
     def lora(self) -> dict[str, nn.Parameter]:
         """Hold none."""
         return {}
+
+    @contextmanager
+    def without_lora(self) -> Iterator[None]:
+        """Be the network that every run here starts from."""
+        now = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
+        self.policy.load_state_dict(CoupledPolicy().state_dict())
+        try:
+            yield
+        finally:
+            self.policy.load_state_dict(now)
 
 
 def per_view_score(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -14,11 +14,17 @@ from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation import Evaluation
+from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.iteration import prompt_batch
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.reward.guard import GuardCheck, GuardState
 from mvczigal_ref.system import build_system
+from mvczigal_ref.tracking import StageTimer
 from mvczigal_ref.training_state import begin, find_checkpoint, load_policy, resume
+from tests.analytic_system import PROMPTS as NUMBERED
+from tests.analytic_system import analytic_system
+from tests.unit.test_group_iteration import FORWARD
+from tests.unit.test_group_samples import config_of
 
 PROMPTS = ["a red ball", "a blue cube"]
 CONSTRAINT = ConstraintState(multiplier=0.1 + 0.2, threshold=-1 / 3, initialised=True)
@@ -183,6 +189,56 @@ def test_a_best_checkpoint_that_is_not_the_best_any_more_goes(tmp_path):
     state.save(tmp_path)
 
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["iteration_000002"]
+
+
+FOLLOWED = {**FORWARD, "forward.old_decay_rate": 0.2, "run.iterations": 3}
+
+
+def forwards(state, iterations):
+    """Go on with a run on the forward process, as the loop does."""
+    for _ in range(iterations):
+        state.set_learning_rate()
+        result = run_group_iteration(
+            state.system, state.optimizer, state.constraint, NUMBERED[:2],
+            iteration=state.finished, config=state.config, world=World(), timer=StageTimer(),
+            old=state.old,
+        )  # fmt: skip
+        state.constraint, state.old = result.constraint, result.old
+        state.finished += 1
+    return state
+
+
+def test_a_run_on_the_forward_process_resumes_bit_for_bit(tmp_path):
+    """The checkpoint holds the policy that samples, which is not the one that learns."""
+    chosen = config_of(FOLLOWED)
+    whole = forwards(begin(analytic_system(chosen), chosen, World(), NUMBERED), 2)
+    whole.save(tmp_path)
+    folder = tmp_path / "checkpoints" / "iteration_000002"
+    again = resume(analytic_system(chosen), chosen, NUMBERED, load_checkpoint(folder))
+    started = begin(analytic_system(chosen), chosen, World(), NUMBERED)
+    learnt = whole.system.trained()
+
+    assert started.old.keys() == again.old.keys() == learnt.keys()
+    assert all(torch.equal(started.old[n], p) for n, p in started.system.trained().items())
+    assert started.old["gain"] is not started.system.trained()["gain"]
+    assert all(torch.equal(again.old[name], value) for name, value in whole.old.items())
+    assert any(not torch.equal(again.old[name], p) for name, p in learnt.items())
+    for state in (whole, again):
+        forwards(state, 1)
+    assert all(torch.equal(again.old[name], value) for name, value in whole.old.items())
+    assert all(torch.equal(again.system.trained()[name], p) for name, p in learnt.items())
+
+
+def test_a_checkpoint_without_the_old_policy_is_refused(tmp_path):
+    """Such as one that has lost it; other runs have none."""
+    chosen = config_of(FOLLOWED)
+    state = begin(analytic_system(chosen), chosen, World(), NUMBERED)
+    state.old = None
+    state.save(tmp_path)
+    found = load_checkpoint(tmp_path / "checkpoints" / "iteration_000000")
+    with pytest.raises(CheckpointError, match="the checkpoint's old policy"):
+        resume(analytic_system(chosen), chosen, NUMBERED, found)
+    assert begin(system(config()), config(), World(), PROMPTS).old is None
 
 
 def test_a_checkpoint_says_where_the_prompts_are(tmp_path):
