@@ -51,22 +51,25 @@ def tiny_flow_grpo() -> TrainConfig:
         reward=RewardConfig(per_view="world.per_view", joint="per_view"),
         advantage=AdvantageConfig(mode="per_view"),
         objective=ObjectiveConfig(kind="policy_gradient", clip_range=1e-2),
-        optim=OptimConfig(lr=2e-3, decay_iterations=40, optimizer_steps_per_epoch=1),
+        optim=OptimConfig(lr=1e-2, decay_iterations=40, optimizer_steps_per_epoch=1),
         run=RunConfig(iterations=40, objects_per_iteration=16, objects_per_slice=4),
     )
 
 
 def tiny_flow_grpo_fast() -> TrainConfig:
-    """Flow-GRPO-Fast on the tiny world: noise in 2 steps that begin in the first half.
+    """Flow-GRPO-Fast on the tiny world: the group divides in the first half, noise in 2 steps.
 
-    Coefficient-preserving noise; only the window is trained.
+    Coefficient-preserving noise; only the window is trained. Members that share all else differ
+    by what the window drew, so that their rewards are about it.
     """
     base = tiny_flow_grpo()
     return replace(
         base,
         recipe="tiny_flow_grpo_fast",
         flow=FlowConfig(kernel="cps", noise_scale=0.8),
-        rollout=replace(base.rollout, window="random", window_size=2, window_last_start=3),
+        rollout=replace(
+            base.rollout, shared_noise=True, window="random", window_size=2, window_last_start=3
+        ),
     )
 
 
@@ -118,7 +121,7 @@ def tiny_g2rpo() -> TrainConfig:
         base,
         recipe="tiny_g2rpo",
         rollout=replace(base.rollout, kind="branches", members=6, window_size=4, strides=(1, 2)),
-        optim=replace(base.optim, lr=1e-3, step_per_decision=True),
+        optim=replace(base.optim, lr=5e-3, step_per_decision=True),
     )
 
 
