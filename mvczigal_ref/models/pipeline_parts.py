@@ -154,7 +154,9 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
             CheckpointError: If files are absent, and then each is named with where to get it; if
                 a tensor does not fit; or if a saved pipeline names no scheduler.
         """
-        source = str(pretrained_model_name_or_path) + (f"@{revision}" if revision else "")
+        source = str(pretrained_model_name_or_path)
+        if revision and not Path(source).is_dir():
+            source += f"@{revision}"
         found = SdxlSources(base=source, cache=cache_dir, local_files_only=local_files_only)
         # A pipeline that brings its adapter brings its own networks too.
         whole = any(find_file(source, name, found)[0] for name in reversed(ADAPTER_FILES))

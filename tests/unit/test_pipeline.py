@@ -163,9 +163,12 @@ def test_a_saved_pipeline_comes_back(saved):
 def test_published_parts_become_a_pipeline(tmp_path):
     """A stock base with the published UNet, autoencoder and adapter, from the hub's cache."""
     sources = write_cache(write_published(tmp_path), tmp_path / "cache")
+    refs = tmp_path / "cache" / f"models--{sources.base.replace('/', '--')}" / "refs"
+    (refs / "main").rename(refs / "v1")
     pipeline = quiet(
         TextToMultiviewPipeline.from_pretrained(
             sources.base,
+            revision="v1",
             cache_dir=sources.cache,
             local_files_only=True,
             torch_dtype=torch.bfloat16,
