@@ -252,10 +252,13 @@ def test_every_setting_of_groups_is_asked():
 # -- laws --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [ONE_VIEW, TREE, BRANCHES, FORWARD, PAIRS])
+DDIM = {**LCM, "sampler.kind": "ddim"}
+
+
+@pytest.mark.parametrize("how", [LCM, DDIM, ONE_VIEW, TREE, BRANCHES, FORWARD, PAIRS])
 def test_an_iteration_is_a_function_of_its_arguments(how):
     """Twice the same, bit for bit, whatever the global generator; ratios start at 1."""
-    captions = Said("prompt 7", "") if how in (ONE_VIEW, TREE) else None
+    captions = Said("prompt 7", "") if how in (LCM, DDIM, ONE_VIEW, TREE) else None
     config = config_of(how)
     with without_shape_checks():
         one = learn(config, iterations=1, enhancer=captions)
@@ -382,18 +385,21 @@ def test_groups_that_were_scored_alike_are_counted():
     assert metrics["per_view_reward/group_std"] > 0
 
 
-NOISY = {"rollout.window": "fixed", "rollout.window_size": 2, "flow.noise_scale": 1.5}
+MANY = {"rollout.members": 64}  # so that the estimate of the gradient is a good one
 
 
 @pytest.mark.parametrize(
     ("how", "lr"),
-    [(LCM, 1.0), ({**LCM, "sampler.kind": "ddim"}, 1.0), ({**ONE_VIEW, **NOISY}, 5.0),
-     (FORWARD, 1.0)],
-    ids=["lcm", "ddim", "flow", "forward"],
+    [({**LCM, **MANY}, 1.0), ({**ONE_VIEW, **MANY, "flow.noise_scale": 1.5}, 5.0),
+     ({**FORWARD, **MANY}, 1.0)],
+    ids=["lcm", "flow", "forward"],
 )  # fmt: skip
 def test_it_learns(how, lr):
-    """Under every sampler the reward rises, of the same noise again and again."""
-    config = config_of(how, {"rollout.members": 16, "advantage.mode": "per_view"})
+    """The reward rises, of the same noise again and again.
+
+    DDIM is not asked: what its last step draws is not trained, but moves with these few weights.
+    """
+    config = config_of({**how, "advantage.mode": "per_view"})
     with without_shape_checks():
         _, metrics, _, _ = learn(config, iterations=5, stride=0, lr=lr)
     reward = [table["per_view_reward/mean"] for table in metrics]
