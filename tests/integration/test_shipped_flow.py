@@ -1,0 +1,71 @@
+"""The shipped flow weights: whole, as logged, and they paint what they are asked for."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from mvczigal_ref.gate import gate_flow
+from mvczigal_ref.models.components import load_components
+from mvczigal_ref.models.flow_loading import load_flux
+from mvczigal_ref.settings import weights_folder
+from mvczigal_ref.world.grammar import split_prompts
+from mvczigal_ref.world.pretrain_flow import FlowPretrainConfig, untrained
+
+FOLDER = weights_folder("tiny_flow")
+CONFIG = FlowPretrainConfig()
+
+
+@pytest.fixture(scope="module")
+def components():
+    """Read strictly: a missing or misshapen tensor is refused."""
+    return load_flux(FOLDER, max_tokens=CONFIG.max_tokens)
+
+
+def test_they_are_what_the_command_makes(components):
+    """The default settings, logged to the last step of either stage."""
+    lines = [json.loads(line) for line in (FOLDER / "pretrain_log.jsonl").read_text().splitlines()]
+    last = {line["stage"]: line for line in lines}
+
+    assert json.loads((FOLDER / "pretrain_config.json").read_text()) == asdict(CONFIG)
+    assert {stage: line["step"] for stage, line in last.items()} == {
+        "paint": CONFIG.paint_steps, "settle": CONFIG.settle_steps,
+    }  # fmt: skip
+    assert last["settle"]["loss"] < last["paint"]["loss"] < lines[0]["loss"]
+    made = untrained(CONFIG)
+    shapes = {name: value.shape for name, value in made.policy.state_dict().items()}
+    assert shapes == {name: value.shape for name, value in components.policy.state_dict().items()}
+    prompts = split_prompts()[1]
+    for one, other in zip(
+        made.encode_prompts(prompts), components.encode_prompts(prompts), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-2)  # stored in half precision
+
+
+def test_they_are_small(components):
+    """At most 2.5 million parameters, and 6 MB with all evidence."""
+    assert sum(value.numel() for value in components.policy.parameters()) <= 2_500_000
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 6_000_000
+
+
+def test_they_share_the_autoencoder_of_the_multi_view_weights(components):
+    """Bit for bit, so their latents are the same."""
+    taken = load_components(weights_folder("tiny")).vae.state_dict()
+    made = components.vae.state_dict()
+
+    assert taken.keys() == made.keys()
+    assert all(torch.equal(value, made[name]) for name, value in taken.items())
+
+
+def test_they_paint_held_out_prompts(components):
+    """Every sample of four prompts is far nearer to what was asked for than what is no picture."""
+    prompts = split_prompts()[1][::10]
+    found = gate_flow(
+        components, seed=1, noises=2, steps=(10, 4), guidance_scale=2.0, prompts=prompts
+    )
+    table = {row.name: row for row in found.rows}
+
+    assert len(prompts) == 4
+    for worse in ("wrong_prompt", "blank", "noise"):
+        assert table["10 steps"].per_view > table[worse].per_view + 5
