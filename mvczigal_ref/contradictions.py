@@ -15,7 +15,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
     Args:
         config: Every setting is valid by itself.
 
-    Returns:
+    Yields:
         A sentence a problem, with the remedy.
     """
     steps, run = config.sampler.num_steps, config.run
