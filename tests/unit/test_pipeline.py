@@ -2,6 +2,7 @@
 
 import io
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from tests.unit.models.published import parts, write_cache, write_published
 from tests.unit.models.small import PROMPTS, fresh_components, randn, rig
 
 STEPS = 2
-SHIFTED = shift_snr(scaled_linear_alpha_bar(), 8.0)
+SHIFT = 3.0
 FEW = {"num_inference_steps": STEPS, "output_type": "pt"}
 
 
@@ -46,7 +47,7 @@ def quiet(pipeline):
 @pytest.fixture(scope="module")
 def pipeline():
     """Build one for tests that change nothing."""
-    return build()
+    return build(snr_shift=SHIFT)
 
 
 def seeded(seed=0):
@@ -62,7 +63,8 @@ def test_few_steps_by_hand(pipeline, zigzag_steps):
     components = pipeline.parts
     noise = SeededNoise(seed=3, iteration="mine", objects=[0, 5], shape=(2, 4, 4, 4))
     given = components.build_conditioning(PROMPTS[:2], rig(2), image_size=16)
-    sampler = LcmSampler.create(num_steps=STEPS, alpha_bar=SHIFTED).to(dtype=torch.float32)
+    alpha_bar = shift_snr(scaled_linear_alpha_bar(), SHIFT)
+    sampler = LcmSampler.create(num_steps=STEPS, alpha_bar=alpha_bar).to(dtype=torch.float32)
     arm = noise.arm("zigzag" if zigzag_steps else "standard")
     common = (components.policy, sampler, noise.initial(), given, arm)
     if zigzag_steps:
@@ -90,7 +92,8 @@ def test_many_steps_by_hand():
     given = components.build_conditioning(
         ["a can"], rig(2), image_size=16, negative_prompt=NEGATIVE_PROMPT
     )
-    sampler = DdimSampler.create(num_steps=STEPS, alpha_bar=SHIFTED, eta=0.5)
+    alpha_bar = shift_snr(scaled_linear_alpha_bar(), 8.0)
+    sampler = DdimSampler.create(num_steps=STEPS, alpha_bar=alpha_bar, eta=0.5)
     generator, shape = seeded(), (1, 2, 4, 4, 4)
     expected = standard_rollout(
         components.policy,
@@ -179,7 +182,8 @@ def test_published_parts_become_a_pipeline(tmp_path):
     assert (pipeline.config.image_size, pipeline.config.snr_shift) == (768, 8.0)
     assert pipeline.default_rig == PAPER_RIG
     assert pipeline.dtype == torch.bfloat16
-    mine = TextToMultiviewPipeline.from_components(parts(), image_size=32).to(torch.bfloat16)
+    mine = TextToMultiviewPipeline.from_components(deepcopy(parts()), image_size=32)
+    mine = mine.to(torch.bfloat16)
     for one, other in ((pipeline.unet, mine.unet), (pipeline.vae, mine.vae)):
         found, expected = one.state_dict(), other.state_dict()
         assert list(found) == list(expected)
