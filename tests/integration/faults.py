@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mvczigal_ref import training_loop
+from mvczigal_ref import scorers, training_loop
 from mvczigal_ref.trainer import Events
 from mvczigal_ref.update import accumulate
 
