@@ -171,9 +171,11 @@ def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
 
         path, size = find_checkpoint(Path(options.weights or "").expanduser()), _own_size(options)
         key = (options, path, path.stat().st_mtime_ns, json.dumps(size))
-        if key in _IN_USE:
-            sharing: JointViewScorer = _IN_USE[key].on(axis)
-            return sharing
+        known: HyperScore | None = _IN_USE.get(key)
+        if known is not None:
+            for file in known.files:
+                note(file)
+            return known.on(axis)
         _IN_USE[key] = scorer = HyperScore.load(
             path,
             tokenizer=_place(options.tokenizer),

@@ -22,7 +22,7 @@ from mvczigal_ref.reward.hyperscore_network import (
     build_hyperscore,
 )
 from mvczigal_ref.reward.preprocessing import IMAGENET_MEAN, IMAGENET_STD, preprocess
-from mvczigal_ref.reward.provenance import note
+from mvczigal_ref.reward.provenance import files_read, note
 from mvczigal_ref.reward.weights import Published, Source, load_tokenizer
 from mvczigal_ref.shapes import Images, JointViewReward
 
@@ -84,6 +84,7 @@ class HyperScore:
         self.axis = axis
         self.num_views = num_views
         self.images_at_once = images_at_once
+        self.files: tuple[Path, ...] = ()
         self._last = _LastTable()
         network.clip.to(dtype)
         network.prompt_learner.to(dtype)
@@ -118,16 +119,19 @@ class HyperScore:
                 than the network's; each is named.
         """
         size = size or HyperScoreSize()
-        path = find_checkpoint(checkpoint)
-        network = build_hyperscore(read_tensors(path), size=size, source=str(path))
-        words = load_tokenizer(
-            CLIPTokenizer,
-            tokenizer or cls.tokenizer_files.repo,
-            published=cls.tokenizer_files,
-            vocab_size=size.vocab_size,
-            local_files_only=local_files_only,
-        )
-        return cls(network, words, dtype=dtype, **settings)
+        with files_read() as files:
+            path = find_checkpoint(checkpoint)
+            network = build_hyperscore(read_tensors(path), size=size, source=str(path))
+            words = load_tokenizer(
+                CLIPTokenizer,
+                tokenizer or cls.tokenizer_files.repo,
+                published=cls.tokenizer_files,
+                vocab_size=size.vocab_size,
+                local_files_only=local_files_only,
+            )
+        scorer = cls(network, words, dtype=dtype, **settings)
+        scorer.files = tuple(files)
+        return scorer
 
     def to(self, device: torch.device | str) -> "HyperScore":
         """Move the network in place.

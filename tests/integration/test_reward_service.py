@@ -1,4 +1,4 @@
-"""The reward service in earnest: the world's judges, a killed process, and whole runs."""
+"""The reward service in earnest: the world's judges, a killed process, lies, and whole runs."""
 
 import os
 import re
@@ -6,12 +6,13 @@ import signal
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from urllib.request import urlopen
 
 import pytest
 import torch
 
-from mvczigal_ref import system
+from mvczigal_ref import scorers
 from mvczigal_ref.checkpoint import load_checkpoint
 from mvczigal_ref.reward.service import (
     Patience,
@@ -22,11 +23,13 @@ from mvczigal_ref.reward.service import (
     serve,
     serving,
 )
+from mvczigal_ref.reward.service.handler import Handler
 from mvczigal_ref.reward.world import WorldJointView, WorldPerView
 from mvczigal_ref.trainer import Events
 from tests.integration.faults import patched
 from tests.integration.killable import SERVER
 from tests.integration.runs import PROMPTS, assert_same_run, checkpoints, run, small_config
+from tests.unit.reward.service.doubles import http
 
 PER_VIEW = ScorerInfo(name="world.per_view", version="1", kind="per_view")
 JOINT = ScorerInfo(name="world.joint", version="1", kind="joint")
@@ -56,14 +59,15 @@ def test_the_worlds_scores_are_the_same_to_the_bit():
 # -- processes ---------------------------------------------------------------------------
 
 
-def _work(pipe, port, hang):
-    """Serve the per-view judge; one that hangs says that it was asked, and no more."""
+def _work(pipe, port, answers):
+    """Serve the per-view judge; after so many answers it says that it was asked, and no more."""
     torch.set_num_threads(1)
     # A test run in the background ignores Ctrl-C, and what it starts would too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    calls = count()
 
     def judge(images, prompts):
-        if hang:
+        if next(calls) == answers:
             pipe.send(ASKED)
             time.sleep(600)
         return WorldPerView()(images, prompts)
@@ -72,10 +76,10 @@ def _work(pipe, port, hang):
 
 
 @contextmanager
-def service(port=0, *, hang=False):
+def service(port=0, *, answers=-1):
     """Serve in a process of its own; give the process, the pipe and the port."""
     here, there = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=_work, args=(there, port, hang))
+    process = SERVER.Process(target=_work, args=(there, port, answers))
     process.start()
     there.close()
     try:
@@ -84,31 +88,6 @@ def service(port=0, *, hang=False):
         process.kill()
         process.join()
         here.close()
-
-
-def test_a_service_that_is_killed_and_started_again_gives_the_same_scores():
-    """SIGKILL while it scores; the client waits, and asks the new one."""
-    images = views()
-    with ExitStack() as stack:
-        process, pipe, port = stack.enter_context(service(hang=True))
-
-        def kill():
-            assert pipe.recv() == ASKED
-            os.kill(process.pid, signal.SIGKILL)
-
-        def again(seconds):
-            pauses.append(seconds)
-            process.join()
-            stack.enter_context(service(port))
-
-        pauses, killer = [], threading.Thread(target=kill)
-        killer.start()
-        scores = RemotePerView(f"http://127.0.0.1:{port}", sleep=again)(images, PROMPTS)
-        killer.join()
-
-    assert process.exitcode == -signal.SIGKILL
-    assert pauses == [0.5]
-    assert torch.equal(scores, WorldPerView()(images, PROMPTS))
 
 
 def test_ctrl_c_ends_the_service():
@@ -138,20 +117,82 @@ class Outage(Events):
 
 
 def test_a_run_outlives_its_service(undisturbed, prompts, tmp_path):
-    """It waits in the middle of an iteration, and ends with the same bits as a local one."""
+    """SIGKILL while it scores; the run waits, asks the new one, and ends with the same bits."""
     pauses = []
-    with ExitStack() as first, ExitStack() as second:
-        server = first.enter_context(serving(WorldPerView(), info=PER_VIEW))
+    with ExitStack() as stack:
+        # Held-out scores come first, then each iteration asks about two slices of two arms.
+        process, pipe, port = stack.enter_context(service(answers=8))
+
+        def kill():
+            assert pipe.recv() == ASKED
+            os.kill(process.pid, signal.SIGKILL)
 
         def again(seconds):
             pauses.append(seconds)
-            second.enter_context(serving(WorldPerView(), info=PER_VIEW, port=server.server_port))
+            process.join()
+            stack.enter_context(service(port))
 
-        remote = RemotePerView(server.url, sleep=again)
-        with patched(system, "per_view_scorer", lambda *_: remote):
-            run(small_config(prompts), tmp_path, events=Outage(first.close))
+        killer = threading.Thread(target=kill)
+        killer.start()
+        remote = RemotePerView(f"http://127.0.0.1:{port}", sleep=again)
+        with patched(scorers, "per_view_scorer", lambda *_: remote):
+            run(small_config(prompts), tmp_path)
+        killer.join()
 
+    assert process.exitcode == -signal.SIGKILL
     assert pauses == [0.5]
+    assert_same_run(undisturbed(), tmp_path)
+
+
+SAID = {"name": "world.per_view", "version": "1", "kind": "per_view", "dtype": "float32"}
+
+
+def drip(connection):
+    """Say too little for too long."""
+    connection.sendall(b"HTTP/1.1 200 X\r\nA: ")
+    for _ in range(200):
+        connection.sendall(b"a")
+        time.sleep(0.05)
+
+
+FAULTS = {
+    "garbage": b"\x00\xff garbage\r\n\r\n",
+    "no JSON": http(200, b"<html>"),
+    "a score too few": http(200, {**SAID, "scores": [[1.0] * 5] * 2}),
+    "an object too many": http(200, {**SAID, "scores": [[1.0] * 6] * 3}),
+    "no number": http(200, b'{"scores": [[NaN, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]}'),
+    "another scorer": http(200, {**SAID, "version": "2", "scores": [[1.0] * 6] * 2}),
+    "a body without end": http(200, b" " * 2**22),
+    "out of memory": http(500, {"error": "out of memory"}),
+    "busy": http(503, {"error": "busy"}),
+    "nothing": b"",
+    "slow": drip,
+}
+
+
+def test_a_run_outlives_whatever_its_service_says(undisturbed, prompts, tmp_path):
+    """Every other answer is a wrong one; none of it reaches a score."""
+    truth, left, said = Handler._answer, list(FAULTS.values()), count()
+
+    def answer(handler, status, content):
+        if handler.path != "/score" or not left or next(said) % 2:
+            return truth(handler, status, content)
+        fault = left.pop(0)
+        handler.close_connection = True
+        return fault(handler.connection) if callable(fault) else handler.connection.sendall(fault)
+
+    pauses = []
+    with serving(WorldPerView(), info=PER_VIEW) as server:
+        patience = Patience(timeout_s=3.0)
+        remote = RemotePerView(server.url, patience=patience, sleep=pauses.append)
+        with (
+            patched(Handler, "_answer", answer),
+            patched(scorers, "per_view_scorer", lambda *_: remote),
+        ):
+            run(small_config(prompts), tmp_path)
+
+    assert not left
+    assert len(pauses) >= len(FAULTS)
     assert_same_run(undisturbed(), tmp_path)
 
 
@@ -169,7 +210,7 @@ def test_a_run_ends_with_a_good_checkpoint_where_its_service_does_not_come_back(
             sleep=lambda seconds: None,
         )
         with (
-            patched(system, "per_view_scorer", lambda *_: remote),
+            patched(scorers, "per_view_scorer", lambda *_: remote),
             pytest.raises(ScorerUnavailableError, match="resume"),
         ):
             run(small_config(prompts), tmp_path, events=Outage(stack.close))

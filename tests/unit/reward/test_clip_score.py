@@ -70,7 +70,7 @@ def test_features_are_clip_s_of_each_view(folder):
     images, settings = tiny.views(), {"vision_heads": 3, "activation": "gelu"}
     scorer = PickScore.from_pretrained(folder, tokenizer=folder, chunk_size=4)
 
-    found = scorer.image_features(images)
+    found = scorer.image_features(images.clone().requires_grad_())
 
     pixels = [slow.normalised(view) for view in images.flatten(0, 1)]
     expected = [slow.clip_seen(tiny.clip_tensors(), view, **settings) for view in pixels]
