@@ -26,7 +26,7 @@ from mvczigal_ref.reward.builders import PER_VIEW
 from mvczigal_ref.reward.service import RemotePerView
 from mvczigal_ref.reward.world import WorldJointView, WorldPerView
 from mvczigal_ref.tracking import read_metrics
-from mvczigal_ref.world import pretrain
+from mvczigal_ref.world import pretrain, pretrain_flow
 from mvczigal_ref.world.scene import render_prompts
 from tests.integration.runs import HELD_OUT, PROMPTS
 
@@ -254,6 +254,7 @@ def test_a_file_of_settings_gives_way_to_words(words, finished, tmp_path, capsys
         (["report", "absent"], r"'absent' is no run folder.*mvczigal train"),
         (["pretrain", "--out", "x", "base_step=3"], r"`base_step`.*`base_steps`"),
         (["pretrain", "--out", "x", "base_steps=many"], r"`base_steps`.*many"),
+        (["pretrain", "--model", "flow", "--out", "x", "base_steps=3"], r"unknown.*`base_steps`"),
         (["pretrain", "--out", "x", "base_steps"], r"name=value.*base_steps"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -568,6 +569,18 @@ def test_pretraining_is_told_its_numbers(tmp_path, monkeypatch, capsys):
         (tmp_path, pretrain.PretrainConfig(base_steps=4, base_lr=1e-4, guidance_range=(1.0, 3.0)))
     ]
     assert f"gate of {tmp_path}, {tmp_path}/shipped" in capsys.readouterr().out
+
+
+def test_pretraining_makes_the_flow_model_where_asked(tmp_path, monkeypatch, capsys):
+    """Its own settings, training and gate."""
+    called = []
+    monkeypatch.setattr(pretrain_flow, "pretrain_flow", lambda *given: called.append(given))
+    monkeypatch.setattr(shipped, "ship_flow", lambda work, folder: f"flow gate of {folder}")
+    argv = ["pretrain", "--model", "flow", "paint_steps=3", "--out", str(tmp_path)]
+
+    assert main(argv) == 0
+    assert called == [(tmp_path, pretrain_flow.FlowPretrainConfig(paint_steps=3))]
+    assert f"flow gate of {tmp_path}/shipped" in capsys.readouterr().out
 
 
 # -- two processes -----------------------------------------------------------------------
