@@ -1,20 +1,20 @@
 """The published runs at full size: SDXL with row attention, few-step and not.
 
 Published numbers are per process, of four with 24 GB each; ours are of the whole run. So
-``run.objects_per_iteration`` is 4 processes x rounds x prompts a round, and a round's prompts are
-``run.objects_per_slice``. The published accumulation counts timesteps over prompts: A of them
-between two changes of the parameters are A / T prompts a process, where T is the number of sampling
-steps, and of the R x P prompts that a process has, that makes
-``optim.optimizer_steps_per_epoch`` = R P T / A. Whatever the number of processes, the same objects
-go into each of those steps. ``run.iterations`` is published epochs x iterations.
+``run.objects_per_iteration`` is 4 processes x rounds R x prompts P a round. The published
+accumulation counts timesteps over prompts: A of them between two changes of the parameters are
+A / T prompts a process, where T is the number of sampling steps. Of the R P prompts that a process
+has, that makes ``optim.optimizer_steps_per_epoch`` = R P T / A. The same objects go into each of
+those steps whatever the number of processes. ``run.iterations`` is published epochs x iterations.
 
-The published trainer replays prompts one by one after sampling several together. Here what was
-sampled together is replayed together: then the first ratio is exactly 1, and network calls are
-fewer. ``run.replay_objects_per_slice=1`` saves memory; ``run.objects_per_slice=1`` more, and keeps
-the ratio.
+The published trainer samples a round's prompts together and replays them one by one. Here what is
+sampled together is replayed together, so that the first ratio is exactly 1:
+``run.objects_per_slice`` is the number whose update fits into 20 GiB. No result depends on it but
+by rounding.
 
-``model.weights`` and ``reward.weights`` name folders that the user fills, and ``run.prompts`` a
-text file with one prompt a line.
+The networks come from where they are published, and ``model.sources`` names other places.
+``reward.weights`` names a folder that the user fills, ``run.prompts`` and ``run.held_out`` text
+files with one prompt a line.
 """
 
 from dataclasses import replace
@@ -28,6 +28,7 @@ from mvczigal_ref.config import (
     SamplerConfig,
     TrainConfig,
 )
+from mvczigal_ref.settings_file import Table
 
 __all__ = ["lcm_sdxl_mate3d", "lcm_sdxl_simple", "sdxl_simple"]
 
@@ -42,7 +43,7 @@ def lcm_sdxl_simple() -> TrainConfig:
     return TrainConfig(
         recipe="lcm_sdxl_simple",
         model=ModelConfig(
-            weights="weights/lcm_sdxl",
+            weights="lcm_sdxl",
             rig="paper",
             image_size=768,
             lora_rank=16,
@@ -57,15 +58,16 @@ def lcm_sdxl_simple() -> TrainConfig:
         reward=RewardConfig(
             per_view="pickscore",
             joint="hyperscore.overall",
-            weights={"hyperscore": "weights/hyperscore"},
+            weights=Table({"hyperscore": "weights/hyperscore"}),
         ),
         objective=ObjectiveConfig(clip_range=1e-4, train_last_action=True),
         optim=OptimConfig(lr=1e-4, max_grad_norm=5.0, optimizer_steps_per_epoch=1),
         run=RunConfig(
             iterations=70 * 10,
             objects_per_iteration=_PROCESSES * 1 * 4,
-            objects_per_slice=4,
+            objects_per_slice=2,
             prompts="prompts/simple_animals.txt",
+            held_out="prompts/mate3d.txt",
             seed=42,
         ),
     )
@@ -100,7 +102,7 @@ def sdxl_simple() -> TrainConfig:
     return replace(
         base,
         recipe="sdxl_simple",
-        model=replace(base.model, weights="weights/sdxl", lora_rank=4, lora_alpha=4.0),
+        model=replace(base.model, weights="sdxl", lora_rank=4, lora_alpha=4.0),
         sampler=replace(
             base.sampler,
             kind="ddim",
@@ -109,5 +111,5 @@ def sdxl_simple() -> TrainConfig:
             negative_prompt="watermark, ugly, deformed, noisy, blurry, low contrast",
         ),
         optim=replace(base.optim, lr=5e-5),
-        run=replace(base.run, objects_per_iteration=_PROCESSES * 2 * 2, objects_per_slice=2),
+        run=replace(base.run, objects_per_iteration=_PROCESSES * 2 * 2, objects_per_slice=1),
     )

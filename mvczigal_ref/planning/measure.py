@@ -1,0 +1,171 @@
+"""What a piece of code costs, operator by operator: FLOPs, and the bytes of what is alive."""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["GraphCost", "Meter", "fused_attention", "measure_graph", "storage_bytes"]
+
+
+class Meter(TorchDispatchMode):
+    """Count FLOPs, and follow the bytes of every storage from its making to its end.
+
+    Storages of ``known`` tensors, and views of any, cost nothing. Works on real tensors and on the
+    meta device alike; what a library takes for itself, such as a convolution's workspace, is not
+    seen.
+
+    Args:
+        known: Tensors that were there before.
+
+    Examples:
+        >>> a = torch.empty(4, 8, device="meta")
+        >>> with Meter([a]) as meter:
+        ...     b = a @ a.T
+        >>> meter.flops, meter.live, meter.peak
+        (256, 64, 64)
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.flops = self.flops_with_gradient = 0
+        # Storages stay known for as long as they live, so that no index is given twice.
+        self._known = {(s := t.untyped_storage())._cdata: s for t in known}
+        self._held: dict[int, tuple[int, Any]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Run an operator and look at what it made."""
+        named = kwargs or {}
+        result = func(*args, **named)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            flops = int(count(*args, **named, out_val=result))
+            self.flops += flops
+            if torch.is_grad_enabled():  # in a backward pass: what is computed once more
+                self.flops_with_gradient += flops
+        for made in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(made, Tensor):
+                self._see(made.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        index = storage._cdata
+        if index in self._known or index in self._held:
+            return
+
+        def gone(_: object) -> None:
+            self.live -= self._held.pop(index)[0]
+
+        self._held[index] = (storage.nbytes(), weakref.ref(storage, gone))
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Let attention on the meta device be computed as GPUs do: its scores are never stored.
+
+    Torch would choose the form that stores them. Attention of real tensors, or with a mask, is
+    left as it is. A mode of torch's own would be off in what a backward pass computes once more.
+
+    Yields:
+        Nothing.
+    """
+    plain = functional.scaled_dot_product_attention
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:  # noqa: ANN401
+        masked = any(value is not None and value is not False for value in rest)
+        masked = masked or named.get("attn_mask") is not None or named.get("is_causal", False)
+        if masked or not query.is_meta:
+            return plain(query, key, value, *rest, **named)
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        output: Tensor = flash(query, key, value)[0]
+        return output
+
+    functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphCost:
+    """One forward pass that keeps its graph, and the backward pass through it."""
+
+    forward: int
+    """[FLOP]"""
+    recompute: int
+    """Of the forward pass, done once more in the backward pass [FLOP]."""
+    backward: int
+    """[FLOP]"""
+    saved: int
+    """What the graph keeps between the two passes, the output too [bytes]."""
+    peak: int
+    """Most that both passes hold beside what was there before [bytes]."""
+
+
+def measure_graph(
+    function: Callable[[], Tensor], *, known: Iterable[Tensor], backward: bool = True
+) -> GraphCost:
+    """Measure a function with gradient.
+
+    Args:
+        function: Without arguments; returns a tensor. Its computation may be on the meta device.
+        known: Tensors that were there before, and gradients that are added to.
+        backward: Whether the backward pass is wanted; if not, its numbers are 0 and the peak is
+            that of the forward pass.
+
+    Returns:
+        Its cost.
+
+    Examples:
+        >>> weight = torch.empty(8, 8, device="meta", requires_grad=True)
+        >>> row = torch.empty(1, 8, device="meta")
+        >>> cost = measure_graph(lambda: row @ weight, known=[weight, row])
+        >>> cost.forward, cost.backward, cost.saved
+        (128, 128, 32)
+    """
+    with Meter(known) as meter, fused_attention(), torch.enable_grad():
+        output = function()
+        forward, saved, again = meter.flops, meter.live, 0
+        meter.flops_with_gradient = 0
+        if backward:
+            torch.autograd.backward([output], [torch.ones_like(output)])
+            again = meter.flops_with_gradient
+        total = meter.flops - forward
+    return GraphCost(
+        forward=forward, recompute=again, backward=total - again, saved=saved, peak=meter.peak
+    )
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Add up the memory behind tensors, shared memory once.
+
+    Args:
+        tensors: Of any device.
+
+    Returns:
+        Bytes.
+
+    Examples:
+        >>> a = torch.zeros(4, 2)
+        >>> storage_bytes([a, a.T, a[1:]])
+        32
+    """
+    storages = {(s := t.untyped_storage())._cdata: s for t in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
