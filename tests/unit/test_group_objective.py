@@ -14,7 +14,8 @@ from tests.unit.diffusion.flow_cases import step_oracle
 from tests.unit.test_group_samples import FLOW, GROUP, config_of
 
 STD, STEP, CLIP, KL = 0.4, 1, 0.05, 0.3
-LEVELS = [1.0, 0.75, 0.5, 0.25, 0.0]
+SHIFTED = {**FLOW, **GROUP, "flow.shift": 3.0}  # no two steps are equally long
+LEVELS = [1.0, 0.9, 0.75, 0.5, 0.0]
 SHAPE = (2, 2, 1)
 
 
@@ -80,7 +81,7 @@ def test_the_loss_is_the_settings(kind, clip, reduction, kl_form, reference):
         "objective.reduction": reduction, "objective.kl_form": kl_form,
         "objective.kl_weight": KL if reference else 0.0,
     }  # fmt: skip
-    config, decision = config_of(FLOW, GROUP, how), replayed(reference=reference)
+    config, decision = config_of(SHIFTED, how), replayed(reference=reference)
     loss, stats = group_objective(config, build_sampler(config))(decision)
     expected = slow(
         decision, guard=kind == "guard", clip=CLIP if clip else math.inf, reduction=reduction,
@@ -119,7 +120,7 @@ def decisions_at(*steps):
 @pytest.mark.parametrize("steps", [(0, 1, 2), (2,), (0, 2)])
 def test_steps_are_weighed_by_the_noise_they_add(kernel, steps):
     """Each step's spread over the mean of those that are trained."""
-    config = config_of(FLOW, GROUP, {"flow.kernel": kernel, "objective.step_weight": "noise"})
+    config = config_of(SHIFTED, {"flow.kernel": kernel, "objective.step_weight": "noise"})
     found = step_weights(config, build_sampler(config), decisions_at(*steps))
     spreads = [step_oracle(kernel, 0.0, 0.0, LEVELS[s], LEVELS[s + 1], 0.7)[1] for s in steps]
     mean = sum(spreads) / len(spreads)
