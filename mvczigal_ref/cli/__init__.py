@@ -16,10 +16,12 @@ import tyro
 from mvczigal_ref import __version__
 from mvczigal_ref.cli.arguments import (
     REFUSED,
+    Check,
     Command,
     ConvertReward,
     Enhance,
     Evaluate,
+    Plan,
     Pretrain,
     Recipes,
     Report,
@@ -41,6 +43,8 @@ _COMMANDS: dict[str, Callable[..., Command]] = {
     "score": Score,
     "serve-reward": ServeReward,
     "convert-reward": ConvertReward,
+    "plan": Plan,
+    "check": Check,
     "enhance": Enhance,
     "reproduce": Reproduce,
     "pretrain": Pretrain,

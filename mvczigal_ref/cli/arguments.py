@@ -10,10 +10,12 @@ from mvczigal_ref.errors import CheckpointError, ConfigError, NonFiniteError, Re
 
 __all__ = [
     "REFUSED",
+    "Check",
     "Command",
     "ConvertReward",
     "Enhance",
     "Evaluate",
+    "Plan",
     "Pretrain",
     "Recipes",
     "Report",
@@ -214,6 +216,34 @@ class Pretrain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Say what an iteration takes, before any download: calls, TFLOP, and memory by part."""
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """Name of a recipe; `mvczigal recipes` lists them."""
+    settings: _Settings = ()
+    """Settings to change, such as run.objects_per_slice=1."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """YAML or JSON file of settings by section; words on the command line win over it."""
+    processes: int = 1
+    """Processes of the run, each with a GPU of its own."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Also write every number to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Try whether this machine trains a recipe as it should, in about a minute."""
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """Name of a recipe; `mvczigal recipes` lists them."""
+    settings: _Settings = ()
+    """Settings to change, such as run.device=cuda."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """YAML or JSON file of settings by section; words on the command line win over it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Enhance:
     """Vary prompts by a language model, ahead of training; a stopped call goes on.
 
@@ -267,6 +297,8 @@ Command: TypeAlias = (
     | Score
     | ServeReward
     | ConvertReward
+    | Plan
+    | Check
     | Enhance
     | Reproduce
     | Pretrain

@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mvczigal_ref.cli.arguments import (
+    Check,
     Command,
     ConvertReward,
     Enhance,
     Evaluate,
+    Plan,
     Pretrain,
     Recipes,
     Report,
@@ -69,6 +71,16 @@ def run(command: Command) -> None:
             from mvczigal_ref.cli.scoring import convert_reward
 
             print(convert_reward(command))
+        case Plan():
+            config = _recipe_config(command)
+            from mvczigal_ref.cli.planning import run_plan
+
+            run_plan(config, processes=command.processes, file=command.json)
+        case Check():
+            config = _recipe_config(command)
+            from mvczigal_ref.cli.planning import run_check
+
+            run_check(config)
         case Enhance():
             from mvczigal_ref.cli.comparing import enhance
 
@@ -81,8 +93,12 @@ def run(command: Command) -> None:
             _recipes()
 
 
+def _recipe_config(command: Train | Plan | Check) -> TrainConfig:
+    return load_config(recipe(command.recipe), file=command.config, overrides=command.settings)
+
+
 def _train(command: Train) -> None:
-    config = load_config(recipe(command.recipe), file=command.config, overrides=command.settings)
+    config = _recipe_config(command)
     from mvczigal_ref.cli.training import train_run
 
     train_run(command, config)

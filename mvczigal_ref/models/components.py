@@ -208,8 +208,11 @@ class Components:
                 "lora_state_dict, or call merge_lora first."
             )
             raise ValueError(msg)
+        # The statistics hold a published autoencoder's factor.
         self.vae.register_to_config(
-            latents_mean=self.latent_mean.tolist(), latents_std=self.latent_std.tolist()
+            latents_mean=self.latent_mean.tolist(),
+            latents_std=self.latent_std.tolist(),
+            scaling_factor=1.0,
         )
         camera_encoder = self.policy.camera_encoder
         with quiet():
