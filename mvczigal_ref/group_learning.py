@@ -159,9 +159,9 @@ def parameters_as(
     Examples:
         >>> weight = nn.Parameter(torch.ones(1))
         >>> with parameters_as({"w": weight}, {"w": torch.zeros(1)}):
-        ...     float(weight)
+        ...     weight.item()
         0.0
-        >>> float(weight)
+        >>> weight.item()
         1.0
     """
     kept = {name: parameter.detach().clone() for name, parameter in trained.items()}

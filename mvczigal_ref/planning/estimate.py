@@ -51,7 +51,8 @@ def plan(config: TrainConfig, *, world_size: int = 1) -> Plan:
             is unknown; or if the run is none over pairs of the multi-view UNet.
 
     Examples:
-        >>> found = plan(TrainConfig())
+        >>> from mvczigal_ref.config import OptimConfig
+        >>> found = plan(TrainConfig(optim=OptimConfig(optimizer_steps_per_epoch=1)))
         >>> found.calls.rollout, found.calls.replay, found.calls.backward
         (27, 18, 18)
     """

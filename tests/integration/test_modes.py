@@ -26,8 +26,8 @@ from tests.integration.runs import (
 # Of recipes that differ in a number alone one is run: what each setting does is a unit test's.
 TINY = (
     "tiny", "tiny_released", "tiny_mv_dpo", "tiny_mvc_zigpg", "tiny_full_zigzag",
-    "tiny_flow_grpo_fast", "tiny_grpo_guard", "tiny_dance_grpo", "tiny_tempflow_grpo",
-    "tiny_g2rpo", "tiny_branch_grpo", "tiny_diffusion_nft", "tiny_mv_grpo_vlm",
+    "tiny_flow_grpo_fast", "tiny_dance_grpo", "tiny_g2rpo", "tiny_diffusion_nft",
+    "tiny_mv_grpo_vlm",
 )  # fmt: skip
 
 
