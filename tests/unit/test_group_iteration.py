@@ -16,6 +16,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
+from mvczigal_ref.grids import build_sampler
 from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.group_learning import parameters_as
 from mvczigal_ref.tracking import StageTimer
@@ -270,6 +271,14 @@ def test_an_iteration_is_a_function_of_its_arguments(how):
     assert one[1][0].get("replay_deviation", 0.0) == 0.0
 
 
+def test_an_arm_of_a_pair_is_replayed_as_it_was_sampled():
+    """By itself: a call of both would round otherwise in a real network."""
+    _, _, calls, _ = learn(config_of(PAIRS), iterations=1)
+
+    assert any(call.with_gradient for call in calls)
+    assert {call.rows for call in calls} == {3}
+
+
 def test_no_captions_and_the_prompts_themselves_are_plain():
     """K = 0 bit for bit; equal captions to rounding, with their own metrics beside."""
     config = config_of(ONE_VIEW)
@@ -421,6 +430,20 @@ def test_the_old_policy_samples_and_the_new_one_learns():
 
     assert found["per_view_reward/mean"] != plain["per_view_reward/mean"]
     assert found["forward/old_distance"] > plain["forward/old_distance"] == 0.0
+
+
+def test_every_sample_has_noise_of_its_own_at_every_level(monkeypatch):
+    """The levels are those of the grid, and each sample meets its own prompt's advantage."""
+    updates = spied(monkeypatch, group_learning, "update_forward")
+    tables = spied(monkeypatch, group_iteration, "group_advantage_tables")
+    learn(config_of(FORWARD), iterations=1)
+    batches, ((advantage,),) = updates[0][0][2], tables[0][2]
+    rows = [row for batch in batches for row in batch.noise.flatten(0, 3).flatten(1).tolist()]
+
+    assert len({tuple(row) for row in rows}) == len(rows) == 2 * 2 * 3 * 3
+    for n, batch in enumerate(batches):
+        assert set(batch.levels) < set(build_sampler(config_of(FORWARD)).sigma_t.tolist())
+        assert torch.equal(batch.advantage[:, 0], advantage[n])
 
 
 @pytest.mark.parametrize(("iteration", "kept"), [(0, 0.0), (1, 0.2), (3, 0.5)])
