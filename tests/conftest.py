@@ -17,7 +17,7 @@ settings.register_profile(
     "ci",
     derandomize=True,
     deadline=None,
-    max_examples=30,
+    max_examples=15,
     # The first call of a shape-checked function is slow; that is no fault of the test.
     suppress_health_check=[HealthCheck.too_slow],
 )
