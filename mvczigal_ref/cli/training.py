@@ -7,12 +7,27 @@ from pathlib import Path
 from rich.console import Console
 
 from mvczigal_ref.cli.arguments import REFUSED, Train
+from mvczigal_ref.cli.launch import launch
 from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ScorerUnavailableError
 
-__all__ = ["train_run"]
+__all__ = ["train_in_processes", "train_run"]
+
+
+def train_in_processes(command: Train) -> None:
+    """Train in several processes of this machine, and end as they did.
+
+    Args:
+        command: What was asked for, checked.
+
+    Raises:
+        SystemExit: Where they did not end well; they have said why.
+    """
+    status = launch(command.processes, _words(command))
+    if status:
+        raise SystemExit(status)
 
 
 def train_run(command: Train, config: TrainConfig) -> None:
@@ -77,11 +92,16 @@ def _where(folder: Path) -> str:
     return "stopped before anything was saved" if found is None else f"stopped; saved in {found}"
 
 
-def _again(command: Train) -> str:
-    words = ["mvczigal", "train", command.recipe, *command.settings]
+def _words(command: Train) -> list[str]:
+    words = ["train", command.recipe, *command.settings]
     for option, path in (("--config", command.config), ("--out", command.out)):
         words += [option, str(path)] if path is not None else []
-    return shlex.join(words)
+    several = command.processes > 1
+    return [*words, "--processes", str(command.processes)] if several else words
+
+
+def _again(command: Train) -> str:
+    return shlex.join(["mvczigal", *_words(command)])
 
 
 def _say(console: Console, text: str) -> None:
