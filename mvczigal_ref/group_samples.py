@@ -155,7 +155,7 @@ def plan_of(config: TrainConfig, system: System, iteration: int) -> GroupPlan:
     if config.objective.kind == "forward_process":
         chosen: tuple[int, ...] = ()
     else:
-        chosen = stochastic_steps(config, most=_acting(system), iteration=iteration)
+        chosen = stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)
     if wanted.kind == "tree":
         first = min(wanted.split_steps)
         return GroupPlan.tree(
@@ -180,7 +180,7 @@ def check_groups(system: System, config: TrainConfig) -> None:
     """
     try:
         if config.rollout.kind == "branches":
-            stochastic_steps(config, most=_acting(system), iteration=0)
+            stochastic_steps(config, most=num_acting_steps(system), iteration=0)
         elif config.rollout.kind != "pair":
             plan_of(config, system, 0)
     except ValueError as error:
@@ -231,7 +231,7 @@ def draw_groups(
         )  # fmt: skip
         samples = _of_pair(pair, system, config)
     elif rollout.kind == "branches" and isinstance(system.sampler, FlowSampler):
-        chosen = stochastic_steps(config, most=_acting(system), iteration=iteration)
+        chosen = stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)
         samples = _of_branches(
             branched_rollout(
                 system.policy, system.sampler, conditioning, noise, steps=chosen,
@@ -251,7 +251,7 @@ def draw_groups(
     return _thinned(samples, iteration)
 
 
-def _acting(system: System) -> int:
+def num_acting_steps(system: System) -> int:
     """Count the steps from the first on whose noise an image can show."""
     sampler = system.sampler
     if isinstance(sampler, FlowSampler):

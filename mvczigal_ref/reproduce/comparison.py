@@ -14,20 +14,15 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mvczigal_ref.config import TrainConfig, learns_from_pairs, load_config
-from mvczigal_ref.constraint import ConstraintState
+from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.distributed import World
-from mvczigal_ref.enhancers import build_enhancer
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.group_iteration import run_group_iteration
-from mvczigal_ref.iteration import prompt_batch, run_iteration
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import Method, MethodSet
-from mvczigal_ref.system import build_system
-from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.trainer import Events, read_prompts, train
+from mvczigal_ref.trainer import Events, train
 
-__all__ = ["Comparison", "Outcome", "calls_per_iteration", "compare", "gain_over_seeds", "run_gain"]
+__all__ = ["Comparison", "Outcome", "compare", "gain_over_seeds", "run_gain"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +36,7 @@ class Outcome:
     """Of each run, so that the calls are equal."""
 
     calls: int
-    """Latents that the network saw in training, forward passes alone [1]."""
+    """Latents that the network saw in a run's training, forward passes alone; mean [latents]."""
 
     seconds: float
     """Mean wall time of a run, evaluations included [s]."""
@@ -103,49 +98,6 @@ def gain_over_seeds(gains: Float[Tensor, "seed prompt"]) -> tuple[float, float]:
     return float(gains.mean()), math.sqrt(float(square))
 
 
-def calls_per_iteration(config: TrainConfig, **built: Any) -> int:  # noqa: ANN401 - as build_system
-    """Count the latents that the network sees in an iteration, by doing one.
-
-    Args:
-        config: The run.
-        **built: For :func:`~mvczigal_ref.system.build_system`, such as ``components``.
-
-    Returns:
-        Rows of all forward passes [latents]; backward passes are not counted.
-    """
-    system = build_system(config, device=torch.device("cpu"), **built)
-    rows = 0
-
-    def count(module: object, arguments: tuple[Any, ...]) -> None:
-        nonlocal rows
-        rows += arguments[0].shape[0]
-
-    system.policy.register_forward_pre_hook(count)
-    prompts = prompt_batch(
-        read_prompts(config.run.prompts), seed=config.run.seed, iteration=0,
-        count=config.run.objects_per_iteration,
-    )  # fmt: skip
-    learn: Callable[..., Any] = run_iteration
-    extra: dict[str, Any] = {}
-    if not learns_from_pairs(config):
-        learn = run_group_iteration
-        extra["enhancer"] = build_enhancer(config.condition, device=system.device)
-        if config.objective.kind == "forward_process":
-            extra["old"] = {name: p.detach().clone() for name, p in system.trained().items()}
-    learn(
-        system,
-        torch.optim.SGD(list(system.trained().values()), lr=0.0),
-        ConstraintState(multiplier=0.0, threshold=0.0, initialised=False),
-        prompts,
-        iteration=0,
-        config=config,
-        world=World(),
-        timer=StageTimer(system.device),
-        **extra,
-    )
-    return rows
-
-
 def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None) -> dict[str, Any]:
     """Train one run, unless it is there, and read its held-out scores.
 
@@ -202,17 +154,19 @@ def compare(
     outcomes = []
     for method in methods.methods:
         base = load_config(recipe(method.recipe), overrides=overrides)
-        each = calls_per_iteration(base)
+        planned = network_calls(base)
         if budget is None:
-            budget = each * base.run.iterations
-        config = _of_length(base, max(1, round(budget / each)))
-        runs = []
+            budget = sum(planned)
+        config = _of_length(base, max(1, round(budget * len(planned) / sum(planned))))
+        runs, calls = [], []
         for seed in seeds:
             own = replace(config, run=replace(config.run, seed=seed))
+            calls.append(sum(network_calls(own)))
             place = folder / f"{method.recipe}-{seed}"
             with tell(method.recipe, seed, config.run.iterations) as events:
                 runs.append(run_gain(own, place, events=events))
-        outcomes.append(_outcome(method, methods.scores, config, each, runs))
+        mean = round(sum(calls) / len(calls))
+        outcomes.append(_outcome(method, methods.scores, config, mean, runs))
     return Comparison(methods=methods, outcomes=tuple(outcomes))
 
 
@@ -228,13 +182,13 @@ def _outcome(
     method: Method,
     scores: Sequence[str],
     config: TrainConfig,
-    each: int,
+    calls: int,
     runs: Sequence[dict[str, Any]],
 ) -> Outcome:
     return Outcome(
         method=method,
         iterations=config.run.iterations,
-        calls=each * config.run.iterations,
+        calls=calls,
         seconds=sum(found["seconds"] for found in runs) / len(runs),
         before={name: float(runs[0]["before"][name].double().mean()) for name in scores},
         gains={

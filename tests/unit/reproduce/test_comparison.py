@@ -9,16 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.config import load_config
+from mvczigal_ref.group_samples import stochastic_steps
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.models.tiny_flow import tiny_flow_components
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome, compare, gain_over_seeds
-from mvczigal_ref.reproduce.comparison import calls_per_iteration
+from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import Method, MethodSet
 from mvczigal_ref.reproduce.tables import figure, markdown
 
 FIRST = ("rollout.window_last_start=0",)
-SMALL = ("run.objects_per_iteration=2", "run.objects_per_slice=1", "run.evaluation_noises=1")
+SMALL = (
+    "run.iterations=1",
+    "run.objects_per_iteration=2",
+    "run.objects_per_slice=1",
+    "run.evaluation_noises=1",
+)
 
 
 def calls(name, *words):
@@ -29,7 +35,7 @@ def calls(name, *words):
         if config.model.network == "flow"
         else tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1))
     )
-    return calls_per_iteration(config, components=components)
+    return network_calls(config, components=components)[0]
 
 
 # -- oracle ------------------------------------------------------------------------------
@@ -73,6 +79,20 @@ def test_the_error_counts_seeds_and_prompts(rows):
 def test_calls_are_those_of_the_method(name, words, expected):
     """Latents a prompt that the network sees in one iteration, counted by hand."""
     assert calls(name, *words) == 2 * expected
+
+
+def test_every_window_is_counted_as_it_is():
+    """A shared start costs one call a step before the window, so where it begins matters."""
+    words = [*SMALL, "run.iterations=6", "rollout.window_last_start=1", "sampler.num_steps=4"]
+    config = load_config(recipe("tiny_flow_grpo_fast"), overrides=words)
+    small = tiny_flow_components(seed=0, num_heads=1, num_layers=1, num_single_layers=1)
+    found = network_calls(config, components=small)
+    begins = [stochastic_steps(config, most=3, iteration=i)[0] for i in range(6)]
+
+    assert len(set(begins)) > 1
+    # The trunk's calls, up to the window's first, then those of 8 members; 2 replayed steps.
+    expected = {0: (1 + 3 * 8) + (1 + 8), 1: (2 + 2 * 8) + (1 + 8)}
+    assert found == [2 * expected[begin] for begin in begins]
 
 
 def test_calls_of_pairs_are_counted_view_by_view():
@@ -144,8 +164,8 @@ def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_pa
     """And a learning rate that fell to 0 at the end still does."""
     seen = []
     monkeypatch.setattr(
-        "mvczigal_ref.reproduce.comparison.calls_per_iteration",
-        lambda config: 300 if config.recipe == "tiny" else 400,
+        "mvczigal_ref.reproduce.comparison.network_calls",
+        lambda config: [300 if config.recipe == "tiny" else 400] * config.run.iterations,
     )
 
     def run_gain(config, folder, events=None):
