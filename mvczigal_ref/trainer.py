@@ -16,6 +16,9 @@ from mvczigal_ref.group_samples import check_groups
 from mvczigal_ref.held_out import HeldOut, Watch
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow_components import FlowComponents
+from mvczigal_ref.models.lora_weights import LoraWeights
+from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_lora
+from mvczigal_ref.networks import PUBLISHED, published_sources
 from mvczigal_ref.reward.guard import GuardState
 from mvczigal_ref.reward.registry import check_scorers
 from mvczigal_ref.slices import Share
@@ -30,7 +33,10 @@ from mvczigal_ref.training_state import (
 )
 from mvczigal_ref.world.grammar import split_prompts
 
-__all__ = ["Events", "RunResult", "load_policy", "read_prompts", "train"]
+__all__ = ["Events", "RunResult", "export_policy", "load_policy", "read_prompts", "train"]
+
+POLICY = "policy"
+"""Sub-folder of a run that has ended: what it trained, as other tools load it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +102,8 @@ def train(
     SIGTERM or Ctrl-C ends the run after the iteration in hand, with a checkpoint; a second
     Ctrl-C at once. Where the settings ask for it, a guard looks at held-out scores that are not
     trained on, and ends the run when they fall. However a run ended, the same call goes on with
-    it, to the same bits.
+    it, to the same bits. A run that ended leaves what it trained in the sub-folder ``policy``, as
+    PEFT and diffusers load it: whole, or not at all; see :func:`export_policy`.
 
     Args:
         config: The run. On a resume it must be the run's own, but for its length,
@@ -142,7 +149,7 @@ def train(
         ...         held_out=["a red ball with a white nose"],
         ...     )
         ...     sorted(path.name for path in Path(folder).iterdir())
-        ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'summary.json']
+        ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'summary.json']
     """
     tell = events if events is not None and world.is_main else Events()
     met: list[TrainingState] = []
@@ -203,9 +210,36 @@ def _train(
         guard=state.guard,
     )
     if world.is_main:
+        policy: Any = system.policy
+        export_policy(trained_lora(policy) or policy, config, folder / POLICY)
         atomic_write(folder / "summary.json", to_json(_summary(result)))
     world.barrier()
     return result
+
+
+def export_policy(
+    trained: LoraWeights | Any,  # noqa: ANN401 - or a policy of either kind
+    config: TrainConfig,
+    folder: Path,
+    *,
+    layout: PolicyLayout | None = None,
+) -> None:
+    """Write what a run trained as other tools load it; see :func:`save_policy`.
+
+    Args:
+        trained: A LoRA, or a policy whose every weight was trained.
+        config: The run; its settings and the base model go into the model card.
+        folder: Replaced if it exists, whole or not at all.
+        layout: The only layout wanted of a LoRA; every one that fits if None.
+
+    Raises:
+        ValueError: If the layout does not fit what was trained.
+    """
+    name = config.model.weights
+    if name in PUBLISHED:
+        sources = published_sources(name, config.model.sources)
+        name = (sources.unet or sources.base).partition("@")[0]
+    save_policy(trained, folder, base_model=name, settings=to_dict(config), layout=layout)
 
 
 def _summary(result: RunResult) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mvczigal_ref.cli.arguments import (
     ConvertReward,
     Enhance,
     Evaluate,
+    Export,
     Plan,
     Pretrain,
     Recipes,
@@ -39,6 +40,7 @@ _COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
+    "export": Export,
     "report": Report,
     "score": Score,
     "serve-reward": ServeReward,
@@ -120,7 +122,7 @@ def _read(words: list[str]) -> Command:
     )
     if not settings:
         return command
-    if isinstance(command, Report | ConvertReward | Enhance | Recipes):
+    if isinstance(command, Export | Report | ConvertReward | Enhance | Recipes):
         _say(f"error: this command takes no settings; got {settings[0]!r}.")
         raise SystemExit(2)
     return replace(command, settings=(*command.settings, *settings))

@@ -15,6 +15,7 @@ __all__ = [
     "ConvertReward",
     "Enhance",
     "Evaluate",
+    "Export",
     "Plan",
     "Pretrain",
     "Recipes",
@@ -113,6 +114,25 @@ class Evaluate:
     """Also write every score to this file."""
     device: str = "auto"
     """Torch device, or "auto" for an accelerator where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write what a run has trained as PEFT and diffusers load it, from its newest checkpoint.
+
+    A run that ended has done so: its folder holds all layouts in `policy`.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, finished or not."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Where it goes; a folder that does not exist yet."""
+    layout: Annotated[
+        Literal["peft", "diffusers", "released"] | None,
+        arg(help_behavior_hint="(default: all that fit)"),
+    ] = None
+    """The only layout wanted of a LoRA: PEFT's folder, or the one file that diffusers or the
+    released trainer reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +313,7 @@ Command: TypeAlias = (
     Train
     | Sample
     | Evaluate
+    | Export
     | Report
     | Score
     | ServeReward

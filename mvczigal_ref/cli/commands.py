@@ -17,6 +17,7 @@ from mvczigal_ref.cli.arguments import (
     ConvertReward,
     Enhance,
     Evaluate,
+    Export,
     Plan,
     Pretrain,
     Recipes,
@@ -56,6 +57,10 @@ def run(command: Command) -> None:
             _sample(command)
         case Evaluate():
             _evaluate(command)
+        case Export():
+            from mvczigal_ref.cli.exporting import export_run
+
+            print(export_run(command))
         case Report():
             from mvczigal_ref.report import write_report
 

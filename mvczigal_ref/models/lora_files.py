@@ -1,40 +1,42 @@
 """A trained LoRA as files that PEFT, diffusers and the released code load, and back again."""
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.loading import load_strict, save_config, stored
 from mvczigal_ref.models.lora import (
     LORA_TARGETS,
     add_lora,
     load_lora_state_dict,
     lora_parameters,
-    lora_state_dict,
 )
+from mvczigal_ref.models.lora_weights import (
+    DIFFUSERS_LORA_FILE,
+    METADATA,
+    PEFT_CONFIG,
+    PEFT_FILE,
+    PREFIXES,
+    LoraLayout,
+    LoraWeights,
+    write_lora_file,
+    write_peft_files,
+)
+from mvczigal_ref.models.model_card import lora_card
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
 
 __all__ = ["load_lora", "save_lora_file", "save_lora_folder", "save_unet_folder"]
 
-LoraLayout = Literal["diffusers", "released"]
-
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-DIFFUSERS_LORA_FILE = "pytorch_lora_weights.safetensors"
-# What stands before a layer's name: in PEFT's folders, in diffusers' files, in released files.
-_PREFIXES = {"peft": "base_model.model.", "diffusers": "unet.", "released": ""}
-# Where diffusers looks for the scale, by which a file's values would else be misread.
-_METADATA = "lora_adapter_metadata"
 # Variants of LoRA whose values mean something else.
 _OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 
@@ -57,16 +59,10 @@ def save_lora_folder(
     Raises:
         ValueError: If there is no LoRA.
     """
-    values = _named(unet, "peft")
-    config = copy.copy(unet.peft_config["default"])
-    config.base_model_name_or_path = base_model
-    config.inference_mode = True
-    config.init_lora_weights = "gaussian"
-    config.target_modules = sorted(config.target_modules)
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
-    atomic_write(folder / PEFT_FILE, save(values, metadata={"format": "pt"}))
-    atomic_write(folder / "README.md", _card(base_model, config.r, config.lora_alpha, settings))
+    lora = LoraWeights.of(unet)
+    write_peft_files(lora, folder, base_model=base_model)
+    card = lora_card(lora, base_model=base_model, settings=settings)
+    atomic_write(folder / "README.md", card)
 
 
 def save_lora_file(
@@ -84,20 +80,7 @@ def save_lora_file(
     Raises:
         ValueError: If there is no LoRA, or its scale is not 1 in the released layout.
     """
-    values, config = _named(unet, layout), unet.peft_config["default"]
-    if layout == "released" and config.lora_alpha != config.r:
-        msg = (
-            '`layout` "released" must have alpha equal to the rank, as whoever reads it supposes; '
-            f'got alpha {config.lora_alpha:g} at rank {config.r}. Use "diffusers".'
-        )
-        raise ValueError(msg)
-    scale = {
-        "unet.r": config.r,
-        "unet.lora_alpha": config.lora_alpha,
-        "unet.target_modules": sorted(config.target_modules),
-    }
-    metadata = {"format": "pt", _METADATA: json.dumps(scale, sort_keys=True)}
-    atomic_write(path, save(values, metadata=metadata))
+    write_lora_file(LoraWeights.of(unet), path, layout=layout)
 
 
 def load_lora(unet: UNet2DConditionModel, source: str | Path) -> None:
@@ -118,7 +101,7 @@ def load_lora(unet: UNet2DConditionModel, source: str | Path) -> None:
     try:
         named = load_file(path)
         with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+            told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
         settings = {name.removeprefix("unet."): value for name, value in told.items()}
         if path.name == PEFT_FILE:
             settings |= json.loads((path.parent / PEFT_CONFIG).read_text("utf-8"))
@@ -129,7 +112,7 @@ def load_lora(unet: UNet2DConditionModel, source: str | Path) -> None:
     if other:
         msg = f"`{path}` must be a plain LoRA of one rank; its settings have {', '.join(other)}."
         raise CheckpointError(msg)
-    prefix = next((p for p in _PREFIXES.values() if all(n.startswith(p) for n in named)), "")
+    prefix = next((p for p in PREFIXES.values() if all(n.startswith(p) for n in named)), "")
     values = {name.removeprefix(prefix): value for name, value in named.items()}
     rank = next((v.shape[0] for n, v in values.items() if ".lora_A." in n and v.ndim == 2), 0)
     alpha = float(settings.get("lora_alpha", rank))
@@ -179,12 +162,6 @@ def save_unet_folder(
         save_file(stored(values, dtype), path, metadata={"format": "pt"})
 
 
-def _named(unet: UNet2DConditionModel, layout: str) -> dict[str, Tensor]:
-    """Copy a LoRA's values out under a layout's names."""
-    values = stored(lora_state_dict(unet), None)
-    return {_PREFIXES[layout] + name: value.cpu() for name, value in values.items()}
-
-
 def _find(source: Path) -> Path:
     """Find the file that holds the tensors."""
     if source.is_file():
@@ -208,27 +185,3 @@ def _expected(unet: UNet2DConditionModel, rank: int) -> dict[str, Tensor]:
             shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
             shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-
-
-def _card(
-    base_model: str | None, rank: int, alpha: float, settings: Mapping[str, Any] | None
-) -> str:
-    """Write the folder's model card."""
-    base = [f"base_model: {base_model}"] if base_model else []
-    head = ["---", *base, "library_name: peft", "tags: [lora, text-to-multiview]", "---"]
-    text = f"""
-# LoRA for text-to-multiview diffusion
-
-Rank {rank}, alpha {alpha:g}, on every attention projection of a UNet with row attention. Trained
-by reinforcement learning with mvczigal_ref.
-
-```python
-from mvczigal_ref.models.lora_files import load_lora
-
-load_lora(pipeline.unet, "this folder")
-```
-
-PEFT reads it by `PeftModel.from_pretrained(unet, folder)`, where `unet` has row attention.
-"""
-    run = f"\n## Settings of the run\n\n```json\n{to_json(settings)}```\n" if settings else ""
-    return "\n".join(head) + "\n" + text + run

@@ -112,6 +112,9 @@ def assert_same_run(one: Path, other: Path, *, skip: tuple[int, ...] = ()) -> No
         {k: v for k, v in evaluations(folder).items() if k not in skip} for folder in (one, other)
     )
     assert mine == theirs
+    mine, theirs = (contents(folder / "policy") for folder in (one, other))
+    assert mine
+    assert mine == theirs
     for name in ("summary.json", "config.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
     assert json.loads((one / "summary.json").read_text())["joint"]["after"] is not None

@@ -28,12 +28,12 @@ from mvczigal_ref.reward.world import WorldJointView, WorldPerView
 from mvczigal_ref.tracking import read_metrics
 from mvczigal_ref.world import pretrain, pretrain_flow
 from mvczigal_ref.world.scene import render_prompts
-from tests.integration.runs import HELD_OUT, PROMPTS
+from tests.integration.runs import HELD_OUT, PROMPTS, contents
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "train", "sample", "evaluate", "report", "score", "serve-reward", "convert-reward",
-    "enhance", "reproduce", "pretrain", "recipes",
+    "enhance", "reproduce", "pretrain", "recipes", "export",
 )  # fmt: skip
 SETTINGS = (
     "run.objects_per_iteration=4",
@@ -150,6 +150,7 @@ def test_training_leaves_a_run_folder(finished, capsys):
     page = (finished / "report.html").read_text("utf-8")
 
     assert {"config.json", "metrics.jsonl", "checkpoints", "evaluations", "summary.json"} < names
+    assert "policy" in names
     assert len(read_metrics(finished / "metrics.jsonl")) == 2
     assert HELD_OUT[0] in page
     assert "2 of 2 iterations" in page
@@ -251,6 +252,7 @@ def test_a_file_of_settings_gives_way_to_words(words, finished, tmp_path, capsys
         (["evaluate", "tiny", "--device", "abacus"], r"device 'abacus'"),
         (["train", "tiny", "run.device=abacus"], r"device 'abacus'"),
         (["evaluate", "tinny"], r"`tinny`.*`tiny`"),
+        (["export", "absent", "--out", "x"], r"'absent' holds no checkpoint"),
         (["report", "absent"], r"'absent' is no run folder.*mvczigal train"),
         (["pretrain", "--out", "x", "base_step=3"], r"`base_step`.*`base_steps`"),
         (["pretrain", "--out", "x", "base_steps=many"], r"`base_steps`.*many"),
@@ -269,7 +271,13 @@ def test_a_wrong_word_is_told_in_a_line(argv, said, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize(
     "argv",
-    [["report", "x", "a.b=1"], ["recipes", "a=1"], ["convert-reward", "x", "y", "a=1"], ["trian"]],
+    [
+        ["report", "x", "a.b=1"],
+        ["export", "x", "--out", "y", "a.b=1"],
+        ["recipes", "a=1"],
+        ["convert-reward", "x", "y", "a=1"],
+        ["trian"],
+    ],
 )
 def test_words_that_a_command_does_not_take_are_refused(argv, capsys):
     """Not dropped in silence."""
@@ -332,6 +340,24 @@ def test_a_guarded_run_says_what_the_guard_did(words, tmp_path, capsys):
     assert re.search(r"per_view +│ trained │ +[-\d.]+ │ +[-\d.]+ │ +[-+\d.]+ │ +[\d.]+ │", said)
     assert re.search(r"diversity +│ watched │", said)
     assert "guard: let the run go on; its best check is that of iteration" in said
+
+
+# -- export ------------------------------------------------------------------------------
+
+
+def test_an_export_is_what_the_run_left(finished, tmp_path, capsys):
+    """Every file of the run's own, from the checkpoint; then one layout alone, into a folder."""
+    assert main(["export", str(finished), "--out", str(tmp_path / "all")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'all'}\n"
+    assert contents(tmp_path / "all") == contents(finished / "policy")
+    argv = ["export", str(finished), "--out", str(tmp_path / "one"), "--layout", "diffusers"]
+    assert main(argv) == 0
+
+    assert set(contents(tmp_path / "one")) == {"README.md", "pytorch_lora_weights.safetensors"}
+    assert "`--out` must not exist yet" in refused(capsys, *argv)
+    other = ["export", finished, "--out", tmp_path / "two", "--layout", "released"]
+    assert '`layout` "released" is for' in refused(capsys, *other)
+    assert not (tmp_path / "two").exists()
 
 
 # -- rewards -----------------------------------------------------------------------------
@@ -435,12 +461,12 @@ def pixels(folder):
 
 
 def test_a_sample_is_a_sheet_and_a_file_a_view(weights, tmp_path, capsys):
-    """A row a prompt, six views of the image's own size, and how long it took."""
+    """A row a prompt, six views of the image's own size, and what it took."""
     argv = ["sample", "a red ball with a white nose", "A blue CUBE with a red fin "]
     argv += ["--weights", str(weights), "--steps", "2", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    views = sorted((tmp_path / "out").glob("0*.png"))
+    views = sorted((tmp_path / "out").glob("0*_view*.png"))
 
     assert [path.name for path in views] == [
         f"{name}_view{view}.png"
@@ -449,7 +475,8 @@ def test_a_sample_is_a_sheet_and_a_file_a_view(weights, tmp_path, capsys):
     ]
     assert {picture(path)[0] for path in views} == {(32, 32)}
     assert picture(tmp_path / "out" / "sheet.png")[0][0] > 6 * 96
-    assert re.search(r"^2 x 6 views in \d+\.\d\d s$", said, re.MULTILINE)
+    took = r"^2 x 6 views in \d+\.\d\d s; peak memory \d+\.\d\d GiB on cpu$"
+    assert re.search(took, said, re.MULTILINE)
 
 
 def test_a_sample_is_a_function_of_seed_and_sampling(weights, tmp_path):

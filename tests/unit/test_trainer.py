@@ -9,19 +9,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mvczigal_ref import held_out, trainer, training_loop
 from mvczigal_ref.checkpoint import load_checkpoint
-from mvczigal_ref.config import from_dict, load_config
+from mvczigal_ref.config import from_dict, load_config, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, ConfigError, ScorerUnavailableError
 from mvczigal_ref.evaluation import Evaluation
 from mvczigal_ref.held_out import Watch
 from mvczigal_ref.iteration import IterationResult, prompt_batch
+from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.reward.guard import GuardCheck
 from mvczigal_ref.tracking import read_metrics
-from mvczigal_ref.trainer import Events, read_prompts, train
+from mvczigal_ref.trainer import Events, export_policy, read_prompts, train
 from mvczigal_ref.world.grammar import split_prompts
 
 HELD_OUT = ["a red ball", "a blue cube", "a green can"]
@@ -142,6 +144,40 @@ def test_who_watches_is_told_of_stages_and_iterations(record, tmp_path):
         (2, 2, 1.0),
         "scoring held-out prompts after training",
     ]
+
+
+def test_a_run_that_ended_leaves_what_it_trained(record, tmp_path):
+    """The last checkpoint's numbers, under PEFT's names, with the weights and the settings."""
+    wanted = config(2)
+    go(wanted, tmp_path, record)
+    trained = load_checkpoint(tmp_path / "checkpoints" / "iteration_000002").tensors["policy"]
+    values = load_file(tmp_path / "policy" / "adapter_model.safetensors")
+    card = (tmp_path / "policy" / "README.md").read_text("utf-8")
+
+    assert {name.removeprefix("base_model.model."): v.tolist() for name, v in values.items()} == {
+        name: v.tolist() for name, v in trained.items()
+    }
+    assert json.loads(card.partition("```json\n")[2].partition("```")[0]) == to_dict(wanted)
+    assert card.startswith("---\nbase_model: tiny\n")
+    assert (tmp_path / "policy" / "lora.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [
+        ({"weights": "lcm_sdxl"}, "latent-consistency/lcm-sdxl"),
+        ({"weights": "sdxl"}, "stabilityai/stable-diffusion-xl-base-1.0"),
+        ({"weights": "lcm_sdxl", "sources": {"unet": "me/mine@v2"}}, "me/mine"),
+        ({"weights": "some/folder"}, "some/folder"),
+    ],
+)
+def test_the_base_model_is_that_of_the_weights(model, base, tmp_path):
+    """A hub id without its revision, or the folder."""
+    lora = LoraWeights(values={"a.lora_A.weight": torch.zeros(1, 2)}, rank=1, alpha=1.0)
+    export_policy(lora, from_dict({"model": model}), tmp_path / "out", layout="peft")
+
+    told = json.loads((tmp_path / "out" / "adapter_config.json").read_text("utf-8"))
+    assert told["base_model_name_or_path"] == base
 
 
 def test_nobody_needs_to_watch(record, tmp_path):

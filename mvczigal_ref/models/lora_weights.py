@@ -1,0 +1,169 @@
+"""A LoRA without its network, and the layouts that PEFT, diffusers and the released code read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from safetensors.torch import save
+from torch import Tensor
+
+from mvczigal_ref.files import atomic_write
+from mvczigal_ref.models.flow_lora import flow_lora_parameters
+from mvczigal_ref.models.flow_policy import FlowPolicy
+from mvczigal_ref.models.loading import stored
+from mvczigal_ref.models.lora import LORA_TARGETS, lora_state_dict
+
+__all__ = [
+    "DIFFUSERS_LORA_FILE",
+    "PEFT_CONFIG",
+    "PEFT_FILE",
+    "RELEASED_FILE",
+    "LoraLayout",
+    "LoraWeights",
+    "write_lora_file",
+    "write_peft_files",
+]
+
+LoraLayout = Literal["diffusers", "released"]
+
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS_LORA_FILE = "pytorch_lora_weights.safetensors"
+RELEASED_FILE = "lora.safetensors"
+"""Our name for what the released trainer writes; it calls the file as its user does."""
+
+PREFIXES = {"peft": "base_model.model.", "diffusers": "unet.", "released": ""}
+"""What stands before a UNet layer's name in each layout."""
+
+METADATA = "lora_adapter_metadata"
+"""Where diffusers looks for the scale, by which a file's values would else be misread."""
+
+_FLOW = "transformer."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraWeights:
+    """A LoRA without its network: all that its files hold."""
+
+    values: Mapping[str, Tensor]
+    """By the name inside the network."""
+
+    rank: int
+    """Columns of each factor [columns]."""
+
+    alpha: float
+    """Numerator of the scale, `alpha / rank` [1]."""
+
+    targets: Sequence[str] = LORA_TARGETS
+    """Ends of the names of the layers that it adapts."""
+
+    network: Literal["unet", "transformer"] = "unet"
+    """What a diffusers pipeline calls the network."""
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel) -> "LoraWeights":
+        """Copy a network's LoRA.
+
+        Args:
+            unet: That holds one.
+
+        Returns:
+            Its values and what they mean.
+
+        Raises:
+            ValueError: If there is no LoRA.
+        """
+        values = lora_state_dict(unet)
+        held = unet.peft_config["default"]
+        return cls(
+            values=values,
+            rank=held.r,
+            alpha=float(held.lora_alpha),
+            targets=sorted(held.target_modules),
+        )
+
+    @classmethod
+    def of_flow(cls, policy: FlowPolicy) -> "LoraWeights":
+        """Copy a flow transformer's LoRA.
+
+        Args:
+            policy: That holds one.
+
+        Returns:
+            Its values and what they mean.
+        """
+        held = policy.transformer.peft_config["default"]
+        return cls(
+            values={
+                name.removeprefix(_FLOW): value.detach().clone()
+                for name, value in flow_lora_parameters(policy).items()
+            },
+            rank=held.r,
+            alpha=float(held.lora_alpha),
+            targets=sorted(held.target_modules),
+            network="transformer",
+        )
+
+    def named(self, prefix: str) -> dict[str, Tensor]:
+        """Give the values for a file, on the CPU.
+
+        Args:
+            prefix: What stands before each name.
+
+        Returns:
+            Contiguous tensors by name.
+        """
+        return {prefix + name: value.cpu() for name, value in stored(self.values, None).items()}
+
+
+def write_peft_files(lora: LoraWeights, folder: Path, *, base_model: str | None = None) -> None:
+    """Write a LoRA as PEFT reads it: its settings and its values.
+
+    Args:
+        lora: What was trained.
+        folder: Made if absent.
+        base_model: Hub id of the network that was trained, for the settings.
+    """
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        init_lora_weights="gaussian",
+        inference_mode=True,
+        base_model_name_or_path=base_model,
+    )
+    config.target_modules = sorted(lora.targets)  # the class would make a set of it
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    values = save(lora.named(PREFIXES["peft"]), metadata={"format": "pt"})
+    atomic_write(folder / PEFT_FILE, values)
+
+
+def write_lora_file(lora: LoraWeights, path: Path, *, layout: LoraLayout = "diffusers") -> None:
+    """Write a LoRA as one file; see :func:`save_lora_file`.
+
+    Args:
+        lora: What was trained.
+        path: A ``.safetensors`` file; its folder is made.
+        layout: Whose names.
+
+    Raises:
+        ValueError: If the scale is not 1 in the released layout.
+    """
+    if layout == "released" and lora.alpha != lora.rank:
+        msg = (
+            '`layout` "released" must have alpha equal to the rank, as whoever reads it supposes; '
+            f'got alpha {lora.alpha:g} at rank {lora.rank}. Use "diffusers".'
+        )
+        raise ValueError(msg)
+    scale = {
+        f"{lora.network}.r": lora.rank,
+        f"{lora.network}.lora_alpha": lora.alpha,
+        f"{lora.network}.target_modules": sorted(lora.targets),
+    }
+    # One entry alone: the order of several would differ from file to file.
+    metadata = {METADATA: json.dumps(scale, sort_keys=True)}
+    prefix = f"{lora.network}." if layout == "diffusers" else ""
+    atomic_write(path, save(lora.named(prefix), metadata=metadata))

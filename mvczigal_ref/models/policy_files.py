@@ -1,0 +1,140 @@
+"""A trained policy as a folder that other tools load, whole or absent."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from torch import nn
+
+from mvczigal_ref.files import sync
+from mvczigal_ref.models.flow_lora import flow_lora_parameters
+from mvczigal_ref.models.flow_policy import FlowPolicy
+from mvczigal_ref.models.loading import save_config, stored
+from mvczigal_ref.models.lora import lora_parameters
+from mvczigal_ref.models.lora_files import save_unet_folder
+from mvczigal_ref.models.lora_weights import (
+    DIFFUSERS_LORA_FILE,
+    RELEASED_FILE,
+    LoraWeights,
+    write_lora_file,
+    write_peft_files,
+)
+from mvczigal_ref.models.model_card import lora_card, network_card
+from mvczigal_ref.models.multiview_unet import MultiViewUNet
+
+__all__ = ["PolicyLayout", "save_policy", "trained_lora"]
+
+PolicyLayout = Literal["peft", "diffusers", "released"]
+
+
+def trained_lora(policy: nn.Module) -> LoraWeights | None:
+    """Copy a policy's LoRA.
+
+    Args:
+        policy: A multi-view UNet or a flow transformer.
+
+    Returns:
+        The LoRA, or None where there is none.
+    """
+    if isinstance(policy, FlowPolicy):
+        return LoraWeights.of_flow(policy) if flow_lora_parameters(policy) else None
+    return LoraWeights.of(policy.unet) if lora_parameters(policy.unet) else None
+
+
+def save_policy(
+    trained: LoraWeights | MultiViewUNet | FlowPolicy,
+    folder: Path,
+    *,
+    base_model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    layout: PolicyLayout | None = None,
+) -> None:
+    """Write what was trained; the folder has its name only once all of it is on the disk.
+
+    A LoRA becomes PEFT's files, diffusers' file and, where its scale is 1 as the released code
+    supposes, that code's file; a network without one becomes diffusers' folder of it, and of a
+    multi-view UNet row attention and cameras lie beside that. Either has a model card.
+
+    Args:
+        trained: A LoRA, or a network that was trained whole.
+        folder: Replaced if it exists. A kill leaves nothing of that name, or all.
+        base_model: Hub id of the network that was trained, for the card.
+        settings: Of the run as JSON values, for the card.
+        layout: The only layout wanted of a LoRA; every one that fits if None.
+
+    Raises:
+        ValueError: If a layout does not fit: a network has none, a flow transformer no released
+            one, and that supposes a scale of 1.
+    """
+    if isinstance(trained, LoraWeights):
+        _refuse(trained, layout)
+        card = lora_card(trained, base_model=base_model, settings=settings)
+    elif layout is not None:
+        msg = f"`layout` is for a LoRA; every weight was trained here. Leave {layout!r} out."
+        raise ValueError(msg)
+    else:
+        card = network_card(base_model=base_model, settings=settings)
+    with _whole(folder) as aside:
+        if isinstance(trained, LoraWeights):
+            _write_lora(trained, aside, layout, base_model)
+        elif isinstance(trained, FlowPolicy):
+            save_config(trained.transformer, aside / "transformer")
+            save_file(
+                stored(trained.transformer.state_dict(), None),
+                aside / "transformer" / "diffusion_pytorch_model.safetensors",
+                metadata={"format": "pt"},
+            )
+        else:
+            save_unet_folder(trained, aside)
+        (aside / "README.md").write_text(card, "utf-8")
+
+
+def _refuse(lora: LoraWeights, layout: PolicyLayout | None) -> None:
+    """Refuse a layout that is not this LoRA's, before anything is written."""
+    if layout == "released" and not _has_released(lora):
+        msg = (
+            '`layout` "released" is for the multi-view UNet with alpha equal to the rank; got '
+            f'{lora.network} with alpha {lora.alpha:g} at rank {lora.rank}. Use "diffusers".'
+        )
+        raise ValueError(msg)
+
+
+def _has_released(lora: LoraWeights) -> bool:
+    return lora.network == "unet" and lora.alpha == lora.rank
+
+
+def _write_lora(
+    lora: LoraWeights, folder: Path, layout: PolicyLayout | None, base_model: str | None
+) -> None:
+    if layout in (None, "peft"):
+        write_peft_files(lora, folder, base_model=base_model)
+    if layout in (None, "diffusers"):
+        write_lora_file(lora, folder / DIFFUSERS_LORA_FILE)
+    if layout == "released" or (layout is None and _has_released(lora)):
+        write_lora_file(lora, folder / RELEASED_FILE, layout="released")
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder that takes the name of another once it is complete."""
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of writers that were killed
+        shutil.rmtree(left)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.replaced.tmp")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
+    for path in (*aside.rglob("*"), aside):
+        sync(path)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
