@@ -5,15 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvczigal_ref.condition.grammar import (
+from mvczigal_ref.condition.description import (
     INSTRUCTIONS,
     SIDES,
     SIZES,
     Description,
-    GrammarEnhancer,
-    describe,
     parse_description,
 )
+from mvczigal_ref.condition.grammar import GrammarEnhancer
+from mvczigal_ref.condition.measured import describe, describe_each
 from mvczigal_ref.condition.protocol import Caption, CaptionError
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.tiny import tiny_tokenizer
@@ -89,6 +89,24 @@ def test_a_render_of_the_grid_has_no_error():
 
     assert describe(picture(**exact)).error < 1e-5
     assert describe(picture(**exact, pixels=16)).error < 1e-5
+
+
+def test_several_images_are_described_as_each_alone():
+    """In their order, the ones that cannot be described among them."""
+    grey, noise = torch.full((3, 32, 32), 0.45), torch.rand(3, 32, 32).round()
+    images = [picture(), grey, picture("a blue can with a green fin", azimuth=-45.0), noise]
+    found = describe_each(torch.stack(images))
+
+    for image, one in zip(images, found, strict=True):
+        if isinstance(one, CaptionError):
+            with pytest.raises(CaptionError) as refused:
+                describe(image)
+            assert str(refused.value) == str(one)
+        else:
+            alone = describe(image)
+            assert (one.said, one.size, one.side) == (alone.said, alone.size, alone.side)
+            assert one.error == pytest.approx(alone.error, abs=1e-5)
+    assert [isinstance(one, Description) for one in found] == [True, False, True, False]
 
 
 def test_captions_say_one_thing_more():

@@ -5,7 +5,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from mvczigal_ref.condition.grammar import describe, parse_description
+from mvczigal_ref.condition.description import parse_description
+from mvczigal_ref.condition.measured import describe
 from mvczigal_ref.condition.protocol import CaptionError
 from mvczigal_ref.diffusion.flow_schedule import shift_sigma
 from mvczigal_ref.models.flow_components import FlowComponents
