@@ -81,7 +81,14 @@ def unit(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def integration(session: nox.Session) -> None:
     """Run the tests of whole runs: learning, saving, resuming, two processes."""
-    _shared(session, "pytest", *(session.posargs or (*WORKERS, "tests/integration")))
+    wanted = (*WORKERS, "-m", "not slow", "tests/integration")
+    _shared(session, "pytest", *(session.posargs or wanted))
+
+
+@nox.session(venv_backend="none")
+def slow(session: nox.Session) -> None:
+    """Run what takes too long for every change: twenty kills of one run."""
+    _shared(session, "pytest", *(session.posargs or ("-m", "slow", "tests/integration")))
 
 
 @nox.session(venv_backend="none")

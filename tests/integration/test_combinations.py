@@ -60,7 +60,7 @@ def config_of(sampler, rollout, objective, captions, mode=None):
             "reward": {"joint": "per_view" if flow else "world.joint"},
             "advantage": {"mode": mode or ("per_view" if flow else "constrained")},
             "optim": {"optimizer_steps_per_epoch": 1},
-            "run": {"objects_per_iteration": 2, "objects_per_slice": 1},
+            "run": {"objects_per_iteration": 2, "objects_per_slice": 2},
         }
     )
 

@@ -7,7 +7,6 @@ import pytest
 from tests.integration.killable import kill_after, start
 from tests.integration.runs import assert_same_run, checkpoints, small_config
 
-KILLS = 20
 LONG = {
     "run": {"iterations": 24, "objects_per_slice": 4},
     "optim": {"optimizer_steps_per_epoch": 1},
@@ -19,12 +18,12 @@ def leftovers(folder):
     return [path.name for path in (folder / "checkpoints").glob(".*.tmp")]
 
 
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_no_bit(undisturbed, prompts, tmp_path):
+@pytest.mark.parametrize("wanted", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_no_bit(undisturbed, prompts, tmp_path, wanted):
     """Between stages, inside one, and half of them around the writing of a checkpoint."""
     config, chance = small_config(prompts, **LONG), random.Random(20)
     kills, torn, ended = 0, 0, 0
-    while kills < KILLS and ended < KILLS:
+    while kills < wanted and ended < wanted:
         if kills % 2:
             process, pipe = start(config, tmp_path, slow=0.01)
             moment = ("save", chance.choice([1, 2, 3]), chance.uniform(0, 0.2))
@@ -37,7 +36,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(undisturbed, prompts, tmp_
     process, pipe = start(config, tmp_path)
     process.join()
 
-    assert kills == KILLS
+    assert kills == wanted
     assert process.exitcode == 0
     assert_same_run(undisturbed(**LONG), tmp_path)
     # Some writer died half-way, and the next one cleaned up after it.

@@ -23,6 +23,12 @@ from tests.integration.runs import (
     small_flow,
 )
 
+SHORT = {
+    "run": {"iterations": 2, "objects_per_slice": 4},
+    "optim": {"optimizer_steps_per_epoch": 1},
+}
+"""Two iterations of one slice: what is tried here shows in it."""
+
 # Of recipes that differ in a number alone one is run: what each setting does is a unit test's.
 TINY = (
     "tiny", "tiny_released", "tiny_mv_dpo", "tiny_mvc_zigpg", "tiny_full_zigzag",
@@ -33,7 +39,7 @@ TINY = (
 
 def shrunken(name, prompts):
     """A recipe with everything it says but its size: two iterations of four objects."""
-    config, small = recipe(name), small_config(prompts, run={"iterations": 2}).run
+    config, small = recipe(name), small_config(prompts, **SHORT).run
     if config.model.network == "flow":
         rollout = config.rollout
         return replace(
@@ -132,7 +138,7 @@ MODELS = {
 def test_a_trained_policy_is_found_again_bit_for_bit(prompts, weights, tmp_path, model):
     """Its held-out scores and images are those at the end of training."""
     more = {"weights": weights, **model}
-    config = small_config(prompts, model=more, run={"iterations": 2})
+    config = small_config(prompts, model=more, **SHORT)
     run(config, tmp_path, components=None)
     system, found = load_policy(tmp_path, device=torch.device("cpu"))
     scores = evaluate(system, HELD_OUT, config=found, world=World(), num_noises=1)
@@ -165,26 +171,24 @@ DTYPES = {
 @pytest.mark.parametrize("sections", DTYPES.values(), ids=DTYPES)
 def test_the_first_ratio_is_exactly_one(undisturbed, sections):
     """In every iteration, in every dtype; and the dtype does something."""
-    short = {"run": {"iterations": 2}}
-    rows = metrics(undisturbed(**short, **sections))
+    rows = metrics(undisturbed(**SHORT, **sections))
 
     assert [row["replay_deviation"] for row in rows] == [0.0, 0.0]
     assert all(row["grad_norm"] > 0 for row in rows)
-    assert (rows == metrics(undisturbed(**short))) == (not sections)
+    assert (rows == metrics(undisturbed(**SHORT))) == (not sections)
 
 
 def test_recomputed_activations_change_no_bit(undisturbed):
     """Less memory is all they are for."""
-    short = {"run": {"iterations": 2}}
-    spared = undisturbed(**short, model={"gradient_checkpointing": True})
+    spared = undisturbed(**SHORT, model={"gradient_checkpointing": True})
 
-    assert metrics(spared) == metrics(undisturbed(**short))
-    plain = parameters(undisturbed(**short))
+    assert metrics(spared) == metrics(undisturbed(**SHORT))
+    plain = parameters(undisturbed(**SHORT))
     assert all(torch.equal(value, plain[name]) for name, value in parameters(spared).items())
 
 
 def test_unequal_slices_are_reported_and_not_refused(undisturbed):
     """As a share of the clip range, small; in one slice the deviation is exactly 0."""
-    cut = undisturbed(run={"iterations": 2, "replay_objects_per_slice": 1})
+    cut = undisturbed(**{**SHORT, "run": {**SHORT["run"], "replay_objects_per_slice": 1}})
 
     assert all(0 <= row["replay_deviation"] < 1e-2 for row in metrics(cut))

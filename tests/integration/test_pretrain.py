@@ -40,7 +40,6 @@ def moved(one, other):
     return {k.split(".")[0] for k in one if not torch.equal(one[k], other[k])}
 
 
-@pytest.mark.slow
 def test_each_stage_changes_its_own_network(trained):
     """The autoencoder first, and from then on the policy alone."""
     states = [weights(trained, stage) for stage in STAGES]
@@ -49,7 +48,6 @@ def test_each_stage_changes_its_own_network(trained):
         assert moved(before, after) == {"policy"}
 
 
-@pytest.mark.slow
 def test_every_stage_is_logged(trained):
     """Its mean loss, finite, every fifty steps."""
     lines = [json.loads(line) for line in (trained / "pretrain_log.jsonl").read_text().splitlines()]
@@ -58,7 +56,6 @@ def test_every_stage_is_logged(trained):
     assert all(0 < line["loss"] < 10 for line in lines)
 
 
-@pytest.mark.slow
 def test_a_finished_stage_is_not_run_again(trained):
     """The weights stay as they are, and nothing is logged."""
     before, log = weights(trained, "fewstep"), (trained / "pretrain_log.jsonl").read_bytes()
@@ -68,7 +65,6 @@ def test_a_finished_stage_is_not_run_again(trained):
     assert (trained / "pretrain_log.jsonl").read_bytes() == log
 
 
-@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(trained):
     """The last stage run again by itself gives the same bits: its teacher was not trained."""
     before = weights(trained, "fewstep")
@@ -78,7 +74,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(trained):
     assert moved(before, weights(trained, "fewstep")) == set()
 
 
-@pytest.mark.slow
 def test_half_of_the_views_stand_below_their_object(trained):
     """By the gap; without one all stand at one timestep."""
     prompts = ["a red ball with a white nose"]
