@@ -90,6 +90,11 @@ def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
             '`advantage.mode` must be "per_view" for a flow transformer, which draws one view; '
             f"got {config.advantage.mode!r}."
         )
+    if network == "flow" and (config.model.azimuths or config.model.elevation is not None):
+        yield (
+            "`model.azimuths` and `model.elevation` place cameras, which a flow transformer does "
+            "not have. Leave both out."
+        )
     if sampler.kind == "flow" and config.flow.kernel == "cps" and config.flow.noise_scale > 1.0:
         yield (
             '`flow.noise_scale` must be at most 1 with `flow.kernel` = "cps"; got '

@@ -1,12 +1,13 @@
 """The network of a configuration: found, loaded, and held with its cameras."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mvczigal_ref.cameras import PAPER_RIG, OrthographicRig
-from mvczigal_ref.config import TrainConfig, weights_folder
+from mvczigal_ref.config import ModelConfig, TrainConfig, weights_folder
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
 from mvczigal_ref.models.components import Components, load_components
@@ -15,7 +16,15 @@ from mvczigal_ref.models.flow_loading import load_flow
 from mvczigal_ref.models.hub import SdxlSources, load_sdxl_components
 from mvczigal_ref.world.scene import WORLD_RIG
 
-__all__ = ["DTYPES", "PUBLISHED", "RIGS", "backbone_of", "load_network", "published_sources"]
+__all__ = [
+    "DTYPES",
+    "PUBLISHED",
+    "RIGS",
+    "backbone_of",
+    "load_network",
+    "published_sources",
+    "rig_of",
+]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": None}}
@@ -72,6 +81,31 @@ def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
     return SdxlSources(**told)
 
 
+def rig_of(model: ModelConfig) -> OrthographicRig:
+    """Place the cameras of a run.
+
+    Args:
+        model: Names a rig, and says where its cameras stand instead.
+
+    Returns:
+        The rig itself, or one in its frame and at its distance.
+
+    Examples:
+        >>> rig_of(ModelConfig(azimuths=(-90.0, 0.0), elevation=30.0)).elevation_deg
+        (30.0, 30.0)
+    """
+    rig = RIGS[model.rig]
+    azimuths = model.azimuths or rig.azimuth_deg
+    elevation = rig.elevation_deg[0] if model.elevation is None else model.elevation
+    views = len(azimuths)
+    return replace(
+        rig,
+        azimuth_deg=azimuths,
+        elevation_deg=(elevation,) * views,
+        distance=rig.distance[:1] * views,
+    )
+
+
 def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
     """Hold loaded components as a run knows them.
 
@@ -89,8 +123,7 @@ def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Bac
     if isinstance(loaded, FlowComponents) and flow:
         return FlowBackbone(components=loaded, image_size=size)
     if isinstance(loaded, Components) and not flow:
-        rig = RIGS[config.model.rig]
-        return MultiviewBackbone(components=loaded, image_size=size, rig=rig)
+        return MultiviewBackbone(components=loaded, image_size=size, rig=rig_of(config.model))
     msg = (
         f"`components` must be of the kind that `model.network` = {config.model.network!r} names; "
         f"got {type(loaded).__name__}."

@@ -1,4 +1,4 @@
-"""Contact sheets: many small images as one picture; and turntables: views as an animation."""
+"""Contact sheets and grids: many images as one picture; turntables: views as an animation."""
 
 import io
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.shapes import Images
 
-__all__ = ["contact_sheet", "save_png", "save_turntable"]
+__all__ = ["as_grid", "contact_sheet", "save_png", "save_turntable"]
 
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 _FONT_SIZE, _LINE = 12, 18  # of a label [pixels]
@@ -78,6 +78,33 @@ def contact_sheet(
         for column, view in enumerate(views):
             sheet.paste(Image.fromarray(view), (gap + column * step_x, top + line))
     return sheet
+
+
+def as_grid(
+    images: Float[Tensor, "view rgb height width"], columns: int
+) -> Float[Tensor, "row column rgb height width"]:
+    """Lay one object's views out row by row, for :func:`contact_sheet`.
+
+    Args:
+        images: RGB.
+        columns: Views a row; at least 1.
+
+    Returns:
+        As many rows as are needed, the last filled up with white.
+
+    Raises:
+        ValueError: If ``columns`` is below 1.
+
+    Examples:
+        >>> as_grid(torch.zeros(5, 3, 8, 8), 3).shape
+        torch.Size([2, 3, 3, 8, 8])
+    """
+    if columns < 1:
+        msg = f"`columns` must be at least 1; got {columns}."
+        raise ValueError(msg)
+    white = images.new_ones((-len(images) % columns, *images.shape[1:]))
+    grid: Images = torch.cat([images, white]).unflatten(0, (-1, columns))
+    return grid
 
 
 def save_png(path: Path, image: Image.Image) -> None:

@@ -1,11 +1,16 @@
 """The scorers of a configuration, those that the guard watches too."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.networks import RIGS
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.placement import at_work
+from mvczigal_ref.networks import RIGS, rig_of
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.registry import (
@@ -17,8 +22,46 @@ from mvczigal_ref.reward.registry import (
     per_view_scorer,
     scorer_options,
 )
+from mvczigal_ref.shapes import Images
 
-__all__ = ["build_scorers", "no_scorers"]
+__all__ = ["Offloaded", "build_scorers", "no_scorers"]
+
+
+class Offloaded:
+    """A scorer whose networks are on their device only while it judges.
+
+    Args:
+        scorer: With a method ``to``; its networks are on the CPU.
+        device: Where they work.
+    """
+
+    def __init__(self, scorer: Any, device: torch.device) -> None:  # noqa: ANN401 - either kind
+        self.scorer, self.device = scorer, device
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Any:  # noqa: ANN401 - either kind
+        """Score as the scorer does.
+
+        Args:
+            images: In [0, 1].
+            prompts: One an object.
+
+        Returns:
+            What the scorer returns [reward units].
+        """
+        with at_work(self.scorer, device=self.device):
+            return self.scorer(images, prompts)
+
+    @property
+    def image_features(self) -> Callable[[Images], Tensor]:
+        """The scorer's own way to describe images; missing where it has none."""
+        describe = self.scorer.image_features
+
+        def described(images: Images) -> Tensor:
+            with at_work(self.scorer, device=self.device):
+                found: Tensor = describe(images)
+            return found
+
+        return described
 
 
 def build_scorers(
@@ -27,7 +70,8 @@ def build_scorers(
     """Build every scorer of a configuration, those that the guard watches too.
 
     Args:
-        config: Its sections ``reward`` and ``guard`` are read, and the cameras' number.
+        config: Its sections ``reward`` and ``guard`` are read, the cameras, and whether scorers
+            wait on the CPU.
         device: Of the run.
         watched: Whether the guard will look.
 
@@ -35,7 +79,8 @@ def build_scorers(
         The fields of a :class:`System` that judge images, by name.
 
     Raises:
-        ConfigError: If a scorer is unknown or lacks what it needs.
+        ConfigError: If a scorer is unknown or lacks what it needs, or one of the tiny world's is
+            to judge what other cameras see.
         CheckpointError: If a scorer's weights are absent or damaged.
         ScorerUnavailableError: If a scorer's service does not answer.
 
@@ -44,16 +89,30 @@ def build_scorers(
         ['per_view', 'joint', 'watched_per_view', 'watched_joint']
     """
     check_scorers(config.reward, config.guard)
-    views = 1 if config.model.network == "flow" else RIGS[config.model.rig].num_views
+    model = config.model
+    rig = rig_of(model)
+    views = 1 if model.network == "flow" else rig.num_views
 
-    def options(name: str) -> ScorerOptions:
-        return scorer_options(name, config.reward, device=device, num_views=views)
+    def built(name: str, build: Callable[[str, ScorerOptions], Any]) -> Any:  # noqa: ANN401
+        options = scorer_options(name, config.reward, device=device, num_views=views)
+        if name.startswith("world.") and options.url is None and rig != RIGS[model.rig]:
+            msg = (
+                f"the scorer {name!r} knows the tiny world's own cameras alone; got other "
+                "`model.azimuths` or `model.elevation`. Leave both out, or choose another scorer."
+            )
+            raise ConfigError(msg)
+        if not model.offload_frozen:
+            return build(name, options)
+        scorer = build(name, replace(options, device=torch.device("cpu")))
+        return Offloaded(scorer, options.device) if hasattr(scorer, "to") else scorer
 
     def per_view(name: str) -> PerViewScorer:
-        return per_view_scorer(name, options(name))
+        found: PerViewScorer = built(name, per_view_scorer)
+        return found
 
     def joint(name: str) -> JointViewScorer:
-        return joint_view_scorer(name, options(name))
+        found: JointViewScorer = built(name, joint_view_scorer)
+        return found
 
     guard, looks = config.guard, watched and config.guard.every > 0
     return {

@@ -17,6 +17,7 @@ from mvczigal_ref.settings_types import (
     Count,
     CountOrZero,
     Dtype,
+    Elevation,
     HalfOpenShare,
     Name,
     Names,
@@ -59,6 +60,11 @@ class ModelConfig:
     """Where published parts come from instead: folder or hub id of base, unet, vae or adapter."""
     rig: Literal["world", "paper"] = "world"
     """Cameras: six orthographic ones, in the tiny world's frame or in the paper's."""
+    azimuths: tuple[Real, ...] = ()
+    """Angles around the object of other cameras in that frame, one a view, -90 in front [deg];
+    empty leaves the rig's own. The tiny world's judges know its own cameras alone."""
+    elevation: Elevation | None = None
+    """Angle of all cameras above the horizon [deg], in [-90, 90]; None leaves the rig's own."""
     image_size: Count = 32
     """Edge of an image [px]."""
     finetune: Literal["lora", "full"] = "lora"
@@ -73,6 +79,21 @@ class ModelConfig:
     """Recompute activations in the backward pass: less memory, one more forward."""
     storage_dtype: Dtype = "fp32"
     """Dtype in which sampled latents are stored; they are rounded first and scored after."""
+    storage_device: Literal["device", "cpu"] = "device"
+    """Where noise and sampled latents are: beside the network, or on the CPU, from where each
+    call fetches its own."""
+    offload_frozen: bool = False
+    """Keep text encoders, autoencoder, camera encoder and scorers on the CPU but while they
+    work: less memory on the device, the same numbers."""
+    views_per_decode: CountOrZero = 0
+    """Images that the autoencoder decodes together [images]; 0 is all of a slice."""
+    channels_last: bool = False
+    """Lay the channels of an image side by side in memory; convolutions may round otherwise."""
+    compile: Literal["none", "eager", "inductor"] = "none"
+    """What `torch.compile` makes of the trained network, for sampling and training alike; "eager"
+    traces it and makes nothing of it."""
+    tf32: bool = False
+    """Round factors of fp32 products to TF32, in the whole process; read on CUDA devices alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)

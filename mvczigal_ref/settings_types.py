@@ -13,6 +13,7 @@ __all__ = [
     "Count",
     "CountOrZero",
     "Dtype",
+    "Elevation",
     "HalfOpenShare",
     "Name",
     "Names",
@@ -68,6 +69,7 @@ Real = Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False
 Positive = Annotated[Real, Field(gt=0)]
 NonNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, le=1)]
+Elevation = Annotated[Real, Field(ge=-90, le=90)]
 HalfOpenShare = Annotated[Real, Field(ge=0, lt=1)]
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
 CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]

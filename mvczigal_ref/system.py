@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +12,25 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.grids import build_sampler
-from mvczigal_ref.models.backbone import Backbone, FlowBackbone
+from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow_components import FlowComponents
-from mvczigal_ref.networks import DTYPES, backbone_of, load_network
+from mvczigal_ref.models.loading import cast_network
+from mvczigal_ref.models.placement import (
+    at_work,
+    compile_network,
+    lay_channels_last,
+    set_tf32,
+    take_latents_from,
+)
+from mvczigal_ref.networks import DTYPES, backbone_of, load_network, rig_of
 from mvczigal_ref.records import CameraFeatures, Conditioning
+from mvczigal_ref.reward.chunks import device_of, in_chunks
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.scorers import build_scorers
 from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
 
-__all__ = ["DTYPES", "System", "build_system", "with_samplers"]
+__all__ = ["DTYPES", "System", "build_system", "with_sampling"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +38,7 @@ class System:
     """Network, sampler, scorers and cameras of a run."""
 
     backbone: Backbone
-    """The model, on the device."""
+    """The model: its policy on the device of the networks, the rest there or waiting on the CPU."""
 
     sampler: Sampler
     """Grid and transition kernel."""
@@ -44,7 +54,7 @@ class System:
     where the mean of the per-view reward stands for it."""
 
     device: torch.device
-    """Where the network computes."""
+    """Where noise, latents and log-densities are; the networks may be elsewhere."""
 
     negative_prompt: str | None = None
     """What classifier-free guidance leads away from; None where the batch is never doubled."""
@@ -58,6 +68,14 @@ class System:
     watched_joint: Mapping[str, JointViewScorer] = field(default_factory=dict)
     """Scorers of all views that the guard watches, by name."""
 
+    views_per_decode: int = 0
+    """Images that the autoencoder decodes together [images]; 0 is all."""
+
+    @property
+    def network_device(self) -> torch.device:
+        """Where networks compute."""
+        return device_of(self.policy)
+
     @property
     def policy(self) -> nn.Module:
         """The network that is trained."""
@@ -65,7 +83,7 @@ class System:
 
     @property
     def components(self) -> Any:  # noqa: ANN401 - of either kind
-        """Every model, on the device."""
+        """Every model."""
         return self.backbone.components
 
     @property
@@ -113,12 +131,13 @@ class System:
         if not prompts:
             msg = "`prompts` must hold at least one prompt; got none."
             raise ValueError(msg)
-        found: dict[str, tuple[Tensor, Tensor]] = {}
         negative = [] if self.negative_prompt is None else [self.negative_prompt]
-        for text in dict.fromkeys([*prompts, *negative]):
-            # One by one, so that no prompt's features depend on its company.
-            known = self.prompt_cache.get(text)
-            found[text] = self.backbone.embed(text) if known is None else known
+        texts = dict.fromkeys([*prompts, *negative])
+        found = {text: self.prompt_cache[text] for text in texts if text in self.prompt_cache}
+        if len(found) < len(texts):
+            with at_work(*self.backbone.text_encoders, device=self.network_device):
+                # One by one, so that no prompt's features depend on its company.
+                found |= {t: self.backbone.embed(t) for t in texts if t not in found}
         if remember:
             self.prompt_cache.update(found)
         return self.backbone.conditioning(
@@ -127,16 +146,25 @@ class System:
 
     @torch.no_grad()
     def images(self, denoised: ObjectLatent) -> Images:
-        """Decode final latents.
+        """Decode final latents, so many together as ``views_per_decode`` says.
 
         Args:
             denoised: Final latents [1].
 
         Returns:
-            Images in [0, 1], fp32, without gradient.
+            Images in [0, 1], fp32, without gradient, where networks compute.
         """
-        images: Tensor = self.backbone.components.decode(denoised)
-        return images.float().clamp(0, 1)
+        parts, device = self.components, self.network_device
+
+        def decoded(rows: Tensor) -> Tensor:
+            images: Tensor = parts.decode(rows.to(device))
+            return images.float().clamp(0, 1)
+
+        rows = denoised.flatten(0, 1)
+        with at_work(parts.vae, device=device):
+            images = in_chunks(decoded, rows, size=self.views_per_decode or max(1, len(rows)))
+        whole: Images = images.unflatten(0, denoised.shape[:2])
+        return whole
 
     def score(
         self, images: Images, prompts: Sequence[str]
@@ -161,15 +189,18 @@ def build_system(
     device: torch.device,
     components: Components | FlowComponents | None = None,
     scorers: Mapping[str, Any] | None = None,
+    lora: Path | None = None,
 ) -> System:
     """Load the models, choose what trains, and compute what is constant.
 
     Args:
         config: The run's configuration.
-        device: Where everything goes.
+        device: Where networks compute.
         components: Models already loaded, changed in place; read from ``model.weights`` if
             absent.
         scorers: From :func:`build_scorers` or :func:`no_scorers`; built if absent.
+        lora: A trained LoRA, as :meth:`Backbone.load_lora` reads it, in place of what
+            ``model.finetune`` would train.
 
     Returns:
         The system, every network in evaluation mode: without dropout.
@@ -177,7 +208,7 @@ def build_system(
     Raises:
         ConfigError: If all weights are to be trained in half precision, the components are of
             another kind, or a scorer is unknown.
-        CheckpointError: If weights, of the model or of a scorer, cannot be read.
+        CheckpointError: If weights, of the model, of a scorer or the LoRA's, cannot be read.
         ScorerUnavailableError: If a scorer's service does not answer.
     """
     model = config.model
@@ -192,38 +223,60 @@ def build_system(
         scorers = build_scorers(config, device=device)
     if components is None:
         components = load_network(config)
-    loaded = components.to(device)
-    if model.finetune == "lora":
-        loaded.policy.to(DTYPES[model.dtype])
+    set_tf32(device, allowed=model.tf32)
+    # What is to wait on the CPU waits there from the beginning.
+    loaded = components.to(torch.device("cpu") if model.offload_frozen else device)
+    cast_network(loaded.policy, device, DTYPES[model.dtype] if model.finetune == "lora" else None)
+    if model.channels_last:
+        lay_channels_last(loaded.policy, loaded.vae)
+    if model.offload_frozen and isinstance(loaded, Components):
+        loaded.policy.camera_encoder.to("cpu")
     backbone = backbone_of(config, loaded)
     backbone.freeze()
-    if model.finetune == "full":
+    if lora is not None:
+        backbone.load_lora(lora)
+    elif model.finetune == "full":
         backbone.network.requires_grad_(requires_grad=True)
     else:
         backbone.add_lora(rank=model.lora_rank, alpha=model.lora_alpha, seed=config.run.seed)
     if model.gradient_checkpointing:
         # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
         backbone.network.enable_gradient_checkpointing()
+    if model.compile != "none":
+        compile_network(backbone.network, backend=model.compile)
+    latents = device if model.storage_device == "device" else torch.device("cpu")
+    if latents != device:
+        take_latents_from(backbone.policy, latents)
     return System(
         backbone=backbone,
-        **_samplers(config, backbone, device),
-        device=device,
+        **_samplers(config, backbone, latents),
+        device=latents,
+        views_per_decode=model.views_per_decode,
         negative_prompt=_negative_prompt(config, backbone),
         **scorers,
     )
 
 
-def with_samplers(system: System, config: TrainConfig) -> System:
-    """Give a system the grids of another configuration.
+def with_sampling(system: System, config: TrainConfig) -> System:
+    """Give a system the grids and cameras of another configuration.
 
     Args:
         system: Any.
-        config: Its sections ``sampler`` and ``flow`` are read.
+        config: Its sections ``sampler`` and ``flow`` are read, the cameras, and
+            ``model.views_per_decode``.
 
     Returns:
-        The same network with other grids.
+        The same networks, sampled otherwise.
     """
-    return replace(system, **_samplers(config, system.backbone, system.device))
+    backbone = system.backbone
+    if isinstance(backbone, MultiviewBackbone) and backbone.rig != rig_of(config.model):
+        backbone = replace(backbone, rig=rig_of(config.model))
+    return replace(
+        system,
+        backbone=backbone,
+        views_per_decode=config.model.views_per_decode,
+        **_samplers(config, backbone, system.device),
+    )
 
 
 def _samplers(config: TrainConfig, backbone: Backbone, device: torch.device) -> dict[str, Any]:

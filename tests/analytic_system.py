@@ -66,7 +66,9 @@ class AnalyticComponents(Components):
     def __init__(self, policy: nn.Module) -> None:
         config = SimpleNamespace(block_out_channels=(1, 1, 1), latent_channels=CHANNELS)
         object.__setattr__(self, "policy", policy)
-        object.__setattr__(self, "vae", SimpleNamespace(config=config))
+        vae = nn.Module()
+        vae.config = config
+        object.__setattr__(self, "vae", vae)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Squash three channels into the range of images."""

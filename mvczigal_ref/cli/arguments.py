@@ -49,11 +49,14 @@ class Train:
     """YAML or JSON file of settings by section; words on the command line win over it."""
     out: Annotated[_Folder, arg(help_behavior_hint="(default: runs/RECIPE-SEED)")] = None
     """Run folder."""
+    processes: int = 1
+    """Processes on this machine that share the work, one a GPU or a CPU core; leave it out under
+    a launcher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Sample prompts into pictures: one sheet with a row a prompt, and one file a view."""
+    """Sample prompts into pictures: a sheet, and of each object its views, a grid and a turn."""
 
     prompts: Annotated[
         Positional[tuple[str, ...]],
@@ -62,18 +65,38 @@ class Sample:
     """Such as "a red cube with a white nose"."""
     settings: _Settings = ()
     """Settings to change, such as zigzag.steps=2."""
+    recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: tiny)")] = (
+        None
+    )
+    """Recipe whose weights and sampling are used, where no run is given."""
     run: Annotated[_Folder, arg(help_behavior_hint="(default: none)")] = None
     """Sample with what this run folder has trained."""
-    weights: Annotated[_Folder, arg(help_behavior_hint="(default: the shipped ones)")] = None
+    weights: Annotated[_Folder, arg(help_behavior_hint="(default: the recipe's)")] = None
     """Sample with the weights in this folder."""
+    lora: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
+    """Sample with a trained LoRA: a PEFT folder, or a file of diffusers or of the released code."""
+    views: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the run's or recipe's)")
+    ] = None
+    """So many cameras, evenly spaced around the object, the first in front."""
+    azimuths: Annotated[
+        tuple[float, ...],
+        arg(metavar="[DEG ...]", help_behavior_hint="(default: the run's or recipe's)"),
+    ] = ()
+    """Cameras at these angles around the object; -90 is in front."""
+    elevation: Annotated[
+        float | None, arg(metavar="DEG", help_behavior_hint="(default: the run's or recipe's)")
+    ] = None
+    """Angle of all cameras above the horizon."""
     seed: int = 0
     """Seed of the noise."""
     steps: Annotated[
-        int | None, arg(metavar="INT", help_behavior_hint="(default: the run's, else 8)")
+        int | None,
+        arg(metavar="INT", help_behavior_hint="(default: the run's or recipe's, else 8)"),
     ] = None
     """Denoising steps."""
     guidance: Annotated[
-        float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the run's, else 2)")
+        float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the run's or recipe's)")
     ] = None
     """Guidance scale; 1 is unguided."""
     zigzag: bool = False

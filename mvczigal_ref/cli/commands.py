@@ -28,6 +28,7 @@ from mvczigal_ref.cli.arguments import (
     ServeReward,
     Train,
 )
+from mvczigal_ref.cli.launch import starts_processes
 from mvczigal_ref.config import RewardConfig, TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.recipes import RECIPES, recipe
@@ -40,8 +41,10 @@ _Numbers = TypeVar("_Numbers")  # settings of one kind of pretraining
 
 _STEPS = 8  # of a sample, where nothing else says
 _RECIPE = "tiny"
+_FRONT = -90.0  # azimuth of the first camera of every rig [deg]
 # What a policy reads once it is trained; any other setting would change nothing, in silence.
-_READ_BY_A_POLICY = ("sampler.", "zigzag.", "reward.", "run.objects_per_slice")
+_READ_BY_A_POLICY = ("sampler.", "flow.shift", "zigzag.", "run.objects_per_slice")
+_READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
 
 
 def run(command: Command) -> None:
@@ -104,27 +107,52 @@ def _recipe_config(command: Train | Plan | Check) -> TrainConfig:
 
 def _train(command: Train) -> None:
     config = _recipe_config(command)
-    from mvczigal_ref.cli.training import train_run
+    from mvczigal_ref.cli.training import train_in_processes, train_run
 
-    train_run(command, config)
+    if starts_processes(command.processes):
+        train_in_processes(command)
+    else:
+        train_run(command, config)
 
 
 def _sample(command: Sample) -> None:
     if not command.prompts:
         msg = "`prompts` must hold at least one; got none."
         raise ConfigError(msg)
-    words = list(command.settings)
-    if command.run is None:
-        words.insert(0, f"sampler.num_steps={_STEPS}")
-    if command.steps is not None:
-        words.append(f"sampler.num_steps={command.steps}")
-    if command.guidance is not None:
-        words.append(f"sampler.guidance_scale={command.guidance}")
-    config = _policy_config(command.run, command.weights, None, words)
+    if command.run is not None and command.lora is not None:
+        msg = "`--run` brings what it has trained; leave out `--lora`, or name weights or a recipe."
+        raise ConfigError(msg)
+    words = [*_chosen(command), *command.settings]
+    config = _policy_config(command.run, command.weights, command.recipe, words)
     prompts = _checked(command.prompts, config)
     from mvczigal_ref.cli.policies import sample_prompts
 
     sample_prompts(command, config, prompts)
+
+
+def _chosen(command: Sample) -> list[str]:
+    """Say options of a sample as settings."""
+    words, steps = [], command.steps
+    if steps is None and command.run is None and command.recipe is None:
+        steps = _STEPS
+    if steps is not None:
+        words += [f"sampler.num_steps={steps}", "sampler.evaluation_steps=0"]
+    if command.guidance is not None:
+        words.append(f"sampler.guidance_scale={command.guidance}")
+    azimuths = list(command.azimuths)
+    if command.views is not None:
+        if azimuths or command.views < 1:
+            msg = (
+                "`--views` must be at least 1, and `--azimuths` then be left out; got "
+                f"{command.views} and {azimuths}."
+            )
+            raise ConfigError(msg)
+        azimuths = [_FRONT + 360.0 * view / command.views for view in range(command.views)]
+    if azimuths:
+        words.append(f"model.azimuths={azimuths}")
+    if command.elevation is not None:
+        words.append(f"model.elevation={command.elevation}")
+    return words
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -134,7 +162,9 @@ def _evaluate(command: Evaluate) -> None:
             f"{command.noises} and {command.seeds}."
         )
         raise ConfigError(msg)
-    config = _policy_config(command.run, command.weights, command.recipe, command.settings)
+    config = _policy_config(
+        command.run, command.weights, command.recipe, command.settings, also=("reward.",)
+    )
     from mvczigal_ref.cli.policies import evaluate_policy
     from mvczigal_ref.trainer import read_prompts
 
@@ -188,7 +218,12 @@ def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> Rewa
 
 
 def _policy_config(
-    run: Path | None, weights: Path | None, name: str | None, words: Sequence[str]
+    run: Path | None,
+    weights: Path | None,
+    name: str | None,
+    words: Sequence[str],
+    *,
+    also: tuple[str, ...] = (),
 ) -> TrainConfig:
     """Find out how a policy is to be sampled, from a run or from a recipe."""
     if run is not None and (weights is not None or name is not None):
@@ -201,7 +236,7 @@ def _policy_config(
     else:
         base = recipe(name or _RECIPE)
     config = load_config(base, overrides=words)
-    allowed = _READ_BY_A_POLICY if run is not None else (*_READ_BY_A_POLICY, "model.")
+    allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
     for word in words:
         if not word.startswith(allowed):
             path = word.partition("=")[0]

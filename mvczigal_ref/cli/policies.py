@@ -1,14 +1,16 @@
 """Sampling from a policy, and scoring one, as a person asks for it."""
 
+import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -19,12 +21,15 @@ from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation import PairedGain, evaluate, paired_gain, sample_objects
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.pictures import contact_sheet, save_png
+from mvczigal_ref.networks import rig_of
+from mvczigal_ref.pictures import as_grid, contact_sheet, save_png, save_turntable
 from mvczigal_ref.report.run_folder import reward_unit
 from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.rollout.watch import calls_per_step
 from mvczigal_ref.scorers import build_scorers, no_scorers
 from mvczigal_ref.shapes import Images
-from mvczigal_ref.system import System, build_system, with_samplers
+from mvczigal_ref.system import System, build_system, with_sampling
+from mvczigal_ref.tracking import peak_memory
 from mvczigal_ref.trainer import load_policy
 
 __all__ = ["evaluate_policy", "sample_prompts"]
@@ -41,38 +46,85 @@ def sample_prompts(command: Sample, config: TrainConfig, prompts: Sequence[str])
         prompts: One an object, checked.
     """
     here = join(command.device)
-    system = _system(command.run, config, here.device, no_scorers())
-    started, size = time.perf_counter(), config.run.objects_per_slice
-    parts = [
-        range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)
-    ]
-    images = torch.cat([_sample(system, prompts, part, command, config) for part in parts])
+    console = Console(quiet=not here.is_main)
+    with console.status("loading models"):
+        system = _system(command.run, config, here.device, no_scorers(), lora=command.lora)
+    started = time.perf_counter()
+    images = _drawn(system, prompts, command, config, console)
     seconds = time.perf_counter() - started
     if not here.is_main:
         return
-    scale = max(1, -(-_SHEET_EDGE // system.image_size))
-    sheet = command.out / "sheet.png"
-    save_png(sheet, contact_sheet(images, scale=scale, row_labels=list(prompts), gap=scale))
-    print(sheet)
-    for place, (prompt, views) in enumerate(zip(prompts, images, strict=True)):
-        name = f"{place:02d}_{_file_name(prompt)}"
-        for view, image in enumerate(views):
-            path = command.out / f"{name}_view{view}.png"
-            save_png(path, contact_sheet(image[None, None], scale=1, gap=0))
-        print(command.out / f"{name}_view[0-{len(views) - 1}].png")
-    objects, views_each = images.shape[:2]
-    print(f"{objects} x {views_each} views in {seconds:.2f} s")
+    for told in _write_pictures(command.out, prompts, images, _azimuths(system, config)):
+        print(told)
+    objects, views = images.shape[:2]
+    peak = f"{peak_memory(here.device) / 2**30:.2f} GiB on {here.device}"
+    print(f"{objects} x {views} views in {seconds:.2f} s; peak memory {peak}")
 
 
-def _sample(
-    system: System, prompts: Sequence[str], part: range, command: Sample, config: TrainConfig
+def _drawn(
+    system: System,
+    prompts: Sequence[str],
+    command: Sample,
+    config: TrainConfig,
+    console: Console,
 ) -> Images:
-    noise = SeededNoise(
-        seed=command.seed, iteration="sample", objects=part, shape=system.latent_shape,
-        device=system.device,
-    )  # fmt: skip
-    said = [prompts[index] for index in part]
-    return sample_objects(system, said, noise, config=config, zigzag=command.zigzag).cpu()
+    """Sample slice by slice, and show the network's calls as they come."""
+    size = config.run.objects_per_slice
+    parts = [
+        range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)
+    ]
+    calls = calls_per_step(
+        system.evaluation_sampler.num_steps,
+        zigzag_steps=config.zigzag.steps if command.zigzag else 0,
+        zigzag_rounds=config.zigzag.rounds,
+    )
+    images = []
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("sampling", total=len(parts) * sum(calls))
+        counting = system.policy.register_forward_hook(lambda *_: progress.advance(task))
+        try:
+            for part in parts:
+                noise = SeededNoise(
+                    seed=command.seed, iteration="sample", objects=part,
+                    shape=system.latent_shape, device=system.device,
+                )  # fmt: skip
+                said = [prompts[index] for index in part]
+                drawn = sample_objects(system, said, noise, config=config, zigzag=command.zigzag)
+                images.append(drawn.cpu())
+        finally:
+            counting.remove()
+    return torch.cat(images)
+
+
+def _azimuths(system: System, config: TrainConfig) -> Sequence[float]:
+    """Say where the cameras stand; a single view is turned by nothing."""
+    return rig_of(config.model).azimuth_deg if system.num_views > 1 else ()
+
+
+def _write_pictures(
+    folder: Path, prompts: Sequence[str], images: Images, azimuths: Sequence[float]
+) -> Iterator[str]:
+    """Write a sheet, and of each object its views, a grid and a turn; tell each once written."""
+    views, edge = images.shape[1], images.shape[-1]
+    scale = max(1, -(-_SHEET_EDGE // edge))
+    sheet = folder / "sheet.png"
+    save_png(sheet, contact_sheet(images, scale=scale, row_labels=list(prompts), gap=scale))
+    yield str(sheet)
+    for place, (prompt, each) in enumerate(zip(prompts, images, strict=True)):
+        name = f"{place:02d}_{_file_name(prompt)}"
+        for view, image in enumerate(each):
+            path = folder / f"{name}_view{view}.png"
+            save_png(path, contact_sheet(image[None, None], scale=1, gap=0))
+        yield str(folder / f"{name}_view[0-{views - 1}].png")
+        columns = math.ceil(math.sqrt(views))
+        if views > columns:  # else the sheet's row is the grid
+            path = folder / f"{name}_grid.png"
+            save_png(path, contact_sheet(as_grid(each, columns), scale=scale, gap=scale))
+            yield str(path)
+        if azimuths:
+            path = folder / f"{name}_turn.webp"
+            save_turntable(path, each, azimuths, scale=scale)
+            yield str(path)
 
 
 def _file_name(prompt: str) -> str:
@@ -80,13 +132,18 @@ def _file_name(prompt: str) -> str:
 
 
 def _system(
-    run: Path | None, config: TrainConfig, device: torch.device, scorers: dict[str, Any]
+    run: Path | None,
+    config: TrainConfig,
+    device: torch.device,
+    scorers: dict[str, Any],
+    *,
+    lora: Path | None = None,
 ) -> System:
     """Load a policy, with the sampling that the configuration names."""
     if run is None:
-        return build_system(config, device=device, scorers=scorers)
+        return build_system(config, device=device, scorers=scorers, lora=lora)
     system, _ = load_policy(run, device=device, scorers=scorers)
-    return with_samplers(system, config)
+    return with_sampling(system, config)
 
 
 def evaluate_policy(command: Evaluate, config: TrainConfig, prompts: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from mvczigal_ref.cameras import OrthographicRig
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow_components import FlowComponents
-from mvczigal_ref.models.flow_lora import add_flow_lora, flow_lora_parameters
+from mvczigal_ref.models.flow_lora import add_flow_lora, flow_lora_parameters, load_flow_lora
 from mvczigal_ref.models.lora import add_lora, lora_parameters
+from mvczigal_ref.models.lora_files import load_lora
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.records import CameraFeatures, Conditioning
 
@@ -69,6 +71,10 @@ class Backbone(ABC):
     @abstractmethod
     def add_lora(self, *, rank: int, alpha: float, seed: int) -> None:
         """Add a trainable low-rank update and freeze the rest."""
+
+    @abstractmethod
+    def load_lora(self, source: Path) -> None:
+        """Read a trained low-rank update, where there is none yet, and freeze the rest."""
 
     @abstractmethod
     def lora(self) -> dict[str, nn.Parameter]:
@@ -195,6 +201,10 @@ class MultiviewBackbone(Backbone):
         """Add a trainable low-rank update and freeze the rest."""
         add_lora(self.network, rank=rank, alpha=alpha, seed=seed)
 
+    def load_lora(self, source: Path) -> None:
+        """Read a trained low-rank update, where there is none yet, and freeze the rest."""
+        load_lora(self.network, source)
+
     def lora(self) -> dict[str, nn.Parameter]:
         """Find the LoRA's parameters by published name; none without a LoRA."""
         return lora_parameters(self.network)
@@ -239,6 +249,10 @@ class FlowBackbone(Backbone):
     def add_lora(self, *, rank: int, alpha: float, seed: int) -> None:
         """Add a trainable low-rank update and freeze the rest."""
         add_flow_lora(self.components.policy, rank=rank, alpha=alpha, seed=seed)
+
+    def load_lora(self, source: Path) -> None:
+        """Read a trained low-rank update, where there is none yet, and freeze the rest."""
+        load_flow_lora(self.components.policy, source)
 
     def lora(self) -> dict[str, nn.Parameter]:
         """Find the LoRA's parameters by published name; none without a LoRA."""

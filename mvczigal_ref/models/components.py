@@ -23,6 +23,7 @@ from mvczigal_ref.models.loading import (
     stored,
 )
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
+from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.records import CameraFeatures, Conditioning
@@ -77,7 +78,7 @@ class Components:
         """
         height, width = _both_sides(image_size)
         image = camera_image(rig, height=height, width=width, device=self.policy.device)
-        with torch.no_grad():
+        with torch.no_grad(), at_work(self.policy.camera_encoder, device=self.policy.device):
             return self.policy.encode_cameras(image)
 
     def build_conditioning(

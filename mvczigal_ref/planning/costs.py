@@ -109,7 +109,8 @@ class Costs:
         return self.system.backbone.conditioning([prompt] * objects, negative)
 
     def sampled(self, call: SampledCall) -> tuple[int, int]:
-        """Measure a call without gradient.
+        """Measure a call of a rollout: without gradient, or of a compiled network, whose graph is
+        dropped, with it.
 
         Args:
             call: Its shape.
@@ -124,7 +125,8 @@ class Costs:
             latent = self._latent(call.objects, storage=torch.float32)
             step = torch.empty(1, dtype=torch.int64, device=latent.device)
             known = [*self._known(told), latent, step]
-            with torch.no_grad(), Meter(known) as meter, fused_attention():
+            graph = torch.set_grad_enabled(self.config.model.compile != "none")
+            with graph, Meter(known) as meter, fused_attention():
                 network_output(
                     policy, self.system.sampler, latent[None], step, told,
                     guidance_scale=call.guidance_scale,

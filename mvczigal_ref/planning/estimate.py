@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import torch
 
@@ -61,7 +62,12 @@ def plan(config: TrainConfig, *, world_size: int = 1) -> Plan:
     footprints = _footprints(config)
     components, source = meta_components(config)
     _refuse_image_size(config, components)
-    system = build_system(config, device=_META, components=components, scorers=no_scorers())
+    # Whatever waits elsewhere is laid out here too, and left out of the sums.
+    together = replace(config.model, offload_frozen=False, storage_device="device", compile="none")
+    system = build_system(
+        replace(config, model=together), device=_META, components=components, scorers=no_scorers()
+    )
+    away = config.model.offload_frozen
     costs, slices = Costs(system=system, config=config), len(share.objects)
     pair, sampled = costs.rollout()
     pieces = _pieces(config, system.sampler.last_action_is_image_independent)
@@ -75,6 +81,7 @@ def plan(config: TrainConfig, *, world_size: int = 1) -> Plan:
     }
     decode, decode_peak, images = costs.decoded()
     replays = 2 * epochs * slices * pieces.total()
+    stored = slices * storage_bytes(_stored(pair))
 
     def summed(part: str) -> int:
         return sum(count * getattr(graphs[shape], part) for shape, count in pieces.items())
@@ -108,14 +115,16 @@ def plan(config: TrainConfig, *, world_size: int = 1) -> Plan:
         ),
         parameters=_parameters(system, footprints),
         memory=Memory(
-            **_weights(system, footprints),
-            rollouts=slices * storage_bytes(_stored(pair)),
+            **_weights(system, footprints, away=away),
+            rollouts=stored if config.model.storage_device == "device" else 0,
             sampling=max(costs.sampled(call)[1] for call in set(sampled)),
-            decoding=images + decode_peak,
-            scoring=2 * images + max((f.working for f in footprints.values()), default=0),
+            decoding=images + decode_peak + (_bytes(components.vae) if away else 0),
+            scoring=2 * images
+            + max((f.working + f.weights * away for f in footprints.values()), default=0),
             replay=max(graph.peak for graph in graphs.values()),
             saved=max(graph.saved for graph in graphs.values()),
             **_saved(costs, pair, max(pieces)),
+            offloaded=away,
         ),
     )
 
@@ -199,24 +208,26 @@ def _parameters(system: System, footprints: dict[str, Footprint]) -> Parameters:
     )
 
 
-def _weights(system: System, footprints: dict[str, Footprint]) -> dict[str, int]:
+def _weights(system: System, footprints: dict[str, Footprint], *, away: bool) -> dict[str, int]:
     """Bytes that do not depend on what is computed."""
     parts, trained = system.components, list(system.trained().values())
     ours = storage_bytes(trained)
     gradients = sum(p.numel() * p.element_size() for p in trained)
+    cameras = _bytes(parts.policy.camera_encoder)
     return {
-        "unet": storage_bytes([*parts.policy.parameters(), *parts.policy.buffers()]) - ours,
+        "unet": _bytes(parts.policy) - ours - (cameras if away else 0),
         "trained": ours,
-        "text_encoders": sum(
-            storage_bytes([*m.parameters(), *m.buffers()])
-            for m in (parts.text_encoder, parts.text_encoder_2)
-        ),
-        "vae": storage_bytes([*parts.vae.parameters(), *parts.vae.buffers()]),
+        "text_encoders": _bytes(parts.text_encoder) + _bytes(parts.text_encoder_2),
+        "vae": _bytes(parts.vae),
         "scorers": sum(f.weights for f in footprints.values()),
         "features": storage_bytes(system.camera_features),
         "gradients": gradients,
         "optimizer": 2 * gradients,  # AdamW's two moments
     }
+
+
+def _bytes(network: torch.nn.Module) -> int:
+    return storage_bytes([*network.parameters(), *network.buffers()])
 
 
 def _saved(costs: Costs, pair: PairedRollout, shape: tuple[int, int]) -> dict[str, int]:

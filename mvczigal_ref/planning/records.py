@@ -75,13 +75,15 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
-    """Peak memory of one process by part [bytes]; fields up to ``optimizer`` are there all along.
+    """Peak memory on one process's device by part [bytes].
 
-    What torch's allocator, its libraries and the driver take for themselves is not in it.
+    Fields up to ``optimizer`` are there all along; where frozen parts are offloaded, those of
+    them that are not are in the stages in which they work. What torch's allocator, its libraries
+    and the driver take for themselves is not in it.
     """
 
     unet: int
-    """Frozen weights of the UNet and of the camera encoder."""
+    """Frozen weights of the UNet, and of the camera encoder unless it is offloaded."""
     trained: int
     """Trained weights."""
     text_encoders: int
@@ -95,15 +97,17 @@ class Memory:
     optimizer: int
     """Both moments."""
     rollouts: int
-    """All stored trajectories of an iteration."""
+    """All stored trajectories of an iteration; 0 where they are on the CPU."""
     gradients: int
     """Of the trained weights."""
     sampling: int
-    """One call without gradient, at its peak."""
+    """One call of a rollout, at its peak."""
     decoding: int
-    """Decoding one slice's second arm beside the images of its first."""
+    """Decoding one slice's second arm beside the images of its first; with the autoencoder's
+    weights where they are offloaded."""
     scoring: int
-    """The images of both arms and the hungriest scorer on one chunk."""
+    """The images of both arms and the hungriest scorer on one chunk; with its weights where they
+    are offloaded."""
     replay: int
     """One microbatch with its backward pass, at its peak."""
     saved: int
@@ -112,20 +116,24 @@ class Memory:
     """The same with gradient checkpointing."""
     saved_plain: int
     """The same without."""
+    offloaded: bool = False
+    """Whether text encoders, autoencoder and scorers are there only while they work."""
 
     @property
     def resident(self) -> int:
         """What is there all along."""
-        return (
-            self.unet + self.trained + self.text_encoders + self.vae + self.scorers
-            + self.features + self.optimizer
-        )  # fmt: skip
+        always = self.unet + self.trained + self.features + self.optimizer
+        waiting = self.text_encoders + self.vae + self.scorers
+        return always if self.offloaded else always + waiting
 
     @property
     def stages(self) -> Mapping[str, int]:
         """Peak of each stage of an iteration."""
         base = self.resident + self.rollouts
+        # Prompts are encoded when they are first met; what that takes beside the weights is little.
+        prompts = {"prompts": base + self.text_encoders} if self.offloaded else {}
         return {
+            **prompts,
             "rollout": base + self.sampling,
             "reward": base + max(self.decoding, self.scoring),
             "update": base + self.gradients + self.replay,

@@ -9,8 +9,9 @@ those steps whatever the number of processes. ``run.iterations`` is published ep
 
 The published trainer samples a round's prompts together and replays them one by one. Here what is
 sampled together is replayed together, so that the first ratio is exactly 1:
-``run.objects_per_slice`` is the number whose update fits into 20 GiB. No result depends on it but
-by rounding.
+``run.objects_per_slice`` is the number whose update fits into 20 GiB, as is
+``model.views_per_decode`` for the autoencoder, whose activations would be the largest of all. No
+result depends on them but by rounding. On smaller cards ``model.offload_frozen`` saves 6 GiB more.
 
 The networks come from where they are published, and ``model.sources`` names other places.
 ``reward.weights`` names a folder that the user fills, ``run.prompts`` and ``run.held_out`` text
@@ -51,6 +52,7 @@ def lcm_sdxl_simple() -> TrainConfig:
             dtype="fp16",
             storage_dtype="fp16",
             gradient_checkpointing=True,
+            views_per_decode=2,
         ),
         sampler=SamplerConfig(
             kind="lcm", prediction_type="epsilon", num_steps=8, guidance_scale=7.0, snr_shift=8.0

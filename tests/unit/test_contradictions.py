@@ -57,6 +57,14 @@ RULES = {
         [*FLOW, *GROUPS, "advantage.mode=joint"], '`advantage.mode` must be "per_view" for a flow',
         [*GROUPS, "advantage.mode=joint"],
     ),
+    "cameras of one view": (
+        [*FLOW, *GROUPS, "model.elevation=30"], "`model.azimuths` and `model.elevation` place",
+        [*GROUPS, "model.elevation=30"],
+    ),
+    "other cameras of one view": (
+        [*FLOW, *GROUPS, "model.azimuths=[0]"], "`model.azimuths` and `model.elevation` place",
+        [*GROUPS, "model.azimuths=[0]"],
+    ),
     "too much of a kept coefficient": (
         [*FLOW, *GROUPS, "flow.kernel=cps", "flow.noise_scale=1.5"],
         "`flow.noise_scale` must be at most 1",

@@ -17,7 +17,7 @@ from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
-from mvczigal_ref.system import build_system, with_samplers
+from mvczigal_ref.system import build_system, with_sampling
 from tests.unannotated import without_shape_checks
 
 CPU = torch.device("cpu")
@@ -222,7 +222,7 @@ def test_the_guidance_of_the_configuration_is_used():
         {"evaluation_steps": 3},
     ):
         config = settings(**change)
-        wanted = with_samplers(system(), config)
+        wanted = with_sampling(system(), config)
         found = evaluate(wanted, PROMPTS, config=config, world=World(), num_noises=1)
         assert not torch.equal(found.joint, base), change
 

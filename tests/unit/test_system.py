@@ -7,16 +7,20 @@ from functools import cache
 import pytest
 import torch
 
+from mvczigal_ref import system as system_module
 from mvczigal_ref.cameras import PAPER_RIG
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.models import placement
+from mvczigal_ref.models.lora_files import save_lora_folder
+from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.reward import registry
 from mvczigal_ref.reward.world import WorldJointView, WorldPerView
-from mvczigal_ref.scorers import build_scorers, no_scorers
-from mvczigal_ref.system import build_system
+from mvczigal_ref.scorers import Offloaded, build_scorers, no_scorers
+from mvczigal_ref.system import build_system, with_sampling
 from mvczigal_ref.tracking import StageTimer
 from mvczigal_ref.world.scene import WORLD_RIG
 from tests.analytic_system import joint_score, per_view_score
@@ -57,8 +61,9 @@ def _originals():
 
 
 def small_components():
-    """Give the smallest pipeline, its network a copy of its own."""
-    return replace(_originals(), policy=deepcopy(_originals().policy))
+    """Give the smallest pipeline, its network and autoencoder copies of their own."""
+    whole = _originals()
+    return replace(whole, policy=deepcopy(whole.policy), vae=deepcopy(whole.vae))
 
 
 @cache
@@ -191,7 +196,7 @@ def learnt_plainly():
 @pytest.mark.parametrize(
     "change",
     [{"image_size": 16}, {"lora_rank": 3}, {"lora_alpha": 4.0}, {"dtype": "bf16"},
-     {"finetune": "full"}],
+     {"finetune": "full"}, {"azimuths": [0.0, 30.0]}, {"elevation": 30.0}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_a_model_setting_changes_what_is_learnt(change):
@@ -200,6 +205,217 @@ def test_a_model_setting_changes_what_is_learnt(change):
 
     assert changed["loss"] != plain["loss"]
     assert changed["grad_norm"] != plain["grad_norm"]
+
+
+@pytest.mark.parametrize("change", [
+    {"offload_frozen": True}, {"storage_device": "cpu"}, {"views_per_decode": 4},
+    {"channels_last": True}, {"tf32": True},
+], ids=lambda change: next(iter(change)))  # fmt: skip
+def test_where_and_how_networks_compute_changes_rounding_at_most(change):
+    """The first ratio is exactly 1; only layouts and slices of convolutions round otherwise."""
+    plain, changed = learnt_plainly(), learnt_with(**change)
+    rounded = {"channels_last", "views_per_decode"} & change.keys()
+
+    assert changed["replay_deviation"] == 0.0
+    for name in plain:
+        assert changed[name] == pytest.approx(plain[name], rel=1e-4 if rounded else 0), name
+
+
+def test_the_network_that_trains_is_compiled():
+    """And nothing where nothing is asked for; what compiling does is `placement`'s test."""
+    for backend in ("none", "eager"):
+        components = small_components()
+        plain = components.policy.unet.forward
+        build(components, model={"compile": backend})
+        compiled = components.policy.unet.forward
+
+        assert (getattr(compiled, "__wrapped__", None) == plain) == (backend != "none")
+
+
+WORK = torch.device("cpu", 0)  # equal to no tensor's device, and yet one to compute on
+
+
+@pytest.fixture
+def where(monkeypatch):
+    """Tell by what modules were last told in which of two places they are."""
+    told = {}
+
+    def tell(module, *given, **named):
+        device = named.get("device", given[0] if given else None)
+        if isinstance(device, str | torch.device):
+            told.update(dict.fromkeys(module.modules(), torch.device(device)))
+        return original(module, *given, **named)
+
+    original = torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, "to", tell)
+    monkeypatch.setattr(placement, "_is_on", lambda part, device: told.get(part, CPU) == device)
+    monkeypatch.setattr(system_module, "device_of", lambda network: told[network])
+    monkeypatch.setattr(MultiViewUNet, "device", property(lambda policy: told[policy.unet]))
+    return told
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_frozen_parts_are_on_the_device_while_they_work(where, offload):
+    """All others but the UNet wait on the CPU, before and after, where that is asked for."""
+    at_work = []
+    components = small_components()
+    frozen = {
+        "first": components.text_encoder, "second": components.text_encoder_2,
+        "vae": components.vae.decoder, "cameras": components.policy.camera_encoder,
+    }  # fmt: skip
+    for name, part in frozen.items():
+        part.register_forward_hook(lambda part, *_, name=name: at_work.append((name, where[part])))
+    config = config_of(
+        model={"offload_frozen": offload, "views_per_decode": 2},
+        reward={"per_view": "quick", "joint": "quick_joint"},
+    )
+    system = build_system(config, device=WORK, components=components)
+    home = CPU if offload else WORK
+
+    def all_wait():
+        return {where[part] for part in frozen.values()} == {home}
+
+    assert all_wait()
+    assert where[components.policy.unet] == WORK
+    for _ in range(2):
+        system.conditioning(["a red cube", "a can"])
+        assert all_wait()
+    system.images(torch.zeros(1, 6, 4, 8, 8))
+    assert all_wait()
+    assert at_work == [(name, WORK) for name in (
+        "cameras", *["first", "second"] * 2, *["vae"] * 3,
+    )]  # fmt: skip
+
+
+class Judge:
+    """A scorer with a network, which notes where that is."""
+
+    def __init__(self, device):
+        self.seen = [str(device)]
+
+    def to(self, device):
+        """Go there."""
+        self.seen.append(str(device))
+
+    def __call__(self, images, prompts):
+        """Score nothing."""
+        self.seen.append("scores")
+        return images.mean((2, 3, 4))
+
+    def image_features(self, images):
+        """Describe nothing."""
+        self.seen.append("describes")
+        return images.mean((3, 4))
+
+
+def test_scorers_with_networks_are_on_their_device_while_they_judge(monkeypatch):
+    """Built on the CPU, the watched ones too; a scorer without a network is left as it is."""
+    monkeypatch.setitem(registry.PER_VIEW, "judge", lambda options: Judge(options.device))
+    sections = {
+        "reward": {"per_view": "judge", "joint": "quick_joint", "device": "meta"},
+        "guard": {"every": 1, "per_view": ["quick"]},
+    }
+    images = torch.rand(1, 6, 3, 8, 8)
+    plain = build_scorers(config_of(**sections), device=CPU)["per_view"]
+    moved = build_scorers(config_of(**sections, model={"offload_frozen": True}), device=CPU)
+    judges = [mixture.scorers["judge"] for mixture in (plain, moved["per_view"])]
+
+    assert torch.equal(*(mixture(images, ["a"]) for mixture in (plain, moved["per_view"])))
+    assert torch.equal(*(judge.image_features(images) for judge in judges))
+    assert judges[0].seen == ["meta", "scores", "describes"]
+    assert judges[1].scorer.seen == ["cpu", "meta", "scores", "cpu", "meta", "describes", "cpu"]
+    assert moved["watched_per_view"]["quick"] is per_view_score
+    assert not hasattr(Offloaded(print, CPU), "image_features")
+
+
+def test_latents_wait_on_the_cpu(where):
+    """Noise and grids are made there, and the network is called through hooks that fetch them."""
+    reward = {"per_view": "quick", "joint": "quick_joint"}
+    for storage, expected in (("device", WORK), ("cpu", CPU)):
+        components = small_components()
+        config = config_of(model={"storage_device": storage}, reward=reward)
+        system = build_system(config, device=WORK, components=components)
+
+        assert system.device == expected
+        assert system.network_device == WORK
+        assert bool(components.policy._forward_pre_hooks) == (storage == "cpu")
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 12, 99])
+def test_slices_of_decoding_change_no_image(size):
+    """The last may be smaller. Convolutions of other batches may round otherwise."""
+    latent = torch.randn(2, 6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    system, calls = small_system(), []
+    hook = system.components.vae.decoder.register_forward_hook(
+        lambda _module, given, _output: calls.append(len(given[0]))
+    )
+    whole = system.images(latent)
+    cut = replace(system, views_per_decode=size).images(latent)
+    hook.remove()
+
+    assert calls == [12, *[min(size, 12 - first) for first in range(0, 12, size)]]
+    assert torch.equal(whole, cut) or (whole - cut).abs().max() <= 4e-6
+    assert not cut.requires_grad
+
+
+def test_a_layout_reaches_the_convolutions():
+    """Of the network and of the autoencoder."""
+    _, system = build(model={"channels_last": True})
+    parts = system.components
+    for weight in (parts.policy.unet.conv_in.weight, parts.vae.decoder.conv_in.weight):
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert not weight.is_contiguous()
+
+
+def test_cameras_stand_where_the_settings_say():
+    """As many as there are angles, in the rig's frame; the tiny world's judges refuse them."""
+    placed = {"azimuths": [0.0, 45.0, 90.0], "elevation": 20.0}
+    _, system = build(model=placed)
+    rig = system.backbone.rig
+
+    assert (rig.azimuth_deg, rig.elevation_deg) == ((0.0, 45.0, 90.0), (20.0,) * 3)
+    assert (rig.half_width, rig.distance) == (WORLD_RIG.half_width, WORLD_RIG.distance[:3])
+    assert system.latent_shape[0] == system.conditioning(["a can"]).num_views == 3
+    for wrong in ({"per_view": "world.per_view"}, {"joint": "world.joint"}):
+        with pytest.raises(ConfigError, match=r"scorer 'world\..*' knows the tiny world's own cam"):
+            build(model=placed, reward=wrong)
+    build(model={"azimuths": list(WORLD_RIG.azimuth_deg)}, reward={"joint": "world.joint"})
+
+
+def test_a_system_is_sampled_with_other_cameras_and_grids():
+    """Of the same networks, with cameras encoded anew."""
+    system, config = (
+        small_system(),
+        config_of(model={"azimuths": [10.0], "views_per_decode": 2}, sampler={"num_steps": 3}),
+    )
+    other = with_sampling(system, config)
+
+    assert (other.num_views, other.views_per_decode, other.sampler.num_steps) == (1, 2, 3)
+    assert other.camera_features[0].shape[0] == 1
+    assert other.policy is system.policy
+    same = with_sampling(system, config_of())
+    assert same.camera_features is system.camera_features
+
+
+def test_a_trained_lora_takes_the_place_of_a_new_one(tmp_path):
+    """Of its own rank and scale; one that does not fit is refused by name."""
+    _, trained = build(model={"lora_rank": 3, "lora_alpha": 6.0})
+    with torch.no_grad():
+        for parameter in trained.trained().values():
+            parameter.add_(0.1)
+    save_lora_folder(trained.components.policy.unet, tmp_path / "lora")
+    config, reward = config_of(), no_scorers()
+    loaded = build_system(
+        config, device=CPU, components=small_components(), scorers=reward, lora=tmp_path / "lora"
+    )
+    kept = {name: p.detach() for name, p in loaded.trained().items()}
+
+    assert kept.keys() == trained.trained().keys()
+    assert all(torch.equal(kept[name], p) for name, p in trained.trained().items())
+    with pytest.raises(CheckpointError, match="`source` must be a LoRA's file, or a folder"):
+        build_system(
+            config, device=CPU, components=small_components(), scorers=reward, lora=tmp_path
+        )
 
 
 def test_weights_come_from_their_folder(tmp_path):

@@ -5,13 +5,14 @@ import torch
 from torch.nn import functional
 
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.planning import plan
+from mvczigal_ref.planning import estimate, plan
 from mvczigal_ref.planning.measure import Meter, fused_attention, measure_graph
-from mvczigal_ref.planning.scorers import scorer_footprint
+from mvczigal_ref.planning.scorers import Footprint, scorer_footprint
 from mvczigal_ref.reward.registry import ScorerOptions
 from tests.unit.planning.small import config_of
 
 META = torch.device("meta")
+GB = 10**9
 
 
 # -- laws ---------------------------------------------------------------------------------
@@ -98,6 +99,39 @@ def test_checkpointing_trades_memory_for_operations():
     assert checkpointed.flops.replay == plain.flops.replay
     assert 0.5 < checkpointed.flops.recompute / plain.flops.replay <= 1.0
     assert checkpointed.memory.stages["update"] < plain.memory.stages["update"]
+
+
+def test_what_waits_elsewhere_is_counted_while_it_works(monkeypatch):
+    """Every stage by hand, from the parts of the plan that keeps everything in place.
+
+    The scorers have 3 and 5 GB and need 2 and 1; they are asked one after the other.
+    """
+    sizes = {
+        "world.per_view": Footprint(0, 3 * GB, 2 * GB),
+        "world.joint": Footprint(0, 5 * GB, GB),
+    }
+    monkeypatch.setattr(estimate, "scorer_footprint", lambda name, options: sizes[name])
+    told = {"views_per_decode": 1, "storage_device": "cpu", "compile": "inductor"}
+    here = plan(config_of()).memory
+    away = plan(config_of(model={"offload_frozen": True, **told})).memory
+    base = here.trained + here.optimizer + here.features + away.unet
+
+    assert (here.offloaded, away.offloaded) == (False, True)
+    assert 0 < here.unet - away.unet < 0.5 * here.unet  # the camera encoder
+    assert here.resident == (base - away.unet + here.unet + here.text_encoders + here.vae + 8 * GB)
+    assert here.rollouts > 0 == away.rollouts
+    # A compiled network samples with its graph.
+    assert away.sampling > here.saved_plain > here.sampling
+    assert away.decoding - away.vae < 0.6 * here.decoding
+    assert here.scoring % GB == away.scoring % GB
+    assert (here.scoring // GB, away.scoring // GB) == (2, 6)
+    assert away.stages == {
+        "prompts": base + here.text_encoders,
+        "rollout": base + away.sampling,
+        "reward": base + away.scoring,
+        "update": base + here.gradients + here.replay,
+    }
+    assert here.stages.keys() == {"rollout", "reward", "update"}
 
 
 def test_a_scorer_elsewhere_takes_nothing_here():

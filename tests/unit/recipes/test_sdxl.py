@@ -42,6 +42,7 @@ def test_hyper_parameters_are_the_published_ones(name):
     assert (constraint.step_size_violated, constraint.step_size_satisfied) == (0.1, 0.01)
     assert (config.run.seed, config.model.image_size, config.model.dtype) == (42, 768, "fp16")
     assert config.model.gradient_checkpointing
+    assert config.model.views_per_decode == 2  # all views at once would need 10 GiB
     assert config.objective.train_last_action
 
 

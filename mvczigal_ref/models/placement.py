@@ -1,0 +1,124 @@
+"""Where networks are while they work and while they wait, and in which form they compute."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["at_work", "compile_network", "lay_channels_last", "set_tf32", "take_latents_from"]
+
+
+@contextmanager
+def at_work(*parts: Any, device: torch.device) -> Iterator[None]:  # noqa: ANN401 - see below
+    """Bring what waits on the CPU to a device for as long as it works there.
+
+    Args:
+        *parts: Networks; or scorers, which have a method ``to`` and no device of their own.
+            Networks that are on the device already stay there, before and after.
+        device: Where they work.
+
+    Yields:
+        Nothing.
+
+    Examples:
+        >>> network = nn.Linear(1, 1)
+        >>> with at_work(network, device=torch.device("cpu")):
+        ...     network(torch.zeros(1)).shape
+        torch.Size([1])
+    """
+    away = [part for part in parts if not _is_on(part, device)]
+    try:
+        for part in away:
+            _move(part, device)
+        yield
+    finally:
+        for part in away:
+            _move(part, torch.device("cpu"))
+
+
+def take_latents_from(policy: nn.Module, device: torch.device) -> None:
+    """Let a policy be called with latents of a device that is not its own, and answer there.
+
+    Of all that sampling stores, a call brings its own rows to the network, no more. Gradient
+    flows both ways.
+
+    Args:
+        policy: Called with latents and timesteps first; changed in place.
+        device: Where its latents are.
+    """
+
+    def fetch(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        own = next(module.parameters()).device
+        return tuple(value.to(own) if isinstance(value, Tensor) else value for value in given)
+
+    def answer(_module: nn.Module, _given: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.to(device)
+
+    policy.register_forward_pre_hook(fetch)
+    policy.register_forward_hook(answer)
+
+
+def compile_network(network: nn.Module, *, backend: str | Callable[..., Any]) -> None:
+    """Compile a network's forward pass, one program for sampling and for training.
+
+    With and without gradient torch would compile two programs, which round differently, and no
+    first ratio would be 1. So sampling runs the one with gradient and drops its graph: as much
+    memory as a replay's forward pass, and no more time. For the same reason every shape has a
+    program of its own.
+
+    Args:
+        network: Returns a tuple of tensors; changed in place.
+        backend: Of :func:`torch.compile`.
+    """
+    compiled = torch.compile(network.forward, backend=backend, dynamic=False)
+
+    @wraps(network.forward)
+    def forward(*given: Any, **named: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 - the network's
+        with_gradient = torch.is_grad_enabled()
+        with torch.enable_grad():
+            output: tuple[Tensor, ...] = compiled(*given, **named)
+        return output if with_gradient else tuple(tensor.detach() for tensor in output)
+
+    network.forward = forward
+
+
+def lay_channels_last(*networks: nn.Module) -> None:
+    """Lay the weights of convolutions out with channels last; what they compute follows.
+
+    Args:
+        *networks: Changed in place: the values are the same.
+    """
+    for network in networks:
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def set_tf32(device: torch.device, *, allowed: bool) -> None:
+    """Choose how CUDA multiplies fp32 numbers, in the whole process.
+
+    Args:
+        device: Of the networks; where it is no CUDA device nothing is set.
+        allowed: Round factors to the 10 bits of TF32, in products and convolutions; if not, both
+            keep fp32's 23.
+    """
+    if device.type == "cuda":
+        backends: Any = torch.backends  # typed in parts
+        for kind in (backends.cuda.matmul, backends.cudnn.conv):
+            kind.fp32_precision = "tf32" if allowed else "ieee"
+
+
+def _is_on(part: Any, device: torch.device) -> bool:  # noqa: ANN401 - networks and scorers
+    if not isinstance(part, nn.Module):
+        return False
+    return all(parameter.device == device for parameter in part.parameters())
+
+
+def _move(part: Any, device: torch.device) -> None:  # noqa: ANN401 - networks and scorers
+    if isinstance(part, nn.Module):
+        nn.Module.to(part, device)  # diffusers' own method warns about types
+    else:
+        part.to(device)
