@@ -96,6 +96,9 @@ class AnalyticBackbone(Backbone):
     def add_lora(self, **how: float) -> None:
         """Add none."""
 
+    def load_lora(self, source) -> None:
+        """Read none."""
+
     def lora(self) -> dict[str, nn.Parameter]:
         """Hold none."""
         return {}
