@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mvczigal_ref.pictures import contact_sheet, save_png, save_turntable
+from mvczigal_ref.pictures import as_grid, contact_sheet, save_png, save_turntable
 
 
 def numbered(rows, columns, height=3, width=2):
@@ -93,6 +93,17 @@ def test_a_saved_picture_reads_back(tmp_path):
         assert read.tobytes() == sheet.tobytes()
 
 
+def test_a_grid_is_read_row_by_row():
+    """What the last row lacks is white."""
+    views = numbered(1, 5)[0]
+    grid = as_grid(views, 3)
+
+    assert grid.shape == (2, 3, *views.shape[1:])
+    assert torch.equal(grid.flatten(0, 1)[:5], views)
+    assert bool((grid[1, 2] == 1).all())
+    assert as_grid(views, 5).shape[:2] == (1, 5)
+
+
 @pytest.mark.parametrize("end", ["gif", "png", "apng", "webp"])
 def test_a_turntable_turns(end, tmp_path):
     """Views by azimuth, each for its share of the turn, again and again."""
@@ -153,6 +164,12 @@ def test_a_bad_setting_is_refused(change, message):
     """Its name, the rule and the value."""
     with pytest.raises(ValueError, match=message):
         contact_sheet(numbered(2, 2), **change)
+
+
+def test_a_grid_without_columns_is_refused():
+    """By the argument's name."""
+    with pytest.raises(ValueError, match="`columns` must be at least 1; got 0"):
+        as_grid(numbered(1, 2)[0], 0)
 
 
 def test_no_image_is_refused():
