@@ -1,5 +1,7 @@
 """`planning`: laws, errors; `tests/integration` holds plans against real iterations."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch.nn import functional
@@ -13,6 +15,18 @@ from tests.unit.planning.small import config_of
 
 META = torch.device("meta")
 GB = 10**9
+SIZES = {
+    "world.per_view": Footprint(0, 3 * GB, 2 * GB),
+    "world.joint": Footprint(0, 5 * GB, GB),
+}
+planned = cache(plan)
+"""Each plan is made once."""
+
+
+@pytest.fixture(autouse=True)
+def sized_scorers(monkeypatch):
+    """Of the world's rules, which have no networks, suppose some."""
+    monkeypatch.setattr(estimate, "scorer_footprint", lambda name, options: SIZES[name])
 
 
 # -- laws ---------------------------------------------------------------------------------
@@ -72,24 +86,19 @@ def test_attention_stores_no_scores_on_the_meta_device_alone():
     assert functional.scaled_dot_product_attention is plain
 
 
-def test_objects_and_processes_scale_a_plan():
-    """Twice the slices take twice as much; two processes have half each."""
-    one = plan(config_of())
-    twice = plan(config_of(run={"objects_per_iteration": 4}))
+def test_two_processes_have_half_of_the_objects_each():
+    """And each the plan of one that has as many alone."""
+    one = planned(config_of())
     shared = plan(config_of(run={"objects_per_iteration": 4}), world_size=2)
 
-    assert twice.calls.rollout == 2 * one.calls.rollout
-    assert twice.flops.backward == 2 * one.flops.backward
-    assert twice.memory.rollouts == 2 * one.memory.rollouts
-    assert twice.memory.replay == one.memory.replay
     assert (shared.calls, shared.flops, shared.memory) == (one.calls, one.flops, one.memory)
     assert (shared.objects, shared.objects_per_process, shared.processes) == (4, 2, 2)
 
 
 def test_checkpointing_trades_memory_for_operations():
     """What the graph keeps is the chosen one of both numbers."""
-    plain = plan(config_of())
-    checkpointed = plan(config_of(model={"gradient_checkpointing": True}))
+    plain = planned(config_of())
+    checkpointed = planned(config_of(model={"gradient_checkpointing": True}))
 
     assert plain.memory.saved == plain.memory.saved_plain
     assert checkpointed.memory.saved == checkpointed.memory.saved_checkpointed
@@ -101,18 +110,13 @@ def test_checkpointing_trades_memory_for_operations():
     assert checkpointed.memory.stages["update"] < plain.memory.stages["update"]
 
 
-def test_what_waits_elsewhere_is_counted_while_it_works(monkeypatch):
+def test_what_waits_elsewhere_is_counted_while_it_works():
     """Every stage by hand, from the parts of the plan that keeps everything in place.
 
     The scorers have 3 and 5 GB and need 2 and 1; they are asked one after the other.
     """
-    sizes = {
-        "world.per_view": Footprint(0, 3 * GB, 2 * GB),
-        "world.joint": Footprint(0, 5 * GB, GB),
-    }
-    monkeypatch.setattr(estimate, "scorer_footprint", lambda name, options: sizes[name])
     told = {"views_per_decode": 1, "storage_device": "cpu", "compile": "inductor"}
-    here = plan(config_of()).memory
+    here = planned(config_of()).memory
     away = plan(config_of(model={"offload_frozen": True, **told})).memory
     base = here.trained + here.optimizer + here.features + away.unet
 

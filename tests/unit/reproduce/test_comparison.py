@@ -60,20 +60,20 @@ def test_the_error_counts_seeds_and_prompts(rows):
 @pytest.mark.parametrize(
     ("name", "words", "expected"),
     [
-        # 7 steps of 8 members and one of the ODE, then 7 replayed.
-        ("tiny_flow_grpo", (), 8 * 8 + 7 * 8),
+        # One shared start, then 3 steps of 8 members; replayed are the start and 2 of these.
+        ("tiny_flow_grpo", (), (1 + 3 * 8) + (1 + 2 * 8)),
         # One trunk walks to the window, that begins here at the first step.
-        ("tiny_flow_grpo_fast", FIRST, (1 + 7 * 8) + (1 + 8)),
-        # All 8 steps, of which 60 % are trained, each from its own state but the first.
-        ("tiny_dance_grpo", ("objective.train_share=1.0",), (1 + 7 * 8) + (1 + 6 * 8)),
-        # A tree of 1, 2, 2, 4, 4, 8, 8, 8 nodes, of whose 8 steps 7 are trained.
-        ("tiny_branch_grpo", (), (1 + 2 + 2 + 4 + 4 + 8 + 8 + 8) + (1 + 2 + 2 + 4 + 4 + 8 + 8)),
-        # 2 trunks walk 7 steps; at each 6 branches finish what is left; 7 replayed trunks.
-        ("tiny_tempflow_grpo", (), 2 * 7 + 6 * (7 + 6 + 5 + 4 + 3 + 2 + 1) + 2 * 7),
+        ("tiny_flow_grpo_fast", FIRST, (1 + 3 * 8) + (1 + 8)),
+        # All steps, of which 60 % are trained, each from its own state but the first.
+        ("tiny_dance_grpo", ("objective.train_share=1.0",), (1 + 3 * 8) + (1 + 2 * 8)),
+        # A tree of 1, 2, 4 and 8 nodes, of whose 4 steps 3 are trained.
+        ("tiny_branch_grpo", (), (1 + 2 + 4 + 8) + (1 + 2 + 4)),
+        # 2 trunks walk 3 steps; at each 6 branches finish what is left; 3 replayed trunks.
+        ("tiny_tempflow_grpo", (), 2 * 3 + 6 * (3 + 2 + 1) + 2 * 3),
         # The window's decisions under each of 4 captions: once to score, once to learn.
-        ("tiny_mv_grpo_llm", FIRST, (1 + 7 * 8) + (4 + 5) * (1 + 8)),
-        # 8 steps of 8 members; at 4 levels the old policy, the reference and the policy.
-        ("tiny_diffusion_nft", (), 8 * 8 + 3 * 4 * 8),
+        ("tiny_mv_grpo_llm", FIRST, (1 + 3 * 8) + (4 + 5) * (1 + 8)),
+        # 4 steps of 8 members; at 4 levels the old policy, the reference and the policy.
+        ("tiny_diffusion_nft", (), 4 * 8 + 3 * 4 * 8),
     ],
 )
 def test_calls_are_those_of_the_method(name, words, expected):
@@ -83,7 +83,7 @@ def test_calls_are_those_of_the_method(name, words, expected):
 
 def test_every_window_is_counted_as_it_is():
     """A shared start costs one call a step before the window, so where it begins matters."""
-    words = [*SMALL, "run.iterations=6", "rollout.window_last_start=1", "sampler.num_steps=4"]
+    words = [*SMALL, "run.iterations=6"]
     config = load_config(recipe("tiny_flow_grpo_fast"), overrides=words)
     small = tiny_flow_components(seed=0, num_heads=1, num_layers=1, num_single_layers=1)
     found = network_calls(config, components=small)
