@@ -99,16 +99,18 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Measure cost: seconds, operators and peak memory at the benchmark's shapes."""
+    """Measure cost at small shapes; `nox -s bench -- budget` what an object costs on a GPU."""
     _shared(session, "bench", *session.posargs)
 
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the tests that need a CUDA device, with the torch that is asked for by `TORCH`."""
-    session.install(os.environ.get("TORCH", "torch"))
-    session.install("-e", ".[test]")
-    _pytest(session, "-m", "gpu", *(session.posargs or ("tests/gpu",)))
+    """Run the tests that need a CUDA device, with the torch that `TORCH` asks for or the pinned."""
+    wanted = os.environ.get("TORCH")
+    pinned = () if wanted else CONSTRAINTS
+    session.install(*pinned, wanted or "torch")
+    session.install(*pinned, "-e", ".[test]")
+    _pytest(session, "-m", "gpu", "-s", *(session.posargs or ("tests/gpu",)))
 
 
 @nox.session

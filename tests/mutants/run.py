@@ -34,7 +34,7 @@ import torch
 from tests import conftest  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("mvczigal_ref", "tests", "pyproject.toml")
+COPIED = ("mvczigal_ref", "tests", "bench", "pyproject.toml")
 LINKED = ("fixtures",)
 LIMIT_S = 300
 """A mutant that runs longer never ends, and is noticed by that."""
@@ -114,7 +114,7 @@ def run_tests(tree: Path, tests: tuple[str, ...], log: Path) -> None:
     os.chdir(tree)
     sys.path[:] = [str(tree), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
     for name in list(sys.modules):
-        if name.split(".")[0] in ("mvczigal_ref", "tests"):
+        if name.split(".")[0] in ("mvczigal_ref", "tests", "bench"):
             del sys.modules[name]
     importlib.invalidate_caches()
     code = pytest.main(
@@ -176,7 +176,7 @@ class Run:
 def import_once(log: Path) -> None:
     """Import here what the tests imported there, so that forks find it done."""
     for name in json.loads(Path(f"{log}.modules").read_text()):
-        if name.split(".")[0] not in ("mvczigal_ref", "tests", "__main__", "__mp_main__"):
+        if name.split(".")[0] not in ("mvczigal_ref", "tests", "bench", "__main__", "__mp_main__"):
             with suppress(Exception):
                 importlib.import_module(name)
 

@@ -1,0 +1,36 @@
+"""A compiled network scores and learns as the plain one."""
+
+import pytest
+import torch
+
+from tests.gpu.checks import (
+    CUDA,
+    PARITY,
+    TRACING,
+    configured,
+    replay_deviation,
+    rescored,
+    sampled,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+SHORT = ("run.objects_per_slice=1", "run.objects_per_iteration=1", "sampler.num_steps=2")
+
+
+@pytest.mark.filterwarnings(TRACING)
+def test_a_compiled_network_scores_the_same_actions_alike():
+    """At full width in bf16, by the same weights; its own first ratio is exactly 1."""
+    half = ("model.dtype=bf16", "model.storage_dtype=bf16")
+    trial, pair = sampled(configured(*SHORT, *half), CUDA)
+    plain = rescored(trial, pair).cpu()
+    del trial
+    torch.cuda.empty_cache()
+    compiled, own = sampled(configured(*SHORT, *half, "model.compile=inductor"), CUDA)
+    difference = float((rescored(compiled, pair).cpu() - plain).abs().max())
+    print(f"\ncompiled minus plain: at most {difference:.2e} nats/element")
+
+    assert difference < PARITY
+    assert replay_deviation(compiled, own) == 0.0
