@@ -66,6 +66,7 @@ _NOT_IN_FINGERPRINT = (
     "recipe",
     "condition.url",
     "condition.api_key_env",
+    "model.offload_frozen",
     "reward.url",
     "reward.device",
     "reward.timeout",

@@ -58,7 +58,7 @@ Begin with `mvczigal train tiny`, then open the report.html that it names."""
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # What follows one of these is its value, whatever it looks like.
 _TAKES_TEXT = (
-    "--config", "--out", "--run", "--weights", "--json", "--prompts", "--recipe",
+    "--config", "--out", "--run", "--weights", "--lora", "--json", "--prompts", "--recipe",
     "--prompt", "--tokenizer", "--url", "--model", "--api-key-env",
 )  # fmt: skip
 _INTERRUPTED = 130  # what a shell reports after Ctrl-C

@@ -205,6 +205,7 @@ FREE = {
     ]
 } | {("reward", name) for name in ["url", "device", "timeout", "wait", "api_key_env"]}
 FREE |= {("condition", "url"), ("condition", "api_key_env"), ("sampler", "evaluation_steps")}
+FREE.add(("model", "offload_frozen"))
 SETTINGS_FILES = ("settings", "settings_group")
 SECTIONS = dataclasses.fields(TrainConfig)[1:]
 SETTINGS = [(s, n) for s, values in OTHER.items() if s != "recipe" for n in values]
