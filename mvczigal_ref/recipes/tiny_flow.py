@@ -89,10 +89,11 @@ def tiny_dance_grpo() -> TrainConfig:
     return replace(
         base,
         recipe="tiny_dance_grpo",
-        flow=FlowConfig(kernel="constant", noise_scale=0.3, image_is_denoised=True),
+        flow=FlowConfig(kernel="constant", noise_scale=0.6, image_is_denoised=True),
         rollout=replace(base.rollout, window="all"),
         advantage=replace(base.advantage, ddof=1),
         objective=replace(base.objective, train_share=0.6),
+        optim=replace(base.optim, lr=5e-3),
     )
 
 
@@ -131,11 +132,12 @@ def tiny_g2rpo() -> TrainConfig:
 def tiny_branch_grpo() -> TrainConfig:
     """BranchGRPO on the tiny world: a tree that divides at each of 3 steps into 8 images."""
     base = tiny_flow_grpo()
-    flow = FlowConfig(kernel="constant", noise_scale=0.3)
+    flow = FlowConfig(kernel="constant", noise_scale=0.6)
     rollout = RolloutConfig(
         kind="tree", split_steps=(0, 1, 2), split_width=2, window="fixed", window_size=3
     )
-    return replace(base, recipe="tiny_branch_grpo", flow=flow, rollout=rollout)
+    optim = replace(base.optim, lr=5e-3)
+    return replace(base, recipe="tiny_branch_grpo", flow=flow, rollout=rollout, optim=optim)
 
 
 def tiny_diffusion_nft() -> TrainConfig:
