@@ -35,7 +35,7 @@ __all__ = ["TrainingState", "begin", "find_checkpoint", "load_policy", "resume"]
 
 _BEST = "best"  # folder of the guard's own checkpoint, out of the reach of pruning
 # A folder that holds one of these holds a run.
-_WRITTEN = ("checkpoints", "evaluations", "metrics.jsonl", "summary.json")
+_WRITTEN = ("checkpoints", "evaluations", "metrics.jsonl", "policy", "summary.json")
 
 
 @dataclass(slots=True)

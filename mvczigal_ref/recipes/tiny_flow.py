@@ -136,8 +136,7 @@ def tiny_branch_grpo() -> TrainConfig:
     rollout = RolloutConfig(
         kind="tree", split_steps=(0, 1, 2), split_width=2, window="fixed", window_size=3
     )
-    optim = replace(base.optim, lr=5e-3)
-    return replace(base, recipe="tiny_branch_grpo", flow=flow, rollout=rollout, optim=optim)
+    return replace(base, recipe="tiny_branch_grpo", flow=flow, rollout=rollout)
 
 
 def tiny_diffusion_nft() -> TrainConfig:
