@@ -104,10 +104,12 @@ def capped(device: torch.device, size: int) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    total = torch.cuda.get_device_properties(device).total_memory
+    # Asked for a share of "cuda" torch wants to know of which.
+    place = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(place).total_memory
     torch.cuda.empty_cache()  # what is cached counts
-    torch.cuda.set_per_process_memory_fraction(min(1.0, size / total), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, size / total), place)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, place)

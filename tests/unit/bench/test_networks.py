@@ -1,9 +1,12 @@
 """`bench.networks`, `bench.iterations` and what GPU tests try: the same paths on the CPU."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 pytest.importorskip("bench", reason="measurements are not in the wheel")
@@ -88,7 +91,42 @@ def test_stages_are_measured_apart():
     assert timer.take().keys() == {"seconds/a", "seconds/b"}
 
 
+def test_a_cap_is_set_on_one_device_and_lifted(monkeypatch):
+    """A share of a device by its number, for torch takes no other; all of it afterwards."""
+    card, told = SimpleNamespace(total_memory=80), []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *given: told.append(given)
+    )
+    with capped(checks.CUDA, 20), pytest.raises(KeyError), capped(torch.device("cuda:1"), 99):
+        raise KeyError
+
+    assert told == [(0.25, 2), (1.0, 1), (1.0, 1), (1.0, 2)]
+
+
 # -- what GPU tests try ------------------------------------------------------------------
+
+
+def test_the_same_training_is_told_from_another(tmp_path):
+    """First rewards are equal and seconds need not be; weights are near."""
+
+    def run(name, **changed):
+        rewards = {f"per_view_reward/{arm}": 1.0 for arm in "abcdefg"}
+        line = {"seconds/reward": 1.0, **rewards, "threshold": 0.5, **changed}
+        rows = [{"iteration": index, **line} for index in range(2)]
+        (tmp_path / name / "policy").mkdir(parents=True)
+        (tmp_path / name / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+        weight = {"weight": torch.ones(2) + changed.get("weight", 0.0)}
+        save_file(weight, tmp_path / name / "policy" / "adapter_model.safetensors")
+        return tmp_path / name
+
+    one = run("one")
+    checks.assert_same_training(one, run("later", **{"seconds/reward": 2.0, "weight": 1e-4}))
+    for name, other in (("reward", {"threshold": 0.6}), ("weight", {"weight": 0.1})):
+        with pytest.raises(AssertionError):
+            checks.assert_same_training(one, run(name, **other))
 
 
 def test_iterations_under_a_cap(monkeypatch):
