@@ -106,9 +106,10 @@ def set_tf32(device: torch.device, *, allowed: bool) -> None:
             keep fp32's 23.
     """
     if device.type == "cuda":
-        backends: Any = torch.backends  # typed in parts
-        for kind in (backends.cuda.matmul, backends.cudnn.conv):
-            kind.fp32_precision = "tf32" if allowed else "ieee"
+        # These set `fp32_precision` too. Set alone, that makes torch refuse whoever asks by the
+        # older names, as `torch.get_float32_matmul_precision` and `torch.backends.cudnn.flags` do.
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _is_on(part: Any, device: torch.device) -> bool:  # noqa: ANN401 - networks and scorers

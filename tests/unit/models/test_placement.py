@@ -147,19 +147,25 @@ def test_channels_last_is_a_layout_of_the_same_values():
 
 @pytest.fixture
 def precisions():
-    """Read CUDA's settings, and put them back afterwards."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [place.fp32_precision for place in places]
-    yield lambda: tuple(place.fp32_precision for place in places)
-    for place, precision in zip(places, before, strict=True):
-        place.fp32_precision = precision
+    """Read CUDA's settings by their newer and older names, and put them back afterwards."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    newer = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [place.allow_tf32 for place in places]
+    yield lambda: (
+        tuple(place.fp32_precision == "tf32" for place in newer),
+        tuple(place.allow_tf32 for place in places),
+        torch.get_float32_matmul_precision(),
+    )
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
 
 
 def test_tf32_is_cudas_alone(precisions):
-    """Both kinds of products, on or off; elsewhere nothing is set."""
+    """Both kinds of products, on or off, whoever asks how; elsewhere nothing is set."""
+    allowed, refused = ((True, True),) * 2, ((False, False),) * 2
     set_tf32(torch.device("cuda"), allowed=True)
-    assert precisions() == ("tf32", "tf32")
+    assert precisions() == (*allowed, "high")
     set_tf32(torch.device("cpu"), allowed=False)
-    assert precisions() == ("tf32", "tf32")
+    assert precisions() == (*allowed, "high")
     set_tf32(torch.device("cuda", 1), allowed=False)
-    assert precisions() == ("ieee", "ieee")
+    assert precisions() == (*refused, "highest")
