@@ -9,7 +9,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
-SHORT = ("run.objects_per_slice=1", "run.objects_per_iteration=1", "sampler.num_steps=2")
+SHORT = ("run.objects_per_slice=1", "run.objects_per_iteration=1")
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
