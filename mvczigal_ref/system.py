@@ -262,7 +262,7 @@ def with_sampling(system: System, config: TrainConfig) -> System:
 
     Args:
         system: Any.
-        config: Its sections ``sampler`` and ``flow`` are read, the cameras, and
+        config: Its sections ``sampler``, ``flow`` and ``zigzag`` are read, the cameras, and
             ``model.views_per_decode``.
 
     Returns:
@@ -275,6 +275,7 @@ def with_sampling(system: System, config: TrainConfig) -> System:
         system,
         backbone=backbone,
         views_per_decode=config.model.views_per_decode,
+        negative_prompt=_negative_prompt(config, backbone),
         **_samplers(config, backbone, system.device),
     )
 

@@ -17,6 +17,7 @@ from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.models import placement
 from mvczigal_ref.models.lora_files import save_lora_folder
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
+from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.reward import registry
 from mvczigal_ref.reward.world import WorldJointView, WorldPerView
 from mvczigal_ref.scorers import Offloaded, build_scorers, no_scorers
@@ -395,6 +396,19 @@ def test_a_system_is_sampled_with_other_cameras_and_grids():
     assert other.policy is system.policy
     same = with_sampling(system, config_of())
     assert same.camera_features is system.camera_features
+
+
+def test_a_system_is_sampled_with_another_guidance():
+    """Where that doubles the batch it brings its own negative prompt."""
+    doubling = tiny_components(
+        seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1), time_cond_proj_dim=None
+    )
+    _, system = build(doubling, sampler={"guidance_scale": 1.0})
+    guided = {"guidance_scale": 2.0, "negative_prompt": "a can"}
+    other = with_sampling(system, config_of(sampler=guided))
+
+    assert (system.negative_prompt, other.negative_prompt) == (None, "a can")
+    assert other.conditioning(["a red cube"]).negative_prompt_embeds is not None
 
 
 def test_a_trained_lora_takes_the_place_of_a_new_one(tmp_path):
