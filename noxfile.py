@@ -87,7 +87,7 @@ def integration(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def slow(session: nox.Session) -> None:
-    """Run what takes too long for every change: twenty kills of one run."""
+    """Run the cases of whole runs that `integration` leaves out, as they take long."""
     _shared(session, "pytest", *(session.posargs or ("-m", "slow", "tests/integration")))
 
 

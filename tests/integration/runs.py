@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from mvczigal_ref.config import TrainConfig, from_dict
@@ -19,6 +20,14 @@ PROMPTS = ("a red ball with a white nose", "a blue ball with a white nose")
 
 HELD_OUT = ["a green ball with a white nose", "a red ball with a green nose"]
 """Of the same family."""
+
+
+def cases(every: dict, *quick: str) -> list:
+    """Give every case its name as a test's; those that are not named quick run by `nox -s slow`."""
+    return [
+        pytest.param(value, id=name, marks=() if name in quick else pytest.mark.slow)
+        for name, value in every.items()
+    ]
 
 
 def write_prompts(folder: Path) -> str:

@@ -598,6 +598,7 @@ def test_pretraining_is_told_its_numbers(tmp_path, monkeypatch, capsys):
     assert f"gate of {tmp_path}, {tmp_path}/shipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pretraining_makes_the_flow_model_where_asked(tmp_path, monkeypatch, capsys):
     """Its own settings, training and gate."""
     called = []

@@ -13,6 +13,7 @@ from mvczigal_ref.recipes import recipe
 from mvczigal_ref.trainer import load_policy
 from tests.integration.runs import (
     HELD_OUT,
+    cases,
     checkpoints,
     evaluations,
     metrics,
@@ -134,7 +135,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("model", cases(MODELS, "every weight", "LoRA on bf16"))
 def test_a_trained_policy_is_found_again_bit_for_bit(prompts, weights, tmp_path, model):
     """Its held-out scores and images are those at the end of training."""
     more = {"weights": weights, **model}
@@ -168,7 +169,7 @@ DTYPES = {
 }
 
 
-@pytest.mark.parametrize("sections", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("sections", cases(DTYPES, "fp32", "bf16 network", "fp16 network"))
 def test_the_first_ratio_is_exactly_one(undisturbed, sections):
     """In every iteration, in every dtype; and the dtype does something."""
     rows = metrics(undisturbed(**SHORT, **sections))

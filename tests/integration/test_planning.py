@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -27,12 +28,16 @@ from mvczigal_ref.scorers import no_scorers
 from mvczigal_ref.system import build_system
 from mvczigal_ref.tracking import StageTimer
 from mvczigal_ref.update.replay import replay_log_prob
+from tests.integration.runs import cases
 from tests.unit.planning.small import config_of
 
 # Operations of one UNet forward of 6 views at 768 pixels [FLOP], and sizes [parameters].
 COUNTED = 25.5e12
 UNET, CAMERA_ENCODER, LORA = 2_977_228_804, 81_240_000, 33_873_920
 TEXT_ENCODERS, VAE = 123_060_480 + 694_659_840, 83_653_863
+
+planned = cache(plan)
+"""Each plan is made once."""
 
 # Cross-attention: layers by width. Text has 77 tokens of 2048 numbers, a LoRA rank 16.
 CROSS = {1280: 60, 640: 10}
@@ -118,11 +123,11 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_counts_are_those_of_a_real_iteration(name, monkeypatch):
+@pytest.mark.parametrize("sections", cases(RUNS, "uneven pieces, two rounds"))
+def test_counts_are_those_of_a_real_iteration(sections, monkeypatch):
     """Network, scorer and optimiser calls, images and stored bytes, exactly."""
-    config = config_of(**RUNS[name])
-    found, watched, pairs = plan(config), Watched(config), []
+    config = config_of(**sections)
+    found, watched, pairs = planned(config), Watched(config), []
     original = iteration_module.paired_rollout
 
     def spy(*arguments, **named):
@@ -149,14 +154,17 @@ def test_counts_are_those_of_a_real_iteration(name, monkeypatch):
     assert storage_bytes(stored) == found.memory.rollouts
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if "uneven" not in name])
-def test_operations_are_those_of_a_real_iteration(name):
+EVEN = {name: sections for name, sections in RUNS.items() if "uneven" not in name}
+
+
+@pytest.mark.parametrize("sections", cases(EVEN, "two standard arms, doubled batch, two epochs"))
+def test_operations_are_those_of_a_real_iteration(sections):
     """Within 1 %: on the CPU attention's scores are stored, so that no backward pass repeats them.
 
     Torch's own counter does not see its fused attention for CPUs.
     """
-    config = config_of(**RUNS[name])
-    found, watched = plan(config), Watched(config)
+    config = config_of(**sections)
+    found, watched = planned(config), Watched(config)
     watched.system.conditioning(["a red cube"])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         watched.iterate()
@@ -164,11 +172,11 @@ def test_operations_are_those_of_a_real_iteration(name):
     assert counter.get_total_flops() == pytest.approx(found.flops.total, rel=0.01)
 
 
-@pytest.mark.parametrize("finetune", ["lora", "full"])
+@pytest.mark.parametrize("finetune", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_weights_are_those_of_real_networks(finetune):
     """Parameters by part, their bytes, the gradients' and the optimiser's, exactly."""
     config = config_of(model={"finetune": finetune})
-    found, watched = plan(config), Watched(config)
+    found, watched = planned(config), Watched(config)
     parts, trained = watched.system.components, list(watched.system.trained().values())
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -211,7 +219,7 @@ def saved_bytes(known):
 def test_activations_are_those_that_autograd_keeps():
     """Of one microbatch on the CPU, within 3 %: the graph's own output and scalars differ."""
     config = config_of()
-    found, system = plan(config), Watched(config).system
+    found, system = planned(config), Watched(config).system
     told = system.conditioning(["a red cube"])
     state = torch.zeros(2, 1, *system.latent_shape)
     trajectory = Trajectory(

@@ -12,6 +12,7 @@ from tests.integration.runs import (
     HELD_OUT,
     PROMPTS,
     assert_same_run,
+    cases,
     checkpoints,
     contents,
     evaluations,
@@ -36,7 +37,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("sections", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "sections", cases(CASES, "MVC-ZigAL", "sampled threshold, warm-up, several passes")
+)
 def test_four_iterations_are_two_and_two(undisturbed, prompts, tmp_path, sections):
     """Parameters, optimiser, multiplier, threshold, metrics and held-out scores."""
     whole = undisturbed(**sections)

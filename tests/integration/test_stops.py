@@ -9,7 +9,7 @@ from mvczigal_ref.checkpoint import load_checkpoint
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.trainer import Events
 from tests.integration import faults
-from tests.integration.runs import assert_same_run, checkpoints, metrics, run, small_config
+from tests.integration.runs import assert_same_run, cases, checkpoints, metrics, run, small_config
 
 NAN = float("nan")
 FAULTS = {
@@ -27,11 +27,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("fault", "place"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("how", cases(FAULTS, "reward", "gradient"))
 def test_a_number_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(
-    undisturbed, prompts, tmp_path, fault, place
+    undisturbed, prompts, tmp_path, how
 ):
     """Its place is named, and without the fault the run goes on to the same bits."""
+    fault, place = how
     switch = faults.Switch(after=2)
     with pytest.raises(NonFiniteError) as caught, fault(switch):
         run(small_config(prompts), tmp_path, events=switch)
@@ -66,13 +67,19 @@ class Ask(Events):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize(
-    ("number", "times", "saved"),
-    [(signal.SIGTERM, 1, 2), (signal.SIGTERM, 2, 2), (signal.SIGINT, 1, 2), (signal.SIGINT, 2, 0)],
-    ids=["SIGTERM", "SIGTERM twice", "Ctrl-C", "Ctrl-C twice"],
-)
-def test_a_stop_that_is_asked_for_saves_first(undisturbed, prompts, tmp_path, number, times, saved):
+STOPS = {
+    "SIGTERM": (signal.SIGTERM, 1, 2),
+    "SIGTERM twice": (signal.SIGTERM, 2, 2),
+    "Ctrl-C": (signal.SIGINT, 1, 2),
+    "Ctrl-C twice": (signal.SIGINT, 2, 0),
+}
+"""Signal, how often it is sent, and the iteration that is saved."""
+
+
+@pytest.mark.parametrize("how", cases(STOPS, "SIGTERM", "Ctrl-C twice"))
+def test_a_stop_that_is_asked_for_saves_first(undisturbed, prompts, tmp_path, how):
     """Only a second Ctrl-C does not wait; either way the run goes on to the same bits."""
+    number, times, saved = how
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     rarely = small_config(prompts, run={"checkpoint_every": 10})
     with pytest.raises(KeyboardInterrupt):
