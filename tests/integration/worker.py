@@ -16,7 +16,7 @@ from mvczigal_ref.trainer import Events
 from tests.integration import faults
 from tests.integration.runs import run, small_config
 
-SHARED = {"run": {"iterations": 3, "objects_per_iteration": 8, "checkpoint_every": 10}}
+SHARED = {"run": {"iterations": 2, "objects_per_iteration": 8, "checkpoint_every": 10}}
 """Each of two optimiser steps has two slices: one a process, or both of one."""
 
 

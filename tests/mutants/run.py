@@ -98,7 +98,7 @@ def copy_tree(target: Path) -> Path:
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, target / name, ignore=ignore)
-        else:
+        elif (ROOT / name).exists():
             shutil.copy(ROOT / name, target / name)
     for name in LINKED:
         (target / name).symlink_to(ROOT / name)
