@@ -122,23 +122,18 @@ def widen(system: System) -> None:
     system.policy.float()
 
 
-def launch(
-    folder: Path, *, processes: int, device: str, words: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Train the tiny recipe for two iterations, as a person would start it."""
+def launch(folder: Path, *, processes: int) -> subprocess.CompletedProcess[str]:
+    """Train the tiny recipe for two iterations on so many devices, as a person would start it."""
+    start = [
+        "-m", "accelerate.commands.launch", "--num_processes", str(processes),
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        *(["--multi_gpu"] if processes > 1 else []),
+    ]  # fmt: skip
     train = [
         "-m", "mvczigal_ref", "train", "tiny", "run.iterations=2", "run.objects_per_iteration=4",
         "run.objects_per_slice=1", "run.evaluation_noises=1", "run.held_out=world.held_out",
-        "optim.optimizer_steps_per_epoch=1", f"run.device={device}", *words, "--out", str(folder),
+        "optim.optimizer_steps_per_epoch=1", "run.device=cuda", "--out", str(folder),
     ]  # fmt: skip
-    if device == "cuda":
-        start = [
-            "-m", "accelerate.commands.launch", "--num_processes", str(processes),
-            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-            *(["--multi_gpu"] if processes > 1 else []),
-        ]  # fmt: skip
-    else:  # accelerate's launcher starts one process on the CPU, whatever it is told
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run(
         [sys.executable, *start, *train],
         cwd=ROOT,

@@ -69,5 +69,5 @@ def test_a_rollout_has_the_noise_of_the_cpu():
         )
         actions.append(pair.standard.action.cpu())
 
-    # TF32 convolutions would round to 1e-3; torch leaves them on by default on some cards.
-    assert (actions[0] - actions[1]).abs().max() < 5e-3 * actions[0].abs().max()
+    # Sums in another order; TF32, which rounds to 1e-3, is off unless a run asks for it.
+    assert (actions[0] - actions[1]).abs().max() < 1e-3 * actions[0].abs().max()
