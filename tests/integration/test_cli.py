@@ -584,6 +584,7 @@ def test_a_report_is_written_again(finished, capsys):
     assert page.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_pretraining_is_told_its_numbers(tmp_path, monkeypatch, capsys):
     """Words become settings, the last one wins, and the rest keep their defaults."""
     called = []

@@ -39,7 +39,7 @@ def test_kills_at_random_moments_change_no_bit(undisturbed, prompts, tmp_path, w
     assert kills == wanted
     assert process.exitcode == 0
     assert_same_run(undisturbed(**LONG), tmp_path)
-    # Some writer died half-way, and the next one cleaned up after it.
-    assert torn
+    # Of many kills some met a writer half-way, and the next one cleaned up after it.
+    assert torn or wanted < 20
     assert leftovers(tmp_path) == []
     assert len(checkpoints(tmp_path)) == config.run.keep_checkpoints

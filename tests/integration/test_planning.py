@@ -157,7 +157,7 @@ def test_counts_are_those_of_a_real_iteration(sections, monkeypatch):
 EVEN = {name: sections for name, sections in RUNS.items() if "uneven" not in name}
 
 
-@pytest.mark.parametrize("sections", cases(EVEN, "two standard arms, doubled batch, two epochs"))
+@pytest.mark.parametrize("sections", cases(EVEN))
 def test_operations_are_those_of_a_real_iteration(sections):
     """Within 1 %: on the CPU attention's scores are stored, so that no backward pass repeats them.
 

@@ -58,6 +58,7 @@ def test_they_share_the_autoencoder_of_the_multi_view_weights(components):
     assert all(torch.equal(value, made[name]) for name, value in taken.items())
 
 
+@pytest.mark.slow
 def test_they_paint_held_out_prompts(components):
     """Every sample of four prompts is far nearer to what was asked for than what is no picture."""
     prompts = split_prompts()[1][::10]
