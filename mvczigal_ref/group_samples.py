@@ -13,12 +13,12 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.group_records import BranchTrajectory, GroupDecision, GroupTrajectory
+from mvczigal_ref.iteration import draw_pair
 from mvczigal_ref.records import Conditioning, PairedRollout
 from mvczigal_ref.rollout.branches import branched_rollout
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.noise import SeededNoise
-from mvczigal_ref.rollout.pair import paired_rollout
 from mvczigal_ref.rollout.windows import (
     decaying_window,
     fixed_window,
@@ -222,13 +222,7 @@ def draw_groups(
         "keep_mean": config.objective.kind == "guard",
     }
     if rollout.kind == "pair":
-        pair = paired_rollout(
-            system.policy, system.sampler, conditioning, noise,
-            pairing=config.objective.pairing,
-            inversion_guidance_scale=config.zigzag.inversion_guidance_scale,
-            inversion_camera_scale=config.zigzag.inversion_camera_scale,
-            zigzag_steps=config.zigzag.steps, zigzag_rounds=config.zigzag.rounds, **shared,
-        )  # fmt: skip
+        pair = draw_pair(system, conditioning, noise, config=config)
         samples = _of_pair(pair, system, config)
     elif rollout.kind == "branches" and isinstance(system.sampler, FlowSampler):
         chosen = stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)

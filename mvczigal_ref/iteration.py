@@ -15,7 +15,8 @@ from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.objective.preference import preference_gradients
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
-from mvczigal_ref.records import PairedRollout, RewardTable, ScorerRewards
+from mvczigal_ref.policy import Policy
+from mvczigal_ref.records import Conditioning, PairedRollout, RewardTable, ScorerRewards
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.rollout.noise import SeededNoise, derived_generator
 from mvczigal_ref.rollout.pair import paired_rollout
@@ -24,7 +25,7 @@ from mvczigal_ref.system import DTYPES, System
 from mvczigal_ref.tracking import StageTimer
 from mvczigal_ref.update import PairBatch, PairObjective, UpdateSettings, update_policy
 
-__all__ = ["IterationResult", "prompt_batch", "run_iteration"]
+__all__ = ["IterationResult", "draw_pair", "prompt_batch", "run_iteration"]
 
 _ARMS = ("zigzag", "standard")
 
@@ -169,10 +170,33 @@ def _rollout(
         shape=system.latent_shape,
         device=system.device,
     )
+    return draw_pair(system, system.conditioning([prompts[i] for i in part]), noise, config=config)
+
+
+def draw_pair(
+    system: System,
+    conditioning: Conditioning,
+    noise: SeededNoise,
+    *,
+    config: TrainConfig,
+    policy: Policy | None = None,
+) -> PairedRollout:
+    """Sample pairs as a configuration says.
+
+    Args:
+        system: Network and sampler.
+        conditioning: What the network is told of the objects.
+        noise: Of the same objects.
+        config: Pairing, guidance, camera scales, zigzag, storage dtype and reduction are read.
+        policy: Called in place of the system's, if given.
+
+    Returns:
+        Both arms of every pair.
+    """
     return paired_rollout(
-        system.policy,
+        system.policy if policy is None else policy,
         system.sampler,
-        system.conditioning([prompts[i] for i in part]),
+        conditioning,
         noise,
         pairing=config.objective.pairing,
         guidance_scale=config.sampler.guidance_scale,

@@ -14,6 +14,7 @@ from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.flow_loading import load_flow
 from mvczigal_ref.models.hub import SdxlSources, load_sdxl_components
+from mvczigal_ref.settings import Dtype
 from mvczigal_ref.world.scene import WORLD_RIG
 
 __all__ = [
@@ -26,7 +27,11 @@ __all__ = [
     "rig_of",
 ]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Dtype, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": None}}
 """Names of published models, and what of theirs is not as in the few-step one."""
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
+from mvczigal_ref.iteration import draw_pair
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
 from mvczigal_ref.records import Conditioning, PairedRollout, Trajectory
 from mvczigal_ref.rollout.noise import SeededNoise
-from mvczigal_ref.rollout.pair import paired_rollout
-from mvczigal_ref.system import DTYPES, System
+from mvczigal_ref.settings import Dtype
+from mvczigal_ref.system import System
 from mvczigal_ref.training_state import TrainingState, begin
 from mvczigal_ref.update import PairBatch, UpdateSettings, accumulate_pairs, replay_log_prob
 
@@ -34,25 +35,15 @@ class Trial:
         """What the network is told."""
         return self.system.conditioning(self.prompts)
 
-    def sample(self, storage: str) -> PairedRollout:
+    def sample(self, storage: Dtype) -> PairedRollout:
         """Sample pairs as an iteration does."""
         config, system = self.config, self.system
         noise = SeededNoise(
             seed=config.run.seed, iteration="check", objects=range(self.objects),
             shape=system.latent_shape, device=system.device,
         )  # fmt: skip
-        return paired_rollout(
-            system.policy, system.sampler, self.conditioning, noise,
-            pairing=config.objective.pairing,
-            guidance_scale=config.sampler.guidance_scale,
-            inversion_guidance_scale=config.zigzag.inversion_guidance_scale,
-            camera_scale=config.sampler.camera_scale,
-            inversion_camera_scale=config.zigzag.inversion_camera_scale,
-            zigzag_steps=config.zigzag.steps,
-            zigzag_rounds=config.zigzag.rounds,
-            storage_dtype=DTYPES[storage],
-            reduction=config.objective.reduction,
-        )  # fmt: skip
+        stored = replace(config, model=replace(config.model, storage_dtype=storage))
+        return draw_pair(system, self.conditioning, noise, config=stored)
 
     def replay(self, arm: Trajectory, step: int, *, gradient: bool = True) -> Tensor:
         """Score one step's actions as an update does."""

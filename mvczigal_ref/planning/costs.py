@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.iteration import draw_pair
 from mvczigal_ref.planning.measure import GraphCost, Meter, fused_attention, measure_graph
 from mvczigal_ref.policy import network_output
 from mvczigal_ref.records import Conditioning, PairedRollout
 from mvczigal_ref.rollout.noise import SeededNoise
-from mvczigal_ref.rollout.pair import paired_rollout
-from mvczigal_ref.system import DTYPES, System
+from mvczigal_ref.system import System
 from mvczigal_ref.update.replay import replay_log_prob
 
 __all__ = ["Costs", "SampledCall"]
@@ -72,18 +72,8 @@ class Costs:
             seed=0, iteration=0, objects=range(objects), shape=self.system.latent_shape,
             device=self.system.device,
         )  # fmt: skip
-        pair = paired_rollout(
-            policy,
-            self.system.sampler,
-            self.conditioning(objects),
-            noise,
-            pairing=wanted.objective.pairing,
-            guidance_scale=wanted.sampler.guidance_scale,
-            inversion_guidance_scale=wanted.zigzag.inversion_guidance_scale,
-            zigzag_steps=wanted.zigzag.steps,
-            zigzag_rounds=wanted.zigzag.rounds,
-            storage_dtype=DTYPES[wanted.model.storage_dtype],
-            reduction=wanted.objective.reduction,
+        pair = draw_pair(
+            self.system, self.conditioning(objects), noise, config=wanted, policy=policy
         )
         return pair, policy.calls
 
