@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.caption_log import caption_record, drift_metrics
+from mvczigal_ref.condition.distinct import TextColumn, distinct_texts
 from mvczigal_ref.condition.protocol import Caption, ConditionEnhancer
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState, constraint_step
@@ -17,6 +18,7 @@ from mvczigal_ref.group_rewards import GroupRewards, group_advantage_tables, sco
 from mvczigal_ref.group_samples import GroupSamples, draw_groups
 from mvczigal_ref.iteration import IterationResult
 from mvczigal_ref.objective.diffusion_nft import old_policy_decay
+from mvczigal_ref.records import Conditioning
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import System
@@ -73,11 +75,11 @@ def run_group_iteration(
     share.require(prompts)
     said = [[prompts[i] for i in part] for part in share.objects]
     with timer("rollout"):
-        conditions = [[system.conditioning(texts)] for texts in said]
+        known = [system.conditioning(texts) for texts in said]
         with nullcontext() if old is None else parameters_as(system.trained(), old):
             samples = [
                 draw_groups(
-                    system, conditions[n][0], _noise(system, part, iteration, config),
+                    system, known[n], _noise(system, part, iteration, config),
                     config=config, iteration=iteration,
                 )
                 for n, part in enumerate(share.objects)
@@ -88,11 +90,10 @@ def run_group_iteration(
             _captions(enhancer, texts, views, seed=config.run.seed + iteration)
             for texts, views in zip(said, images, strict=True)
         ]
-        for known, made in zip(conditions, captions, strict=True):
-            known += [
-                system.conditioning([c.caption for c in column], remember=False)
-                for column in zip(*made, strict=True)
-            ]
+        conditions = [
+            _conditions(system, own, _texts(texts, made))
+            for own, texts, made in zip(known, said, captions, strict=True)
+        ]
     with timer("reward"):
         own = [
             score_groups(system, views, _texts(texts, made))
@@ -171,6 +172,17 @@ def _captions(
 def _texts(prompts: Sequence[str], captions: Sequence[Sequence[Caption]]) -> list[list[str]]:
     """Give every condition one text a prompt, the prompts' own first."""
     return [list(prompts), *([c.caption for c in column] for column in zip(*captions, strict=True))]
+
+
+def _conditions(
+    system: System, own: Conditioning, texts: Sequence[Sequence[str]]
+) -> list[tuple[TextColumn, Conditioning]]:
+    """Encode what is said beside the prompts, equal texts of a prompt once."""
+    first, *others = distinct_texts(texts)
+    return [
+        (first, own),
+        *((column, system.conditioning(column.texts, remember=False)) for column in others),
+    ]
 
 
 def _gathered(own: Sequence[GroupRewards], share: Share, world: World) -> GroupRewards:

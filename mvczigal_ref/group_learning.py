@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mvczigal_ref.condition.distinct import TextColumn, every_condition
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.distributed import World
@@ -35,12 +36,15 @@ __all__ = ["learn_from_decisions", "learn_from_noised", "parameters_as"]
 Tables = Sequence[tuple[Tensor, ...]]
 """Per condition a table a decision, of all prompts."""
 
+Known = tuple[TextColumn, Conditioning]
+"""Distinct texts of some prompts of a slice, and what the policy knows of them."""
+
 
 def learn_from_decisions(
     system: System,
     optimizer: torch.optim.Optimizer,
     samples: Sequence[GroupSamples],
-    conditions: Sequence[Sequence[Conditioning]],
+    conditions: Sequence[Sequence[Known]],
     advantages: Tables,
     *,
     share: Share,
@@ -53,7 +57,7 @@ def learn_from_decisions(
         system: What acts; its trained parameters change.
         optimizer: Over them.
         samples: One record a slice of this process.
-        conditions: Of each slice, the prompts' own first.
+        conditions: Of each slice, its columns of distinct texts, the prompts' own first.
         advantages: Of all prompts of the iteration.
         share: Which prompts each slice holds.
         config: The sections ``objective`` and ``optim`` are read.
@@ -87,14 +91,14 @@ def learn_from_decisions(
         settings=settings,
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
     )
-    return learned, _drift(old, share, world)
+    return learned, _drift(conditions, old, share, world)
 
 
 def learn_from_noised(
     system: System,
     optimizer: torch.optim.Optimizer,
     samples: Sequence[GroupSamples],
-    conditions: Sequence[Sequence[Conditioning]],
+    conditions: Sequence[Sequence[Known]],
     advantages: Tables,
     *,
     share: Share,
@@ -109,7 +113,7 @@ def learn_from_noised(
         system: What acts; its trained parameters change.
         optimizer: Over them.
         samples: One record a slice of this process.
-        conditions: Of each slice, the prompts.
+        conditions: Of each slice, the prompts' own first; others are not read.
         advantages: Of all prompts of the iteration.
         share: Which prompts each slice holds.
         config: The sections ``objective``, ``forward`` and ``optim`` are read.
@@ -125,7 +129,7 @@ def learn_from_noised(
     """
     levels = _levels(system, config, iteration)
     batches = [
-        _noised(system, part, samples[n], conditions[n][0], advantages[0][0], levels, config,
+        _noised(system, part, samples[n], conditions[n][0][1], advantages[0][0], levels, config,
                 iteration)
         for n, part in enumerate(share.objects)
     ]  # fmt: skip
@@ -196,7 +200,7 @@ def _update_settings(config: TrainConfig) -> GroupUpdateSettings:
 def _old_log_probs(
     system: System,
     samples: GroupSamples,
-    conditions: Sequence[Conditioning],
+    conditions: Sequence[Known],
     settings: GroupUpdateSettings,
 ) -> list[tuple[Tensor, ...]]:
     """Score what was drawn under every condition, by the network that drew it."""
@@ -205,12 +209,12 @@ def _old_log_probs(
         *(
             tuple(
                 replay_decision(
-                    system.policy, system.sampler, decision, known,
+                    system.policy, system.sampler, decision.prompts(column.prompts), known,
                     settings=settings, nodes_per_call=settings.nodes_per_call,
                 )
                 for decision in samples.decisions
             )
-            for known in conditions[1:]
+            for column, known in conditions[1:]
         ),
     ]  # fmt: skip
 
@@ -219,41 +223,69 @@ def _batches(
     system: System,
     part: range,
     samples: GroupSamples,
-    conditions: Sequence[Conditioning],
+    conditions: Sequence[Known],
     old: Sequence[tuple[Tensor, ...]],
     advantages: Sequence[tuple[Tensor, ...]],
     config: TrainConfig,
 ) -> list[GroupBatch]:
-    """Put one slice together, a batch a condition; weights are 1 on average."""
-    weights = [1.0, *[config.condition.weight] * (len(conditions) - 1)]
-    mean = sum(weights) / len(weights)
+    """Put one slice together, a batch a column of distinct texts; weights are 1 on average."""
+    weights = [1.0, *[config.condition.weight] * (len(advantages) - 1)]
+    relative = [weight * len(weights) / sum(weights) for weight in weights]
     steps = step_weights(config, system.sampler, samples.decisions)
     return [
         GroupBatch(
-            decisions=samples.decisions,
+            decisions=samples.decisions
+            if len(column.prompts) == len(part)
+            else tuple(decision.prompts(column.prompts) for decision in samples.decisions),
             conditioning=known,
             log_prob_old=scores,
-            advantage=tuple(table[part.start : part.stop].to(system.device) for table in tables),
+            advantage=_advantages_of(column, part, advantages, device=system.device),
             step_weight=steps,
-            condition_weight=weight / mean,
-            first_object=part.start,
+            condition_weight=column.weights(relative),
+            repeats=tuple(map(len, column.conditions)),
+            objects=tuple(part.start + prompt for prompt in column.prompts),
         )
-        for known, scores, tables, weight in zip(conditions, old, advantages, weights, strict=True)
+        for (column, known), scores in zip(conditions, old, strict=True)
     ]
 
 
+def _advantages_of(
+    column: TextColumn,
+    part: range,
+    advantages: Sequence[tuple[Tensor, ...]],
+    *,
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """Look up each prompt's advantages under its text; equal texts have equal ones."""
+    return tuple(
+        torch.stack(
+            [
+                advantages[places[0]][decision][part.start + prompt]
+                for prompt, places in zip(column.prompts, column.conditions, strict=True)
+            ]
+        ).to(device)
+        for decision in range(len(advantages[0]))
+    )
+
+
 def _drift(
-    old: Sequence[Sequence[tuple[Tensor, ...]]], share: Share, world: World
+    conditions: Sequence[Sequence[Known]],
+    old: Sequence[Sequence[tuple[Tensor, ...]]],
+    share: Share,
+    world: World,
 ) -> Tensor | None:
     """Measure how captions change the density of what the prompts drew."""
-    if len(old[0]) < 2:
+    columns = [[column for column, _ in part] for part in conditions]
+    if len(columns[0]) == 1 and columns[0][0].conditions[0] == (0,):
         return None
     found = []
     for index in range(len(old[0][0])):
         rows = [
             # Views stand where the function has steps: they are not added up either.
-            probability_drift(torch.stack([scores[index] for scores in part]).transpose(0, 1))
-            for part in old
+            probability_drift(
+                every_condition(mine, [scores[index] for scores in part]).transpose(0, 1)
+            )
+            for mine, part in zip(columns, old, strict=True)
         ]
         found.append(share.gather([row.flatten(1) for row in rows], world).flatten())
     return torch.cat(found)

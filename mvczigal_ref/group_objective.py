@@ -74,6 +74,8 @@ def _loss(
             kl = reference_kl_without_step_length(
                 decision.mean, decision.mean_reference, step_length=length, **told
             )
+    if kl is not None:
+        kl = kl * decision.repeats
     shared: dict[str, Any] = {
         "clip_range": wanted.clip_range if wanted.clip else float("inf"),
         "kl": kl,

@@ -4,6 +4,7 @@ Members lie in order along one axis: with ``b`` members a parent, those of paren
 ``n * b`` to ``n * b + b - 1``, as :mod:`mvczigal_ref.advantage.branches` has them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -116,21 +117,22 @@ class GroupDecision:
             mean=None if self.mean is None else self.mean[:, index],
         )
 
-    def prompts(self, index: slice) -> "GroupDecision":
+    def prompts(self, index: slice | Sequence[int]) -> "GroupDecision":
         """Narrow to some prompts.
 
         Args:
-            index: Which prompts, as a slice of the prompt axis.
+            index: Which prompts, as a slice of the prompt axis or one by one.
 
         Returns:
-            A record of views onto the same memory.
+            A record of views onto the same memory for a slice, of copies else.
         """
+        chosen = index if isinstance(index, slice) else list(index)
         return replace(
             self,
-            state=self.state[index],
-            action=self.action[index],
-            log_prob=self.log_prob[index],
-            mean=None if self.mean is None else self.mean[index],
+            state=self.state[chosen],
+            action=self.action[chosen],
+            log_prob=self.log_prob[chosen],
+            mean=None if self.mean is None else self.mean[chosen],
         )
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.advantage.pair import joint_share
+from mvczigal_ref.condition.distinct import distinct_texts, every_condition
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.group_samples import GroupSamples
@@ -59,7 +60,7 @@ def score_groups(
     images: Float[Tensor, "prompt sample view rgb height width"],
     captions: Sequence[Sequence[str]],
 ) -> GroupRewards:
-    """Judge every sample under every condition.
+    """Judge every sample under every condition; equal texts of a prompt are asked once.
 
     Args:
         system: Its scorers are asked.
@@ -72,19 +73,20 @@ def score_groups(
     Raises:
         ScorerUnavailableError: If a scorer's service is out.
     """
-    prompts, samples = images.shape[:2]
-    flat: Images = images.flatten(0, 1)
+    samples = images.shape[1]
+    columns = distinct_texts(captions)
     per_view, joint = Mixture.of(system.per_view, "per_view"), system.joint
     judged = Mixture(scorers={}, weights={}) if joint is None else Mixture.of(joint, "joint_view")
     rows: dict[str, list[Tensor]] = {}
-    for texts in captions:
-        said = [text for text in texts for _ in range(samples)]
+    for column in columns:
+        flat: Images = column.of(images).flatten(0, 1)
+        said = [text for text in column.texts for _ in range(samples)]
         for name, table in (
             *per_view.tables(flat, said).items(),
             *judged.tables(flat, said).items(),
         ):
-            rows.setdefault(name, []).append(table.unflatten(0, (prompts, samples)).cpu())
-    tables = {name: torch.stack(values) for name, values in rows.items()}
+            rows.setdefault(name, []).append(table.unflatten(0, (-1, samples)).cpu())
+    tables = {name: every_condition(columns, values) for name, values in rows.items()}
     return GroupRewards(
         per_view={name: tables[name] for name in per_view.scorers},
         joint={name: tables[name] for name in judged.scorers},

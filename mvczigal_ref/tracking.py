@@ -8,18 +8,26 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from torch import nn
 
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.files import atomic_write
 
-__all__ = ["MetricsLog", "StageTimer", "Trackers", "peak_memory", "read_metrics"]
+__all__ = [
+    "MetricsLog",
+    "StageTimer",
+    "Trackers",
+    "network_rows",
+    "peak_memory",
+    "read_metrics",
+]
 
 Number = float | int | bool | None
 
@@ -180,6 +188,35 @@ class StageTimer:
         if self._device is not None and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+@contextmanager
+def network_rows(policy: nn.Module) -> Iterator[Callable[[], int]]:
+    """Count what a network is asked while the context lasts.
+
+    Args:
+        policy: The network.
+
+    Yields:
+        Asked at any time, tells the rows of all forward passes so far [latents]; what backward
+        passes compute again is not counted.
+
+    Examples:
+        >>> network = nn.Linear(2, 2)
+        >>> with network_rows(network) as rows:
+        ...     _ = network(torch.zeros(3, 2)), network(torch.zeros(4, 2))
+        >>> rows()
+        7
+    """
+    found = 0
+
+    def count(module: object, arguments: tuple[Any, ...]) -> None:
+        del module
+        nonlocal found
+        found += arguments[0].shape[0]
+
+    with policy.register_forward_pre_hook(count):
+        yield lambda: found
 
 
 def peak_memory(device: torch.device) -> int:

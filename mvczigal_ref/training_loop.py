@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from mvczigal_ref.condition.protocol import ConditionEnhancer
 from mvczigal_ref.config import learns_from_pairs
 from mvczigal_ref.distributed import World
@@ -14,7 +16,13 @@ from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.held_out import HeldOut, Watch
 from mvczigal_ref.iteration import prompt_batch, run_iteration
 from mvczigal_ref.reward.guard import guard_step
-from mvczigal_ref.tracking import MetricsLog, StageTimer, Trackers, peak_memory
+from mvczigal_ref.tracking import (
+    MetricsLog,
+    StageTimer,
+    Trackers,
+    network_rows,
+    peak_memory,
+)
 from mvczigal_ref.training_state import TrainingState
 
 __all__ = ["Events", "TrainingLoop", "stop_on_terminate"]
@@ -94,15 +102,17 @@ class TrainingLoop:
             if learns_from_pairs(config)
             else partial(run_group_iteration, enhancer=self._enhancer, old=state.old)
         )
-        result = learn(
-            state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
-            config=config, world=self._world, timer=self._timer,
-        )  # fmt: skip
+        with network_rows(state.system.policy) as rows:
+            result = learn(
+                state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
+                config=config, world=self._world, timer=self._timer,
+            )  # fmt: skip
+        calls = int(self._world.gather_objects(torch.tensor([rows()])).sum())
         state.constraint, state.finished = result.constraint, state.finished + 1
         state.old = result.old
         if self._captions is not None and result.told is not None:
             self._captions.append(state.finished - 1, result.told)
-        state.pending = {**result.metrics}
+        state.pending = {**result.metrics, "network_calls": calls}
 
     def _finish(self, stopped: Callable[[], bool]) -> None:
         """Measure what is due after an iteration, write it down, and save."""

@@ -14,7 +14,7 @@ from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.group_samples import num_acting_steps, stochastic_steps
 from mvczigal_ref.iteration import prompt_batch, run_iteration
 from mvczigal_ref.system import System, build_system
-from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.tracking import StageTimer, network_rows
 from mvczigal_ref.trainer import read_prompts
 
 __all__ = ["network_calls"]
@@ -23,8 +23,10 @@ __all__ = ["network_calls"]
 def network_calls(config: TrainConfig, **built: Any) -> list[int]:  # noqa: ANN401 - as build_system
     """Count the latents that the network sees in each iteration of a run.
 
-    An iteration of two objects an optimiser step is done for every window that the run meets;
-    its calls grow with the objects.
+    An iteration is done for every window that the run meets, of two objects an optimiser step,
+    since calls grow with the objects. Where there are captions it has all objects, for equal
+    captions of a prompt cost no call; how many are equal changes as the run learns, and what it
+    really took is in its metrics.
 
     Args:
         config: The run.
@@ -34,9 +36,11 @@ def network_calls(config: TrainConfig, **built: Any) -> list[int]:  # noqa: ANN4
         Rows of all forward passes, one number an iteration [latents]; backward passes are not
         counted.
     """
-    objects = 2 * config.optim.optimizer_steps_per_epoch
-    run = replace(config.run, objects_per_iteration=objects, objects_per_slice=1)
-    small = replace(config, run=run)
+    small, objects = config, config.run.objects_per_iteration
+    if config.condition.enhancer == "none":
+        objects = 2 * config.optim.optimizer_steps_per_epoch
+        run = replace(config.run, objects_per_iteration=objects, objects_per_slice=1)
+        small = replace(config, run=run)
     system = build_system(small, device=torch.device("cpu"), **built)
     counted: dict[tuple[int, ...], int] = {}
     rows = []
@@ -57,12 +61,6 @@ def _window(config: TrainConfig, system: System, iteration: int) -> tuple[int, .
 
 def _rows(config: TrainConfig, system: System, iteration: int) -> int:
     """Do one iteration that changes nothing, and count."""
-    rows = 0
-
-    def count(module: object, arguments: tuple[Any, ...]) -> None:
-        nonlocal rows
-        rows += arguments[0].shape[0]
-
     prompts = prompt_batch(
         read_prompts(config.run.prompts), seed=config.run.seed, iteration=iteration,
         count=config.run.objects_per_iteration,
@@ -74,7 +72,7 @@ def _rows(config: TrainConfig, system: System, iteration: int) -> int:
         extra["enhancer"] = build_enhancer(config.condition, device=system.device)
         if config.objective.kind == "forward_process":
             extra["old"] = {name: p.detach().clone() for name, p in system.trained().items()}
-    with system.policy.register_forward_pre_hook(count):
+    with network_rows(system.policy) as rows:
         learn(
             system,
             torch.optim.SGD(list(system.trained().values()), lr=0.0),
@@ -86,4 +84,4 @@ def _rows(config: TrainConfig, system: System, iteration: int) -> int:
             timer=StageTimer(system.device),
             **extra,
         )
-    return rows
+    return rows()

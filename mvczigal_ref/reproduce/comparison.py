@@ -20,6 +20,7 @@ from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import Method, MethodSet
+from mvczigal_ref.tracking import read_metrics
 from mvczigal_ref.trainer import Events, train
 
 __all__ = ["Comparison", "Outcome", "compare", "gain_over_seeds", "run_gain"]
@@ -107,13 +108,16 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         events: Told of progress.
 
     Returns:
-        Tables ``before`` and ``after`` by score, and the run's wall seconds.
+        Tables ``before`` and ``after`` by score, the run's wall seconds, and the network
+        calls of its training.
     """
     clock, started = folder / "wall_seconds.json", time.perf_counter()
     if not (folder / "summary.json").exists():
         train(config, folder, world=World(), events=events)
         atomic_write(clock, to_json(time.perf_counter() - started))
     found: dict[str, Any] = {"seconds": json.loads(clock.read_text("utf-8"))}
+    metrics = read_metrics(folder / "metrics.jsonl")
+    found["calls"] = sum(row["network_calls"] for row in metrics)
     for occasion, iteration in (("before", 0), ("after", config.run.iterations)):
         path = folder / "evaluations" / f"{occasion}_{iteration:06d}.safetensors"
         found[occasion] = load_file(path)
@@ -158,15 +162,13 @@ def compare(
         if budget is None:
             budget = sum(planned)
         config = _of_length(base, max(1, round(budget * len(planned) / sum(planned))))
-        runs, calls = [], []
+        runs = []
         for seed in seeds:
             own = replace(config, run=replace(config.run, seed=seed))
-            calls.append(sum(network_calls(own)))
             place = folder / f"{method.recipe}-{seed}"
             with tell(method.recipe, seed, config.run.iterations) as events:
                 runs.append(run_gain(own, place, events=events))
-        mean = round(sum(calls) / len(calls))
-        outcomes.append(_outcome(method, methods.scores, config, mean, runs))
+        outcomes.append(_outcome(method, methods.scores, config, runs))
     return Comparison(methods=methods, outcomes=tuple(outcomes))
 
 
@@ -182,13 +184,12 @@ def _outcome(
     method: Method,
     scores: Sequence[str],
     config: TrainConfig,
-    calls: int,
     runs: Sequence[dict[str, Any]],
 ) -> Outcome:
     return Outcome(
         method=method,
         iterations=config.run.iterations,
-        calls=calls,
+        calls=round(sum(found["calls"] for found in runs) / len(runs)),
         seconds=sum(found["seconds"] for found in runs) / len(runs),
         before={name: float(runs[0]["before"][name].double().mean()) for name in scores},
         gains={

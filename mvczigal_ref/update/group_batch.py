@@ -45,6 +45,9 @@ class ReplayedDecision:
     weight: MemberTable
     """Of each term [1]."""
 
+    repeats: MemberTable
+    """How many conditions each term stands for, as a share of the mean [1]."""
+
     mean: MemberLatent
     """Of the Gaussians [1]. Gradient flows."""
 
@@ -116,11 +119,15 @@ class GroupBatch:
     step_weight: tuple[float, ...]
     """A weight a decision [1]."""
 
-    condition_weight: float = 1.0
-    """Of this condition among all, 1 on average [1]."""
+    objects: tuple[int, ...]
+    """Index of each prompt within the iteration, for messages."""
 
-    first_object: int
-    """Index of the first prompt within the iteration, for messages."""
+    condition_weight: tuple[float, ...] | None = None
+    """What those of each prompt's conditions weigh together that this one stands for, where a
+    condition weighs 1 on average [1]; None is 1 each."""
+
+    repeats: tuple[int, ...] | None = None
+    """How many conditions of each prompt this one stands for; None is 1 each."""
 
     def __post_init__(self) -> None:
         """Refuse tables that do not fit the decisions."""
@@ -132,3 +139,11 @@ class GroupBatch:
                 f"decision, at least one; got {count}, {', '.join(str(len(t)) for t in tables)}."
             )
             raise ValueError(msg)
+        per_prompt = {"condition_weight": self.condition_weight, "repeats": self.repeats}
+        for name, values in per_prompt.items():
+            if values is not None and len(values) != len(self.objects):
+                msg = (
+                    f"`{name}` must have one entry a prompt, {len(self.objects)}; "
+                    f"got {len(values)}."
+                )
+                raise ValueError(msg)

@@ -50,11 +50,14 @@ class GroupMicrobatch:
     advantage: MemberTable
     """Under this condition [1]."""
 
-    weight: float
-    """Of every term [1]."""
+    weight: tuple[float, ...]
+    """Of each prompt's terms, added up over the conditions that they stand for [1]."""
 
-    first_object: int
-    """Index of the first prompt within the iteration."""
+    repeats: tuple[int, ...]
+    """How many conditions each prompt's terms stand for."""
+
+    objects: tuple[int, ...]
+    """Index of each prompt within the iteration."""
 
     objective: GroupObjective
     """Gives a loss with gradient."""
@@ -70,15 +73,16 @@ class GroupMicrobatch:
 
     @property
     def count(self) -> int:
-        """Elements: members times prompts times views."""
-        return self.advantage.numel()
+        """Elements: members times views times the conditions of all prompts."""
+        members, _, views = self.advantage.shape
+        return members * views * sum(self.repeats)
 
     @property
     def place(self) -> str:
         """Say which decision this is, for messages."""
         state = self.decision.state
         return (
-            f"step {self.decision.step} of the slice that starts at object {self.first_object} "
+            f"step {self.decision.step} of the slice that starts at object {self.objects[0]} "
             f"(storage {state.dtype}, {state.shape[0]} prompts, {state.shape[1]} states of "
             f"{state.shape[2]} views)"
         )
@@ -103,12 +107,14 @@ class GroupMicrobatch:
                 mean_reference = self._transition().mean
         found = self._transition()
         log_ratio = score_members(self.decision, found, settings=self.settings) - self.log_prob_old
+        repeats = self._relative(self.repeats, log_ratio)
         old = self.decision.mean
         loss, told = self.objective(
             ReplayedDecision(
                 log_ratio=log_ratio,
                 advantage=self.advantage.to(log_ratio.dtype),
-                weight=torch.full_like(log_ratio, self.weight),
+                weight=self._relative(self.weight, log_ratio),
+                repeats=repeats,
                 mean=found.mean,
                 std=found.std,
                 step=self.decision.step,
@@ -122,7 +128,7 @@ class GroupMicrobatch:
         extra = {} if mean_reference is None else {"reference_kl": told.reference_kl * self.count}
         return GradientStats(
             loss=loss.detach() * self.count,
-            log_ratio_square=ratio.square().sum(),
+            log_ratio_square=(repeats * ratio.square()).mean() * self.count,
             clipped=told.clip_fraction * self.count,
             deviation=ratio.abs().max(),
             count=self.count,
@@ -134,6 +140,11 @@ class GroupMicrobatch:
         """Replay once more, to search for what made a gradient non-finite."""
         table = score_members(self.decision, self._transition(), settings=self.settings)
         yield table, lambda index: self._error("gradient", index)
+
+    def _relative(self, values: Sequence[float | int], like: Tensor) -> Tensor:
+        """Share out what belongs to prompts, so that a mean over terms is one over elements."""
+        mean = sum(self.repeats) / len(self.repeats)
+        return like.new_tensor([value / mean for value in values])[:, None].expand_as(like)
 
     def _transition(self) -> Transition:
         return member_transition(
@@ -157,7 +168,7 @@ class GroupMicrobatch:
         _, prompt, view = index
         return NonFiniteError(
             what,
-            object=self.first_object + prompt,
+            object=self.objects[prompt],
             view=view,
             step=self.decision.step,
             value=value,
@@ -239,7 +250,8 @@ def _microbatches(
     settings: GroupUpdateSettings,
 ) -> Iterator[GroupMicrobatch]:
     """Cut one decision into what one network call replays."""
-    first = 0
+    first, ones = 0, (1,) * len(batch.objects)
+    weights = batch.condition_weight or ones
     for decision in batch.decisions[index].split(settings.nodes_per_call):
         members = slice(first, first + decision.action.shape[1])
         yield GroupMicrobatch(
@@ -249,8 +261,9 @@ def _microbatches(
             conditioning=batch.conditioning,
             log_prob_old=batch.log_prob_old[index][:, members].transpose(0, 1),
             advantage=batch.advantage[index][:, members].transpose(0, 1),
-            weight=batch.condition_weight * batch.step_weight[index],
-            first_object=batch.first_object,
+            weight=tuple(batch.step_weight[index] * share for share in weights),
+            repeats=batch.repeats or ones,
+            objects=batch.objects,
             objective=objective,
             reference=reference,
             settings=settings,

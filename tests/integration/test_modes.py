@@ -10,6 +10,7 @@ import torch
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation import evaluate
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.trainer import load_policy
 from tests.integration.runs import (
     HELD_OUT,
@@ -106,6 +107,15 @@ def test_a_recipe_trains_and_writes_its_files(ran, name):
     assert not [k for row in rows for k, v in row.items() if v is None]
     assert all(row.get("replay_deviation", 0) == 0 and row["grad_norm"] > 0 for row in rows)
     assert any(value.any() for k, value in parameters(folder).items() if "lora_B" in k or "up" in k)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_flow_grpo_fast", "tiny_diffusion_nft"])
+def test_a_run_counts_the_network_calls_that_were_foretold(ran, prompts, name):
+    """Of every iteration, from a part of its objects."""
+    own = {"components": small_flow()} if name != "tiny" else {"components": small_components()}
+    told = network_calls(shrunken(name, prompts), **own)
+
+    assert [row["network_calls"] for row in metrics(ran(name))] == told
 
 
 def test_no_two_recipes_do_the_same(ran):

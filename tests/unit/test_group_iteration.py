@@ -280,13 +280,14 @@ def test_an_arm_of_a_pair_is_replayed_as_it_was_sampled():
 
 
 def test_no_captions_and_the_prompts_themselves_are_plain():
-    """K = 0 bit for bit; equal captions to rounding, with their own metrics beside."""
+    """Bit for bit and with the same calls; equal captions have their own metrics beside."""
     config = config_of(ONE_VIEW)
     plain, none, same = (learn(config, enhancer=said) for said in (None, Said(), Said("", "")))
 
     assert torch.equal(plain[0], none[0])
     assert plain[1] == none[1]
-    torch.testing.assert_close(plain[0], same[0], rtol=1e-7, atol=1e-9)
+    assert torch.equal(plain[0], same[0])
+    assert [call.rows for call in plain[2]] == [call.rows for call in same[2]]
     assert same[1][0]["drift/p95"] == same[1][0]["drift/mean"] == 0.0
     for name, value in plain[1][1].items():
         assert same[1][1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
@@ -305,25 +306,55 @@ def test_captions_are_judged_scored_and_learnt(monkeypatch, how):
 
     for n, conditions in enumerate(updates[0][0][3]):
         own = conditions[0]
-        for k, batch in enumerate(conditions):
-            text = ([PROMPTS[n], *said.texts][k]) or PROMPTS[n]
-            assert batch.first_object == n
-            assert batch.condition_weight == pytest.approx((1.0 if k == 0 else 3.0) / 2.5)
+        assert [batch.repeats for batch in conditions] == [(2,), (1,), (1,)]
+        for k, (place, weight) in enumerate(((0, 1.0 + 3.0), (1, 3.0), (3, 3.0))):
+            batch, text = conditions[k], [PROMPTS[n], *said.texts][place]
+            assert batch.objects == (n,)
+            assert batch.condition_weight == pytest.approx((weight / 2.5,))
             for d, decision in enumerate(batch.decisions):
                 expected = replay_decision(
                     system.policy, system.sampler, decision, system.conditioning([text]),
                     settings=settings,
                 )  # fmt: skip
                 assert torch.equal(batch.log_prob_old[d], expected)
-                assert torch.equal(batch.advantage[d], tables[0][2][k][d][n : n + 1])
-                if k:
-                    apart = (batch.log_prob_old[d] - own.log_prob_old[d]).abs()
-                    drift += apart.flatten().tolist()
+                assert torch.equal(batch.advantage[d], tables[0][2][place][d][n : n + 1])
+                apart = (batch.log_prob_old[d] - own.log_prob_old[d]).abs()
+                drift += apart.flatten().tolist()  # of k = 0 the caption that is the prompt
     assert torch.equal(tables[0][2][0][0], tables[0][2][2][0])  # the prompt itself
     assert not torch.allclose(tables[0][2][0][0], tables[0][2][1][0])
     assert metrics["drift/mean"] == pytest.approx(sum(drift) / len(drift), rel=1e-5)
     members = updates[0][0][3][0][0].decisions[-1].action.shape[1]
     assert said.asked == [([PROMPTS[n]], (1, members, 3, 3, 4, 4), 0) for n in range(2)]
+
+
+class SaidOfTheFirst(Said):
+    """Says other things of the first prompt alone."""
+
+    def __call__(self, prompts, images=None, *, seed):
+        """Give every other prompt itself."""
+        made = super().__call__(prompts, images, seed=seed)
+        return [
+            texts
+            if prompt == PROMPTS[0]
+            else tuple(Caption(caption=prompt, instruction="said") for _ in texts)
+            for prompt, texts in zip(prompts, made, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("how", [ONE_VIEW, TREE])
+def test_prompts_of_a_slice_may_have_different_numbers_of_texts(how):
+    """The numbers are those of slices of one prompt, and only the texts cost calls."""
+    found = []
+    for size in (1, 2):
+        config = config_of(how, {"run.objects_per_slice": size})
+        found.append(learn(config, iterations=1, enhancer=SaidOfTheFirst("prompt 7", "prompt 9")))
+    (one, (before,), calls, _), (both, (after,), fewer, _) = found
+
+    torch.testing.assert_close(one, both, rtol=1e-5, atol=1e-7)
+    assert sum(call.rows for call in calls) == sum(call.rows for call in fewer)
+    assert len(fewer) < len(calls)
+    for name, value in before.items():
+        assert after[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
 def test_the_constraint_sees_the_samples_under_their_own_prompts():

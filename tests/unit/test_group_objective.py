@@ -27,6 +27,7 @@ def replayed(*, reference=True, old=True):
         log_ratio=0.1 * numbers[0],
         advantage=numbers[1],
         weight=torch.linspace(0.5, 2.0, 4, dtype=torch.float64).reshape(SHAPE),
+        repeats=torch.tensor([0.5, 1.5], dtype=torch.float64)[:, None].expand(SHAPE),
         mean=means[0],
         std=torch.full(SHAPE, STD, dtype=torch.float64),
         step=STEP,
@@ -60,7 +61,9 @@ def slow(decision, *, guard, clip, reduction, kl_form):
     if decision.mean_reference is not None:
         squares = apart(decision.mean, decision.mean_reference, reduction)
         unit = length if kl_form == "without_step_length" else 1.0
-        penalty = KL * sum(squares) / len(squares) / STD**2 * unit
+        repeats = decision.repeats.flatten().tolist()
+        total = sum(often * square for often, square in zip(repeats, squares, strict=True))
+        penalty = KL * total / len(squares) / STD**2 * unit
     return sum(terms) / len(terms) + penalty
 
 

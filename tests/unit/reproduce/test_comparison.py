@@ -63,15 +63,15 @@ def test_the_error_counts_seeds_and_prompts(rows):
         # One shared start, then 3 steps of 8 members; replayed are the start and 2 of these.
         ("tiny_flow_grpo", (), (1 + 3 * 8) + (1 + 2 * 8)),
         # One trunk walks to the window, that begins here at the first step.
-        ("tiny_flow_grpo_fast", FIRST, (1 + 3 * 8) + (1 + 8)),
+        ("tiny_flow_grpo_fast", FIRST, (1 + 3 * 8) + 1),
         # All steps, of which 60 % are trained, each from its own state but the first.
         ("tiny_dance_grpo", ("objective.train_share=1.0",), (1 + 3 * 8) + (1 + 2 * 8)),
         # A tree of 1, 2, 4 and 8 nodes, of whose 4 steps 3 are trained.
         ("tiny_branch_grpo", (), (1 + 2 + 4 + 8) + (1 + 2 + 4)),
         # 2 trunks walk 3 steps; at each 6 branches finish what is left; 3 replayed trunks.
         ("tiny_tempflow_grpo", (), 2 * 3 + 6 * (3 + 2 + 1) + 2 * 3),
-        # The window's decisions under each of 4 captions: once to score, once to learn.
-        ("tiny_mv_grpo_llm", FIRST, (1 + 3 * 8) + (4 + 5) * (1 + 8)),
+        # The shared state under each of 4 captions: once to score, once to learn.
+        ("tiny_mv_grpo_llm", FIRST, (1 + 3 * 8) + (4 + 5) * 1),
         # 4 steps of 8 members; at 4 levels the old policy, the reference and the policy.
         ("tiny_diffusion_nft", (), 4 * 8 + 3 * 4 * 8),
     ],
@@ -90,8 +90,8 @@ def test_every_window_is_counted_as_it_is():
     begins = [stochastic_steps(config, most=3, iteration=i)[0] for i in range(6)]
 
     assert len(set(begins)) > 1
-    # The trunk's calls, up to the window's first, then those of 8 members; 2 replayed steps.
-    expected = {0: (1 + 3 * 8) + (1 + 8), 1: (2 + 2 * 8) + (1 + 8)}
+    # The trunk's calls, up to the window, then those of 8 members; one replayed state.
+    expected = {0: (1 + 3 * 8) + 1, 1: (2 + 2 * 8) + 1}
     assert found == [2 * expected[begin] for begin in begins]
 
 
@@ -171,7 +171,7 @@ def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_pa
     def run_gain(config, folder, events=None):
         seen.append((folder.name, config.run.iterations, config.optim.decay_iterations))
         table = {"per_view": torch.zeros(1, 2), "joint": torch.zeros(1, 2)}
-        return {"before": table, "after": table, "seconds": 1.0}
+        return {"before": table, "after": table, "seconds": 1.0, "calls": 12000}
 
     monkeypatch.setattr("mvczigal_ref.reproduce.comparison.run_gain", run_gain)
     methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -24,6 +25,7 @@ from tests.unit.update.test_step import _SpoilsBackward
 
 SHAPE = (2, 1, 2, 2)
 GAINS = (0.5, 0.2, -0.1)
+HOME = 0.3  # of a reference
 
 
 def told(**changes):
@@ -40,7 +42,7 @@ def surrogate(decision, *, clip_range=math.inf, kl_weight=0.0):
         )
     return clipped_surrogate_loss(
         decision.log_ratio, decision.advantage, clip_range=clip_range, weight=decision.weight,
-        kl=kl, kl_weight=kl_weight,
+        kl=None if kl is None else kl * decision.repeats, kl_weight=kl_weight,
     )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def batch_of(record, *, objects=(0, 1), seed=0, **changes):
             for d in record.decisions
         ),
         "step_weight": (1.0,) * len(record.decisions),
-        "first_object": objects[0],
+        "objects": objects,
     }
     return GroupBatch(**{**fields, **changes})
 
@@ -80,15 +82,32 @@ def update(policy, sampler, batches, *, lr=0.1, objective=surrogate, reference=N
 
 def whole_gradient(policy, sampler, batches):
     """Differentiate the mean of -A p/p_old over all elements in one graph."""
-    terms = []
+    terms, count = [], 0
     for batch in (batch for conditions in batches for batch in conditions):
         for index, decision in enumerate(batch.decisions):
             score = replay_decision(policy, sampler, decision, batch.conditioning, settings=told())
-            weight = batch.condition_weight * batch.step_weight[index]
+            ones = (1,) * len(batch.objects)
+            weight = score.new_tensor(batch.condition_weight or ones)[:, None, None]
             ratio = (score - batch.log_prob_old[index]).exp()
-            terms.append((-weight * batch.advantage[index] * ratio).flatten())
-    (gradient,) = torch.autograd.grad(torch.cat(terms).mean(), policy.gain)
+            terms.append(
+                (-weight * batch.step_weight[index] * batch.advantage[index] * ratio).sum()
+            )
+            count += ratio[0].numel() * sum(batch.repeats or ones)
+    (gradient,) = torch.autograd.grad(sum(terms) / count, policy.gain)
     return gradient
+
+
+def home(policy):
+    """Turn the policy into its reference, for a while."""
+
+    @contextmanager
+    def at_home():
+        now = policy.gain.detach().clone()
+        policy.gain.data.fill_(HOME)
+        yield
+        policy.gain.data.copy_(now)
+
+    return at_home
 
 
 # -- oracle ------------------------------------------------------------------------------
@@ -172,10 +191,10 @@ def test_weights_of_conditions_and_steps_multiply():
         shared = {"objects": (first,), "step_weight": (0.5, 1.5)}
         batches.append(
             [
-                batch_of(record, seed=first, condition_weight=0.8, **shared),
+                batch_of(record, seed=first, condition_weight=(0.8,), **shared),
                 batch_of(
                     record, seed=first + 5, conditioning=other, log_prob_old=under,
-                    condition_weight=1.2, **shared,
+                    condition_weight=(1.2,), **shared,
                 ),
             ]
         )  # fmt: skip
@@ -183,6 +202,58 @@ def test_weights_of_conditions_and_steps_multiply():
     update(policy, sampler, batches)
 
     torch.testing.assert_close(policy.gain.detach(), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("members", [None, 1])
+def test_what_stands_for_several_conditions_counts_as_often(members):
+    """The same parameters and metrics as where each prompt's equal conditions are repeated."""
+    sampler = flow(4)
+    results = []
+    for together in (True, False):
+        policy = LinearPolicy(*GAINS)
+        record = drawn(policy, sampler, nodes_per_call=members)
+        other = batch_of(record, conditioning=numbered((2, 3), SHAPE[0]), seed=1)
+        under = tuple(
+            replay_decision(
+                policy, sampler, d, other.conditioning, settings=told(), nodes_per_call=members
+            ).detach()
+            for d in record.decisions
+        )
+        other = replace(other, log_prob_old=under)
+        if together:
+            # Prompt 0 is said three times and prompt 1 twice, beside one other caption of prompt 1.
+            mine = {"objects": (1,), "conditioning": numbered((3,), SHAPE[0])}
+            one = replace(
+                other, **mine,
+                decisions=tuple(d.prompts([1]) for d in other.decisions),
+                log_prob_old=tuple(t[1:] for t in other.log_prob_old),
+                advantage=tuple(t[1:] for t in other.advantage),
+            )  # fmt: skip
+            parts = [batch_of(record, repeats=(3, 2), condition_weight=(3.0, 2.0)), one]
+        else:
+            mixed = batch_of(record)
+            rows = tuple(
+                torch.stack([a[0], b[1]])
+                for a, b in zip(mixed.advantage, other.advantage, strict=True)
+            )
+            old = tuple(
+                torch.stack([a[0], b[1]]) for a, b in zip(mixed.log_prob_old, under, strict=True)
+            )
+            again = replace(
+                mixed, conditioning=numbered((0, 3), SHAPE[0]), advantage=rows, log_prob_old=old
+            )
+            parts = [mixed, mixed, again]
+        objective = partial(surrogate, kl_weight=0.5)
+        metrics = update(
+            policy, sampler, [parts], objective=objective, reference=home(policy), epochs=2,
+            nodes_per_call=members,
+        )  # fmt: skip
+        results.append((policy.gain.detach(), metrics))
+
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-9, atol=1e-12)
+    assert results[0][1]["approx_kl"] > 0
+    for name in ("loss", "approx_kl", "reference_kl", "grad_norm"):
+        assert results[0][1][name] == pytest.approx(results[1][1][name], rel=1e-6), name
 
 
 @pytest.mark.parametrize("per_decision", [False, True])
@@ -250,28 +321,21 @@ def test_one_network_call_serves_all_that_share_a_state():
 
 def test_the_divergence_pulls_towards_the_reference():
     """It is asked without gradient, and with advantage 0 it alone moves the policy."""
-    policy, sampler, home = LinearPolicy(0.5), flow(4), 0.3
+    policy, sampler = LinearPolicy(0.5), flow(4)
     record = drawn(policy, sampler)
     zero = tuple(torch.zeros_like(d.log_prob) for d in record.decisions)
     batch = batch_of(record, advantage=zero)
-
-    @contextmanager
-    def at_home():
-        now = policy.gain.item()
-        policy.gain.data.fill_(home)
-        yield
-        policy.gain.data.fill_(now)
-
     metrics = update(
-        policy, sampler, [[batch]], objective=partial(surrogate, kl_weight=0.5), reference=at_home
-    )
+        policy, sampler, [[batch]], objective=partial(surrogate, kl_weight=0.5),
+        reference=home(policy),
+    )  # fmt: skip
     levels = [*sampler.sigma_t.tolist(), 0.0]
     total, slope, count = 0.0, 0.0, 0
     for decision in record.decisions:
         s, r = levels[decision.step], levels[decision.step + 1]
         for x in decision.members_of(decision.state.transpose(0, 1)).flatten().tolist():
             (mean, std, _), (mean_home, _, _) = (
-                float_step("sde", gain, x, s, r) for gain in (0.5, home)
+                float_step("sde", gain, x, s, r) for gain in (0.5, HOME)
             )
             by_gain = float_step("sde", 1.5, x, s, r)[0] - mean
             total += (mean - mean_home) ** 2 / (2 * std**2)
