@@ -1,8 +1,6 @@
 """Train every method with several seeds at equal network calls, and compare what they gain."""
 
-import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +14,6 @@ from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.distributed import World
-from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import Method, MethodSet
@@ -40,7 +37,7 @@ class Outcome:
     """Latents that the network saw in a run's training, forward passes alone; mean [latents]."""
 
     seconds: float
-    """Mean wall time of a run, evaluations included [s]."""
+    """Mean wall time of a run's iterations [s]."""
 
     before: dict[str, float]
     """Mean held-out score before training, by score [reward units]."""
@@ -108,16 +105,18 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         events: Told of progress.
 
     Returns:
-        Tables ``before`` and ``after`` by score, the run's wall seconds, and the network
-        calls of its training.
+        Tables ``before`` and ``after`` by score, and of its iterations the network calls and
+        the wall seconds.
     """
-    clock, started = folder / "wall_seconds.json", time.perf_counter()
     if not (folder / "summary.json").exists():
         train(config, folder, world=World(), events=events)
-        atomic_write(clock, to_json(time.perf_counter() - started))
-    found: dict[str, Any] = {"seconds": json.loads(clock.read_text("utf-8"))}
     metrics = read_metrics(folder / "metrics.jsonl")
-    found["calls"] = sum(row["network_calls"] for row in metrics)
+    found: dict[str, Any] = {
+        "calls": sum(row["network_calls"] for row in metrics),
+        "seconds": sum(
+            value for row in metrics for name, value in row.items() if name.startswith("seconds/")
+        ),
+    }
     for occasion, iteration in (("before", 0), ("after", config.run.iterations)):
         path = folder / "evaluations" / f"{occasion}_{iteration:06d}.safetensors"
         found[occasion] = load_file(path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mvczigal_ref.config import load_config
 from mvczigal_ref.group_samples import stochastic_steps
@@ -15,8 +16,10 @@ from mvczigal_ref.models.tiny_flow import tiny_flow_components
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome, compare, gain_over_seeds
 from mvczigal_ref.reproduce.calls import network_calls
+from mvczigal_ref.reproduce.comparison import run_gain
 from mvczigal_ref.reproduce.methods import Method, MethodSet
 from mvczigal_ref.reproduce.tables import figure, markdown
+from mvczigal_ref.tracking import MetricsLog
 
 FIRST = ("rollout.window_last_start=0",)
 SMALL = (
@@ -158,6 +161,26 @@ def test_the_picture_is_the_same_for_equal_numbers():
 
     assert "Made up" in drawn or "<svg" in drawn
     assert len(drawn) > 1000
+
+
+def test_a_finished_run_is_read_and_not_repeated(tmp_path):
+    """Its scores before and after, and the calls and seconds of its iterations."""
+    config = load_config(recipe("tiny_flow_grpo"), overrides=["run.iterations=2"])
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for iteration in range(2):
+        log.append(
+            iteration,
+            {"network_calls": 10 + iteration, "seconds/rollout": 1.5, "seconds/update": 0.25},
+        )
+    tables = {"before_000000": torch.zeros(1, 2), "after_000002": torch.ones(1, 2)}
+    (tmp_path / "evaluations").mkdir()
+    for name, table in tables.items():
+        save_file({"per_view": table}, tmp_path / "evaluations" / f"{name}.safetensors")
+    (tmp_path / "summary.json").write_text("{}")
+    found = run_gain(config, tmp_path)
+
+    assert (found["calls"], found["seconds"]) == (21, 3.5)
+    assert (found["after"]["per_view"] - found["before"]["per_view"]).tolist() == [[1.0, 1.0]]
 
 
 def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_path):
