@@ -12,6 +12,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mvczigal_ref.caption_log import drift_histogram
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.distributed import World
 from mvczigal_ref.recipes import recipe
@@ -44,6 +45,10 @@ class Outcome:
 
     gains: dict[str, Float[Tensor, "seed prompt"]]
     """Paired held-out gains, by score [reward units]."""
+
+    drift: tuple[int, ...] = ()
+    """How often captions moved log-densities by how much, over ``DRIFT_EDGES``; none without
+    captions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,8 +110,8 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         events: Told of progress.
 
     Returns:
-        Tables ``before`` and ``after`` by score, and of its iterations the network calls and
-        the wall seconds.
+        Tables ``before`` and ``after`` by score, and of its iterations the network calls, the
+        wall seconds, and what was written down of captions.
     """
     if not (folder / "summary.json").exists():
         train(config, folder, world=World(), events=events)
@@ -116,6 +121,7 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         "seconds": sum(
             value for row in metrics for name, value in row.items() if name.startswith("seconds/")
         ),
+        "captions": read_metrics(folder / "captions.jsonl"),
     }
     for occasion, iteration in (("before", 0), ("after", config.run.iterations)):
         path = folder / "evaluations" / f"{occasion}_{iteration:06d}.safetensors"
@@ -190,6 +196,7 @@ def _outcome(
         iterations=config.run.iterations,
         calls=round(sum(found["calls"] for found in runs) / len(runs)),
         seconds=sum(found["seconds"] for found in runs) / len(runs),
+        drift=_drift(runs),
         before={name: float(runs[0]["before"][name].double().mean()) for name in scores},
         gains={
             name: torch.stack(
@@ -198,3 +205,8 @@ def _outcome(
             for name in scores
         },
     )
+
+
+def _drift(runs: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    rows = [row for found in runs for row in found["captions"]]
+    return tuple(drift_histogram(rows)) if rows else ()

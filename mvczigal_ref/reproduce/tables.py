@@ -1,11 +1,14 @@
 """A comparison as text and as one picture."""
 
 import io
+from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from mvczigal_ref.reproduce.comparison import Comparison, gain_over_seeds
+from mvczigal_ref.caption_log import DRIFT_EDGES
+from mvczigal_ref.reproduce.comparison import Comparison, Outcome, gain_over_seeds
 
 __all__ = ["figure", "markdown"]
 
@@ -54,7 +57,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def figure(comparison: Comparison) -> str:
-    """Draw the gains with their errors, best first.
+    """Draw the gains with their errors, best first, and below how far captions drift.
 
     Args:
         comparison: Of one paper's methods.
@@ -64,8 +67,10 @@ def figure(comparison: Comparison) -> str:
     """
     scores = comparison.methods.scores
     shown = sorted(comparison.outcomes, key=lambda outcome: float(outcome.gains[scores[0]].mean()))
-    drawing = Figure(figsize=(7.0, 0.8 + 0.32 * len(shown)), layout="constrained")
-    axes = drawing.add_subplot()
+    captioned = [outcome for outcome in comparison.outcomes if outcome.drift]
+    heights = [0.8 + 0.32 * len(shown), *([2.4] if captioned else [])]
+    drawing = Figure(figsize=(7.0, sum(heights)), layout="constrained")
+    axes, *below = drawing.subplots(len(heights), height_ratios=heights, squeeze=False).flat
     for place, score in enumerate(scores):
         found = [gain_over_seeds(outcome.gains[score]) for outcome in shown]
         rows = [row + 0.18 * (place - (len(scores) - 1) / 2) for row in range(len(shown))]
@@ -79,9 +84,28 @@ def figure(comparison: Comparison) -> str:
     axes.set_title(comparison.methods.title, fontsize=9)
     if len(scores) > 1:
         axes.legend(frameon=False)
+    for panel in below:
+        _draw_drift(panel, captioned)
     text = io.StringIO()
     FigureCanvasSVG(drawing).print_svg(text, metadata={"Date": None, "Creator": None})
     return text.getvalue()
+
+
+def _draw_drift(axes: Axes, captioned: Sequence[Outcome]) -> None:
+    """Draw each method's histogram; captions that change nothing at all are told in words."""
+    ratio = DRIFT_EDGES[1] / DRIFT_EDGES[0]
+    bounds = [*DRIFT_EDGES, DRIFT_EDGES[-1] * ratio]
+    for outcome in captioned:
+        below, *counts = outcome.drift
+        total = sum(outcome.drift)
+        axes.stairs(
+            [100 * count / total for count in counts], bounds, fill=True, alpha=0.5,
+            label=f"{outcome.method.name}, {100 * below / total:.0f} % below {DRIFT_EDGES[0]:g}",
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("probability drift of captions [nats/element]")
+    axes.set_ylabel("% of samples")
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _ratio(mean: float, error: float, unit: str) -> str:

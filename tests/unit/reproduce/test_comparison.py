@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from mvczigal_ref.caption_log import DRIFT_EDGES
 from mvczigal_ref.config import load_config
 from mvczigal_ref.group_samples import stochastic_steps
 from mvczigal_ref.models.tiny import tiny_components
@@ -177,10 +178,25 @@ def test_a_finished_run_is_read_and_not_repeated(tmp_path):
     for name, table in tables.items():
         save_file({"per_view": table}, tmp_path / "evaluations" / f"{name}.safetensors")
     (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "captions.jsonl").write_text('{"iteration": 0, "drift_counts": [4]}\n')
     found = run_gain(config, tmp_path)
 
     assert (found["calls"], found["seconds"]) == (21, 3.5)
+    assert [row["drift_counts"] for row in found["captions"]] == [[4]]
     assert (found["after"]["per_view"] - found["before"]["per_view"]).tolist() == [[1.0, 1.0]]
+
+
+def test_the_picture_shows_the_drift_of_captions():
+    """A panel where a method has them, and how many captions change nothing."""
+    whole = made_up()
+    counts = (3, *[1] * len(DRIFT_EDGES))
+    one, other = whole.outcomes
+    drawn = figure(replace(whole, outcomes=(one, replace(other, drift=counts))))
+    share = round(100 * 3 / sum(counts))
+
+    assert f"b, {share} % below 1e-06" in drawn
+    assert "probability drift" in drawn
+    assert "probability drift" not in figure(whole)
 
 
 def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_path):
@@ -194,7 +210,7 @@ def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_pa
     def run_gain(config, folder, events=None):
         seen.append((folder.name, config.run.iterations, config.optim.decay_iterations))
         table = {"per_view": torch.zeros(1, 2), "joint": torch.zeros(1, 2)}
-        return {"before": table, "after": table, "seconds": 1.0, "calls": 12000}
+        return {"before": table, "after": table, "seconds": 1.0, "calls": 12000, "captions": []}
 
     monkeypatch.setattr("mvczigal_ref.reproduce.comparison.run_gain", run_gain)
     methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])
