@@ -70,7 +70,7 @@ def optimiser_steps(
         steps: Length of the rate's schedule [steps].
         lr: Peak learning rate.
         seed: Of the batches.
-        log: Told the mean loss every 50 steps.
+        log: Told the mean loss every 50 steps, and of what is left at the end.
 
     Yields:
         The index of each step that was made.
@@ -82,7 +82,7 @@ def optimiser_steps(
     processes = World(
         rank=accelerator.process_index, size=accelerator.num_processes, device=accelerator.device
     )
-    running = 0.0
+    running, told = 0.0, 0
     for step in range(steps):
         value = loss(generator)
         value.backward()
@@ -95,9 +95,9 @@ def optimiser_steps(
         optimiser.zero_grad()
         scheduler.step()
         running += float(value.detach())
-        if (step + 1) % 50 == 0:
-            log(name, step + 1, running / 50)
-            running = 0.0
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            log(name, step + 1, running / (step + 1 - told))
+            running, told = 0.0, step + 1
         yield step
 
 

@@ -18,7 +18,7 @@ def leftovers(folder):
     return [path.name for path in (folder / "checkpoints").glob(".*.tmp")]
 
 
-@pytest.mark.parametrize("wanted", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_no_bit(undisturbed, prompts, tmp_path, wanted):
     """Between stages, inside one, and half of them around the writing of a checkpoint."""
     config, chance = small_config(prompts, **LONG), random.Random(20)

@@ -35,7 +35,7 @@ SHORT = {
 TINY = (
     "tiny", "tiny_released", "tiny_mv_dpo", "tiny_mvc_zigpg", "tiny_full_zigzag",
     "tiny_flow_grpo_fast", "tiny_dance_grpo", "tiny_g2rpo", "tiny_diffusion_nft",
-    "tiny_mv_grpo_vlm",
+    "tiny_mv_grpo_llm",
 )  # fmt: skip
 
 

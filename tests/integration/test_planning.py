@@ -236,6 +236,7 @@ def test_activations_are_those_that_autograd_keeps():
 # -- the published size -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_object_costs_what_was_counted():
     """Within 0.3 %, once text is projected for each of 6 views as in the count, not once."""
     config = load_config(recipe("lcm_sdxl_mate3d"))
