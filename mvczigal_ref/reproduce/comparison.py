@@ -149,7 +149,7 @@ def compare(
         methods: What is compared.
         folder: Holds a run folder a method and seed; finished runs are not repeated.
         seeds: Of the runs; at least one.
-        overrides: Settings of all methods, as ``section.name=value``.
+        overrides: Settings of all methods, as ``section.name=value``, after the set's own.
         budget: Latents that the network may see in training; None is what the first method
             takes for its own number of iterations.
         tell: Asked for the listener of each run, by recipe, seed and iterations.
@@ -162,7 +162,7 @@ def compare(
     """
     outcomes = []
     for method in methods.methods:
-        base = load_config(recipe(method.recipe), overrides=overrides)
+        base = load_config(recipe(method.recipe), overrides=[*methods.settings, *overrides])
         planned = network_calls(base)
         if budget is None:
             budget = sum(planned)

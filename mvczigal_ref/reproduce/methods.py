@@ -39,6 +39,10 @@ class MethodSet:
     pair: tuple[str, str]
     """Recipes that are compared by a paired test, the second minus the first."""
 
+    settings: tuple[str, ...] = ()
+    """Of all methods, as ``section.name=value``; whoever asks for the comparison has the last
+    word."""
+
 
 COMPARISONS: Final = {
     "multiview": MethodSet(
@@ -63,6 +67,7 @@ COMPARISONS: Final = {
             Method("shuffled (control)", "tiny_shuffled"),
         ),
         pair=("tiny_mv_zigal", "tiny"),
+        settings=("run.evaluation_noises=16",),
     ),
     "flow": MethodSet(
         title="Text to image: arXiv:2603.12648, FLUX.1-dev trained on HPS-v3",

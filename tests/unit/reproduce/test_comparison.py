@@ -200,8 +200,8 @@ def test_the_picture_shows_the_drift_of_captions():
 
 
 def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_path):
-    """And a learning rate that fell to 0 at the end still does."""
-    seen = []
+    """A learning rate that fell to 0 at the end still does; the set's own settings hold."""
+    seen, noises = [], set()
     monkeypatch.setattr(
         "mvczigal_ref.reproduce.comparison.network_calls",
         lambda config: [300 if config.recipe == "tiny" else 400] * config.run.iterations,
@@ -209,6 +209,7 @@ def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_pa
 
     def run_gain(config, folder, events=None):
         seen.append((folder.name, config.run.iterations, config.optim.decay_iterations))
+        noises.add(config.run.evaluation_noises)
         table = {"per_view": torch.zeros(1, 2), "joint": torch.zeros(1, 2)}
         return {"before": table, "after": table, "seconds": 1.0, "calls": 12000, "captions": []}
 
@@ -219,5 +220,8 @@ def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_pa
     assert seen == [
         ("tiny-0", 40, 40), ("tiny-3", 40, 40), ("tiny_mv_pg-0", 30, 30), ("tiny_mv_pg-3", 30, 30),
     ]  # fmt: skip
+    assert noises == {16}
+    compare(methods, tmp_path, seeds=[0], overrides=["run.evaluation_noises=2"])
+    assert noises == {16, 2}
     assert [o.calls for o in found.outcomes] == [12000, 12000]
     assert found.outcomes[1].gains["joint"].shape == (2, 2)
