@@ -57,6 +57,11 @@ class Checkpoint:
     config: TrainConfig
     """Configuration of the run that wrote it."""
 
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What the run is to be judged by: the average of its parameters, if it has one."""
+        return self.tensors.get("average", self.tensors["policy"])
+
 
 def save_checkpoint(
     folder: Path,

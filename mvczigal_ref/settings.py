@@ -294,6 +294,11 @@ class OptimConfig:
     """Iterations over which the learning rate falls linearly to 0 [iterations]; 0 is none."""
     step_per_decision: bool = False
     """Change the parameters after each stochastic step of a group, and not once."""
+    average_decay: HalfOpenShare = 0.0
+    """Decay of the average of the parameters that is evaluated and kept in their place [1], in
+    [0, 1); 0 is no average."""
+    average_every: Count = 4
+    """Iterations between updates of the average [iterations]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)

@@ -202,7 +202,9 @@ def _train(
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
     tell.stage("scoring held-out prompts after training")
-    before, after = judge("before", 0), judge("after", state.finished)
+    before = judge("before", 0)
+    with state.kept():
+        after = judge("after", state.finished)
     result = RunResult(
         folder=folder,
         per_view=paired_gain(before.per_view, after.per_view),
@@ -211,7 +213,8 @@ def _train(
     )
     if world.is_main:
         policy: Any = system.policy
-        export_policy(trained_lora(policy) or policy, config, folder / POLICY)
+        with state.kept():
+            export_policy(trained_lora(policy) or policy, config, folder / POLICY)
         atomic_write(folder / "summary.json", to_json(_summary(result)))
     world.barrier()
     return result

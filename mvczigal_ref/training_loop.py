@@ -110,6 +110,7 @@ class TrainingLoop:
         calls = int(self._world.gather_objects(torch.tensor([rows()])).sum())
         state.constraint, state.finished = result.constraint, state.finished + 1
         state.old = result.old
+        state.follow()
         if self._captions is not None and result.told is not None:
             self._captions.append(state.finished - 1, result.told)
         state.pending = {**result.metrics, "network_calls": calls}
@@ -122,7 +123,8 @@ class TrainingLoop:
         last = state.ended
         metrics = {**(state.pending or {})}
         if every and state.finished % every == 0:
-            metrics |= self._judge.metrics("after" if last else "at", state.finished)
+            with state.kept():
+                metrics |= self._judge.metrics("after" if last else "at", state.finished)
         metrics |= {**self._timer.take(), "peak_memory": peak_memory(self._world.device)}
         if self._log is not None:
             self._log.append(iteration, metrics)
@@ -141,7 +143,7 @@ class TrainingLoop:
         known = state.guard is not None and state.guard.latest.iteration == state.finished
         if known or not self._watch.due(state.finished):
             return False
-        with self._timer("guard"):
+        with self._timer("guard"), state.kept():
             check, metrics = self._watch(state.finished)
         state.guard, verdict = guard_step(
             state.guard, check, margin=guard.margin, unit=guard.unit, fallen=guard.fallen

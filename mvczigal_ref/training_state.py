@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation import evaluate
 from mvczigal_ref.files import to_json
+from mvczigal_ref.group_learning import parameters_as
 from mvczigal_ref.iteration import prompt_batch
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.optimizer_state import join_optimizer_state, split_optimizer_state
 from mvczigal_ref.reward.guard import GuardState
 from mvczigal_ref.settings_file import settings_difference
 from mvczigal_ref.system import System, build_system
+from mvczigal_ref.update import follow_parameters
 
 __all__ = ["TrainingState", "begin", "find_checkpoint", "load_policy", "resume"]
 
@@ -67,6 +70,9 @@ class TrainingState:
     old: dict[str, torch.Tensor] | None = None
     """Parameters of the policy that samples, where it is not the one that learns."""
 
+    average: dict[str, torch.Tensor] | None = None
+    """Average of the parameters, where one is evaluated and kept in their place."""
+
     guard: GuardState | None = None
     """What the held-out guard remembers; None before its first check."""
 
@@ -94,6 +100,26 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
+    def follow(self) -> None:
+        """Let the average follow the parameters, if it is time after the last iteration."""
+        optim = self.config.optim
+        if self.average is None or self.finished % optim.average_every:
+            return
+        steps = self.finished * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
+        self.average = follow_parameters(
+            self.average, self.system.trained(), decay=optim.average_decay, steps=steps
+        )
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Put what is evaluated and kept in the parameters' place, for a while.
+
+        Returns:
+            Gives the average its turn; changes nothing where there is none.
+        """
+        if self.average is None:
+            return nullcontext()
+        return parameters_as(self.system.trained(), self.average)
+
     def return_to_best(self, folder: Path) -> None:
         """Take back what the guard's best check was made of; iterations done stay done.
 
@@ -107,7 +133,7 @@ class TrainingState:
         checkpoint = load_checkpoint(folder / _BEST / _name(best), config=self.config)
         found = resume(self.system, self.config, self.prompts, checkpoint)
         self.optimizer, self.constraint = found.optimizer, found.constraint
-        self.old = found.old
+        self.old, self.average = found.old, found.average
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint and remove old ones; for the main process alone.
@@ -148,6 +174,7 @@ class TrainingState:
                 "policy": trained,
                 "optimizer": tensors,
                 **({} if self.old is None else {"old": self.old}),
+                **({} if self.average is None else {"average": self.average}),
             },
             state=numbers,
             config=self.config,
@@ -200,6 +227,7 @@ def begin(
     return TrainingState(
         system, _optimizer(system, config), constraint, 0, prompts, config,
         old=_trained_values(system) if config.objective.kind == "forward_process" else None,
+        average=_trained_values(system) if config.optim.average_decay else None,
     )  # fmt: skip
 
 
@@ -269,7 +297,10 @@ def resume(
         system, optimizer, constraint, checkpoint.iteration, prompts, config,
         guard=None if guard is None else GuardState.from_json(guard),
         pending=checkpoint.state.get("pending"),
-        old=_old_values(system, config, checkpoint),
+        old=_saved_values(
+            system, checkpoint, "old", wanted=config.objective.kind == "forward_process"
+        ),
+        average=_saved_values(system, checkpoint, "average", wanted=config.optim.average_decay > 0),
     )  # fmt: skip
 
 
@@ -284,7 +315,8 @@ def load_policy(
         scorers: As :func:`~mvczigal_ref.system.build_system` takes them; the run's if absent.
 
     Returns:
-        The system with the newest checkpoint's parameters, and the run's configuration.
+        The system with the newest checkpoint's parameters, or their average where the run keeps
+        one, and the run's configuration.
 
     Raises:
         CheckpointError: If the folder is no run, or its checkpoint is damaged.
@@ -301,7 +333,7 @@ training wrote.
         raise CheckpointError(msg)
     checkpoint = load_checkpoint(found)
     system = build_system(checkpoint.config, device=device, scorers=scorers)
-    load_strict(system.trained(), checkpoint.tensors["policy"], source=str(found))
+    load_strict(system.trained(), checkpoint.kept, source=str(found))
     return system, checkpoint.config
 
 
@@ -347,14 +379,14 @@ def _trained_values(system: System) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in system.trained().items()}
 
 
-def _old_values(
-    system: System, config: TrainConfig, checkpoint: Checkpoint
+def _saved_values(
+    system: System, checkpoint: Checkpoint, name: str, *, wanted: bool
 ) -> dict[str, torch.Tensor] | None:
-    """Read the parameters of the policy that samples, where the run has one."""
-    if config.objective.kind != "forward_process":
+    """Read parameters beside those that learn, where the run has some."""
+    if not wanted:
         return None
     values = _trained_values(system)
-    load_strict(values, checkpoint.tensors.get("old", {}), source="the checkpoint's old policy")
+    load_strict(values, checkpoint.tensors.get(name, {}), source=f"the checkpoint's {name} policy")
     return values
 
 

@@ -43,7 +43,7 @@ def export_run(command: Export) -> Path:
     trained: LoraWeights | Any
     if config.model.network == "multiview" and config.model.finetune == "lora":
         trained = LoraWeights(
-            values=checkpoint.tensors["policy"],
+            values=checkpoint.kept,
             rank=config.model.lora_rank,
             alpha=config.model.lora_alpha,
         )

@@ -64,7 +64,11 @@ def flow_grpo() -> TrainConfig:
         advantage=AdvantageConfig(mode="per_view", spread="batch"),
         objective=ObjectiveConfig(kind="policy_gradient", clip_range=1e-4),
         optim=OptimConfig(
-            lr=3e-4, weight_decay=1e-4, max_grad_norm=1.0, optimizer_steps_per_epoch=2
+            lr=3e-4,
+            weight_decay=1e-4,
+            max_grad_norm=1.0,
+            optimizer_steps_per_epoch=2,
+            average_decay=0.9,
         ),
         run=RunConfig(
             iterations=1000,

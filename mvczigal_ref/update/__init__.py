@@ -7,6 +7,7 @@ decision by decision, under each of its conditions.
 """
 
 from mvczigal_ref.update.accumulate import accumulate_pairs
+from mvczigal_ref.update.average import follow_parameters
 from mvczigal_ref.update.batch import (
     PairBatch,
     PairGradients,
@@ -51,6 +52,7 @@ __all__ = [
     "UpdateSettings",
     "accumulate_pairs",
     "check_on_policy",
+    "follow_parameters",
     "locate_non_finite_gradient",
     "optimizer_step",
     "replay_decision",

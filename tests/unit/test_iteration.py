@@ -288,6 +288,8 @@ ELSEWHERE = {
     "optim.weight_decay": RUN,
     "optim.warmup_iterations": RUN,
     "optim.decay_iterations": RUN,
+    "optim.average_decay": RUN,
+    "optim.average_every": RUN,
     "run.iterations": RUN,
     "run.prompts": RUN,
     "run.held_out": RUN,

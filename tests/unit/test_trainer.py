@@ -289,6 +289,30 @@ def test_metrics_are_what_iterations_say_with_seconds_and_memory(record, tmp_pat
     assert all(row["peak_memory"] > 2**20 for row in rows)
 
 
+@pytest.mark.parametrize("every", [0, 2])
+def test_an_average_is_measured_guarded_and_kept(record, tmp_path, every):
+    """Iterations set the number to 1, 2, 3, 4; the average follows with decay 1/4 at most."""
+    optim = {"average_decay": 0.25, "average_every": 1, "optimizer_steps_per_epoch": 1}
+    rule = {"every": 2, "diversity": True, "unit": "reward", "margin": 1.0}
+    go(config(4, optim=optim, guard=rule, evaluate_every=every), tmp_path, record)
+    first = record.measured[0][0]
+    expected, average = {}, first
+    for n in (1, 2, 3, 4):
+        kept = min(0.25, (1 + n) / (10 + n))
+        average = kept * average + (1 - kept) * n
+        expected[n] = average
+
+    measured = [first, *([expected[2]] if every else []), expected[4]]
+    assert [one[0] for one in record.measured] == pytest.approx(measured)
+    assert [look[0] for look in record.looks] == [0, 2, 4]
+    assert [look[1] for look in record.looks] == pytest.approx([first, expected[2], expected[4]])
+    found = load_checkpoint(tmp_path / "checkpoints" / "iteration_000004")
+    assert 4.0 in {value.view(-1)[0].item() for value in found.tensors["policy"].values()}
+    exported = load_file(tmp_path / "policy" / "adapter_model.safetensors")
+    firsts = {round(value.view(-1)[0].item(), 5) for value in exported.values()}
+    assert round(expected[4], 5) in firsts
+
+
 def test_a_run_goes_on_where_it_ended(record, tmp_path):
     """Iterations, constraint, parameters; the scores before training are not measured again."""
     go(config(2), tmp_path, record)

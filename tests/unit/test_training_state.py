@@ -229,6 +229,77 @@ def test_a_run_on_the_forward_process_resumes_bit_for_bit(tmp_path):
     assert all(torch.equal(again.system.trained()[name], p) for name, p in learnt.items())
 
 
+AVERAGED = {"average_decay": 0.5, "average_every": 2}
+
+
+def test_an_average_follows_is_saved_and_is_what_is_kept(tmp_path):
+    """Every so many iterations; a resumed run has the same one, and a loaded policy is it."""
+    chosen = config(optim=AVERAGED)
+    state = begin(system(chosen), chosen, World(), PROMPTS)
+    start = {name: value.clone() for name, value in state.average.items()}
+    for finished in (1, 2):
+        with torch.no_grad():
+            for parameter in state.system.trained().values():
+                parameter += 1.0
+        state.finished = finished
+        state.follow()
+        if finished == 1:
+            assert all(torch.equal(state.average[name], value) for name, value in start.items())
+    # One optimiser step or more an iteration: the decay is still warming up.
+    steps = 2 * chosen.optim.optimizer_steps_per_epoch * chosen.optim.epochs_per_iteration
+    moved = 2.0 * (1 - min(0.5, (1 + steps) / (10 + steps)))
+    for name, value in start.items():
+        torch.testing.assert_close(state.average[name], value + moved, rtol=1e-6, atol=1e-6)
+    learnt = {name: p.detach().clone() for name, p in state.system.trained().items()}
+    with state.kept():
+        now = state.system.trained()
+        assert all(torch.equal(now[name], value) for name, value in state.average.items())
+    assert all(torch.equal(state.system.trained()[n], value) for n, value in learnt.items())
+
+    state.save(tmp_path)
+    found = load_checkpoint(tmp_path / "checkpoints" / "iteration_000002")
+    again = resume(system(chosen), chosen, PROMPTS, found)
+    assert again.average.keys() == state.average.keys()
+    assert all(torch.equal(again.average[name], value) for name, value in state.average.items())
+    assert all(torch.equal(again.system.trained()[n], value) for n, value in learnt.items())
+    assert all(torch.equal(found.kept[name], value) for name, value in state.average.items())
+
+
+def test_the_guard_returns_to_its_best_average_too(tmp_path):
+    """With the parameters that it is of."""
+    chosen = config(optim=AVERAGED)
+    state = begin(system(chosen), chosen, World(), PROMPTS)
+    check = GuardCheck(iteration=0, trained={"a": (1.0,)}, watched={"b": (1.0,)})
+    state.guard = GuardState(best=check, latest=check)
+    state.keep_best(tmp_path)
+    best, state.average = state.average, {n: v + 1 for n, v in state.average.items()}
+    state.return_to_best(tmp_path)
+
+    assert all(torch.equal(state.average[name], value) for name, value in best.items())
+
+
+def test_a_run_without_an_average_keeps_its_parameters(tmp_path):
+    """Nothing is stored twice."""
+    state = stepped(config(), tmp_path)
+    state.follow()
+    found = load_checkpoint(tmp_path / "checkpoints" / "iteration_000002")
+
+    assert state.average is None
+    assert found.tensors.keys() == {"policy", "optimizer"}
+    assert found.kept is found.tensors["policy"]
+
+
+def test_a_checkpoint_without_its_average_is_refused(tmp_path):
+    """Such as one that has lost it."""
+    chosen = config(optim=AVERAGED)
+    state = begin(system(chosen), chosen, World(), PROMPTS)
+    state.average = None
+    state.save(tmp_path)
+    found = load_checkpoint(tmp_path / "checkpoints" / "iteration_000000")
+    with pytest.raises(CheckpointError, match="the checkpoint's average policy"):
+        resume(system(chosen), chosen, PROMPTS, found)
+
+
 def test_a_checkpoint_without_the_old_policy_is_refused(tmp_path):
     """Such as one that has lost it; other runs have none."""
     chosen = config_of(FOLLOWED)
@@ -276,23 +347,27 @@ def test_a_folder_without_a_run_has_no_checkpoint(tmp_path):
     assert find_checkpoint(tmp_path, config()) is None
 
 
-@pytest.mark.parametrize("finetune", ["lora", "full"])
-def test_a_policy_is_rebuilt_from_its_folder_alone(tmp_path, finetune):
-    """Its output is the same bits."""
+@pytest.mark.parametrize(("finetune", "decay"), [("lora", 0.0), ("full", 0.0), ("lora", 0.9)])
+def test_a_policy_is_rebuilt_from_its_folder_alone(tmp_path, finetune, decay):
+    """Its output is the same bits; it is the average where the run has one."""
     weights = tmp_path / "weights"
     tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1)).save(weights)
-    chosen = config(model={"finetune": finetune, "weights": str(weights)})
+    chosen = config(
+        model={"finetune": finetune, "weights": str(weights)}, optim={"average_decay": decay}
+    )
     state = stepped(chosen, tmp_path)
     loaded, found = load_policy(tmp_path, device=torch.device("cpu"))
 
     assert found == chosen
     latent = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    if decay:  # the average has not moved yet
+        state = begin(system(chosen), chosen, World(), PROMPTS)
     outputs = [
         one.policy(latent, torch.tensor(500), one.conditioning(PROMPTS[:1]), guidance_scale=2.0)
         for one in (loaded, state.system, system(chosen))
     ]
     assert torch.equal(outputs[0], outputs[1])
-    assert not torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[0], outputs[2]) == (decay > 0)
 
 
 # -- errors ------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""An average of the parameters, which is evaluated and kept in their place."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["follow_parameters"]
+
+
+@torch.no_grad()
+def follow_parameters(
+    average: Mapping[str, Tensor], parameters: Mapping[str, Tensor], *, decay: float, steps: int
+) -> dict[str, Tensor]:
+    r"""Let an average follow the parameters, at once in the beginning and slowly later.
+
+    .. math:: \bar\theta \leftarrow d\, \bar\theta + (1 - d)\, \theta, \qquad
+        d = \min\Big(\bar d, \frac{1 + n}{10 + n}\Big)
+
+    Source:
+        arXiv:2505.05470 (Flow-GRPO), which evaluates and keeps the average.
+
+    Args:
+        average: By name, in the parameters' types.
+        parameters: By the same names.
+        decay: :math:`\bar d` [1], in [0, 1).
+        steps: :math:`n`, optimiser steps so far.
+
+    Returns:
+        The new average.
+
+    Raises:
+        ValueError: If names differ, or ``decay`` or ``steps`` is out of range.
+
+    Examples:
+        >>> before, now = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+        >>> follow_parameters(before, now, decay=0.9, steps=8)["w"].item()
+        0.5
+        >>> round(follow_parameters(before, now, decay=0.9, steps=800)["w"].item(), 6)
+        0.1
+    """
+    if average.keys() != parameters.keys():
+        differing = sorted(average.keys() ^ parameters.keys())[:3]
+        raise ValueError(f"`average` must have the parameters' names; these differ: {differing}.")
+    if not 0.0 <= decay < 1.0 or steps < 0:
+        msg = f"`decay` must be in [0, 1) and `steps` not negative; got {decay} and {steps}."
+        raise ValueError(msg)
+    kept = min(decay, (1 + steps) / (10 + steps))
+    return {
+        name: kept * average[name] + (1.0 - kept) * parameter.detach()
+        for name, parameter in parameters.items()
+    }
