@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mvczigal_ref.condition.edits import GrammarEditor
+from mvczigal_ref.condition.edits import WORDS, GrammarEditor
 from mvczigal_ref.condition.grammar import GrammarEnhancer
 from mvczigal_ref.condition.local import LocalVisionLanguageModel
 from mvczigal_ref.condition.online import ASPECTS, OnlineEnhancer
@@ -49,7 +49,8 @@ def _built(condition: ConditionConfig, device: torch.device) -> ConditionEnhance
         chosen = condition.instructions or ("plain",)
         return GrammarEnhancer(instructions=chosen, on_refusal="prompt")
     if condition.enhancer == "world_edits":
-        return GrammarEditor(num_captions=condition.num_captions)
+        words = condition.instructions or tuple(WORDS)
+        return GrammarEditor(num_captions=condition.num_captions, words=words)
     if condition.enhancer == "stored":
         return StoredCaptions(Path(condition.file or ""), num_captions=condition.num_captions)
     unknown = [name for name in condition.instructions if name not in ASPECTS]

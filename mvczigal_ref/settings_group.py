@@ -92,7 +92,8 @@ class ConditionConfig:
     api_key_env: Name | None = None
     """Environment variable that holds its key."""
     instructions: Names = ()
-    """What captions may be asked to add, by name; empty is all that the enhancer knows."""
+    """What captions may be asked to add, or which words of the world's may change, by name; empty
+    is all that the enhancer knows."""
     weight: NonNegative = 1.0
     """Weight of each caption in the objective, where the prompt's is 1 [1]."""
 

@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from mvczigal_ref.condition.protocol import Caption, GroupImages, stream
 from mvczigal_ref.world.grammar import COLOURS, PARTS, SHAPES, Prompt, parse
 
-__all__ = ["GrammarEditor", "one_word_edits"]
+__all__ = ["WORDS", "GrammarEditor", "one_word_edits"]
+
+WORDS: Final = {
+    "body_colour": COLOURS,
+    "shape": SHAPES,
+    "part_colour": COLOURS,
+    "part": PARTS,
+}
+"""What a word of a prompt may be changed into, by the word's name."""
 
 
 def one_word_edits(prompt: Prompt) -> list[tuple[str, Prompt]]:
@@ -24,14 +33,8 @@ def one_word_edits(prompt: Prompt) -> list[tuple[str, Prompt]]:
         >>> len(edits), str(edits[-1][1])
         (12, 'a red cube with a white fin')
     """
-    words = {
-        "body_colour": COLOURS,
-        "shape": SHAPES,
-        "part_colour": COLOURS,
-        "part": PARTS,
-    }
     found = []
-    for name, choices in words.items():
+    for name, choices in WORDS.items():
         for word in choices:
             edited = replace(prompt, **{name: word})
             if edited != prompt and edited.body_colour != edited.part_colour:
@@ -49,9 +52,11 @@ class GrammarEditor:
 
     Args:
         num_captions: K, distinct for each prompt [1]; at least 1.
+        words: Names of the words that may be changed, some of ``WORDS``.
 
     Raises:
-        ValueError: If ``num_captions`` is below 1 or above what one word can make.
+        ValueError: If a word is unknown, none is given, or ``num_captions`` is below 1 or above
+            what one word can make.
 
     Examples:
         >>> edit = GrammarEditor(num_captions=2)
@@ -61,8 +66,12 @@ class GrammarEditor:
 
     needs_images: bool = False
 
-    def __init__(self, *, num_captions: int) -> None:
-        most = len(one_word_edits(parse("a red cube with a white nose")))  # as of any prompt
+    def __init__(self, *, num_captions: int, words: Sequence[str] = tuple(WORDS)) -> None:
+        if not words or not set(words) <= WORDS.keys():
+            msg = f"`words` must be some of {tuple(WORDS)}; got {tuple(words)}."
+            raise ValueError(msg)
+        self._words = frozenset(words)
+        most = len(self._edits("a red cube with a white nose"))  # as of any prompt
         if not 1 <= num_captions <= most:
             msg = f"`num_captions` must be from 1 to {most}; got {num_captions}."
             raise ValueError(msg)
@@ -93,6 +102,8 @@ class GrammarEditor:
         return [self._drawn(prompt, seed) for prompt in prompts]
 
     def _drawn(self, prompt: str, seed: int) -> tuple[Caption, ...]:
-        edits = one_word_edits(parse(prompt))
-        chosen = stream(seed, prompt).sample(edits, self._num_captions)
+        chosen = stream(seed, prompt).sample(self._edits(prompt), self._num_captions)
         return tuple(Caption(caption=str(text), instruction=name) for name, text in chosen)
+
+    def _edits(self, prompt: str) -> list[tuple[str, Prompt]]:
+        return [(name, text) for name, text in one_word_edits(parse(prompt)) if name in self._words]

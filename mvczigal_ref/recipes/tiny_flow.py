@@ -142,7 +142,7 @@ def tiny_branch_grpo() -> TrainConfig:
 def tiny_diffusion_nft() -> TrainConfig:
     """DiffusionNFT on the tiny world: samples noised again and fitted, without a trajectory.
 
-    An iteration asks the network most of all methods, so there are few, at twice the rate.
+    An iteration asks the network more often than others, so there are few, at a higher rate.
     """
     base = tiny_flow_grpo()
     return replace(
@@ -150,8 +150,8 @@ def tiny_diffusion_nft() -> TrainConfig:
         recipe="tiny_diffusion_nft",
         rollout=replace(base.rollout, shared_noise=False, window="all"),
         objective=ObjectiveConfig(kind="forward_process", kl_weight=1e-4),
-        forward=ForwardConfig(mix=1.0, levels=2),
-        optim=replace(base.optim, lr=1.2e-2),
+        forward=ForwardConfig(mix=1.0, levels=1),
+        optim=replace(base.optim, lr=8e-3),
     )
 
 
@@ -165,11 +165,13 @@ def tiny_mv_grpo_vlm() -> TrainConfig:
 
 
 def tiny_mv_grpo_llm() -> TrainConfig:
-    """MV-GRPO on the tiny world: captions that change one word of the prompt.
+    """MV-GRPO on the tiny world: captions that say another part or colour of it.
 
-    Otherwise it is `tiny_flow_grpo_fast`.
+    Otherwise it is `tiny_flow_grpo_fast`. Of a body that is not there no sample shows anything.
     """
-    condition = ConditionConfig(enhancer="world_edits", num_captions=4)
+    condition = ConditionConfig(
+        enhancer="world_edits", num_captions=4, instructions=("part_colour", "part")
+    )
     return replace(tiny_flow_grpo_fast(), recipe="tiny_mv_grpo_llm", condition=condition)
 
 

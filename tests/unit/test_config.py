@@ -174,6 +174,8 @@ OTHER = {
         "warmup_iterations": 5,
         "decay_iterations": 9,
         "step_per_decision": True,
+        "average_decay": 0.5,
+        "average_every": 2,
     },
     "run": {
         "iterations": 10,

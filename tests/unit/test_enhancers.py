@@ -103,6 +103,7 @@ def test_a_model_is_asked_about_the_chosen_aspects(models, kind):
     ("kind", "settings", "said"),
     [
         ("world", {"instructions": ["smell"]}, "smell"),
+        ("world_edits", {"instructions": ["smell"]}, "`words` must be some of .* got .'smell',"),
         ("chat", {"model": "m", "url": "http://h", "instructions": ["smell"]}, r"got \['smell'\]"),
         ("chat", {"model": "m", "url": "not a url"}, "url"),
         ("stored", {"file": "absent.jsonl"}, "cannot read captions from 'absent.jsonl'"),

@@ -38,6 +38,15 @@ def test_captions_are_distinct_edits_that_depend_on_prompt_and_seed_alone(prompt
     assert all(known[c.caption] == c.instruction for c in alone)
 
 
+@pytest.mark.parametrize("words", [("part",), ("part_colour", "part"), ("shape",)])
+def test_only_the_words_that_may_be_changed_are(words):
+    """All of them, over some seeds."""
+    edit = GrammarEditor(num_captions=1, words=words)
+    drawn = {edit(["a red cube with a white nose"], seed=seed)[0][0] for seed in range(40)}
+
+    assert {caption.instruction for caption in drawn} == set(words)
+
+
 def test_another_seed_draws_other_edits():
     """Otherwise a run would see K captions a prompt for ever."""
     edit = GrammarEditor(num_captions=4)
@@ -51,6 +60,15 @@ def test_a_number_that_cannot_be_is_refused(count):
     """One word makes a dozen prompts at most."""
     with pytest.raises(ValueError, match="`num_captions` must be from 1 to"):
         GrammarEditor(num_captions=count)
+
+
+@pytest.mark.parametrize("words", [(), ("size",), ("part", "head")])
+def test_words_that_prompts_do_not_have_are_refused(words):
+    """With those they have; so are more captions than the words allow."""
+    with pytest.raises(ValueError, match=r"`words` must be some of \('body_colour', 'shape',"):
+        GrammarEditor(num_captions=1, words=words)
+    with pytest.raises(ValueError, match="`num_captions` must be from 1 to 5; got 6"):
+        GrammarEditor(num_captions=6, words=("part_colour", "part"))
 
 
 def test_a_prompt_outside_the_grammar_is_refused():

@@ -76,8 +76,8 @@ def test_the_error_counts_seeds_and_prompts(rows):
         ("tiny_tempflow_grpo", (), 2 * 3 + 6 * (3 + 2 + 1) + 2 * 3),
         # The shared state under each of 4 captions: once to score, once to learn.
         ("tiny_mv_grpo_llm", FIRST, (1 + 3 * 8) + (4 + 5) * 1),
-        # 4 steps of 8 members; at 2 levels the old policy, the reference and the policy.
-        ("tiny_diffusion_nft", (), 4 * 8 + 3 * 2 * 8),
+        # 4 steps of 8 members; at one level the old policy, the reference and the policy.
+        ("tiny_diffusion_nft", (), 4 * 8 + 3 * 8),
     ],
 )
 def test_calls_are_those_of_the_method(name, words, expected):
