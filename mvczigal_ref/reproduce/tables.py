@@ -80,7 +80,7 @@ def figure(comparison: Comparison) -> str:
         )  # fmt: skip
     axes.axvline(0.0, color="0.5", linewidth=0.8)
     axes.set_yticks(range(len(shown)), [outcome.method.name for outcome in shown])
-    axes.set_xlabel("held-out gain ± standard error over seeds and prompts")
+    axes.set_xlabel("held-out gain on the tiny world ± standard error over seeds and prompts")
     axes.set_title(comparison.methods.title, fontsize=9)
     if len(scores) > 1:
         axes.legend(frameon=False)
