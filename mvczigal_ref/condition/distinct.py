@@ -100,6 +100,7 @@ def every_condition(
         One entry for every condition and prompt.
 
     Examples:
+        >>> import torch
         >>> columns = distinct_texts([["a", "b"], ["a", "c"]])
         >>> every_condition(columns, [torch.tensor([1.0, 2.0]), torch.tensor([3.0])]).tolist()
         [[1.0, 2.0], [1.0, 3.0]]

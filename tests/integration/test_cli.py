@@ -639,6 +639,7 @@ def launch(folder, argv):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_speaks(finished, words, tmp_path):
     """Every line comes once, and the run is the one that a single process makes."""
     folder = tmp_path / "run"

@@ -123,7 +123,7 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sections", cases(RUNS, "uneven pieces, two rounds"))
+@pytest.mark.parametrize("sections", cases(RUNS))
 def test_counts_are_those_of_a_real_iteration(sections, monkeypatch):
     """Network, scorer and optimiser calls, images and stored bytes, exactly."""
     config = config_of(**sections)

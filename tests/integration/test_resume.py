@@ -37,9 +37,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "sections", cases(CASES, "MVC-ZigAL", "sampled threshold, warm-up, several passes")
-)
+@pytest.mark.parametrize("sections", cases(CASES, "MVC-ZigAL"))
 def test_four_iterations_are_two_and_two(undisturbed, prompts, tmp_path, sections):
     """Parameters, optimiser, multiplier, threshold, metrics and held-out scores."""
     whole = undisturbed(**sections)

@@ -116,6 +116,7 @@ class Outage(Events):
             self.end()
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_service(undisturbed, prompts, tmp_path):
     """SIGKILL while it scores; the run waits, asks the new one, and ends with the same bits."""
     pauses = []

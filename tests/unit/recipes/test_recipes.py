@@ -36,7 +36,7 @@ ALSO_CHANGES = {
     },
     "tiny_flow_grpo_fast": {
         "tiny_mv_grpo_vlm": {"condition.enhancer"},
-        "tiny_mv_grpo_llm": {"condition.enhancer"},
+        "tiny_mv_grpo_llm": {"condition.enhancer", "condition.instructions"},
     },
 }  # fmt: skip
 FLUX = (
