@@ -25,7 +25,7 @@ TEST_ENV = {
 }
 # Two workers: tests of one file stay together, for the fixtures that they share.
 WORKERS = ("--numprocesses", "2", "--dist", "loadfile")
-UNIT = ("--doctest-modules", "mvczigal_ref", "tests/unit")
+UNIT = ("-m", "not slow", "--doctest-modules", "mvczigal_ref", "tests/unit")
 
 
 def _python(session: nox.Session) -> str:
@@ -87,8 +87,10 @@ def integration(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def slow(session: nox.Session) -> None:
-    """Run the cases of whole runs that `integration` leaves out, as they take long."""
-    _shared(session, "pytest", *(session.posargs or ("-m", "slow", "tests/integration")))
+    """Run the cases that `unit` and `integration` leave out, as they take long."""
+    _shared(
+        session, "pytest", *(session.posargs or ("-m", "slow", "tests/unit", "tests/integration"))
+    )
 
 
 @nox.session(venv_backend="none")

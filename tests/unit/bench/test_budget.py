@@ -37,6 +37,7 @@ def words():
 # -- oracle ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_and_json(tmp_path, monkeypatch, capsys):
     """Of every row; seconds and shares are positive, operations those that a plan counts."""
     out, plans = tmp_path / "budget.json", []

@@ -86,6 +86,7 @@ def test_attention_stores_no_scores_on_the_meta_device_alone():
     assert functional.scaled_dot_product_attention is plain
 
 
+@pytest.mark.slow
 def test_two_processes_have_half_of_the_objects_each():
     """And each the plan of one that has as many alone."""
     one = planned(config_of())
@@ -110,6 +111,7 @@ def test_checkpointing_trades_memory_for_operations():
     assert checkpointed.memory.stages["update"] < plain.memory.stages["update"]
 
 
+@pytest.mark.slow
 def test_what_waits_elsewhere_is_counted_while_it_works():
     """Every stage by hand, from the parts of the plan that keeps everything in place.
 
