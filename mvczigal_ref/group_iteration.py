@@ -23,6 +23,7 @@ from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import System
 from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.update import mixed_parameters
 
 __all__ = ["run_group_iteration"]
 
@@ -237,7 +238,4 @@ def _followed(
     kept = old_policy_decay(
         iteration, rate=config.forward.old_decay_rate, largest=config.forward.old_decay_largest
     )
-    return {
-        name: kept * old[name] + (1.0 - kept) * parameter.detach()
-        for name, parameter in system.trained().items()
-    }
+    return mixed_parameters(old, system.trained(), kept=kept)

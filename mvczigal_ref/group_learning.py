@@ -13,6 +13,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.distributed import World
 from mvczigal_ref.group_objective import group_objective, step_weights
+from mvczigal_ref.group_records import GroupDecision
 from mvczigal_ref.group_samples import GroupSamples
 from mvczigal_ref.objective.augmented_conditions import probability_drift
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss
@@ -35,6 +36,9 @@ __all__ = ["learn_from_decisions", "learn_from_noised", "parameters_as"]
 
 Tables = Sequence[tuple[Tensor, ...]]
 """Per condition a table a decision, of all prompts."""
+
+Decisions = tuple[GroupDecision, ...]
+"""What some prompts of a slice drew."""
 
 Known = tuple[TextColumn, Conditioning]
 """Distinct texts of some prompts of a slice, and what the policy knows of them."""
@@ -72,12 +76,16 @@ def learn_from_decisions(
         ReplayMismatchError: If replay does not reproduce the rollout.
     """
     settings = _update_settings(config)
-    old = [
-        _old_log_probs(system, part, known, settings)
+    decisions = [
+        [_narrowed(part, column) for column, _ in known]
         for part, known in zip(samples, conditions, strict=True)
     ]
+    old = [
+        _old_log_probs(system, part, known, settings)
+        for part, known in zip(decisions, conditions, strict=True)
+    ]
     batches = [
-        _batches(system, part, samples[n], conditions[n], old[n], advantages, config)
+        _batches(system, part, decisions[n], conditions[n], old[n], advantages, config)
         for n, part in enumerate(share.objects)
     ]
     learned = update_groups(
@@ -196,25 +204,32 @@ def _update_settings(config: TrainConfig) -> GroupUpdateSettings:
     )
 
 
+def _narrowed(samples: GroupSamples, column: TextColumn) -> Decisions:
+    """Give what the prompts of a column drew; all prompts' own is not copied."""
+    if len(column.prompts) == samples.denoised.shape[0]:
+        return samples.decisions
+    return tuple(decision.prompts(column.prompts) for decision in samples.decisions)
+
+
 @torch.no_grad()
 def _old_log_probs(
     system: System,
-    samples: GroupSamples,
+    decisions: Sequence[Decisions],
     conditions: Sequence[Known],
     settings: GroupUpdateSettings,
 ) -> list[tuple[Tensor, ...]]:
     """Score what was drawn under every condition, by the network that drew it."""
     return [
-        tuple(decision.log_prob for decision in samples.decisions),
+        tuple(decision.log_prob for decision in decisions[0]),
         *(
             tuple(
                 replay_decision(
-                    system.policy, system.sampler, decision.prompts(column.prompts), known,
+                    system.policy, system.sampler, decision, known,
                     settings=settings, nodes_per_call=settings.nodes_per_call,
                 )
-                for decision in samples.decisions
+                for decision in drawn
             )
-            for column, known in conditions[1:]
+            for drawn, (_, known) in zip(decisions[1:], conditions[1:], strict=True)
         ),
     ]  # fmt: skip
 
@@ -222,7 +237,7 @@ def _old_log_probs(
 def _batches(
     system: System,
     part: range,
-    samples: GroupSamples,
+    decisions: Sequence[Decisions],
     conditions: Sequence[Known],
     old: Sequence[tuple[Tensor, ...]],
     advantages: Sequence[tuple[Tensor, ...]],
@@ -231,12 +246,10 @@ def _batches(
     """Put one slice together, a batch a column of distinct texts; weights are 1 on average."""
     weights = [1.0, *[config.condition.weight] * (len(advantages) - 1)]
     relative = [weight * len(weights) / sum(weights) for weight in weights]
-    steps = step_weights(config, system.sampler, samples.decisions)
+    steps = step_weights(config, system.sampler, decisions[0])
     return [
         GroupBatch(
-            decisions=samples.decisions
-            if len(column.prompts) == len(part)
-            else tuple(decision.prompts(column.prompts) for decision in samples.decisions),
+            decisions=drawn,
             conditioning=known,
             log_prob_old=scores,
             advantage=_advantages_of(column, part, advantages, device=system.device),
@@ -245,7 +258,7 @@ def _batches(
             repeats=tuple(map(len, column.conditions)),
             objects=tuple(part.start + prompt for prompt in column.prompts),
         )
-        for (column, known), scores in zip(conditions, old, strict=True)
+        for drawn, (column, known), scores in zip(decisions, conditions, old, strict=True)
     ]
 
 

@@ -7,7 +7,7 @@ decision by decision, under each of its conditions.
 """
 
 from mvczigal_ref.update.accumulate import accumulate_pairs
-from mvczigal_ref.update.average import follow_parameters
+from mvczigal_ref.update.average import follow_parameters, mixed_parameters
 from mvczigal_ref.update.batch import (
     PairBatch,
     PairGradients,
@@ -54,6 +54,7 @@ __all__ = [
     "check_on_policy",
     "follow_parameters",
     "locate_non_finite_gradient",
+    "mixed_parameters",
     "optimizer_step",
     "replay_decision",
     "replay_log_prob",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["follow_parameters"]
+__all__ = ["follow_parameters", "mixed_parameters"]
 
 
 @torch.no_grad()
@@ -45,8 +45,27 @@ def follow_parameters(
     if not 0.0 <= decay < 1.0 or steps < 0:
         msg = f"`decay` must be in [0, 1) and `steps` not negative; got {decay} and {steps}."
         raise ValueError(msg)
-    kept = min(decay, (1 + steps) / (10 + steps))
+    return mixed_parameters(average, parameters, kept=min(decay, (1 + steps) / (10 + steps)))
+
+
+def mixed_parameters(
+    old: Mapping[str, Tensor], parameters: Mapping[str, Tensor], *, kept: float
+) -> dict[str, Tensor]:
+    r"""Move some values towards the parameters: :math:`d\, \theta' + (1 - d)\, \theta`.
+
+    Args:
+        old: By name.
+        parameters: By the same names. No gradient flows.
+        kept: :math:`d`, share of the old values [1].
+
+    Returns:
+        The new values.
+
+    Examples:
+        >>> mixed_parameters({"w": torch.zeros(1)}, {"w": torch.ones(1)}, kept=0.75)["w"].item()
+        0.25
+    """
     return {
-        name: kept * average[name] + (1.0 - kept) * parameter.detach()
+        name: kept * old[name] + (1.0 - kept) * parameter.detach()
         for name, parameter in parameters.items()
     }
