@@ -21,16 +21,11 @@ from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_
 from mvczigal_ref.networks import PUBLISHED, published_sources
 from mvczigal_ref.reward.guard import GuardState
 from mvczigal_ref.reward.registry import check_scorers
+from mvczigal_ref.run_folder import find_checkpoint, load_policy
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import build_system
 from mvczigal_ref.training_loop import Events, TrainingLoop, stop_on_terminate
-from mvczigal_ref.training_state import (
-    TrainingState,
-    begin,
-    find_checkpoint,
-    load_policy,
-    resume,
-)
+from mvczigal_ref.training_state import TrainingState, begin, resume
 from mvczigal_ref.world.grammar import split_prompts
 
 __all__ = ["Events", "RunResult", "export_policy", "load_policy", "read_prompts", "train"]

@@ -1,7 +1,6 @@
-"""What a training run changes: made at its beginning, saved, and found again."""
+"""What a training run changes: made at its beginning, saved, and made again."""
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,11 @@ import torch
 
 from mvczigal_ref.checkpoint import (
     Checkpoint,
-    latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
-from mvczigal_ref.config import TrainConfig, fingerprinted, load_config, to_dict
+from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
@@ -30,15 +28,12 @@ from mvczigal_ref.iteration import prompt_batch
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.optimizer_state import join_optimizer_state, split_optimizer_state
 from mvczigal_ref.reward.guard import GuardState
-from mvczigal_ref.settings_file import settings_difference
-from mvczigal_ref.system import System, build_system
+from mvczigal_ref.system import System
 from mvczigal_ref.update import follow_parameters
 
-__all__ = ["TrainingState", "begin", "find_checkpoint", "load_policy", "resume"]
+__all__ = ["TrainingState", "begin", "resume"]
 
 _BEST = "best"  # folder of the guard's own checkpoint, out of the reach of pruning
-# A folder that holds one of these holds a run.
-_WRITTEN = ("checkpoints", "evaluations", "metrics.jsonl", "policy", "summary.json")
 
 
 @dataclass(slots=True)
@@ -201,6 +196,7 @@ def begin(
 
     Examples:
         >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> from mvczigal_ref.system import build_system
         >>> config = TrainConfig()
         >>> system = build_system(
         ...     config, device=torch.device("cpu"), components=tiny_components(seed=0)
@@ -231,38 +227,6 @@ def begin(
     )  # fmt: skip
 
 
-def find_checkpoint(folder: Path, config: TrainConfig) -> Checkpoint | None:
-    """Read the newest checkpoint of a run folder, changing nothing.
-
-    Args:
-        folder: The run folder; it need not exist.
-        config: The run.
-
-    Returns:
-        The checkpoint, or None if there is none yet.
-
-    Raises:
-        CheckpointError: If the folder holds another run, or a checkpoint that is damaged, of
-            another run, or past this run's end.
-
-    Examples:
-        >>> find_checkpoint(Path("absent"), TrainConfig()) is None
-        True
-    """
-    _refuse_foreign(folder, config)
-    newest = latest_checkpoint(folder / "checkpoints")
-    if newest is None:
-        return None
-    checkpoint = load_checkpoint(newest, config=config)
-    if checkpoint.iteration > config.run.iterations:
-        msg = (
-            f"`run.iterations` must be at least {checkpoint.iteration}, what {str(newest)!r} has "
-            f"finished; got {config.run.iterations}. Ask for more, or choose another folder."
-        )
-        raise CheckpointError(msg)
-    return checkpoint
-
-
 def resume(
     system: System, config: TrainConfig, prompts: Sequence[str], checkpoint: Checkpoint
 ) -> TrainingState:
@@ -272,7 +236,7 @@ def resume(
         system: As at the run's beginning; its trained parameters are overwritten.
         config: The run.
         prompts: All training prompts, those of the run's beginning.
-        checkpoint: Read by :func:`find_checkpoint`.
+        checkpoint: Read by :func:`~mvczigal_ref.run_folder.find_checkpoint`.
 
     Returns:
         The state, bit for bit as it was saved.
@@ -302,67 +266,6 @@ def resume(
         ),
         average=_saved_values(system, checkpoint, "average", wanted=config.optim.average_decay > 0),
     )  # fmt: skip
-
-
-def load_policy(
-    folder: Path, *, device: torch.device, scorers: Mapping[str, Any] | None = None
-) -> tuple[System, TrainConfig]:
-    """Rebuild the trained system of a run folder.
-
-    Args:
-        folder: Written by training.
-        device: Where everything goes.
-        scorers: As :func:`~mvczigal_ref.system.build_system` takes them; the run's if absent.
-
-    Returns:
-        The system with the newest checkpoint's parameters, or their average where the run keeps
-        one, and the run's configuration.
-
-    Raises:
-        CheckpointError: If the folder is no run, or its checkpoint is damaged.
-
-    Examples:
-        >>> load_policy(Path("absent"), device=torch.device("cpu"))
-        Traceback (most recent call last):
-        mvczigal_ref.errors.CheckpointError: 'absent' holds no checkpoint. Pass a folder that \
-training wrote.
-    """
-    found = latest_checkpoint(folder / "checkpoints")
-    if found is None:
-        msg = f"{str(folder)!r} holds no checkpoint. Pass a folder that training wrote."
-        raise CheckpointError(msg)
-    checkpoint = load_checkpoint(found)
-    system = build_system(checkpoint.config, device=device, scorers=scorers)
-    load_strict(system.trained(), checkpoint.kept, source=str(found))
-    return system, checkpoint.config
-
-
-def _refuse_foreign(folder: Path, config: TrainConfig) -> None:
-    """Refuse a folder that holds another run, or files of a run that is not there."""
-    path = folder / "config.json"
-    if not path.is_file():
-        found = [name for name in _WRITTEN if (folder / name).exists()]
-        if found:
-            msg = f"{str(folder)!r} holds {', '.join(found)} of a run without its config.json. "
-            raise CheckpointError(msg + "Restore that file, or choose another folder.")
-        return
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        saved = load_config(file=path)  # which completes what is missing
-        missing = sorted(to_dict(saved).keys() - values.keys())
-    except ValueError as error:  # no JSON, or no settings
-        msg = f"{str(path)!r} is no run's configuration: {error} Choose another folder."
-        raise CheckpointError(msg) from error
-    if missing:
-        msg = f"{str(path)!r} is no run's configuration: it lacks {', '.join(missing)}. "
-        raise CheckpointError(msg + "Choose another folder.")
-    differing = settings_difference(fingerprinted(saved), fingerprinted(config))
-    if differing:
-        msg = (
-            f"{str(folder)!r} holds another run (recipe {saved.recipe!r}): {differing}. "
-            "Choose another folder, or pass that run's own settings to go on with it."
-        )
-        raise CheckpointError(msg)
 
 
 def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:

@@ -12,8 +12,9 @@ from mvczigal_ref.checking.verdict import Finding
 from mvczigal_ref.config import to_dict
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.records import PairedRollout, Trajectory
+from mvczigal_ref.run_folder import find_checkpoint
 from mvczigal_ref.system import DTYPES
-from mvczigal_ref.training_state import find_checkpoint, resume
+from mvczigal_ref.training_state import resume
 
 __all__ = ["ATTEMPTS"]
 

@@ -1,9 +1,10 @@
 """Train every method with several seeds at equal network calls, and compare what they gain."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import Method, MethodSet
+from mvczigal_ref.run_folder import find_checkpoint, is_finished
 from mvczigal_ref.tracking import read_metrics
 from mvczigal_ref.trainer import Events, train
 
@@ -106,14 +108,18 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
 
     Args:
         config: The run.
-        folder: Run folder; a stopped run goes on.
+        folder: Run folder; a stopped run goes on, and one that was evaluated otherwise is
+            evaluated again.
         events: Told of progress.
 
     Returns:
         Tables ``before`` and ``after`` by score, and of its iterations the network calls, the
         wall seconds, and what was written down of captions.
+
+    Raises:
+        CheckpointError: If the folder holds a run of other settings.
     """
-    if not (folder / "summary.json").exists():
+    if not is_finished(folder, config):
         train(config, folder, world=World(), events=events)
     metrics = read_metrics(folder / "metrics.jsonl")
     found: dict[str, Any] = {
@@ -123,9 +129,8 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         ),
         "captions": read_metrics(folder / "captions.jsonl"),
     }
-    for occasion, iteration in (("before", 0), ("after", config.run.iterations)):
-        path = folder / "evaluations" / f"{occasion}_{iteration:06d}.safetensors"
-        found[occasion] = load_file(path)
+    for occasion in ("before", "after"):  # the last one, where a run was made longer
+        found[occasion] = load_file(max((folder / "evaluations").glob(f"{occasion}_*.safetensors")))
     return found
 
 
@@ -158,23 +163,39 @@ def compare(
         The comparison.
 
     Raises:
+        CheckpointError: If a run folder holds a run of other settings.
         ConfigError: If a setting is refused.
     """
+    runs = [
+        [(_of_seed(config, seed), folder / f"{method.recipe}-{seed}") for seed in seeds]
+        for method, config in _planned(methods, overrides, budget)
+    ]
+    for own, place in chain.from_iterable(runs):  # before any long work starts
+        find_checkpoint(place, own)
     outcomes = []
+    for method, mine in zip(methods.methods, runs, strict=True):
+        found = []
+        for own, place in mine:
+            with tell(method.recipe, own.run.seed, own.run.iterations) as events:
+                found.append(run_gain(own, place, events=events))
+        outcomes.append(_outcome(method, methods.scores, mine[0][0], found))
+    return Comparison(methods=methods, outcomes=tuple(outcomes))
+
+
+def _planned(
+    methods: MethodSet, overrides: Sequence[str], budget: int | None
+) -> Iterator[tuple[Method, TrainConfig]]:
+    """Give each method as many iterations as its calls allow."""
     for method in methods.methods:
         base = load_config(recipe(method.recipe), overrides=[*methods.settings, *overrides])
-        planned = network_calls(base)
+        calls = network_calls(base)
         if budget is None:
-            budget = sum(planned)
-        config = _of_length(base, max(1, round(budget * len(planned) / sum(planned))))
-        runs = []
-        for seed in seeds:
-            own = replace(config, run=replace(config.run, seed=seed))
-            place = folder / f"{method.recipe}-{seed}"
-            with tell(method.recipe, seed, config.run.iterations) as events:
-                runs.append(run_gain(own, place, events=events))
-        outcomes.append(_outcome(method, methods.scores, config, runs))
-    return Comparison(methods=methods, outcomes=tuple(outcomes))
+            budget = sum(calls)
+        yield method, _of_length(base, max(1, round(budget * len(calls) / sum(calls))))
+
+
+def _of_seed(config: TrainConfig, seed: int) -> TrainConfig:
+    return replace(config, run=replace(config.run, seed=seed))
 
 
 def _of_length(config: TrainConfig, iterations: int) -> TrainConfig:

@@ -1,8 +1,6 @@
 """`training_state`: begun, saved, found again, refused."""
 
 import json
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +16,10 @@ from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.iteration import prompt_batch
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.reward.guard import GuardCheck, GuardState
+from mvczigal_ref.run_folder import find_checkpoint
 from mvczigal_ref.system import build_system
 from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.training_state import begin, find_checkpoint, load_policy, resume
+from mvczigal_ref.training_state import begin, resume
 from tests.analytic_system import PROMPTS as NUMBERED
 from tests.analytic_system import analytic_system
 from tests.unit.test_group_iteration import FORWARD
@@ -330,96 +329,7 @@ def test_old_checkpoints_are_removed(tmp_path):
     assert kept == ["iteration_000002", "iteration_000003"]
 
 
-def test_a_run_may_be_made_longer_or_ended_where_it_is(tmp_path):
-    """Its length is no part of what it is."""
-    stepped(config(), tmp_path)
-
-    for iterations in (2, 100):
-        assert find_checkpoint(tmp_path, config(iterations=iterations)).iteration == 2
-
-
-def test_a_folder_without_a_run_has_no_checkpoint(tmp_path):
-    """Absent, empty, with files that are none of a run's, or begun and killed at once."""
-    (tmp_path / "notes.txt").write_text("mine")
-    assert find_checkpoint(tmp_path / "absent", config()) is None
-    assert find_checkpoint(tmp_path, config()) is None
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config())))
-    assert find_checkpoint(tmp_path, config()) is None
-
-
-@pytest.mark.parametrize(("finetune", "decay"), [("lora", 0.0), ("full", 0.0), ("lora", 0.9)])
-def test_a_policy_is_rebuilt_from_its_folder_alone(tmp_path, finetune, decay):
-    """Its output is the same bits; it is the average where the run has one."""
-    weights = tmp_path / "weights"
-    tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1)).save(weights)
-    chosen = config(
-        model={"finetune": finetune, "weights": str(weights)}, optim={"average_decay": decay}
-    )
-    state = stepped(chosen, tmp_path)
-    loaded, found = load_policy(tmp_path, device=torch.device("cpu"))
-
-    assert found == chosen
-    latent = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    if decay:  # the average has not moved yet
-        state = begin(system(chosen), chosen, World(), PROMPTS)
-    outputs = [
-        one.policy(latent, torch.tensor(500), one.conditioning(PROMPTS[:1]), guidance_scale=2.0)
-        for one in (loaded, state.system, system(chosen))
-    ]
-    assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[0], outputs[2]) == (decay > 0)
-
-
 # -- errors ------------------------------------------------------------------------------
-
-
-def test_a_folder_of_another_run_is_refused(tmp_path):
-    """With each setting that differs."""
-    stepped(config(), tmp_path)
-    other = config({"multiplier_init": 2.0}, seed=5)
-    with pytest.raises(CheckpointError) as caught:
-        find_checkpoint(tmp_path, replace(other, recipe="mine"))
-
-    said = str(caught.value)
-    assert said.startswith(f"{str(tmp_path)!r} holds another run (recipe 'custom')")
-    assert "`constraint.multiplier_init` is 0.0 there and 2.0 here" in said
-    assert "`run.seed` is 0 there and 5 here" in said
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[]", "7", '{"name": "x"}', '{"recipe": "tiny"}'])
-def test_a_configuration_that_is_none_is_refused(tmp_path, content):
-    """Even one that could be completed by defaults."""
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.json' is no run's configuration: "):
-        find_checkpoint(tmp_path, config())
-
-
-@pytest.mark.parametrize("name", ["checkpoints", "evaluations", "metrics.jsonl", "summary.json"])
-def test_remains_of_a_run_are_refused(tmp_path, name):
-    """They would be written over."""
-    (tmp_path / name).mkdir()
-    with pytest.raises(CheckpointError, match=f"holds {name} of a run without its config.json"):
-        find_checkpoint(tmp_path, config())
-
-
-def test_a_checkpoint_past_the_end_is_refused(tmp_path):
-    """Scores after training would be of a policy that has trained for longer."""
-    stepped(config(), tmp_path, 3)
-    with pytest.raises(
-        CheckpointError, match=r"`run\.iterations` must be at least 3, what .*got 2"
-    ):
-        find_checkpoint(tmp_path, config(iterations=2))
-
-
-def test_a_damaged_newest_is_refused_with_the_remedy(tmp_path):
-    """And not passed over."""
-    stepped(config(keep_checkpoints=2), tmp_path, 1)
-    stepped(config(keep_checkpoints=2), tmp_path, 2)
-    (tmp_path / "checkpoints" / "iteration_000002" / "state.json").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"iteration_000002'.*'state\.json' is missing.*Remove"
-    ):
-        find_checkpoint(tmp_path, config(keep_checkpoints=2))
 
 
 def test_other_prompts_are_refused(tmp_path):
@@ -437,9 +347,3 @@ def test_tensors_of_another_network_are_refused(tmp_path):
     wrong = system(config(model={"lora_rank": 3}))
     with pytest.raises(CheckpointError, match="`the checkpoint` must hold exactly"):
         resume(wrong, config(), PROMPTS, found)
-
-
-def test_a_folder_without_a_policy_is_refused(tmp_path):
-    """By name."""
-    with pytest.raises(CheckpointError, match="absent' holds no checkpoint"):
-        load_policy(Path(tmp_path / "absent"), device=torch.device("cpu"))

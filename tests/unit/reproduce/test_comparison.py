@@ -1,5 +1,6 @@
 """`reproduce`: oracle, laws, errors."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mvczigal_ref.caption_log import DRIFT_EDGES
-from mvczigal_ref.config import load_config
+from mvczigal_ref.config import load_config, to_dict
+from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.group_samples import stochastic_steps
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.models.tiny_flow import tiny_flow_components
@@ -164,26 +166,54 @@ def test_the_picture_is_the_same_for_equal_numbers():
     assert len(drawn) > 1000
 
 
-def test_a_finished_run_is_read_and_not_repeated(tmp_path):
-    """Its scores before and after, and the calls and seconds of its iterations."""
-    config = load_config(recipe("tiny_flow_grpo"), overrides=["run.iterations=2"])
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    for iteration in range(2):
+def finished(folder, config):
+    """Write what a run leaves that has ended: its metrics and scores."""
+    log = MetricsLog(folder / "metrics.jsonl")
+    for iteration in range(config.run.iterations):
         log.append(
             iteration,
             {"network_calls": 10 + iteration, "seconds/rollout": 1.5, "seconds/update": 0.25},
         )
-    tables = {"before_000000": torch.zeros(1, 2), "after_000002": torch.ones(1, 2)}
-    (tmp_path / "evaluations").mkdir()
+    last = f"after_{config.run.iterations:06d}"
+    tables = {"before_000000": torch.zeros(1, 2), last: torch.ones(1, 2)}
+    (folder / "evaluations").mkdir()
     for name, table in tables.items():
-        save_file({"per_view": table}, tmp_path / "evaluations" / f"{name}.safetensors")
-    (tmp_path / "summary.json").write_text("{}")
-    (tmp_path / "captions.jsonl").write_text('{"iteration": 0, "drift_counts": [4]}\n')
+        save_file({"per_view": table}, folder / "evaluations" / f"{name}.safetensors")
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    (folder / "summary.json").write_text("{}")
+    (folder / "captions.jsonl").write_text('{"iteration": 0, "drift_counts": [4]}\n')
+
+
+def test_a_finished_run_is_read_and_not_repeated(tmp_path):
+    """Its scores before and after, and the calls and seconds of its iterations."""
+    config = load_config(recipe("tiny_flow_grpo"), overrides=["run.iterations=2"])
+    finished(tmp_path, config)
     found = run_gain(config, tmp_path)
 
     assert (found["calls"], found["seconds"]) == (21, 3.5)
     assert [row["drift_counts"] for row in found["captions"]] == [[4]]
     assert (found["after"]["per_view"] - found["before"]["per_view"]).tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize("word", ["run.iterations=3", "run.evaluation_noises=7"])
+def test_a_finished_run_of_which_more_is_asked_goes_on(monkeypatch, tmp_path, word):
+    """Its own trainer sees to what is missing; the last scores count."""
+    name = recipe("tiny_flow_grpo")
+    finished(tmp_path, load_config(name, overrides=["run.iterations=2"]))
+    asked = load_config(name, overrides=["run.iterations=2", word])
+    told = []
+
+    def train(config, folder, *, world, events):
+        told.append((config, folder, world.size, events))
+        save_file(
+            {"per_view": torch.full((1, 2), 5.0)}, tmp_path / "evaluations/after_000003.safetensors"
+        )
+
+    monkeypatch.setattr("mvczigal_ref.reproduce.comparison.train", train)
+    found = run_gain(asked, tmp_path)
+
+    assert told == [(asked, tmp_path, 1, None)]
+    assert found["after"]["per_view"].tolist() == [[5.0, 5.0]]
 
 
 def test_the_picture_shows_the_drift_of_captions():
@@ -225,3 +255,22 @@ def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_pa
     assert noises == {16, 2}
     assert [o.calls for o in found.outcomes] == [12000, 12000]
     assert found.outcomes[1].gains["joint"].shape == (2, 2)
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_run_is_refused_before_the_first_is_trained(monkeypatch, tmp_path):
+    """The last of all, that would be met after hours."""
+    monkeypatch.setattr(
+        "mvczigal_ref.reproduce.comparison.network_calls", lambda config: [300] * 40
+    )
+    monkeypatch.setattr(
+        "mvczigal_ref.reproduce.comparison.run_gain", lambda *_, **__: pytest.fail("trained")
+    )
+    methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])
+    other = load_config(recipe("tiny_mv_pg"), overrides=["run.seed=3", "optim.lr=0.5"])
+    (tmp_path / "tiny_mv_pg-3").mkdir()
+    (tmp_path / "tiny_mv_pg-3" / "config.json").write_text(json.dumps(to_dict(other)))
+    with pytest.raises(CheckpointError, match=r"tiny_mv_pg-3' holds another run.*`optim\.lr`"):
+        compare(methods, tmp_path, seeds=[0, 3])
