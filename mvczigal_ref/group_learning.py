@@ -27,7 +27,7 @@ from mvczigal_ref.update import (
     GroupBatch,
     GroupUpdateSettings,
     NoisedSamples,
-    replay_decision,
+    decision_under,
     update_forward,
     update_groups,
 )
@@ -77,15 +77,12 @@ def learn_from_decisions(
     """
     settings = _update_settings(config)
     decisions = [
-        [_narrowed(part, column) for column, _ in known]
+        [_decisions_under(system, part, column, place, settings)
+         for place, column in enumerate(known)]
         for part, known in zip(samples, conditions, strict=True)
-    ]
-    old = [
-        _old_log_probs(system, part, known, settings)
-        for part, known in zip(decisions, conditions, strict=True)
-    ]
+    ]  # fmt: skip
     batches = [
-        _batches(system, part, decisions[n], conditions[n], old[n], advantages, config)
+        _batches(system, part, decisions[n], conditions[n], advantages, config)
         for n, part in enumerate(share.objects)
     ]
     learned = update_groups(
@@ -99,7 +96,7 @@ def learn_from_decisions(
         settings=settings,
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
     )
-    return learned, _drift(conditions, old, share, world)
+    return learned, _drift(conditions, decisions, share, world)
 
 
 def learn_from_noised(
@@ -204,34 +201,23 @@ def _update_settings(config: TrainConfig) -> GroupUpdateSettings:
     )
 
 
-def _narrowed(samples: GroupSamples, column: TextColumn) -> Decisions:
-    """Give what the prompts of a column drew; all prompts' own is not copied."""
-    if len(column.prompts) == samples.denoised.shape[0]:
-        return samples.decisions
-    return tuple(decision.prompts(column.prompts) for decision in samples.decisions)
-
-
-@torch.no_grad()
-def _old_log_probs(
-    system: System,
-    decisions: Sequence[Decisions],
-    conditions: Sequence[Known],
-    settings: GroupUpdateSettings,
-) -> list[tuple[Tensor, ...]]:
-    """Score what was drawn under every condition, by the network that drew it."""
-    return [
-        tuple(decision.log_prob for decision in decisions[0]),
-        *(
-            tuple(
-                replay_decision(
-                    system.policy, system.sampler, decision, known,
-                    settings=settings, nodes_per_call=settings.nodes_per_call,
-                )
-                for decision in drawn
-            )
-            for drawn, (_, known) in zip(decisions[1:], conditions[1:], strict=True)
-        ),
-    ]  # fmt: skip
+def _decisions_under(
+    system: System, samples: GroupSamples, known: Known, place: int, settings: GroupUpdateSettings
+) -> Decisions:
+    """Give what the prompts of a column drew, as the network that drew it sees it there."""
+    column, conditioning = known
+    drawn = samples.decisions
+    if len(column.prompts) < samples.denoised.shape[0]:
+        drawn = tuple(decision.prompts(column.prompts) for decision in drawn)
+    if place == 0:  # the prompts' own, under which it was drawn
+        return drawn
+    return tuple(
+        decision_under(
+            system.policy, system.sampler, decision, conditioning,
+            settings=settings, nodes_per_call=settings.nodes_per_call,
+        )
+        for decision in drawn
+    )  # fmt: skip
 
 
 def _batches(
@@ -239,8 +225,7 @@ def _batches(
     part: range,
     decisions: Sequence[Decisions],
     conditions: Sequence[Known],
-    old: Sequence[tuple[Tensor, ...]],
-    advantages: Sequence[tuple[Tensor, ...]],
+    advantages: Tables,
     config: TrainConfig,
 ) -> list[GroupBatch]:
     """Put one slice together, a batch a column of distinct texts; weights are 1 on average."""
@@ -251,14 +236,13 @@ def _batches(
         GroupBatch(
             decisions=drawn,
             conditioning=known,
-            log_prob_old=scores,
             advantage=_advantages_of(column, part, advantages, device=system.device),
             step_weight=steps,
             condition_weight=column.weights(relative),
             repeats=tuple(map(len, column.conditions)),
             objects=tuple(part.start + prompt for prompt in column.prompts),
         )
-        for drawn, (column, known), scores in zip(decisions, conditions, old, strict=True)
+        for drawn, (column, known) in zip(decisions, conditions, strict=True)
     ]
 
 
@@ -283,7 +267,7 @@ def _advantages_of(
 
 def _drift(
     conditions: Sequence[Sequence[Known]],
-    old: Sequence[Sequence[tuple[Tensor, ...]]],
+    decisions: Sequence[Sequence[Decisions]],
     share: Share,
     world: World,
 ) -> Tensor | None:
@@ -292,13 +276,13 @@ def _drift(
     if len(columns[0]) == 1 and columns[0][0].conditions[0] == (0,):
         return None
     found = []
-    for index in range(len(old[0][0])):
+    for index in range(len(decisions[0][0])):
         rows = [
             # Views stand where the function has steps: they are not added up either.
             probability_drift(
-                every_condition(mine, [scores[index] for scores in part]).transpose(0, 1)
+                every_condition(mine, [drawn[index].log_prob for drawn in part]).transpose(0, 1)
             )
-            for mine, part in zip(columns, old, strict=True)
+            for mine, part in zip(columns, decisions, strict=True)
         ]
         found.append(share.gather([row.flatten(1) for row in rows], world).flatten())
     return torch.cat(found)

@@ -91,7 +91,9 @@ def clipped_surrogate_loss(
     _check_settings(clip_range=clip_range, kl=kl, kl_weight=kl_weight)
     _check_shapes(log_ratio=log_ratio, advantage=advantage, weight=weight, kl=kl)
     scale = advantage.detach()
-    change = log_ratio.expm1()
+    # Far beyond the range a clipped ratio must not overflow: 0 times infinity is no gradient.
+    enough = torch.where(scale < 0.0, math.inf, math.log1p(clip_range) + 1.0)
+    change = log_ratio.minimum(enough.to(log_ratio.dtype)).expm1()
     near = change.clamp(-clip_range, clip_range)
     term = torch.maximum(-scale * change, -scale * near) - scale
     if weight is not None:

@@ -15,7 +15,7 @@ from mvczigal_ref.update.batch import (
     ReplaySettings,
     UpdateSettings,
 )
-from mvczigal_ref.update.decisions import replay_decision
+from mvczigal_ref.update.decisions import decision_under, replay_decision
 from mvczigal_ref.update.forward import (
     ForwardBatch,
     ForwardObjective,
@@ -52,6 +52,7 @@ __all__ = [
     "UpdateSettings",
     "accumulate_pairs",
     "check_on_policy",
+    "decision_under",
     "follow_parameters",
     "locate_non_finite_gradient",
     "mixed_parameters",

@@ -1,5 +1,7 @@
 """Score the actions of one stochastic step of a group, under any condition."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +14,7 @@ from mvczigal_ref.policy import Policy, network_output, step_transition
 from mvczigal_ref.records import Conditioning
 from mvczigal_ref.update.batch import ReplaySettings
 
-__all__ = ["member_transition", "replay_decision", "score_members"]
+__all__ = ["decision_under", "member_transition", "replay_decision", "score_members"]
 
 
 def member_transition(
@@ -124,3 +126,45 @@ def replay_decision(
         found = member_transition(policy, sampler, part, conditioning, settings=settings)
         parts.append(score_members(part, found, settings=settings))
     return torch.cat(parts).transpose(0, 1)
+
+
+@torch.no_grad()
+def decision_under(
+    policy: Policy,
+    sampler: Sampler,
+    decision: GroupDecision,
+    conditioning: Conditioning,
+    *,
+    settings: ReplaySettings,
+    nodes_per_call: int | None = None,
+) -> GroupDecision:
+    r"""Give stored actions the density and the mean that another condition gives them.
+
+    .. math:: \log p_{\theta'}(x_{t-1}^i | x_t^i, c_k), \qquad \mu_{\theta'}(x_t^i, c_k)
+
+    Source:
+        arXiv:2603.12648 (MV-GRPO): whatever compares policies under a caption, the ratio and
+        GRPO-Guard's shift of it, has both sides under that caption.
+
+    Args:
+        policy: The network that drew the actions, unchanged since.
+        sampler: The kernel that drew them.
+        decision: Of the prompts in ``conditioning``.
+        conditioning: Other captions in the prompts' place.
+        settings: Guidance and reduction, as in the rollout.
+        nodes_per_call: As in :func:`replay_decision`.
+
+    Returns:
+        The same states and actions, with ``log_prob``, and ``mean`` where one is kept, under
+        the condition; detached.
+    """
+    scores, means = [], []
+    for part in decision.split(nodes_per_call):
+        found = member_transition(policy, sampler, part, conditioning, settings=settings)
+        scores.append(score_members(part, found, settings=settings))
+        means.append(found.mean[:: part.branches])
+    return replace(
+        decision,
+        log_prob=torch.cat(scores).transpose(0, 1),
+        mean=None if decision.mean is None else torch.cat(means).transpose(0, 1),
+    )

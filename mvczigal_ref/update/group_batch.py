@@ -104,14 +104,11 @@ class GroupBatch:
     """One slice of prompts under one condition each: what is replayed together."""
 
     decisions: tuple[GroupDecision, ...]
-    """What the members drew; the same for all conditions."""
+    """What the members drew, with the densities that the network which sampled gives it under
+    this condition."""
 
     conditioning: Conditioning
     """Of the prompts, or of other captions in their place."""
-
-    log_prob_old: tuple[StoredTable, ...]
-    """A table a decision, under this condition, by the network that sampled
-    [nats or nats/element]."""
 
     advantage: tuple[StoredTable, ...]
     """A table a decision, under this condition [1]."""
@@ -132,11 +129,11 @@ class GroupBatch:
     def __post_init__(self) -> None:
         """Refuse tables that do not fit the decisions."""
         count = len(self.decisions)
-        tables = (self.log_prob_old, self.advantage, self.step_weight)
+        tables = (self.advantage, self.step_weight)
         if not count or any(len(table) != count for table in tables):
             msg = (
-                "`decisions`, `log_prob_old`, `advantage` and `step_weight` must have one entry a "
-                f"decision, at least one; got {count}, {', '.join(str(len(t)) for t in tables)}."
+                "`decisions`, `advantage` and `step_weight` must have one entry a decision, at "
+                f"least one; got {count}, {', '.join(str(len(t)) for t in tables)}."
             )
             raise ValueError(msg)
         per_prompt = {"condition_weight": self.condition_weight, "repeats": self.repeats}

@@ -39,13 +39,10 @@ class GroupMicrobatch:
     """The kernel that drew the members."""
 
     decision: GroupDecision
-    """The members."""
+    """The members, as the network that sampled sees them under this condition."""
 
     conditioning: Conditioning
     """Of the prompts."""
-
-    log_prob_old: MemberTable
-    """Under this condition [nats or nats/element]."""
 
     advantage: MemberTable
     """Under this condition [1]."""
@@ -106,7 +103,8 @@ class GroupMicrobatch:
             with torch.no_grad(), self.reference():
                 mean_reference = self._transition().mean
         found = self._transition()
-        log_ratio = score_members(self.decision, found, settings=self.settings) - self.log_prob_old
+        score = score_members(self.decision, found, settings=self.settings)
+        log_ratio = score - self.decision.log_prob.transpose(0, 1)
         repeats = self._relative(self.repeats, log_ratio)
         old = self.decision.mean
         loss, told = self.objective(
@@ -259,7 +257,6 @@ def _microbatches(
             sampler=sampler,
             decision=decision,
             conditioning=batch.conditioning,
-            log_prob_old=batch.log_prob_old[index][:, members].transpose(0, 1),
             advantage=batch.advantage[index][:, members].transpose(0, 1),
             weight=tuple(batch.step_weight[index] * share for share in weights),
             repeats=batch.repeats or ones,

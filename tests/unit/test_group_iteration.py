@@ -316,15 +316,25 @@ def test_captions_are_judged_scored_and_learnt(monkeypatch, how):
                     system.policy, system.sampler, decision, system.conditioning([text]),
                     settings=settings,
                 )  # fmt: skip
-                assert torch.equal(batch.log_prob_old[d], expected)
+                assert torch.equal(decision.log_prob, expected)
                 assert torch.equal(batch.advantage[d], tables[0][2][place][d][n : n + 1])
-                apart = (batch.log_prob_old[d] - own.log_prob_old[d]).abs()
+                apart = (decision.log_prob - own.decisions[d].log_prob).abs()
                 drift += apart.flatten().tolist()  # of k = 0 the caption that is the prompt
     assert torch.equal(tables[0][2][0][0], tables[0][2][2][0])  # the prompt itself
     assert not torch.allclose(tables[0][2][0][0], tables[0][2][1][0])
     assert metrics["drift/mean"] == pytest.approx(sum(drift) / len(drift), rel=1e-5)
     members = updates[0][0][3][0][0].decisions[-1].action.shape[1]
     assert said.asked == [([PROMPTS[n]], (1, members, 3, 3, 4, 4), 0) for n in range(2)]
+
+
+def test_nothing_is_clipped_on_policy_under_a_caption():
+    """GRPO-Guard's shift is of the mean under the caption, not under the prompt."""
+    config = config_of(ONE_VIEW, {"objective.kind": "guard", "objective.clip_range": 2e-6})
+    said = Said("prompt 7", "prompt 3", "prompt 9")
+    _, (metrics,), _, _ = learn(config, iterations=1, enhancer=said)
+
+    assert metrics["clip_fraction"] == 0.0
+    assert metrics["drift/mean"] > 1e-4  # the captions do say something else
 
 
 class SaidOfTheFirst(Said):

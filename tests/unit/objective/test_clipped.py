@@ -190,6 +190,19 @@ def test_a_tiny_range_is_met_in_single_precision(bound):
     assert (ratio.grad != 0.0).tolist() == [True, False, True, False]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_ratio_that_no_float_holds_is_clipped_all_the_same(dtype):
+    """What it would be is infinite; what is left of it is the range, without a derivative."""
+    ratio = torch.tensor([1e3, 1e3, -1e3], dtype=dtype).requires_grad_()
+    advantage = torch.tensor([2.0, 0.0, -1.0], dtype=dtype)
+    loss, stats = clipped_surrogate_loss(ratio, advantage, clip_range=0.25)
+    loss.backward()
+
+    assert loss.item() == pytest.approx((-2.0 * 1.25 + 0.0 + 0.75) / 3)
+    assert ratio.grad.tolist() == [0.0, 0.0, 0.0]
+    assert stats.clip_fraction.item() == 1.0
+
+
 @pytest.mark.parametrize("place", range(2))
 def test_a_nan_is_passed_on(place):
     """The maximum does not hide a broken number from whoever looks at the loss."""

@@ -16,7 +16,13 @@ from mvczigal_ref.objective.clipped import clipped_surrogate_loss, reference_kl
 from mvczigal_ref.rollout.branches import branched_rollout
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
-from mvczigal_ref.update import GroupBatch, GroupUpdateSettings, replay_decision, update_groups
+from mvczigal_ref.update import (
+    GroupBatch,
+    GroupUpdateSettings,
+    decision_under,
+    replay_decision,
+    update_groups,
+)
 from tests import oracles
 from tests.policies import LinearPolicy, Recorded, numbered
 from tests.trajectories import noise, sampler_of
@@ -60,7 +66,6 @@ def batch_of(record, *, objects=(0, 1), seed=0, **changes):
     fields = {
         "decisions": record.decisions,
         "conditioning": numbered(objects, SHAPE[0]),
-        "log_prob_old": tuple(d.log_prob for d in record.decisions),
         "advantage": tuple(
             torch.randn(d.log_prob.shape, generator=generator, dtype=torch.float64)
             for d in record.decisions
@@ -88,7 +93,7 @@ def whole_gradient(policy, sampler, batches):
             score = replay_decision(policy, sampler, decision, batch.conditioning, settings=told())
             ones = (1,) * len(batch.objects)
             weight = score.new_tensor(batch.condition_weight or ones)[:, None, None]
-            ratio = (score - batch.log_prob_old[index]).exp()
+            ratio = (score - decision.log_prob).exp()
             terms.append(
                 (-weight * batch.step_weight[index] * batch.advantage[index] * ratio).sum()
             )
@@ -161,6 +166,33 @@ def test_replay_gives_the_stored_numbers(plan, storage, nodes):
         assert torch.equal(score, decision.log_prob)
 
 
+@given(plans(), st.sampled_from([None, 1, 2]), st.booleans())
+def test_a_decision_under_another_condition_is_what_would_be_drawn_from_there(plan, nodes, kept):
+    """Its mean is the transition's at each parent, its densities those of a replay."""
+    policy, sampler = LinearPolicy(*GAINS), flow(plan.num_steps)
+    record = drawn(policy, sampler, plan, nodes_per_call=nodes, keep_mean=kept)
+    told_so = {"settings": told(), "nodes_per_call": nodes}
+    for decision in record.decisions:
+        own, other = (
+            decision_under(policy, sampler, decision, numbered(objects, SHAPE[0]), **told_so)
+            for objects in ((0, 1), (2, 3))
+        )
+        again = drawn(policy, sampler, plan, nodes_per_call=nodes, keep_mean=True)
+        mean = next(d.mean for d in again.decisions if d.step == decision.step)
+
+        assert torch.equal(own.log_prob, decision.log_prob)
+        assert torch.equal(
+            other.log_prob,
+            replay_decision(policy, sampler, decision, numbered((2, 3), SHAPE[0]), **told_so),
+        )
+        assert (own.mean is None) == (other.mean is None) == (not kept)
+        assert own.action is decision.action
+        if kept:
+            assert torch.equal(own.mean, mean)
+            assert own.mean.shape == other.mean.shape
+            assert not torch.allclose(own.mean, other.mean)
+
+
 @settings(max_examples=10)
 @given(plans(), st.sampled_from([None, 1, 2]), st.integers(0, 9))
 def test_a_tree_is_learnt_as_one_graph_would(plan, nodes, seed):
@@ -185,15 +217,14 @@ def test_weights_of_conditions_and_steps_multiply():
         record = drawn(policy, sampler, objects=(first,))
         other = numbered((first + 1,), SHAPE[0])
         under = tuple(
-            replay_decision(policy, sampler, d, other, settings=told()).detach()
-            for d in record.decisions
+            decision_under(policy, sampler, d, other, settings=told()) for d in record.decisions
         )
         shared = {"objects": (first,), "step_weight": (0.5, 1.5)}
         batches.append(
             [
                 batch_of(record, seed=first, condition_weight=(0.8,), **shared),
                 batch_of(
-                    record, seed=first + 5, conditioning=other, log_prob_old=under,
+                    record, seed=first + 5, conditioning=other, decisions=under,
                     condition_weight=(1.2,), **shared,
                 ),
             ]
@@ -214,19 +245,18 @@ def test_what_stands_for_several_conditions_counts_as_often(members):
         record = drawn(policy, sampler, nodes_per_call=members)
         other = batch_of(record, conditioning=numbered((2, 3), SHAPE[0]), seed=1)
         under = tuple(
-            replay_decision(
+            decision_under(
                 policy, sampler, d, other.conditioning, settings=told(), nodes_per_call=members
-            ).detach()
+            )
             for d in record.decisions
         )
-        other = replace(other, log_prob_old=under)
+        other = replace(other, decisions=under)
         if together:
             # Prompt 0 is said three times and prompt 1 twice, beside one other caption of prompt 1.
             mine = {"objects": (1,), "conditioning": numbered((3,), SHAPE[0])}
             one = replace(
                 other, **mine,
                 decisions=tuple(d.prompts([1]) for d in other.decisions),
-                log_prob_old=tuple(t[1:] for t in other.log_prob_old),
                 advantage=tuple(t[1:] for t in other.advantage),
             )  # fmt: skip
             parts = [batch_of(record, repeats=(3, 2), condition_weight=(3.0, 2.0)), one]
@@ -236,11 +266,12 @@ def test_what_stands_for_several_conditions_counts_as_often(members):
                 torch.stack([a[0], b[1]])
                 for a, b in zip(mixed.advantage, other.advantage, strict=True)
             )
-            old = tuple(
-                torch.stack([a[0], b[1]]) for a, b in zip(mixed.log_prob_old, under, strict=True)
+            seen = tuple(
+                replace(a, log_prob=torch.stack([a.log_prob[0], b.log_prob[1]]))
+                for a, b in zip(mixed.decisions, under, strict=True)
             )
             again = replace(
-                mixed, conditioning=numbered((0, 3), SHAPE[0]), advantage=rows, log_prob_old=old
+                mixed, conditioning=numbered((0, 3), SHAPE[0]), advantage=rows, decisions=seen
             )
             parts = [mixed, mixed, again]
         objective = partial(surrogate, kl_weight=0.5)
@@ -390,7 +421,7 @@ def test_tables_that_do_not_fit_are_refused():
     """One advantage table a decision."""
     policy, sampler = LinearPolicy(*GAINS), flow(4)
     record = drawn(policy, sampler)
-    with pytest.raises(ValueError, match="one entry a decision, at least one; got 2, 2, 1, 2"):
+    with pytest.raises(ValueError, match="one entry a decision, at least one; got 2, 1, 2"):
         batch_of(record, advantage=(record.decisions[0].log_prob,))
     with pytest.raises(ValueError, match="`nodes_per_call` must be at least 1; got 0"):
         told(nodes_per_call=0)
