@@ -130,7 +130,7 @@ def group_advantage_tables(
     found = []
     for condition in range(next(iter(rewards.per_view.values())).shape[0]):
         by_view, by_object = (
-            _weighted({name: compare(rows) for name, rows in tables.items()}, weights)
+            compare(tables, weights={name: weights[name] for name in tables})
             for tables in (
                 {name: table[condition].movedim(-1, 0) for name, table in per_view.items()},
                 {name: table[condition] for name, table in joint.items()},
@@ -148,14 +148,6 @@ def group_advantage_tables(
         order = torch.randperm(prompts, generator=generator)
         found = [tuple(table[order] for table in tables) for tables in found]
     return found
-
-
-def _weighted(
-    tables: Mapping[str, tuple[Tensor, ...]], weights: Mapping[str, float]
-) -> tuple[Tensor, ...]:
-    """Add the advantages of several rewards, decision by decision."""
-    scaled = [[weights[name] * table for table in row] for name, row in tables.items()]
-    return tuple(torch.stack(column).sum(0) for column in zip(*scaled, strict=True))
 
 
 def _total(tables: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -1,5 +1,6 @@
 """What is sampled of prompts to be compared within groups, whatever the shape of the groups."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.advantage.branches import fuse_leaf_rewards, granular_advantages
-from mvczigal_ref.advantage.group import group_advantages
+from mvczigal_ref.advantage.group import combined_group_advantages
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.errors import ConfigError
@@ -53,14 +54,19 @@ class GroupSamples:
 
     def advantages(
         self,
-        reward: Float[Tensor, "*view prompt sample"],
+        rewards: Mapping[str, Float[Tensor, "*view prompt sample"]],
         *,
+        weights: Mapping[str, float],
         leaf_log_prob: Float[Tensor, "prompt sample"] | None = None,
     ) -> tuple[Float[Tensor, "*view prompt member"], ...]:
         """Turn rewards into one advantage for each member of each decision.
 
+        Each reward is compared by itself; their weighted sum is clipped, once.
+
         Args:
-            reward: Of everything judged [reward units], of the same prompts or of more.
+            rewards: By scorer, of everything judged [reward units], of the same prompts or of
+                more.
+            weights: One for every name in ``rewards`` [1].
             leaf_log_prob: Of a tree's leaves, where likelier ones count more [nats].
 
         Returns:
@@ -68,25 +74,32 @@ class GroupSamples:
         """
         rollout, wanted = self.config.rollout, self.config.advantage
         if rollout.kind == "branches":
-            steps, grids = len(self.decisions), len(rollout.strides)
-            table = reward.unflatten(-1, (steps, grids, rollout.trunks, -1)).transpose(-3, -2)
+            shape = (len(self.decisions), len(rollout.strides), rollout.trunks, -1)
             each = granular_advantages(
-                {"": table}, weights={"": 1.0}, ddof=wanted.ddof, delta=wanted.delta,
-                clip=wanted.clip,
+                {
+                    name: table.unflatten(-1, shape).transpose(-3, -2)
+                    for name, table in rewards.items()
+                },
+                weights=weights, ddof=wanted.ddof, delta=wanted.delta, clip=wanted.clip,
             )  # fmt: skip
             return tuple(each.flatten(-2).movedim(-2, 0))
-        fused = fuse_leaf_rewards(
-            reward,
-            branching=self.branching,
-            leaf_log_prob=None if leaf_log_prob is None else leaf_log_prob.expand_as(reward),
-            inverse_temperature=wanted.fusion_inverse_temperature,
-        )
-        by_depth = [
-            group_advantages(
-                row, spread=wanted.spread, ddof=wanted.ddof, delta=wanted.delta, clip=wanted.clip
+        fused = {
+            name: fuse_leaf_rewards(
+                table,
+                branching=self.branching,
+                leaf_log_prob=None if leaf_log_prob is None else leaf_log_prob.expand_as(table),
+                inverse_temperature=wanted.fusion_inverse_temperature,
             )
-            for row in fused
-        ]
+            for name, table in rewards.items()
+        }
+        by_depth = [
+            combined_group_advantages(
+                {name: rows[depth] for name, rows in fused.items()},
+                weights=weights, spread=wanted.spread, ddof=wanted.ddof, delta=wanted.delta,
+                clip=wanted.clip,
+            )
+            for depth in range(len(self.branching))
+        ]  # fmt: skip
         return tuple(by_depth[d.depth] for d in self.decisions) or (by_depth[-1],)
 
 

@@ -110,13 +110,26 @@ def test_totals_are_weighted_sums():
     torch.testing.assert_close(alone.joint_total(), per_view.mean(-1))
 
 
+def test_the_sum_of_several_rewards_advantages_is_clipped_and_no_term_of_it():
+    """A term beyond the bound may be brought back by another."""
+    config = config_of(
+        GROUP, {"reward.combine": "advantages", "advantage.mode": "per_view", "advantage.clip": 1.0}
+    )
+    free = replace(config, advantage=replace(config.advantage, clip=1e9))
+    rewards = replace(rewards_of(), weights={**NAMES, "red": 3.0, "contrast": -2.5})
+    (wanted, *_), (found, *_) = tables_of(rewards, free), tables_of(rewards, config)
+
+    assert torch.equal(found, wanted.clamp(-1.0, 1.0))
+    assert 0.2 < float((wanted.abs() > 1.0).double().mean()) < 0.9
+
+
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("combine", ["rewards", "advantages"])
 def test_several_scorers_are_added_as_asked(combine, joint):
     """Raw and then compared, or compared and then added; under each caption by itself."""
     config = config_of(
         GROUP, {"reward.combine": combine, "advantage.ddof": 1, "advantage.mode": "weighted_sum",
-                "advantage.joint_weight": 0.3},
+                "advantage.joint_weight": 0.3, "advantage.clip": 1e9},
     )  # fmt: skip
     rewards = rewards_of(joint=joint)
     views = {name: table.movedim(-1, 1) for name, table in rewards.per_view.items()}

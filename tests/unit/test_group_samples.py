@@ -27,6 +27,7 @@ FLOW = {
 GROUP = {"objective.kind": "policy_gradient", "rollout.kind": "group", "rollout.members": 3}
 TREE = {**FLOW, **GROUP, "rollout.kind": "tree", "rollout.split_steps": [0, 2]}
 BRANCHES = {**FLOW, **GROUP, "rollout.kind": "branches", "rollout.trunks": 2}
+ALONE = {"": 1.0}
 
 
 def config_of(*parts, **dotted):
@@ -128,7 +129,7 @@ def test_branches_are_compared_within_step_trunk_and_grid(strides, ddof):
     assert steps == 4
     assert samples.denoised.shape[:2] == (2, steps * len(strides) * 2 * 3)
     reward = randn(3, 2, samples.denoised.shape[1], seed=3, dtype=torch.float64)
-    found = samples.advantages(reward)
+    found = samples.advantages({"": reward}, weights=ALONE)
 
     for table, expected, decision in zip(
         found, slow_branches(config, reward, steps), samples.decisions, strict=True
@@ -158,7 +159,7 @@ def test_a_tree_s_nodes_are_compared_within_their_depth(heat, spread):
     samples = draw(config)
     paths = samples.leaf_log_prob
     reward = randn(3, 2, 4, seed=4, dtype=torch.float64)
-    found = samples.advantages(reward, leaf_log_prob=paths if heat else None)
+    found = samples.advantages({"": reward}, weights=ALONE, leaf_log_prob=paths if heat else None)
     depths = slow_tree(config, reward, (2, 2), paths if heat else None)
 
     assert len(samples.decisions) == 3
@@ -186,7 +187,7 @@ def test_a_group_has_one_advantage_for_all_of_its_steps(spread):
     config = config_of(FLOW, GROUP, {"advantage.spread": spread, "advantage.delta": 0.1})
     samples = draw(config)
     reward = randn(3, 2, 3, seed=5, dtype=torch.float64)
-    found = samples.advantages(reward)
+    found = samples.advantages({"": reward}, weights=ALONE)
     (expected,) = slow_tree(config, reward, (3,))
 
     assert len(found) == len(samples.decisions) == 4
@@ -200,7 +201,7 @@ def test_both_arms_of_a_pair_are_a_group_of_two():
     reward = torch.tensor([[1.0, 3.0], [5.0, 5.0]], dtype=torch.float64)
 
     assert [d.step for d in samples.decisions] == [0, 1, 2]
-    for table in samples.advantages(reward):
+    for table in samples.advantages({"": reward}, weights=ALONE):
         assert table.tolist() == [[pytest.approx(-1, abs=1e-3), pytest.approx(1, abs=1e-3)], [0, 0]]
     first = samples.decisions[0]
     assert first.state.shape == first.action.shape == (2, 2, *samples.denoised.shape[2:])
@@ -309,7 +310,7 @@ def test_the_forward_process_draws_no_noise_on_the_way():
     samples = draw(config)
 
     assert samples.decisions == ()
-    (table,) = samples.advantages(torch.tensor([[1.0, 2.0, 3.0]]))
+    (table,) = samples.advantages({"": torch.tensor([[1.0, 2.0, 3.0]])}, weights=ALONE)
     assert table.shape == (1, 3)
 
 
