@@ -14,13 +14,18 @@ __all__ = ["build_sampler"]
 
 
 def build_sampler(
-    config: TrainConfig, *, shift: float = 1.0, num_steps: int | None = None
+    config: TrainConfig,
+    *,
+    shift: float = 1.0,
+    lowest_sigma: float | None = None,
+    num_steps: int | None = None,
 ) -> Sampler:
     """Build the sampling grid of a configuration.
 
     Args:
         config: Its sections ``sampler`` and ``flow`` are read.
         shift: Of a flow's noise levels, where ``flow.shift`` leaves it to the network [1].
+        lowest_sigma: Level of a flow's last step before the shift [1]; None is 1 / steps.
         num_steps: Of another grid than ``sampler.num_steps`` [steps].
 
     Returns:
@@ -34,8 +39,9 @@ def build_sampler(
     sampler: Sampler
     if wanted.kind == "flow":
         flow = config.flow
+        shift = shift if flow.shift is None else flow.shift
         sampler = FlowSampler.create(
-            sigmas=flow_sigmas(steps, shift=shift if flow.shift is None else flow.shift),
+            sigmas=flow_sigmas(steps, shift=shift, lowest_sigma=lowest_sigma),
             kernel=flow.kernel,
             noise_scale=flow.noise_scale,
             image_is_denoised=flow.image_is_denoised,

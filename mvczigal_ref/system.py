@@ -282,10 +282,13 @@ def with_sampling(system: System, config: TrainConfig) -> System:
 
 def _samplers(config: TrainConfig, backbone: Backbone, device: torch.device) -> dict[str, Any]:
     """Build the grids of training and of evaluation."""
-    shift = backbone.noise_shift() if isinstance(backbone, FlowBackbone) else 1.0
+    levels: dict[str, Any] = {}
+    if isinstance(backbone, FlowBackbone):
+        shift = config.flow.shift or backbone.noise_shift()
+        levels = {"shift": shift, "lowest_sigma": backbone.lowest_sigma(shift)}
     grids = {"sampler": None, "evaluation_sampler": config.sampler.evaluation_steps or None}
     return {
-        name: build_sampler(config, shift=shift, num_steps=steps).to(device)
+        name: build_sampler(config, num_steps=steps, **levels).to(device)
         for name, steps in grids.items()
     }
 

@@ -262,3 +262,7 @@ class FlowBackbone(Backbone):
         """Return the shift of the noise levels that the network was trained with [1]."""
         _, _, height, width = self.latent_shape
         return self.components.noise_shift(height, width)
+
+    def lowest_sigma(self, shift: float) -> float | None:
+        """Return the level of a grid's last step, before the shift [1]; None is 1 / steps."""
+        return self.components.lowest_sigma(shift)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mvczigal_ref.diffusion.flow_schedule import resolution_shift
+from mvczigal_ref.diffusion.flow_schedule import resolution_shift, shift_sigma
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.flow_families import family_of, numbered
 from mvczigal_ref.models.flow_lora import flow_lora_parameters
@@ -130,6 +130,28 @@ class FlowComponents:
             base_log_shift=config.base_shift,
             max_log_shift=config.max_shift,
         )
+
+    def lowest_sigma(self, shift: float) -> float | None:
+        """Find the level, before the shift, at which diffusers' pipeline takes its last step.
+
+        Args:
+            shift: Of the noise levels [1].
+
+        Returns:
+            ``lowest_sigma`` of :func:`~mvczigal_ref.diffusion.flow_schedule.flow_sigmas` [1]:
+            None for FLUX.1, the lowest trained level for Stable Diffusion 3.5, itself shifted
+            where the shift is fixed.
+
+        Examples:
+            >>> from mvczigal_ref.models.tiny_flow import tiny_flow_components
+            >>> tiny_flow_components(seed=0).lowest_sigma(3.0) is None
+            True
+        """
+        if not family_of(self.policy).ends_at_trained_level:
+            return None
+        config = self.scheduler.config
+        lowest = torch.tensor(1.0 / config.num_train_timesteps, dtype=torch.float64)
+        return float(lowest if config.use_dynamic_shifting else shift_sigma(lowest, shift))
 
     def encode(
         self, images: Float[Tensor, "*batch rgb height width"]

@@ -44,6 +44,10 @@ class FlowFamily:
     text_encoders: tuple[Any, ...]
     """Likewise, one a tokenizer."""
 
+    ends_at_trained_level: bool
+    """Whether a grid's last step starts at the lowest level of training, and not at a step's
+    share of all noise."""
+
 
 FLUX = FlowFamily(
     pipeline="FluxPipeline",
@@ -52,6 +56,7 @@ FLUX = FlowFamily(
     encode=encode_flux_prompts,
     tokenizers=(CLIPTokenizer, T5Tokenizer),
     text_encoders=(CLIPTextModel, T5EncoderModel),
+    ends_at_trained_level=False,
 )
 SD3 = FlowFamily(
     pipeline="StableDiffusion3Pipeline",
@@ -60,6 +65,7 @@ SD3 = FlowFamily(
     encode=encode_sd3_prompts,
     tokenizers=(CLIPTokenizer, CLIPTokenizer, T5Tokenizer),
     text_encoders=(CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel),
+    ends_at_trained_level=True,
 )
 
 

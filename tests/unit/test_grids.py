@@ -64,6 +64,15 @@ def test_a_flow_s_levels_are_shifted(words, trained, shift):
     assert sampler.timesteps.tolist() == pytest.approx([1000 * s for s in levels[:-1]], rel=1e-6)
 
 
+def test_a_flow_s_last_step_starts_where_its_network_s_pipeline_takes_it():
+    """Shifted as the other levels are."""
+    sampler = build(*FLOW, shift=3.0, lowest_sigma=0.1)
+    levels = [3 * s / (1 + 2 * s) for s in (1.0, 0.7, 0.4, 0.1)]
+
+    assert sampler.sigma_t.tolist() == pytest.approx(levels, rel=1e-6)
+    assert sampler.sigma_prev.tolist() == pytest.approx([*levels[1:], 0.0], rel=1e-6)
+
+
 def test_a_flow_s_kernel_is_the_settings():
     """Its noise, and where the image is read off."""
     sampler = build(*FLOW, "flow.kernel=constant", "flow.noise_scale=0.3")

@@ -6,10 +6,11 @@ from functools import cache
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mvczigal_ref import system as system_module
 from mvczigal_ref.cameras import PAPER_RIG
-from mvczigal_ref.config import from_dict
+from mvczigal_ref.config import from_dict, load_config
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, ConfigError
@@ -25,6 +26,7 @@ from mvczigal_ref.system import build_system, with_sampling
 from mvczigal_ref.tracking import StageTimer
 from mvczigal_ref.world.scene import WORLD_RIG
 from tests.analytic_system import joint_score, per_view_score
+from tests.unit.models.flow_small import fresh_sd3
 from tests.unit.models.small import fresh_components
 
 CPU = torch.device("cpu")
@@ -381,6 +383,24 @@ def test_cameras_stand_where_the_settings_say():
         with pytest.raises(ConfigError, match=r"scorer 'world\..*' knows the tiny world's own cam"):
             build(model=placed, reward=wrong)
     build(model={"azimuths": list(WORLD_RIG.azimuth_deg)}, reward={"joint": "world.joint"})
+
+
+@pytest.mark.parametrize("words", [(), ("flow.shift=5.0",)])
+def test_stable_diffusion_3_is_sampled_on_the_grid_of_its_scheduler(words):
+    """Whose lowest level is shifted with the others; another shift is asked of it alike."""
+    config = load_config(
+        overrides=[
+            "model.network=flow", "sampler.kind=flow", "reward.joint=per_view",
+            "advantage.mode=per_view", "objective.kind=policy_gradient", "rollout.kind=group",
+            "sampler.num_steps=5", "sampler.evaluation_steps=7", *words,
+        ]
+    )  # fmt: skip
+    system = build_system(config, device=CPU, components=fresh_sd3().to(dtype=torch.float32))
+    for steps, sampler in ((5, system.sampler), (7, system.evaluation_sampler)):
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0 if words else 3.0)
+        scheduler.set_timesteps(steps)
+
+        torch.testing.assert_close(sampler.sigma_t, scheduler.sigmas[:-1], rtol=1e-5, atol=0.0)
 
 
 def test_a_system_is_sampled_with_other_cameras_and_grids():

@@ -21,7 +21,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from mvczigal_ref.diffusion.flow_schedule import flow_sigmas, shift_sigma
+from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.models.flow_families import FLUX, SD3, family_of
 from mvczigal_ref.models.flow_lora import add_flow_lora
 from mvczigal_ref.models.flux import pack_latents
@@ -121,7 +121,7 @@ def test_sd3_samples_the_images_of_diffusers():
         output_type="pt",
     ).images
     shift = c.noise_shift(8, 8)
-    lowest = shift_sigma(torch.tensor(1e-3, dtype=torch.float64), shift).item()
+    lowest = c.lowest_sigma(shift)
     sigmas = flow_sigmas(3, shift=shift, lowest_sigma=lowest, dtype=torch.float32)
     ours = sampled(c, sigmas, noise, guidance_scale=4.5, negative_prompt="")
 
