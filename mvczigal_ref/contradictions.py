@@ -35,6 +35,13 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
             "`constraint.multiplier_init` must be at most `constraint.multiplier_max` = "
             f"{config.constraint.multiplier_max}; got {config.constraint.multiplier_init}."
         )
+    decay = config.optim.decay_iterations
+    if 0 < decay < run.iterations:
+        yield (
+            f"`optim.decay_iterations` must be at least `run.iterations` = {run.iterations}, or 0 "
+            f"for a rate that does not fall; got {decay}, after which nothing would be learnt. Set "
+            f"it to {run.iterations}."
+        )
     yield from _guard_contradictions(config)
     yield from _network_contradictions(config)
     yield from _sampling_contradictions(config)

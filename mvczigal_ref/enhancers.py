@@ -1,5 +1,6 @@
 """The condition enhancer that a configuration asks for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from mvczigal_ref.models.chat import ChatEndpoint
 __all__ = ["build_enhancer"]
 
 
-def build_enhancer(condition: ConditionConfig, *, device: torch.device) -> ConditionEnhancer | None:
+def build_enhancer(
+    condition: ConditionConfig, *, device: torch.device, prompts: Sequence[str] = ()
+) -> ConditionEnhancer | None:
     """Build what makes captions beside the prompts.
 
     Where a sample cannot be described, its caption is the prompt, and the log says how often.
@@ -25,6 +28,7 @@ def build_enhancer(condition: ConditionConfig, *, device: torch.device) -> Condi
     Args:
         condition: The settings.
         device: Of a model in this process.
+        prompts: What will be asked for; a file of captions must hold these.
 
     Returns:
         The enhancer; None where there is none.
@@ -37,9 +41,12 @@ def build_enhancer(condition: ConditionConfig, *, device: torch.device) -> Condi
         True
     """
     try:  # what is wrong with a setting has a name; a model's own message says the rest
-        return _built(condition, device)
+        enhancer = _built(condition, device)
+        if isinstance(enhancer, StoredCaptions):
+            enhancer.require(prompts)
     except (CaptionError, ValueError, OSError) as error:
         raise ConfigError(f'`condition.enhancer` = "{condition.enhancer}": {error}') from error
+    return enhancer
 
 
 def _built(condition: ConditionConfig, device: torch.device) -> ConditionEnhancer | None:

@@ -21,7 +21,11 @@ class ReplayMismatchError(RuntimeError):
     """Replay did not reproduce the log-densities that sampling stored."""
 
 
-class ScorerUnavailableError(ConnectionError):
+class ServiceUnavailableError(ConnectionError):
+    """A service that a run asks gave no answer for as long as it was waited for."""
+
+
+class ScorerUnavailableError(ServiceUnavailableError):
     """A remote scorer gave no usable answer for as long as it was waited for."""
 
 

@@ -29,7 +29,14 @@ from mvczigal_ref.rollout.windows import (
 )
 from mvczigal_ref.system import DTYPES, System
 
-__all__ = ["GroupSamples", "check_groups", "draw_groups", "plan_of", "stochastic_steps"]
+__all__ = [
+    "GroupSamples",
+    "check_groups",
+    "draw_groups",
+    "plan_of",
+    "stochastic_steps",
+    "trained_decisions",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +154,32 @@ def stochastic_steps(config: TrainConfig, *, most: int, iteration: int) -> tuple
             decay=wanted.window_decay, decay_after=wanted.window_decay_after, **moving
         )
     return tuple(range(most))
+
+
+def trained_decisions(config: TrainConfig, *, count: int, iteration: int) -> tuple[int, ...]:
+    """Choose which of the decisions that draw noise are trained.
+
+    Args:
+        config: ``objective.train_share`` is read.
+        count: Decisions of the iteration [1].
+        iteration: Its index.
+
+    Returns:
+        Increasing places among them.
+
+    Examples:
+        >>> trained_decisions(TrainConfig(), count=3, iteration=0)
+        (0, 1, 2)
+    """
+    share = config.objective.train_share
+    if share == 1.0 or count == 0 or config.rollout.kind == "branches":
+        return tuple(range(count))
+    return random_steps(
+        seed=config.run.seed,
+        iteration=iteration,
+        size=max(1, round(share * count)),
+        num_steps=count,
+    )
 
 
 def plan_of(config: TrainConfig, system: System, iteration: int) -> GroupPlan:
@@ -316,14 +349,5 @@ def _of_branches(found: BranchTrajectory, config: TrainConfig) -> GroupSamples:
 
 def _thinned(samples: GroupSamples, iteration: int) -> GroupSamples:
     """Keep the share of the decisions that is trained; the same in every process."""
-    config, count = samples.config, len(samples.decisions)
-    share = config.objective.train_share
-    if share == 1.0 or count == 0 or config.rollout.kind == "branches":
-        return samples
-    kept = random_steps(
-        seed=config.run.seed,
-        iteration=iteration,
-        size=max(1, round(share * count)),
-        num_steps=count,
-    )
+    kept = trained_decisions(samples.config, count=len(samples.decisions), iteration=iteration)
     return replace(samples, decisions=tuple(samples.decisions[index] for index in kept))

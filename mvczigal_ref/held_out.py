@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -50,6 +51,8 @@ class HeldOut:
     def __call__(self, name: str, iteration: int) -> Evaluation:
         """Read the scores of an occasion, or measure and keep them.
 
+        What was measured on other noises or another number of steps is measured again.
+
         Args:
             name: Such as ``before``.
             iteration: Iterations finished.
@@ -61,29 +64,46 @@ class HeldOut:
             CheckpointError: If the folder's scores are those of other prompts.
             NonFiniteError: If a score is not finite.
         """
-        folder = self.folder / "evaluations"
-        listed, path = folder / "prompts.json", folder / f"{name}_{iteration:06d}.safetensors"
+        self.refuse_other_prompts()
+        path = self._listed.parent / f"{name}_{iteration:06d}.safetensors"
         noises = self.config.run.evaluation_noises
-        if listed.is_file() and json.loads(listed.read_text("utf-8")) != list(self.prompts):
-            msg = (
-                f"`held_out` must be the prompts of {str(listed)!r}, on which the run's earlier "
-                "scores were made; got others. Pass those, or choose another folder."
-            )
-            raise CheckpointError(msg)
+        measured = {"noises": str(noises), "num_steps": str(self._num_steps)}
         if path.is_file():
-            kept = Evaluation(**load_file(path))
-            if len(kept.joint) == noises:
-                return kept
+            with safe_open(path, "pt") as file:
+                if file.metadata() == measured:
+                    return Evaluation(**{key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
         scores = evaluate(
             self.system, self.prompts, config=self.config, world=self.world, num_noises=noises
         )
         self.world.barrier()  # until all have looked for the file
         if self.world.is_main:
             named = {"per_view": scores.per_view, "joint": scores.joint, "images": scores.images}
-            atomic_write(listed, to_json(list(self.prompts)))
-            atomic_write(path, save(named))
+            atomic_write(self._listed, to_json(list(self.prompts)))
+            atomic_write(path, save(named, metadata=measured))
         self.world.barrier()
         return scores
+
+    def refuse_other_prompts(self) -> None:
+        """Compare the prompts with those of the folder's scores, if it has any.
+
+        Raises:
+            CheckpointError: If they are others.
+        """
+        listed = self._listed
+        if listed.is_file() and json.loads(listed.read_text("utf-8")) != list(self.prompts):
+            msg = (
+                f"`held_out` must be the prompts of {str(listed)!r}, on which the run's earlier "
+                "scores were made; got others. Pass those, or choose another folder."
+            )
+            raise CheckpointError(msg)
+
+    @property
+    def _listed(self) -> Path:
+        return self.folder / "evaluations" / "prompts.json"
+
+    @property
+    def _num_steps(self) -> int:
+        return self.system.evaluation_sampler.num_steps
 
     def metrics(self, name: str, iteration: int) -> dict[str, float]:
         """Give the mean scores of an occasion as the metrics file names them.

@@ -14,10 +14,13 @@ from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.settings_file import settings_difference
 from mvczigal_ref.system import System, build_system
 
-__all__ = ["find_checkpoint", "is_finished", "load_policy"]
+__all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_policy"]
+
+SUMMARY = "summary.json"
+"""What a run that has ended leaves last; gone while it goes on."""
 
 # A folder that holds one of these holds a run.
-_WRITTEN = ("checkpoints", "evaluations", "metrics.jsonl", "policy", "summary.json")
+_WRITTEN = ("checkpoints", "evaluations", "metrics.jsonl", "policy", SUMMARY)
 
 
 def find_checkpoint(folder: Path, config: TrainConfig) -> Checkpoint | None:
@@ -70,7 +73,7 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
         False
     """
     _refuse_foreign(folder, config)
-    if not (folder / "summary.json").is_file():
+    if not (folder / SUMMARY).is_file():
         return False
     return to_dict(load_config(file=folder / "config.json")) == to_dict(config)
 

@@ -9,7 +9,7 @@ from typing import Any
 from mvczigal_ref.config import TrainConfig, learns_from_pairs, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.enhancers import build_enhancer
-from mvczigal_ref.errors import ConfigError, ScorerUnavailableError
+from mvczigal_ref.errors import ConfigError, ServiceUnavailableError
 from mvczigal_ref.evaluation import PairedGain, paired_gain
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.group_samples import check_groups
@@ -21,7 +21,7 @@ from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_
 from mvczigal_ref.networks import PUBLISHED, published_sources
 from mvczigal_ref.reward.guard import GuardState
 from mvczigal_ref.reward.registry import check_scorers
-from mvczigal_ref.run_folder import find_checkpoint, load_policy
+from mvczigal_ref.run_folder import SUMMARY, find_checkpoint, load_policy
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import build_system
 from mvczigal_ref.training_loop import Events, TrainingLoop, stop_on_terminate
@@ -51,12 +51,13 @@ class RunResult:
     """What the held-out guard found, where there is one."""
 
 
-def read_prompts(name: str) -> list[str]:
+def read_prompts(name: str, *, setting: str = "prompts") -> list[str]:
     """Find the prompts that a configuration names.
 
     Args:
         name: ``world.train``, ``world.held_out``, or the path of a text file
             with one prompt a line.
+        setting: What was set to it, for messages.
 
     Returns:
         The prompts, blank lines left out.
@@ -74,11 +75,11 @@ def read_prompts(name: str) -> list[str]:
         return named[name]
     path = Path(name).expanduser()
     if not path.is_file():
-        msg = f"`run.prompts` must be one of {sorted(named)} or a text file; got {name!r}."
+        msg = f"`{setting}` must be one of {sorted(named)} or a text file; got {name!r}."
         raise ConfigError(msg)
     prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     if not prompts:
-        msg = f"`run.prompts` must hold at least one prompt; {name!r} is empty."
+        msg = f"`{setting}` must hold at least one prompt; {name!r} is empty."
         raise ConfigError(msg)
     return prompts
 
@@ -117,7 +118,8 @@ def train(
             in it is changed.
         ConfigError: If settings contradict the number of processes.
         NonFiniteError: If a number is not finite; the last checkpoint stays good.
-        ScorerUnavailableError: If a scorer's service is out; what was finished is saved first.
+        ServiceUnavailableError: If a scorer's or a caption model's service is out; what was
+            finished is saved first.
         KeyboardInterrupt: After a stop that was asked for.
 
     Examples:
@@ -151,8 +153,8 @@ def train(
     try:
         with world.together():
             return _train(config, folder, world, tell, components, held_out, met)
-    except ScorerUnavailableError:
-        # Scores come before changes, so the state is that of the last finished iteration.
+    except ServiceUnavailableError:
+        # Captions and scores come before changes: the state is the last finished iteration's.
         if world.is_main:
             for state in met:
                 state.save(folder)
@@ -172,20 +174,23 @@ def _train(
 ) -> RunResult:
     """Train; put the state where the caller finds it as soon as there is one."""
     Share.of(config, world)  # refuse impossible slices before anything is loaded
-    prompts = read_prompts(config.run.prompts)
+    prompts = read_prompts(config.run.prompts, setting="run.prompts")
+    chosen = held_out or read_prompts(config.run.held_out, setting="run.held_out")
     checkpoint = find_checkpoint(folder, config)
     check_scorers(config.reward, config.guard)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
     system = build_system(config, device=world.device, components=components)
-    if world.is_main:
-        atomic_write(folder / "config.json", to_json(to_dict(config)))
-    chosen = held_out or read_prompts(config.run.held_out)
     judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
+    judge.refuse_other_prompts()
     enhancer = None
     if not learns_from_pairs(config):
         check_groups(system, config)
-        enhancer = build_enhancer(config.condition, device=world.device)
+        enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
+    world.barrier()  # until nobody refuses any more
+    if world.is_main:
+        (folder / SUMMARY).unlink(missing_ok=True)  # the run goes on: it has not ended
+        atomic_write(folder / "config.json", to_json(to_dict(config)))
     tell.stage("scoring held-out prompts before training")
     judge("before", 0)
     if checkpoint is None:
@@ -210,7 +215,7 @@ def _train(
         policy: Any = system.policy
         with state.kept():
             export_policy(trained_lora(policy) or policy, config, folder / POLICY)
-        atomic_write(folder / "summary.json", to_json(_summary(result)))
+        atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()
     return result
 

@@ -32,7 +32,7 @@ from mvczigal_ref.cli.arguments import (
     ServeReward,
     Train,
 )
-from mvczigal_ref.errors import ScorerUnavailableError
+from mvczigal_ref.errors import ServiceUnavailableError
 
 __all__ = ["main"]
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mvczigal_ref.cli.commands import run
 
             run(command)
-        except ScorerUnavailableError as error:
+        except ServiceUnavailableError as error:
             _say(f"error: {error}")
             return _TRY_LATER
         except REFUSED as error:

@@ -168,7 +168,9 @@ def _evaluate(command: Evaluate) -> None:
     from mvczigal_ref.cli.policies import evaluate_policy
     from mvczigal_ref.trainer import read_prompts
 
-    evaluate_policy(command, config, _checked(read_prompts(command.prompts), config))
+    evaluate_policy(
+        command, config, _checked(read_prompts(command.prompts, setting="--prompts"), config)
+    )
 
 
 def _reproduce(command: Reproduce) -> None:
@@ -178,7 +180,8 @@ def _reproduce(command: Reproduce) -> None:
             f"{command.sets} and {command.seeds}."
         )
         raise ConfigError(msg)
-    load_config(overrides=command.settings)  # refuse a slip before hours of work
+    if any(word.startswith("run.seed=") for word in command.settings):
+        raise ConfigError("`run.seed` is what `--seeds` sets; leave it out.")
     from mvczigal_ref.cli.comparing import reproduce
 
     reproduce(command)

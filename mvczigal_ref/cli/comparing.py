@@ -15,7 +15,14 @@ from mvczigal_ref.condition.stored import enhance_prompts
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.chat import ChatEndpoint
-from mvczigal_ref.reproduce import COMPARISONS, compare, figure, markdown
+from mvczigal_ref.reproduce import (
+    COMPARISONS,
+    PlannedRun,
+    compare,
+    figure,
+    markdown,
+    planned_runs,
+)
 from mvczigal_ref.trainer import read_prompts
 
 __all__ = ["enhance", "reproduce"]
@@ -28,19 +35,31 @@ def reproduce(command: Reproduce) -> None:
         command: What was asked for.
 
     Raises:
+        CheckpointError: If a run folder holds a run of other settings.
         ConfigError: If a setting is refused.
+        KeyboardInterrupt: After Ctrl-C; it has been said how to go on.
     """
     console = Console()
 
-    def tell(recipe: str, seed: int, iterations: int) -> TrainingDisplay:
-        console.print(f"{recipe}, seed {seed}: {iterations} iterations", style="bold")
+    def tell(run: PlannedRun) -> TrainingDisplay:
+        recipe, of = run.config.recipe, run.config.run
+        console.print(f"{recipe}, seed {of.seed}: {of.iterations} iterations", style="bold")
         return TrainingDisplay(console)
 
-    for name in command.sets:
-        found = compare(
-            COMPARISONS[name], command.out / name, seeds=command.seeds,
-            overrides=command.settings, tell=tell,
-        )  # fmt: skip
+    with console.status("counting the network calls of every method"):
+        planned = {
+            name: planned_runs(
+                COMPARISONS[name], command.out / name, seeds=command.seeds,
+                overrides=command.settings,
+            )
+            for name in command.sets
+        }  # fmt: skip
+    for name, runs in planned.items():
+        try:
+            found = compare(COMPARISONS[name], runs, tell=tell)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on, and repeats no finished run")
+            raise
         text = markdown(found)
         atomic_write(command.out / f"{name}.md", text)
         atomic_write(command.out / f"{name}.svg", figure(found))
@@ -58,7 +77,7 @@ def enhance(command: Enhance) -> None:
         ConfigError: If prompts or model cannot be used, or the file was made in another way.
         SystemExit: With status 1 if captions of some prompts could not be made.
     """
-    console, prompts = Console(), read_prompts(command.prompts)
+    console, prompts = Console(), read_prompts(command.prompts, setting="PROMPTS")
     edits = _edits(command)  # before a model is loaded
     try:
         enhancer = OfflineEnhancer(_model(command), num_captions=command.captions, edits=edits)

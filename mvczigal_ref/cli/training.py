@@ -11,7 +11,7 @@ from mvczigal_ref.cli.launch import launch
 from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import ScorerUnavailableError
+from mvczigal_ref.errors import ServiceUnavailableError
 
 __all__ = ["train_in_processes", "train_run"]
 
@@ -40,7 +40,7 @@ def train_run(command: Train, config: TrainConfig) -> None:
     Raises:
         ConfigError: If there is no such device, or the processes could not be joined.
         KeyboardInterrupt: After Ctrl-C; it has been said how to go on.
-        ScorerUnavailableError: If a scorer's service is out; it has been said how to go on.
+        ServiceUnavailableError: If a service is out; it has been said how to go on.
         SystemExit: In all processes but the main one, where that one raises.
     """
     folder = command.out or Path("runs") / f"{config.recipe}-{config.run.seed}"
@@ -51,15 +51,15 @@ def train_run(command: Train, config: TrainConfig) -> None:
     try:
         _run(config, folder, console, here)
     except REFUSED as error:
-        if isinstance(error, ScorerUnavailableError):
+        if isinstance(error, ServiceUnavailableError):
             _say(console, _where(folder))
-            _say(console, f"once the scorer is back, go on with: {_again(command)}")
+            _say(console, f"once the service is back, go on with: {_again(command)}")
         if here.is_main:
             raise
         # Every process raises it, and the main one says so; a launcher would end that one as
         # soon as this one has ended.
         time.sleep(1.0)
-        raise SystemExit(75 if isinstance(error, ScorerUnavailableError) else 2) from error
+        raise SystemExit(75 if isinstance(error, ServiceUnavailableError) else 2) from error
     except KeyboardInterrupt:
         _say(console, _where(folder))
         _say(console, f"go on with: {_again(command)}")

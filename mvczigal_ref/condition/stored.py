@@ -168,6 +168,18 @@ class StoredCaptions:
             CaptionError: If prompts are absent from the file, naming them.
         """
         del images
+        self.require(prompts)
+        return [self._drawn(prompt, seed) for prompt in prompts]
+
+    def require(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that have no captions here.
+
+        Args:
+            prompts: Texts, spelt as in the file.
+
+        Raises:
+            CaptionError: Names the first of them, and says how to make theirs.
+        """
         absent = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._captions))
         if absent:
             more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
@@ -176,7 +188,6 @@ class StoredCaptions:
                 f"{', '.join(map(repr, absent[:3]))}{more}. Make them with `mvczigal enhance`."
             )
             raise CaptionError(msg)
-        return [self._drawn(prompt, seed) for prompt in prompts]
 
     def _drawn(self, prompt: str, seed: int) -> tuple[Caption, ...]:
         captions = self._captions[prompt]

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from mvczigal_ref.errors import ConfigError, ServiceUnavailableError
 from mvczigal_ref.models.bounded_http import TRANSIENT, TryAgainError, post, split_url
 
 __all__ = [
@@ -42,7 +43,7 @@ AnyImage = Float[Tensor, "rgb _ _"]
 _PATH = "/chat/completions"
 
 
-class ChatUnavailableError(ConnectionError):
+class ChatUnavailableError(ServiceUnavailableError):
     """No try within the allowed number was answered."""
 
 
@@ -50,8 +51,8 @@ class ChatAnswerError(ValueError):
     """The endpoint answered, but with something that is no answer."""
 
 
-class ChatRefusedError(ChatAnswerError):
-    """The endpoint does not take the request: asking again would not help."""
+class ChatRefusedError(ChatAnswerError, ConfigError):
+    """The endpoint does not take the request, as it was set up: asking again would not help."""
 
 
 def png_data_url(image: Float[Tensor, "rgb height width"]) -> str:

@@ -1,6 +1,13 @@
 """The papers' comparisons on the tiny worlds: every method, at equal network calls."""
 
-from mvczigal_ref.reproduce.comparison import Comparison, Outcome, compare, gain_over_seeds
+from mvczigal_ref.reproduce.comparison import (
+    Comparison,
+    Outcome,
+    PlannedRun,
+    compare,
+    gain_over_seeds,
+    planned_runs,
+)
 from mvczigal_ref.reproduce.methods import COMPARISONS, Method, MethodSet
 from mvczigal_ref.reproduce.tables import figure, markdown
 
@@ -10,8 +17,10 @@ __all__ = [
     "Method",
     "MethodSet",
     "Outcome",
+    "PlannedRun",
     "compare",
     "figure",
     "gain_over_seeds",
     "markdown",
+    "planned_runs",
 ]

@@ -11,7 +11,7 @@ from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.enhancers import build_enhancer
 from mvczigal_ref.group_iteration import run_group_iteration
-from mvczigal_ref.group_samples import num_acting_steps, stochastic_steps
+from mvczigal_ref.group_samples import num_acting_steps, stochastic_steps, trained_decisions
 from mvczigal_ref.iteration import prompt_batch, run_iteration
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.tracking import StageTimer, network_rows
@@ -23,10 +23,10 @@ __all__ = ["network_calls"]
 def network_calls(config: TrainConfig, **built: Any) -> list[int]:  # noqa: ANN401 - as build_system
     """Count the latents that the network sees in each iteration of a run.
 
-    An iteration is done for every window that the run meets, of two objects an optimiser step,
-    since calls grow with the objects. Where there are captions it has all objects, for equal
-    captions of a prompt cost no call; how many are equal changes as the run learns, and what it
-    really took is in its metrics.
+    An iteration is done for every choice of steps that the run meets, of two objects an
+    optimiser step, since calls grow with the objects. Where there are captions it has all
+    objects, for equal captions of a prompt cost no call; how many are equal changes as the run
+    learns, and what it really took is in its metrics.
 
     Args:
         config: The run.
@@ -53,10 +53,15 @@ def network_calls(config: TrainConfig, **built: Any) -> list[int]:  # noqa: ANN4
 
 
 def _window(config: TrainConfig, system: System, iteration: int) -> tuple[int, ...]:
-    """Tell iterations apart by the steps that draw noise; nothing else changes their calls."""
+    """Tell iterations apart by the steps that draw noise and by those that are trained.
+
+    Nothing else changes their calls.
+    """
     if learns_from_pairs(config) or config.objective.kind == "forward_process":
         return ()
-    return stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)
+    steps = stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)
+    trained = trained_decisions(config, count=len(steps), iteration=iteration)
+    return (*steps, -1, *trained)
 
 
 def _rows(config: TrainConfig, system: System, iteration: int) -> int:

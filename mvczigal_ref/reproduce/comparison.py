@@ -1,9 +1,9 @@
 """Train every method with several seeds at equal network calls, and compare what they gain."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,15 @@ from mvczigal_ref.run_folder import find_checkpoint, is_finished
 from mvczigal_ref.tracking import read_metrics
 from mvczigal_ref.trainer import Events, train
 
-__all__ = ["Comparison", "Outcome", "compare", "gain_over_seeds", "run_gain"]
+__all__ = [
+    "Comparison",
+    "Outcome",
+    "PlannedRun",
+    "compare",
+    "gain_over_seeds",
+    "planned_runs",
+    "run_gain",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,76 +142,96 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
     return found
 
 
-def _silence(recipe: str, seed: int, iterations: int) -> AbstractContextManager[Events]:
-    del recipe, seed, iterations
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRun:
+    """One run of a comparison."""
+
+    config: TrainConfig
+    """Its settings, length and seed among them."""
+
+    folder: Path
+    """Where it is, or will be."""
+
+
+def _silence(run: PlannedRun) -> AbstractContextManager[Events]:
+    del run
     return nullcontext(Events())
 
 
-def compare(
-    methods: MethodSet,
-    folder: Path,
-    *,
-    seeds: Sequence[int],
-    overrides: Sequence[str] = (),
-    budget: int | None = None,
-    tell: Callable[[str, int, int], AbstractContextManager[Events]] = _silence,
-) -> Comparison:
-    """Run every method with every seed, each for as many iterations as its calls allow.
+def planned_runs(
+    methods: MethodSet, folder: Path, *, seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> tuple[tuple[PlannedRun, ...], ...]:
+    """Give every method as many iterations as its network calls allow, before any long work.
+
+    The budget is what the first method takes for its own number of iterations, both counted with
+    the first seed.
 
     Args:
         methods: What is compared.
-        folder: Holds a run folder a method and seed; finished runs are not repeated.
+        folder: Holds a run folder a method and seed.
         seeds: Of the runs; at least one.
         overrides: Settings of all methods, as ``section.name=value``, after the set's own.
-        budget: Latents that the network may see in training; None is what the first method
-            takes for its own number of iterations.
-        tell: Asked for the listener of each run, by recipe, seed and iterations.
 
     Returns:
-        The comparison.
+        Per method one run a seed.
 
     Raises:
         CheckpointError: If a run folder holds a run of other settings.
         ConfigError: If a setting is refused.
     """
-    runs = [
-        [(_of_seed(config, seed), folder / f"{method.recipe}-{seed}") for seed in seeds]
-        for method, config in _planned(methods, overrides, budget)
+    plain = [recipe(method.recipe) for method in methods.methods]
+    words = [*methods.settings, *overrides]
+    wanted = [
+        [load_config(one, overrides=[*words, f"run.seed={seed}"]) for seed in seeds]
+        for one in plain
     ]
-    for own, place in chain.from_iterable(runs):  # before any long work starts
-        find_checkpoint(place, own)
+    budget, found = 0, []
+    for method, one, configs in zip(methods.methods, plain, wanted, strict=True):
+        calls = network_calls(configs[0])
+        budget = budget or sum(calls)
+        iterations = max(1, round(budget * len(calls) / sum(calls)))
+        length = [f"run.iterations={iterations}"]
+        if one.optim.decay_iterations == one.run.iterations:
+            # A learning rate that falls to 0 at the recipe's end still does.
+            length.append(f"optim.decay_iterations={iterations}")
+        found.append(
+            tuple(
+                PlannedRun(
+                    config=load_config(config, overrides=length),
+                    folder=folder / f"{method.recipe}-{config.run.seed}",
+                )
+                for config in configs
+            )
+        )
+    for run in chain.from_iterable(found):
+        find_checkpoint(run.folder, run.config)
+    return tuple(found)
+
+
+def compare(
+    methods: MethodSet,
+    runs: Sequence[Sequence[PlannedRun]],
+    *,
+    tell: Callable[[PlannedRun], AbstractContextManager[Events]] = _silence,
+) -> Comparison:
+    """Run every method with every seed; finished runs are not repeated.
+
+    Args:
+        methods: What is compared.
+        runs: From :func:`planned_runs`.
+        tell: Asked for the listener of each run.
+
+    Returns:
+        The comparison.
+    """
     outcomes = []
     for method, mine in zip(methods.methods, runs, strict=True):
         found = []
-        for own, place in mine:
-            with tell(method.recipe, own.run.seed, own.run.iterations) as events:
-                found.append(run_gain(own, place, events=events))
-        outcomes.append(_outcome(method, methods.scores, mine[0][0], found))
+        for run in mine:
+            with tell(run) as events:
+                found.append(run_gain(run.config, run.folder, events=events))
+        outcomes.append(_outcome(method, methods.scores, mine[0].config, found))
     return Comparison(methods=methods, outcomes=tuple(outcomes))
-
-
-def _planned(
-    methods: MethodSet, overrides: Sequence[str], budget: int | None
-) -> Iterator[tuple[Method, TrainConfig]]:
-    """Give each method as many iterations as its calls allow."""
-    for method in methods.methods:
-        base = load_config(recipe(method.recipe), overrides=[*methods.settings, *overrides])
-        calls = network_calls(base)
-        if budget is None:
-            budget = sum(calls)
-        yield method, _of_length(base, max(1, round(budget * len(calls) / sum(calls))))
-
-
-def _of_seed(config: TrainConfig, seed: int) -> TrainConfig:
-    return replace(config, run=replace(config.run, seed=seed))
-
-
-def _of_length(config: TrainConfig, iterations: int) -> TrainConfig:
-    """Change a run's length; a learning rate that fell to 0 at its end still does."""
-    optim, run = config.optim, config.run
-    if optim.decay_iterations == run.iterations:
-        optim = replace(optim, decay_iterations=iterations)
-    return replace(config, optim=optim, run=replace(run, iterations=iterations))
 
 
 def _outcome(

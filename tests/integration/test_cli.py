@@ -298,7 +298,7 @@ def test_another_runs_folder_is_refused(finished, words, capsys):
 
 
 def test_an_outage_says_how_to_go_on_and_that_it_will_pass(words, tmp_path, monkeypatch, capsys):
-    """Its exit status is its own; the same words finish the run once the scorer is back."""
+    """Its exit status is its own; the same words finish the run once the service is back."""
     folder, out = tmp_path / "run", []
 
     def scorer(options):
@@ -324,7 +324,7 @@ def test_an_outage_says_how_to_go_on_and_that_it_will_pass(words, tmp_path, monk
     assert code == 75
     assert "mvczigal: error: nobody answers at http://127.0.0.1:8763" in said.err
     assert f"stopped; saved in {folder}/checkpoints/iteration_000001" in said.out
-    assert "once the scorer is back, go on with: mvczigal train tiny" in said.out
+    assert "once the service is back, go on with: mvczigal train tiny" in said.out
     out.clear()
     assert main(argv) == 0
     assert len(read_metrics(folder / "metrics.jsonl")) == 2

@@ -84,6 +84,14 @@ def test_stored_captions_are_read_from_their_file(tmp_path):
     assert len(built(["a cat"], seed=0)[0]) == 2
 
 
+def test_a_file_without_captions_of_a_prompt_is_refused(tmp_path):
+    """When it is read: hours may pass before that prompt is met."""
+    settings = ConditionConfig(enhancer="stored", file=stored(tmp_path), num_captions=2)
+    build_enhancer(settings, device=CPU, prompts=["a cat"])
+    with pytest.raises(ConfigError, match=r"`condition\.enhancer` = .stored.: .*'a dog'"):
+        build_enhancer(settings, device=CPU, prompts=["a cat", "a dog"])
+
+
 @pytest.mark.parametrize("kind", ["chat", "local"])
 def test_a_model_is_asked_about_the_chosen_aspects(models, kind):
     """Where it says nothing the prompt stands in."""

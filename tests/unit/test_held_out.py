@@ -11,6 +11,7 @@ from mvczigal_ref.config import from_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, NonFiniteError
 from mvczigal_ref.evaluation import Evaluation
+from mvczigal_ref.grids import build_sampler
 from mvczigal_ref.held_out import HeldOut, Watch, object_features
 from tests.unit.test_evaluation import PROMPTS, settings, system
 
@@ -65,6 +66,16 @@ def test_another_number_of_noises_is_measured_anew(made, tmp_path):
     assert judge(tmp_path, noises=3)("before", 0).joint.shape == (3, 3)
     assert judge(tmp_path, noises=3)("before", 0).joint.shape == (3, 3)
     assert made == [2, 3]
+
+
+def test_another_number_of_steps_is_measured_anew(made, tmp_path):
+    """A gain between two grids would be no gain."""
+    judge(tmp_path)("before", 0)
+    sampler = build_sampler(settings(), num_steps=7)
+    for _ in range(2):
+        judge(tmp_path, system=replace(system(), evaluation_sampler=sampler))("before", 0)
+
+    assert made == [2, 2]
 
 
 def test_metrics_are_the_means(made, tmp_path):

@@ -15,13 +15,14 @@ from mvczigal_ref import held_out, trainer, training_loop
 from mvczigal_ref.checkpoint import load_checkpoint
 from mvczigal_ref.config import from_dict, load_config, to_dict
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import CheckpointError, ConfigError, ScorerUnavailableError
+from mvczigal_ref.errors import CheckpointError, ConfigError, ServiceUnavailableError
 from mvczigal_ref.evaluation import Evaluation
 from mvczigal_ref.held_out import Watch
 from mvczigal_ref.iteration import IterationResult, prompt_batch
 from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.reward.guard import GuardCheck
+from mvczigal_ref.run_folder import is_finished
 from mvczigal_ref.tracking import read_metrics
 from mvczigal_ref.trainer import Events, export_policy, read_prompts, train
 from mvczigal_ref.world.grammar import split_prompts
@@ -40,7 +41,7 @@ class Record(Events):
         """Be out, once, where it was asked for."""
         if (what, place) in self.out:
             self.out.remove((what, place))
-            raise ScorerUnavailableError("nobody answers")
+            raise ServiceUnavailableError("nobody answers")
 
     def stage(self, text):
         self.told.append(text)
@@ -482,7 +483,7 @@ def test_an_outage_saves_what_was_finished_and_goes_on_to_the_same_bits(
     go(chosen, tmp_path / "whole", record)
     record.iterations.clear()
     record.out = {(what, place)}
-    with pytest.raises(ScorerUnavailableError, match="nobody answers"):
+    with pytest.raises(ServiceUnavailableError, match="nobody answers"):
         go(chosen, tmp_path / "out", record)
 
     assert not record.out
@@ -496,7 +497,7 @@ def test_an_outage_saves_what_was_finished_and_goes_on_to_the_same_bits(
 def test_an_outage_before_the_first_iteration_leaves_nothing_to_save(record, tmp_path):
     """The same call begins the run."""
     record.out = {("evaluation", 0)}
-    with pytest.raises(ScorerUnavailableError):
+    with pytest.raises(ServiceUnavailableError):
         go(config(1), tmp_path, record)
     assert not (tmp_path / "checkpoints").exists()
     go(config(1), tmp_path, record)
@@ -556,9 +557,9 @@ def test_prompts_that_are_not_there_are_refused(tmp_path):
     """With the setting's name."""
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ConfigError, match=r"`run\.prompts` must be one of .*'world\.held_out'"):
-        read_prompts("world.heldout")
-    with pytest.raises(ConfigError, match=r"`run\.prompts` must hold at least one prompt"):
-        read_prompts(str(tmp_path / "empty.txt"))
+        read_prompts("world.heldout", setting="run.prompts")
+    with pytest.raises(ConfigError, match=r"`--prompts` must hold at least one prompt"):
+        read_prompts(str(tmp_path / "empty.txt"), setting="--prompts")
 
 
 def test_slices_that_cannot_be_shared_are_refused_before_anything_is_done(record, tmp_path):
@@ -593,3 +594,35 @@ def test_another_run_is_refused_before_anything_is_done(record, tmp_path):
 
     assert len(record.told) == told
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_what_is_refused_after_loading_leaves_the_folder_free(monkeypatch, record, tmp_path):
+    """So that the right settings may follow in the same place."""
+    refusal = ConfigError("`rollout.window_size` must leave room")
+    monkeypatch.setattr(trainer, "check_groups", lambda *_: (_ for _ in ()).throw(refusal))
+    groups = load_config(
+        config(1), overrides=["objective.kind=policy_gradient", "rollout.kind=group"]
+    )
+    with pytest.raises(ConfigError, match="must leave room"):
+        go(groups, tmp_path / "run", record)
+    assert not (tmp_path / "run").exists()
+
+    go(config(1), tmp_path / "run", record)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(CheckpointError, match="`held_out` must be the prompts"):
+        go(config(2), tmp_path / "run", record, prompts=HELD_OUT[:2])
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_a_run_that_goes_on_has_not_ended(record, tmp_path):
+    """Until it has: a stop on the way leaves no summary of what it was before."""
+    go(config(2), tmp_path, record)
+    record.signals = {3: [signal.SIGTERM]}
+    with pytest.raises(KeyboardInterrupt):
+        go(config(5), tmp_path, record)
+    assert not is_finished(tmp_path, config(5))
+
+    record.signals = {}
+    go(config(5), tmp_path, record)
+    assert is_finished(tmp_path, config(5))

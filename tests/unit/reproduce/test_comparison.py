@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,17 +13,25 @@ from safetensors.torch import save_file
 
 from mvczigal_ref.caption_log import DRIFT_EDGES
 from mvczigal_ref.config import load_config, to_dict
-from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.group_samples import stochastic_steps
+from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.group_samples import stochastic_steps, trained_decisions
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.models.tiny_flow import tiny_flow_components
 from mvczigal_ref.recipes import RECIPES, recipe
-from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome, compare, gain_over_seeds
+from mvczigal_ref.reproduce import (
+    COMPARISONS,
+    Comparison,
+    Outcome,
+    compare,
+    gain_over_seeds,
+    planned_runs,
+)
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.comparison import run_gain
 from mvczigal_ref.reproduce.methods import Method, MethodSet
 from mvczigal_ref.reproduce.tables import figure, markdown
 from mvczigal_ref.tracking import MetricsLog
+from mvczigal_ref.trainer import Events
 
 FIRST = ("rollout.window_last_start=0",)
 SMALL = (
@@ -229,48 +238,100 @@ def test_the_picture_shows_the_drift_of_captions():
     assert "probability drift" not in figure(whole)
 
 
-def test_methods_get_as_many_iterations_as_their_calls_allow(monkeypatch, tmp_path):
-    """A learning rate that fell to 0 at the end still does; the set's own settings hold."""
-    seen, noises = [], set()
+@pytest.fixture
+def counted(monkeypatch):
+    """Methods that call the network so often an iteration, counted without a network."""
     monkeypatch.setattr(
         "mvczigal_ref.reproduce.comparison.network_calls",
         lambda config: [300 if config.recipe == "tiny" else 400] * config.run.iterations,
     )
 
+
+def test_methods_get_as_many_iterations_as_their_calls_allow(counted, tmp_path):
+    """A learning rate that fell to 0 at the end still does; the set's own settings hold."""
+    methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])
+    runs = planned_runs(methods, tmp_path, seeds=[0, 3])
+    told = [
+        (run.folder.name, run.config.run.seed, run.config.run.iterations,
+         run.config.optim.decay_iterations, run.config.run.evaluation_noises)
+        for run in (*runs[0], *runs[1])
+    ]  # fmt: skip
+    short = ["run.evaluation_noises=2", "run.iterations=20"]
+    (one,), _ = planned_runs(methods, tmp_path, seeds=[0], overrides=short)
+
+    assert told == [
+        ("tiny-0", 0, 40, 40, 16), ("tiny-3", 3, 40, 40, 16),
+        ("tiny_mv_pg-0", 0, 30, 30, 16), ("tiny_mv_pg-3", 3, 30, 30, 16),
+    ]  # fmt: skip
+    assert one.config.run.evaluation_noises == 2
+    assert (one.config.run.iterations, one.config.optim.decay_iterations) == (20, 20)
+
+
+def test_every_run_is_told_of_and_counted(counted, monkeypatch, tmp_path):
+    """Gains by method and seed; calls are the mean of what the runs say."""
+    seen, told = [], []
+
     def run_gain(config, folder, events=None):
-        seen.append((folder.name, config.run.iterations, config.optim.decay_iterations))
-        noises.add(config.run.evaluation_noises)
-        table = {"per_view": torch.zeros(1, 2), "joint": torch.zeros(1, 2)}
-        return {"before": table, "after": table, "seconds": 1.0, "calls": 12000, "captions": []}
+        seen.append(folder.name)
+        before = {"per_view": torch.zeros(1, 2), "joint": torch.zeros(1, 2)}
+        after = {name: table + config.run.seed for name, table in before.items()}
+        calls = 100 * (1 + config.run.seed)
+        return {"before": before, "after": after, "seconds": 1.0, "calls": calls, "captions": []}
+
+    def tell(run):
+        told.append(run.folder.name)
+        return nullcontext(Events())
 
     monkeypatch.setattr("mvczigal_ref.reproduce.comparison.run_gain", run_gain)
     methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])
-    found = compare(methods, tmp_path, seeds=[0, 3])
+    found = compare(methods, planned_runs(methods, tmp_path, seeds=[0, 3]), tell=tell)
 
-    assert seen == [
-        ("tiny-0", 40, 40), ("tiny-3", 40, 40), ("tiny_mv_pg-0", 30, 30), ("tiny_mv_pg-3", 30, 30),
-    ]  # fmt: skip
-    assert noises == {16}
-    compare(methods, tmp_path, seeds=[0], overrides=["run.evaluation_noises=2"])
-    assert noises == {16, 2}
-    assert [o.calls for o in found.outcomes] == [12000, 12000]
-    assert found.outcomes[1].gains["joint"].shape == (2, 2)
+    assert seen == told == ["tiny-0", "tiny-3", "tiny_mv_pg-0", "tiny_mv_pg-3"]
+    assert [o.calls for o in found.outcomes] == [250, 250]
+    assert found.outcomes[1].gains["joint"].tolist() == [[0.0, 0.0], [3.0, 3.0]]
+
+
+def test_which_steps_are_trained_changes_the_calls():
+    """The shared first state costs one call where a later one costs one a member."""
+    config = load_config(recipe("tiny_dance_grpo"), overrides=[*SMALL, "run.iterations=12"])
+    small = tiny_flow_components(seed=0, num_heads=1, num_layers=1, num_single_layers=1)
+    found = network_calls(config, components=small)
+    expected = []
+    for iteration in range(12):
+        trained = trained_decisions(config, count=3, iteration=iteration)
+        expected.append(2 * (1 + 3 * 8 + sum(1 if step == 0 else 8 for step in trained)))
+
+    assert found == expected
+    assert len(set(found)) == 2
 
 
 # -- errors ------------------------------------------------------------------------------
 
 
-def test_a_folder_of_another_run_is_refused_before_the_first_is_trained(monkeypatch, tmp_path):
+def test_a_folder_of_another_run_is_refused_before_the_first_is_trained(counted, tmp_path):
     """The last of all, that would be met after hours."""
-    monkeypatch.setattr(
-        "mvczigal_ref.reproduce.comparison.network_calls", lambda config: [300] * 40
-    )
-    monkeypatch.setattr(
-        "mvczigal_ref.reproduce.comparison.run_gain", lambda *_, **__: pytest.fail("trained")
-    )
     methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])
     other = load_config(recipe("tiny_mv_pg"), overrides=["run.seed=3", "optim.lr=0.5"])
     (tmp_path / "tiny_mv_pg-3").mkdir()
     (tmp_path / "tiny_mv_pg-3" / "config.json").write_text(json.dumps(to_dict(other)))
     with pytest.raises(CheckpointError, match=r"tiny_mv_pg-3' holds another run.*`optim\.lr`"):
-        compare(methods, tmp_path, seeds=[0, 3])
+        planned_runs(methods, tmp_path, seeds=[0, 3])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "word", "said"),
+    [
+        ([0, -1], "optim.lr=0.1", r"`run\.seed`"),
+        ([0], "optim.lr=-1", r"`optim\.lr`"),
+        ([0], "sampler.num_steps=1", r"`zigzag\.steps`|`sampler\.num_steps`"),
+    ],
+)
+def test_a_setting_that_some_method_refuses_is_refused_before_any_is_counted(
+    monkeypatch, tmp_path, seeds, word, said
+):
+    """Whichever it is."""
+    monkeypatch.setattr(
+        "mvczigal_ref.reproduce.comparison.network_calls", lambda _: pytest.fail("counted")
+    )
+    with pytest.raises(ConfigError, match=said):
+        planned_runs(COMPARISONS["multiview"], tmp_path, seeds=seeds, overrides=[word])
