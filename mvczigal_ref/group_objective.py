@@ -68,7 +68,7 @@ def _loss(
     kl = None
     if decision.mean_reference is not None:
         told: dict[str, Any] = {"std": decision.std, "reduction": wanted.reduction}
-        if wanted.kl_form == "divergence" or length is None:
+        if wanted.kl_form == "divergence" or length is None or not _spread_has_length(sampler):
             kl = reference_kl(decision.mean, decision.mean_reference, **told)
         else:
             kl = reference_kl_without_step_length(
@@ -98,6 +98,11 @@ def _loss(
         weight=decision.weight,
         **shared,
     )
+
+
+def _spread_has_length(sampler: Sampler) -> bool:
+    """Tell whether a step's spread grows with its length; CPS's is that of its noise level."""
+    return isinstance(sampler, FlowSampler) and sampler.kernel != "cps"
 
 
 def _step_length(sampler: Sampler, decision: ReplayedDecision) -> float | None:

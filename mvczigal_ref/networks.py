@@ -62,7 +62,9 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
         )
         raise ConfigError(msg)
     folder = weights_folder(model.weights)
-    return load_flow(folder) if model.network == "flow" else load_components(folder)
+    if model.network == "flow":
+        return load_flow(folder, dtype=dtype)
+    return load_components(folder)
 
 
 def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:

@@ -32,6 +32,9 @@ from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewRe
 
 __all__ = ["DTYPES", "System", "build_system", "with_sampling"]
 
+REMEMBERED = 256
+"""Prompts whose features are kept [prompts]: all of the tiny world's; of FLUX.1 a gigabyte."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class System:
@@ -60,7 +63,7 @@ class System:
     """What classifier-free guidance leads away from; None where the batch is never doubled."""
 
     prompt_cache: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Token and pooled features of every prompt met so far."""
+    """Token and pooled features of the last prompts met, the oldest first."""
 
     watched_per_view: Mapping[str, PerViewScorer] = field(default_factory=dict)
     """Scorers of single views that the guard watches, by name."""
@@ -116,7 +119,7 @@ class System:
         return self.backbone.trained()
 
     def conditioning(self, prompts: Sequence[str], *, remember: bool = True) -> Conditioning:
-        """Gather the features of prompts, encoding each the first time it is met.
+        """Gather the features of prompts, encoding only those that are not remembered.
 
         Args:
             prompts: One an object.
@@ -140,6 +143,8 @@ class System:
                 found |= {t: self.backbone.embed(t) for t in texts if t not in found}
         if remember:
             self.prompt_cache.update(found)
+            for text in list(self.prompt_cache)[:-REMEMBERED]:
+                del self.prompt_cache[text]
         return self.backbone.conditioning(
             [found[prompt] for prompt in prompts], found[negative[0]] if negative else None
         )

@@ -24,6 +24,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation import evaluate
 from mvczigal_ref.files import to_json
 from mvczigal_ref.group_learning import parameters_as
+from mvczigal_ref.group_samples import num_acting_steps, stochastic_steps
 from mvczigal_ref.iteration import prompt_batch
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.optimizer_state import join_optimizer_state, split_optimizer_state
@@ -101,6 +102,9 @@ class TrainingState:
         if self.average is None or self.finished % optim.average_every:
             return
         steps = self.finished * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
+        if optim.step_per_decision:
+            acting = num_acting_steps(self.system)
+            steps *= len(stochastic_steps(self.config, most=acting, iteration=self.finished - 1))
         self.average = follow_parameters(
             self.average, self.system.trained(), decay=optim.average_decay, steps=steps
         )

@@ -169,7 +169,8 @@ def reference_kl_without_step_length(
     .. math:: D' = \frac{\lVert \mu_\theta - \mu_{ref} \rVert^2}{2 \sigma_t^2}
         = D\, \Delta t, \qquad \sigma = \sigma_t \sqrt{\Delta t}
 
-    It weighs long steps more than the divergence does, and is smaller by the step's length.
+    It weighs long steps more than the divergence does, and is smaller by the step's length. Of
+    a CPS step, whose :math:`\sigma` holds no step length, the released form is the divergence.
 
     Source:
         Flow-GRPO's released trainer, whose published weights 0.04 and 0.01 are for this and

@@ -96,6 +96,17 @@ def test_the_loss_is_the_settings(kind, clip, reduction, kl_form, reference):
     assert (stats.clip_fraction > 0) == clip
 
 
+def test_cps_has_the_divergence_in_either_form():
+    """The released form leaves out a step's length, which is no part of this spread."""
+    how = {"flow.kernel": "cps", "objective.kl_weight": KL, "objective.clip_range": CLIP}
+    losses = []
+    for form in ("divergence", "without_step_length"):
+        config = config_of(SHIFTED, how, {"objective.kl_form": form})
+        losses.append(group_objective(config, build_sampler(config))(replayed())[0].item())
+
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("sampler", ["lcm", "ddim"])
 def test_a_diffusion_sampler_has_the_divergence(sampler):
     """Its steps have no length that a form could leave out."""

@@ -19,10 +19,12 @@ from mvczigal_ref.models import placement
 from mvczigal_ref.models.lora_files import save_lora_folder
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.models.tiny_flow import tiny_flow_components
+from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward import registry
 from mvczigal_ref.reward.world import WorldJointView, WorldPerView
 from mvczigal_ref.scorers import Offloaded, build_scorers, no_scorers
-from mvczigal_ref.system import build_system, with_sampling
+from mvczigal_ref.system import DTYPES, build_system, with_sampling
 from mvczigal_ref.tracking import StageTimer
 from mvczigal_ref.world.scene import WORLD_RIG
 from tests.analytic_system import joint_score, per_view_score
@@ -542,6 +544,37 @@ def test_conditioning_is_that_of_the_components():
     assert torch.equal(conditioning.time_ids, expected.time_ids.float())
     assert conditioning.num_views == 6
     assert conditioning.camera_features is system.camera_features
+
+
+def test_the_last_prompts_are_remembered(monkeypatch):
+    """As many as allowed, so that a long list of prompts does not fill the memory."""
+    monkeypatch.setattr(system_module, "REMEMBERED", 3)
+    system = replace(small_system(), prompt_cache={})
+    every = system.conditioning(["a", "b", "c", "d", "e"])
+    assert list(system.prompt_cache) == ["c", "d", "e"]
+
+    again = system.conditioning(["a", "e"])
+    assert torch.equal(again.prompt_embeds, every.prompt_embeds[[0, 4]])
+    assert list(system.prompt_cache) == ["d", "e", "a"]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_flow_s_parts_are_loaded_in_its_dtype(tmp_path, dtype):
+    """Text encoders too, the largest of them; the autoencoder stays exact."""
+    tiny_flow_components(seed=0, num_heads=1, num_layers=1, num_single_layers=1).save(tmp_path)
+    config = load_config(recipe("tiny_flow_grpo"), overrides=[
+        f"model.dtype={dtype}", f"model.weights={tmp_path}", "sampler.num_steps=2",
+    ])  # fmt: skip
+    system = build_system(config, device=CPU)
+    encoders = {p.dtype for e in system.components.text_encoders for p in e.parameters()}
+
+    assert encoders == {DTYPES[dtype]}
+    assert next(system.components.vae.parameters()).dtype == torch.float32
+    conditioning = system.conditioning(["a red cube"])
+    latent = torch.zeros(system.latent_shape)
+    output = system.policy(latent, torch.tensor(500.0), conditioning, guidance_scale=1.0)
+    assert output.dtype == torch.float32
+    assert output.isfinite().all()
 
 
 def test_a_prompts_features_do_not_depend_on_its_company():

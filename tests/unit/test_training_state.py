@@ -23,7 +23,7 @@ from mvczigal_ref.training_state import begin, resume
 from tests.analytic_system import PROMPTS as NUMBERED
 from tests.analytic_system import analytic_system
 from tests.unit.test_group_iteration import FORWARD
-from tests.unit.test_group_samples import config_of
+from tests.unit.test_group_samples import FLOW, GROUP, config_of
 
 PROMPTS = ["a red ball", "a blue cube"]
 CONSTRAINT = ConstraintState(multiplier=0.1 + 0.2, threshold=-1 / 3, initialised=True)
@@ -262,6 +262,30 @@ def test_an_average_follows_is_saved_and_is_what_is_kept(tmp_path):
     assert all(torch.equal(again.average[name], value) for name, value in state.average.items())
     assert all(torch.equal(again.system.trained()[n], value) for n, value in learnt.items())
     assert all(torch.equal(found.kept[name], value) for name, value in state.average.items())
+
+
+def test_an_average_counts_every_change_of_the_parameters():
+    """Where they change after each decision, these are as many as the window's steps."""
+    moved = []
+    for often, decisions in ((False, 1), (True, 2)):
+        chosen = config_of(
+            FLOW, GROUP,
+            {"optim.step_per_decision": often, "optim.average_decay": 0.9,
+             "optim.average_every": 1, "rollout.window": "fixed", "rollout.window_size": 2},
+        )  # fmt: skip
+        state = begin(analytic_system(chosen), chosen, World(), NUMBERED)
+        before = state.average["gain"].clone()
+        with torch.no_grad():
+            state.system.trained()["gain"].add_(1.0)
+        state.finished = 1
+        state.follow()
+        steps = decisions * chosen.optim.optimizer_steps_per_epoch
+        moved.append(
+            (float((state.average["gain"] - before).mean()), 1 - (1 + steps) / (10 + steps))
+        )
+
+    for found, expected in moved:
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_guard_returns_to_its_best_average_too(tmp_path):
