@@ -18,7 +18,7 @@ from mvczigal_ref.condition.protocol import (
     LanguageModel,
     OnRefusal,
 )
-from mvczigal_ref.models.chat import ChatAnswerError
+from mvczigal_ref.models.chat import ChatAnswerError, ChatRefusedError
 
 __all__ = ["Asker", "checked_prompts", "in_order"]
 
@@ -86,6 +86,7 @@ class Asker:
 
         Raises:
             CaptionError: If all answers were refused and ``on_refusal`` is ``raise``.
+            ChatRefusedError: If the endpoint does not take the question, whatever ``on_refusal``.
         """
         refusal = ""
         for attempt in range(self.attempts):
@@ -100,6 +101,8 @@ class Asker:
             try:
                 text = self.rules.read(self.model.ask("\n".join(parts), images, seed=seed))
                 memory.remember(prompt, text)
+            except ChatRefusedError:  # no other question would be taken
+                raise
             except (CaptionError, ChatAnswerError) as error:
                 refusal = str(error).rstrip(".")
                 continue

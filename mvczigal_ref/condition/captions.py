@@ -27,7 +27,8 @@ _META = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_MARKUP = re.compile(r"<\||\|>|</?think>|\[/?INST\]|```", re.IGNORECASE)
+# Any tag may be a token of its own to some model, which refuses a later question that quotes it.
+_MARKUP = re.compile(r"<[|\uff5c]|[|\uff5c]>|</?\w[\w-]*(?:\s*/)?>|\[/?INST\]|```", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?]+[\"'\u201d\u2019)]*(?=\s|$)|[\u3002\uff01\uff1f]+")
 _LOOP = re.compile(r"(?<!\w)(\w.{0,60}?)(?:[\s,.;:!?]+\1(?!\w)){3}", re.IGNORECASE)
 

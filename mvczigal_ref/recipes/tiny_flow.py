@@ -1,7 +1,8 @@
 """The GRPO family on the tiny world: each method of :mod:`mvczigal_ref.recipes.flow`, smaller.
 
-They share network, prompts, reward and learning rate, and make as many network calls as their
-method asks for; ``mvczigal reproduce`` compares them at equal calls.
+They share network, prompts and reward, and the learning rate too where a method does not say why
+its own differs. They make as many network calls as their method asks for; ``mvczigal reproduce``
+compares them at equal calls.
 """
 
 from dataclasses import replace

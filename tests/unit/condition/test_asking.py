@@ -7,7 +7,7 @@ import pytest
 from mvczigal_ref.condition.asking import Asker, checked_prompts, in_order
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import Caption, CaptionError, stream
-from mvczigal_ref.models.chat import ChatAnswerError, ChatUnavailableError
+from mvczigal_ref.models.chat import ChatAnswerError, ChatRefusedError, ChatUnavailableError
 from tests.unit.condition.fakes import Scripted
 
 
@@ -119,10 +119,15 @@ def test_raises_when_every_answer_was_refused():
         caption(Scripted(""), attempts=2)
 
 
-def test_a_server_that_is_gone_is_no_refusal():
-    """No other question would mend it."""
-    with pytest.raises(ChatUnavailableError):
-        caption(Scripted(ChatUnavailableError("gone")))
+@pytest.mark.parametrize("kind", [ChatUnavailableError, ChatRefusedError])
+def test_what_no_other_question_would_mend_passes_at_once(kind):
+    """A server that is gone, or that takes no question; the prompt must not hide either."""
+    model, memory = Scripted(kind("status 401")), CaptionMemory()
+    with pytest.raises(kind, match="status 401"):
+        caption(model, memory, on_refusal="prompt")
+
+    assert len(model.asked) == 1
+    assert memory.earlier("a cat") == ()
 
 
 @pytest.mark.parametrize(

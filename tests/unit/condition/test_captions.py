@@ -36,6 +36,7 @@ WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_si
         ("a very, very, very old cat", "a very, very, very old cat"),
         ("\u4e00\u53ea\u732b", "\u4e00\u53ea\u732b"),
         ("A 3 a.m. street", "A 3 a.m. street"),
+        ("A sign that says a < b, and 5 <3 > 2", "A sign that says a < b, and 5 <3 > 2"),
     ],
 )
 def test_the_caption_is_taken_out_of_the_answer(answer, caption):
@@ -58,6 +59,14 @@ def test_the_caption_is_taken_out_of_the_answer(answer, caption):
         ("A \ud800 cat", "does not print"),
         ("A cat<|im_end|>", "markup"),
         ("```A cat```", "markup"),
+        ("A cat<tool_call>", "markup"),
+        ("A cat</tool_call> at dusk", "markup"),
+        ("<image>A cat", "markup"),
+        ("A cat<br />", "markup"),
+        ("A cat</s>", "markup"),
+        ("A cat <0x0A>", "markup"),
+        ("A cat<extra-id_0>", "markup"),
+        ("A cat<\uff5cend\u2581of\u2581sentence\uff5c>", "markup"),
         ("Here is the caption: a cat", "speaks of the caption"),
         ("Here's a cat", "speaks of the caption"),
         ("Sure! A cat", "speaks of the caption"),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
+from mvczigal_ref.diffusion.flow import flow_latent
 from mvczigal_ref.objective.diffusion_nft import (
     diffusion_nft_loss,
     old_policy_decay,
@@ -254,43 +255,88 @@ def test_the_distance_to_the_reference_pulls():
 # -- golden --------------------------------------------------------------------------------
 
 
+def released(case, dtype):
+    """Name what a golden file was made from, its tensors of one precision, and its settings."""
+    golden = {name: tensor.to(dtype) for name, tensor in tensors("grpo", case).items()}
+    made_with = constants("grpo", case)
+    given_ = {
+        "velocity": golden["prediction"],
+        "velocity_old": golden["old_prediction"],
+        "velocity_reference": golden["ref_prediction"],
+        "latent_t": golden["xt"],
+        "clean": golden["x0"],
+        "level": golden["t"],
+        "advantage": golden["advantages"],
+    }
+    how = {
+        "mix": made_with["beta"],
+        "advantage_clip": made_with["adv_clip_max"],
+        "kl_weight": made_with["kl_weight"],
+        "weight_floor": made_with["weight_floor"],
+    }
+    return golden, given_, how
+
+
+def close(actual, expected, atol=0.0):
+    """Compare within what sums of each precision are rounded by."""
+    relative = 1e-12 if actual.dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(actual, expected.reshape(actual.shape), rtol=relative, atol=atol)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", names("grpo", "diffusion_nft_loss"))
 def test_released_trainer(case, dtype):
     """Loss, its parts and its gradient; what the release logs as policy loss is the whole."""
-    golden, made_with = tensors("grpo", case), constants("grpo", case)
-    velocity = golden["prediction"].to(dtype).requires_grad_()
-    loss, stats = diffusion_nft_loss(
-        velocity,
-        velocity_old=golden["old_prediction"].to(dtype),
-        velocity_reference=golden["ref_prediction"].to(dtype),
-        latent_t=golden["xt"].to(dtype),
-        clean=golden["x0"].to(dtype),
-        level=golden["t"].to(dtype),
-        advantage=golden["advantages"].to(dtype),
-        mix=made_with["beta"],
-        advantage_clip=made_with["adv_clip_max"],
-        kl_weight=made_with["kl_weight"],
-        weight_floor=made_with["weight_floor"],
-    )
+    golden, given_, how = released(case, dtype)
+    given_["velocity"] = velocity = given_["velocity"].clone().requires_grad_()
+    loss, stats = call(given_, **how)
     loss.backward()
-    relative = 1e-12 if dtype == torch.float64 else 2e-6
-
-    def close(actual, expected, atol=0.0):
-        torch.testing.assert_close(
-            actual, expected.to(dtype).reshape(actual.shape), rtol=relative, atol=atol
-        )
 
     close(loss.detach(), golden["loss"])
+    close(loss.detach(), golden["policy_loss_as_logged"])
     close(stats.policy_loss, golden["policy_loss"])
     close(stats.positive_loss, golden["positive_loss"].mean())
     close(stats.negative_loss, golden["negative_loss"].mean())
     close(stats.reference_distance, golden["kl_div_loss"])
-    close(optimality(golden["advantages"].to(dtype)), golden["r"])
+    close(optimality(given_["advantage"], advantage_clip=how["advantage_clip"]), golden["r"])
     # Errors of one element are differences that cancel in places: relative to the largest.
+    relative = 1e-12 if dtype == torch.float64 else 2e-6
     close(
         velocity.grad, golden["grad_prediction"], relative * golden["grad_prediction"].abs().max()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", names("grpo", "diffusion_nft_loss"))
+def test_released_trainer_row_by_row(case, dtype):
+    """Both errors, what they are divided by, and the share of each sample by itself."""
+    golden, given_, how = released(case, dtype)
+    floor = 1e3  # above every error, so that it is what errors are divided by
+    for row in range(len(golden["t"])):
+        alone = {name: tensor[row : row + 1] for name, tensor in given_.items()}
+        _, stats = call(alone, **how)
+        _, floored = call(alone, **how | {"weight_floor": floor})
+
+        close(stats.positive_loss, golden["positive_loss"][row])
+        close(stats.negative_loss, golden["negative_loss"][row])
+        close(stats.optimality, golden["r"][row])
+        close(floor * floored.positive_loss / stats.positive_loss, golden["weight_factor"][row])
+        close(
+            floor * floored.negative_loss / stats.negative_loss,
+            golden["negative_weight_factor"][row],
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", names("grpo", "diffusion_nft_loss"))
+def test_released_trainer_noises_samples_alike(case, dtype):
+    """The latent that the velocities are asked at."""
+    golden, given_, _ = released(case, dtype)
+    mixed = flow_latent(golden["x0"], golden["noise"], sigma=golden["t"])
+
+    # Sums of two terms cancel in places: relative to the largest.
+    relative = 1e-12 if dtype == torch.float64 else 2e-6
+    close(mixed, given_["latent_t"], relative * golden["xt"].abs().max())
 
 
 # -- errors --------------------------------------------------------------------------------
