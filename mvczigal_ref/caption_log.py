@@ -20,6 +20,7 @@ def caption_record(
     captions: Sequence[Sequence[Caption]],
     reward: Float[Tensor, "condition prompt sample"],
     drift: Float[Tensor, " entry"],
+    by_step: Float[Tensor, "step prompt caption"],
 ) -> dict[str, Any]:
     """Put an iteration's captions into JSON values.
 
@@ -27,10 +28,12 @@ def caption_record(
         prompts: Of this process.
         captions: K of each prompt.
         reward: Of every sample under every condition, the prompt's own first [reward units].
-        drift: How far captions move densities [unit of the log-density].
+        drift: How far captions move densities, of all processes [unit of the log-density].
+        by_step: Its mean over each group's samples, of these captions [unit of the log-density].
 
     Returns:
-        A list of captions, each with its group's mean reward under prompt and caption, and the
+        A list of captions, each with its group's mean reward under prompt and caption and its
+        drift at every trained step, and the
         histogram of the drift over ``DRIFT_EDGES``, whose first and last bins are open.
     """
     edges = torch.tensor(DRIFT_EDGES, dtype=torch.float64)
@@ -44,6 +47,7 @@ def caption_record(
             "sample": made.sample,
             "reward_under_prompt": float(reward[0, place].mean()),
             "reward_under_caption": float(reward[1 + index, place].mean()),
+            "drift": by_step[:, place, index].tolist(),
         }
         for place, (prompt, texts) in enumerate(zip(prompts, captions, strict=True))
         for index, made in enumerate(texts)

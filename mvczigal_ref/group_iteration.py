@@ -130,13 +130,15 @@ def run_group_iteration(
         )  # fmt: skip
     metrics, told = {**_metrics(rewards, constraint), **learned}, None
     if drift is not None:
-        metrics |= drift_metrics(drift)
+        entries = torch.cat([table.flatten() for table in drift])
+        metrics |= drift_metrics(entries)
         mine = [i for part in share.objects for i in part]
         told = caption_record(
             [text for texts in said for text in texts],
             [texts for made in captions for texts in made],
             rewards.per_view_total().mean(-1)[:, mine],
-            drift,
+            entries,
+            torch.stack([table[mine].flatten(2).mean(-1) for table in drift]),
         )
     return IterationResult(
         constraint,

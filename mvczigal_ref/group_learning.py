@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mvczigal_ref.condition.distinct import TextColumn, every_condition
@@ -44,6 +45,10 @@ Known = tuple[TextColumn, Conditioning]
 """Distinct texts of some prompts of a slice, and what the policy knows of them."""
 
 
+Drift = tuple[Float[Tensor, "prompt caption _ view"], ...]
+"""A table a decision, over its members [unit of the log-density]."""
+
+
 def learn_from_decisions(
     system: System,
     optimizer: torch.optim.Optimizer,
@@ -54,7 +59,7 @@ def learn_from_decisions(
     share: Share,
     config: TrainConfig,
     world: World,
-) -> tuple[dict[str, float], Tensor | None]:
+) -> tuple[dict[str, float], Drift | None]:
     """Replay what was drawn, under every condition, and change the parameters.
 
     Args:
@@ -69,7 +74,7 @@ def learn_from_decisions(
 
     Returns:
         What the update measured; and by how much each caption changes each sample's density, of
-        all processes [unit of the log-density], None without captions.
+        all processes, None without captions.
 
     Raises:
         NonFiniteError: If a number is not finite; says where.
@@ -270,7 +275,7 @@ def _drift(
     decisions: Sequence[Sequence[Decisions]],
     share: Share,
     world: World,
-) -> Tensor | None:
+) -> Drift | None:
     """Measure how captions change the density of what the prompts drew."""
     columns = [[column for column, _ in part] for part in conditions]
     if len(columns[0]) == 1 and columns[0][0].conditions[0] == (0,):
@@ -284,8 +289,8 @@ def _drift(
             )
             for mine, part in zip(columns, decisions, strict=True)
         ]
-        found.append(share.gather([row.flatten(1) for row in rows], world).flatten())
-    return torch.cat(found)
+        found.append(share.gather(rows, world))
+    return tuple(found)
 
 
 def _levels(system: System, config: TrainConfig, iteration: int) -> tuple[float, ...]:

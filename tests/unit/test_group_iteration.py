@@ -299,7 +299,7 @@ def test_captions_are_judged_scored_and_learnt(monkeypatch, how):
     updates = spied(monkeypatch, group_learning, "update_groups")
     tables = spied(monkeypatch, group_iteration, "group_advantage_tables")
     config, said = config_of(how, {"condition.weight": 3.0}), Said("prompt 7", "", "prompt 9")
-    _, (metrics,), _, _ = learn(config, iterations=1, enhancer=said)
+    _, (metrics,), _, result = learn(config, iterations=1, enhancer=said)
     system = analytic_system(config)
     settings = GroupUpdateSettings(guidance_scale=2.0, max_grad_norm=1.0)
     drift = []
@@ -323,6 +323,15 @@ def test_captions_are_judged_scored_and_learnt(monkeypatch, how):
     assert torch.equal(tables[0][2][0][0], tables[0][2][2][0])  # the prompt itself
     assert not torch.allclose(tables[0][2][0][0], tables[0][2][1][0])
     assert metrics["drift/mean"] == pytest.approx(sum(drift) / len(drift), rel=1e-5)
+    for n, conditions in enumerate(updates[0][0][3]):
+        own, other = conditions[0].decisions, conditions[1].decisions
+        steps = [
+            float((a.log_prob - b.log_prob).abs().mean()) for a, b in zip(own, other, strict=True)
+        ]
+        rows = result.told["captions"][3 * n : 3 * n + 3]
+        assert [row["caption"] for row in rows] == ["prompt 7", PROMPTS[n], "prompt 9"]
+        assert rows[0]["drift"] == pytest.approx(steps, rel=1e-5)
+        assert rows[1]["drift"] == [0.0] * len(steps)
     members = updates[0][0][3][0][0].decisions[-1].action.shape[1]
     assert said.asked == [([PROMPTS[n]], (1, members, 3, 3, 4, 4), 0) for n in range(2)]
 
