@@ -44,7 +44,7 @@ def reproduce(command: Reproduce) -> None:
     def tell(run: PlannedRun) -> TrainingDisplay:
         recipe, of = run.config.recipe, run.config.run
         console.print(f"{recipe}, seed {of.seed}: {of.iterations} iterations", style="bold")
-        return TrainingDisplay(console)
+        return TrainingDisplay(console, run.config)
 
     with console.status("counting the network calls of every method"):
         planned = {

@@ -16,7 +16,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation import PairedGain
+from mvczigal_ref.report.run_folder import told_metrics
 from mvczigal_ref.reward.guard import GuardState
 from mvczigal_ref.trainer import Events
 
@@ -52,10 +54,11 @@ class TrainingDisplay(Events):
 
     Args:
         console: Where to; rich knows whether someone is watching.
+        config: The run; columns that would say nothing of it are left out. None shows all.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, config: TrainConfig | None = None) -> None:
+        self._console, self._config = console, config
         self._live = console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),
@@ -71,7 +74,7 @@ class TrainingDisplay(Events):
         self._task: TaskID | None = None
         self._stage: TaskID | None = None
         self._spoken, self._began = -_PLAIN_EVERY, (0, 0.0)
-        self._columns = _COLUMNS
+        self._columns: Sequence[tuple[str, tuple[str, ...], str]] = _COLUMNS
 
     def __enter__(self) -> "TrainingDisplay":
         self._progress.start()
@@ -96,7 +99,8 @@ class TrainingDisplay(Events):
             self._end_stage()
             self._began = (finished, now)
             self._task = self._progress.add_task(_TRAINING, total=total, told="")
-            self._columns = _GROUP_COLUMNS if "per_view_reward/mean" in metrics else _COLUMNS
+            columns = _GROUP_COLUMNS if "per_view_reward/mean" in metrics else _COLUMNS
+            self._columns = [column for column in columns if self._tells(column[1])]
             self._print(_header(self._columns))
         left = ""
         done, began = self._began
@@ -113,6 +117,9 @@ class TrainingDisplay(Events):
                 for header, names, form in self._columns
             )
             self._print(line if self._live or not left else f"{line}  {left}")
+
+    def _tells(self, names: Sequence[str]) -> bool:
+        return self._config is None or told_metrics(self._config, names) == {*names}
 
     def _end_stage(self) -> None:
         if self._stage is not None:

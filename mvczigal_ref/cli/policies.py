@@ -23,7 +23,7 @@ from mvczigal_ref.evaluation import PairedGain, evaluate, paired_gain, sample_ob
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.networks import rig_of
 from mvczigal_ref.pictures import as_grid, contact_sheet, save_png, save_turntable
-from mvczigal_ref.report.run_folder import reward_unit
+from mvczigal_ref.report.run_folder import reward_unit, score_tables
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.watch import calls_per_step
 from mvczigal_ref.scorers import build_scorers, no_scorers
@@ -175,7 +175,7 @@ def _scores(
     system: System, command: Evaluate, config: TrainConfig, prompts: Sequence[str], here: World,
     *, zigzag: bool,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Both scores, a row a seed and noise, a column a prompt."""
+    """Every score that there is, a row a seed and noise, a column a prompt."""
     found = [
         evaluate(
             system, prompts, config=config, world=here, num_noises=command.noises, seed=seed,
@@ -184,8 +184,8 @@ def _scores(
         for seed in command.seeds
     ]  # fmt: skip
     return {
-        "per view": torch.cat([scores.per_view for scores in found]),
-        "joint view": torch.cat([scores.joint for scores in found]),
+        name: torch.cat([getattr(scores, table) for scores in found])
+        for name, table in score_tables(config).items()
     }
 
 

@@ -74,7 +74,7 @@ def _run(config: TrainConfig, folder: Path, console: Console, here: World) -> No
     from mvczigal_ref.report.run_folder import reward_unit, score_tables
     from mvczigal_ref.trainer import train
 
-    with TrainingDisplay(console) as display:
+    with TrainingDisplay(console, config) as display:
         result = train(config, folder, world=here, events=display)
     if here.is_main:
         gains = {name: getattr(result, table) for name, table in score_tables(config).items()}

@@ -3,8 +3,8 @@
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -78,20 +78,39 @@ class Panel:
     zero: bool = False
     """Whether 0 is marked, and so always in sight."""
 
-    needs: str = ""
-    """A metric without which the panel would show only what belongs to another."""
 
-
-def panels(unit: str) -> list[Panel]:
-    """List what the page draws, in the order of the algorithm.
+def panels(unit: str, keys: Collection[str]) -> list[Panel]:
+    """List what the page draws of a run, in the order of the algorithm.
 
     Args:
         unit: Of the rewards, such as ``dB``; may be empty.
+        keys: Names of the metrics to draw; those of which there is no picture are passed over.
 
     Returns:
-        The panels.
+        The panels, with no curve of another name.
+
+    Examples:
+        >>> [panel.title for panel in panels("dB", ["slack", "threshold"])]
+        ['Slack [dB]']
     """
+    every = [
+        *_rewards(unit, keys),
+        *_constraint(unit),
+        *_learning(),
+        *_forward_process(),
+        *_held_out(unit, keys),
+    ]
+    measured = [
+        replace(panel, curves=tuple(curve for curve in panel.curves if curve.key in keys))
+        for panel in every
+    ]
+    # A threshold without what it is the threshold of is no picture.
+    return [panel for panel in measured if any(not curve.dashed for curve in panel.curves)]
+
+
+def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
     measured = f" [{unit}]" if unit else ""
+    constrained = "threshold" in keys
     arms = (
         Curve(key="per_view_reward/zigzag", label="zigzag"),
         Curve(key="per_view_reward/standard", label="standard"),
@@ -100,30 +119,39 @@ def panels(unit: str) -> list[Panel]:
         Curve(key="joint_view_reward/zigzag", label="zigzag"),
         Curve(key="joint_view_reward/standard", label="standard"),
     )
+    threshold = Curve(key="threshold", label="threshold", dashed=True)
+    wanted = "The constraint wants it above the threshold."
+    scorers = sorted({key.split("/")[1] for key in keys if key.startswith("reward/")})
     return [
         Panel(
             title=f"Reward of single views{measured}",
-            note="Mean over this iteration's groups, under their prompts and under the captions.",
+            note="Mean over this iteration's groups.",
             curves=(
-                Curve(key="per_view_reward/mean", label="prompt"),
-                Curve(key="per_view_reward/under_captions", label="captions"),
+                Curve(key="per_view_reward/mean", label="under prompts"),
+                Curve(key="per_view_reward/under_captions", label="under captions"),
             ),
             noisy=True,
         ),
         Panel(
             title=f"Joint-view reward of groups{measured}",
-            note="The constraint wants it above the threshold.",
-            curves=(
-                Curve(key="joint_view_reward/mean", label="mean"),
-                Curve(key="threshold", label="threshold", dashed=True),
-            ),
+            note=wanted if constrained else "Mean over this iteration's groups.",
+            curves=(Curve(key="joint_view_reward/mean", label="mean"), threshold),
             noisy=True,
-            needs="joint_view_reward/mean",
         ),
         Panel(
             title=f"Spread within groups{measured}",
             note="Standard deviation of a group's rewards: where it is 0, nothing is learnt.",
-            curves=(Curve(key="per_view_reward/group_std"),),
+            curves=(
+                Curve(key="per_view_reward/group_std", label="per view"),
+                Curve(key="joint_view_reward/group_std", label="joint view"),
+            ),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Groups scored alike",
+            note="Share of groups whose samples all have one reward: they teach nothing.",
+            curves=(Curve(key="groups_alike"),),
             noisy=True,
             zero=True,
         ),
@@ -135,10 +163,9 @@ def panels(unit: str) -> list[Panel]:
         ),
         Panel(
             title=f"Joint-view reward{measured}",
-            note="The constraint wants it above the threshold.",
-            curves=(*joint, Curve(key="threshold", label="threshold", dashed=True)),
+            note=wanted if constrained else "Mean over the same prompts, both arms of each pair.",
+            curves=(*joint, threshold),
             noisy=True,
-            needs="joint_view_reward/zigzag",
         ),
         Panel(
             title=f"Gap, zigzag minus standard{measured}",
@@ -150,6 +177,24 @@ def panels(unit: str) -> list[Panel]:
             noisy=True,
             zero=True,
         ),
+        *(
+            Panel(
+                title=f"Reward of {name}",
+                note="Mean of what this scorer says, before its weight.",
+                curves=(
+                    Curve(key=f"reward/{name}"),
+                    Curve(key=f"reward/{name}/zigzag", label="zigzag"),
+                    Curve(key=f"reward/{name}/standard", label="standard"),
+                ),
+                noisy=True,
+            )
+            for name in scorers
+        ),
+    ]
+
+
+def _constraint(unit: str) -> list[Panel]:
+    return [
         Panel(
             title="Multiplier",
             note="Weight of the joint reward: rises while the slack is negative.",
@@ -157,12 +202,17 @@ def panels(unit: str) -> list[Panel]:
             zero=True,
         ),
         Panel(
-            title=f"Slack{measured}",
+            title="Slack" + (f" [{unit}]" if unit else ""),
             note="Joint reward minus threshold; below 0 the constraint is violated.",
             curves=(Curve(key="slack"),),
             noisy=True,
             zero=True,
         ),
+    ]
+
+
+def _learning() -> list[Panel]:
+    return [
         Panel(
             title="Loss",
             note="Of the objective; for pairs the mean squared gap at each first step.",
@@ -212,6 +262,45 @@ def panels(unit: str) -> list[Panel]:
             noisy=True,
             zero=True,
         ),
+    ]
+
+
+def _forward_process() -> list[Panel]:
+    return [
+        Panel(
+            title="Forward-process loss",
+            note="Scaled errors of the new velocity and its mirror image, and what comes of both.",
+            curves=(
+                Curve(key="forward/policy_loss", label="policy"),
+                Curve(key="forward/positive_loss", label="positive"),
+                Curve(key="forward/negative_loss", label="negative"),
+            ),
+            noisy=True,
+        ),
+        Panel(
+            title="Distance of velocities",
+            note="Mean square difference of the new velocity to others.",
+            curves=(
+                Curve(key="forward/old_distance", label="old policy"),
+                Curve(key="forward/reference_distance", label="reference"),
+            ),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Optimality",
+            note="Mean share of the positive fit; 0.5 for average samples.",
+            curves=(Curve(key="forward/optimality"),),
+            noisy=True,
+        ),
+    ]
+
+
+def _held_out(unit: str, keys: Collection[str]) -> list[Panel]:
+    measured = f" [{unit}]" if unit else ""
+    trained = {"per_view": f"per view{measured}", "joint": f"joint view{measured}"}
+    seen = sorted(key.removeprefix("guard/") for key in keys if key.startswith("guard/"))
+    return [
         Panel(
             title=f"Held-out scores{measured}",
             note="Mean over the held-out prompts and their noises.",
@@ -219,6 +308,20 @@ def panels(unit: str) -> list[Panel]:
                 Curve(key="held_out/per_view", label="per view"),
                 Curve(key="held_out/joint", label="joint view"),
             ),
+        ),
+        *(
+            Panel(
+                title=f"Guard: {trained.get(name, name)}",
+                note="Mean over the held-out prompts, at every check.",
+                curves=(Curve(key=f"guard/{name}"),),
+            )
+            for name in seen
+            if name not in ("fired", "best_iteration")
+        ),
+        Panel(
+            title="Guard: best check [iterations]",
+            note="Iterations that were done when the guard saw the best scores so far.",
+            curves=(Curve(key="guard/best_iteration"),),
         ),
     ]
 
@@ -260,7 +363,7 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str |
          if row.get(curve.key) is not None]
         for curve in panel.curves
     ]  # fmt: skip
-    if not any(measured) or (panel.needs and not any(panel.needs in row for row in rows)):
+    if not any(measured):
         return None
     with matplotlib.rc_context(_STYLE):
         figure, axes = _empty()

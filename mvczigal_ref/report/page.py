@@ -28,6 +28,7 @@ from mvczigal_ref.report.run_folder import (
     reward_unit,
     score_tables,
     settings_of,
+    told_metrics,
 )
 from mvczigal_ref.shapes import Images
 
@@ -105,11 +106,13 @@ def _content(run: RunFolder) -> dict[str, Any]:
     config, unit = run.config, reward_unit(run.config)
     finished = run.rows[-1]["iteration"] + 1 if run.rows else 0
     gains = run.gains()
+    rows = _with_scores(run)
+    keys = told_metrics(config, {key for row in rows for key in row})
     figures = [
         {"title": panel.title, "note": panel.note, "svg": Markup(svg),
          "legend": [curve for curve in panel.curves if curve.label]}
-        for place, panel in enumerate(panels(unit))
-        if (svg := draw(panel, _with_scores(run), name=f"f{place}"))
+        for place, panel in enumerate(panels(unit, keys))
+        if (svg := draw(panel, rows, name=f"f{place}"))
     ]  # fmt: skip
     if svg := draw_histogram(
         DRIFT_EDGES, drift_histogram(run.captions), label="drift", name="drift"

@@ -1,7 +1,7 @@
 """Read a run folder, finished or not, for whoever wants to show it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,20 @@ from mvczigal_ref.config import TrainConfig, load_config, to_dict
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.evaluation import Evaluation, PairedGain, paired_gain
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.reward.registry import VIEW_MEAN
 from mvczigal_ref.tracking import read_metrics
 from mvczigal_ref.world.grammar import split_prompts
 
-__all__ = ["RunFolder", "changed_settings", "read_run", "reward_unit", "run_config", "settings_of"]
+__all__ = [
+    "RunFolder",
+    "changed_settings",
+    "read_run",
+    "reward_unit",
+    "run_config",
+    "score_tables",
+    "settings_of",
+    "told_metrics",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +90,33 @@ def score_tables(config: TrainConfig) -> dict[str, str]:
         {'per view': 'per_view', 'joint view': 'joint'}
     """
     both = {"per view": "per_view", "joint view": "joint"}
-    return {"per view": "per_view"} if config.reward.joint == "per_view" else both
+    return {"per view": "per_view"} if config.reward.joint == VIEW_MEAN else both
+
+
+def told_metrics(config: TrainConfig, keys: Iterable[str]) -> set[str]:
+    """Leave out the metrics that every run writes and that say nothing of this one.
+
+    Args:
+        config: The run.
+        keys: Names of metrics.
+
+    Returns:
+        Those names, without the joint reward where nothing judges all views, without multiplier,
+        threshold and slack where nothing is constrained, and without the reward of a scorer that
+        is alone, which is the reward.
+
+    Examples:
+        >>> config = recipe("tiny_flow_grpo")
+        >>> told_metrics(config, ["per_view_reward/mean", "joint_view_reward/mean", "slack"])
+        {'per_view_reward/mean'}
+    """
+    reward = config.reward
+    left = {f"reward/{name}" for name in (reward.per_view, reward.joint) if isinstance(name, str)}
+    if reward.joint == VIEW_MEAN:
+        left |= {"joint_view_reward", "held_out/joint", "guard/joint"}
+    if config.advantage.mode != "constrained":
+        left |= {"multiplier", "threshold", "slack"}
+    return {key for key in keys if not left & {key, key.rpartition("/")[0]}}
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -154,14 +190,15 @@ def reward_unit(config: TrainConfig) -> str:
         config: Its scorers are read.
 
     Returns:
-        ``dB`` for the tiny world's judges, nothing for others.
+        ``dB`` for the tiny world's judges, nothing for others; where nothing judges all views,
+        that of the per-view scorer.
 
     Examples:
         >>> reward_unit(TrainConfig())
         'dB'
     """
     reward = config.reward
-    worlds = (reward.per_view == "world.per_view", reward.joint == "world.joint")
+    worlds = (reward.per_view == "world.per_view", reward.joint in ("world.joint", VIEW_MEAN))
     return "dB" if all(worlds) else ""
 
 

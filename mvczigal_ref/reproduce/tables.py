@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -22,14 +23,14 @@ def markdown(comparison: Comparison) -> str:
         comparison: Of one paper's methods.
 
     Returns:
-        A heading, a table with a row a method, and the paired test.
+        A heading, a table with a row a method, the scores before training, and the paired test.
     """
     methods = comparison.methods
     head = [
         "method",
         *(f"{_NAMES[score]}: gain ± SE (SEs)" for score in methods.scores),
         "iterations",
-        "network calls",
+        "latents through the network (forward)",
         "s a run",
         *(f"published: {name}" for name in methods.published),
     ]
@@ -43,6 +44,8 @@ def markdown(comparison: Comparison) -> str:
         published = outcome.method.published or (None,) * len(methods.published)
         cells += ["" if value is None else f"{value:+g}" for value in published]
         lines.append(_row(cells))
+    before = [f"{_NAMES[score]} {_before(comparison, score)}" for score in methods.scores]
+    lines += ["", f"Before training: {', '.join(before)}."]
     first, second = methods.pair
     for score in methods.scores:
         found = comparison.paired(score)
@@ -87,7 +90,8 @@ def figure(comparison: Comparison) -> str:
     for panel in below:
         _draw_drift(panel, captioned)
     text = io.StringIO()
-    FigureCanvasSVG(drawing).print_svg(text, metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context({"svg.hashsalt": "mvczigal"}):  # equal numbers, equal pictures
+        FigureCanvasSVG(drawing).print_svg(text, metadata={"Date": None, "Creator": None})
     return text.getvalue()
 
 
@@ -106,6 +110,13 @@ def _draw_drift(axes: Axes, captioned: Sequence[Outcome]) -> None:
     axes.set_xlabel("probability drift of captions [nats/element]")
     axes.set_ylabel("% of samples")
     axes.legend(frameon=False, fontsize=8)
+
+
+def _before(comparison: Comparison, score: str) -> str:
+    """Give the score of all methods; those that sample otherwise start from another."""
+    found = sorted(outcome.before[score] for outcome in comparison.outcomes)
+    least, most = f"{found[0]:.2f}", f"{found[-1]:.2f}"
+    return least if least == most else f"{least} to {most}"
 
 
 def _ratio(mean: float, error: float, unit: str) -> str:

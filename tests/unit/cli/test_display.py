@@ -9,6 +9,7 @@ from rich.console import Console
 from mvczigal_ref.cli import display
 from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
 from mvczigal_ref.evaluation import PairedGain
+from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.guard import GuardCheck, GuardState
 from tests.unit.report.folders import metrics
 
@@ -133,6 +134,24 @@ def test_what_was_not_measured_is_a_dash():
 
     assert first == ["1", "-", *SAID[1:-1], "-"]
     assert second == ["2", *"-------"]
+
+
+def test_columns_of_what_a_run_lacks_are_left_out():
+    """Without a judge of all views and a constraint there is nothing to see of either."""
+    row = {
+        "per_view_reward/mean": 1.5, "per_view_reward/group_std": 0.5, "multiplier": 0.1,
+        "joint_view_reward/mean": 1.5, "drift/median": 0.25, "clip_fraction": 0.125,
+        "grad_norm": 2.0,
+    }  # fmt: skip
+    console, text = unwatched()
+    with TrainingDisplay(console, recipe("tiny_flow_grpo")) as shown:
+        shown.iteration(1, 1, row)
+    header, line = text.getvalue().splitlines()
+
+    assert re.findall(r"\S+(?: \S+)*", header) == [
+        "done", "per view", "spread", "drift", "clipped", "grad norm"
+    ]  # fmt: skip
+    assert line.split() == ["1", "1.50", "0.50", "0.25", "0.125", "2"]
 
 
 def test_real_metrics_fill_every_column():

@@ -9,12 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.report.figures import Curve, Panel, draw, draw_histogram, panels, smooth
+from mvczigal_ref.tracking import read_metrics
+from tests.unannotated import without_shape_checks
+from tests.unit import test_group_iteration as of_groups
+from tests.unit import test_iteration as of_pairs
+from tests.unit import test_trainer as of_runs
 from tests.unit.report.folders import KEYS, metrics
 
-OF_GROUPS = {
-    "per_view_reward/mean", "per_view_reward/under_captions", "per_view_reward/group_std",
-    "joint_view_reward/mean", "reference_kl", "drift/median", "drift/p95",
-}  # fmt: skip
+record = of_runs.record
+
+# The latents that pass through the network are a setting's, the drift has its median, and a
+# guard that fires ends the run.
+LEFT_OUT = {"network_calls", "drift/mean", "guard/fired"}
 
 NUMBER = st.floats(-1e6, 1e6)
 ONE = Panel(title="One", note="A note.", curves=(Curve(key="a"),))
@@ -105,12 +111,10 @@ def test_zero_is_in_sight_where_it_matters():
 # -- the page around it ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("panel", panels("dB"), ids=lambda panel: panel.title)
+@pytest.mark.parametrize("panel", panels("dB", KEYS), ids=lambda panel: panel.title)
 def test_an_element_needs_nothing_but_its_page(panel):
     """It is well-formed, sets no colour, font or size of its own, and refers to itself only."""
-    also = {key: 1.0 for key in (*(curve.key for curve in panel.curves), panel.needs)}
-    rows = [{**also, **row} for row in metrics(30)]
-    svg = draw(panel, rows, name="f7")
+    svg = draw(panel, metrics(30), name="f7")
     ids = re.findall(r' id="([^"]+)"', svg)
 
     ET.fromstring(svg)
@@ -123,29 +127,70 @@ def test_an_element_needs_nothing_but_its_page(panel):
 
 def test_equal_numbers_give_equal_pictures():
     """A page can be compared with the one that is written again."""
-    first, second = (draw(panels("dB")[1], metrics(12), name="f") for _ in range(2))
+    first, second = (draw(panels("dB", KEYS)[1], metrics(12), name="f") for _ in range(2))
 
     assert first == second
 
 
-def test_every_metric_of_an_iteration_is_drawn_or_told():
-    """No number of the metrics file is left out of the page, seconds and memory apart."""
-    drawn = {curve.key for panel in panels("") for curve in panel.curves}
-    told = {key for key in KEYS if not key.startswith(("seconds/", "peak_memory"))}
+def written(folder, record):
+    """Names of the metrics that real iterations of every kind write, and the loop around them."""
+    kl = {"objective.kl_weight": 0.1}
+    with without_shape_checks():
+        _, pairs, *_ = of_pairs.learn(of_pairs.config_of(), iterations=1)
+        _, groups, *_ = of_groups.learn(
+            of_groups.config_of(of_groups.ONE_VIEW, kl), iterations=1,
+            enhancer=of_groups.Said("prompt 7"),
+        )  # fmt: skip
+        _, forward, *_ = of_groups.learn(of_groups.config_of(of_groups.FORWARD), iterations=1)
+    guarded = of_runs.config(1, guard=of_runs.GUARD, evaluate_every=1)
+    of_runs.go(guarded, folder, record)
+    (run,) = read_metrics(folder / "metrics.jsonl")
+    return {key for row in (*pairs, *groups, *forward, run) for key in row} - {"iteration"}
 
-    assert drawn == told | {"held_out/per_view", "held_out/joint"} | OF_GROUPS
+
+def test_every_metric_is_drawn_or_told(record, tmp_path):
+    """Of pairs, groups and the forward process, of all scorers and the guard, but for a few."""
+    keys = written(tmp_path, record)
+    drawn = [curve.key for panel in panels("", keys) for curve in panel.curves]
+    told = {key for key in keys if key.startswith("seconds/")} | {"peak_memory"}
+
+    assert keys - {*drawn} - told == LEFT_OUT
+    assert {*KEYS} <= keys | {f"seconds/{stage}" for stage in ("rollout", "reward", "advantage")}
+    assert len(set(drawn)) == len([key for key in drawn if key != "threshold"]) + 1
 
 
-@pytest.mark.parametrize("group", [False, True])
-def test_a_panel_of_pairs_or_of_groups_alone_is_left_out_of_the_other(group):
-    """The threshold, which both have, must not draw an empty joint reward."""
-    row = {"iteration": 0, "threshold": 1.0, "multiplier": 0.5}
-    row |= {"joint_view_reward/mean": 2.0} if group else {"joint_view_reward/zigzag": 2.0}
-    titles = [panel.title for panel in panels("") if draw(panel, [row], name="f")]
+@pytest.mark.parametrize("kind", ["mean", "zigzag"])
+def test_a_panel_is_drawn_for_what_was_measured(kind):
+    """The threshold, which pairs and groups have, must not draw an empty joint reward."""
+    keys = {"threshold", "multiplier", f"joint_view_reward/{kind}"}
+    found = [panel for panel in panels("", keys) if panel.title.startswith("Joint")]
 
-    assert [title for title in titles if title.startswith("Joint")] == [
-        "Joint-view reward of groups" if group else "Joint-view reward"
+    assert [panel.title for panel in found] == [
+        "Joint-view reward of groups" if kind == "mean" else "Joint-view reward"
     ]
+    assert {curve.key for curve in found[0].curves} == {"threshold", f"joint_view_reward/{kind}"}
+    assert "threshold" in found[0].note
+
+
+@pytest.mark.parametrize("kind", ["mean", "zigzag"])
+def test_without_a_constraint_no_threshold_is_spoken_of(kind):
+    """The joint reward is a reward as another is."""
+    (panel,) = panels("", {f"joint_view_reward/{kind}"})
+
+    assert "threshold" not in panel.note
+
+
+def test_each_scorer_has_a_panel_of_its_own():
+    """Their units differ, and so may those of what the guard sees."""
+    keys = ["reward/b", "reward/a/zigzag", "reward/a/standard", "guard/hps", "guard/joint"]
+    found = {panel.title: [c.key for c in panel.curves] for panel in panels("dB", keys)}
+
+    assert found == {
+        "Reward of a": ["reward/a/zigzag", "reward/a/standard"],
+        "Reward of b": ["reward/b"],
+        "Guard: hps": ["guard/hps"],
+        "Guard: joint view [dB]": ["guard/joint"],
+    }
 
 
 def test_a_histogram_shows_shares_of_what_was_counted():
@@ -161,5 +206,5 @@ def test_a_histogram_shows_shares_of_what_was_counted():
 
 def test_units_stand_where_rewards_do():
     """A reward without a unit shows no empty brackets."""
-    assert "Per-view reward [dB]" in [panel.title for panel in panels("dB")]
-    assert "Per-view reward" in [panel.title for panel in panels("")]
+    assert "Per-view reward [dB]" in [panel.title for panel in panels("dB", KEYS)]
+    assert "Per-view reward" in [panel.title for panel in panels("", KEYS)]

@@ -190,6 +190,23 @@ def test_scores_on_the_way_become_a_curve(tmp_path):
     assert page.tags.count("svg") == 10
 
 
+def test_a_run_of_single_views_speaks_of_no_other_judge(tmp_path):
+    """No joint view, no constraint, and the unit of the one score; no legend of absent curves."""
+    row = {
+        "iteration": 0, "per_view_reward/mean": 15.0, "joint_view_reward/mean": 15.0,
+        "per_view_reward/group_std": 1.0, "joint_view_reward/group_std": 1.0,
+        "multiplier": 0.1, "threshold": 15.0, "slack": 0.0, "reward/world.per_view": 15.0,
+    }  # fmt: skip
+    one = scores(1.0, 2.0)
+    evaluated = {n: (one + n, one + n) for n in (0, 1, 2)}
+    folder = write_run(tmp_path / "a", rows=[row], evaluated=evaluated, name="tiny_flow_grpo")
+    text = Page(write_report(folder)).text.partition("Settings and files")[0]
+
+    assert "score [dB]" in text
+    assert "Reward of single views [dB]" in text
+    assert not re.search("(?i)joint|multiplier|slack|threshold|captions|Reward of world", text)
+
+
 def test_a_verdict_is_of_the_iteration_that_was_scored(tmp_path):
     """A run that has gone on since is not credited with more."""
     one = scores(1.0, 2.0)

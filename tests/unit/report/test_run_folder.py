@@ -14,7 +14,9 @@ from mvczigal_ref.report.run_folder import (
     read_run,
     reward_unit,
     run_config,
+    score_tables,
     settings_of,
+    told_metrics,
 )
 from mvczigal_ref.world.grammar import split_prompts
 from tests.unit.report.folders import metrics, write_run
@@ -105,6 +107,37 @@ def test_only_the_worlds_judges_measure_decibels():
 
     assert reward_unit(TrainConfig()) == "dB"
     assert reward_unit(other) == ""
+
+
+@pytest.mark.parametrize(("per_view", "unit"), [("world.per_view", "dB"), ("other.per_view", "")])
+def test_without_a_judge_of_all_views_the_unit_is_that_of_single_views(per_view, unit):
+    """The mean over views has no unit of its own, and there is one score."""
+    words = [f"reward.per_view={per_view}", "reward.joint=per_view"]
+    config = load_config(overrides=words)
+
+    assert reward_unit(config) == unit
+    assert score_tables(config) == {"per view": "per_view"}
+
+
+JOINT = {"joint_view_reward/mean", "joint_view_reward/gap", "held_out/joint", "guard/joint"}
+CONSTRAINT = {"multiplier", "threshold", "slack"}
+ALONE = {"reward/world.per_view", "reward/world.per_view/zigzag"}
+
+
+@pytest.mark.parametrize(
+    ("words", "absent"),
+    [
+        ([], ALONE),
+        (["advantage.mode=joint"], ALONE | CONSTRAINT),
+        (["advantage.mode=per_view", "reward.joint=per_view"], ALONE | CONSTRAINT | JOINT),
+        (["reward.per_view={world.per_view: 1, hpsv2: 2}"], set()),
+    ],
+)
+def test_metrics_that_say_nothing_of_a_run_are_left_out(words, absent):
+    """A joint reward without a judge, a constraint without one, a lone scorer beside its sum."""
+    keys = {*JOINT, *CONSTRAINT, *ALONE, "per_view_reward/mean", "reward/hpsv2", "guard/hpsv2"}
+
+    assert keys - told_metrics(load_config(overrides=words), keys) == absent
 
 
 # -- errors ------------------------------------------------------------------------------

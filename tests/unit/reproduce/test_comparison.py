@@ -168,11 +168,24 @@ def test_a_pair_of_which_one_was_not_run_is_not_compared():
 
 
 def test_the_picture_is_the_same_for_equal_numbers():
-    """It names every method."""
+    """It can be compared with the one that is drawn again, and it names every method."""
     drawn = figure(made_up())
 
-    assert "Made up" in drawn or "<svg" in drawn
-    assert len(drawn) > 1000
+    assert drawn == figure(made_up())
+    assert "<!-- Made up -->" in drawn
+    for outcome in made_up().outcomes:
+        assert f"<!-- {outcome.method.name} -->" in drawn
+
+
+def test_scores_before_training_are_told():
+    """One number where all methods start alike, else the least and the most."""
+    whole = made_up()
+    one, other = whole.outcomes
+    apart = replace(whole, outcomes=(replace(one, before={"per_view": 1.25}), other))
+
+    assert "\nBefore training: per view 1.00.\n" in markdown(whole)
+    assert "\nBefore training: per view 1.00 to 1.25.\n" in markdown(apart)
+    assert "| latents through the network (forward) |" in markdown(whole)
 
 
 def finished(folder, config):
