@@ -76,6 +76,7 @@ def test_the_reward_rises_by_many_standard_errors(summary, score):
     assert found["gain"] > 20 * found["standard_error"] > 0, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["per_view", "joint"])
 def test_shuffled_advantages_teach_next_to_nothing(summary, score):
     """The control: each object's advantage given to another leaves a random walk."""

@@ -58,6 +58,7 @@ def test_four_iterations_are_two_and_two(undisturbed, prompts, tmp_path, section
     assert any((halfway[name] != value).any() for name, value in parameters(whole).items())
 
 
+@pytest.mark.slow
 def test_the_multiplier_comes_back(undisturbed, prompts, tmp_path):
     """Where it moves in every iteration, and decides the gap."""
     sections = {

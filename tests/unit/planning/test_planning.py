@@ -96,6 +96,7 @@ def test_two_processes_have_half_of_the_objects_each():
     assert (shared.objects, shared.objects_per_process, shared.processes) == (4, 2, 2)
 
 
+@pytest.mark.slow
 def test_checkpointing_trades_memory_for_operations():
     """What the graph keeps is the chosen one of both numbers."""
     plain = planned(config_of())
