@@ -24,11 +24,12 @@ def markdown(comparison: Comparison) -> str:
 
     Returns:
         A heading, a table with a row a method, the scores before training, and the paired test.
+        Gains stand in errors twice: with seeds and prompts as random, and with prompts alone.
     """
     methods = comparison.methods
     head = [
         "method",
-        *(f"{_NAMES[score]}: gain ± SE (SEs)" for score in methods.scores),
+        *(f"{_NAMES[score]}: gain ± SE (SEs; over prompts alone)" for score in methods.scores),
         "iterations",
         "latents through the network (forward)",
         "s a run",
@@ -39,7 +40,9 @@ def markdown(comparison: Comparison) -> str:
         cells = [f"{outcome.method.name} (`{outcome.method.recipe}`)"]
         for score in methods.scores:
             mean, error = gain_over_seeds(outcome.gains[score])
-            cells.append(f"{mean:+.2f} ± {error:.2f}{_ratio(mean, error, '')}")
+            _, over_prompts = gain_over_seeds(outcome.gains[score].mean(0, keepdim=True))
+            both = f"; {mean / over_prompts:+.1f}" if over_prompts else ""
+            cells.append(f"{mean:+.2f} ± {error:.2f}{_ratio(mean, error, both)}")
         cells += [str(outcome.iterations), f"{outcome.calls:,}", f"{outcome.seconds:.0f}"]
         published = outcome.method.published or (None,) * len(methods.published)
         cells += ["" if value is None else f"{value:+g}" for value in published]

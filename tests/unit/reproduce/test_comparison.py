@@ -154,8 +154,16 @@ def test_the_table_holds_what_was_measured_beside_what_is_published():
     """A row a method, and the paired difference with its own error."""
     text = markdown(made_up())
 
-    assert "| a (`a`) | +2.00 ± 1.00 (+2.0) | 3 | 1,200 | 2 | +0.5 |" in text
+    assert "| a (`a`) | +2.00 ± 1.00 (+2.0; +2.0) | 3 | 1,200 | 2 | +0.5 |" in text
     assert "`b` minus `a`, paired, per view: +1.25 ± 0.25 (+5.0 standard errors)." in text
+
+
+def test_gains_stand_in_the_errors_of_prompts_alone_too():
+    """Seeds that differ do not enlarge these."""
+    whole = made_up()
+    apart = replace(whole.outcomes[0], gains={"per_view": torch.tensor([[0.0, 2.0], [2.0, 4.0]])})
+
+    assert "| +2.00 ± 1.41 (+1.4; +2.0) |" in markdown(replace(whole, outcomes=(apart,)))
 
 
 def test_a_pair_of_which_one_was_not_run_is_not_compared():
