@@ -67,7 +67,8 @@ class HeldOut:
         self.refuse_other_prompts()
         path = self._listed.parent / f"{name}_{iteration:06d}.safetensors"
         noises = self.config.run.evaluation_noises
-        measured = {"noises": str(noises), "num_steps": str(self._num_steps)}
+        # One entry alone: several would be written in any order, and files would not be equal.
+        measured = {"measured": f"{noises} noises, {self._num_steps} steps"}
         if path.is_file():
             with safe_open(path, "pt") as file:
                 if file.metadata() == measured:
