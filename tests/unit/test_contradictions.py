@@ -32,6 +32,11 @@ RULES = {
         ["constraint.multiplier_init=6"], "`constraint.multiplier_init` must be at most",
         ["constraint.multiplier_init=5"],
     ),
+    "a rate that is 0 before the end": (
+        ["run.iterations=10", "optim.decay_iterations=9"],
+        "`optim.decay_iterations` must be at least `run.iterations` = 10",
+        ["run.iterations=10", "optim.decay_iterations=10"],
+    ),
     "guard of nothing": (
         ["guard.every=1"], "`guard.every` needs something to watch",
         ["guard.every=1", "advantage.mode=joint"],

@@ -226,7 +226,7 @@ def test_an_unknown_error_is_null_in_the_summary(record, tmp_path):
         (1, 0, [1, 1, 1, 1]),
         (3, 0, [1 / 3, 2 / 3, 1, 1]),
         (0, 4, [1, 3 / 4, 1 / 2, 1 / 4]),
-        (2, 3, [1 / 2, 2 / 3, 1 / 3, 0]),
+        (2, 4, [1 / 2, 3 / 4, 1 / 2, 1 / 4]),
     ],
 )
 def test_the_rate_rises_and_falls_linearly(record, tmp_path, warmup, decay, rates):

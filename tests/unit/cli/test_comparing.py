@@ -68,8 +68,12 @@ def test_a_comparison_leaves_table_and_picture(tmp_path, monkeypatch, capsys):
     """A set's files bear its name."""
     seen = {}
 
-    def compare(methods, folder, *, seeds, overrides, tell):
+    def planned_runs(methods, folder, *, seeds, overrides):
         seen.update(folder=folder, seeds=seeds, overrides=overrides)
+        return "runs"
+
+    def compare(methods, runs, *, tell):
+        seen.update(runs=runs)
         outcomes = tuple(
             Outcome(
                 method=method, iterations=1, calls=1, seconds=1.0, before={"per_view": 0.0},
@@ -79,17 +83,21 @@ def test_a_comparison_leaves_table_and_picture(tmp_path, monkeypatch, capsys):
         )  # fmt: skip
         return Comparison(methods=methods, outcomes=outcomes)
 
+    monkeypatch.setattr(comparing, "planned_runs", planned_runs)
     monkeypatch.setattr(comparing, "compare", compare)
     words = ["reproduce", "--sets", "flow", "--seeds", "4", "--out", str(tmp_path)]
 
     assert main([*words, "run.evaluation_noises=2"]) == 0
     assert seen == {
         "folder": tmp_path / "flow", "seeds": (4,), "overrides": ("run.evaluation_noises=2",),
+        "runs": "runs",
     }  # fmt: skip
     assert COMPARISONS["flow"].title in (tmp_path / "flow.md").read_text()
     assert (tmp_path / "flow.svg").read_text().startswith("<?xml")
     assert "tiny_mv_grpo_vlm" in capsys.readouterr().out
     assert main([*words[:3], "--seeds", "1", "1"]) == 2
+    assert main([*words, "run.seed=2"]) == 2
+    monkeypatch.undo()
     assert main([*words, "run.evaluation_noise=2"]) == 2
 
 
