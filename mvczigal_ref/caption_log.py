@@ -33,8 +33,8 @@ def caption_record(
 
     Returns:
         A list of captions, each with its group's mean reward under prompt and caption and its
-        drift at every trained step, and the
-        histogram of the drift over ``DRIFT_EDGES``, whose first and last bins are open.
+        drift at every trained step, and the histogram of the drift over ``DRIFT_EDGES``, whose
+        first and last bins are open.
     """
     edges = torch.tensor(DRIFT_EDGES, dtype=torch.float64)
     bins = torch.bucketize(drift.double(), edges)

@@ -121,11 +121,7 @@ def replay_decision(
         ... ).shape
         torch.Size([1, 2, 6])
     """
-    parts = []
-    for part in decision.split(nodes_per_call):
-        found = member_transition(policy, sampler, part, conditioning, settings=settings)
-        parts.append(score_members(part, found, settings=settings))
-    return torch.cat(parts).transpose(0, 1)
+    return _replayed(policy, sampler, decision, conditioning, settings, nodes_per_call)[0]
 
 
 @torch.no_grad()
@@ -158,13 +154,22 @@ def decision_under(
         The same states and actions, with ``log_prob``, and ``mean`` where one is kept, under
         the condition; detached.
     """
+    log_prob, mean = _replayed(policy, sampler, decision, conditioning, settings, nodes_per_call)
+    return replace(decision, log_prob=log_prob, mean=None if decision.mean is None else mean)
+
+
+def _replayed(
+    policy: Policy,
+    sampler: Sampler,
+    decision: GroupDecision,
+    conditioning: Conditioning,
+    settings: ReplaySettings,
+    nodes_per_call: int | None,
+) -> tuple[Float[Tensor, "prompt member view"], Float[Tensor, "prompt parent view c h w"]]:
+    """Score every action, and give the mean at every parent."""
     scores, means = [], []
     for part in decision.split(nodes_per_call):
         found = member_transition(policy, sampler, part, conditioning, settings=settings)
         scores.append(score_members(part, found, settings=settings))
         means.append(found.mean[:: part.branches])
-    return replace(
-        decision,
-        log_prob=torch.cat(scores).transpose(0, 1),
-        mean=None if decision.mean is None else torch.cat(means).transpose(0, 1),
-    )
+    return torch.cat(scores).transpose(0, 1), torch.cat(means).transpose(0, 1)
