@@ -20,7 +20,8 @@ from mvczigal_ref.evaluation import PairedGain
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.pictures import contact_sheet
 from mvczigal_ref.recipes import RECIPES
-from mvczigal_ref.report.figures import draw, draw_histogram, panels
+from mvczigal_ref.report.figures import draw, draw_histogram
+from mvczigal_ref.report.panels import panels
 from mvczigal_ref.report.run_folder import (
     RunFolder,
     changed_settings,

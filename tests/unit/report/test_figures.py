@@ -1,4 +1,4 @@
-"""`report.figures`: curves show the numbers they are given, in the page's own colours."""
+"""`report.figures` and `report.panels`: curves show the numbers they are given, in the page's own colours."""
 
 import math
 import re
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvczigal_ref.report.figures import Curve, Panel, draw, draw_histogram, panels, smooth
+from mvczigal_ref.report.figures import draw, draw_histogram, smooth
+from mvczigal_ref.report.panels import Curve, Panel, panels
 from mvczigal_ref.tracking import read_metrics
 from tests.unannotated import without_shape_checks
 from tests.unit import test_group_iteration as of_groups

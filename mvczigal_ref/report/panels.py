@@ -1,0 +1,287 @@
+"""Which numbers of a run its page draws, and how to read them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+__all__ = ["Curve", "Panel", "panels"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One number over the iterations."""
+
+    key: str
+    """Its name in the metrics."""
+
+    label: str = ""
+    """What the legend calls it; a panel of one curve needs no legend."""
+
+    dashed: bool = False
+    """Drawn as a dashed line and never smoothed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One small picture: curves that share a vertical axis."""
+
+    title: str
+    """What is drawn, with its unit."""
+
+    note: str
+    """How to read it, in a sentence."""
+
+    curves: tuple[Curve, ...]
+    """At most three."""
+
+    noisy: bool = False
+    """Drawn thin, with a moving mean on top."""
+
+    zero: bool = False
+    """Whether 0 is marked, and so always in sight."""
+
+
+def panels(unit: str, keys: Collection[str]) -> list[Panel]:
+    """List what the page draws of a run, in the order of the algorithm.
+
+    Args:
+        unit: Of the rewards, such as ``dB``; may be empty.
+        keys: Names of the metrics to draw; those of which there is no picture are passed over.
+
+    Returns:
+        The panels, with no curve of another name.
+
+    Examples:
+        >>> [panel.title for panel in panels("dB", ["slack", "threshold"])]
+        ['Slack [dB]']
+    """
+    every = [
+        *_rewards(unit, keys),
+        *_constraint(unit),
+        *_learning(),
+        *_forward_process(),
+        *_held_out(unit, keys),
+    ]
+    measured = [
+        replace(panel, curves=tuple(curve for curve in panel.curves if curve.key in keys))
+        for panel in every
+    ]
+    # A threshold without what it is the threshold of is no picture.
+    return [panel for panel in measured if any(not curve.dashed for curve in panel.curves)]
+
+
+def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
+    measured = f" [{unit}]" if unit else ""
+    constrained = "threshold" in keys
+    arms = (
+        Curve(key="per_view_reward/zigzag", label="zigzag"),
+        Curve(key="per_view_reward/standard", label="standard"),
+    )
+    joint = (
+        Curve(key="joint_view_reward/zigzag", label="zigzag"),
+        Curve(key="joint_view_reward/standard", label="standard"),
+    )
+    threshold = Curve(key="threshold", label="threshold", dashed=True)
+    wanted = "The constraint wants it above the threshold."
+    scorers = sorted({key.split("/")[1] for key in keys if key.startswith("reward/")})
+    return [
+        Panel(
+            title=f"Reward of single views{measured}",
+            note="Mean over this iteration's groups.",
+            curves=(
+                Curve(key="per_view_reward/mean", label="under prompts"),
+                Curve(key="per_view_reward/under_captions", label="under captions"),
+            ),
+            noisy=True,
+        ),
+        Panel(
+            title=f"Joint-view reward of groups{measured}",
+            note=wanted if constrained else "Mean over this iteration's groups.",
+            curves=(Curve(key="joint_view_reward/mean", label="mean"), threshold),
+            noisy=True,
+        ),
+        Panel(
+            title=f"Spread within groups{measured}",
+            note="Standard deviation of a group's rewards: where it is 0, nothing is learnt.",
+            curves=(
+                Curve(key="per_view_reward/group_std", label="per view"),
+                Curve(key="joint_view_reward/group_std", label="joint view"),
+            ),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Groups scored alike",
+            note="Share of groups whose samples all have one reward: they teach nothing.",
+            curves=(Curve(key="groups_alike"),),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title=f"Per-view reward{measured}",
+            note="Mean over this iteration's training prompts, both arms of each pair.",
+            curves=arms,
+            noisy=True,
+        ),
+        Panel(
+            title=f"Joint-view reward{measured}",
+            note=wanted if constrained else "Mean over the same prompts, both arms of each pair.",
+            curves=(*joint, threshold),
+            noisy=True,
+        ),
+        Panel(
+            title=f"Gap, zigzag minus standard{measured}",
+            note="What the pair learns from differs by object; its mean may well be 0.",
+            curves=(
+                Curve(key="per_view_reward/gap", label="per view"),
+                Curve(key="joint_view_reward/gap", label="joint view"),
+            ),
+            noisy=True,
+            zero=True,
+        ),
+        *(
+            Panel(
+                title=f"Reward of {name}",
+                note="Mean of what this scorer says, before its weight.",
+                curves=(
+                    Curve(key=f"reward/{name}"),
+                    Curve(key=f"reward/{name}/zigzag", label="zigzag"),
+                    Curve(key=f"reward/{name}/standard", label="standard"),
+                ),
+                noisy=True,
+            )
+            for name in scorers
+        ),
+    ]
+
+
+def _constraint(unit: str) -> list[Panel]:
+    return [
+        Panel(
+            title="Multiplier",
+            note="Weight of the joint reward: rises while the slack is negative.",
+            curves=(Curve(key="multiplier"),),
+            zero=True,
+        ),
+        Panel(
+            title="Slack" + (f" [{unit}]" if unit else ""),
+            note="Joint reward minus threshold; below 0 the constraint is violated.",
+            curves=(Curve(key="slack"),),
+            noisy=True,
+            zero=True,
+        ),
+    ]
+
+
+def _learning() -> list[Panel]:
+    return [
+        Panel(
+            title="Loss",
+            note="Of the objective; for pairs the mean squared gap at each first step.",
+            curves=(Curve(key="loss"),),
+            noisy=True,
+        ),
+        Panel(
+            title="Approximate KL",
+            note="Half the mean squared log-ratio to the policy that sampled.",
+            curves=(Curve(key="approx_kl"),),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Clip fraction",
+            note="Share of log-ratios outside the clip range.",
+            curves=(Curve(key="clip_fraction"),),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Gradient norm",
+            note="Before clipping, mean over the iteration's optimiser steps.",
+            curves=(Curve(key="grad_norm"),),
+            noisy=True,
+        ),
+        Panel(
+            title="Replay deviation [of the clip range]",
+            note="Largest log-ratio of the first replay; exactly 0 on equal slices.",
+            curves=(Curve(key="replay_deviation"),),
+            zero=True,
+        ),
+        Panel(
+            title="Divergence from the reference",
+            note="Of each step's Gaussian from that of the network without its LoRA.",
+            curves=(Curve(key="reference_kl"),),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Probability drift",
+            note="How far captions move the log-density of what the prompt drew.",
+            curves=(
+                Curve(key="drift/median", label="median"),
+                Curve(key="drift/p95", label="95 %"),
+            ),
+            noisy=True,
+            zero=True,
+        ),
+    ]
+
+
+def _forward_process() -> list[Panel]:
+    return [
+        Panel(
+            title="Forward-process loss",
+            note="Scaled errors of the new velocity and its mirror image, and what comes of both.",
+            curves=(
+                Curve(key="forward/policy_loss", label="policy"),
+                Curve(key="forward/positive_loss", label="positive"),
+                Curve(key="forward/negative_loss", label="negative"),
+            ),
+            noisy=True,
+        ),
+        Panel(
+            title="Distance of velocities",
+            note="Mean square difference of the new velocity to others.",
+            curves=(
+                Curve(key="forward/old_distance", label="old policy"),
+                Curve(key="forward/reference_distance", label="reference"),
+            ),
+            noisy=True,
+            zero=True,
+        ),
+        Panel(
+            title="Optimality",
+            note="Mean share of the positive fit; 0.5 for average samples.",
+            curves=(Curve(key="forward/optimality"),),
+            noisy=True,
+        ),
+    ]
+
+
+def _held_out(unit: str, keys: Collection[str]) -> list[Panel]:
+    measured = f" [{unit}]" if unit else ""
+    trained = {"per_view": f"per view{measured}", "joint": f"joint view{measured}"}
+    seen = sorted(key.removeprefix("guard/") for key in keys if key.startswith("guard/"))
+    return [
+        Panel(
+            title=f"Held-out scores{measured}",
+            note="Mean over the held-out prompts and their noises.",
+            curves=(
+                Curve(key="held_out/per_view", label="per view"),
+                Curve(key="held_out/joint", label="joint view"),
+            ),
+        ),
+        *(
+            Panel(
+                title=f"Guard: {trained.get(name, name)}",
+                note="Mean over the held-out prompts, at every check.",
+                curves=(Curve(key=f"guard/{name}"),),
+            )
+            for name in seen
+            if name not in ("fired", "best_iteration")
+        ),
+        Panel(
+            title="Guard: best check [iterations]",
+            note="Iterations that were done when the guard saw the best scores so far.",
+            curves=(Curve(key="guard/best_iteration"),),
+        ),
+    ]
