@@ -1,4 +1,4 @@
-"""`report.figures` and `report.panels`: curves show the numbers they are given, in the page's own colours."""
+"""`report.figures`, `report.panels`: curves show the given numbers, in the page's own colours."""
 
 import math
 import re
