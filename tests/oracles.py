@@ -61,7 +61,7 @@ def ddim_step(kind, output, latent, alpha_bar_t, alpha_bar_s, eta):
     variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)
     sigma = eta * math.sqrt(variance)
     mean = math.sqrt(alpha_bar_s) * clean + math.sqrt(1 - alpha_bar_s - sigma**2) * noise
-    return mean, (sigma if eta > 0 else 1e-4), clean
+    return mean, sigma, clean
 
 
 def ddim_inverse(kind, output, latent, alpha_bar_s, alpha_bar_t):

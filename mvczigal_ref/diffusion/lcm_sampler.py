@@ -97,6 +97,11 @@ class LcmSampler:
         return self.timesteps.shape[0]
 
     @property
+    def num_density_steps(self) -> int:
+        """Steps from the first on that have a log-density [steps]: all."""
+        return self.num_steps
+
+    @property
     def last_action_is_image_independent(self) -> bool:
         """True: the last action re-noises the very latent that is decoded."""
         return True
