@@ -8,7 +8,14 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion.ddim import ddim_invert, ddim_transition, require_eta
 from mvczigal_ref.diffusion.gaussian import Reduction, check_std, log_prob
-from mvczigal_ref.diffusion.grid import Device, StepIndex, check_schedule, level_at, moved
+from mvczigal_ref.diffusion.grid import (
+    Device,
+    StepIndex,
+    check_schedule,
+    level_at,
+    moved,
+    require_index,
+)
 from mvczigal_ref.diffusion.precision import require_choice
 from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES, PredictionType, ddim_timesteps
 from mvczigal_ref.diffusion.transition import Transition
@@ -108,15 +115,17 @@ class DdimSampler:
         Args:
             output: The network's output at ``latent_t`` and ``timesteps[step]``. Gradient flows.
             latent_t: The latent at ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
 
         Returns:
             Mean and spread of the next latent, and the denoised latent. The spread is 0 at
             ``eta`` 0.
 
         Raises:
-            ValueError: If ``step`` is an int outside the grid.
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
         """
+        require_index(step, latent_t)
         return ddim_transition(
             output,
             latent_t,
@@ -166,14 +175,16 @@ class DdimSampler:
             output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
                 flows.
             latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
 
         Returns:
             The latent at the level of ``step``.
 
         Raises:
-            ValueError: If ``step`` is an int outside the grid.
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
         """
+        require_index(step, latent_prev)
         return ddim_invert(
             output,
             latent_prev,

@@ -5,12 +5,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mvczigal_ref.diffusion.precision import require_full_dtype, require_full_precision
-from mvczigal_ref.shapes import AlphaBar
+from mvczigal_ref.shapes import AlphaBar, BatchLatent
 
-__all__ = ["Device", "StepIndex", "check_schedule", "level_at", "moved"]
+__all__ = ["Device", "StepIndex", "check_schedule", "level_at", "moved", "require_index"]
 
 StepIndex = int | Int[Tensor, "*#batch"]
-"""Index into a sampling grid, 0 the noisiest; one for all latents or one a latent."""
+"""Index into a sampling grid, 0 the noisiest; one for all latents, or see :func:`require_index`."""
 
 Device = torch.device | str | None
 """Where to; None stays."""
@@ -42,6 +42,37 @@ def level_at(table: Tensor, step: int | Tensor) -> Tensor:
         msg = f"`step` must be in 0..{num_steps - 1}, 0 the noisiest; got {step}."
         raise ValueError(msg)
     return table[step]
+
+
+def require_index(step: int | Tensor, latent: BatchLatent) -> None:
+    """Refuse indices that broadcasting would pair with another axis of the batch.
+
+    Indices ``(n,)`` on latents ``(n, n, c, h, w)`` would go to the second axis without a word.
+    Shapes alone are read, never a value.
+
+    Args:
+        step: One index, or indices with one axis per axis of the batch, of its length or 1.
+        latent: The latents that are stepped.
+
+    Raises:
+        ValueError: If it is a tensor of another shape.
+
+    Examples:
+        >>> require_index(torch.tensor([[0], [1]]), torch.zeros(2, 3, 1, 1, 1))
+    """
+    if not isinstance(step, Tensor):
+        return
+    batch, index = tuple(latent.shape[:-3]), tuple(step.shape)
+    one = step.numel() == 1 and len(index) <= len(batch)
+    paired = len(index) == len(batch) and all(
+        i in (1, b) for i, b in zip(index, batch, strict=True)
+    )
+    if not one and not paired:
+        msg = (
+            f"`step` must be one index, or have one axis per batch axis of the latents, {batch}, "
+            f"of its length or 1; got {index}. One index per row of a table is step[:, None]."
+        )
+        raise ValueError(msg)
 
 
 def moved(table: Tensor, device: Device, dtype: torch.dtype | None) -> Tensor:

@@ -1,7 +1,8 @@
 """A time grid bound to a step function: all that rollout and update know of a sampler.
 
 Steps are counted from 0, the noisiest. A step index may be a Python int or an int64 tensor, one
-number a latent; a tensor is never read from its device, so a whole trajectory is one call.
+index for all latents or with one axis per axis of the batch; a tensor is never read from its
+device, so a whole trajectory is one call.
 """
 
 from collections.abc import Sequence
