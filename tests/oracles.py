@@ -81,6 +81,11 @@ def scaled_linear_alpha_bar(count: int, first: float, last: float) -> list[float
     return shares
 
 
+def betas(alpha_bar: list[float]) -> list[float]:
+    """Return the share of signal that each timestep takes away."""
+    return [1 - now / before for before, now in zip([1.0, *alpha_bar], alpha_bar, strict=False)]
+
+
 def shifted_alpha_bar(alpha_bar: list[float], scale: float, mode: str) -> list[float]:
     """Divide the signal-to-noise ratio, by a power of ``scale`` that grows or not."""
     shifted = []

@@ -11,13 +11,17 @@ from mvczigal_ref.diffusion.gaussian import Reduction, check_std, log_prob
 from mvczigal_ref.diffusion.grid import (
     Device,
     StepIndex,
-    check_schedule,
     level_at,
     moved,
     require_index,
 )
 from mvczigal_ref.diffusion.precision import require_choice
-from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES, PredictionType, ddim_timesteps
+from mvczigal_ref.diffusion.schedule import (
+    PREDICTION_TYPES,
+    PredictionType,
+    check_schedule,
+    ddim_timesteps,
+)
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.shapes import AlphaBar, BatchLatent, StepAlphaBar, Timesteps
 

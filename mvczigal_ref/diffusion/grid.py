@@ -1,13 +1,13 @@
-"""Per-step tables of a sampling grid: read at a step, moved, and checked when they are made."""
+"""Per-step tables of a sampling grid: read at a step, and moved."""
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_full_dtype, require_full_precision
-from mvczigal_ref.shapes import AlphaBar, BatchLatent
+from mvczigal_ref.diffusion.precision import require_full_dtype
+from mvczigal_ref.shapes import BatchLatent
 
-__all__ = ["Device", "StepIndex", "check_schedule", "level_at", "moved", "require_index"]
+__all__ = ["Device", "StepIndex", "level_at", "moved", "require_index"]
 
 StepIndex = int | Int[Tensor, "*#batch"]
 """Index into a sampling grid, 0 the noisiest; one for all latents, or see :func:`require_index`."""
@@ -96,25 +96,3 @@ def moved(table: Tensor, device: Device, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None:
         require_full_dtype("dtype", dtype)
     return table.to(device=device, dtype=dtype)
-
-
-def check_schedule(alpha_bar: AlphaBar) -> None:
-    """Refuse what is no noise schedule; reads the device, so once, when a grid is made.
-
-    Args:
-        alpha_bar: Signal share at every training timestep [1].
-
-    Raises:
-        ValueError: If it is half precision or not strictly decreasing in (0, 1).
-
-    Examples:
-        >>> check_schedule(torch.tensor([0.9, 0.5]))
-    """
-    require_full_precision(alpha_bar=alpha_bar)
-    inside = bool(((alpha_bar > 0.0) & (alpha_bar < 1.0)).all())
-    if not inside or not bool((alpha_bar.diff() < 0.0).all()):
-        msg = (
-            "`alpha_bar` must be strictly decreasing in (0, 1); got values in "
-            f"[{alpha_bar.min().item()}, {alpha_bar.max().item()}]."
-        )
-        raise ValueError(msg)

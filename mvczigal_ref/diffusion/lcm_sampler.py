@@ -7,14 +7,18 @@ import torch
 from mvczigal_ref.diffusion.grid import (
     Device,
     StepIndex,
-    check_schedule,
     level_at,
     moved,
     require_index,
 )
 from mvczigal_ref.diffusion.lcm import lcm_invert, lcm_transition
 from mvczigal_ref.diffusion.precision import require_choice, require_positive
-from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES, PredictionType, lcm_timesteps
+from mvczigal_ref.diffusion.schedule import (
+    PREDICTION_TYPES,
+    PredictionType,
+    check_schedule,
+    lcm_timesteps,
+)
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.shapes import AlphaBar, BatchLatent, StepAlphaBar, Timesteps
 
