@@ -2,8 +2,6 @@
 
 import inspect
 import itertools
-import math
-import re
 
 import pytest
 import torch
@@ -12,8 +10,6 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mvczigal_ref.diffusion.ddim import ddim_invert, ddim_transition
-from mvczigal_ref.diffusion.flow_sampler import FlowSampler
-from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.diffusion.gaussian import joint_log_prob, kl_divergence, log_prob, sample
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
 from mvczigal_ref.diffusion.lcm import lcm_invert, lcm_transition
@@ -30,15 +26,6 @@ from tests.strategies import PREDICTION_TYPES, randn
 
 ALPHA_BAR = shift_snr(scaled_linear_alpha_bar(), 8.0)
 SAMPLERS = [LcmSampler, DdimSampler]
-
-
-def of_kind(name, num_steps):
-    """Build a sampler of any kind."""
-    if name == "flow":
-        sigmas = flow_sigmas(num_steps)
-        return FlowSampler.create(sigmas=sigmas, kernel="sde", noise_scale=0.7)
-    create = {"lcm": LcmSampler.create, "ddim": DdimSampler.create}[name]
-    return create(num_steps=num_steps, alpha_bar=ALPHA_BAR)
 
 
 def fields(step):
@@ -264,28 +251,6 @@ def test_a_meta_tensor_does_refuse_to_be_read():
         torch.zeros((), dtype=torch.int64, device="meta").item()
 
 
-@given(st.sampled_from(["lcm", "ddim", "flow"]), st.lists(st.integers(1, 3), max_size=3), st.data())
-def test_an_index_pairs_each_latent_with_its_own_step(name, batch, data):
-    """One for all, or one axis for every axis of the batch, of its length or 1."""
-    sampler = of_kind(name, 4)
-    output, latent = randn(2, *batch, 1, 2, 2, dtype=torch.float64)
-    axes = data.draw(st.sampled_from([[], [1]] if batch else [[]])) or [
-        data.draw(st.sampled_from([1, n])) for n in batch
-    ]
-    steps = torch.tensor(
-        data.draw(st.lists(st.integers(0, 3), min_size=math.prod(axes), max_size=math.prod(axes)))
-    ).reshape(axes)
-    taken, raised = sampler.transition(output, latent, steps), sampler.invert(output, latent, steps)
-    for place in itertools.product(*map(range, batch)):
-        step = steps.expand(batch)[place].item()
-        alone = sampler.transition(output[place], latent[place], step)
-
-        assert torch.equal(taken.mean[place], alone.mean)
-        assert torch.equal(taken.denoised[place], alone.denoised)
-        assert torch.equal(taken.std.expand(batch)[place], alone.std)
-        assert torch.equal(raised[place], sampler.invert(output[place], latent[place], step))
-
-
 @given(st.integers(1, 20), st.sampled_from(["mean", "sum", "none"]), st.floats(0.01, 1.0))
 def test_a_log_density_of_ddim_is_that_of_its_transition(n, reduction, eta):
     """At every step, since every step draws noise."""
@@ -376,30 +341,6 @@ def test_an_int_outside_the_grid_is_refused(sampler_type, step):
         sampler.transition(zero, zero, step)
     with pytest.raises(ValueError, match=rf"`step` must be in 0\.\.3.*got {step}"):
         sampler.invert(zero, zero, step)
-
-
-@pytest.mark.parametrize("name", ["lcm", "ddim", "flow"])
-@pytest.mark.parametrize(
-    ("index", "batch"),
-    [
-        ((3,), (3, 3)), ((3,), (3, 2)), ((2,), (3, 2)), ((3, 1), (3,)), ((3, 1), (2, 3)),
-        ((1, 1), (3,)), ((3,), ()),
-    ],
-    ids=[
-        "square batch", "steps first", "objects", "outer product", "axes swapped", "an axis more",
-        "no batch",
-    ],
-)  # fmt: skip
-def test_an_index_without_an_axis_for_each_of_the_batch_is_refused(name, index, batch):
-    """Broadcasting would give objects, the last axis, the steps of the first one."""
-    sampler = of_kind(name, 3)
-    (latent,) = randn(1, *batch, 1, 2, 2, dtype=torch.float64)
-    step = torch.zeros(index, dtype=torch.int64)
-    given_ = rf"\(.*\), .*got {re.escape(str(index))}.*step\[:, None\]"
-    transition, invert = (inspect.unwrap(f.__func__) for f in (sampler.transition, sampler.invert))
-    for call in (transition, invert):
-        with pytest.raises(ValueError, match=rf"`step` must be one index.*{given_}"):
-            call(sampler, latent, latent, step)
 
 
 @pytest.mark.parametrize("sampler_type", SAMPLERS)
