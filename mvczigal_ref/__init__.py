@@ -1,18 +1,19 @@
 """RL fine-tuning of diffusion and flow models, in the order the data flows.
 
-Read from top to bottom, the public names are the algorithm. A name is imported when it is
-first used, so that ``import mvczigal_ref`` costs nothing.
+Read from top to bottom, the table of public names is the algorithm. A name is imported when it
+is first used, so that ``import mvczigal_ref`` costs nothing.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table below
     # ruff: isort: off
     # how a step is drawn, scored and inverted
     from mvczigal_ref.diffusion.schedule import (
         scaled_linear_alpha_bar as scaled_linear_alpha_bar,
         shift_snr as shift_snr,
+        betas_from_alpha_bar as betas_from_alpha_bar,
         lcm_timesteps as lcm_timesteps,
         ddim_timesteps as ddim_timesteps,
         clean_and_noise as clean_and_noise,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mvczigal_ref.diffusion.ddim import (
         ddim_transition as ddim_transition,
         ddim_invert as ddim_invert,
+        ETA_ZERO_VARIANCE as ETA_ZERO_VARIANCE,
     )
     from mvczigal_ref.diffusion.gaussian import (
         sample as sample,
@@ -128,7 +130,7 @@ if TYPE_CHECKING:
         ConditionEnhancer as ConditionEnhancer,
     )
 
-    # reward: one number a view, one number an object
+    # reward: one number per view, one number per object
     from mvczigal_ref.reward.protocols import (
         PerViewScorer as PerViewScorer,
         JointViewScorer as JointViewScorer,
@@ -150,7 +152,7 @@ if TYPE_CHECKING:
         constraint_step as constraint_step,
     )
 
-    # advantage: what the first arm of a pair, or a sample among its group, did better
+    # advantage: the first arm of a pair, or a sample among its group, against the others
     from mvczigal_ref.advantage.standardise import (
         standardise as standardise,
     )
@@ -198,15 +200,9 @@ if TYPE_CHECKING:
     )
 
     # update, and the whole; from here on more than torch is needed
-    from mvczigal_ref.update import (
-        replay_log_prob as replay_log_prob,
-        update_policy as update_policy,
-    )
-    from mvczigal_ref.iteration import (
-        run_iteration as run_iteration,
-    )
-    from mvczigal_ref.trainer import (
-        train as train,
+    from mvczigal_ref.config import (
+        TrainConfig as TrainConfig,
+        load_config as load_config,
     )
     from mvczigal_ref.recipes import (
         recipe as recipe,
@@ -214,66 +210,117 @@ if TYPE_CHECKING:
     from mvczigal_ref.models.components import (
         load_components as load_components,
     )
+    from mvczigal_ref.update import (
+        replay_log_prob as replay_log_prob,
+        update_policy as update_policy,
+    )
+    from mvczigal_ref.iteration import (
+        run_iteration as run_iteration,
+    )
+    from mvczigal_ref.distributed import (
+        World as World,
+    )
+    from mvczigal_ref.training_loop import (
+        Events as Events,
+    )
+    from mvczigal_ref.trainer import (
+        train as train,
+    )
+    from mvczigal_ref.pipeline import (
+        TextToMultiviewPipeline as TextToMultiviewPipeline,
+    )
     # ruff: isort: on
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "diffusion.schedule": (
-        "scaled_linear_alpha_bar shift_snr lcm_timesteps ddim_timesteps clean_and_noise"
-    ),
-    "diffusion.guidance": "classifier_free_guidance guidance_embedding",
-    "diffusion.transition": "Transition",
-    "diffusion.lcm": "lcm_transition lcm_invert",
-    "diffusion.ddim": "ddim_transition ddim_invert",
-    "diffusion.gaussian": "sample log_prob joint_log_prob kl_divergence",
-    "diffusion.flow_schedule": "flow_sigmas shift_sigma resolution_shift",
-    "diffusion.flow": (
-        "flow_latent flow_velocity flow_clean_and_noise flow_step flow_ode_transition flow_invert"
-    ),
-    "diffusion.flow_noise": (
-        "flow_sde_transition constant_noise_transition cps_transition cps_unscaled_log_prob"
-    ),
-    "diffusion.sampler": "Sampler LcmSampler DdimSampler",
-    "diffusion.flow_sampler": "FlowSampler",
-    "cameras": (
-        "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix plucker_map "
-        "camera_image"
-    ),
-    "policy": "Policy network_output step_transition",
-    "records": "Conditioning Trajectory PairedRollout RewardTable",
-    "rollout.noise": "SeededNoise",
-    "rollout.windows": "fixed_window random_window random_steps sliding_window decaying_window",
-    "rollout.standard": "standard_rollout",
-    "rollout.zigzag": "zigzag_rollout",
-    "rollout.pair": "paired_rollout",
-    "group_records": "GroupDecision GroupTrajectory BranchTrajectory",
-    "rollout.group_plan": "GroupPlan",
-    "rollout.group": "group_rollout",
-    "rollout.branches": "branched_rollout finishing_sampler",
-    "condition.protocol": "Caption ConditionEnhancer",
-    "reward.protocols": "PerViewScorer JointViewScorer",
-    "reward.aggregate": "weighted_sum mean_over_views joint_to_views",
-    "reward.guard": "GuardState guard_step mean_pairwise_distance",
-    "constraint": "ConstraintState constraint_step",
-    "advantage.standardise": "standardise",
-    "advantage.pair": "PairAdvantages pair_advantages joint_share advantage_gap",
-    "advantage.group": "group_advantages ragged_group_advantages combined_group_advantages",
-    "advantage.branches": "fuse_leaf_rewards leaf_advantages depth_advantages granular_advantages",
-    "objective.reward_difference": "reward_difference_loss reward_difference_gradients",
-    "objective.clipped": (
-        "clipped_surrogate_loss reference_kl reference_kl_without_step_length tempflow_step_weights"
-    ),
-    "objective.guard": "guarded_log_ratio guard_loss",
-    "objective.augmented_conditions": "augmented_conditions_loss probability_drift",
-    "objective.diffusion_nft": "diffusion_nft_loss optimality old_policy_decay",
-    "update": "replay_log_prob update_policy",
-    "iteration": "run_iteration",
-    "trainer": "train",
-    "recipes": "recipe",
-    "models.components": "load_components",
+_NAMES = {
+    "how a step is drawn, scored and inverted": {
+        "diffusion.schedule": (
+            "scaled_linear_alpha_bar shift_snr betas_from_alpha_bar lcm_timesteps ddim_timesteps "
+            "clean_and_noise"
+        ),
+        "diffusion.guidance": "classifier_free_guidance guidance_embedding",
+        "diffusion.transition": "Transition",
+        "diffusion.lcm": "lcm_transition lcm_invert",
+        "diffusion.ddim": "ddim_transition ddim_invert ETA_ZERO_VARIANCE",
+        "diffusion.gaussian": "sample log_prob joint_log_prob kl_divergence",
+        "diffusion.flow_schedule": "flow_sigmas shift_sigma resolution_shift",
+        "diffusion.flow": (
+            "flow_latent flow_velocity flow_clean_and_noise flow_step flow_ode_transition "
+            "flow_invert"
+        ),
+        "diffusion.flow_noise": (
+            "flow_sde_transition constant_noise_transition cps_transition cps_unscaled_log_prob"
+        ),
+        "diffusion.sampler": "Sampler LcmSampler DdimSampler",
+        "diffusion.flow_sampler": "FlowSampler",
+        "cameras": (
+            "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix "
+            "plucker_map camera_image"
+        ),
+    },
+    "rollout: pairs of trajectories from the same initial noise, or groups of them": {
+        "policy": "Policy network_output step_transition",
+        "records": "Conditioning Trajectory PairedRollout RewardTable",
+        "rollout.noise": "SeededNoise",
+        "rollout.windows": (
+            "fixed_window random_window random_steps sliding_window decaying_window"
+        ),
+        "rollout.standard": "standard_rollout",
+        "rollout.zigzag": "zigzag_rollout",
+        "rollout.pair": "paired_rollout",
+        "group_records": "GroupDecision GroupTrajectory BranchTrajectory",
+        "rollout.group_plan": "GroupPlan",
+        "rollout.group": "group_rollout",
+        "rollout.branches": "branched_rollout finishing_sampler",
+    },
+    "condition: captions beside the prompt, under which a group is judged and learnt too": {
+        "condition.protocol": "Caption ConditionEnhancer",
+    },
+    "reward: one number per view, one number per object": {
+        "reward.protocols": "PerViewScorer JointViewScorer",
+        "reward.aggregate": "weighted_sum mean_over_views joint_to_views",
+        "reward.guard": "GuardState guard_step mean_pairwise_distance",
+    },
+    "constraint: threshold and multiplier": {
+        "constraint": "ConstraintState constraint_step",
+    },
+    "advantage: the first arm of a pair, or a sample among its group, against the others": {
+        "advantage.standardise": "standardise",
+        "advantage.pair": "PairAdvantages pair_advantages joint_share advantage_gap",
+        "advantage.group": "group_advantages ragged_group_advantages combined_group_advantages",
+        "advantage.branches": (
+            "fuse_leaf_rewards leaf_advantages depth_advantages granular_advantages"
+        ),
+    },
+    "objective: regress the log-ratio gap onto the advantage gap, or make the better likelier": {
+        "objective.reward_difference": "reward_difference_loss reward_difference_gradients",
+        "objective.clipped": (
+            "clipped_surrogate_loss reference_kl reference_kl_without_step_length "
+            "tempflow_step_weights"
+        ),
+        "objective.guard": "guarded_log_ratio guard_loss",
+        "objective.augmented_conditions": "augmented_conditions_loss probability_drift",
+        "objective.diffusion_nft": "diffusion_nft_loss optimality old_policy_decay",
+    },
+    "update, and the whole; from here on more than torch is needed": {
+        "config": "TrainConfig load_config",
+        "recipes": "recipe",
+        "models.components": "load_components",
+        "update": "replay_log_prob update_policy",
+        "iteration": "run_iteration",
+        "distributed": "World",
+        "training_loop": "Events",
+        "trainer": "train",
+        "pipeline": "TextToMultiviewPipeline",
+    },
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+_HOME = {
+    name: home
+    for homes in _NAMES.values()
+    for home, names in homes.items()
+    for name in names.split()
+}
 
 __all__ = [*_HOME]
 

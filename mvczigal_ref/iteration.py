@@ -196,6 +196,7 @@ def draw_pair(
     return paired_rollout(
         system.policy if policy is None else policy,
         system.sampler,
+        noise.initial(),
         conditioning,
         noise,
         pairing=config.objective.pairing,

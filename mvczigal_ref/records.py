@@ -206,7 +206,10 @@ class Trajectory:
     """What was drawn there, rounded to the storage dtype before it was scored [1]."""
 
     log_prob: Float[Tensor, "step object view"]
-    """Log-density of each action when it was drawn, fp32 or wider [nats or nats/element]."""
+    """Log-density of each action when it was drawn, fp32 or wider [nats or nats/element].
+
+    NaN where the step drew no noise, so that its action has no density.
+    """
 
     denoised: ObjectLatent
     """Final latents, to decode [1]."""

@@ -61,7 +61,7 @@ def ddim_step(kind, output, latent, alpha_bar_t, alpha_bar_s, eta):
     variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)
     sigma = eta * math.sqrt(variance)
     mean = math.sqrt(alpha_bar_s) * clean + math.sqrt(1 - alpha_bar_s - sigma**2) * noise
-    return mean, (sigma if eta > 0 else 1e-4), clean
+    return mean, sigma, clean
 
 
 def ddim_inverse(kind, output, latent, alpha_bar_s, alpha_bar_t):
@@ -79,6 +79,11 @@ def scaled_linear_alpha_bar(count: int, first: float, last: float) -> list[float
         product *= 1 - root * root
         shares.append(product)
     return shares
+
+
+def betas(alpha_bar: list[float]) -> list[float]:
+    """Return the share of signal that each timestep takes away."""
+    return [1 - now / before for before, now in zip([1.0, *alpha_bar], alpha_bar, strict=False)]
 
 
 def shifted_alpha_bar(alpha_bar: list[float], scale: float, mode: str) -> list[float]:

@@ -1,5 +1,18 @@
 """Stage 4: turn rewards into advantages. Reward tables in, dimensionless numbers out."""
 
+from mvczigal_ref.advantage.branches import (
+    depth_advantages,
+    fuse_leaf_rewards,
+    granular_advantages,
+    leaf_advantages,
+)
+from mvczigal_ref.advantage.group import (
+    CombineRewards,
+    GroupSpread,
+    combined_group_advantages,
+    group_advantages,
+    ragged_group_advantages,
+)
 from mvczigal_ref.advantage.pair import (
     AdvantageMode,
     PairAdvantages,
@@ -11,9 +24,18 @@ from mvczigal_ref.advantage.standardise import standardise
 
 __all__ = [
     "AdvantageMode",
+    "CombineRewards",
+    "GroupSpread",
     "PairAdvantages",
     "advantage_gap",
+    "combined_group_advantages",
+    "depth_advantages",
+    "fuse_leaf_rewards",
+    "granular_advantages",
+    "group_advantages",
     "joint_share",
+    "leaf_advantages",
     "pair_advantages",
+    "ragged_group_advantages",
     "standardise",
 ]

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mvczigal_ref.advantage.standardise import equal_up_to_rounding
 from mvczigal_ref.diffusion.precision import (
     require_choice,
     require_full_precision,
@@ -49,7 +50,9 @@ def group_advantages(
         s^2 = \frac{1}{n - d} \sum (r - \bar r)^2
 
     where the sum runs over the group, or over the whole batch around the batch's mean, and
-    :math:`c` clamps. The samples of a group that were all scored alike get exactly 0.
+    :math:`c` clamps. The samples of a group (or of a batch, if its deviation divides) that were
+    all scored alike, but for rounding, get exactly 0: see
+    :func:`~mvczigal_ref.advantage.standardise.equal_up_to_rounding`.
 
     Source:
         arXiv:2505.05470 (Flow-GRPO); its released code has ``spread="batch"``, ``ddof=0``,
@@ -88,8 +91,10 @@ def group_advantages(
     centred = _centred(reward, dim=(-1,))
     if spread == "group":
         squares = centred.square().sum(dim=-1, keepdim=True)
+        centred = centred.masked_fill(equal_up_to_rounding(reward, dim=(-1,)), 0.0)
     else:
         squares = _centred(reward, dim=tuple(range(reward.ndim))).square().sum()
+        centred = centred.masked_fill(equal_up_to_rounding(reward), 0.0)
     deviation = (squares / (count - ddof)).sqrt()
     return (centred / (deviation + delta)).clamp(-clip, clip)
 
@@ -145,6 +150,7 @@ def ragged_group_advantages(
         _check_count(reward.numel(), ddof, spread)
         squares = _centred(reward, dim=(0,)).square().sum()
         deviation = (squares / (reward.numel() - ddof)).sqrt()
+        alike = equal_up_to_rounding(reward)
     for label in group.unique().tolist():
         members = group == label
         if spread == "group":
@@ -152,7 +158,7 @@ def ragged_group_advantages(
                 reward[members], ddof=ddof, delta=delta, clip=clip
             )
         else:
-            centred = _centred(reward[members], dim=(0,))
+            centred = _centred(reward[members], dim=(0,)).masked_fill(alike, 0.0)
             advantage[members] = (centred / (deviation + delta)).clamp(-clip, clip)
     return advantage
 

@@ -1,14 +1,22 @@
 """Standardise rewards over everything that was sampled together."""
 
 import math
+from typing import Final
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.precision import require_full_precision
 from mvczigal_ref.errors import NonFiniteError
 
-__all__ = ["check_rewards", "standardise"]
+__all__ = ["ROUNDING_UNITS", "check_rewards", "equal_up_to_rounding", "standardise"]
+
+ROUNDING_UNITS: Final = 16
+"""Machine epsilons of the largest reward that rewards may differ by and still count as equal [1].
+
+A weighted sum over scorers and views rounds by a few of them, and more would hide a real gain.
+"""
 
 
 def check_rewards(**tables: Float[Tensor, "..."]) -> None:
@@ -25,7 +33,6 @@ def check_rewards(**tables: Float[Tensor, "..."]) -> None:
         NonFiniteError: If a reward is NaN or infinite.
 
     Examples:
-        >>> import torch
         >>> check_rewards(joint_view_reward=torch.tensor([0.0, torch.inf]))
         Traceback (most recent call last):
         mvczigal_ref.errors.NonFiniteError: `joint_view_reward` must be finite; got inf at object 1.
@@ -42,6 +49,37 @@ def check_rewards(**tables: Float[Tensor, "..."]) -> None:
             raise NonFiniteError(name, **dict(place), value=value)
 
 
+def equal_up_to_rounding(
+    reward: Float[Tensor, "*axis"], *, dim: tuple[int, ...] | None = None
+) -> Bool[Tensor, "..."]:
+    r"""Tell rewards that differ by no more than their own rounding.
+
+    .. math:: \max r - \min r \le 16\,\epsilon\,\max |r|
+
+    with :math:`\epsilon` the machine epsilon of the rewards' dtype.
+
+    Source:
+        Ours. Division by a standard deviation would make a difference of one unit in the last
+        place as large as any other.
+
+    Args:
+        reward: Rewards of any shape, fp32 or fp64 [reward units].
+        dim: Axes along which rewards compete, kept with length 1; None is all, to one answer.
+
+    Returns:
+        Whether the rewards count as equal; read on their device alone.
+
+    Examples:
+        >>> near = torch.tensor([20.0, 20.000002])
+        >>> bool(equal_up_to_rounding(near)), bool(equal_up_to_rounding(near - 20.0))
+        (True, False)
+    """
+    axes, keep = (tuple(range(reward.ndim)), False) if dim is None else (dim, True)
+    highest, lowest = reward.amax(axes, keepdim=keep), reward.amin(axes, keepdim=keep)
+    unit = torch.finfo(reward.dtype).eps * torch.maximum(highest.abs(), lowest.abs())
+    return highest - lowest <= ROUNDING_UNITS * unit
+
+
 def standardise(reward: Float[Tensor, "*axis"], *, eps: float = 1e-8) -> Float[Tensor, "*axis"]:
     r"""Shift and scale rewards to mean 0 and standard deviation 1 over all elements.
 
@@ -49,11 +87,12 @@ def standardise(reward: Float[Tensor, "*axis"], *, eps: float = 1e-8) -> Float[T
         s^2 = \frac{1}{n} \sum_i (r_i - \bar r)^2
 
     The deviation is the population's (divide by n). Rewards are first taken relative to
-    their minimum, which changes nothing in exact arithmetic and makes constant rewards
-    give exactly 0 in floating point.
+    their minimum, which changes nothing in exact arithmetic. Rewards that are equal, or
+    differ by their own rounding alone, see :func:`equal_up_to_rounding`, give exactly 0.
 
     Source:
-        Released trainer of arXiv:2505.20107; the paper leaves the scaling open.
+        Released trainer of arXiv:2505.20107, which magnifies differences by rounding to size 1;
+        the paper leaves the scaling open.
 
     Args:
         reward: Rewards of any shape, fp32 or fp64, all samples that compete
@@ -69,7 +108,6 @@ def standardise(reward: Float[Tensor, "*axis"], *, eps: float = 1e-8) -> Float[T
         NonFiniteError: If a reward is NaN or infinite.
 
     Examples:
-        >>> import torch
         >>> standardise(torch.tensor([1.0, 3.0])).tolist()
         [-1.0, 1.0]
         >>> standardise(torch.tensor([0.1, 0.1, 0.1])).tolist()
@@ -81,4 +119,5 @@ def standardise(reward: Float[Tensor, "*axis"], *, eps: float = 1e-8) -> Float[T
     check_rewards(reward=reward)
     above_worst = reward - reward.min()
     centred = above_worst - above_worst.mean()
-    return centred / (centred.square().mean().sqrt() + eps)
+    advantage = centred / (centred.square().mean().sqrt() + eps)
+    return advantage.masked_fill(equal_up_to_rounding(reward), 0.0)

@@ -1,6 +1,22 @@
 """Diffusion as pure mathematics: tensors in, tensors out, fp32 or wider, torch alone."""
 
-from mvczigal_ref.diffusion.ddim import ddim_invert, ddim_transition
+from mvczigal_ref.diffusion.ddim import ETA_ZERO_VARIANCE, ddim_invert, ddim_transition
+from mvczigal_ref.diffusion.flow import (
+    flow_clean_and_noise,
+    flow_invert,
+    flow_latent,
+    flow_ode_transition,
+    flow_step,
+    flow_velocity,
+)
+from mvczigal_ref.diffusion.flow_noise import (
+    constant_noise_transition,
+    cps_transition,
+    cps_unscaled_log_prob,
+    flow_sde_transition,
+)
+from mvczigal_ref.diffusion.flow_sampler import FlowKernel, FlowSampler
+from mvczigal_ref.diffusion.flow_schedule import flow_sigmas, resolution_shift, shift_sigma
 from mvczigal_ref.diffusion.gaussian import (
     Reduction,
     check_std,
@@ -14,6 +30,7 @@ from mvczigal_ref.diffusion.lcm import lcm_invert, lcm_transition
 from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler, Sampler
 from mvczigal_ref.diffusion.schedule import (
     PredictionType,
+    betas_from_alpha_bar,
     clean_and_noise,
     ddim_timesteps,
     lcm_timesteps,
@@ -23,18 +40,33 @@ from mvczigal_ref.diffusion.schedule import (
 from mvczigal_ref.diffusion.transition import Transition
 
 __all__ = [
+    "ETA_ZERO_VARIANCE",
     "DdimSampler",
+    "FlowKernel",
+    "FlowSampler",
     "LcmSampler",
     "PredictionType",
     "Reduction",
     "Sampler",
     "Transition",
+    "betas_from_alpha_bar",
     "check_std",
     "classifier_free_guidance",
     "clean_and_noise",
+    "constant_noise_transition",
+    "cps_transition",
+    "cps_unscaled_log_prob",
     "ddim_invert",
     "ddim_timesteps",
     "ddim_transition",
+    "flow_clean_and_noise",
+    "flow_invert",
+    "flow_latent",
+    "flow_ode_transition",
+    "flow_sde_transition",
+    "flow_sigmas",
+    "flow_step",
+    "flow_velocity",
     "guidance_embedding",
     "joint_log_prob",
     "kl_divergence",
@@ -42,7 +74,9 @@ __all__ = [
     "lcm_timesteps",
     "lcm_transition",
     "log_prob",
+    "resolution_shift",
     "sample",
     "scaled_linear_alpha_bar",
+    "shift_sigma",
     "shift_snr",
 ]

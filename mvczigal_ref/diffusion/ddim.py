@@ -1,7 +1,5 @@
 """Implicit-model sampling with a chosen stochasticity: one step's Gaussian, and its inversion."""
 
-import torch
-
 from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, working_dtype
 from mvczigal_ref.diffusion.schedule import PredictionType, clean_and_noise
 from mvczigal_ref.diffusion.transition import Transition
@@ -10,7 +8,11 @@ from mvczigal_ref.shapes import BatchLatent, BatchShape
 __all__ = ["ETA_ZERO_VARIANCE", "ddim_invert", "ddim_transition", "require_eta"]
 
 ETA_ZERO_VARIANCE = 1e-8
-"""Variance that a deterministic step is scored with [1], so that it has a log-density."""
+"""Variance that the released trainer scores a deterministic step with [1].
+
+A step at ``eta`` 0 is drawn without noise and has no density; its square root is the ``std`` for
+:func:`~mvczigal_ref.diffusion.gaussian.log_prob` that gives the released number all the same.
+"""
 
 
 def require_eta(eta: float) -> None:
@@ -49,8 +51,9 @@ def ddim_transition(
             + \sqrt{1-\bar\alpha_s-\sigma^2}\,\hat\epsilon,\ \sigma^2 I\big)
 
     Source:
-        Song et al., arXiv:2010.02502, Eqs. 12 and 16. At ``eta`` 0 the mean is the deterministic
-        step's, and the spread is 1e-4 for scoring, as the released trainer of arXiv:2505.20107.
+        Song et al., arXiv:2010.02502, Eqs. 12 and 16. At ``eta`` 0 the spread is 0 and the mean
+        is the next latent. The released trainer of arXiv:2505.20107 draws the mean there too,
+        but scores it with a variance of its own, :data:`ETA_ZERO_VARIANCE`.
 
     Args:
         output: The network's output at ``latent_t``. Gradient flows.
@@ -62,13 +65,17 @@ def ddim_transition(
         prediction_type: What ``output`` is.
 
     Returns:
-        Mean and spread of :math:`x_s`, and ``denoised`` :math:`= \hat x_0`.
+        Mean and spread of :math:`x_s`, and ``denoised`` :math:`= \hat x_0`. A step without
+        spread has no log-density: ``DdimSampler.log_prob`` refuses it by the step's number,
+        ``gaussian.check_std`` by its value, and ``gaussian.log_prob``, which reads no value, is
+        NaN.
 
     Raises:
         ValueError: If ``eta`` is outside [0, 1], ``prediction_type`` is unknown, or a tensor is
             half precision.
 
     Examples:
+        >>> import torch
         >>> step = ddim_transition(
         ...     torch.ones(1, 1, 1),
         ...     torch.ones(1, 1, 1),
@@ -77,8 +84,8 @@ def ddim_transition(
         ...     eta=0.0,
         ...     prediction_type="epsilon",
         ... )
-        >>> round(step.denoised.item(), 4), round(step.mean.item(), 4)
-        (0.3333, 0.8667)
+        >>> round(step.denoised.item(), 4), round(step.mean.item(), 4), step.std.item()
+        (0.3333, 0.8667, 0.0)
     """
     require_full_precision(alpha_bar_prev=alpha_bar_prev)
     require_eta(eta)
@@ -91,7 +98,7 @@ def ddim_transition(
     kept = alpha_bar_t * noise_prev / (alpha_bar_prev * noise_t)
     direction = noise_prev * ((1.0 - eta**2) + eta**2 * kept)
     drawn = noise_prev * (alpha_bar_prev - alpha_bar_t) / (alpha_bar_prev * noise_t)
-    std = (drawn * eta**2).sqrt() if eta > 0.0 else torch.full_like(drawn, ETA_ZERO_VARIANCE**0.5)
+    std = (drawn * eta**2).sqrt()
     mean = per_latent(alpha_bar_prev.sqrt(), dtype) * clean
     mean = mean + per_latent(direction.sqrt(), dtype) * noise
     return Transition(mean=mean, std=std.to(dtype), denoised=clean)
@@ -127,6 +134,7 @@ def ddim_invert(
         ValueError: If ``prediction_type`` is unknown or a tensor is half precision.
 
     Examples:
+        >>> import torch
         >>> latent_t = ddim_invert(
         ...     torch.ones(1, 1, 1),
         ...     torch.full((1, 1, 1), 13 / 15),

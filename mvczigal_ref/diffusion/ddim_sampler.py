@@ -3,12 +3,25 @@
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mvczigal_ref.diffusion.ddim import ddim_invert, ddim_transition, require_eta
-from mvczigal_ref.diffusion.gaussian import check_std
-from mvczigal_ref.diffusion.grid import Device, StepIndex, check_schedule, level_at, moved
+from mvczigal_ref.diffusion.gaussian import Reduction, check_std, log_prob
+from mvczigal_ref.diffusion.grid import (
+    Device,
+    StepIndex,
+    level_at,
+    moved,
+    require_index,
+)
 from mvczigal_ref.diffusion.precision import require_choice
-from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES, PredictionType, ddim_timesteps
+from mvczigal_ref.diffusion.schedule import (
+    PREDICTION_TYPES,
+    PredictionType,
+    check_schedule,
+    ddim_timesteps,
+)
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.shapes import AlphaBar, BatchLatent, StepAlphaBar, Timesteps
 
@@ -91,6 +104,11 @@ class DdimSampler:
         return self.timesteps.shape[0]
 
     @property
+    def num_density_steps(self) -> int:
+        """Steps from the first on that have a log-density [steps]: all, or none at ``eta`` 0."""
+        return 0 if self.eta == 0.0 else self.num_steps
+
+    @property
     def last_action_is_image_independent(self) -> bool:
         """True: the image is decoded from the last ``denoised``, not from the last action."""
         return True
@@ -101,14 +119,17 @@ class DdimSampler:
         Args:
             output: The network's output at ``latent_t`` and ``timesteps[step]``. Gradient flows.
             latent_t: The latent at ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
 
         Returns:
-            Mean and spread of the next latent, and the denoised latent.
+            Mean and spread of the next latent, and the denoised latent. The spread is 0 at
+            ``eta`` 0.
 
         Raises:
-            ValueError: If ``step`` is an int outside the grid.
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
         """
+        require_index(step, latent_t)
         return ddim_transition(
             output,
             latent_t,
@@ -118,6 +139,39 @@ class DdimSampler:
             prediction_type=self.prediction_type,
         )
 
+    def log_prob(
+        self, action: BatchLatent, transition: Transition, step: StepIndex, *, reduction: Reduction
+    ) -> Float[Tensor, "..."]:
+        """Return the log-density of an action, unless the step has none.
+
+        Args:
+            action: The next latent. Gradient flows.
+            transition: What :meth:`transition` returned for ``step``. Gradient flows.
+            step: Index into the grid.
+            reduction: As in :func:`mvczigal_ref.diffusion.gaussian.log_prob`.
+
+        Returns:
+            One number per latent; with "none" one per element.
+
+        Raises:
+            ValueError: If ``eta`` is 0: no step has a log-density.
+
+        Examples:
+            >>> sampler = DdimSampler.create(num_steps=4, alpha_bar=torch.linspace(0.9, 0.1, 1000))
+            >>> zero = torch.zeros(1, 1, 1)
+            >>> taken = sampler.transition(zero, zero, 0)
+            >>> round(sampler.log_prob(zero, taken, 0, reduction="sum").item(), 4)
+            -0.2945
+        """
+        if self.num_density_steps == 0:
+            msg = (
+                f"`step` must be below num_density_steps = 0; got {step}. A step of eta 0 has no "
+                "spread, so no log-density: draw it with eta above 0, or score it as the released "
+                "trainer does, by `log_prob` with std=ETA_ZERO_VARIANCE**0.5."
+            )
+            raise ValueError(msg)
+        return log_prob(action, mean=transition.mean, std=transition.std, reduction=reduction)
+
     def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:
         """Carry a latent up to the level of ``step``, see :func:`ddim_invert`.
 
@@ -125,14 +179,16 @@ class DdimSampler:
             output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
                 flows.
             latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
 
         Returns:
             The latent at the level of ``step``.
 
         Raises:
-            ValueError: If ``step`` is an int outside the grid.
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
         """
+        require_index(step, latent_prev)
         return ddim_invert(
             output,
             latent_prev,

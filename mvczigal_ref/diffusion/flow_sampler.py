@@ -18,7 +18,7 @@ from mvczigal_ref.diffusion.flow_noise import (
 )
 from mvczigal_ref.diffusion.flow_schedule import Sigmas
 from mvczigal_ref.diffusion.gaussian import Reduction, log_prob
-from mvczigal_ref.diffusion.grid import Device, StepIndex, level_at, moved
+from mvczigal_ref.diffusion.grid import Device, StepIndex, level_at, moved, require_index
 from mvczigal_ref.diffusion.precision import require_choice, require_full_precision
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.shapes import BatchLatent
@@ -153,15 +153,17 @@ class FlowSampler:
         Args:
             output: The velocity at ``latent_t`` and ``timesteps[step]``. Gradient flows.
             latent_t: The latent at ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
 
         Returns:
             Mean and spread of the next latent, and the denoised latent. The spread is 0 from
             step ``num_density_steps`` on.
 
         Raises:
-            ValueError: If ``step`` is an int outside the grid.
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
         """
+        require_index(step, latent_t)
         return self._kernel()(
             output,
             latent_t,
@@ -214,14 +216,16 @@ class FlowSampler:
         Args:
             output: The velocity at ``latent_prev`` and ``timesteps[step]``. Gradient flows.
             latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
 
         Returns:
             The latent at the level of ``step``.
 
         Raises:
-            ValueError: If ``step`` is an int outside the grid.
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
         """
+        require_index(step, latent_prev)
         return flow_invert(
             output,
             latent_prev,

@@ -1,16 +1,16 @@
-"""Per-step tables of a sampling grid: read at a step, moved, and checked when they are made."""
+"""Per-step tables of a sampling grid: read at a step, and moved."""
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_full_dtype, require_full_precision
-from mvczigal_ref.shapes import AlphaBar
+from mvczigal_ref.diffusion.precision import require_full_dtype
+from mvczigal_ref.shapes import BatchLatent
 
-__all__ = ["Device", "StepIndex", "check_schedule", "level_at", "moved"]
+__all__ = ["Device", "StepIndex", "level_at", "moved", "require_index"]
 
 StepIndex = int | Int[Tensor, "*#batch"]
-"""Index into a sampling grid, 0 the noisiest; one for all latents or one a latent."""
+"""Index into a sampling grid, 0 the noisiest; one for all latents, or see :func:`require_index`."""
 
 Device = torch.device | str | None
 """Where to; None stays."""
@@ -44,6 +44,37 @@ def level_at(table: Tensor, step: int | Tensor) -> Tensor:
     return table[step]
 
 
+def require_index(step: int | Tensor, latent: BatchLatent) -> None:
+    """Refuse indices that broadcasting would pair with another axis of the batch.
+
+    Indices ``(n,)`` on latents ``(n, n, c, h, w)`` would go to the second axis without a word.
+    Shapes alone are read, never a value.
+
+    Args:
+        step: One index, or indices with one axis per axis of the batch, of its length or 1.
+        latent: The latents that are stepped.
+
+    Raises:
+        ValueError: If it is a tensor of another shape.
+
+    Examples:
+        >>> require_index(torch.tensor([[0], [1]]), torch.zeros(2, 3, 1, 1, 1))
+    """
+    if not isinstance(step, Tensor):
+        return
+    batch, index = tuple(latent.shape[:-3]), tuple(step.shape)
+    one = step.numel() == 1 and len(index) <= len(batch)
+    paired = len(index) == len(batch) and all(
+        i in (1, b) for i, b in zip(index, batch, strict=True)
+    )
+    if not one and not paired:
+        msg = (
+            f"`step` must be one index, or have one axis per batch axis of the latents, {batch}, "
+            f"of its length or 1; got {index}. One index per row of a table is step[:, None]."
+        )
+        raise ValueError(msg)
+
+
 def moved(table: Tensor, device: Device, dtype: torch.dtype | None) -> Tensor:
     """Return a table of signal shares elsewhere.
 
@@ -65,25 +96,3 @@ def moved(table: Tensor, device: Device, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None:
         require_full_dtype("dtype", dtype)
     return table.to(device=device, dtype=dtype)
-
-
-def check_schedule(alpha_bar: AlphaBar) -> None:
-    """Refuse what is no noise schedule; reads the device, so once, when a grid is made.
-
-    Args:
-        alpha_bar: Signal share at every training timestep [1].
-
-    Raises:
-        ValueError: If it is half precision or not strictly decreasing in (0, 1).
-
-    Examples:
-        >>> check_schedule(torch.tensor([0.9, 0.5]))
-    """
-    require_full_precision(alpha_bar=alpha_bar)
-    inside = bool(((alpha_bar > 0.0) & (alpha_bar < 1.0)).all())
-    if not inside or not bool((alpha_bar.diff() < 0.0).all()):
-        msg = (
-            "`alpha_bar` must be strictly decreasing in (0, 1); got values in "
-            f"[{alpha_bar.min().item()}, {alpha_bar.max().item()}]."
-        )
-        raise ValueError(msg)

@@ -4,10 +4,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mvczigal_ref.diffusion.grid import Device, StepIndex, check_schedule, level_at, moved
+from mvczigal_ref.diffusion.grid import (
+    Device,
+    StepIndex,
+    level_at,
+    moved,
+    require_index,
+)
 from mvczigal_ref.diffusion.lcm import lcm_invert, lcm_transition
 from mvczigal_ref.diffusion.precision import require_choice, require_positive
-from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES, PredictionType, lcm_timesteps
+from mvczigal_ref.diffusion.schedule import (
+    PREDICTION_TYPES,
+    PredictionType,
+    check_schedule,
+    lcm_timesteps,
+)
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.shapes import AlphaBar, BatchLatent, StepAlphaBar, Timesteps
 
@@ -97,6 +108,11 @@ class LcmSampler:
         return self.timesteps.shape[0]
 
     @property
+    def num_density_steps(self) -> int:
+        """Steps from the first on that have a log-density [steps]: all."""
+        return self.num_steps
+
+    @property
     def last_action_is_image_independent(self) -> bool:
         """True: the last action re-noises the very latent that is decoded."""
         return True
@@ -107,14 +123,16 @@ class LcmSampler:
         Args:
             output: The network's output at ``latent_t`` and ``timesteps[step]``. Gradient flows.
             latent_t: The latent at ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
 
         Returns:
             Mean and spread of the next latent, and the denoised latent.
 
         Raises:
-            ValueError: If ``step`` is an int outside the grid.
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
         """
+        require_index(step, latent_t)
         return lcm_transition(
             output,
             latent_t,
@@ -133,14 +151,16 @@ class LcmSampler:
             output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
                 flows.
             latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
 
         Returns:
             The latent at the level of ``step``.
 
         Raises:
-            ValueError: If ``step`` is an int outside the grid.
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
         """
+        require_index(step, latent_prev)
         return lcm_invert(
             output,
             latent_prev,

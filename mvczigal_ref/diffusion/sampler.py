@@ -1,9 +1,11 @@
 """A time grid bound to a step function: all that rollout and update know of a sampler.
 
 Steps are counted from 0, the noisiest. A step index may be a Python int or an int64 tensor, one
-number a latent; a tensor is never read from its device, so a whole trajectory is one call.
+index for all latents or with one axis per axis of the batch; a tensor is never read from its
+device, so a whole trajectory is one call.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,7 +16,7 @@ from mvczigal_ref.diffusion.lcm_sampler import LcmSampler
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.shapes import BatchLatent, Timesteps
 
-__all__ = ["DdimSampler", "LcmSampler", "Sampler", "StepIndex"]
+__all__ = ["DdimSampler", "LcmSampler", "Sampler", "StepIndex", "require_density"]
 
 
 @runtime_checkable
@@ -29,6 +31,11 @@ class Sampler(Protocol):
     @property
     def num_steps(self) -> int:
         """Length of the grid [steps]."""
+        ...
+
+    @property
+    def num_density_steps(self) -> int:
+        """Steps from the first on that have a log-density [steps]; the others draw no noise."""
         ...
 
     @property
@@ -47,3 +54,27 @@ class Sampler(Protocol):
     def to(self, device: Device = None, dtype: torch.dtype | None = None) -> "Sampler":
         """Return a copy with its tables elsewhere."""
         ...
+
+
+def require_density(name: str, steps: Sequence[int], sampler: Sampler) -> None:
+    """Refuse steps that a sampler gives no spread.
+
+    Args:
+        name: What the caller calls the steps.
+        steps: Those that are to be scored [index into the grid].
+        sampler: Grid and transition kernel.
+
+    Raises:
+        ValueError: If a step has no log-density.
+
+    Examples:
+        >>> sampler = LcmSampler.create(num_steps=2, alpha_bar=torch.linspace(0.9, 0.1, 1000))
+        >>> require_density("steps", [0, 1], sampler)
+    """
+    most = sampler.num_density_steps
+    if any(step >= most for step in steps):
+        msg = (
+            f"`{name}` must be below {most}, the steps that this sampler gives a spread; got "
+            f"{list(steps)}. The others have no log-density: leave them to the ODE."
+        )
+        raise ValueError(msg)

@@ -22,6 +22,8 @@ __all__ = [
     "PREDICTION_TYPES",
     "PredictionType",
     "ShiftMode",
+    "betas_from_alpha_bar",
+    "check_schedule",
     "clean_and_noise",
     "ddim_timesteps",
     "lcm_timesteps",
@@ -133,6 +135,57 @@ def shift_snr(alpha_bar: AlphaBar, scale: float, *, mode: ShiftMode = "interpola
             0.0, 1.0, alpha_bar.shape[0], dtype=alpha_bar.dtype, device=alpha_bar.device
         )
     return torch.sigmoid(torch.logit(alpha_bar) - share * math.log(scale))
+
+
+def betas_from_alpha_bar(alpha_bar: AlphaBar) -> AlphaBar:
+    r"""Return the betas of a schedule, such as a shifted one: the share that each timestep takes.
+
+    .. math:: \beta_t = 1 - \frac{\bar\alpha_t}{\bar\alpha_{t-1}},\qquad \bar\alpha_{-1} = 1
+
+    Source:
+        Ho et al., arXiv:2006.11239, Eq. 4, solved for the betas; diffusers' schedulers take them
+        as ``trained_betas``. Here the shares are subtracted before they are divided, so small
+        betas keep their digits.
+
+    Args:
+        alpha_bar: Signal share at every training timestep [1]. Gradient flows.
+
+    Returns:
+        Betas [1], in (0, 1), in ``alpha_bar``'s dtype; ``(1 - betas).cumprod(0)`` is
+        ``alpha_bar``.
+
+    Raises:
+        ValueError: If ``alpha_bar`` is half precision or not strictly decreasing in (0, 1).
+
+    Examples:
+        >>> betas_from_alpha_bar(torch.tensor([0.5, 0.125]))
+        tensor([0.5000, 0.7500])
+    """
+    check_schedule(alpha_bar)
+    before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
+    return (before - alpha_bar) / before
+
+
+def check_schedule(alpha_bar: AlphaBar) -> None:
+    """Refuse what is no noise schedule; reads the device, so once, when a grid is made.
+
+    Args:
+        alpha_bar: Signal share at every training timestep [1].
+
+    Raises:
+        ValueError: If it is half precision or not strictly decreasing in (0, 1).
+
+    Examples:
+        >>> check_schedule(torch.tensor([0.9, 0.5]))
+    """
+    require_full_precision(alpha_bar=alpha_bar)
+    inside = bool(((alpha_bar > 0.0) & (alpha_bar < 1.0)).all())
+    if not inside or not bool((alpha_bar.diff() < 0.0).all()):
+        msg = (
+            "`alpha_bar` must be strictly decreasing in (0, 1); got values in "
+            f"[{alpha_bar.min().item()}, {alpha_bar.max().item()}]."
+        )
+        raise ValueError(msg)
 
 
 def ddim_timesteps(

@@ -1,5 +1,17 @@
 """Stage 5: what to minimise. Log-ratios and advantages in, a scalar and diagnostics out."""
 
+from mvczigal_ref.objective.augmented_conditions import (
+    augmented_conditions_loss,
+    probability_drift,
+)
+from mvczigal_ref.objective.clipped import (
+    clipped_surrogate_loss,
+    reference_kl,
+    reference_kl_without_step_length,
+    tempflow_step_weights,
+)
+from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss, old_policy_decay, optimality
+from mvczigal_ref.objective.guard import guard_loss, guarded_log_ratio
 from mvczigal_ref.objective.reward_difference import (
     ObjectiveStats,
     RewardDifferenceGradients,
@@ -10,6 +22,17 @@ from mvczigal_ref.objective.reward_difference import (
 __all__ = [
     "ObjectiveStats",
     "RewardDifferenceGradients",
+    "augmented_conditions_loss",
+    "clipped_surrogate_loss",
+    "diffusion_nft_loss",
+    "guard_loss",
+    "guarded_log_ratio",
+    "old_policy_decay",
+    "optimality",
+    "probability_drift",
+    "reference_kl",
+    "reference_kl_without_step_length",
     "reward_difference_gradients",
     "reward_difference_loss",
+    "tempflow_step_weights",
 ]

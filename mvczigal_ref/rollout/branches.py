@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.diffusion.sampler import require_density
 from mvczigal_ref.group_records import BranchTrajectory
 from mvczigal_ref.policy import Policy
 from mvczigal_ref.records import ActionReduction, Conditioning
@@ -19,7 +20,6 @@ from mvczigal_ref.rollout.nodes import (
     check_settings,
     draw_decision,
     initial_nodes,
-    require_density,
 )
 from mvczigal_ref.rollout.noise import SeededNoise
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.diffusion.sampler import Sampler, require_density
 from mvczigal_ref.group_records import GroupTrajectory
 from mvczigal_ref.policy import Policy
 from mvczigal_ref.records import ActionReduction, Conditioning
@@ -12,7 +12,6 @@ from mvczigal_ref.rollout.nodes import (
     check_settings,
     draw_decision,
     initial_nodes,
-    require_density,
     without_noise,
 )
 from mvczigal_ref.rollout.noise import SeededNoise

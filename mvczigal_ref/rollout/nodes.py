@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion import gaussian
-from mvczigal_ref.diffusion.ddim_sampler import DdimSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.precision import require_choice
-from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.diffusion.sampler import DdimSampler, Sampler
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.group_records import GroupDecision
 from mvczigal_ref.policy import Policy, network_output, step_transition
@@ -29,7 +28,6 @@ __all__ = [
     "check_settings",
     "draw_decision",
     "initial_nodes",
-    "require_density",
     "without_noise",
 ]
 
@@ -199,30 +197,6 @@ def check_settings(
         msg = (
             f"`conditioning` must be of the prompts and views of `noise`, {named}; got {known}. "
             "Narrow it with `.objects`."
-        )
-        raise ValueError(msg)
-
-
-def require_density(name: str, steps: Sequence[int], sampler: Sampler) -> None:
-    """Refuse steps that a sampler gives no spread.
-
-    Args:
-        name: What the caller calls the steps.
-        steps: Those that are to draw noise.
-        sampler: Grid and transition kernel.
-
-    Raises:
-        ValueError: If a step has no log-density.
-    """
-    if isinstance(sampler, FlowSampler):
-        most = sampler.num_density_steps
-    else:
-        deterministic = isinstance(sampler, DdimSampler) and sampler.eta == 0.0
-        most = 0 if deterministic else sampler.num_steps
-    if any(step >= most for step in steps):
-        msg = (
-            f"`{name}` must be below {most}, the steps that this sampler gives a spread; got "
-            f"{list(steps)}. The others have no log-density: leave them to the ODE."
         )
         raise ValueError(msg)
 

@@ -1,25 +1,31 @@
 """Paired rollouts: two trajectories from one initial noise, their first call made once."""
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.policy import Policy
 from mvczigal_ref.records import ActionReduction, Conditioning, PairedRollout
-from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.rollout.noise import NoiseSource, SeededNoise
 from mvczigal_ref.rollout.standard import first_output, standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
+from mvczigal_ref.shapes import ObjectLatent
 
 __all__ = ["paired_rollout"]
+
+ARMS: Final = ("zigzag", "standard")
+"""Names of both arms, under which a pair's noise is looked up."""
 
 
 def paired_rollout(
     policy: Policy,
     sampler: Sampler,
-    conditioning: Conditioning,
-    noise: SeededNoise,
+    latent: ObjectLatent | None = None,
+    conditioning: Conditioning | None = None,
+    noise: SeededNoise | Mapping[str, NoiseSource] | None = None,
     *,
     pairing: Literal["zigzag", "standard"] = "zigzag",
     guidance_scale: float,
@@ -40,8 +46,10 @@ def paired_rollout(
     Args:
         policy: The network.
         sampler: Grid, transition kernel and inversion.
-        conditioning: Of the objects that ``noise`` names.
-        noise: Initial noise, and independent step noise for both arms.
+        latent: x_T of both arms [1]; None is the seeded noise's own.
+        conditioning: Of the same objects; must be given.
+        noise: Step noise, independent for both arms; must be given. Seeded noise, or one's own
+            sources under the names "zigzag" and "standard".
         pairing: What the first arm is.
         guidance_scale: Strength of the prompt while denoising [1].
         inversion_guidance_scale: The same while inverting [1].
@@ -58,18 +66,22 @@ def paired_rollout(
         ``2 * zigzag_steps * zigzag_rounds`` more with a zigzag arm.
 
     Raises:
-        ValueError: If ``pairing`` is unknown, or as :func:`zigzag_rollout`.
+        ValueError: If ``pairing`` is unknown, own noise lacks an arm or a start, or as
+            :func:`zigzag_rollout`.
+        TypeError: If ``conditioning`` or ``noise`` is left out.
 
     Examples:
         >>> from mvczigal_ref.cameras import PAPER_RIG
         >>> from mvczigal_ref.diffusion.sampler import LcmSampler
         >>> from mvczigal_ref.models.tiny import tiny_components
         >>> components = tiny_components(seed=0)
+        >>> noise = SeededNoise(seed=0, iteration=0, objects=[0], shape=(6, 4, 8, 8))
         >>> pair = paired_rollout(
         ...     components.policy,
         ...     LcmSampler.create(num_steps=2, alpha_bar=torch.linspace(0.9, 0.1, 1000)),
+        ...     noise.initial(),
         ...     components.build_conditioning(["a red cube"], PAPER_RIG, image_size=32),
-        ...     SeededNoise(seed=0, iteration=0, objects=[0], shape=(6, 4, 8, 8)),
+        ...     noise,
         ...     guidance_scale=7.0,
         ... )
         >>> pair.zigzag.log_prob.shape
@@ -78,7 +90,14 @@ def paired_rollout(
     if pairing not in ("zigzag", "standard"):
         msg = f"`pairing` must be 'zigzag' or 'standard'; got {pairing!r}."
         raise ValueError(msg)
-    latent = noise.initial().to(storage_dtype)
+    if conditioning is None or noise is None:
+        msg = (
+            "`conditioning` and `noise` must be given; the order is policy, sampler, latent, "
+            "conditioning, noise."
+        )
+        raise TypeError(msg)
+    arms = _arms(noise)
+    latent = _start(latent, noise).to(storage_dtype)
     first = first_output(
         policy,
         sampler,
@@ -100,14 +119,14 @@ def paired_rollout(
         shared_output=first,
     )
     if pairing == "standard":
-        zigzag = plain(noise=noise.arm("zigzag"))
+        zigzag = plain(noise=arms["zigzag"])
     else:
         zigzag = zigzag_rollout(
             policy,
             sampler,
             latent,
             conditioning,
-            noise.arm("zigzag"),
+            arms["zigzag"],
             guidance_scale=guidance_scale,
             inversion_guidance_scale=inversion_guidance_scale,
             camera_scale=camera_scale,
@@ -118,4 +137,26 @@ def paired_rollout(
             reduction=reduction,
             shared_output=first,
         )
-    return PairedRollout(zigzag=zigzag, standard=plain(noise=noise.arm("standard")))
+    return PairedRollout(zigzag=zigzag, standard=plain(noise=arms["standard"]))
+
+
+def _arms(noise: SeededNoise | Mapping[str, NoiseSource]) -> Mapping[str, NoiseSource]:
+    """Give each arm its step noise."""
+    if isinstance(noise, SeededNoise):
+        return {arm: noise.arm(arm) for arm in ARMS}
+    if set(noise) != set(ARMS):
+        msg = f"`noise` must have a source for each of {list(ARMS)}; got {list(noise)}."
+        raise ValueError(msg)
+    return noise
+
+
+def _start(
+    latent: ObjectLatent | None, noise: SeededNoise | Mapping[str, NoiseSource]
+) -> ObjectLatent:
+    """Give x_T."""
+    if latent is not None:
+        return latent
+    if isinstance(noise, SeededNoise):
+        return noise.initial()
+    msg = "`latent` must be given with noise of one's own, which has no x_T; got None."
+    raise ValueError(msg)

@@ -1,6 +1,6 @@
 """Plain sampling of all views as one decision process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import get_args
 
@@ -17,7 +17,7 @@ from mvczigal_ref.records import ActionReduction, Conditioning, Trajectory
 from mvczigal_ref.rollout.noise import NoiseSource
 from mvczigal_ref.shapes import ObjectLatent
 
-__all__ = ["Recorder", "first_output", "standard_rollout", "step_indices"]
+__all__ = ["Recorder", "first_output", "standard_rollout", "step_indices", "step_noise"]
 
 
 class Recorder:
@@ -52,16 +52,18 @@ class Recorder:
         """
         return latent.to(self.storage_dtype)
 
-    def act(self, transition: Transition, noise: ObjectLatent) -> ObjectLatent:
+    def act(self, transition: Transition, noise: ObjectLatent | None) -> ObjectLatent:
         """Draw an action and round it; it is not recorded yet.
 
         Args:
             transition: Of one step.
-            noise: Standard normal [1].
+            noise: Standard normal [1]; None takes the mean.
 
         Returns:
             The rounded action.
         """
+        if noise is None:
+            return self.round(transition.mean[0])
         drawn = gaussian.sample(transition.mean[0], transition.std[0], noise)
         return self.round(drawn)
 
@@ -155,6 +157,8 @@ def standard_rollout(
 
     .. math:: x_{t-1} \sim \mathcal{N}(\mu_\theta(x_t), \sigma_t^2 I), \quad t = T, \dots, 1
 
+    and :math:`x_{t-1} = \mu_\theta(x_t)` where a step draws no noise, as DDIM's at ``eta`` 0.
+
     Source:
         arXiv:2505.20107, the unified multi-view decision process: state all
         views at once, action all next views at once. Ours: an action is rounded to
@@ -174,8 +178,8 @@ def standard_rollout(
         shared_output: The network's output at x_T, if already known.
 
     Returns:
-        States, actions, log-densities and final latents, without gradient; ``num_steps``
-        network calls, one fewer with ``shared_output``.
+        States, actions, log-densities (NaN where a step draws no noise) and final latents,
+        without gradient; ``num_steps`` network calls, one fewer with ``shared_output``.
 
     Examples:
         >>> from mvczigal_ref.cameras import PAPER_RIG
@@ -205,16 +209,30 @@ def standard_rollout(
     )
     recorder = Recorder(storage_dtype=storage_dtype, reduction=reduction)
     state = recorder.round(latent)
+    draw_noise = step_noise(sampler, noise)
     for step, index in enumerate(step_indices(sampler, latent.device)):
         known = shared_output if step == 0 else None
         output = denoise(state[None], index) if known is None else known
         transition = step_transition(sampler, output, state[None], index)
-        action = recorder.act(transition, noise(step, 0))
+        action = recorder.act(transition, draw_noise(step, 0))
         recorder.record(state, action, transition)
         state = action
     return recorder.trajectory(
         transition, image_is_denoised=sampler.last_action_is_image_independent
     )
+
+
+def step_noise(sampler: Sampler, noise: NoiseSource) -> Callable[[int, int], ObjectLatent | None]:
+    """Draw noise where a step has a spread, and nothing where it has none.
+
+    Args:
+        sampler: Knows which steps have a spread.
+        noise: Step noise.
+
+    Returns:
+        A function of step and draw, None where the step takes its mean.
+    """
+    return lambda step, draw: noise(step, draw) if step < sampler.num_density_steps else None
 
 
 def step_indices(sampler: Sampler, device: torch.device) -> Sequence[Tensor]:

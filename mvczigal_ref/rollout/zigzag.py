@@ -10,7 +10,7 @@ from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.policy import Policy, network_output, step_transition
 from mvczigal_ref.records import ActionReduction, Conditioning, Trajectory
 from mvczigal_ref.rollout.noise import NoiseSource
-from mvczigal_ref.rollout.standard import Recorder, step_indices
+from mvczigal_ref.rollout.standard import Recorder, step_indices, step_noise
 from mvczigal_ref.shapes import ObjectLatent
 
 __all__ = ["zigzag_rollout"]
@@ -66,7 +66,8 @@ def zigzag_rollout(
         shared_output: The network's output at x_T, if already known.
 
     Returns:
-        States, actions, log-densities and final latents, without gradient;
+        States, actions, log-densities (NaN where a step draws no noise) and final latents,
+        without gradient;
         ``num_steps + 2 * zigzag_steps * zigzag_rounds`` network calls, one fewer with
         ``shared_output``.
 
@@ -116,18 +117,19 @@ def zigzag_rollout(
     )
     recorder = Recorder(storage_dtype=storage_dtype, reduction=reduction)
     state = recorder.round(latent)
+    draw_noise = step_noise(sampler, noise)
     for step, index in enumerate(step_indices(sampler, latent.device)):
         known = shared_output if step == 0 else None
         output = denoise(state[None], index) if known is None else known
         transition = step_transition(sampler, output, state[None], index)
-        action = recorder.act(transition, noise(step, 0))
+        action = recorder.act(transition, draw_noise(step, 0))
         for draw in range(1, 1 + (zigzag_rounds if step < zigzag_steps else 0)):
             inverse = invert(action[None], index)
             lower = action[None].to(inverse.dtype)
             state = recorder.round(sampler.invert(inverse, lower, index[:, None, None])[0])
             output = denoise(state[None], index)
             transition = step_transition(sampler, output, state[None], index)
-            action = recorder.act(transition, noise(step, draw))
+            action = recorder.act(transition, draw_noise(step, draw))
         recorder.record(state, action, transition)
         state = action
     return recorder.trajectory(

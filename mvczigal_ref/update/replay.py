@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from mvczigal_ref.diffusion import gaussian
-from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.diffusion.sampler import Sampler, require_density
 from mvczigal_ref.policy import Policy, network_output, step_transition
 from mvczigal_ref.records import ActionReduction, Conditioning, Trajectory
 from mvczigal_ref.update.batch import StepLogProb
@@ -47,7 +47,7 @@ def replay_log_prob(
         Log-densities [nats or nats/element]. Gradient flows to the policy.
 
     Raises:
-        ValueError: If a step is outside the trajectory.
+        ValueError: If a step is outside the trajectory, or drew no noise and has no density.
 
     Examples:
         >>> from mvczigal_ref.cameras import PAPER_RIG
@@ -71,6 +71,7 @@ def replay_log_prob(
     if wrong or not steps:
         msg = f"`steps` must be some of 0..{num_steps - 1}, the stored steps; got {list(steps)}."
         raise ValueError(msg)
+    require_density("steps", steps, sampler)
     index = torch.tensor(list(steps), device=trajectory.state.device)
     # A run of steps is a view of what is stored; other choices are copied.
     run = list(steps) == list(range(steps[0], steps[0] + len(steps)))

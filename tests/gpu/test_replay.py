@@ -65,7 +65,12 @@ def test_a_rollout_has_the_noise_of_the_cpu():
             seed=0, iteration=0, objects=[0, 1], shape=system.latent_shape, device=device
         )
         pair = paired_rollout(
-            system.policy, system.sampler, system.conditioning(PROMPTS), noise, guidance_scale=2.0
+            system.policy,
+            system.sampler,
+            noise.initial(),
+            system.conditioning(PROMPTS),
+            noise,
+            guidance_scale=2.0,
         )
         actions.append(pair.standard.action.cpu())
 

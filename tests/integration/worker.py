@@ -35,8 +35,8 @@ class Rollouts:
         self.seen = {}
         self.right = iteration.paired_rollout
 
-    def __call__(self, policy, sampler, conditioning, noise, **settings):
-        pair = self.right(policy, sampler, conditioning, noise, **settings)
+    def __call__(self, policy, sampler, latent, conditioning, noise, **settings):
+        pair = self.right(policy, sampler, latent, conditioning, noise, **settings)
         arms = [pair.zigzag, pair.standard]
         parts = [x for arm in arms for x in (arm.state, arm.action, arm.log_prob, arm.denoised)]
         bits = b"".join(part.contiguous().numpy().tobytes() for part in parts)

@@ -1,6 +1,7 @@
 """The package as a whole: its layers, its versions, and what it is installed with."""
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import mvczigal_ref
+from tests import public_names
 
 PACKAGE = Path(mvczigal_ref.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -79,6 +81,79 @@ def test_the_import_contracts_can_break(copy, fault):
 
     assert code != 0
     assert f"mvczigal_ref.{module}" in output
+
+
+# -- public names ------------------------------------------------------------------------
+
+EXPECTED = {
+    "mvczigal_ref": (
+        "load_config TrainConfig World Events TextToMultiviewPipeline train FlowSampler "
+        "betas_from_alpha_bar ETA_ZERO_VARIANCE paired_rollout pair_advantages"
+    ),
+    "mvczigal_ref.diffusion": (
+        "FlowSampler LcmSampler DdimSampler flow_sigmas cps_transition flow_ode_transition "
+        "betas_from_alpha_bar ETA_ZERO_VARIANCE log_prob"
+    ),
+    "mvczigal_ref.objective": "clipped_surrogate_loss diffusion_nft_loss augmented_conditions_loss",
+    "mvczigal_ref.advantage": "pair_advantages group_advantages depth_advantages",
+    "mvczigal_ref.rollout": "standard_rollout paired_rollout group_rollout SeededNoise GroupPlan",
+}
+FACES = ["diffusion", "objective", "advantage", "rollout"]
+
+
+@pytest.mark.parametrize("module", EXPECTED)
+def test_what_people_expect_is_public(module):
+    """Importable from the package's root, and from the stage's own."""
+    public = importlib.import_module(module)
+    names = EXPECTED[module].split()
+
+    assert all(hasattr(public, name) for name in names)
+    assert set(names) <= set(public.__all__)
+    assert set(names) <= set(dir(public))
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_stage_exports_every_public_name_of_its_files(face):
+    """The same objects as the root's, and nothing else of the package."""
+    stage = importlib.import_module(f"mvczigal_ref.{face}")
+    below = [n for n, home in mvczigal_ref._HOME.items() if home.partition(".")[0] == face]
+
+    assert below
+    for name in below:
+        assert getattr(stage, name) is getattr(mvczigal_ref, name)
+        assert name in stage.__all__
+    assert len(stage.__all__) == len(set(stage.__all__))
+    assert all(hasattr(stage, name) for name in stage.__all__)
+
+
+def test_every_public_name_can_be_imported():
+    """By the table that the root reads; each name once."""
+    homes = [names for stage in mvczigal_ref._NAMES.values() for names in stage.values()]
+    names = " ".join(homes).split()
+
+    assert names == mvczigal_ref.__all__
+    assert len(names) == len(set(names))
+    for name in names:
+        assert getattr(mvczigal_ref, name) is not None
+
+
+def test_the_type_checker_reads_the_same_table():
+    """Its block is written from the table: run `python -m tests.public_names` after a change."""
+    assert public_names.block() in public_names.SOURCE.read_text("utf-8")
+
+
+def test_importing_the_root_costs_nothing():
+    """Not even torch is imported before a name is used."""
+    program = "import sys, mvczigal_ref; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, timeout=60)
+
+    assert done.returncode == 0
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    """As of any module."""
+    with pytest.raises(AttributeError, match="'mvczigal_ref' has no attribute 'nonsense'"):
+        _ = mvczigal_ref.nonsense
 
 
 # -- versions ----------------------------------------------------------------------------

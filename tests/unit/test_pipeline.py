@@ -114,6 +114,38 @@ def test_many_steps_by_hand():
     assert torch.equal(plain.images, other.images)
 
 
+@pytest.mark.parametrize("zigzag_steps", [0, 1])
+def test_at_eta_zero_the_images_depend_on_the_initial_noise_alone(zigzag_steps):
+    """The generator draws nothing beyond it; without zigzag, diffusers' own deterministic steps."""
+    pipeline, latents = build(width=None), randn(1, 2, 4, 4, 4).float()
+    settings = {
+        "eta": 0.0, "guidance_scale": 3.0, "num_inference_steps": 3, "zigzag_steps": zigzag_steps,
+        "output_type": "latent",
+    }  # fmt: skip
+    one, other = seeded(0), seeded(1)
+    first = pipeline("a can", latents=latents, generator=one, **settings).images
+    second = pipeline("a can", latents=latents, generator=other, **settings).images
+
+    assert torch.equal(first, second)
+    assert torch.equal(one.get_state(), seeded(0).get_state())
+    if zigzag_steps:
+        return
+    given = pipeline.parts.build_conditioning(
+        ["a can"], rig(2), image_size=16, negative_prompt=NEGATIVE_PROMPT
+    )
+    theirs = DDIMScheduler.from_config(pipeline.scheduler.config)
+    theirs.alphas_cumprod = shift_snr(scaled_linear_alpha_bar(), 8.0)
+    theirs.final_alpha_cumprod = theirs.alphas_cumprod[0]
+    theirs.set_timesteps(3)
+    x = latents[0]
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            output = pipeline.parts.policy(x, t, given, guidance_scale=3.0)
+            down = theirs.step(output, int(t), x, eta=0.0)
+            x = down.prev_sample.float()
+    torch.testing.assert_close(first[0], down.pred_original_sample.float(), rtol=1e-4, atol=1e-5)
+
+
 # -- laws --------------------------------------------------------------------------------
 
 

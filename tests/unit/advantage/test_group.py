@@ -136,6 +136,27 @@ def test_unit_and_origin_of_the_rewards_do_not_matter(reward, shift, scale, spre
     torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_rewards_equal_up_to_rounding_give_exactly_zero(dtype, ddof):
+    """In a group, or in a whole batch; beside a group that differs, they are standardised."""
+    reward = torch.full((3, 8), 20.0, dtype=dtype)
+    reward[1, 2] = torch.nextafter(reward[1, 2], torch.tensor(30.0, dtype=dtype))
+    how = {"ddof": ddof, "delta": 1e-30}
+    labels = torch.arange(3).repeat_interleave(8)
+    for spread in ("group", "batch"):
+        ragged = ragged_group_advantages(reward.flatten(), labels, spread=spread, **how)
+
+        assert torch.equal(group_advantages(reward, spread=spread, **how), torch.zeros_like(reward))
+        assert torch.equal(ragged, torch.zeros_like(ragged))
+    reward[0] = torch.arange(8)
+    by_group = group_advantages(reward, spread="group", **how)
+    assert torch.equal(by_group[1:], torch.zeros_like(reward[1:]))
+    assert torch.equal(by_group[0], group_advantages(reward[0], **how))
+    by_batch = group_advantages(reward, spread="batch", **how)
+    assert 0 < by_batch[1, 2] < 1e-6
+
+
 @given(tables(), SPREADS, st.randoms())
 def test_permuting_a_group_permutes_its_advantages(reward, spread, random):
     """A sample's place in the group means nothing."""

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mvczigal_ref.advantage import standardise
-from mvczigal_ref.advantage.standardise import check_rewards
+from mvczigal_ref.advantage.standardise import check_rewards, equal_up_to_rounding
 from mvczigal_ref.errors import NonFiniteError
 from tests.golden import constants, tensors
 from tests.unit.objective.strategies import same_shape
@@ -79,6 +79,46 @@ def test_constant_rewards_give_exactly_zero(value, shape, dtype):
 
     assert advantage.dtype == dtype
     assert torch.equal(advantage, torch.zeros(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [20.0, -0.2, 1e-6])
+@pytest.mark.parametrize("units", [1, 3])
+def test_rewards_equal_up_to_rounding_give_exactly_zero(dtype, value, units):
+    """One sample among 48 that is a last digit higher is no better than the others."""
+    reward = torch.full((2, 4, 6), value, dtype=dtype)
+    for _ in range(units):
+        reward[1, 2, 3] = torch.nextafter(reward[1, 2, 3], torch.tensor(100.0, dtype=dtype))
+
+    assert (reward != value).sum() == 1
+    assert torch.equal(standardise(reward, eps=1e-30), torch.zeros_like(reward))
+
+
+@given(REWARDS, st.floats(17.0, 1e6))
+def test_a_spread_above_rounding_is_standardised_whole(reward, units):
+    """The floor is a threshold: it changes no bit of what lies above it."""
+    largest = reward.abs().max()
+    assume(largest > 0.1)
+    near = torch.stack([largest, largest * (1 + units * torch.finfo(torch.float64).eps)])
+    apart = near - near.min()
+    centred = apart - apart.mean()
+
+    assert torch.equal(
+        standardise(near, eps=1e-30), centred / (centred.square().mean().sqrt() + 1e-30)
+    )
+    assert equal_up_to_rounding(near[:1].expand(2))
+    assert not equal_up_to_rounding(near)
+
+
+@given(st.floats(1e-3, 1e3), st.integers(1, 40), st.sampled_from([torch.float32, torch.float64]))
+def test_sixteen_units_of_the_largest_reward_are_rounding(value, units, dtype):
+    """Of its size, not of the sign; along the axes that are named."""
+    unit = torch.finfo(dtype).eps * value
+    pair = torch.tensor([[-value, -value + units * unit], [0.0, value]], dtype=dtype)
+    apart = (pair[0, 1] - pair[0, 0]).item()
+
+    assert equal_up_to_rounding(pair, dim=(1,)).tolist() == [[apart <= 16 * unit], [False]]
+    assert not equal_up_to_rounding(pair)
 
 
 # -- gradients -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.diffusion.ddim import ETA_ZERO_VARIANCE, ddim_invert, ddim_transition
-from mvczigal_ref.diffusion.gaussian import log_prob, sample
+from mvczigal_ref.diffusion.gaussian import check_std, log_prob, sample
 from mvczigal_ref.diffusion.schedule import (
     clean_and_noise,
     ddim_timesteps,
@@ -84,7 +84,7 @@ def test_transition_and_inversion_equal_diffusers(kind, num_steps, eta):
         }
         step = ddim_transition(output, latent, eta=eta, prediction_type=kind, **levels)
         theirs = down.step(output, t, latent, eta=eta, variance_noise=noise if eta else None)
-        drawn = sample(step.mean, step.std, noise) if eta else step.mean
+        drawn = sample(step.mean, step.std, noise)
         raised = ddim_invert(output, latent, prediction_type=kind, **levels)
 
         assert_equal_to(drawn, theirs.prev_sample, 1e-11, axes=3)
@@ -97,7 +97,7 @@ def test_transition_and_inversion_equal_diffusers(kind, num_steps, eta):
 
 @given(steps(), PREDICTION_TYPES, ETAS)
 def test_spread_is_positive_and_grows_with_eta(drawn, kind, eta):
-    """In proportion; at 0 it is the floor that scores a deterministic step."""
+    """In proportion, down to exactly 0: a deterministic step."""
     output, latent, low, high, _ = drawn
     levels = {"alpha_bar_t": low, "alpha_bar_prev": high, "prediction_type": kind}
     full = ddim_transition(output, latent, eta=1.0, **levels)
@@ -106,8 +106,42 @@ def test_spread_is_positive_and_grows_with_eta(drawn, kind, eta):
 
     assert (part.std > 0).all()
     assert_equal_to(part.std, eta * full.std, FP64)
-    assert (none.std == math.sqrt(ETA_ZERO_VARIANCE)).all()
+    assert torch.equal(none.std, torch.zeros_like(full.std))
     assert torch.equal(none.denoised, full.denoised)
+
+
+@given(steps(), PREDICTION_TYPES)
+def test_at_eta_zero_the_draw_is_the_mean_and_has_no_density(drawn, kind):
+    """Whatever the noise; a density must be refused, and is never a number."""
+    output, latent, low, high, _ = drawn
+    step = ddim_transition(
+        output, latent, alpha_bar_t=low, alpha_bar_prev=high, eta=0.0, prediction_type=kind
+    )
+    (noise,) = randn(1, *step.mean.shape, dtype=step.mean.dtype)
+
+    assert torch.equal(sample(step.mean, step.std, 1e3 * noise), step.mean)
+    for action in (step.mean, step.mean + 1.0):
+        assert log_prob(action, mean=step.mean, std=step.std, reduction="mean").isnan().all()
+    with pytest.raises(ValueError, match=r"`std` must be positive .*; got 0\.0"):
+        check_std(step.std)
+
+
+@given(steps(), PREDICTION_TYPES)
+def test_the_released_floor_scores_a_deterministic_step(drawn, kind):
+    """By its own name: the density of spread 1e-4 around the deterministic mean."""
+    output, latent, low, high, _ = drawn
+    step = ddim_transition(
+        output, latent, alpha_bar_t=low, alpha_bar_prev=high, eta=0.0, prediction_type=kind
+    )
+    floor = ETA_ZERO_VARIANCE**0.5
+    action = step.mean + 0.5e-4
+    density = torch.distributions.Normal(step.mean, 1e-4).log_prob(action).mean((-3, -2, -1))
+
+    torch.testing.assert_close(
+        log_prob(action, mean=step.mean, std=floor, reduction="mean"), density, rtol=1e-6, atol=0
+    )
+    at_mean = log_prob(step.mean, mean=step.mean, std=floor, reduction="mean")
+    torch.testing.assert_close(at_mean, torch.full_like(at_mean, 8.29140183899))
 
 
 @given(steps(), PREDICTION_TYPES, ETAS)

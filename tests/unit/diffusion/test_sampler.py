@@ -251,6 +251,31 @@ def test_a_meta_tensor_does_refuse_to_be_read():
         torch.zeros((), dtype=torch.int64, device="meta").item()
 
 
+@given(st.integers(1, 20), st.sampled_from(["mean", "sum", "none"]), st.floats(0.01, 1.0))
+def test_a_log_density_of_ddim_is_that_of_its_transition(n, reduction, eta):
+    """At every step, since every step draws noise."""
+    sampler = DdimSampler.create(num_steps=n, alpha_bar=ALPHA_BAR, eta=eta)
+    output, latent, action = randn(3, n, 1, 2, 2, dtype=torch.float64)
+    steps = torch.arange(n)
+    taken = sampler.transition(output, latent, steps)
+    expected = log_prob(action, mean=taken.mean, std=taken.std, reduction=reduction)
+
+    assert torch.equal(sampler.log_prob(action, taken, steps, reduction=reduction), expected)
+
+
+@pytest.mark.parametrize("sampler_type", SAMPLERS)
+def test_the_steps_that_have_a_density_are_those_that_draw_noise(sampler_type):
+    """All of them, but none of DDIM at eta 0."""
+    sampler = sampler_type.create(num_steps=4, alpha_bar=ALPHA_BAR)
+    zero = torch.zeros(4, 1, 1, 1)
+    still = DdimSampler.create(num_steps=4, alpha_bar=ALPHA_BAR, eta=0.0)
+
+    assert sampler.num_density_steps == 4
+    assert (sampler.transition(zero, zero, torch.arange(4)).std > 0).all()
+    assert still.num_density_steps == 0
+    assert (still.transition(zero, zero, torch.arange(4)).std == 0).all()
+
+
 # -- golden parity -----------------------------------------------------------------------
 
 
@@ -343,6 +368,16 @@ def test_half_precision_tables_are_refused(sampler_type):
         sampler_type.create(num_steps=2, alpha_bar=ALPHA_BAR.bfloat16())
     with pytest.raises(ValueError, match=r"`dtype` must be .* got torch.float16"):
         sampler_type.create(num_steps=2, alpha_bar=ALPHA_BAR).to(dtype=torch.float16)
+
+
+@pytest.mark.parametrize("step", [0, 3, torch.arange(2)])
+def test_a_log_density_at_eta_zero_is_refused(step):
+    """By the step's number, without reading a value; the released floor is named."""
+    sampler = DdimSampler.create(num_steps=4, alpha_bar=ALPHA_BAR, eta=0.0)
+    output, latent = randn(2, 2, 1, 2, 2, dtype=torch.float64)
+    taken = sampler.transition(output, latent, step)
+    with pytest.raises(ValueError, match=r"`step` must be below .* = 0; .*ETA_ZERO_VARIANCE"):
+        sampler.log_prob(latent, taken, step, reduction="mean")
 
 
 def test_ddim_refuses_a_last_step_without_spread():

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.diffusion.schedule import (
+    betas_from_alpha_bar,
     clean_and_noise,
     ddim_timesteps,
     lcm_timesteps,
@@ -23,6 +24,7 @@ from tests.strategies import PREDICTION_TYPES, randn, steps
 KINDS = ["epsilon", "v_prediction", "sample"]
 MODES = ["interpolated", "default"]
 SCALES = st.floats(0.1, 20.0)
+NOISIER = st.floats(1.0, 20.0)
 
 
 # -- oracle ------------------------------------------------------------------------------
@@ -48,6 +50,16 @@ def test_shift_equals_division_of_the_ratio(count, scale, mode):
     assert_equal_to(
         shift_snr(alpha_bar, scale, mode=mode), torch.tensor(expected, dtype=torch.float64), FP64
     )
+
+
+@given(st.integers(2, 50), NOISIER, st.sampled_from(MODES))
+def test_betas_equal_the_shares_taken_away(count, scale, mode):
+    """The first one from a signal share of 1."""
+    alpha_bar = shift_snr(scaled_linear_alpha_bar(num_train_timesteps=count), scale, mode=mode)
+    expected = torch.tensor(oracles.betas(alpha_bar.tolist()), dtype=torch.float64)
+
+    # The oracle's quotient is near 1, which costs its difference three digits.
+    assert_equal_to(betas_from_alpha_bar(alpha_bar), expected, 1e-9)
 
 
 @given(steps(), PREDICTION_TYPES)
@@ -183,6 +195,35 @@ def test_the_three_kinds_of_output_tell_the_same(drawn):
         torch.testing.assert_close(read[1], noise, rtol=1e-9, atol=1e-9)
 
 
+@given(st.integers(2, 1000), NOISIER, st.sampled_from(MODES))
+def test_betas_multiply_up_to_their_schedule(count, scale, mode):
+    """Shifted or not; each takes some of the signal and never all."""
+    alpha_bar = shift_snr(scaled_linear_alpha_bar(num_train_timesteps=count), scale, mode=mode)
+    betas = betas_from_alpha_bar(alpha_bar)
+
+    assert ((betas > 0) & (betas < 1)).all()
+    torch.testing.assert_close((1 - betas).cumprod(0), alpha_bar, rtol=1e-12, atol=0)
+
+
+def test_betas_of_the_base_schedule_have_linear_roots():
+    """As it is defined, from its first share to its last."""
+    alpha_bar = scaled_linear_alpha_bar()
+    roots = betas_from_alpha_bar(alpha_bar).sqrt()
+    expected = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
+
+    torch.testing.assert_close(roots, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, LCMScheduler])
+def test_diffusers_samples_a_shifted_schedule_by_its_betas(kind):
+    """Handed over as trained betas, which it keeps and multiplies up in fp32."""
+    alpha_bar = shift_snr(scaled_linear_alpha_bar(), 8.0)
+    scheduler = kind(trained_betas=betas_from_alpha_bar(alpha_bar).tolist())
+
+    # A thousand factors rounded to fp32.
+    assert_equal_to(scheduler.alphas_cumprod, alpha_bar.float(), 1e-5)
+
+
 # -- gradients ---------------------------------------------------------------------------
 
 
@@ -235,6 +276,16 @@ def test_golden_shifted_schedule(mode):
     assert_equal_to(narrow, released, FP32)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_golden_betas(mode):
+    """Of the shifted schedule, as the released code hands them to diffusers in fp32."""
+    reference = golden.tensors("diffusion", "shift_snr")
+    betas = betas_from_alpha_bar(shift_snr(scaled_linear_alpha_bar(), 8.0, mode=mode))
+
+    # The released fp32 quotient is near 1: its last bit, 6e-8, is 1e-4 of the first beta.
+    assert_equal_to(betas.float(), reference[f"{mode}_8.0_betas"], 3e-4)
+
+
 # -- errors ------------------------------------------------------------------------------
 
 
@@ -268,6 +319,15 @@ def test_shift_refuses_half_precision_and_unknown_modes():
         shift_snr(torch.tensor([0.5], dtype=torch.float16), 2.0)
     with pytest.raises(ValueError, match=r"`mode` must be one of .*; got 'linear'"):
         inspect.unwrap(shift_snr)(torch.tensor([0.5]), 2.0, mode="linear")
+
+
+@pytest.mark.parametrize("bad", [[0.5, 0.9], [0.5, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, math.nan]])
+def test_betas_of_no_schedule_are_refused(bad):
+    """They would not lie in (0, 1)."""
+    with pytest.raises(ValueError, match=r"`alpha_bar` must be strictly decreasing in \(0, 1\)"):
+        betas_from_alpha_bar(torch.tensor(bad))
+    with pytest.raises(ValueError, match="`alpha_bar` must be float32"):
+        betas_from_alpha_bar(torch.tensor([0.9, 0.5], dtype=torch.float16))
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 51])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mvczigal_ref.diffusion.ddim_sampler import DdimSampler
+from mvczigal_ref.diffusion.sampler import require_density
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
 from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.rollout.nodes import (
@@ -11,7 +12,6 @@ from mvczigal_ref.rollout.nodes import (
     check_settings,
     draw_decision,
     initial_nodes,
-    require_density,
     without_noise,
 )
 from tests.policies import LinearPolicy, Recorded, numbered

@@ -1,5 +1,7 @@
 """`rollout.pair`: laws, gradients, golden values, errors."""
 
+from inspect import signature
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +24,16 @@ INVERSION = {"inversion_guidance_scale": 1.5, "inversion_camera_scale": 0.25}
 def roll(policy, sampler, drawn, **told):
     """Sample the pairs of the objects that the noise names."""
     told = {"guidance_scale": 3.0, "storage_dtype": torch.float64, **told}
-    return paired_rollout(policy, sampler, numbered(drawn.objects, drawn.shape[0]), drawn, **told)
+    conditioning = numbered(drawn.objects, drawn.shape[0])
+    return paired_rollout(policy, sampler, told.pop("start", None), conditioning, drawn, **told)
+
+
+def roll_from(start, rollout, drawn, arm, storage):
+    """Give the final latents of one arm from another start."""
+    return rollout(
+        LinearPolicy(0.5, 0.2), sampler_of("lcm", 2), start, numbered((0, 1), 2), drawn.arm(arm),
+        guidance_scale=3.0, storage_dtype=storage,
+    ).denoised  # fmt: skip
 
 
 def assert_same(one, two):
@@ -68,6 +79,36 @@ def test_may_pair_two_standard_trajectories(storage):
         assert_same(getattr(pair, arm), alone)
     assert torch.equal(pair.zigzag.state[0], pair.standard.state[0])
     assert not torch.equal(pair.zigzag.action[0], pair.standard.action[0])
+
+
+def test_the_rollouts_take_their_arguments_in_one_order():
+    """Network, grid, start, condition, noise; then settings by name alone."""
+    orders = [
+        [name for name, p in signature(rollout).parameters.items() if p.kind != p.KEYWORD_ONLY]
+        for rollout in (standard_rollout, zigzag_rollout, paired_rollout)
+    ]
+
+    assert orders == [["policy", "sampler", "latent", "conditioning", "noise"]] * 3
+
+
+@pytest.mark.parametrize("storage", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("pairing", ["zigzag", "standard"])
+def test_start_and_noise_may_be_the_caller_s(storage, pairing):
+    """Each arm on its own source, both from the start that is given."""
+    sampler, policy, drawn = sampler_of("lcm", 2), LinearPolicy(0.5, 0.2), noise()
+    start, given_ = noise(seed=7).initial(), numbered((0, 1), 2)
+    settings = {"guidance_scale": 3.0, "storage_dtype": storage}
+    sources = {"zigzag": drawn.arm("a"), "standard": drawn.arm("b")}
+    pair = paired_rollout(policy, sampler, start, given_, sources, pairing=pairing, **settings)
+    first = {"zigzag": zigzag_rollout, "standard": standard_rollout}[pairing]
+
+    assert_same(pair.zigzag, first(policy, sampler, start, given_, drawn.arm("a"), **settings))
+    assert_same(
+        pair.standard, standard_rollout(policy, sampler, start, given_, drawn.arm("b"), **settings)
+    )
+    seeded = roll(policy, sampler, drawn, start=start, pairing=pairing, storage_dtype=storage)
+    assert torch.equal(seeded.standard.state[0], start.to(storage))
+    assert torch.equal(seeded.zigzag.denoised, roll_from(start, first, drawn, "zigzag", storage))
 
 
 @settings(max_examples=8)
@@ -132,8 +173,9 @@ def test_recorded_pairs(name):
     pair = paired_rollout(
         policy,
         run.sampler,
+        run.noise.initial(),
         run.conditioning,
-        run.noise,
+        {"zigzag": run.noise.arm("zigzag"), "standard": run.noise.arm("standard")},
         guidance_scale=run.constants["guidance_scale"],
         inversion_guidance_scale=run.constants["inv_guidance_scale"],
         inversion_camera_scale=run.constants["inv_control_conditioning_scale"],
@@ -153,6 +195,33 @@ def test_recorded_pairs(name):
 
 
 # -- errors ------------------------------------------------------------------------------
+
+
+def test_rejects_own_noise_without_a_start_or_an_arm():
+    """Own sources say nothing of x_T, and an arm without noise could not be drawn."""
+    sampler, drawn, given_ = sampler_of("lcm", 2), noise(), numbered((0, 1), 2)
+    one = {"zigzag": drawn.arm("zigzag")}
+    both = {**one, "standard": drawn.arm("standard")}
+    policy = Recorded(LinearPolicy(0.5))
+    with pytest.raises(ValueError, match=r"`latent` must be given with noise of one's own"):
+        paired_rollout(policy, sampler, None, given_, both, guidance_scale=3.0)
+    with pytest.raises(ValueError, match=r"`noise` must have .*'standard'.*; got \['zigzag'\]"):
+        paired_rollout(policy, sampler, drawn.initial(), given_, one, guidance_scale=3.0)
+    with pytest.raises(TypeError, match="`conditioning` and `noise` must be given"):
+        paired_rollout(policy, sampler, drawn.initial(), given_, guidance_scale=3.0)
+
+    assert not policy.calls
+
+
+def test_the_start_may_be_left_out_by_name():
+    """It is then the noise's own."""
+    policy, sampler, drawn = LinearPolicy(0.5, 0.2), sampler_of("lcm", 2), noise()
+    pair = paired_rollout(
+        policy=policy, sampler=sampler, conditioning=numbered((0, 1), 2), noise=drawn,
+        guidance_scale=3.0, storage_dtype=torch.float64,
+    )  # fmt: skip
+
+    assert_same(pair.standard, roll(policy, sampler, drawn).standard)
 
 
 def test_rejects_an_unknown_pairing():

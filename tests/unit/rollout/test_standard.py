@@ -1,10 +1,14 @@
 """`rollout.standard`: oracle, laws, gradients, golden values, errors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
 from mvczigal_ref.rollout.standard import first_output, standard_rollout, step_indices
 from tests import golden, oracles
 from tests.compare import FP64, assert_equal_to
@@ -80,6 +84,35 @@ def test_makes_one_call_a_step(kind, num_steps):
     assert [call.timestep for call in policy.calls] == [[t] for t in sampler.timesteps.tolist()]
     assert {(c.rows, c.guidance_scale, c.camera_scale) for c in policy.calls} == {(4, 2.5, 0.75)}
     assert not any(call.with_gradient for call in policy.calls)
+
+
+def no_noise(step, draw):
+    """Refuse to draw."""
+    pytest.fail(f"noise was drawn at step {step}, draw {draw}")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_at_eta_zero_follows_diffusers_without_drawing_noise(kind):
+    """Every action is the mean of its step; none has a log-density."""
+    sampler = replace(sampler_of("ddim", 4), eta=0.0, prediction_type=kind)
+    policy, start, given_ = LinearPolicy(0.4, -0.2), noise().initial(), numbered((0, 1), 2)
+    trajectory = standard_rollout(
+        policy, sampler, start, given_, no_noise, guidance_scale=3.0, storage_dtype=torch.float64
+    )
+    theirs = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    theirs.register_to_config(prediction_type=kind)
+    theirs.alphas_cumprod = scaled_linear_alpha_bar(dtype=torch.float64)
+    theirs.final_alpha_cumprod = theirs.alphas_cumprod[0]
+    theirs.set_timesteps(4)
+    x = start.double().flatten(0, 1)
+    for step, t in enumerate(theirs.timesteps):
+        output = policy(x, t, given_, guidance_scale=3.0)
+        down = theirs.step(output.detach(), t, x, eta=0.0)
+        x = down.prev_sample
+
+        assert_equal_to(trajectory.action[step].flatten(0, 1), x, FP64, axes=3)
+    assert_equal_to(trajectory.denoised.flatten(0, 1), down.pred_original_sample, FP64, axes=3)
+    assert trajectory.log_prob.isnan().all()
 
 
 @given(KINDS)

@@ -1,5 +1,7 @@
 """`rollout.zigzag`: oracle, laws, gradients, golden values, errors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -97,6 +99,31 @@ def test_no_zigzag_is_plain_sampling(kind, num_steps, rounds):
     assert_same(
         roll(policy, sampler, drawn, "standard", zigzag_steps=0, zigzag_rounds=rounds), plain
     )
+
+
+@given(zigzags())
+def test_at_eta_zero_no_noise_is_drawn(sizes):
+    """Up and down again are deterministic, too."""
+    num_steps, zigzag_steps, rounds = sizes
+    sampler, drawn = replace(sampler_of("ddim", num_steps), eta=0.0), noise()
+
+    def no_noise(step, draw):
+        pytest.fail(f"noise was drawn at step {step}, draw {draw}")
+
+    trajectory = zigzag_rollout(
+        LinearPolicy(0.5, 0.2),
+        sampler,
+        drawn.initial(),
+        numbered(drawn.objects, drawn.shape[0]),
+        no_noise,
+        guidance_scale=3.0,
+        zigzag_steps=zigzag_steps,
+        zigzag_rounds=rounds,
+        storage_dtype=torch.float64,
+    )
+
+    assert trajectory.action.isfinite().all()
+    assert trajectory.denoised.isfinite().all()
 
 
 @settings(max_examples=12)

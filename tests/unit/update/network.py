@@ -27,6 +27,7 @@ def network_pair(policy, sampler, storage, **told):
     return paired_rollout(
         policy,
         sampler,
+        None,
         conditioning(2, 3, time_cond_proj_dim=policy.guidance_width).to(dtype=torch.float32),
         SeededNoise(seed=0, iteration=0, objects=[0, 1], shape=(3, 4, 8, 8)),
         guidance_scale=GUIDANCE,

@@ -34,6 +34,7 @@ def sampled(policy, sampler, slices, *, gap=None, shape=SHAPE, seed=0, **told):
         rollout = paired_rollout(
             policy,
             sampler,
+            None,
             conditioning,
             noise(objects, shape, seed),
             **{"guidance_scale": GUIDANCE, "storage_dtype": torch.float64, **told},

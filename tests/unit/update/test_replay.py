@@ -1,5 +1,7 @@
 """`update.replay`: oracle, laws, gradients, errors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -195,6 +197,17 @@ def test_rejects_steps_that_are_not_stored(steps):
     (batch,) = sampled(LinearPolicy(0.5), sampler, [1])
     with pytest.raises(ValueError, match=r"`steps` must be some of 0\.\.1, the stored steps; got"):
         replay(LinearPolicy(0.5), sampler, batch, "zigzag", steps)
+
+
+def test_rejects_steps_without_a_log_density():
+    """By number, before the network is called; NaN would reach the parameters."""
+    policy = Recorded(LinearPolicy(0.5))
+    (batch,) = sampled(LinearPolicy(0.5), sampler_of("ddim", 2), [1])
+    still = replace(sampler_of("ddim", 2), eta=0.0)
+    with pytest.raises(ValueError, match=r"`steps` must be below 0, .* got \[0, 1\].*density"):
+        replay(policy, still, batch, "zigzag", [0, 1])
+
+    assert not policy.calls
 
 
 def test_rejects_other_objects():
