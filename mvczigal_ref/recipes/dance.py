@@ -102,7 +102,7 @@ def branch_grpo() -> TrainConfig:
 
 
 def _every_weight() -> TrainConfig:
-    """Take DanceGRPO's script that trains the whole network, of which the others are."""
+    """Train every weight at DanceGRPO's rate for that, as what is built on it does."""
     base = dance_grpo()
     return replace(
         base,

@@ -496,6 +496,8 @@ def test_every_sample_has_noise_of_its_own_at_every_level(monkeypatch):
     rows = [row for batch in batches for row in batch.noise.flatten(0, 3).flatten(1).tolist()]
 
     assert len({tuple(row) for row in rows}) == len(rows) == 2 * 2 * 3 * 3
+    # Levels are the iteration's: all samples of all slices are fitted at the same ones.
+    assert len({batch.levels for batch in batches}) == 1
     for n, batch in enumerate(batches):
         assert set(batch.levels) < set(build_sampler(config_of(FORWARD)).sigma_t.tolist())
         assert torch.equal(batch.advantage[:, 0], advantage[n])
