@@ -1,6 +1,7 @@
 """`networks`: what a configuration names is what is loaded; errors."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.models.tiny_flow import tiny_flow_components
 from mvczigal_ref.networks import backbone_of, load_network, published_sources
+from tests.unit.models.flow_small import fresh_sd3
 from tests.unit.models.published import write_published
 
 FLOW = {
@@ -74,6 +76,23 @@ def test_prompts_are_as_long_as_the_settings_say(flux, length):
     record = load_network(config).build_conditioning(["a red cube", "a blue can beside a red cube"])
 
     assert record.prompt_embeds.shape[:2] == (2, length)
+
+
+@pytest.mark.parametrize(
+    ("fresh", "usual"),
+    [
+        (partial(tiny_flow_components, seed=0, num_layers=1, num_single_layers=1), 512),
+        (fresh_sd3, 256),
+    ],
+)
+def test_a_family_has_its_pipeline_s_length_where_none_is_said(fresh, usual, tmp_path):
+    """512 of FLUX.1 and 256 of Stable Diffusion 3, if the tokenizer allows as much."""
+    components = fresh()
+    components.tokenizers[-1].model_max_length = 600
+    components.save(tmp_path)
+
+    assert load_flow(tmp_path).max_tokens == usual
+    assert load_flow(tmp_path, text_length=600).max_tokens == 600
 
 
 def test_prompts_longer_than_the_tokenizer_allows_are_refused(flux, monkeypatch):
