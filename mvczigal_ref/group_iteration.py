@@ -237,7 +237,8 @@ def _followed(
     old: Mapping[str, Tensor], system: System, iteration: int, config: TrainConfig
 ) -> dict[str, Tensor]:
     """Let the policy that samples follow the one that has learnt."""
-    kept = old_policy_decay(
-        iteration, rate=config.forward.old_decay_rate, largest=config.forward.old_decay_largest
-    )
+    forward, optim, count = config.forward, config.optim, iteration
+    if forward.old_decay_unit == "optimizer_step":
+        count = (iteration + 1) * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
+    kept = old_policy_decay(count, rate=forward.old_decay_rate, largest=forward.old_decay_largest)
     return mixed_parameters(old, system.trained(), kept=kept)

@@ -138,7 +138,7 @@ def stochastic_steps(config: TrainConfig, *, most: int, iteration: int) -> tuple
     size: dict[str, Any] = {"size": wanted.window_size, "num_steps": most}
     moving: dict[str, Any] = {
         "iteration": iteration, "interval": wanted.window_interval,
-        "stride": wanted.window_stride, **size,
+        "stride": wanted.window_stride, "end": wanted.window_end, **size,
     }  # fmt: skip
     if wanted.window == "fixed":
         return fixed_window(start=wanted.window_start, spacing=wanted.window_spacing, **size)
@@ -276,7 +276,7 @@ def draw_groups(
             branched_rollout(
                 system.policy, system.sampler, conditioning, noise, steps=chosen,
                 branches=rollout.members, num_trunks=rollout.trunks, strides=rollout.strides,
-                **shared, **nodes,
+                fine_steps=rollout.fine_steps, **shared, **nodes,
             ),
             config,
         )  # fmt: skip

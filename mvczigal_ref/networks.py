@@ -43,13 +43,14 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     """Read the network that a configuration names.
 
     Args:
-        config: The section ``model`` is read.
+        config: The section ``model`` is read, and ``flow.text_length``.
 
     Returns:
         Every part, on the CPU.
 
     Raises:
-        ConfigError: If places are given for parts that the network does not have.
+        ConfigError: If places are given for parts that the network does not have, or prompts are
+            to be longer than the tokenizer allows.
         CheckpointError: If weights are absent or damaged.
     """
     model, dtype = config.model, DTYPES[config.model.dtype]
@@ -63,7 +64,7 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
         raise ConfigError(msg)
     folder = weights_folder(model.weights)
     if model.network == "flow":
-        return load_flow(folder, dtype=dtype)
+        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype)
     return load_components(folder)
 
 

@@ -47,6 +47,8 @@ class RolloutConfig:
     """How much faster a decaying window moves on with each step [1/step]."""
     window_decay_after: CountOrZero = 0
     """Last place at which it stays the whole interval [step]."""
+    window_end: Literal["stay", "restart"] = "stay"
+    """What a moving window does after its last place: stay there, or go back to the first."""
     split_steps: tuple[CountOrZero, ...] = ()
     """Steps at which a tree divides [steps]."""
     split_width: Count = 2
@@ -55,6 +57,8 @@ class RolloutConfig:
     """Trunks of a prompt, each with its own initial noise [trunks]."""
     strides: tuple[Count, ...] = (1,)
     """Strides of the grids that finish each branch [steps]."""
+    fine_steps: CountOrZero = 0
+    """Steps of the plain grid that a branch's finish takes before its stride begins [steps]."""
     nodes_per_call: Count | None = None
     """Latents of every prompt's group in one network call [latents]; None is all."""
 
@@ -71,6 +75,9 @@ class FlowConfig:
     """Shift of the noise levels [1]; None is what the network was trained with."""
     image_is_denoised: bool = False
     """Decode the last step's clean prediction, as DanceGRPO, and not its action."""
+    text_length: Count | None = None
+    """Length of every prompt for T5, cut or padded [tokens], at most its tokenizer's; None is the
+    pipeline's default, 512 for FLUX.1 and 256 for Stable Diffusion 3."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -107,6 +114,9 @@ class ForwardConfig:
     levels: Count = 2
     """Noise levels at which each sample is fitted, drawn anew each iteration [levels]."""
     old_decay_rate: NonNegative = 0.001
-    """How much more of the old policy is kept with each iteration [1/iteration]."""
+    """How much more of the old policy is kept with each `old_decay_unit` [1/unit]."""
     old_decay_largest: HalfOpenShare = 0.5
     """Most of the old policy that is kept [1]."""
+    old_decay_unit: Literal["iteration", "optimizer_step"] = "iteration"
+    """What that rate counts: iterations before this one, or optimiser steps up to now, as
+    DiffusionNFT's released trainer."""

@@ -1,7 +1,6 @@
 """Strict loading of flow pipelines, from a folder or from the libraries' own cache."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.flow_families import FLUX, SD3, FlowFamily, numbered
 from mvczigal_ref.models.loading import load_model, quiet
@@ -21,20 +20,26 @@ _MAX_TOKENS = {FLUX.pipeline: 512, SD3.pipeline: 256}
 
 
 def load_flow(
-    source: str | Path, *, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+    source: str | Path,
+    *,
+    text_length: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
 ) -> FlowComponents:
     """Read a pipeline of whichever family its index names.
 
     Args:
         source: As :func:`load_flux` and :func:`load_sd3` take it.
+        text_length: Length of T5's sequences [tokens]; None is the pipeline's default, or as much
+            of it as T5's tokenizer allows.
         dtype: Floating type of transformer and text encoders.
         device: Where the networks go.
 
     Returns:
-        Components in evaluation mode. Prompts are as long as the pipeline's own default, or as
-        its last tokenizer allows.
+        Components in evaluation mode.
 
     Raises:
+        ConfigError: If ``text_length`` is more than T5's tokenizer allows.
         CheckpointError: If the index names no known pipeline; or as :func:`load_flux`.
     """
     folder, known = _find(source), {family.pipeline: family for family in (FLUX, SD3)}
@@ -46,9 +51,8 @@ def load_flow(
     if named not in known:
         msg = f"`{folder}` must hold one of {sorted(known)}; got {named!r}."
         raise CheckpointError(msg)
-    found = _load(known[named], folder, _MAX_TOKENS[named], dtype, torch.float32, device)
-    longest = min(found.max_tokens, int(found.tokenizers[-1].model_max_length))
-    return replace(found, max_tokens=longest)
+    length = _max_tokens(known[named], folder, text_length)
+    return _load(known[named], folder, length, dtype, torch.float32, device)
 
 
 def load_flux(
@@ -107,6 +111,22 @@ def load_sd3(
             missing, left over or of another shape; the message names each.
     """
     return _load(SD3, source, max_tokens, dtype, vae_dtype, device)
+
+
+def _max_tokens(family: FlowFamily, folder: Path, text_length: int | None) -> int:
+    """Choose the length of T5's sequences, before any weights are read."""
+    usual = _MAX_TOKENS[family.pipeline]
+    name, kind = list(numbered("tokenizer", family.tokenizers).items())[-1]
+    if not (folder / name).exists():  # to be named with every absent part
+        return text_length or usual
+    longest = int(kind.from_pretrained(folder / name, local_files_only=True).model_max_length)
+    if text_length is not None and text_length > longest:
+        msg = (
+            f"`flow.text_length` must be at most {longest}, the longest text of the tokenizer in "
+            f"{str(folder)!r}; got {text_length}. Lower it, or leave it out."
+        )
+        raise ConfigError(msg)
+    return min(usual, longest) if text_length is None else text_length
 
 
 def _load(

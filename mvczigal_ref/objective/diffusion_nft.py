@@ -187,7 +187,8 @@ def old_policy_decay(epoch: int, *, rate: float = 0.001, largest: float = 0.5) -
         arXiv:2509.16117 (DiffusionNFT), its released schedule.
 
     Args:
-        epoch: :math:`n`, counted from 0; not negative.
+        epoch: :math:`n`, iterations counted from 0, or optimiser steps so far as in the released
+            trainer; not negative.
         rate: :math:`\eta` [1 / epoch]; finite, not negative; 0.0 is on policy throughout.
         largest: :math:`d_{max}` [1] in [0, 1).
 

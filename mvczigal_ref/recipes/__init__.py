@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.recipes import baselines, flow, sdxl, tiny, tiny_flow
+from mvczigal_ref.recipes import baselines, dance, flow, sd3, sdxl, tiny, tiny_flow
 from mvczigal_ref.settings_file import unknown_setting
 
 __all__ = ["RECIPES", "recipe"]
 
-_FAMILIES = (tiny, tiny_flow, baselines, sdxl, flow)
+_FAMILIES = (tiny, tiny_flow, baselines, sdxl, flow, dance, sd3)
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     name: getattr(family, name) for family in _FAMILIES for name in family.__all__

@@ -1,9 +1,8 @@
-"""The GRPO family on FLUX.1-dev, at published settings where they are known.
+"""Flow-GRPO on FLUX.1-dev, and the methods that are built on its trainer.
 
-The settings are those of each method's paper or released code (arXiv:2505.05470, 2505.07818,
-2508.04324, 2507.21802, 2510.01982, 2509.06040, 2509.16117, 2603.12648). What a source leaves open,
-or had for another model, is Flow-GRPO's; MV-GRPO's are its authors' later ones. Rewards and prompts
-are the user's choice: ``run.prompts`` and ``run.held_out`` name text files with one prompt a line.
+Every setting is that of the released trainer (arXiv:2505.05470, 2508.04324, 2509.16117,
+2603.12648), or docs/recipes.md says what differs and why. Rewards and prompts are the user's
+choice: ``run.prompts`` and ``run.held_out`` name text files with one prompt per line.
 """
 
 from dataclasses import replace
@@ -22,17 +21,12 @@ from mvczigal_ref.config import (
     SamplerConfig,
     TrainConfig,
 )
-from mvczigal_ref.settings_file import Table
 
 __all__ = [
-    "branch_grpo",
-    "dance_grpo",
     "diffusion_nft",
     "flow_grpo",
     "flow_grpo_fast",
-    "g2rpo",
     "grpo_guard",
-    "mix_grpo",
     "mv_grpo_llm",
     "mv_grpo_vlm",
     "tempflow_grpo",
@@ -54,9 +48,10 @@ def flow_grpo() -> TrainConfig:
             lora_alpha=128.0,
             dtype="bf16",
             gradient_checkpointing=True,
+            tf32=True,
         ),
         sampler=SamplerConfig(kind="flow", num_steps=6, evaluation_steps=28, guidance_scale=3.5),
-        flow=FlowConfig(kernel="sde", noise_scale=0.9),
+        flow=FlowConfig(kernel="sde", noise_scale=0.9, text_length=128),
         rollout=RolloutConfig(
             kind="group", members=24, window="fixed", window_size=5, nodes_per_call=4
         ),
@@ -82,48 +77,37 @@ def flow_grpo() -> TrainConfig:
 
 
 def flow_grpo_fast() -> TrainConfig:
-    """Flow-GRPO-Fast on FLUX.1-dev: noise in 3 steps that begin anywhere in the first half.
+    """Flow-GRPO-Fast on FLUX.1-dev: noise in the first 3 of 6 steps, each group's own deviation.
 
-    Coefficient-preserving noise of 0.8, no guidance. The published clip, 1e-5, belongs to the
-    released log-density `-(x - mean)^2`; here it bounds ratios of the true density.
+    Coefficient-preserving noise of 0.8. The start is drawn from 0 to half of the steps less the
+    window: here from 0 alone. The published clip, 1e-5, belongs to the released log-density
+    `-(x - mean)^2`; here it bounds ratios of the true density.
     """
     base = flow_grpo()
     return replace(
         base,
         recipe="flow_grpo_fast",
-        sampler=replace(base.sampler, guidance_scale=1.0),
-        flow=FlowConfig(kernel="cps", noise_scale=0.8),
+        flow=FlowConfig(kernel="cps", noise_scale=0.8, text_length=128),
         rollout=replace(
-            base.rollout, window="random", window_size=3, window_start=0, window_last_start=2
+            base.rollout, window="random", window_size=3, window_start=0, window_last_start=0
         ),
+        advantage=replace(base.advantage, spread="group"),
         objective=replace(base.objective, clip_range=1e-5),
     )
 
 
 def grpo_guard() -> TrainConfig:
-    """GRPO-Guard on FLUX.1-dev: Flow-GRPO with ratios whose spread no noise level changes."""
-    base = flow_grpo()
-    objective = replace(base.objective, kind="guard", clip_range=2e-6)
-    return replace(base, recipe="grpo_guard", objective=objective)
+    """GRPO-Guard on FLUX.1-dev: Flow-GRPO with ratios whose spread no noise level changes.
 
-
-def dance_grpo() -> TrainConfig:
-    """DanceGRPO on FLUX.1-dev: constant noise of 0.3 from one start, 60 % of 16 steps trained.
-
-    Groups of 12, each with its own deviation; the image is the last clean prediction.
+    Published on Stable Diffusion 3.5 alone (`grpo_guard_sd3`); that it runs on FLUX.1 is ours.
     """
     base = flow_grpo()
     return replace(
         base,
-        recipe="dance_grpo",
-        sampler=replace(base.sampler, num_steps=16),
-        flow=FlowConfig(kernel="constant", noise_scale=0.3, shift=3.0, image_is_denoised=True),
-        rollout=replace(base.rollout, members=12, shared_noise=True, window="all"),
-        reward=replace(base.reward, per_view="hpsv2"),
-        advantage=replace(base.advantage, spread="group", ddof=1),
-        objective=replace(base.objective, train_share=0.6),
-        optim=replace(base.optim, lr=1e-5),
-        run=replace(base.run, iterations=300),
+        recipe="grpo_guard",
+        advantage=replace(base.advantage, spread="group"),
+        objective=replace(base.objective, kind="guard", clip_range=4e-6),
+        optim=replace(base.optim, lr=1e-4),
     )
 
 
@@ -136,76 +120,22 @@ def tempflow_grpo() -> TrainConfig:
     return replace(
         base,
         recipe="tempflow_grpo",
-        rollout=replace(base.rollout, kind="branches", members=6, trunks=4),
+        model=replace(base.model, image_size=1024, lora_rank=32, lora_alpha=64.0),
+        sampler=replace(base.sampler, num_steps=10, evaluation_steps=50),
+        flow=replace(base.flow, noise_scale=0.7),
+        rollout=replace(base.rollout, kind="branches", members=6, trunks=4, window_size=9),
+        reward=replace(base.reward, per_view="hpsv3"),
         advantage=replace(base.advantage, spread="group"),
-        objective=replace(base.objective, step_weight="noise"),
-    )
-
-
-def mix_grpo() -> TrainConfig:
-    """MixGRPO on FLUX.1-dev: noise in 4 of 25 steps, a window that slides every 25 iterations.
-
-    Three rewards, each standardised by itself before their advantages are added.
-    """
-    base = dance_grpo()
-    return replace(
-        base,
-        recipe="mix_grpo",
-        sampler=replace(base.sampler, num_steps=25),
-        flow=FlowConfig(kernel="sde", noise_scale=0.7, shift=3.0),
-        rollout=replace(
-            base.rollout, shared_noise=False, window="sliding", window_size=4, window_interval=25
-        ),
-        reward=replace(
-            base.reward,
-            per_view=Table({"hpsv2": 1.0, "image_reward": 1.0, "pickscore": 1.0}),
-            combine="advantages",
-        ),
-        objective=replace(base.objective, train_share=1.0),
-    )
-
-
-def g2rpo() -> TrainConfig:
-    """Granular-GRPO on FLUX.1-dev: single noisy steps 0 to 7 off one trunk, finished twice.
-
-    By strides of 1 and 2, advantages added; the parameters change after each step.
-    """
-    base = dance_grpo()
-    return replace(
-        base,
-        recipe="g2rpo",
-        flow=FlowConfig(kernel="sde", noise_scale=0.7, shift=3.0),
-        rollout=replace(
-            base.rollout, kind="branches", shared_noise=False, window="fixed", window_size=8,
-            strides=(1, 2),
-        ),
-        objective=replace(base.objective, train_share=1.0),
-        optim=replace(
-            base.optim, step_per_decision=True, optimizer_steps_per_epoch=1, average_every=1
-        ),
-    )  # fmt: skip
-
-
-def branch_grpo() -> TrainConfig:
-    """BranchGRPO on FLUX.1-dev: a tree that divides at steps 0, 3, 6 and 9 into 16 images.
-
-    A node's reward is its leaves' mean, compared with the others of its depth.
-    """
-    base = dance_grpo()
-    return replace(
-        base,
-        recipe="branch_grpo",
-        rollout=RolloutConfig(
-            kind="tree", split_steps=(0, 3, 6, 9), split_width=2, nodes_per_call=4
-        ),
-        objective=replace(base.objective, train_share=1.0),
+        objective=replace(base.objective, step_weight="noise", kl_weight=0.004),
+        run=replace(base.run, iterations=250),
     )
 
 
 def diffusion_nft() -> TrainConfig:
     """DiffusionNFT on FLUX.1-dev: samples noised again and fitted, without a trajectory.
 
-    The policy that samples follows the one that learns; no guidance.
+    The policy that samples follows the one that learns. Published on Stable Diffusion 3.5 alone
+    (`diffusion_nft_sd3`); that it runs on FLUX.1 is ours.
     """
     base = flow_grpo()
     return replace(
@@ -214,7 +144,8 @@ def diffusion_nft() -> TrainConfig:
         sampler=replace(base.sampler, num_steps=10, guidance_scale=1.0),
         rollout=replace(base.rollout, window="all"),
         objective=ObjectiveConfig(kind="forward_process", kl_weight=1e-4),
-        forward=ForwardConfig(mix=1.0, levels=2),
+        forward=ForwardConfig(mix=1.0, levels=9, old_decay_unit="optimizer_step"),
+        optim=replace(base.optim, optimizer_steps_per_epoch=1, average_every=1),
     )
 
 
@@ -231,11 +162,12 @@ def mv_grpo_vlm() -> TrainConfig:
 
 
 def _mv_grpo() -> TrainConfig:
+    """Take its authors' next released trainer, for their own of this method is not public."""
     base = flow_grpo()
     return replace(
         base,
         sampler=replace(base.sampler, num_steps=16),
-        flow=FlowConfig(kernel="sde", noise_scale=0.7, shift=3.0),
+        flow=FlowConfig(kernel="sde", noise_scale=0.7, shift=3.0, text_length=256),
         rollout=replace(
             base.rollout,
             members=12,
@@ -245,7 +177,7 @@ def _mv_grpo() -> TrainConfig:
             window_spacing=2,
         ),
         reward=replace(base.reward, per_view="hpsv3"),
-        advantage=replace(base.advantage, spread="group"),
-        optim=replace(base.optim, lr=2e-6),
-        run=replace(base.run, iterations=300),
+        advantage=replace(base.advantage, spread="group", ddof=1, delta=1e-8),
+        optim=replace(base.optim, lr=1e-4, optimizer_steps_per_epoch=1, average_decay=0.0),
+        run=replace(base.run, iterations=300, objects_per_iteration=8),
     )

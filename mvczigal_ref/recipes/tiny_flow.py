@@ -1,4 +1,4 @@
-"""The GRPO family on the tiny world: each method of :mod:`mvczigal_ref.recipes.flow`, smaller.
+"""The GRPO family on the tiny world: each full-size method, smaller.
 
 They share network, prompts and reward, and the learning rate too where a method does not say why
 its own differs. They make as many network calls as their method asks for; ``mvczigal reproduce``

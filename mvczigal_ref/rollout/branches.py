@@ -6,6 +6,7 @@ step's. A branch may be finished on several grids, coarser ones by longer stride
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -26,26 +27,31 @@ from mvczigal_ref.rollout.noise import SeededNoise
 __all__ = ["branch_network_rows", "branched_rollout", "finishing_sampler"]
 
 
-def finishing_sampler(sampler: FlowSampler, *, start: int, stride: int) -> FlowSampler:
+def finishing_sampler(
+    sampler: FlowSampler, *, start: int, stride: int, fine_steps: int = 0
+) -> FlowSampler:
     r"""Return the ODE from one level of a grid to its end, visiting every g-th level.
 
-    .. math:: s_k,\ s_{k+g},\ s_{k+2g},\ \dots,\ s_T
+    .. math:: s_k,\ \dots,\ s_{k+f},\ s_{k+f+g},\ s_{k+f+2g},\ \dots,\ s_T
 
     The last stride is as short as it has to be to end where the grid ends.
 
     Source:
-        arXiv:2510.01982 (Granular-GRPO, G2RPO), which finishes with strides 1 and 2.
+        arXiv:2510.01982 (Granular-GRPO, G2RPO), which finishes with strides 1 and 2; its released
+        code takes one fine step before.
 
     Args:
         sampler: The whole grid; its noise is not used.
         start: First level :math:`k`, as a step of the grid.
         stride: :math:`g` [steps]; at least 1.
+        fine_steps: :math:`f`, steps of the grid itself before the first stride; not negative.
 
     Returns:
-        A sampler of ceil((T - k) / g) steps.
+        A sampler of f + ceil((T - k - f) / g) steps, or of T - k if that is no more than f.
 
     Raises:
-        ValueError: If ``start`` is outside the grid or ``stride`` is below 1.
+        ValueError: If ``start`` is outside the grid, ``stride`` is below 1 or ``fine_steps``
+            below 0.
 
     Examples:
         >>> whole = FlowSampler.create(
@@ -55,9 +61,10 @@ def finishing_sampler(sampler: FlowSampler, *, start: int, stride: int) -> FlowS
         tensor([0.4000, 0.0000])
     """
     require_steps("start", (start,), num_steps=sampler.num_steps)
-    _require_strides((stride,))
-    first = torch.arange(start, sampler.num_steps, stride, device=sampler.sigma_t.device)
-    last = (first + stride - 1).clamp(max=sampler.num_steps - 1)
+    _require_strides((stride,), fine_steps)
+    steps = _finishing_steps(start, sampler.num_steps, stride, fine_steps)
+    first = torch.tensor(steps, device=sampler.sigma_t.device)
+    last = torch.tensor([*steps[1:], sampler.num_steps], device=first.device) - 1
     return replace(
         sampler.deterministic(),
         timesteps=sampler.timesteps[first],
@@ -73,13 +80,15 @@ def branch_network_rows(
     branches: int,
     num_trunks: int = 1,
     strides: Sequence[int] = (1,),
+    fine_steps: int = 0,
 ) -> tuple[int, ...]:
     r"""Count the rows of every network call of :func:`branched_rollout`, a prompt and view.
 
-    .. math:: \text{calls} = k_{last} + 1 + \sum_k \sum_g \Big\lceil \frac{T - 1 - k}{g} \Big\rceil,
-        \qquad \text{rows} = R\,(k_{last} + 1) + R B \sum_k \sum_g \Big\lceil \cdot \Big\rceil
+    .. math:: \text{calls} = k_{last} + 1 + \sum_k \sum_g N_{kg},
+        \qquad \text{rows} = R\,(k_{last} + 1) + R B \sum_k \sum_g N_{kg}
 
-    with :math:`R` trunks and :math:`B` branches.
+    with :math:`R` trunks, :math:`B` branches and the :math:`N_{kg}` steps of
+    :func:`finishing_sampler` after step :math:`k`.
 
     Source:
         Ours.
@@ -90,6 +99,7 @@ def branch_network_rows(
         branches: Of every trunk at each of ``steps`` :math:`B`.
         num_trunks: Of every prompt :math:`R`.
         strides: Finishing strides :math:`g`.
+        fine_steps: Steps of the grid itself before them.
 
     Returns:
         One number a call, in order: each trunk's step before the branches that it begins.
@@ -103,13 +113,13 @@ def branch_network_rows(
     """
     _require_counts(branches=branches, num_trunks=num_trunks)
     _require_branching_steps(steps, num_steps=num_steps)
-    _require_strides(strides)
+    _require_strides(strides, fine_steps)
     rows = []
     for step in range(steps[-1] + 1):
         rows.append(num_trunks)
         if step in steps:
-            calls = sum(len(range(step + 1, num_steps, stride)) for stride in strides)
-            rows += [num_trunks * branches] * calls
+            finishes = [_finishing_steps(step + 1, num_steps, g, fine_steps) for g in strides]
+            rows += [num_trunks * branches] * sum(map(len, finishes))
     return tuple(rows)
 
 
@@ -124,6 +134,7 @@ def branched_rollout(
     branches: int,
     num_trunks: int = 1,
     strides: Sequence[int] = (1,),
+    fine_steps: int = 0,
     guidance_scale: float,
     camera_scale: float = 1.0,
     storage_dtype: torch.dtype = torch.float32,
@@ -154,6 +165,7 @@ def branched_rollout(
         branches: Of every trunk at each of ``steps``.
         num_trunks: Of every prompt, each with its own initial noise.
         strides: Finishing strides, each a grid of :func:`finishing_sampler`.
+        fine_steps: Steps of the grid itself before them.
         guidance_scale: Strength of the prompt [1].
         camera_scale: Strength of the camera features [1].
         storage_dtype: Dtype of stored latents.
@@ -192,7 +204,7 @@ def branched_rollout(
     check_settings(conditioning, noise, reduction=reduction)
     _require_counts(branches=branches, num_trunks=num_trunks)
     _require_branching_steps(steps, num_steps=sampler.num_steps)
-    _require_strides(strides)
+    _require_strides(strides, fine_steps)
     require_density("steps", steps, sampler)
     last = sampler.num_steps - 1
     if sampler.last_action_is_image_independent and steps[-1] == last:
@@ -232,12 +244,10 @@ def branched_rollout(
             keep_mean=walk.keep_mean,
         )
         action = decision.action.transpose(0, 1).to(wide)
-        images = [
-            action
-            if step == last
-            else walk.finish(finishing_sampler(sampler, start=step + 1, stride=stride), action)
-            for stride in strides
-        ]
+        images = [action] * len(strides)
+        if step < last:
+            finish = partial(finishing_sampler, sampler, start=step + 1, fine_steps=fine_steps)
+            images = [walk.finish(finish(stride=stride), action) for stride in strides]
         decisions.append(decision)
         finished.append(torch.stack(images).transpose(1, 2))
     return BranchTrajectory(
@@ -261,8 +271,17 @@ def _require_branching_steps(steps: Sequence[int], *, num_steps: int) -> None:
         raise ValueError(msg)
 
 
-def _require_strides(strides: Sequence[int]) -> None:
-    """Refuse no stride, or one that stands still."""
+def _finishing_steps(start: int, num_steps: int, stride: int, fine_steps: int) -> list[int]:
+    """List the steps of the grid at which a finish calls the network."""
+    turn = min(start + fine_steps, num_steps)
+    return [*range(start, turn), *range(turn, num_steps, stride)]
+
+
+def _require_strides(strides: Sequence[int], fine_steps: int) -> None:
+    """Refuse no stride, one that stands still, or fewer fine steps than none."""
+    if fine_steps < 0:
+        msg = f"`fine_steps` must be at least 0; got {fine_steps}."
+        raise ValueError(msg)
     if not strides or min(strides) < 1:
         msg = f"`strides` must be at least 1, and one or more; got {list(strides)}."
         raise ValueError(msg)

@@ -61,7 +61,13 @@ OTHER = {
         "snr_shift": 8.0,
         "camera_scale": 0.5,
     },
-    "flow": {"kernel": "cps", "noise_scale": 0.9, "shift": 3.0, "image_is_denoised": True},
+    "flow": {
+        "kernel": "cps",
+        "noise_scale": 0.9,
+        "shift": 3.0,
+        "image_is_denoised": True,
+        "text_length": 128,
+    },
     "rollout": {
         "kind": "tree",
         "members": 6,
@@ -75,10 +81,12 @@ OTHER = {
         "window_interval": 10,
         "window_decay": 0.1,
         "window_decay_after": 3,
+        "window_end": "restart",
         "split_steps": [0, 2],
         "split_width": 3,
         "trunks": 4,
         "strides": [1, 2],
+        "fine_steps": 1,
         "nodes_per_call": 2,
     },
     "condition": {
@@ -96,6 +104,7 @@ OTHER = {
         "levels": 3,
         "old_decay_rate": 0.01,
         "old_decay_largest": 0.9,
+        "old_decay_unit": "optimizer_step",
     },
     "zigzag": {
         "steps": 2,

@@ -181,6 +181,10 @@ RULES = {
         ["condition.enhancer=world", "objective.kind=policy_gradient"],
         '`condition.enhancer` = "world" needs groups', [*TREE, "condition.enhancer=world"],
     ),
+    "captions of branches": (
+        [*BRANCHES, "condition.enhancer=world"], '`condition.enhancer` = "world" needs groups',
+        [*FLOW, *GROUPS, "condition.enhancer=world"],
+    ),
     "captions of the forward process": (
         [*FORWARD, "condition.enhancer=world"], "the forward process no ratio",
         [*FLOW, *GROUPS, "condition.enhancer=world"],

@@ -130,10 +130,13 @@ READ = {
     "rollout.window_interval": (1, window("sliding")),
     "rollout.window_decay": (9.0, {**window("decaying"), "first": 3}),
     "rollout.window_decay_after": (1, {**window("decaying", decay=9.0), "first": 3}),
+    # Past the end of 3 places of 2 iterations each.
+    "rollout.window_end": ("restart", {**window("sliding"), "first": 6}),
     "rollout.split_steps": ([1], TREE),
     "rollout.split_width": (3, TREE),
     "rollout.trunks": (2, BRANCHES),
     "rollout.strides": ([2], BRANCHES),
+    "rollout.fine_steps": (1, {**BRANCHES, "rollout.strides": [3], "sampler.num_steps": 4}),
     "flow.kernel": ("constant", ONE_VIEW),
     "flow.noise_scale": (0.5, ONE_VIEW),
     "flow.shift": (3.0, ONE_VIEW),
@@ -145,6 +148,7 @@ READ = {
     "forward.old_decay_largest": (
         0.1, {**FORWARD, "first": 1, "forward.old_decay_rate": 0.4},
     ),
+    "forward.old_decay_unit": ("optimizer_step", {**FORWARD, "forward.old_decay_rate": 0.2}),
     "advantage.mode": ("joint", LCM),
     "advantage.joint_weight": (0.9, {**LCM, "advantage.mode": "weighted_sum"}),
     "advantage.shuffle": (True, {**LCM, "run.objects_per_iteration": 4, "first": 1}),
@@ -191,10 +195,11 @@ CUTS = {
     "rollout.nodes_per_call": (1, {**ONE_VIEW, "objective.kl_weight": 0.5}),
     "run.objects_per_slice": (2, {**BRANCHES, "rollout.strides": [1, 2]}),
 }
+# What is read before the first iteration: where captions come from, and how long prompts are.
 BUILT = {
     f"condition.{name}"
     for name in ("enhancer", "num_captions", "file", "model", "url", "api_key_env", "instructions")
-}
+} | {"flow.text_length"}
 
 
 @cache
@@ -491,15 +496,39 @@ def test_every_sample_has_noise_of_its_own_at_every_level(monkeypatch):
     rows = [row for batch in batches for row in batch.noise.flatten(0, 3).flatten(1).tolist()]
 
     assert len({tuple(row) for row in rows}) == len(rows) == 2 * 2 * 3 * 3
+    # Levels are the iteration's: all samples of all slices are fitted at the same ones.
+    assert len({batch.levels for batch in batches}) == 1
     for n, batch in enumerate(batches):
         assert set(batch.levels) < set(build_sampler(config_of(FORWARD)).sigma_t.tolist())
         assert torch.equal(batch.advantage[:, 0], advantage[n])
 
 
-@pytest.mark.parametrize(("iteration", "kept"), [(0, 0.0), (1, 0.2), (3, 0.5)])
-def test_the_old_policy_follows(iteration, kept):
-    """By a share that grows with the iterations, up to its largest."""
-    config = config_of(FORWARD, {"forward.old_decay_rate": 0.2})
+@pytest.mark.parametrize(
+    ("unit", "passes", "steps", "iteration", "kept"),
+    [
+        ("iteration", 1, 1, 0, 0.0),
+        ("iteration", 1, 1, 1, 0.2),
+        ("iteration", 2, 2, 1, 0.2),
+        ("iteration", 1, 1, 3, 0.5),
+        # Steps up to now, those of this iteration with them.
+        ("optimizer_step", 1, 1, 0, 0.2),
+        ("optimizer_step", 1, 2, 0, 0.4),
+        ("optimizer_step", 2, 1, 0, 0.4),
+        ("optimizer_step", 1, 1, 1, 0.4),
+        ("optimizer_step", 2, 2, 1, 0.5),
+    ],
+)
+def test_the_old_policy_follows(unit, passes, steps, iteration, kept):
+    """By a share that grows with iterations before or with steps so far, up to its largest."""
+    config = config_of(
+        FORWARD,
+        {
+            "forward.old_decay_rate": 0.2,
+            "forward.old_decay_unit": unit,
+            "optim.epochs_per_iteration": passes,
+            "optim.optimizer_steps_per_epoch": steps,
+        },
+    )
     before = {name: p.detach() for name, p in analytic_system(config).trained().items()}
     old = {name: value + 0.1 for name, value in before.items()}
     parameters, _, _, result = learn(config, iterations=1, first=iteration, old=old)

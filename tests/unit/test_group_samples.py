@@ -246,6 +246,10 @@ def test_a_share_of_the_steps_is_trained(share, iteration):
         ({"window": "sliding", "window_interval": 2, "window_stride": 2}, [(0, 1), (0, 1), (2, 3)]),
         ({"window": "sliding", "window_interval": 1, "window_size": 4}, [(0, 1, 2, 3)]),
         (
+            {"window": "sliding", "window_interval": 1, "window_size": 5, "window_end": "restart"},
+            [(0, 1, 2, 3, 4), (1, 2, 3, 4, 5)] * 2,
+        ),
+        (
             {"window": "decaying", "window_interval": 2, "window_decay": 9.0},
             [(0, 1), (0, 1), (1, 2)],
         ),

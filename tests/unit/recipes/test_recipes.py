@@ -1,16 +1,20 @@
 """`recipes`: named runs that are valid, documented, and differ in what their name says."""
 
 import inspect
+import json
+import re
+from pathlib import Path
 
 import pytest
 
 from mvczigal_ref.config import TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.recipes import RECIPES, recipe
+from mvczigal_ref.recipes import RECIPES, dance, flow, recipe, sd3
 from mvczigal_ref.report.run_folder import settings_of
 from mvczigal_ref.slices import Share
 
+ROOT = Path(__file__).parents[3]
 ALSO_CHANGES = {
     "tiny": {
         "tiny_per_view": {"advantage.mode"},
@@ -39,153 +43,22 @@ ALSO_CHANGES = {
         "tiny_mv_grpo_llm": {"condition.enhancer", "condition.instructions"},
     },
 }  # fmt: skip
-# What is published of every method on FLUX.1-dev, by a setting's path; the rest is free.
-SHARED = {
-    "model.weights": "black-forest-labs/FLUX.1-dev",
-    "model.image_size": 512,
-    "model.dtype": "bf16",
-    "model.lora_rank": 64,
-    "model.lora_alpha": 128.0,
-    "sampler.kind": "flow",
-    "sampler.evaluation_steps": 28,
-    "advantage.mode": "per_view",
-    "advantage.delta": 1e-4,
-    "advantage.clip": 5.0,
-    "optim.average_decay": 0.9,
-}
-FLOW_GRPO = {
-    "sampler.num_steps": 6,
-    "sampler.guidance_scale": 3.5,
-    "flow.kernel": "sde",
-    "flow.noise_scale": 0.9,
-    "flow.image_is_denoised": False,
-    "rollout.kind": "group",
-    "rollout.members": 24,
-    "rollout.shared_noise": False,
-    # All steps but the last.
-    "rollout.window": "fixed",
-    "rollout.window_start": 0,
-    "rollout.window_size": 5,
-    "rollout.window_spacing": 1,
-    "advantage.spread": "batch",
-    "advantage.ddof": 0,
-    "objective.kind": "policy_gradient",
-    "objective.clip_range": 1e-4,
-    "objective.kl_weight": 0.0,
-    "objective.step_weight": "equal",
-    "objective.train_share": 1.0,
-    "optim.lr": 3e-4,
-    # 4 iterations of 2 steps: the average moves every 8.
-    "optim.average_every": 4,
-    "optim.optimizer_steps_per_epoch": 2,
-}
-# Its authors' later ones: noise at steps 0, 2, 4 and 6.
-MV_GRPO = {
-    "sampler.num_steps": 16,
-    "sampler.guidance_scale": 3.5,
-    "flow.kernel": "sde",
-    "flow.noise_scale": 0.7,
-    "flow.shift": 3.0,
-    "rollout.kind": "group",
-    "rollout.members": 12,
-    "rollout.window": "fixed",
-    "rollout.window_start": 0,
-    "rollout.window_size": 4,
-    "rollout.window_spacing": 2,
-    "reward.per_view": "hpsv3",
-    "advantage.spread": "group",
-    "objective.kind": "policy_gradient",
-    "objective.kl_weight": 0.0,
-    "optim.lr": 2e-6,
-    "optim.weight_decay": 1e-4,
-    "run.iterations": 300,
-}
-PUBLISHED = {
-    "flow_grpo": FLOW_GRPO,
-    "flow_grpo_fast": FLOW_GRPO | {
-        "sampler.guidance_scale": 1.0,
-        "flow.kernel": "cps",
-        "flow.noise_scale": 0.8,
-        # Starts 0, 1 and 2 lie below half of 6 steps.
-        "rollout.window": "random",
-        "rollout.window_last_start": 2,
-        "rollout.window_size": 3,
-        "objective.clip_range": 1e-5,
-    },
-    "grpo_guard": FLOW_GRPO | {"objective.kind": "guard", "objective.clip_range": 2e-6},
-    "tempflow_grpo": FLOW_GRPO | {
-        "rollout.kind": "branches",
-        "rollout.members": 6,
-        "rollout.trunks": 4,
-        "advantage.spread": "group",
-        "objective.step_weight": "noise",
-    },
-    "dance_grpo": {
-        "flow.kernel": "constant",
-        "flow.noise_scale": 0.3,
-        "flow.image_is_denoised": True,
-        "rollout.kind": "group",
-        "rollout.shared_noise": True,
-        "rollout.window": "all",
-        "advantage.spread": "group",
-        "advantage.ddof": 1,
-        "objective.kind": "policy_gradient",
-        "objective.kl_weight": 0.0,
-        "objective.train_share": 0.6,
-    },
-    "mix_grpo": {
-        "sampler.num_steps": 25,
-        "rollout.kind": "group",
-        "rollout.window": "sliding",
-        "rollout.window_size": 4,
-        "rollout.window_stride": 1,
-        "rollout.window_interval": 25,
-        "reward.combine": "advantages",
-        "objective.kind": "policy_gradient",
-        "objective.train_share": 1.0,
-    },
-    "g2rpo": {
-        "rollout.kind": "branches",
-        "rollout.trunks": 1,
-        "rollout.window": "fixed",
-        "rollout.window_start": 0,
-        "rollout.window_size": 8,
-        "rollout.window_spacing": 1,
-        "rollout.strides": [1, 2],
-        "advantage.spread": "group",
-        "objective.kind": "policy_gradient",
-        "objective.train_share": 1.0,
-        "optim.step_per_decision": True,
-        "optim.optimizer_steps_per_epoch": 1,
-    },
-    # Beside the tree as DanceGRPO, on which it is built.
-    "branch_grpo": {
-        "flow.kernel": "constant",
-        "flow.noise_scale": 0.3,
-        "flow.image_is_denoised": True,
-        "rollout.kind": "tree",
-        "rollout.split_steps": [0, 3, 6, 9],
-        "rollout.split_width": 2,
-        "rollout.window": "all",
-        "advantage.spread": "group",
-        "advantage.fusion_inverse_temperature": 0.0,
-        "objective.kind": "policy_gradient",
-        "objective.train_share": 1.0,
-    },
-    "diffusion_nft": {
-        "rollout.kind": "group",
-        "rollout.shared_noise": False,
-        "objective.kind": "forward_process",
-        "objective.kl_weight": 1e-4,
-        "forward.old_decay_rate": 0.001,
-        "forward.old_decay_largest": 0.5,
-    },
-    "mv_grpo_llm": MV_GRPO | {"condition.enhancer": "stored", "condition.weight": 1.0},
-    "mv_grpo_vlm": MV_GRPO | {
-        "condition.enhancer": "local",
-        "condition.model": "Qwen/Qwen3-VL-8B-Instruct",
-        "condition.weight": 1.0,
-    },
+SOURCES = json.loads((ROOT / "fixtures" / "golden" / "recipe_sources.json").read_text("utf-8"))
+TABLE = re.compile(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", re.MULTILINE)
+METHODS = (*flow.__all__, *dance.__all__)
+# What every source must say, or say that it has none.
+ASKED = {
+    "model": ("weights", "image_size", "finetune", "dtype"),
+    "sampler": ("num_steps", "evaluation_steps", "guidance_scale"),
+    "flow": ("text_length",),
+    "rollout": ("kind",),
+    "reward": ("per_view",),
+    "advantage": ("spread", "ddof", "delta", "clip"),
+    "objective": ("kind", "kl_weight"),
+    "optim": (
+        "lr", "weight_decay", "max_grad_norm", "optimizer_steps_per_epoch", "average_decay",
+    ),
+    "run": ("objects_per_iteration", "iterations"),
 }  # fmt: skip
 MULTIVIEW = ("mv_pg", "mv_dpo", "mv_rdl", "mv_zigal", "ws_zigal", "mvc_zigpg", "mvc_zigal")
 
@@ -222,16 +95,91 @@ def test_a_comparison_differs_in_one_thing(base, name, changed):
     assert {path for path in start if start[path] != other[path]} == changed
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_method_on_flux_has_the_published_settings(name):
-    """Those that its paper or released code gives, and no augmented conditions but MV-GRPO's."""
-    expected = {"condition.enhancer": "none"} | SHARED | PUBLISHED[name]
-    found = settings_of(load_config(recipe(name)))
+def released(name):
+    """Give a recipe's settings as its sources have them, and what of theirs no setting says."""
+    found, beyond = {}, {}
+    for source in SOURCES["recipes"][name]:
+        for path, value in source.get("settings", {}).items():
+            assert found.setdefault(path, value) == value, f"sources disagree about {path}"
+        beyond |= source.get("beyond", {})
+    return found, beyond
 
-    assert {path: found[path] for path in expected} == expected
+
+def stated(name):
+    """Read a recipe's rows of docs/recipes.md: the source's value, ours and the reason."""
+    text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    rows = [row[1:] for row in TABLE.findall(text) if row[0] == name]
+    assert len({what for what, *_ in rows}) == len(rows), "two rows of one setting"
+    return {what: (theirs, ours, why) for what, theirs, ours, why in rows}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+def cell(value):
+    """Write a value as the table does."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@pytest.mark.parametrize("name", SOURCES["recipes"])
+def test_a_recipe_is_its_source_s_but_for_what_is_stated(name):
+    """Each difference has a row with both values, and each row is a difference."""
+    (theirs, beyond), ours = released(name), settings_of(load_config(recipe(name)))
+    differing = {
+        f"`{path}`": (cell(value), cell(ours[path]))
+        for path, value in theirs.items()
+        if ours[path] != value
+    }
+    rows = stated(name)
+
+    assert {what: row[:2] for what, row in rows.items() if what not in beyond} == differing
+    assert {what: row[0] for what, row in rows.items() if what in beyond} == beyond
+    assert all(len(why.split()) >= 3 for *_, why in rows.values())
+
+
+def test_every_full_size_flow_recipe_has_a_source():
+    """And no other recipe has rows in the table."""
+    text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+
+    assert set(SOURCES["recipes"]) == {*METHODS, *sd3.__all__}
+    assert {row[0] for row in TABLE.findall(text)} <= set(SOURCES["recipes"])
+    assert len(TABLE.findall(text)) == len(re.findall(r"^\| `", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", SOURCES["recipes"])
+def test_a_source_says_what_matters(name):
+    """A setting that is left out of the table of sources would be compared with nothing."""
+    theirs, _ = released(name)
+    asked = {f"{section}.{setting}" for section, names in ASKED.items() for setting in names}
+    ours = settings_of(recipe(name))
+    if ours["model.finetune"] == "lora":
+        asked |= {"model.lora_rank", "model.lora_alpha"}
+    if ours["rollout.kind"] == "group":
+        asked |= {"rollout.members"}
+    if ours["objective.kind"] != "forward_process":
+        asked |= {"flow.kernel", "flow.noise_scale", "objective.clip_range"}
+
+    assert asked - set(theirs) == set()
+    for source in SOURCES["recipes"][name]:
+        assert len(source["commit"]) == 40 if "commit" in source else "paper" in source
+
+
+@pytest.mark.parametrize("name", SOURCES["recipes"])
+def test_a_rate_is_put_on_what_it_was_chosen_for(name):
+    """One for every weight is never a LoRA's, nor the other way round."""
+    theirs, ours = released(name)[0], settings_of(recipe(name))
+
+    assert (ours["model.finetune"], ours["optim.lr"]) == (
+        theirs["model.finetune"],
+        theirs["optim.lr"],
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_conditions_are_augmented_by_mv_grpo_alone(name):
+    """The other methods have none."""
+    assert (recipe(name).condition.enhancer != "none") == name.startswith("mv_")
+    assert recipe(name).condition.weight == 1.0
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_a_method_on_flux_has_its_tiny_form(name):
     """Of the same objective, the same kind of groups and the same kernel."""
     full, small = recipe(name), recipe(f"tiny_{name}")

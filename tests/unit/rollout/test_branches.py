@@ -89,6 +89,30 @@ def test_a_finishing_grid_visits_every_gth_level_and_ends_at_zero(num_steps, dat
     assert (finish.kernel, finish.num_density_steps) == ("ode", 0)
 
 
+@given(st.integers(1, 12), st.data())
+def test_fine_steps_come_before_the_strides(num_steps, data):
+    """A finish is the plain grid for so many steps, and the strided one from there on."""
+    sampler = flow(num_steps)
+    start = data.draw(st.integers(0, num_steps - 1))
+    stride, fine = data.draw(st.integers(1, num_steps + 1)), data.draw(st.integers(0, num_steps))
+    finish = finishing_sampler(sampler, start=start, stride=stride, fine_steps=fine)
+    whole = [*sampler.sigma_t.tolist(), 0.0]
+    turn = min(start + fine, num_steps)
+    visited = [*whole[start:turn], *whole[turn:num_steps:stride], 0.0]
+
+    assert finish.sigma_t.tolist() == visited[:-1]
+    assert finish.sigma_prev.tolist() == visited[1:]
+    assert finish.timesteps.tolist() == [1000.0 * level for level in visited[:-1]]
+
+
+def test_the_coarse_grid_of_granular_grpo():
+    """Released: after the noisy step k the levels k + 1, k + 2, k + 4, ... of 16."""
+    sampler = flow(16)
+    finish = finishing_sampler(sampler, start=4, stride=2, fine_steps=1)
+
+    assert finish.sigma_t.tolist() == sampler.sigma_t[[4, 5, 7, 9, 11, 13, 15]].tolist()
+
+
 @pytest.mark.parametrize(
     ("kernel", "step"),
     # Coefficient-preserving noise has none to draw at the last step.
@@ -136,6 +160,12 @@ def test_the_trunk_does_not_notice_its_branches():
             {"steps": range(8), "branches": 12, "strides": (1, 2)},
             8 + 92 + 48,
             8 + (92 + 48) * 12,
+        ),
+        # As released: 15 + ... + 8 steps, and 1 + 7, 1 + 7, 1 + 6, ..., 1 + 4.
+        (
+            {"steps": range(8), "branches": 12, "strides": (1, 2), "fine_steps": 1},
+            8 + 92 + 52,
+            8 + (92 + 52) * 12,
         ),
         # The last step needs no finish.
         ({"steps": (3,), "branches": 5}, 4, 4),
@@ -237,6 +267,7 @@ def test_makes_no_graph():
         ({"num_trunks": 0}, "`num_trunks` must be at least 1; got 0"),
         ({"strides": ()}, r"`strides` must be at least 1, and one or more; got \[\]"),
         ({"strides": (1, 0)}, r"`strides` must be at least 1, and one or more; got \[1, 0\]"),
+        ({"fine_steps": -1}, "`fine_steps` must be at least 0; got -1"),
     ],
 )
 def test_rejects_numbers_out_of_range(told, message):
