@@ -18,6 +18,7 @@ from mvczigal_ref.models.flow_families import family_of, numbered
 from mvczigal_ref.models.flow_lora import flow_lora_parameters
 from mvczigal_ref.models.flow_policy import FlowPolicy
 from mvczigal_ref.models.loading import cast_network, quiet, save_config, stored
+from mvczigal_ref.models.scheduler_settings import check_scheduler
 from mvczigal_ref.records import Conditioning
 from mvczigal_ref.shapes import BatchLatent, PromptEmbedding
 
@@ -53,6 +54,10 @@ class FlowComponents:
 
     max_tokens: int
     """Length of T5's sequences [tokens]."""
+
+    def __post_init__(self) -> None:
+        """Refuse a scheduler whose noise levels are not followed."""
+        check_scheduler(self.scheduler)
 
     def encode_prompts(
         self, prompts: Sequence[str]

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler, Sampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.scheduler_settings import check_scheduler
 from mvczigal_ref.models.sources import SdxlSources, find_file
 from mvczigal_ref.shapes import AlphaBar
 
@@ -33,7 +34,7 @@ def sdxl_scheduler(*, few_steps: bool) -> LCMScheduler | DDIMScheduler:
     noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     if few_steps:
         return LCMScheduler(**noise)
-    return DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=True, steps_offset=1)
 
 
 def sampler_from_scheduler(
@@ -60,18 +61,21 @@ def sampler_from_scheduler(
         The sampler, its tables computed in fp64 and rounded to fp32.
 
     Raises:
-        ValueError: If the scheduler is of another kind, or of another noise schedule.
+        ValueError: If the scheduler is of another kind, of another noise schedule, or has a
+            setting that is not followed; the message names it.
 
     Examples:
         >>> sampler_from_scheduler(sdxl_scheduler(few_steps=True), num_steps=4).timesteps
         tensor([999, 759, 499, 259])
     """
-    if not isinstance(scheduler, LCMScheduler | DDIMScheduler):
+    kind = type(scheduler).__name__
+    if kind not in KINDS:
         msg = (
-            "`scheduler` must be an LCMScheduler or a DDIMScheduler; got "
-            f"{type(scheduler).__name__}. Make one with its `from_config`."
+            f"`scheduler` must be an LCMScheduler or a DDIMScheduler; got {kind}. Make one with "
+            "its `from_config`."
         )
-        raise ValueError(msg)  # noqa: TRY004 - an argument's value, as everywhere here
+        raise ValueError(msg)
+    check_scheduler(scheduler)
     config = scheduler.config
     alpha_bar = _alpha_bar(config)
     if config.get("trained_betas") is None and snr_shift != 1.0:
@@ -82,7 +86,7 @@ def sampler_from_scheduler(
         "prediction_type": config["prediction_type"],
     }
     sampler: Sampler
-    if isinstance(scheduler, LCMScheduler):
+    if kind == "LCMScheduler":
         sampler = LcmSampler.create(
             **grid,
             original_num_steps=config["original_inference_steps"],
@@ -90,6 +94,13 @@ def sampler_from_scheduler(
         )
     else:
         sampler = DdimSampler.create(**grid, eta=eta, steps_offset=config["steps_offset"])
+        below = int(sampler.timesteps[-1]) - len(alpha_bar) // num_steps
+        if below >= 0:
+            msg = (
+                "`scheduler` must end at a clean image, with steps_offset below the stride; got "
+                f"{config['steps_offset']} in {num_steps} steps of {len(alpha_bar) // num_steps}."
+            )
+            raise ValueError(msg)
     return sampler.to(dtype=torch.float32)
 
 
@@ -126,7 +137,13 @@ def stored_settings(source: str, sources: SdxlSources) -> dict[str, Any]:
 def _alpha_bar(config: Any) -> AlphaBar:  # noqa: ANN401
     """Signal share at every training timestep."""
     if config.get("trained_betas") is not None:
-        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+        if betas.shape != (config["num_train_timesteps"],):
+            msg = (
+                "`scheduler` must have as many trained_betas as num_train_timesteps, "
+                f"{config['num_train_timesteps']}; got {tuple(betas.shape)}."
+            )
+            raise ValueError(msg)
         return (1.0 - betas).cumprod(0)
     if config["beta_schedule"] != "scaled_linear":
         msg = (
