@@ -1,6 +1,5 @@
 """Strict loading of flow pipelines, from a folder or from the libraries' own cache."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,9 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.flow_families import FLUX, SD3, FlowFamily, numbered
 from mvczigal_ref.models.loading import load_model, quiet
+from mvczigal_ref.models.schedulers import scheduler_of
+from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.weight_files import read_json
 
 __all__ = ["load_flow", "load_flux", "load_sd3"]
 
@@ -39,11 +41,11 @@ def load_flow(
     """
     folder, known = _find(source), {family.pipeline: family for family in (FLUX, SD3)}
     try:
-        named = json.loads((folder / "model_index.json").read_text("utf-8"))["_class_name"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        named = read_json(folder / "model_index.json")["_class_name"]
+    except LookupError as error:
         msg = f"`{folder}` must hold a model_index.json that names its pipeline; got {error!r}."
         raise CheckpointError(msg) from error
-    if named not in known:
+    if not isinstance(named, str) or named not in known:
         msg = f"`{folder}` must hold one of {sorted(known)}; got {named!r}."
         raise CheckpointError(msg)
     found = _load(known[named], folder, _MAX_TOKENS[named], dtype, torch.float32, device)
@@ -156,13 +158,15 @@ def _read(
     vae_dtype: torch.dtype,
 ) -> FlowComponents:
     """Load every part."""
+    euler = {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler}
+    scheduler = scheduler_of(euler, folder / "scheduler" / "scheduler_config.json")
     vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=vae_dtype)
     channels, config = vae.config.latent_channels, vae.config
     transformer = load_model(family.transformer, folder / "transformer", torch_dtype=dtype)
     encoders = numbered("text_encoder", family.text_encoders)
     return FlowComponents(
         tokenizers=tuple(
-            kind.from_pretrained(folder / name, local_files_only=True)
+            read_tokenizer(kind, folder / name)
             for name, kind in numbered("tokenizer", family.tokenizers).items()
         ),
         text_encoders=tuple(
@@ -171,9 +175,7 @@ def _read(
         ),
         vae=vae,
         policy=family.policy(transformer).eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
-            folder / "scheduler", local_files_only=True
-        ),
+        scheduler=scheduler,
         latent_mean=torch.tensor(config.latents_mean or [config.shift_factor or 0.0] * channels),
         latent_std=torch.tensor(config.latents_std or [1.0 / config.scaling_factor] * channels),
         max_tokens=max_tokens,

@@ -1,6 +1,5 @@
 """Where the published full-size networks lie: hub ids, the cache or local folders."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import ADAPTER_FILE
+from mvczigal_ref.models.loading import shards_of
 
 __all__ = [
     "ADAPTER_FILES",
@@ -167,8 +167,8 @@ def _find_weights(
     index, _ = find_file(source, f"{place}{stem}.safetensors.index{dotted}.json", sources)
     if index is None:
         return reason
-    shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    reasons = [find_file(source, place + shard, sources)[1] for shard in sorted(shards)]
+    shards = sorted(shards_of(index))
+    reasons = [find_file(source, place + shard, sources)[1] for shard in shards]
     return next(filter(None, reasons), "")
 
 

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.weight_files import read_json
 from mvczigal_ref.reward.mixture import Scorer
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.provenance import note
@@ -249,11 +250,7 @@ def _own_size(options: ScorerOptions) -> dict[str, Any]:
     path = (place if place.is_dir() else place.parent) / _SIZE
     if not path.is_file():
         return {}
-    try:
-        size: dict[str, Any] = json.loads(note(path).read_text("utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{str(path)!r} must hold a network's size as JSON: {error}.") from error
-    return size
+    return read_json(note(path))
 
 
 PER_VIEW: dict[str, Callable[[ScorerOptions], PerViewScorer]] = {

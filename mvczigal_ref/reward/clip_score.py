@@ -11,6 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import quiet
+from mvczigal_ref.models.weight_files import read_json
 from mvczigal_ref.reward.chunks import as_input, in_chunks
 from mvczigal_ref.reward.convert import read_tensors
 from mvczigal_ref.reward.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, preprocess
@@ -20,7 +21,6 @@ from mvczigal_ref.reward.weights import (
     build_network,
     load_tokenizer,
     locate,
-    read_json,
 )
 from mvczigal_ref.shapes import Images, PerViewReward
 

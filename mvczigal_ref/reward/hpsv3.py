@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import quiet
+from mvczigal_ref.models.weight_files import read_json
 from mvczigal_ref.reward.chunks import in_chunks
 from mvczigal_ref.reward.convert import read_tensors
 from mvczigal_ref.reward.hpsv3_network import (
@@ -21,7 +22,7 @@ from mvczigal_ref.reward.hpsv3_network import (
     read_instruction,
     read_tokenizer,
 )
-from mvczigal_ref.reward.weights import Published, Source, locate, read_json
+from mvczigal_ref.reward.weights import Published, Source, locate
 from mvczigal_ref.shapes import Images, PerViewReward
 
 __all__ = ["HpsV3"]

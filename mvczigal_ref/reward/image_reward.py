@@ -9,6 +9,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import quiet
+from mvczigal_ref.models.weight_files import read_json
 from mvczigal_ref.reward.chunks import as_input, device_of, in_chunks
 from mvczigal_ref.reward.clip_score import check_prompts, working_dtype
 from mvczigal_ref.reward.convert import read_tensors
@@ -25,7 +26,6 @@ from mvczigal_ref.reward.weights import (
     build_network,
     load_tokenizer,
     locate,
-    read_json,
 )
 from mvczigal_ref.shapes import Images, PerViewReward
 

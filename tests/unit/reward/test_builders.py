@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvczigal_ref.errors import ConfigError, ScorerUnavailableError
+from mvczigal_ref.errors import CheckpointError, ScorerUnavailableError
 from mvczigal_ref.reward.hyperscore import HyperScore
 from mvczigal_ref.reward.provenance import files_read
 from mvczigal_ref.reward.registry import (
@@ -188,5 +188,5 @@ def test_a_stop_ends_a_chat_judge_s_wait(images):
 def test_a_size_that_cannot_be_read_is_named(tmp_path):
     """With its path."""
     (tmp_path / "size.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"size\.json' must hold a network's size as JSON"):
+    with pytest.raises(CheckpointError, match=r"size\.json` must be readable JSON"):
         per_view_scorer("hpsv2", ScorerOptions(weights=str(tmp_path)))

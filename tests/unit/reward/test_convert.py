@@ -98,7 +98,7 @@ def test_a_cut_or_absent_file_is_refused_by_name(tmp_path, suffix):
     save_file(TENSORS, path) if suffix == ".safetensors" else torch.save(TENSORS, path)
     for content in (path.read_bytes()[:-40], b"", None):
         path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"file\{suffix}', which cannot be read"):
+        with pytest.raises(CheckpointError, match=rf"file\{suffix}.*(cut|empty|absent)"):
             read_tensors(path)
 
 
