@@ -14,6 +14,7 @@ from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.flow_loading import load_flow
 from mvczigal_ref.models.hub import SdxlSources, load_sdxl_components
+from mvczigal_ref.models.schedulers import stored_prediction
 from mvczigal_ref.settings import Dtype
 from mvczigal_ref.world.scene import WORLD_RIG
 
@@ -54,7 +55,9 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     """
     model, dtype = config.model, DTYPES[config.model.dtype]
     if model.weights in PUBLISHED:
-        return load_sdxl_components(published_sources(model.weights, model.sources), dtype=dtype)
+        sources = published_sources(model.weights, model.sources)
+        _check_prediction(config, sources.unet or sources.base, sources)
+        return load_sdxl_components(sources, dtype=dtype)
     if model.sources:
         msg = (
             f"`model.sources` is for `model.weights` of {list(PUBLISHED)}; got {model.weights!r}, "
@@ -64,7 +67,19 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     folder = weights_folder(model.weights)
     if model.network == "flow":
         return load_flow(folder, dtype=dtype)
+    _check_prediction(config, str(folder), SdxlSources(base=str(folder)))
     return load_components(folder)
+
+
+def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> None:
+    """Refuse to take a network's output for what its own pipeline says that it is not."""
+    prediction, stated = stored_prediction(place, sources), config.sampler.prediction_type
+    if prediction not in (None, stated):
+        msg = (
+            f"`sampler.prediction_type` must be {prediction!r}, as the scheduler in {place!r} says "
+            f"of its network; got {stated!r}."
+        )
+        raise ConfigError(msg)
 
 
 def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:

@@ -27,7 +27,7 @@ from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.models.tokenizer_files import read_tokenizer
-from mvczigal_ref.models.weight_files import read_safetensors
+from mvczigal_ref.models.weight_files import read_safetensors, refuse_single_file
 from mvczigal_ref.records import CameraFeatures, Conditioning
 from mvczigal_ref.shapes import BatchLatent
 
@@ -259,6 +259,7 @@ def load_components(
             missing, left over or of another shape; the message names each.
     """
     folder = Path(folder)
+    refuse_single_file("folder", folder)
     absent = [name for name in (*PARTS, ADAPTER_FILE) if not (folder / name).exists()]
     if absent:
         msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."

@@ -14,7 +14,7 @@ from mvczigal_ref.models.flow_families import FLUX, SD3, FlowFamily, numbered
 from mvczigal_ref.models.loading import load_model, quiet
 from mvczigal_ref.models.schedulers import scheduler_of
 from mvczigal_ref.models.tokenizer_files import read_tokenizer
-from mvczigal_ref.models.weight_files import read_json
+from mvczigal_ref.models.weight_files import read_json, refuse_single_file
 
 __all__ = ["load_flow", "load_flux", "load_sd3"]
 
@@ -137,6 +137,7 @@ def _load(
 
 def _find(source: str | Path) -> Path:
     """Take a folder as it is, and look a name up in the cache."""
+    refuse_single_file("source", source)
     if Path(source).is_dir():
         return Path(source)
     try:

@@ -24,7 +24,12 @@ from mvczigal_ref.models.sources import (
     locate_tokenizer,
 )
 from mvczigal_ref.models.tokenizer_files import read_tokenizer
-from mvczigal_ref.models.weight_files import first_line, read_json, read_safetensors
+from mvczigal_ref.models.weight_files import (
+    first_line,
+    read_json,
+    read_safetensors,
+    refuse_single_file,
+)
 
 __all__ = ["SdxlSources", "latent_statistics", "load_sdxl_components"]
 
@@ -65,6 +70,8 @@ def load_sdxl_components(
             and then each is named.
     """
     wanted = sources or SdxlSources()
+    for name in ("base", "unet", "vae"):
+        refuse_single_file(name, getattr(wanted, name) or "")
     searches: dict[str, Callable[[SdxlSources], Any]] = {
         **{name: partial(locate_network, name, dtype=dtype) for name in _NETWORKS},
         **{name: partial(locate_tokenizer, name) for name in _TOKENIZERS},

@@ -1,6 +1,7 @@
 """Where the published full-size networks lie: hub ids, the cache or local folders."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "locate_adapter",
     "locate_network",
     "locate_tokenizer",
+    "own_or_published",
 ]
 
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -113,6 +115,28 @@ def find_file(source: str, name: str, sources: SdxlSources) -> tuple[Path | None
     except OSError as error:
         return None, str(error).partition("\n")[0].rstrip(".")
     return (None, f"the repository holds no {name}") if path is None else (Path(path), "")
+
+
+def own_or_published(name: str, sources: SdxlSources) -> str | None:
+    """Choose between a base's own network and the published one that goes with SDXL's base.
+
+    Args:
+        name: Of the network in a diffusers pipeline, "unet" or "vae".
+        sources: Its base, and the published place under the network's name, are read.
+
+    Returns:
+        The published place, with a warning unless the base is SDXL's; None for the base's own.
+    """
+    published: str = getattr(sources, name)
+    if sources.base.partition("@")[0] == SDXL_BASE:
+        return published
+    if find_file(sources.base, f"{name}/config.json", sources)[0] is not None:
+        return None
+    warnings.warn(
+        f"{sources.base!r} holds no {name}/config.json; that of {published} is taken in its place.",
+        stacklevel=3,
+    )
+    return published
 
 
 def locate_network(name: str, sources: SdxlSources, *, dtype: torch.dtype) -> Located:

@@ -19,6 +19,7 @@ __all__ = [
     "read_json",
     "read_metadata",
     "read_safetensors",
+    "refuse_single_file",
     "summary",
 ]
 
@@ -182,6 +183,34 @@ def read_json(path: Path) -> dict[str, Any]:
         msg = f"`{path}` must hold a JSON object; got {type(content).__name__}."
         raise CheckpointError(msg)
     return content
+
+
+def refuse_single_file(name: str, source: str | Path) -> None:
+    """Refuse one file where a pipeline's folder is meant.
+
+    Args:
+        name: Of the argument.
+        source: Given for it.
+
+    Raises:
+        CheckpointError: If it is a file; says what that is, and how a checkpoint is converted.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        return
+    what = describe_file(path)
+    remedy = "Give the folder that holds it."
+    if what == "a safetensors file":
+        remedy = (
+            "Convert a single-file SDXL checkpoint once, `from diffusers import "
+            f"StableDiffusionXLPipeline as P; P.from_single_file({str(path)!r}).save_pretrained("
+            "'FOLDER')`, and name FOLDER."
+        )
+    msg = (
+        f"`{name}` must be a folder or hub id in diffusers' layout; got the file {str(path)!r}, "
+        f"which is {what}. {remedy}"
+    )
+    raise CheckpointError(msg)
 
 
 def summary(names: Sequence[str], *, shown: int = _SHOWN) -> str:
