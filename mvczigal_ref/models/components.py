@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from mvczigal_ref.cameras import OrthographicRig, camera_image
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.finite import overflow_shown
 from mvczigal_ref.models.loading import (
     cast_network,
     load_model,
@@ -164,12 +165,12 @@ class Components:
                 is inside its range.
 
         Returns:
-            Images, clamped.
+            Images, clamped; NaN where the autoencoder overflows.
         """
         rows = latent.reshape(-1, *latent.shape[-3:])
         raw = rows * _per_channel(self.latent_std, rows) + _per_channel(self.latent_mean, rows)
         decoded: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.to(latent.dtype)
-        image = (0.5 * decoded + 0.5).clamp(0.0, 1.0)
+        image = overflow_shown((0.5 * decoded + 0.5).clamp(0.0, 1.0), decoded)
         return image.reshape(*latent.shape[:-3], *image.shape[-3:])
 
     def to(
