@@ -253,7 +253,7 @@ def _not_safetensors(path: Path, error: Exception) -> CheckpointError:
     if what == "a safetensors file":
         what = f"a damaged one ({first_line(error)})"
     pickled = "pickle" in what or "TorchScript" in what
-    remedy = "Convert it with `mvczigal convert-reward`." if pickled else "Download it again."
+    remedy = "`mvczigal convert-reward` may convert it." if pickled else "Download it again."
     return CheckpointError(f"`{path}` must be a whole safetensors file; it is {what}. {remedy}")
 
 

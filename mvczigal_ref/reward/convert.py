@@ -45,10 +45,16 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     kind = describe_file(path)
     if path.suffix == ".safetensors" or kind.startswith("a safetensors"):
         return read_safetensors(path)
+    return _read_pickle(path, kind)
+
+
+def _read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
+    """Read what torch.save wrote, whatever its name."""
     try:
-        with warnings.catch_warnings():
+        # By its content: torch would go by a name's suffix.
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # what old files hold is read or refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles reach nearly every kind of exception
         # torch's own text advises to run the pickle.
         msg = (
@@ -66,7 +72,7 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     file appears whole or not at all.
 
     Args:
-        source: What ``torch.save`` wrote.
+        source: What ``torch.save`` wrote, under any name.
         target: File to write; beside the source with the suffix ``.safetensors`` when None.
 
     Returns:
@@ -85,7 +91,9 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     """
     source = Path(source)
     target = Path(target) if target is not None else source.with_suffix(".safetensors")
-    if source.suffix == ".safetensors" or target.suffix != ".safetensors":
+    kind = describe_file(source)
+    named = source.suffix == ".safetensors" and kind == "absent"
+    if named or kind == "a safetensors file" or target.suffix != ".safetensors":
         msg = (
             "`source` must be a `.pt` or `.pth` file and `target` a `.safetensors` file; got "
             f"{source.name!r} and {target.name!r}."
@@ -94,7 +102,7 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     if target.exists():
         msg = f"`target` must not exist yet; got {str(target)!r}. Delete it, or name another."
         raise ValueError(msg)
-    tensors = _apart(read_tensors(source))
+    tensors = _apart(_read_pickle(source, kind))
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.tmp")
     try:
@@ -152,7 +160,8 @@ def _cause(path: Path, kind: str, error: Exception) -> str:
     if "pickle" not in kind:
         return f"{kind}. Download it again."
     try:
-        foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with path.open("rb") as file:
+            foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except Exception:  # too damaged to be listed
         foreign = []
     if foreign:
