@@ -2,7 +2,8 @@
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mvczigal_ref.errors import CheckpointError
 __all__ = [
     "check_safetensors",
     "describe_file",
+    "described_by",
     "first_line",
     "read_json",
     "read_metadata",
@@ -229,6 +231,35 @@ def summary(names: Sequence[str], *, shown: int = _SHOWN) -> str:
     """
     more = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextmanager
+def described_by(path: str | Path) -> Iterator[None]:
+    """Name the settings from which a network cannot be laid out.
+
+    Args:
+        path: File of the settings, or what the message says of them.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CheckpointError: If a library refuses them inside, in whatever way.
+
+    Examples:
+        >>> with described_by("config.json"):
+        ...     1 / 0
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: `config.json` must describe a network; got Zero...
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # unfit settings reach nearly every kind of exception
+        told = " ".join(str(error).split())[:160]
+        msg = f"`{path}` must describe a network; got {type(error).__name__}: {told}."
+        raise CheckpointError(msg) from error
 
 
 def first_line(error: BaseException) -> str:

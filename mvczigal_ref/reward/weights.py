@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import load_strict, quiet
 from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.weight_files import described_by
 from mvczigal_ref.reward.provenance import note
 
 __all__ = [
@@ -167,7 +168,7 @@ def build_network(
     if dtype not in (torch.float32, torch.bfloat16):
         msg = f"`dtype` must be torch.float32 or torch.bfloat16; got {dtype}."
         raise ValueError(msg)
-    with torch.device("meta"):
+    with torch.device("meta"), described_by(f"the settings of {source}"):
         network = build()
     held = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
     # Copying into tensors without memory does nothing; what stays is the comparison.
