@@ -1,5 +1,6 @@
 """The network of a configuration: found, loaded, and held with its cameras."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.flow_loading import load_flow
 from mvczigal_ref.models.hub import SdxlSources, load_sdxl_components
 from mvczigal_ref.models.schedulers import stored_prediction
+from mvczigal_ref.models.sources import find_file
 from mvczigal_ref.settings import Dtype
 from mvczigal_ref.world.scene import WORLD_RIG
 
@@ -56,6 +58,7 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     model, dtype = config.model, DTYPES[config.model.dtype]
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
+        _tell_what_is_left(model.sources, sources)
         _check_prediction(config, sources.unet or sources.base, sources)
         return load_sdxl_components(sources, dtype=dtype)
     if model.sources:
@@ -69,6 +72,20 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
         return load_flow(folder, dtype=dtype)
     _check_prediction(config, str(folder), SdxlSources(base=str(folder)))
     return load_components(folder)
+
+
+def _tell_what_is_left(named: Mapping[str, str], sources: SdxlSources) -> None:
+    """Warn where a base's own networks are not taken, as nobody named them."""
+    for name in ("unet", "vae"):
+        taken = getattr(sources, name)
+        if "base" not in named or name in named or taken is None:
+            continue
+        if find_file(sources.base, f"{name}/config.json", sources)[0] is not None:
+            warnings.warn(
+                f"`model.sources` takes {taken} for its {name}, not the one in {sources.base!r}; "
+                f"name it as {name} too to have that.",
+                stacklevel=3,
+            )
 
 
 def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> None:

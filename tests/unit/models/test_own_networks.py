@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import load_file, save_file
 
+from mvczigal_ref import networks
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.hub import load_sdxl_components
@@ -108,6 +109,22 @@ def test_what_is_taken_instead_is_told(here):
         pipeline = load(here, here[0].base)
     assert len(told) == 2
     assert pipeline.scheduler.config.prediction_type == "epsilon"
+
+
+def test_a_base_named_alone_is_told(mine, monkeypatch):
+    """Of a recipe: it takes the published UNet and autoencoder all the same, and says so."""
+
+    def stop(sources, **_):
+        raise CheckpointError(sources.unet)
+
+    monkeypatch.setattr(networks, "load_sdxl_components", stop)
+    config = load_config(recipe("lcm_sdxl_simple"), overrides=[f"model.sources={{base: '{mine}'}}"])
+    with (
+        pytest.warns(UserWarning, match=r"not the one in .*my-sdxl") as told,
+        pytest.raises(CheckpointError, match=LCM_UNET),
+    ):
+        load_network(config)
+    assert [str(w.message).split(" for its ")[1][:3] for w in told] == ["une", "vae"]
 
 
 def test_published_places_are_not_asked(here):
