@@ -151,10 +151,12 @@ def _image_reward(options: ScorerOptions) -> PerViewScorer:
 def _hpsv3(options: ScorerOptions) -> PerViewScorer:
     from mvczigal_ref.reward.hpsv3 import HpsV3
 
+    pixels = _own_size(options, lambda size: index(size["pixels"]))
+    settings: dict[str, Any] = {} if pixels is None else {"pixels": pixels}
     found: PerViewScorer = HpsV3.from_pretrained(
         _place(options.weights), base=_place(options.tokenizer), dtype=options.dtype,
         chunk_size=options.images_per_chunk,
-        **(_own_size(options, lambda size: {"pixels": index(size["pixels"])}) or {}),
+        **settings,
     ).to(options.device)  # fmt: skip
     return found
 
