@@ -90,11 +90,11 @@ def _tell_what_is_left(named: Mapping[str, str], sources: SdxlSources) -> None:
 
 def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> None:
     """Refuse to take a network's output for what its own pipeline says that it is not."""
-    prediction, stated = stored_prediction(place, sources), config.sampler.prediction_type
-    if prediction not in (None, stated):
+    prediction, setting = stored_prediction(place, sources), config.sampler.prediction_type
+    if prediction not in (None, setting):
         msg = (
             f"`sampler.prediction_type` must be {prediction!r}, as the scheduler in {place!r} says "
-            f"of its network; got {stated!r}."
+            f"of its network; got {setting!r}."
         )
         raise ConfigError(msg)
 

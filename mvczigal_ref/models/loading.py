@@ -56,7 +56,7 @@ def load_strict(
         if name in tensors and tensors[name].shape != value.shape
     ]
     if faults:
-        msg = f"`{source}` must hold exactly the network's tensors: {_told(faults)}."
+        msg = f"`{source}` must hold exactly the network's tensors: {_listed(faults)}."
         raise CheckpointError(msg)
     with torch.no_grad():
         for name, value in target.items():
@@ -111,7 +111,7 @@ def load_model(
         for name, found, wanted in sorted(info["mismatched_keys"])
     ]
     if faults:
-        msg = f"`{folder}` must hold exactly the network's tensors: {_told(faults)}."
+        msg = f"`{folder}` must hold exactly the network's tensors: {_listed(faults)}."
         raise CheckpointError(msg)
     return loaded.eval()
 
@@ -161,7 +161,7 @@ def shards_of(index: Path) -> set[str]:
     return set(values)
 
 
-def _told(faults: list[str]) -> str:
+def _listed(faults: list[str]) -> str:
     """Give the first faults of each kind, and how many more there are."""
     kinds: dict[str, list[str]] = {}
     for fault in faults:

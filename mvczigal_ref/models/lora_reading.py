@@ -193,8 +193,8 @@ def _rank(path: Path, values: Mapping[str, Tensor], settings: Mapping[str, Any])
         if value.ndim == 2 and (".lora_A." in name or ".lora_B." in name)
     }
     if len(ranks) != 1 or 0 in ranks:
-        told = ", ".join(str(rank) for rank in sorted(ranks)) or "none"
-        msg = f"`{path}` must be a plain LoRA of one rank; its tensors have ranks {told}."
+        listed = ", ".join(str(rank) for rank in sorted(ranks)) or "none"
+        msg = f"`{path}` must be a plain LoRA of one rank; its tensors have ranks {listed}."
         raise CheckpointError(msg)
     (rank,) = ranks
     if "r" in settings and _number(path, settings, "r") != rank:

@@ -188,11 +188,11 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
             raise CheckpointError(msg)
         if prediction is not None:
             few_steps = components.policy.guidance_width is not None
-            made = sdxl_scheduler(few_steps=few_steps, prediction_type=prediction)
-            stated = settings.setdefault("scheduler", made).config.prediction_type
-            if stated != prediction:
+            fitting = sdxl_scheduler(few_steps=few_steps, prediction_type=prediction)
+            setting = settings.setdefault("scheduler", fitting).config.prediction_type
+            if setting != prediction:
                 msg = (
-                    f"`unet` must predict what the scheduler of {source!r} says, {stated!r}; got "
+                    f"`unet` must predict what the scheduler of {source!r} says, {setting!r}; got "
                     f"{prediction!r} in {found.unet!r}. Give `scheduler`, as sdxl_scheduler makes."
                 )
                 raise CheckpointError(msg)

@@ -56,8 +56,8 @@ def read_tokenizer(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - transforme
             raise CheckpointError(msg)
     if not any(all((folder / name).is_file() for name in files) for files in _WORDS):
         # Without them the class would make a tokenizer of no words, and say nothing.
-        told = ", or ".join(" and ".join(files) for files in _WORDS)
-        msg = f"`{folder}` must hold a whole {kind.__name__}: {told}. Download its files again."
+        layouts = ", or ".join(" and ".join(files) for files in _WORDS)
+        msg = f"`{folder}` must hold a whole {kind.__name__}: {layouts}. Download its files again."
         raise CheckpointError(msg)
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)

@@ -257,8 +257,8 @@ def described_by(path: str | Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # unfit settings reach nearly every kind of exception
-        told = " ".join(str(error).split())[:160]
-        msg = f"`{path}` must describe a network; got {type(error).__name__}: {told}."
+        reason = " ".join(str(error).split())[:160]
+        msg = f"`{path}` must describe a network; got {type(error).__name__}: {reason}."
         raise CheckpointError(msg) from error
 
 
