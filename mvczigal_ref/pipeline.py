@@ -231,9 +231,9 @@ class TextToMultiviewPipeline(MultiviewPipelineParts):
         if upcast:  # its activations overflow in half precision
             self.vae.to(torch.float32)
         images = torch.cat([parts.decode(one[None]).float() for one in latents])
-        require_finite(AUTOENCODER_IMAGE, images, objects)
         if upcast:
             self.vae.to(torch.float16)
+        require_finite(AUTOENCODER_IMAGE, images, objects)
         if output_type == "pt":
             return images
         arrays = images.permute(0, 1, 3, 4, 2).cpu().numpy()

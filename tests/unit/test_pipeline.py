@@ -316,7 +316,7 @@ def test_half_precision_decodes_where_it_does_not_overflow():
 
     pipeline.to(torch.float16, silence_dtype_warnings=True)
     pipeline.vae.decode = spy
-    pipeline._images(pipeline.parts, randn(1, 2, 4, 4, 4).float(), "pt")
+    pipeline._images(pipeline.parts, randn(1, 2, 4, 4, 4).float(), "pt", [0])
     assert seen == [torch.float32]
     assert pipeline.vae.dtype == torch.float16
 
