@@ -11,12 +11,13 @@ from torch import Tensor
 from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
+from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
-from mvczigal_ref.shapes import Images
+from mvczigal_ref.shapes import Images, ObjectLatent
 from mvczigal_ref.system import DTYPES, System
 
 __all__ = ["Evaluation", "PairedGain", "evaluate", "paired_gain", "sample_objects"]
@@ -116,6 +117,9 @@ def sample_objects(
     Returns:
         Images in [0, 1].
 
+    Raises:
+        NonFiniteError: If latents or images are not; names the part, object and view.
+
     Examples:
         >>> from mvczigal_ref.models.tiny import tiny_components
         >>> from mvczigal_ref.system import build_system
@@ -149,14 +153,22 @@ def sample_objects(
             guidance_scale=config.sampler.guidance_scale,
             camera_scale=config.sampler.camera_scale,
         )  # fmt: skip
-        return system.images(group.denoised[:, 0])
+        return _finite_images(system, group.denoised[:, 0], noise.objects)
     else:
         trajectory = standard_rollout(
             system.policy, sampler, noise.initial(), conditioning, noise.arm("standard"),
             guidance_scale=config.sampler.guidance_scale,
             camera_scale=config.sampler.camera_scale, storage_dtype=dtype,
         )  # fmt: skip
-    return system.images(trajectory.denoised)
+    return _finite_images(system, trajectory.denoised, noise.objects)
+
+
+def _finite_images(system: System, denoised: ObjectLatent, objects: Sequence[int]) -> Images:
+    """Decode, and name the part of the model whose numbers are not finite."""
+    require_finite(NETWORK_LATENT, denoised, objects)
+    images = system.images(denoised)
+    require_finite(AUTOENCODER_IMAGE, images, objects)
+    return images
 
 
 def evaluate(

@@ -1,5 +1,6 @@
 """The network of a configuration: found, loaded, and held with its cameras."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,8 @@ from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.flow_loading import load_flow
 from mvczigal_ref.models.hub import SdxlSources, load_sdxl_components
+from mvczigal_ref.models.schedulers import stored_prediction
+from mvczigal_ref.models.sources import find_file
 from mvczigal_ref.settings import Dtype
 from mvczigal_ref.world.scene import WORLD_RIG
 
@@ -55,7 +58,10 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     """
     model, dtype = config.model, DTYPES[config.model.dtype]
     if model.weights in PUBLISHED:
-        return load_sdxl_components(published_sources(model.weights, model.sources), dtype=dtype)
+        sources = published_sources(model.weights, model.sources)
+        _tell_what_is_left(model.sources, sources)
+        _check_prediction(config, sources.unet or sources.base, sources)
+        return load_sdxl_components(sources, dtype=dtype)
     if model.sources:
         msg = (
             f"`model.sources` is for `model.weights` of {list(PUBLISHED)}; got {model.weights!r}, "
@@ -65,7 +71,33 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     folder = weights_folder(model.weights)
     if model.network == "flow":
         return load_flow(folder, text_length=config.flow.text_length, dtype=dtype)
+    _check_prediction(config, str(folder), SdxlSources(base=str(folder)))
     return load_components(folder)
+
+
+def _tell_what_is_left(named: Mapping[str, str], sources: SdxlSources) -> None:
+    """Warn where a base's own networks are not taken, as nobody named them."""
+    for name in ("unet", "vae"):
+        taken = getattr(sources, name)
+        if "base" not in named or name in named or taken is None:
+            continue
+        if find_file(sources.base, f"{name}/config.json", sources)[0] is not None:
+            warnings.warn(
+                f"`model.sources` takes {taken} for its {name}, not the one in {sources.base!r}; "
+                f"name it as {name} too to have that.",
+                stacklevel=3,
+            )
+
+
+def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> None:
+    """Refuse to take a network's output for what its own pipeline says that it is not."""
+    prediction, setting = stored_prediction(place, sources), config.sampler.prediction_type
+    if prediction not in (None, setting):
+        msg = (
+            f"`sampler.prediction_type` must be {prediction!r}, as the scheduler in {place!r} says "
+            f"of its network; got {setting!r}."
+        )
+        raise ConfigError(msg)
 
 
 def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mvczigal_ref.cameras import OrthographicRig, camera_image
 from mvczigal_ref.diffusion.precision import require_choice
 from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.pipeline_parts import MultiviewPipelineParts
 from mvczigal_ref.models.schedulers import sampler_from_scheduler
@@ -135,6 +136,7 @@ class TextToMultiviewPipeline(MultiviewPipelineParts):
 
         Raises:
             ValueError: If an argument is out of range, or disagrees with another.
+            NonFiniteError: If latents or images are not; names the part, object and view.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         cameras = self.default_rig if rig is None else rig
@@ -198,7 +200,11 @@ class TextToMultiviewPipeline(MultiviewPipelineParts):
             else:
                 final = trajectory.denoised
                 end_step(sampler.num_steps - 1, final, final)
-        images = final if output_type == "latent" else self._images(parts, final, output_type)
+        objects = range(len(prompts)) if noise is None else noise.objects
+        require_finite(NETWORK_LATENT, final, objects)
+        images: Any = final
+        if output_type != "latent":
+            images = self._images(parts, final, output_type, objects)
         self.maybe_free_model_hooks()
         return TextToMultiviewOutput(images=images) if return_dict else (images,)
 
@@ -217,7 +223,9 @@ class TextToMultiviewPipeline(MultiviewPipelineParts):
         for name in tensors:
             require_choice("callback_on_step_end_tensor_inputs", name, ("latents", "denoised"))
 
-    def _images(self, parts: Components, latents: Tensor, output_type: str) -> Any:  # noqa: ANN401
+    def _images(
+        self, parts: Components, latents: Tensor, output_type: str, objects: Sequence[int]
+    ) -> Any:  # noqa: ANN401
         """Decode object by object, and hand out what was asked for."""
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:  # its activations overflow in half precision
@@ -225,6 +233,7 @@ class TextToMultiviewPipeline(MultiviewPipelineParts):
         images = torch.cat([parts.decode(one[None]).float() for one in latents])
         if upcast:
             self.vae.to(torch.float16)
+        require_finite(AUTOENCODER_IMAGE, images, objects)
         if output_type == "pt":
             return images
         arrays = images.permute(0, 1, 3, 4, 2).cpu().numpy()

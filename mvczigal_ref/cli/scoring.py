@@ -18,6 +18,7 @@ from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import RewardConfig
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.finite import require_finite
 from mvczigal_ref.reward.provenance import content_hash, files_read
 from mvczigal_ref.reward.registry import (
     JOINT,
@@ -44,6 +45,7 @@ def score_images(command: Score, settings: RewardConfig) -> None:
 
     Raises:
         ConfigError: If pictures or scorers do not fit together.
+        NonFiniteError: If a score is not finite; names the scorer and view, and nothing is written.
     """
     device = join(command.device).device
     images = read_views(command.images, row=command.row)
@@ -56,6 +58,7 @@ def score_images(command: Score, settings: RewardConfig) -> None:
             found[name] = scorer(images.to(device), [command.prompt] * objects).cpu()
         except ValueError as error:  # such as another number of views than the scorer knows
             raise ConfigError(f"`{name}` cannot score these pictures: {error}") from error
+        require_finite(name, found[name], range(objects))
     Console().print(_table(command, found, objects, views))
     if command.json is not None:
         content = {

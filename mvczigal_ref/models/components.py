@@ -8,12 +8,13 @@ import torch
 from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mvczigal_ref.cameras import OrthographicRig, camera_image
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.finite import overflow_shown
 from mvczigal_ref.models.loading import (
     cast_network,
     load_model,
@@ -26,6 +27,8 @@ from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiVi
 from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.text import encode_prompts
+from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.weight_files import read_safetensors, refuse_single_file
 from mvczigal_ref.records import CameraFeatures, Conditioning
 from mvczigal_ref.shapes import BatchLatent
 
@@ -162,12 +165,12 @@ class Components:
                 is inside its range.
 
         Returns:
-            Images, clamped.
+            Images, clamped; NaN where the autoencoder overflows.
         """
         rows = latent.reshape(-1, *latent.shape[-3:])
         raw = rows * _per_channel(self.latent_std, rows) + _per_channel(self.latent_mean, rows)
         decoded: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.to(latent.dtype)
-        image = (0.5 * decoded + 0.5).clamp(0.0, 1.0)
+        image = overflow_shown((0.5 * decoded + 0.5).clamp(0.0, 1.0), decoded)
         return image.reshape(*latent.shape[:-3], *image.shape[-3:])
 
     def to(
@@ -257,6 +260,7 @@ def load_components(
             missing, left over or of another shape; the message names each.
     """
     folder = Path(folder)
+    refuse_single_file("folder", folder)
     absent = [name for name in (*PARTS, ADAPTER_FILE) if not (folder / name).exists()]
     if absent:
         msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."
@@ -282,14 +286,14 @@ def _read(folder: Path, dtype: torch.dtype) -> Components:
     policy = MultiViewUNet(unet, cast_network(camera_encoder, None, dtype))
     target = {n: value for n, value in unet.state_dict().items() if is_row_attention(n)}
     path = folder / ADAPTER_FILE
-    load_strict(target | camera_encoder.state_dict(), load_file(path), source=str(path))
+    load_strict(target | camera_encoder.state_dict(), read_safetensors(path), source=str(path))
     vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=dtype)
     channels, scale = vae.config.latent_channels, 1.0 / vae.config.scaling_factor
     first = load_model(CLIPTextModel, folder / "text_encoder", dtype=dtype)
     second = load_model(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
     return Components(
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        tokenizer=read_tokenizer(CLIPTokenizer, folder / "tokenizer"),
+        tokenizer_2=read_tokenizer(CLIPTokenizer, folder / "tokenizer_2"),
         text_encoder=first.requires_grad_(requires_grad=False),
         text_encoder_2=second.requires_grad_(requires_grad=False),
         vae=vae,

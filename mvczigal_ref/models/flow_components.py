@@ -14,10 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mvczigal_ref.diffusion.flow_schedule import resolution_shift, shift_sigma
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.finite import overflow_shown
 from mvczigal_ref.models.flow_families import family_of, numbered
 from mvczigal_ref.models.flow_lora import flow_lora_parameters
 from mvczigal_ref.models.flow_policy import FlowPolicy
 from mvczigal_ref.models.loading import cast_network, quiet, save_config, stored
+from mvczigal_ref.models.scheduler_settings import check_scheduler
 from mvczigal_ref.records import Conditioning
 from mvczigal_ref.shapes import BatchLatent, PromptEmbedding
 
@@ -53,6 +55,10 @@ class FlowComponents:
 
     max_tokens: int
     """Length of T5's sequences [tokens]."""
+
+    def __post_init__(self) -> None:
+        """Refuse a scheduler whose noise levels are not followed."""
+        check_scheduler(self.scheduler)
 
     def encode_prompts(
         self, prompts: Sequence[str]
@@ -182,12 +188,12 @@ class FlowComponents:
                 is inside its range.
 
         Returns:
-            Images, clamped.
+            Images, clamped; NaN where the autoencoder overflows.
         """
         mean, std = self._scaling(latent)
         raw = (latent * std + mean).reshape(-1, *latent.shape[-3:])
         decoded: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.to(latent.dtype)
-        image = (0.5 * decoded + 0.5).clamp(0.0, 1.0)
+        image = overflow_shown((0.5 * decoded + 0.5).clamp(0.0, 1.0), decoded)
         return image.reshape(*latent.shape[:-3], *image.shape[-3:])
 
     def to(

@@ -1,6 +1,5 @@
 """Strict loading of flow pipelines, from a folder or from the libraries' own cache."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,6 +11,9 @@ from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.flow_families import FLUX, SD3, FlowFamily, numbered
 from mvczigal_ref.models.loading import load_model, quiet
+from mvczigal_ref.models.schedulers import scheduler_of
+from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.weight_files import read_json, refuse_single_file
 
 __all__ = ["load_flow", "load_flux", "load_sd3"]
 
@@ -44,11 +46,11 @@ def load_flow(
     """
     folder, known = _find(source), {family.pipeline: family for family in (FLUX, SD3)}
     try:
-        named = json.loads((folder / "model_index.json").read_text("utf-8"))["_class_name"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        named = read_json(folder / "model_index.json")["_class_name"]
+    except LookupError as error:
         msg = f"`{folder}` must hold a model_index.json that names its pipeline; got {error!r}."
         raise CheckpointError(msg) from error
-    if named not in known:
+    if not isinstance(named, str) or named not in known:
         msg = f"`{folder}` must hold one of {sorted(known)}; got {named!r}."
         raise CheckpointError(msg)
     length = _max_tokens(known[named], folder, text_length)
@@ -119,7 +121,7 @@ def _max_tokens(family: FlowFamily, folder: Path, text_length: int | None) -> in
     name, kind = list(numbered("tokenizer", family.tokenizers).items())[-1]
     if not (folder / name).exists():  # to be named with every absent part
         return text_length or usual
-    longest = int(kind.from_pretrained(folder / name, local_files_only=True).model_max_length)
+    longest = int(read_tokenizer(kind, folder / name).model_max_length)
     if text_length is not None and text_length > longest:
         msg = (
             f"`flow.text_length` must be at most {longest}, the longest text of the tokenizer in "
@@ -155,6 +157,7 @@ def _load(
 
 def _find(source: str | Path) -> Path:
     """Take a folder as it is, and look a name up in the cache."""
+    refuse_single_file("source", source)
     if Path(source).is_dir():
         return Path(source)
     try:
@@ -176,13 +179,15 @@ def _read(
     vae_dtype: torch.dtype,
 ) -> FlowComponents:
     """Load every part."""
+    euler = {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler}
+    scheduler = scheduler_of(euler, folder / "scheduler" / "scheduler_config.json")
     vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=vae_dtype)
     channels, config = vae.config.latent_channels, vae.config
     transformer = load_model(family.transformer, folder / "transformer", torch_dtype=dtype)
     encoders = numbered("text_encoder", family.text_encoders)
     return FlowComponents(
         tokenizers=tuple(
-            kind.from_pretrained(folder / name, local_files_only=True)
+            read_tokenizer(kind, folder / name)
             for name, kind in numbered("tokenizer", family.tokenizers).items()
         ),
         text_encoders=tuple(
@@ -191,9 +196,7 @@ def _read(
         ),
         vae=vae,
         policy=family.policy(transformer).eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
-            folder / "scheduler", local_files_only=True
-        ),
+        scheduler=scheduler,
         latent_mean=torch.tensor(config.latents_mean or [config.shift_factor or 0.0] * channels),
         latent_std=torch.tensor(config.latents_std or [1.0 / config.scaling_factor] * channels),
         max_tokens=max_tokens,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.flow_policy import FlowPolicy
 from mvczigal_ref.models.loading import load_strict, stored
+from mvczigal_ref.models.lora_reading import METADATA, read_lora
 
 __all__ = [
     "add_flow_lora",
@@ -27,8 +27,6 @@ __all__ = [
 
 # The name PEFT gives the only adapter; published files leave it out.
 _ADAPTER = "default"
-# Where diffusers' pipelines look for the scale, by which a file's values would else be misread.
-_METADATA = "lora_adapter_metadata"
 
 
 def add_flow_lora(
@@ -133,7 +131,7 @@ def save_flow_lora(policy: FlowPolicy, path: Path) -> None:
         "transformer.lora_alpha": config.lora_alpha,
         "transformer.target_modules": sorted(config.target_modules),
     }
-    metadata = {"format": "pt", _METADATA: json.dumps(settings, sort_keys=True)}
+    metadata = {"format": "pt", METADATA: json.dumps(settings, sort_keys=True)}
     atomic_write(path, save(values, metadata=metadata))
 
 
@@ -150,20 +148,21 @@ def load_flow_lora(policy: FlowPolicy, path: Path) -> None:
             tensor is missing, left over or of another shape; the message names
             each, and a LoRA that was there is not changed.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {})[_METADATA])
-        values = load_file(path)
-        rank, alpha = int(settings["transformer.r"]), float(settings["transformer.lora_alpha"])
-        targets = list(settings["transformer.target_modules"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    file = read_lora(path, network="transformer")
+    if file.alpha is None or file.targets is None:
         msg = (
-            f"`{path}` must be a LoRA with its rank, alpha and targets; got "
-            f"{type(error).__name__}: {error}. Write it with save_flow_lora."
+            f"`{path}` must be a LoRA with its rank, alpha and targets; got one that says "
+            f"alpha {file.alpha} and targets {file.targets}. Write it with save_flow_lora."
         )
-        raise CheckpointError(msg) from error
+        raise CheckpointError(msg)
+    values = {f"transformer.{name}": value for name, value in file.values.items()}
+    rank, alpha, targets = file.rank, file.alpha, file.targets
     if not flow_lora_parameters(policy):
-        add_flow_lora(policy, rank=rank, alpha=alpha, seed=0, targets=targets)
+        try:
+            add_flow_lora(policy, rank=rank, alpha=alpha, seed=0, targets=targets)
+        except ValueError as error:  # PEFT's, where no layer has such a name
+            msg = f"`{path}` must name layers of the network as its targets; got {error}"
+            raise CheckpointError(msg) from error
     held = policy.transformer.peft_config[_ADAPTER]
     if held.lora_alpha / held.r != alpha / rank:
         msg = (

@@ -1,16 +1,13 @@
 """The published full-size networks as one set of components, loaded strictly."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -25,6 +22,13 @@ from mvczigal_ref.models.sources import (
     locate_adapter,
     locate_network,
     locate_tokenizer,
+)
+from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.weight_files import (
+    first_line,
+    read_json,
+    read_safetensors,
+    refuse_single_file,
 )
 
 __all__ = ["SdxlSources", "latent_statistics", "load_sdxl_components"]
@@ -66,6 +70,8 @@ def load_sdxl_components(
             and then each is named.
     """
     wanted = sources or SdxlSources()
+    for name in ("base", "unet", "vae"):
+        refuse_single_file(name, getattr(wanted, name) or "")
     searches: dict[str, Callable[[SdxlSources], Any]] = {
         **{name: partial(locate_network, name, dtype=dtype) for name in _NETWORKS},
         **{name: partial(locate_tokenizer, name) for name in _TOKENIZERS},
@@ -112,6 +118,7 @@ def latent_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
 
 def _read(found: dict[str, Any], dtype: torch.dtype) -> Components:
     """Load every part from the disk."""
+    tokenizers = {name: read_tokenizer(CLIPTokenizer, found[name]) for name in _TOKENIZERS}
     loaded = {name: _load_network(name, found[name], dtype) for name in _NETWORKS}
     for name in ("text_encoder", "text_encoder_2"):
         loaded[name].requires_grad_(requires_grad=False)
@@ -120,10 +127,6 @@ def _read(found: dict[str, Any], dtype: torch.dtype) -> Components:
     mean, std = latent_statistics(vae)
     # From here on the statistics hold the factor, so that settings saved again agree.
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist(), scaling_factor=1.0)
-    tokenizers = {
-        name: CLIPTokenizer.from_pretrained(found[name], local_files_only=True)
-        for name in _TOKENIZERS
-    }
     return Components(
         **tokenizers, **loaded, policy=policy.eval(), latent_mean=mean, latent_std=std
     )
@@ -133,21 +136,27 @@ def _load_network(name: str, at: Located, dtype: torch.dtype) -> Any:  # noqa: A
     """Load one network, no pickle accepted."""
     kind, dtype_name = _NETWORKS[name]
     if name == "vae" and dtype == torch.float16:
-        config = json.loads((at.folder / "config.json").read_text("utf-8"))
+        config = read_json(at.folder / "config.json")
         dtype = torch.float32 if config.get("force_upcast", True) else dtype
-    read = partial(kind.from_pretrained, variant=at.variant, use_safetensors=True)
-    return load_model(SimpleNamespace(from_pretrained=read), at.folder, **{dtype_name: dtype})
+    return load_model(kind, at.folder, variant=at.variant, **{dtype_name: dtype})
 
 
 def _with_adapter(unet: UNet2DConditionModel, path: Path, dtype: torch.dtype) -> MultiViewUNet:
     """Give a plain UNet the adapter's row attention and camera encoder."""
     config = PUBLISHED_CAMERA_ENCODER
     if (path.parent / "camera_encoder" / "config.json").is_file():
-        config = T2IAdapter.load_config(path.parent / "camera_encoder")
-    with torch.device("meta"):
-        camera_encoder = T2IAdapter.from_config(config)
-    policy = MultiViewUNet(unet, camera_encoder)
-    tensors, cameras = load_file(path), camera_encoder.state_dict()
+        config = read_json(path.parent / "camera_encoder" / "config.json")
+    tensors = read_safetensors(path)
+    try:
+        with torch.device("meta"):
+            camera_encoder = T2IAdapter.from_config(config)
+    except Exception as error:  # unfit settings reach nearly every kind of exception
+        msg = (
+            f"`{path.parent / 'camera_encoder'}` must describe a T2IAdapter; got "
+            f"{type(error).__name__}: {first_line(error)}."
+        )
+        raise CheckpointError(msg) from error
+    policy, cameras = MultiViewUNet(unet, camera_encoder), camera_encoder.state_dict()
     rows = {name: value for name, value in unet.state_dict().items() if is_row_attention(name)}
     # Rows are filled; the cameras have no memory yet, so theirs are compared alone.
     load_strict(rows | cameras, tensors, source=str(path))

@@ -13,8 +13,20 @@ from transformers.utils import logging as transformers_logging
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.weight_files import check_safetensors, first_line, read_json
 
-__all__ = ["cast_network", "load_model", "load_strict", "quiet", "save_config", "stored"]
+__all__ = [
+    "cast_network",
+    "check_folder",
+    "load_model",
+    "load_strict",
+    "quiet",
+    "save_config",
+    "shards_of",
+    "stored",
+]
+
+_SHOWN = 4  # faults of a kind in a message
 
 
 def load_strict(
@@ -28,8 +40,8 @@ def load_strict(
         source: Where they came from, for the message.
 
     Raises:
-        CheckpointError: If a tensor is missing, left over or of another shape;
-            then nothing is changed.
+        CheckpointError: If a tensor is missing, left over or of another shape; the first are
+            named and the others counted. Then nothing is changed.
 
     Examples:
         >>> load_strict({"a": torch.zeros(2)}, {"b": torch.zeros(2)}, source="file")
@@ -44,22 +56,54 @@ def load_strict(
         if name in tensors and tensors[name].shape != value.shape
     ]
     if faults:
-        msg = f"`{source}` must hold exactly the network's tensors: {'; '.join(faults)}."
+        msg = f"`{source}` must hold exactly the network's tensors: {_listed(faults)}."
         raise CheckpointError(msg)
     with torch.no_grad():
         for name, value in target.items():
             value.copy_(tensors[name])
 
 
-def load_model(kind: Any, folder: Path, **options: torch.dtype) -> Any:  # noqa: ANN401 - untyped libraries
-    """Load a library's model and refuse what the library only logs."""
-    options_all: dict[str, Any] = {"output_loading_info": True, "local_files_only": True, **options}
+def load_model(
+    kind: Any,  # noqa: ANN401 - untyped libraries
+    folder: Path,
+    *,
+    variant: str | None = None,
+    **options: torch.dtype,
+) -> Any:  # noqa: ANN401
+    """Load a library's model from safetensors, and refuse what the library only logs.
+
+    Args:
+        kind: Class of the model.
+        folder: Holds its settings and tensors.
+        variant: Word in the names of the tensors' files.
+        **options: Floating type, by the library's own name for it.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: If a file is no such, and then the message says what it is; or if a
+            tensor is missing, left over or of another shape.
+    """
+    check_folder(folder, variant)
+    options_all: dict[str, Any] = {
+        "output_loading_info": True, "local_files_only": True, "use_safetensors": True, **options
+    }  # fmt: skip
+    if variant is not None:
+        options_all["variant"] = variant
     try:
-        loaded, info = kind.from_pretrained(folder, **options_all)
-    except (ValueError, RuntimeError):
-        # Both libraries stop at a misshapen tensor; read on, to name all of them.
-        slow = {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True}
-        loaded, info = kind.from_pretrained(folder, **options_all, **slow)
+        try:
+            loaded, info = kind.from_pretrained(folder, **options_all)
+        except (ValueError, RuntimeError):
+            # Both libraries stop at a misshapen tensor; read on, to name all of them.
+            slow = {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True}
+            loaded, info = kind.from_pretrained(folder, **options_all, **slow)
+    except Exception as error:  # unfit settings reach nearly every kind of exception
+        msg = (
+            f"`{folder}` must hold a readable {kind.__name__}, its config.json and its tensors; "
+            f"got {type(error).__name__}: {first_line(error)}."
+        )
+        raise CheckpointError(msg) from error
     kinds = {"missing": "missing_keys", "unexpected": "unexpected_keys"}
     faults = [f"{word} {name}" for word, key in kinds.items() for name in sorted(info[key])]
     faults += [
@@ -67,9 +111,66 @@ def load_model(kind: Any, folder: Path, **options: torch.dtype) -> Any:  # noqa:
         for name, found, wanted in sorted(info["mismatched_keys"])
     ]
     if faults:
-        msg = f"`{folder}` must hold exactly the network's tensors: {'; '.join(faults)}."
+        msg = f"`{folder}` must hold exactly the network's tensors: {_listed(faults)}."
         raise CheckpointError(msg)
     return loaded.eval()
+
+
+def check_folder(folder: Path, variant: str | None = None) -> None:
+    """Look at a model's files before a library does: settings, index, headers of the tensors.
+
+    Args:
+        folder: Holds them.
+        variant: Word in the names of the tensors' files.
+
+    Raises:
+        CheckpointError: If one is no such file; the message says what it is.
+    """
+    read_json(folder / "config.json")
+    dotted = f".{variant}" if variant else ""
+    for stem in ("diffusion_pytorch_model", "model"):
+        whole = folder / f"{stem}{dotted}.safetensors"
+        index = folder / f"{stem}.safetensors.index{dotted}.json"
+        if whole.is_file():
+            check_safetensors(whole)
+        elif index.is_file():
+            for shard in sorted(shards_of(index)):
+                check_safetensors(folder / shard)
+
+
+def shards_of(index: Path) -> set[str]:
+    """Read which files hold a network's tensors.
+
+    Args:
+        index: JSON that names the file of each tensor.
+
+    Returns:
+        Names of files beside it.
+
+    Raises:
+        CheckpointError: If it is something else, or names files elsewhere.
+    """
+    names = read_json(index).get("weight_map")
+    values = list(names.values()) if isinstance(names, dict) else []
+    if not values or not all(isinstance(n, str) and n == Path(n).name for n in values):
+        msg = (
+            f"`{index}` must say in `weight_map` which file beside it holds each tensor; got "
+            f"{str(names)[:80]}. Download it again."
+        )
+        raise CheckpointError(msg)
+    return set(values)
+
+
+def _listed(faults: list[str]) -> str:
+    """Give the first faults of each kind, and how many more there are."""
+    kinds: dict[str, list[str]] = {}
+    for fault in faults:
+        word = fault.partition(" ")[0]
+        kinds.setdefault(word if word in ("missing", "unexpected") else "", []).append(fault)
+    return "; ".join(
+        "; ".join(each[:_SHOWN]) + (f"; and {len(each) - _SHOWN} more" * (len(each) > _SHOWN))
+        for each in kinds.values()
+    )
 
 
 def save_config(model: Any, folder: Path) -> None:  # noqa: ANN401 - untyped libraries

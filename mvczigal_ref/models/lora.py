@@ -1,5 +1,6 @@
 """Low-rank updates of the UNet's attention, in PEFT's layout and names."""
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -11,11 +12,14 @@ from mvczigal_ref.models.loading import load_strict
 
 __all__ = [
     "LORA_TARGETS",
+    "adapter_names",
     "add_lora",
+    "insert_lora",
     "load_lora_state_dict",
     "lora_parameters",
     "lora_state_dict",
     "merge_lora",
+    "one_adapter",
 ]
 
 LORA_TARGETS = (
@@ -30,7 +34,7 @@ LORA_TARGETS = (
 )
 """Every projection of every attention, row attention included."""
 
-# The name PEFT gives the only adapter; published files leave it out.
+# The name PEFT gives the only adapter, here the trained one; published files leave it out.
 _ADAPTER = "default"
 
 
@@ -68,9 +72,25 @@ def add_lora(unet: UNet2DConditionModel, *, rank: int, alpha: float, seed: int) 
     if not alpha > 0.0:
         msg = f"`alpha` must be positive; got {alpha!r}. It is often set to the rank."
         raise ValueError(msg)
-    if lora_parameters(unet):
-        msg = "`unet` must hold no LoRA yet; got one that does. Merge or load into it instead."
+    if adapters := adapter_names(unet):
+        msg = (
+            f"`unet` must hold no LoRA yet; got one that does, {', '.join(adapters)}. Merge or "
+            "load into it instead."
+        )
         raise ValueError(msg)
+    insert_lora(unet, rank=rank, alpha=alpha, seed=seed)
+
+
+def insert_lora(unet: UNet2DConditionModel, *, rank: int, alpha: float, seed: int) -> None:
+    """Add the trained LoRA beside whatever adapters there are, which stay active and frozen.
+
+    Args:
+        unet: Changed in place.
+        rank: As of :func:`add_lora`.
+        alpha: Likewise.
+        seed: Likewise.
+    """
+    beside = list(unet.active_adapters()) if adapter_names(unet) else []
     config = LoraConfig(
         r=rank,
         # PEFT types it as an integer and divides by it all the same.
@@ -79,8 +99,15 @@ def add_lora(unet: UNet2DConditionModel, *, rank: int, alpha: float, seed: int) 
         # Drawn below: PEFT would take them from the global generator.
         init_lora_weights=False,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        if beside:  # which PEFT warns of
+            warnings.simplefilter("ignore", UserWarning)
         unet.add_adapter(config, adapter_name=_ADAPTER)
+    if beside:  # PEFT has switched them off; it makes whatever is active trainable
+        unet.set_adapter([*beside, _ADAPTER])
+        trained = lora_parameters(unet).values()
+        for parameter in set(unet.parameters()) - set(trained):
+            parameter.requires_grad_(requires_grad=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in lora_parameters(unet).items():
@@ -92,19 +119,58 @@ def add_lora(unet: UNet2DConditionModel, *, rank: int, alpha: float, seed: int) 
                 parameter.zero_()
 
 
-def lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """Find the LoRA parameters under their published names.
+def adapter_names(unet: UNet2DConditionModel) -> tuple[str, ...]:
+    """List the adapters of a network; "default" is the trained one.
+
+    Args:
+        unet: With or without adapters.
+
+    Returns:
+        Their names.
+    """
+    return tuple(getattr(unet, "peft_config", None) or ())
+
+
+def one_adapter(unet: UNet2DConditionModel) -> str:
+    """Choose the adapter that is saved: the trained one, or the only one.
+
+    Args:
+        unet: With adapters.
+
+    Returns:
+        Its name.
+
+    Raises:
+        ValueError: If there is none, or several and none of them is the trained one.
+    """
+    names = adapter_names(unet)
+    if not names:
+        msg = "`unet` must hold a LoRA; got one without. Call add_lora first."
+        raise ValueError(msg)
+    if _ADAPTER not in names and len(names) > 1:
+        msg = (
+            f"`unet` must hold one LoRA, or one that is named {_ADAPTER!r}; got "
+            f"{', '.join(names)}. Delete the others with `delete_adapters`."
+        )
+        raise ValueError(msg)
+    return _ADAPTER if _ADAPTER in names else names[0]
+
+
+def lora_parameters(unet: UNet2DConditionModel, adapter: str = _ADAPTER) -> dict[str, nn.Parameter]:
+    """Find an adapter's parameters under their published names.
 
     Args:
         unet: With or without a LoRA.
+        adapter: Its name; the trained one's.
 
     Returns:
-        Parameters by name, empty without a LoRA.
+        Parameters by name, empty without that adapter.
     """
+    kinds = (f".lora_A.{adapter}.", f".lora_B.{adapter}.")
     return {
-        name.replace(f".{_ADAPTER}.", "."): parameter
+        name.replace(f".{adapter}.", "."): parameter
         for name, parameter in unet.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
+        if any(kind in name for kind in kinds)
     }
 
 
@@ -112,18 +178,15 @@ def lora_state_dict(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     """Copy the LoRA's values out, under the names of published LoRA files.
 
     Args:
-        unet: That holds a LoRA.
+        unet: That holds a LoRA; of several the trained one.
 
     Returns:
         Detached copies by name.
 
     Raises:
-        ValueError: If there is no LoRA.
+        ValueError: If there is no LoRA, or several of which none is the trained one.
     """
-    parameters = lora_parameters(unet)
-    if not parameters:
-        msg = "`unet` must hold a LoRA; got one without. Call add_lora first."
-        raise ValueError(msg)
+    parameters = lora_parameters(unet, one_adapter(unet))
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
@@ -153,12 +216,13 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
     """Add the LoRA's update to the weights and take the LoRA away.
 
     Args:
-        unet: That holds a LoRA, changed in place. Its parameters stay frozen.
+        unet: That holds a LoRA, changed in place; several that are active are all added. Its
+            parameters stay frozen.
 
     Raises:
         ValueError: If there is no LoRA.
     """
-    if not lora_parameters(unet):
+    if not adapter_names(unet):
         msg = "`unet` must hold a LoRA; got one without. Call add_lora first."
         raise ValueError(msg)
     unet.fuse_lora()

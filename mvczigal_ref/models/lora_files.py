@@ -1,14 +1,12 @@
 """A trained LoRA as files that PEFT, diffusers and the released code load, and back again."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mvczigal_ref.errors import CheckpointError
@@ -16,16 +14,14 @@ from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.loading import load_strict, save_config, stored
 from mvczigal_ref.models.lora import (
     LORA_TARGETS,
-    add_lora,
+    adapter_names,
+    insert_lora,
     load_lora_state_dict,
     lora_parameters,
 )
+from mvczigal_ref.models.lora_reading import PEFT_FILE, read_lora
 from mvczigal_ref.models.lora_weights import (
     DIFFUSERS_LORA_FILE,
-    METADATA,
-    PEFT_CONFIG,
-    PEFT_FILE,
-    PREFIXES,
     LoraLayout,
     LoraWeights,
     write_lora_file,
@@ -36,9 +32,6 @@ from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
 
 __all__ = ["load_lora", "save_lora_file", "save_lora_folder", "save_unet_folder"]
-
-# Variants of LoRA whose values mean something else.
-_OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 
 
 def save_lora_folder(
@@ -86,48 +79,33 @@ def save_lora_file(
 def load_lora(unet: UNet2DConditionModel, source: str | Path) -> None:
     """Read a LoRA in any of the three layouts, adding it where there is none.
 
-    Without a stored scale alpha is the rank, as in the released code.
+    Without a stored scale alpha is the rank, as in the released code. It goes beside adapters of
+    other names, which stay active; its own is "default".
 
     Args:
-        unet: Changed in place; a LoRA that it holds must be of the same rank and scale.
+        unet: Changed in place; a LoRA "default" that it holds must be of the same rank and scale.
         source: A PEFT folder, one that holds diffusers' file, or the file itself.
 
     Raises:
         CheckpointError: If there is no such file or it is unreadable, the LoRA is of another
-            kind, rank or scale, or a tensor is missing, left over or of another shape; the
-            message names each, and nothing is changed.
+            kind, rank or scale, a number is not finite, or a tensor is missing, left over or of
+            another shape; one line says what and where, and nothing is changed.
     """
-    path = _find(Path(source).expanduser())
-    try:
-        named = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-        settings = {name.removeprefix("unet."): value for name, value in told.items()}
-        if path.name == PEFT_FILE:
-            settings |= json.loads((path.parent / PEFT_CONFIG).read_text("utf-8"))
-    except (OSError, SafetensorError, ValueError) as error:
-        msg = f"`{path}` must be a readable LoRA; got {type(error).__name__}: {error}"
-        raise CheckpointError(msg) from error
-    other = [name for name in _OTHER_KINDS if settings.get(name)]
-    if other:
-        msg = f"`{path}` must be a plain LoRA of one rank; its settings have {', '.join(other)}."
-        raise CheckpointError(msg)
-    prefix = next((p for p in PREFIXES.values() if all(n.startswith(p) for n in named)), "")
-    values = {name.removeprefix(prefix): value for name, value in named.items()}
-    rank = next((v.shape[0] for n, v in values.items() if ".lora_A." in n and v.ndim == 2), 0)
-    alpha = float(settings.get("lora_alpha", rank))
+    file = read_lora(_find(Path(source).expanduser()))
+    path, rank = file.path, file.rank
+    alpha = float(rank) if file.alpha is None else file.alpha
     if not lora_parameters(unet):
         # Compared first, so that a file that does not fit leaves no LoRA behind.
-        load_strict(_expected(unet, rank), values, source=str(path))
-        add_lora(unet, rank=rank, alpha=alpha, seed=0)
+        load_strict(_expected(unet, rank), file.values, source=str(path))
+        insert_lora(unet, rank=rank, alpha=alpha, seed=0)
     held = unet.peft_config["default"]
-    if rank and held.lora_alpha / held.r != alpha / rank:
+    if held.lora_alpha / held.r != alpha / rank:
         msg = (
             f"`{path}` must have the network's scale alpha / rank = {held.lora_alpha:g} / "
             f"{held.r}; got {alpha:g} / {rank}."
         )
         raise CheckpointError(msg)
-    load_lora_state_dict(unet, values, source=str(path))
+    load_lora_state_dict(unet, file.values, source=str(path))
 
 
 def save_unet_folder(
@@ -147,7 +125,7 @@ def save_unet_folder(
     Raises:
         ValueError: If the network holds a LoRA, which these files do not.
     """
-    if lora_parameters(policy.unet):
+    if adapter_names(policy.unet):
         msg = "`policy` must hold no LoRA to be saved whole; got one. Call merge_lora first."
         raise ValueError(msg)
     tensors, cameras = policy.unet.state_dict(), policy.camera_encoder
@@ -181,6 +159,7 @@ def _expected(unet: UNet2DConditionModel, rank: int) -> dict[str, Tensor]:
     ends = tuple(f".{target}" for target in LORA_TARGETS)
     shapes = {}
     for name, layer in unet.named_modules():
+        name = name.removesuffix(".base_layer")  # of a layer that another adapter wraps
         if isinstance(layer, nn.Linear) and name.endswith(ends):
             shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
             shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)

@@ -15,7 +15,8 @@ from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.flow_lora import flow_lora_parameters
 from mvczigal_ref.models.flow_policy import FlowPolicy
 from mvczigal_ref.models.loading import stored
-from mvczigal_ref.models.lora import LORA_TARGETS, lora_state_dict
+from mvczigal_ref.models.lora import LORA_TARGETS, lora_state_dict, one_adapter
+from mvczigal_ref.models.lora_reading import METADATA, PEFT_CONFIG, PEFT_FILE, PEFT_PREFIX, PLAIN
 
 __all__ = [
     "DIFFUSERS_LORA_FILE",
@@ -30,18 +31,13 @@ __all__ = [
 
 LoraLayout = Literal["diffusers", "released"]
 
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_LORA_FILE = "pytorch_lora_weights.safetensors"
 RELEASED_FILE = "lora.safetensors"
 """Our name for what the released trainer writes; it calls the file as its user does."""
 
-PREFIXES = {"peft": "base_model.model.", "diffusers": "unet.", "released": ""}
-"""What stands before a UNet layer's name in each layout."""
-
-METADATA = "lora_adapter_metadata"
-"""Where diffusers looks for the scale, by which a file's values would else be misread."""
-
 _FLOW = "transformer."
+# Settings of an adapter that its values alone do not tell.
+_CHANGES = tuple(name for name, only in PLAIN.items() if not only)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,10 +70,19 @@ class LoraWeights:
             Its values and what they mean.
 
         Raises:
-            ValueError: If there is no LoRA.
+            ValueError: If there is no LoRA, several of which none is the trained one, or one of
+                another kind.
         """
         values = lora_state_dict(unet)
-        held = unet.peft_config["default"]
+        name = one_adapter(unet)
+        held = unet.peft_config[name]
+        other = [key for key in _CHANGES if getattr(held, key)]
+        if other:
+            msg = (
+                f"`unet` must hold a plain LoRA of one rank to be saved; the adapter {name!r} has "
+                f"{', '.join(other)}."
+            )
+            raise ValueError(msg)
         return cls(
             values=values,
             rank=held.r,
@@ -137,7 +142,7 @@ def write_peft_files(lora: LoraWeights, folder: Path, *, base_model: str | None 
     config.target_modules = sorted(lora.targets)  # the class would make a set of it
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    values = save(lora.named(PREFIXES["peft"]), metadata={"format": "pt"})
+    values = save(lora.named(PEFT_PREFIX), metadata={"format": "pt"})
     atomic_write(folder / PEFT_FILE, values)
 
 

@@ -16,8 +16,9 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.hub import latent_statistics, load_sdxl_components
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
-from mvczigal_ref.models.schedulers import sdxl_scheduler, stored_settings
-from mvczigal_ref.models.sources import ADAPTER_FILES, SdxlSources, find_file
+from mvczigal_ref.models.schedulers import sdxl_scheduler, stored_prediction, stored_settings
+from mvczigal_ref.models.sources import ADAPTER_FILES, SdxlSources, find_file, own_or_published
+from mvczigal_ref.models.weight_files import refuse_single_file
 
 __all__ = ["MultiviewPipelineParts"]
 
@@ -130,9 +131,13 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         cache_dir: str | None = None,
         local_files_only: bool = False,
     ) -> _Pipeline:
-        """Load a saved pipeline, or SDXL with the published few-step UNet and adapter.
+        """Load a saved pipeline, or any SDXL with the published adapter.
 
-        Every tensor must fit; only safetensors are read, and no code of a repository is run.
+        Every tensor must fit; only safetensors are read, and no code of a repository is run. A
+        plain SDXL pipeline's own UNet and autoencoder are taken, and what its scheduler says the
+        UNet predicts; of SDXL's published base, by its hub id, text encoders alone: with it go the
+        published few-step UNet and autoencoder, as they do, with a warning, where a folder has
+        none.
 
         Args:
             pretrained_model_name_or_path: What :meth:`save_pretrained` wrote, or a plain SDXL
@@ -155,6 +160,7 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
                 a tensor does not fit; or if a saved pipeline names no scheduler.
         """
         source = str(pretrained_model_name_or_path)
+        refuse_single_file("pretrained_model_name_or_path", source)
         if revision and not Path(source).is_dir():
             source += f"@{revision}"
         found = SdxlSources(base=source, cache=cache_dir, local_files_only=local_files_only)
@@ -162,10 +168,13 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         whole = any(find_file(source, name, found)[0] for name in reversed(ADAPTER_FILES))
         found = replace(
             found,
-            unet=unet or (None if whole else found.unet),
-            vae=vae or (None if whole else found.vae),
+            unet=unet or (None if whole else own_or_published("unet", found)),
+            vae=vae or (None if whole else own_or_published("vae", found)),
             adapter=adapter or (source if whole else found.adapter),
         )
+        prediction = None
+        if scheduler is None and not (whole and unet is None):
+            prediction = stored_prediction(found.unet or source, found)
         components = load_sdxl_components(found, dtype=dtype or torch_dtype or torch.float32)
         settings = stored_settings(source, found) if whole else {}
         rig = settings.pop("rig", None)
@@ -177,6 +186,16 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
                 "json, or `scheduler` must be given, as sdxl_scheduler makes it."
             )
             raise CheckpointError(msg)
+        if prediction is not None:
+            few_steps = components.policy.guidance_width is not None
+            fitting = sdxl_scheduler(few_steps=few_steps, prediction_type=prediction)
+            setting = settings.setdefault("scheduler", fitting).config.prediction_type
+            if setting != prediction:
+                msg = (
+                    f"`unet` must predict what the scheduler of {source!r} says, {setting!r}; got "
+                    f"{prediction!r} in {found.unet!r}. Give `scheduler`, as sdxl_scheduler makes."
+                )
+                raise CheckpointError(msg)
         return cls.from_components(components, rig=_rig(rig), **settings)
 
     def save_pretrained(

@@ -14,7 +14,7 @@ from mvczigal_ref.files import sync
 from mvczigal_ref.models.flow_lora import flow_lora_parameters
 from mvczigal_ref.models.flow_policy import FlowPolicy
 from mvczigal_ref.models.loading import save_config, stored
-from mvczigal_ref.models.lora import lora_parameters
+from mvczigal_ref.models.lora import adapter_names
 from mvczigal_ref.models.lora_files import save_unet_folder
 from mvczigal_ref.models.lora_weights import (
     DIFFUSERS_LORA_FILE,
@@ -42,7 +42,7 @@ def trained_lora(policy: nn.Module) -> LoraWeights | None:
     """
     if isinstance(policy, FlowPolicy):
         return LoraWeights.of_flow(policy) if flow_lora_parameters(policy) else None
-    return LoraWeights.of(policy.unet) if lora_parameters(policy.unet) else None
+    return LoraWeights.of(policy.unet) if adapter_names(policy.unet) else None
 
 
 def save_policy(

@@ -1,27 +1,46 @@
 """A diffusers scheduler's settings as this package's sampler: its steps are never called."""
 
-import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
 from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler, Sampler
-from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
+from mvczigal_ref.diffusion.schedule import (
+    PREDICTION_TYPES,
+    PredictionType,
+    scaled_linear_alpha_bar,
+    shift_snr,
+)
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.sources import SdxlSources, find_file
+from mvczigal_ref.models.scheduler_settings import check_scheduler
+from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE, SdxlSources, find_file
+from mvczigal_ref.models.weight_files import first_line, read_json
 from mvczigal_ref.shapes import AlphaBar
 
-__all__ = ["sampler_from_scheduler", "sdxl_scheduler", "stored_settings"]
+__all__ = [
+    "sampler_from_scheduler",
+    "scheduler_of",
+    "sdxl_scheduler",
+    "stored_prediction",
+    "stored_settings",
+]
 
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KINDS: dict[str, Any] = {"LCMScheduler": LCMScheduler, "DDIMScheduler": DDIMScheduler}
 
 
-def sdxl_scheduler(*, few_steps: bool) -> LCMScheduler | DDIMScheduler:
+def sdxl_scheduler(
+    *, few_steps: bool, prediction_type: PredictionType = "epsilon"
+) -> LCMScheduler | DDIMScheduler:
     """Give the scheduler whose settings the published networks are sampled by.
 
     Args:
         few_steps: Whether the UNet is distilled to few steps; else it is SDXL's own.
+        prediction_type: What the UNet's output is.
 
     Returns:
         Settings alone, of latent consistency sampling or of implicit-model sampling.
@@ -30,10 +49,10 @@ def sdxl_scheduler(*, few_steps: bool) -> LCMScheduler | DDIMScheduler:
         >>> sdxl_scheduler(few_steps=True).config.beta_schedule
         'scaled_linear'
     """
-    noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    settings = {**_NOISE, "prediction_type": prediction_type}
     if few_steps:
-        return LCMScheduler(**noise)
-    return DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        return LCMScheduler(**settings)
+    return DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=True, steps_offset=1)
 
 
 def sampler_from_scheduler(
@@ -60,18 +79,21 @@ def sampler_from_scheduler(
         The sampler, its tables computed in fp64 and rounded to fp32.
 
     Raises:
-        ValueError: If the scheduler is of another kind, or of another noise schedule.
+        ValueError: If the scheduler is of another kind, of another noise schedule, or has a
+            setting that is not followed; the message names it.
 
     Examples:
         >>> sampler_from_scheduler(sdxl_scheduler(few_steps=True), num_steps=4).timesteps
         tensor([999, 759, 499, 259])
     """
-    if not isinstance(scheduler, LCMScheduler | DDIMScheduler):
+    kind = type(scheduler).__name__
+    if kind not in KINDS:
         msg = (
-            "`scheduler` must be an LCMScheduler or a DDIMScheduler; got "
-            f"{type(scheduler).__name__}. Make one with its `from_config`."
+            f"`scheduler` must be an LCMScheduler or a DDIMScheduler; got {kind}. Make one with "
+            "its `from_config`."
         )
-        raise ValueError(msg)  # noqa: TRY004 - an argument's value, as everywhere here
+        raise ValueError(msg)
+    check_scheduler(scheduler)
     config = scheduler.config
     alpha_bar = _alpha_bar(config)
     if config.get("trained_betas") is None and snr_shift != 1.0:
@@ -82,7 +104,7 @@ def sampler_from_scheduler(
         "prediction_type": config["prediction_type"],
     }
     sampler: Sampler
-    if isinstance(scheduler, LCMScheduler):
+    if kind == "LCMScheduler":
         sampler = LcmSampler.create(
             **grid,
             original_num_steps=config["original_inference_steps"],
@@ -90,7 +112,40 @@ def sampler_from_scheduler(
         )
     else:
         sampler = DdimSampler.create(**grid, eta=eta, steps_offset=config["steps_offset"])
+        below = int(sampler.timesteps[-1]) - len(alpha_bar) // num_steps
+        if below >= 0:
+            msg = (
+                "`scheduler` must end at a clean image, with steps_offset below the stride; got "
+                f"{config['steps_offset']} in {num_steps} steps of {len(alpha_bar) // num_steps}."
+            )
+            raise ValueError(msg)
     return sampler.to(dtype=torch.float32)
+
+
+def scheduler_of(kinds: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401
+    """Read a scheduler whose every setting is followed.
+
+    Args:
+        kinds: Classes by name.
+        path: Its settings.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        CheckpointError: If the settings are unreadable, of another class, or not followed.
+    """
+    config = read_json(path)
+    kind = config.get("_class_name")
+    if not isinstance(kind, str) or kind not in kinds:
+        msg = f"`{path}` must be the settings of {' or '.join(kinds)}; got {kind!r}."
+        raise CheckpointError(msg)
+    try:
+        scheduler = kinds[kind].from_config(config)
+        check_scheduler(scheduler)
+    except Exception as error:  # unfit values reach nearly every kind of exception
+        raise CheckpointError(f"`{path}`: {first_line(error)}.") from error
+    return scheduler
 
 
 def stored_settings(source: str, sources: SdxlSources) -> dict[str, Any]:
@@ -104,29 +159,72 @@ def stored_settings(source: str, sources: SdxlSources) -> dict[str, Any]:
         Those of ``image_size``, ``snr_shift``, ``rig`` and ``scheduler`` that are there.
 
     Raises:
-        CheckpointError: If a file is unreadable or its scheduler is of another kind.
+        CheckpointError: If a file is unreadable, or its scheduler is of another kind or not
+            followed.
     """
     index, _ = find_file(source, "model_index.json", sources)
-    scheduler, _ = find_file(source, "scheduler/scheduler_config.json", sources)
-    try:
-        told = {} if index is None else json.loads(index.read_text("utf-8"))
-        settings = {name: told[name] for name in ("image_size", "snr_shift", "rig") if name in told}
-        if scheduler is not None:
-            config = json.loads(scheduler.read_text("utf-8"))
-            settings["scheduler"] = KINDS[config["_class_name"]].from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        msg = (
-            f"`{source}` must hold readable settings, and those of an LCMScheduler or a "
-            f"DDIMScheduler; got {type(error).__name__}: {error}."
-        )
-        raise CheckpointError(msg) from error
+    scheduler, _ = find_file(source, SCHEDULER_FILE, sources)
+    content = {} if index is None else read_json(index)
+    names = ("image_size", "snr_shift", "rig")
+    settings = {name: content[name] for name in names if name in content}
+    if scheduler is not None:
+        settings["scheduler"] = scheduler_of(KINDS, scheduler)
     return settings
+
+
+def stored_prediction(source: str, sources: SdxlSources) -> PredictionType | None:
+    """Read what a pipeline's network was trained to predict, from the settings of its scheduler.
+
+    Its steps are replaced by this package's; the noise that it was trained on is not.
+
+    Args:
+        source: Folder or hub id of the pipeline in which the UNet lies.
+        sources: The hub's cache, and whether to look there alone.
+
+    Returns:
+        The prediction; None where nothing says it.
+
+    Raises:
+        CheckpointError: If the settings are unreadable, or of another noise schedule than SDXL's.
+    """
+    if source.partition("@")[0] in (LCM_UNET, SDXL_BASE):
+        return None  # known, and not looked up each time
+    path, _ = find_file(source, SCHEDULER_FILE, sources)
+    if path is None:
+        return None
+    config = read_json(path)
+    for name, only in {
+        **_NOISE,
+        "num_train_timesteps": 1000,
+        "trained_betas": None,
+        "rescale_betas_zero_snr": False,
+    }.items():
+        if config.get(name, only) != only and (config.get(name) or only):
+            msg = (
+                f"`{path}` must have SDXL's {name} = {only!r}, as nothing else is sampled from a "
+                f"plain pipeline; got {str(config.get(name))[:80]}."
+            )
+            raise CheckpointError(msg)
+    prediction = config.get("prediction_type")
+    if prediction is not None and prediction not in PREDICTION_TYPES:
+        msg = (
+            f"`{path}` must have a prediction_type of {', '.join(PREDICTION_TYPES)}; got "
+            f"{prediction!r}."
+        )
+        raise CheckpointError(msg)
+    return prediction
 
 
 def _alpha_bar(config: Any) -> AlphaBar:  # noqa: ANN401
     """Signal share at every training timestep."""
     if config.get("trained_betas") is not None:
-        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+        if betas.shape != (config["num_train_timesteps"],):
+            msg = (
+                "`scheduler` must have as many trained_betas as num_train_timesteps, "
+                f"{config['num_train_timesteps']}; got {tuple(betas.shape)}."
+            )
+            raise ValueError(msg)
         return (1.0 - betas).cumprod(0)
     if config["beta_schedule"] != "scaled_linear":
         msg = (

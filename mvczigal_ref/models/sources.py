@@ -1,7 +1,7 @@
 """Where the published full-size networks lie: hub ids, the cache or local folders."""
 
-import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import ADAPTER_FILE
+from mvczigal_ref.models.loading import shards_of
 
 __all__ = [
     "ADAPTER_FILES",
@@ -21,6 +22,7 @@ __all__ = [
     "locate_adapter",
     "locate_network",
     "locate_tokenizer",
+    "own_or_published",
 ]
 
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -115,6 +117,28 @@ def find_file(source: str, name: str, sources: SdxlSources) -> tuple[Path | None
     return (None, f"the repository holds no {name}") if path is None else (Path(path), "")
 
 
+def own_or_published(name: str, sources: SdxlSources) -> str | None:
+    """Choose between a base's own network and the published one that goes with SDXL's base.
+
+    Args:
+        name: Of the network in a diffusers pipeline, "unet" or "vae".
+        sources: Its base, and the published place under the network's name, are read.
+
+    Returns:
+        The published place, with a warning unless the base is SDXL's; None for the base's own.
+    """
+    published: str = getattr(sources, name)
+    if sources.base.partition("@")[0] == SDXL_BASE:
+        return published
+    if find_file(sources.base, f"{name}/config.json", sources)[0] is not None:
+        return None
+    warnings.warn(
+        f"{sources.base!r} holds no {name}/config.json; that of {published} is taken in its place.",
+        stacklevel=3,
+    )
+    return published
+
+
 def locate_network(name: str, sources: SdxlSources, *, dtype: torch.dtype) -> Located:
     """Find a network's settings and weights.
 
@@ -167,8 +191,8 @@ def _find_weights(
     index, _ = find_file(source, f"{place}{stem}.safetensors.index{dotted}.json", sources)
     if index is None:
         return reason
-    shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    reasons = [find_file(source, place + shard, sources)[1] for shard in sorted(shards)]
+    shards = sorted(shards_of(index))
+    reasons = [find_file(source, place + shard, sources)[1] for shard in shards]
     return next(filter(None, reasons), "")
 
 

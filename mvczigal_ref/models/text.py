@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.models.tokenizer_files import text_length
 from mvczigal_ref.shapes import PromptEmbedding
 
 __all__ = ["TextComponents", "encode_prompts"]
@@ -49,7 +50,7 @@ def encode_prompts(
     Args:
         components: Tokenizers and encoders.
         prompts: One text an object; longer ones are cut at the tokenizer's
-            length.
+            length, or at the encoder's where that is shorter.
 
     Returns:
         Token features and pooled features [1], without gradient.
@@ -70,7 +71,7 @@ def encode_prompts(
         ids = tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=tokenizer.model_max_length,
+            max_length=text_length(tokenizer, encoder),
             truncation=True,
             return_tensors="pt",
         ).input_ids

@@ -5,17 +5,18 @@ for ``hpsv2`` the entries of a CLIP configuration, for ``image_reward`` those of
 encoder, for ``hyperscore`` those of `HyperScoreSize`, for ``hpsv3`` the ``pixels`` of an image.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
 
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.weight_files import described_by, read_json
 from mvczigal_ref.reward.mixture import Scorer
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.provenance import note
@@ -24,6 +25,7 @@ from mvczigal_ref.reward.waiting import Asked, Waiting
 __all__ = ["JOINT", "PER_VIEW", "ScorerOptions", "remote"]
 
 _SIZE = "size.json"
+_Size = TypeVar("_Size")  # of a network, as its class takes it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,8 +137,7 @@ def _hpsv2(options: ScorerOptions) -> PerViewScorer:
 
     from mvczigal_ref.reward.hpsv2 import HpsV2
 
-    size = _own_size(options)
-    return _published(HpsV2, options, config=CLIPConfig.from_dict(size) if size else None)
+    return _published(HpsV2, options, config=_own_size(options, CLIPConfig.from_dict))
 
 
 def _image_reward(options: ScorerOptions) -> PerViewScorer:
@@ -144,18 +145,18 @@ def _image_reward(options: ScorerOptions) -> PerViewScorer:
 
     from mvczigal_ref.reward.image_reward import ImageReward
 
-    size = _own_size(options)
-    return _published(
-        ImageReward, options, vision=BlipVisionConfig.from_dict(size) if size else None
-    )
+    return _published(ImageReward, options, vision=_own_size(options, BlipVisionConfig.from_dict))
 
 
 def _hpsv3(options: ScorerOptions) -> PerViewScorer:
     from mvczigal_ref.reward.hpsv3 import HpsV3
 
+    pixels = _own_size(options, lambda size: index(size["pixels"]))
+    settings: dict[str, Any] = {} if pixels is None else {"pixels": pixels}
     found: PerViewScorer = HpsV3.from_pretrained(
         _place(options.weights), base=_place(options.tokenizer), dtype=options.dtype,
-        chunk_size=options.images_per_chunk, **_own_size(options),
+        chunk_size=options.images_per_chunk,
+        **settings,
     ).to(options.device)  # fmt: skip
     return found
 
@@ -167,10 +168,10 @@ _IN_USE: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
 def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
     def build(options: ScorerOptions) -> JointViewScorer:
         from mvczigal_ref.reward.hyperscore import HyperScore, find_checkpoint
-        from mvczigal_ref.reward.hyperscore_network import HyperScoreSize
 
-        path, size = find_checkpoint(Path(options.weights or "").expanduser()), _own_size(options)
-        key = (options, path, path.stat().st_mtime_ns, json.dumps(size))
+        path = find_checkpoint(Path(options.weights or "").expanduser())
+        size = _own_size(options, _hyperscore_size)
+        key = (options, path, path.stat().st_mtime_ns, size)
         known: HyperScore | None = _IN_USE.get(key)
         if known is not None:
             for file in known.files:
@@ -179,7 +180,7 @@ def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
         _IN_USE[key] = scorer = HyperScore.load(
             path,
             tokenizer=_place(options.tokenizer),
-            size=HyperScoreSize(**size) if size else None,
+            size=size,
             axis=axis,
             num_views=options.num_views,
             images_at_once=options.images_per_chunk,
@@ -188,6 +189,12 @@ def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
         return scorer
 
     return build
+
+
+def _hyperscore_size(content: dict[str, Any]) -> Any:  # noqa: ANN401 - imported only here
+    from mvczigal_ref.reward.hyperscore_network import HyperScoreSize
+
+    return HyperScoreSize(**{name: index(value) for name, value in content.items()})
 
 
 def _chat_judge(options: ScorerOptions) -> PerViewScorer:
@@ -241,19 +248,17 @@ def _place(text: str | None) -> str | None:
     return None if text is None else str(Path(text).expanduser())
 
 
-def _own_size(options: ScorerOptions) -> dict[str, Any]:
-    """Read the size of weights that are not of the published one; empty where they are."""
+def _own_size(options: ScorerOptions, make: Callable[[dict[str, Any]], _Size]) -> _Size | None:
+    """Read the size of weights that are not of the published one; None where they are."""
     if options.weights is None:
-        return {}
+        return None
     place = Path(options.weights).expanduser()
     path = (place if place.is_dir() else place.parent) / _SIZE
     if not path.is_file():
-        return {}
-    try:
-        size: dict[str, Any] = json.loads(note(path).read_text("utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{str(path)!r} must hold a network's size as JSON: {error}.") from error
-    return size
+        return None
+    content = read_json(note(path))
+    with described_by(path):
+        return make(content)
 
 
 PER_VIEW: dict[str, Callable[[ScorerOptions], PerViewScorer]] = {

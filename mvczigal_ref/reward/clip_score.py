@@ -11,6 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import quiet
+from mvczigal_ref.models.weight_files import described_by, read_json
 from mvczigal_ref.reward.chunks import as_input, in_chunks
 from mvczigal_ref.reward.convert import read_tensors
 from mvczigal_ref.reward.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, preprocess
@@ -20,7 +21,6 @@ from mvczigal_ref.reward.weights import (
     build_network,
     load_tokenizer,
     locate,
-    read_json,
 )
 from mvczigal_ref.shapes import Images, PerViewReward
 
@@ -120,7 +120,8 @@ class ClipScore:
             found = content.get("model_type")
             msg = f"`{config_path}` must describe a `clip` model; got {found!r}."
             raise CheckpointError(msg)
-        config = CLIPConfig.from_dict(content)
+        with described_by(config_path):
+            config = CLIPConfig.from_dict(content)
         tensors = read_tensors(path)
         with quiet():
             model = build_network(lambda: CLIPModel(config), tensors, source=str(path), dtype=dtype)

@@ -1,16 +1,17 @@
 """Read a published checkpoint's tensors without running its pickle, and write safetensors once."""
 
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import sync
+from mvczigal_ref.models.weight_files import describe_file, read_safetensors, summary
 
 __all__ = ["convert_checkpoint", "read_tensors"]
 
@@ -32,8 +33,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         Tensors by the file's own names, in the file's own dtypes.
 
     Raises:
-        CheckpointError: If the file is absent, cut or not of its format, or if what it holds
-            is not tensors by name.
+        CheckpointError: If the file is absent, cut or not of its format, and then the message
+            says what it is; or if what it holds is not tensors by name.
 
     Examples:
         >>> read_tensors("absent.pt")
@@ -41,16 +42,24 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         mvczigal_ref.errors.CheckpointError: `path` must be a whole file of tensors; got ...
     """
     path = Path(path)
+    kind = describe_file(path)
+    if path.suffix == ".safetensors" or kind.startswith("a safetensors"):
+        return read_safetensors(path)
+    return _read_pickle(path, kind)
+
+
+def _read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
+    """Read what torch.save wrote, whatever its name."""
     try:
-        if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        # torch's own text advises to run the pickle; only the kind of the error is told.
+        # By its content: torch would go by a name's suffix.
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")  # what old files hold is read or refused below
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles reach nearly every kind of exception
+        # torch's own text advises to run the pickle.
         msg = (
-            f"`path` must be a whole file of tensors; got {str(path)!r}, which cannot be read as "
-            f"such ({type(error).__name__}). Download it again."
+            f"`path` must be a whole file of tensors; got {str(path)!r}, which is "
+            f"{_cause(path, kind, error)}"
         )
         raise CheckpointError(msg) from error
     return _by_name(content, path)
@@ -63,7 +72,7 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     file appears whole or not at all.
 
     Args:
-        source: What ``torch.save`` wrote.
+        source: What ``torch.save`` wrote, under any name.
         target: File to write; beside the source with the suffix ``.safetensors`` when None.
 
     Returns:
@@ -82,7 +91,9 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     """
     source = Path(source)
     target = Path(target) if target is not None else source.with_suffix(".safetensors")
-    if source.suffix == ".safetensors" or target.suffix != ".safetensors":
+    kind = describe_file(source)
+    named = source.suffix == ".safetensors" and kind == "absent"
+    if named or kind == "a safetensors file" or target.suffix != ".safetensors":
         msg = (
             "`source` must be a `.pt` or `.pth` file and `target` a `.safetensors` file; got "
             f"{source.name!r} and {target.name!r}."
@@ -91,11 +102,15 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     if target.exists():
         msg = f"`target` must not exist yet; got {str(target)!r}. Delete it, or name another."
         raise ValueError(msg)
-    tensors = _apart(read_tensors(source))
+    tensors = _apart(_read_pickle(source, kind))
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.tmp")
     try:
         save_file(tensors, aside, metadata={"format": "pt", "source": source.name})
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        msg = f"`source` must hold tensors that safetensors can; got {str(source)!r}: {error}"
+        raise CheckpointError(msg) from error
+    else:
         sync(aside)
         aside.replace(target)
     finally:
@@ -115,14 +130,46 @@ def _by_name(content: object, path: Path) -> dict[str, Tensor]:
             f"{type(content).__name__}. Is it another model's file?"
         )
         raise CheckpointError(msg)
-    foreign = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    foreign = sorted(str(name) for name, value in content.items() if not isinstance(value, Tensor))
     if foreign:
         msg = (
             f"`path` must hold nothing but tensors; got {str(path)!r} with "
-            f"{', '.join(sorted(foreign))}. Is it another model's file?"
+            f"{summary(foreign)}. Is it another model's file?"
         )
         raise CheckpointError(msg)
-    return {str(name): value for name, value in content.items()}
+    tensors = {str(name): value for name, value in content.items()}
+    odd = [name for name, value in tensors.items() if not _is_plain(value)]
+    if odd:
+        msg = (
+            f"`path` must hold plain tensors, neither sparse nor quantised; got {str(path)!r} with "
+            f"{summary(odd)}. Save them with `to_dense()` or `dequantize()`."
+        )
+        raise CheckpointError(msg)
+    return tensors
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is dense numbers in memory."""
+    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+
+
+def _cause(path: Path, kind: str, error: Exception) -> str:
+    """Say why a file is no file of tensors, and what to do about it."""
+    if "TorchScript" in kind:
+        return f"{kind}. Save its `state_dict()` by itself with torch.save, where it came from."
+    if "pickle" not in kind:
+        return f"{kind}. Download it again."
+    try:
+        with path.open("rb") as file:
+            foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception:  # too damaged to be listed
+        foreign = []
+    if foreign:
+        return (
+            f"a pickle that asks for Python's {summary(foreign)}, and what a pickle asks for is "
+            "not run. Save its tensors by themselves, as `state_dict`, where it came from."
+        )
+    return f"{kind}, damaged ({type(error).__name__}). Download it again."
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

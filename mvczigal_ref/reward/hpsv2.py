@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import CLIPConfig, CLIPModel
 
@@ -11,6 +12,7 @@ from mvczigal_ref.reward.clip_score import CLIP_TOKENIZER_FILES, ClipScore, Pixe
 from mvczigal_ref.reward.convert import read_tensors
 from mvczigal_ref.reward.openai_clip import from_openai, to_openai
 from mvczigal_ref.reward.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, preprocess
+from mvczigal_ref.reward.text_repair import repaired
 from mvczigal_ref.reward.weights import Published, Source, build_network, locate
 
 __all__ = ["HpsV2", "vit_h_14"]
@@ -23,7 +25,8 @@ class HpsV2(ClipScore):
 
     About 0.2 to 0.35. Version 2.1 and version 2.0 differ by their training data; their scores
     must not be compared with each other. An image that is not square is made to fit by its
-    longer side and laid on black, nothing is cut off.
+    longer side and laid on black, nothing is cut off. Prompts are repaired as OpenCLIP's tokenizer
+    does, so that a typographic apostrophe is a plain one.
 
     Source:
         Wu et al., Human Preference Score v2, arXiv:2306.09341, section 4. Deviation: where the
@@ -87,6 +90,9 @@ class HpsV2(ClipScore):
                 from_published=from_openai,
             )
         return cls(model, cls._tokenizer(tokenizer, model, local_files_only), **settings)
+
+    def _tokens(self, prompts: list[str]) -> Tensor:
+        return super()._tokens([repaired(prompt) for prompt in prompts])
 
     def _pixels(self, rows: Pixels) -> Squares:
         size = self.model.config.vision_config.image_size

@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import quiet
+from mvczigal_ref.models.weight_files import described_by, read_json
 from mvczigal_ref.reward.chunks import in_chunks
 from mvczigal_ref.reward.convert import read_tensors
 from mvczigal_ref.reward.hpsv3_network import (
@@ -21,7 +22,7 @@ from mvczigal_ref.reward.hpsv3_network import (
     read_instruction,
     read_tokenizer,
 )
-from mvczigal_ref.reward.weights import Published, Source, locate, read_json
+from mvczigal_ref.reward.weights import Published, Source, locate
 from mvczigal_ref.shapes import Images, PerViewReward
 
 __all__ = ["HpsV3"]
@@ -171,10 +172,11 @@ class HpsV3:
             msg = f"`{base_config}` must describe a `qwen2_vl` model; got {found!r}."
             raise CheckpointError(msg)
         tokenizer = read_tokenizer(base_tokenizer)
-        config = Qwen2VLConfig.from_dict(content)
+        with described_by(base_config):
+            config = Qwen2VLConfig.from_dict(content)
         # The network was cut to the tokenizer's words when it got the reward token.
         config.text_config.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
-        with quiet():
+        with quiet(), described_by(f"{base_config} or {path}"):
             model, head = build_hpsv3(config, read_tensors(path), source=str(path), dtype=dtype)
         settings = {"chunk_size": chunk_size, "pixels": pixels}
         return cls(model, head, tokenizer, instruction=words, **settings)

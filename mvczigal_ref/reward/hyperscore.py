@@ -23,6 +23,7 @@ from mvczigal_ref.reward.hyperscore_network import (
 )
 from mvczigal_ref.reward.preprocessing import IMAGENET_MEAN, IMAGENET_STD, preprocess
 from mvczigal_ref.reward.provenance import files_read, note
+from mvczigal_ref.reward.text_repair import repaired
 from mvczigal_ref.reward.weights import Published, Source, load_tokenizer
 from mvczigal_ref.shapes import Images, JointViewReward
 
@@ -218,7 +219,7 @@ class HyperScore:
         # and here padding matters.
         ids = torch.zeros(len(texts), length, dtype=torch.int64)
         for line, text in zip(ids, texts, strict=True):
-            found = self.tokenizer(text).input_ids
+            found = self.tokenizer(repaired(text)).input_ids
             if len(found) > length:
                 msg = (
                     f"`prompts` must fit in {length} tokens; got {len(found)} for {text!r}. "

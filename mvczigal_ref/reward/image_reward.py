@@ -9,6 +9,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import quiet
+from mvczigal_ref.models.weight_files import described_by, read_json
 from mvczigal_ref.reward.chunks import as_input, device_of, in_chunks
 from mvczigal_ref.reward.clip_score import check_prompts, working_dtype
 from mvczigal_ref.reward.convert import read_tensors
@@ -25,7 +26,6 @@ from mvczigal_ref.reward.weights import (
     build_network,
     load_tokenizer,
     locate,
-    read_json,
 )
 from mvczigal_ref.shapes import Images, PerViewReward
 
@@ -144,12 +144,13 @@ class ImageReward:
         if absent:
             msg = f"`{config_path}` must describe BLIP's text encoder; absent: {absent}."
             raise CheckpointError(msg)
-        text = BlipTextConfig(
-            encoder_hidden_size=image.hidden_size,
-            # Gives the layers their cross-attention; they stay bidirectional.
-            is_decoder=True,
-            **{name: content[name] for name in _TEXT_SETTINGS},
-        )
+        with described_by(config_path):
+            text = BlipTextConfig(
+                encoder_hidden_size=image.hidden_size,
+                # Gives the layers their cross-attention; they stay bidirectional.
+                is_decoder=True,
+                **{name: content[name] for name in _TEXT_SETTINGS},
+            )
         tensors = read_tensors(path)
         with quiet():
             network = build_network(

@@ -1,6 +1,5 @@
 """Find a published scorer's files, and build its network from them strictly."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import load_strict, quiet
+from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.weight_files import described_by
 from mvczigal_ref.reward.provenance import note
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "build_network",
     "load_tokenizer",
     "locate",
-    "read_json",
     "renamed",
 ]
 
@@ -95,29 +95,6 @@ def locate(
     raise CheckpointError(msg)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a configuration file.
-
-    Args:
-        path: JSON, an object.
-
-    Returns:
-        Its entries.
-
-    Raises:
-        CheckpointError: If it is something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"`{path}` must be readable JSON; got {type(error).__name__}: {error}."
-        raise CheckpointError(msg) from error
-    if not isinstance(content, dict):
-        msg = f"`{path}` must hold a JSON object; got {type(content).__name__}."
-        raise CheckpointError(msg)
-    return content
-
-
 def load_tokenizer(
     kind: Any,  # noqa: ANN401 - transformers' tokenizers are untyped
     source: Source,
@@ -139,7 +116,8 @@ def load_tokenizer(
         The tokenizer.
 
     Raises:
-        CheckpointError: If it is absent, or has more tokens than the embedding has rows.
+        CheckpointError: If it is absent or damaged, has more tokens than the embedding has rows,
+            or splits words in another way than the published one of its size.
     """
     # Without its files the class would build an empty vocabulary and say nothing.
     path = locate(source, published, local_files_only=local_files_only, files=published.files)
@@ -147,7 +125,7 @@ def load_tokenizer(
         if (path.parent / name).is_file():
             note(path.parent / name)
     with quiet():
-        tokenizer = kind.from_pretrained(path.parent, local_files_only=True)
+        tokenizer = read_tokenizer(kind, path.parent)
     if len(tokenizer) > vocab_size:
         msg = (
             f"`tokenizer` must have at most the network's {vocab_size} tokens; got "
@@ -190,7 +168,7 @@ def build_network(
     if dtype not in (torch.float32, torch.bfloat16):
         msg = f"`dtype` must be torch.float32 or torch.bfloat16; got {dtype}."
         raise ValueError(msg)
-    with torch.device("meta"):
+    with torch.device("meta"), described_by(f"the settings of {source}"):
         network = build()
     held = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
     # Copying into tensors without memory does nothing; what stays is the comparison.

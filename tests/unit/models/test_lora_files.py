@@ -245,7 +245,7 @@ def test_a_file_that_is_no_lora(damage, tmp_path):
     file.write_bytes(file.read_bytes()[:-50])
     if damage == "absent":
         file.unlink()
-    message = "must be a readable LoRA" if damage == "cut" else "`source` must be a LoRA's file"
+    message = "must be a whole safetensors" if damage == "cut" else "`source` must be a LoRA's file"
     with pytest.raises(CheckpointError, match=message):
         load_lora(fresh_components().policy.unet, tmp_path)
 

@@ -74,7 +74,8 @@ def test_every_setting_is_read():
         num_steps=3,
     )
     ddim = sampler_from_scheduler(
-        DDIMScheduler(**noise, steps_offset=2, num_train_timesteps=500), num_steps=4
+        DDIMScheduler(**noise, steps_offset=2, num_train_timesteps=500, clip_sample=False),
+        num_steps=4,
     )
 
     alpha_bar = scaled_linear_alpha_bar(beta_start=0.001, beta_end=0.02)

@@ -1,13 +1,15 @@
 """`reward.builders`: what a name is built from, what is shared, kept, and asked of others."""
 
 import re
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from mvczigal_ref.errors import ConfigError, ScorerUnavailableError
+from mvczigal_ref.errors import CheckpointError, ScorerUnavailableError
+from mvczigal_ref.reward import builders
 from mvczigal_ref.reward.hyperscore import HyperScore
 from mvczigal_ref.reward.provenance import files_read
 from mvczigal_ref.reward.registry import (
@@ -188,5 +190,25 @@ def test_a_stop_ends_a_chat_judge_s_wait(images):
 def test_a_size_that_cannot_be_read_is_named(tmp_path):
     """With its path."""
     (tmp_path / "size.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"size\.json' must hold a network's size as JSON"):
+    with pytest.raises(CheckpointError, match=r"size\.json` must be readable JSON"):
         per_view_scorer("hpsv2", ScorerOptions(weights=str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_published(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("content", ['{"hidden_size": "x", "text_config": 3}', '{"a": [1]}', "[]"])
+@pytest.mark.parametrize("name", ["clip_score", "hpsv2", "image_reward", "hyperscore", "hpsv3"])
+def test_unfit_settings_are_named(tmp_path, whole, name, content):
+    """In whatever way a library refuses them: one line, no other exception."""
+    place = shutil.copytree(whole[name], tmp_path / name)
+    for file in ("size.json", "config.json", "med_config.json"):
+        if (tmp_path / name / file).exists():
+            (tmp_path / name / file).write_text(content)
+    options = ScorerOptions(weights=str(place), tokenizer=str(place))
+    with pytest.raises(CheckpointError) as caught:
+        (builders.PER_VIEW | builders.JOINT)[name](options)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)

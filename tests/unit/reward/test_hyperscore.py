@@ -342,7 +342,7 @@ def test_golden_forward():
     size = HyperScoreSize(vision_width=64, vision_layers=2, text_width=64, text_layers=2)
     ids = dict(zip(note["prompts"], golden["tokens"].tolist(), strict=True))
     # Without its padding, as a tokenizer would return it.
-    words = {text: row[: row.index(49407) + 1] for text, row in ids.items()}
+    words = {text.lower(): row[: row.index(49407) + 1] for text, row in ids.items()}
     judge = HyperScore(
         build_hyperscore(drawn, size=size, source="golden"),
         lambda text: SimpleNamespace(input_ids=words[text]),

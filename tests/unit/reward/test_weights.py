@@ -6,13 +6,13 @@ from torch import nn
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.tiny import tiny_tokenizer
+from mvczigal_ref.models.weight_files import read_json
 from mvczigal_ref.reward import weights
 from mvczigal_ref.reward.weights import (
     Published,
     build_network,
     load_tokenizer,
     locate,
-    read_json,
 )
 
 PUBLISHED = Published(repo="group/name", files=("model.pt", "old.bin"), size="3 GB")
@@ -135,7 +135,7 @@ def test_a_tokenizer_must_be_there_and_fit(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "must be readable JSON; got JSONDecodeError"), ("[1]", "a JSON object; got list")],
+    [("{", "must be readable JSON; it is text with a fault"), ("[1]", "a JSON object; got list")],
 )
 def test_a_broken_configuration_is_refused(tmp_path, content, message):
     """By its path."""

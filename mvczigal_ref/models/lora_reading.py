@@ -1,0 +1,216 @@
+"""A LoRA's file read and understood, before any network is touched: its names, rank and scale."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.weight_files import read_json, read_metadata, read_safetensors, summary
+
+__all__ = [
+    "INERT",
+    "KEEPS_BASE",
+    "METADATA",
+    "PEFT_CONFIG",
+    "PEFT_FILE",
+    "PEFT_PREFIX",
+    "PLAIN",
+    "LoraFile",
+    "read_lora",
+]
+
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
+
+METADATA = "lora_adapter_metadata"
+"""Where diffusers looks for the scale, by which a file's values would else be misread."""
+
+PLAIN: Mapping[str, Any] = {
+    "peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False,
+    "use_qalora": False, "use_bdlora": None, "lora_bias": False, "fan_in_fan_out": False,
+    "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layer_replication": None,
+    "target_parameters": None, "trainable_token_indices": None, "alora_invocation_tokens": None,
+    "velora_config": None, "monteclora_config": None, "arrow_config": None, "kasa_config": None,
+}  # fmt: skip
+"""PEFT's settings with the one value of a plain LoRA; nothing else is read."""
+
+KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Kinds of initial values that leave the base weights as they are."""
+
+INERT = (
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform",
+    "layers_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config",
+    "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
+    "ensure_weight_tying",
+)  # fmt: skip
+"""PEFT's settings that change no value of a plain LoRA: every tensor is compared by name."""
+
+# Parts of names, and whose they are.
+_STYLES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("lora_magnitude_vector", "dora_scale"), "a DoRA"),
+    (("hada_w", "lokr_w", "oft_blocks", "oft_diag"), "a LyCORIS adapter, no plain LoRA"),
+    ((".lora_down.", ".lora_up.", "lora_unet_", "lora_te"), "a LoRA in kohya's names"),
+    (("_lora.down.", "_lora.up.", ".lora.down.", ".lora.up."), "a LoRA in diffusers' old names"),
+    (("diffusion_model.",), "a LoRA in the original model's names"),
+)
+_TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
+_OTHER_NETWORK = {"unet": "transformer.", "transformer": "unet."}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraFile:
+    """A LoRA as its file holds it."""
+
+    path: Path
+    """The file."""
+
+    values: Mapping[str, Tensor]
+    """Tensors by the name inside the network."""
+
+    rank: int
+    """Of every factor [columns]."""
+
+    alpha: float | None
+    """Numerator of the scale [1]; None where nothing says it."""
+
+    targets: tuple[str, ...] | None
+    """Ends of the names of the adapted layers; None where nothing says them."""
+
+
+def read_lora(path: Path, *, network: Literal["unet", "transformer"] = "unet") -> LoraFile:
+    """Read a LoRA's tensors and settings, and refuse what would be loaded with another meaning.
+
+    Args:
+        path: A safetensors file; the settings of a PEFT folder lie beside it.
+        network: What a diffusers pipeline calls the network.
+
+    Returns:
+        The LoRA.
+
+    Raises:
+        CheckpointError: If the file is unreadable, in names that are not read here, of numbers
+            that are none or not finite, of several ranks, of a rank that its settings deny, or of
+            another kind than a plain LoRA. One line names file, setting or tensor, and remedy.
+    """
+    named = read_safetensors(path)
+    settings = _settings(path, network)
+    _check_style(path, named, network)
+    prefixes = (PEFT_PREFIX, f"{network}.")
+    prefix = next((p for p in prefixes if named and all(n.startswith(p) for n in named)), "")
+    values = {name.removeprefix(prefix): value for name, value in named.items()}
+    for name, value in values.items():
+        if not value.is_floating_point():
+            msg = (
+                f"`{path}` must hold floating-point tensors; got {name} of {value.dtype}. Save the "
+                "LoRA as it was before it was quantised."
+            )
+            raise CheckpointError(msg)
+        if not bool(value.float().isfinite().all()):
+            msg = f"`{path}` must hold finite numbers; got NaN or infinity in {name}. Train again."
+            raise CheckpointError(msg)
+    rank = _rank(path, values, settings)
+    targets = settings.get("target_modules")
+    return LoraFile(
+        path=path,
+        values=values,
+        rank=rank,
+        alpha=_number(path, settings, "lora_alpha") if "lora_alpha" in settings else None,
+        targets=tuple(str(end) for end in targets) if isinstance(targets, list) else None,
+    )
+
+
+def _settings(path: Path, network: str) -> dict[str, Any]:
+    """Read what the file and its folder say about the LoRA, and refuse other kinds."""
+    try:
+        content = json.loads(read_metadata(path).get(METADATA, "{}"))
+    except (ValueError, RecursionError) as error:
+        msg = f"`{path}` must hold {METADATA} as JSON; got {error}."
+        raise CheckpointError(msg) from error
+    if not isinstance(content, dict):
+        msg = f"`{path}` must hold {METADATA} as a JSON object; got {type(content).__name__}."
+        raise CheckpointError(msg)
+    start = f"{network}."
+    settings = {n.removeprefix(start): v for n, v in content.items() if n.startswith(start)}
+    if path.name == PEFT_FILE:
+        settings |= read_json(path.parent / PEFT_CONFIG)
+    other = [n for n, only in PLAIN.items() if settings.get(n) and settings[n] != only]
+    if other:
+        msg = f"`{path}` must be a plain LoRA of one rank; its settings have {summary(other)}."
+        raise CheckpointError(msg)
+    initial = settings.get("init_lora_weights")
+    if not any(type(initial) is type(kept) and initial == kept for kept in KEEPS_BASE):
+        msg = (
+            f"`{path}` must be for the base weights as they are; its init_lora_weights = "
+            f"{initial!r} changed them. Save it with PEFT's `path_initial_model_for_weight_"
+            "conversion`, which makes a plain LoRA of it."
+        )
+        raise CheckpointError(msg)
+    return settings
+
+
+def _check_style(path: Path, named: Mapping[str, Tensor], network: str) -> None:
+    """Recognise names that are not read here, and say whose they are."""
+    text = [name for name in named if name.startswith(_TEXT_ENCODERS)]
+    if text:
+        msg = (
+            f"`{path}` must hold the {network}'s LoRA alone; got {len(text)} tensors of text "
+            f"encoders: {summary(text)}. Load all of it with `pipeline.load_lora_weights`, or save "
+            "it without them."
+        )
+        raise CheckpointError(msg)
+    wrong = _OTHER_NETWORK[network]
+    styles = (*_STYLES, ((wrong,), f"a LoRA of another network, {wrong.rstrip('.')}"))
+    for parts, style in styles:
+        found = [name for name in named if any(part in name for part in parts)]
+        if style.endswith(wrong.rstrip(".")):
+            found = [name for name in found if name.startswith(wrong)]
+        if found:
+            msg = (
+                f"`{path}` is {style}, {len(found)} of {len(named)} tensors, such as {found[0]}; "
+                "names of PEFT, diffusers or the released code are read here. A pipeline may read "
+                "it, by `load_lora_weights`."
+            )
+            raise CheckpointError(msg)
+    if not any(".lora_A." in name for name in named):
+        msg = (
+            f"`{path}` must hold a LoRA, tensors named lora_A and lora_B; got {len(named)} "
+            f"tensors: {summary(list(named)) or 'none'}."
+        )
+        raise CheckpointError(msg)
+
+
+def _rank(path: Path, values: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
+    """Hold the tensors' rank against each other and against the settings."""
+    ranks = {
+        value.shape[0 if ".lora_A." in name else 1]
+        for name, value in values.items()
+        if value.ndim == 2 and (".lora_A." in name or ".lora_B." in name)
+    }
+    if len(ranks) != 1 or 0 in ranks:
+        listed = ", ".join(str(rank) for rank in sorted(ranks)) or "none"
+        msg = f"`{path}` must be a plain LoRA of one rank; its tensors have ranks {listed}."
+        raise CheckpointError(msg)
+    (rank,) = ranks
+    if "r" in settings and _number(path, settings, "r") != rank:
+        msg = (
+            f"`{path}` must have the rank that its settings say, r = {settings['r']}; its tensors "
+            f"have rank {rank}, so its strength is unknown. Mend the setting."
+        )
+        raise CheckpointError(msg)
+    return rank
+
+
+def _number(path: Path, settings: Mapping[str, Any], name: str) -> float:
+    """Read a setting that must be a positive number."""
+    value = settings[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not value > 0:
+        msg = f"`{path}` must have a positive number as its setting {name}; got {value!r}."
+        raise CheckpointError(msg)
+    return float(value)

@@ -1,0 +1,101 @@
+"""Settings of diffusers' schedulers: each is followed, refused by name, or changes no step."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES
+
+__all__ = ["FOLLOWED", "INERT", "REFUSED", "check_scheduler"]
+
+_NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+
+FOLLOWED: Mapping[str, tuple[str, ...]] = {
+    "LCMScheduler": (
+        *_NOISE, "prediction_type", "original_inference_steps", "timestep_scaling",
+    ),
+    "DDIMScheduler": (*_NOISE, "prediction_type", "steps_offset"),
+    "FlowMatchEulerDiscreteScheduler": (
+        "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
+        "max_image_seq_len",
+    ),
+}  # fmt: skip
+"""Settings that steps here read, by the scheduler's class."""
+
+_PLAIN: Mapping[str, Any] = {
+    "clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False,
+}  # fmt: skip
+
+REFUSED: Mapping[str, Mapping[str, Any]] = {
+    "LCMScheduler": _PLAIN,
+    # The image is the last prediction of the clean latent, as where the last signal share is 1.
+    "DDIMScheduler": {**_PLAIN, "timestep_spacing": "leading", "set_alpha_to_one": True},
+    "FlowMatchEulerDiscreteScheduler": {
+        # The networks are told 1000 times the noise level.
+        "num_train_timesteps": 1000,
+        "invert_sigmas": False, "shift_terminal": None, "use_karras_sigmas": False,
+        "use_exponential_sigmas": False, "use_beta_sigmas": False, "stochastic_sampling": False,
+        "time_shift_type": "exponential", "use_flow_sigmas": False,
+    },
+}  # fmt: skip
+"""Settings with the one value whose steps are taken here; absent stands for it."""
+
+_CLIPPING = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
+
+INERT: Mapping[str, tuple[str, ...]] = {
+    "LCMScheduler": (*_CLIPPING, "set_alpha_to_one", "steps_offset", "timestep_spacing"),
+    "DDIMScheduler": _CLIPPING,
+    "FlowMatchEulerDiscreteScheduler": (),
+}
+"""Settings that change no step of diffusers' own, where nothing above is refused."""
+
+_NO_NUMBERS = ("beta_schedule", "prediction_type", "trained_betas", "use_dynamic_shifting")
+
+
+def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is untyped
+    """Refuse a scheduler with a setting that changes diffusers' steps and not this package's.
+
+    Args:
+        scheduler: Of a class in :data:`FOLLOWED`.
+
+    Raises:
+        ValueError: If the class is another, or a setting is refused; the message names it.
+
+    Examples:
+        >>> from diffusers import DDIMScheduler
+        >>> check_scheduler(DDIMScheduler(clip_sample=True))
+        Traceback (most recent call last):
+        ValueError: `scheduler` must have clip_sample = False, whose steps are taken; got True. ...
+    """
+    kind, config = type(scheduler).__name__, scheduler.config
+    if kind not in FOLLOWED:
+        msg = f"`scheduler` must be one of {', '.join(FOLLOWED)}; got {kind}."
+        raise ValueError(msg)
+    dynamic = config.get("use_dynamic_shifting")
+    for name, only in REFUSED[kind].items():
+        value = config.get(name)
+        # Nothing, and a false value, are the same to whoever asks whether it is set.
+        if value != only and (value or only):
+            if name == "time_shift_type" and not dynamic:
+                continue
+            msg = (
+                f"`scheduler` must have {name} = {only!r}, whose steps are taken; got {value!r}. "
+                f"Make one with {kind}.from_config(config, {name}={only!r})."
+            )
+            raise ValueError(msg)
+    if "prediction_type" in FOLLOWED[kind] and config.prediction_type not in PREDICTION_TYPES:
+        msg = (
+            f"`scheduler` must have a prediction_type of {', '.join(PREDICTION_TYPES)}; got "
+            f"{config.prediction_type!r}."
+        )
+        raise ValueError(msg)
+    unread = ("shift",) if dynamic else ("base_shift", "max_shift")
+    for name in FOLLOWED[kind]:
+        value = config.get(name)
+        if name not in (*_NO_NUMBERS, *unread) and not _is_number(value):
+            msg = f"`scheduler` must have a finite number as {name}; got {value!r}."
+            raise ValueError(msg)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

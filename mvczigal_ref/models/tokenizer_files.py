@@ -1,0 +1,106 @@
+"""Tokenizers' files: read, held against the published ones' ids, and never longer than a text."""
+
+from pathlib import Path
+from typing import Any
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.weight_files import describe_file, first_line, read_json
+
+__all__ = ["KNOWN_IDS", "read_tokenizer", "text_length"]
+
+_JSON_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json",
+    "vocab.json",
+)  # fmt: skip
+_TEXT_FILES = ("merges.txt", "vocab.txt")
+_WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("spiece.model",))
+
+KNOWN_IDS: dict[tuple[str, int], tuple[str, tuple[int, ...]]] = {
+    ("CLIPTokenizer", 49408): (
+        "A diagram, hello world! A photo of a cat",
+        (49406, 320, 22697, 267, 3306, 1002, 256, 320, 1125, 539, 320, 2368, 49407),
+    ),
+    ("BertTokenizer", 30522): (
+        "The cat sat on the mat",
+        (101, 1996, 4937, 2938, 2006, 1996, 13523, 102),
+    ),
+    ("T5Tokenizer", 32100): (
+        "translate English to German: The house is wonderful.",
+        (13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1),
+    ),
+}
+"""A text and its ids under a published vocabulary, by the tokenizer's class and its size."""
+
+
+def read_tokenizer(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - transformers' are untyped
+    """Read a tokenizer; one of a published vocabulary's size must split words as that one does.
+
+    Args:
+        kind: Class of the tokenizer.
+        folder: Holds its files.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        CheckpointError: If a file is no such, and then it is named; or if the ids are others than
+            the published tokenizer's.
+    """
+    for name in _JSON_FILES:
+        if (folder / name).is_file():
+            read_json(folder / name)
+    for name in _TEXT_FILES:
+        what = describe_file(folder / name) if (folder / name).exists() else "text"
+        if not what.startswith("text"):
+            msg = f"`{folder / name}` must be a tokenizer's text; it is {what}. Download it again."
+            raise CheckpointError(msg)
+    if not any(all((folder / name).is_file() for name in files) for files in _WORDS):
+        # Without them the class would make a tokenizer of no words, and say nothing.
+        layouts = ", or ".join(" and ".join(files) for files in _WORDS)
+        msg = f"`{folder}` must hold a whole {kind.__name__}: {layouts}. Download its files again."
+        raise CheckpointError(msg)
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        size = len(tokenizer)
+        ids = [int(n) for n in tokenizer("a cat").input_ids]
+    except Exception as error:  # the libraries raise nothing narrower
+        msg = (
+            f"`{folder}` must hold a whole {kind.__name__}; got {type(error).__name__}: "
+            f"{first_line(error)}. Download its files again."
+        )
+        raise CheckpointError(msg) from error
+    name = kind.__name__.removesuffix("Fast")
+    text, expected = KNOWN_IDS.get((name, size), ("", ()))
+    if expected:
+        ids = [int(n) for n in tokenizer(text).input_ids]
+    if expected and tuple(ids) != expected:
+        msg = (
+            f"`{folder}` must split words as the published {kind.__name__} of {size} tokens does, "
+            f"{text!r} into {list(expected)}; got {ids}. Download its files again."
+        )
+        raise CheckpointError(msg)
+    return tokenizer
+
+
+def text_length(tokenizer: Any, encoder: Any) -> int:  # noqa: ANN401 - transformers is untyped
+    """Give the length to which prompts are padded: the tokenizer's, within the encoder's own.
+
+    Args:
+        tokenizer: One whose files name no length has a length beyond all bounds.
+        encoder: With a row of its embedding for each position.
+
+    Returns:
+        The length [tokens].
+
+    Raises:
+        CheckpointError: If the tokenizer's length is no positive number.
+    """
+    longest = int(encoder.config.max_position_embeddings)
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 2:
+        msg = (
+            f"`model_max_length` of the tokenizer must be a number of tokens up to {longest}; got "
+            f"{length!r}."
+        )
+        raise CheckpointError(msg)
+    return int(min(length, longest))

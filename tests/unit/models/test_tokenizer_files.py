@@ -1,0 +1,99 @@
+"""`tokenizer_files`: oracle, laws, errors."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from transformers import CLIPTokenizer
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models import tokenizer_files
+from mvczigal_ref.models.tiny import tiny_tokenizer
+from mvczigal_ref.models.tokenizer_files import KNOWN_IDS, read_tokenizer, text_length
+from tests.unit.models.published import _tokenizer as write_old_layout
+
+ENCODER = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=16))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tokenizer in the layout of the published ones: words and merges in a file each."""
+    tiny_tokenizer().save_pretrained(tmp_path / "new")
+    write_old_layout(tmp_path / "new", tmp_path / "old")
+    return tmp_path / "old"
+
+
+# -- oracle --------------------------------------------------------------------------------
+
+
+def test_a_published_size_must_split_as_the_published(folder, monkeypatch):
+    """The same files pass where the ids are theirs, and are refused where they are others."""
+    words = read_tokenizer(CLIPTokenizer, folder)
+    ids = tuple(words("A cube").input_ids)
+    known = {("CLIPTokenizer", len(words)): ("A cube", ids)}
+    monkeypatch.setattr(tokenizer_files, "KNOWN_IDS", known)
+    assert read_tokenizer(CLIPTokenizer, folder)("A cube").input_ids == list(ids)
+    merges = (folder / "merges.txt").read_text("utf-8").splitlines()
+    (folder / "merges.txt").write_text("\n".join(merges[:2]) + "\n")
+    with pytest.raises(CheckpointError, match="must split words as the published CLIPTokenizer"):
+        read_tokenizer(CLIPTokenizer, folder)
+
+
+def test_known_ids_are_the_published():
+    """Beginning and end of text are the vocabulary's last two in CLIP; words are as all know."""
+    text, ids = KNOWN_IDS["CLIPTokenizer", 49408]
+    assert text.endswith("A photo of a cat")
+    assert ids[0] == 49406
+    assert ids[-7:] == (256, 320, 1125, 539, 320, 2368, 49407)
+
+
+# -- laws ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stored", "length"), [(None, 16), (77, 16), (12, 12), (10**30, 16)])
+def test_prompts_are_padded_within_the_encoder(folder, stored, length):
+    """Without a length in the files, to the encoder's own."""
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    settings.pop("model_max_length", None)
+    path.write_text(json.dumps(settings | ({} if stored is None else {"model_max_length": stored})))
+    assert text_length(read_tokenizer(CLIPTokenizer, folder), ENCODER) == length
+
+
+# -- errors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\n", "<html>", ""])
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
+)
+def test_a_broken_file_is_named(folder, name, content):
+    """With what it is."""
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{name}` must .*(pointer|page|empty)"):
+        read_tokenizer(CLIPTokenizer, folder)
+
+
+@pytest.mark.parametrize("content", ['{"a": "b"}', '{"a": -1}', "{}"])
+def test_words_that_are_none(folder, content):
+    """A vocabulary of another kind is refused by its folder."""
+    (folder / "vocab.json").write_text(content)
+    with pytest.raises(CheckpointError, match="must hold a whole CLIPTokenizer"):
+        read_tokenizer(CLIPTokenizer, folder)
+
+
+@pytest.mark.parametrize("length", [0, -5, True, "77", None, float("nan")])
+def test_a_length_that_is_none(length):
+    """Named, before anything is padded."""
+    tokenizer = SimpleNamespace(model_max_length=length)
+    with pytest.raises(CheckpointError, match="`model_max_length` of the tokenizer must be"):
+        text_length(tokenizer, ENCODER)
+
+
+def test_a_folder_without_files(folder):
+    """Is no tokenizer, though the class would make one of nothing."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match="must hold a whole CLIPTokenizer"):
+        read_tokenizer(CLIPTokenizer, folder)
