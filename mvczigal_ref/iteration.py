@@ -70,10 +70,11 @@ def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: in
     if not prompts:
         msg = "`prompts` must hold at least one prompt; got none."
         raise ValueError(msg)
-    chosen = []
+    chosen: list[str] = []
     for position in range(iteration * count, (iteration + 1) * count):
         turn, place = divmod(position, len(prompts))
-        order = torch.randperm(len(prompts), generator=derived_generator(seed, "prompts", turn))
+        if not chosen or place == 0:
+            order = torch.randperm(len(prompts), generator=derived_generator(seed, "prompts", turn))
         chosen.append(prompts[int(order[place])])
     return chosen
 

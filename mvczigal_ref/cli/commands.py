@@ -1,6 +1,7 @@
 """What each command does, up to where it needs torch: a wrong setting is told at once."""
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -31,6 +32,7 @@ from mvczigal_ref.cli.arguments import (
 from mvczigal_ref.cli.launch import starts_processes
 from mvczigal_ref.config import RewardConfig, TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.prompts import in_world, read_prompts, run_prompts
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.settings_file import unknown_setting
 from mvczigal_ref.world.grammar import parse
@@ -86,6 +88,7 @@ def run(command: Command) -> None:
             run_plan(config, processes=command.processes, file=command.json)
         case Check():
             config = _recipe_config(command)
+            run_prompts(config)
             from mvczigal_ref.cli.planning import run_check
 
             run_check(config)
@@ -107,6 +110,9 @@ def _recipe_config(command: Train | Plan | Check) -> TrainConfig:
 
 def _train(command: Train) -> None:
     config = _recipe_config(command)
+    with warnings.catch_warnings():  # training itself warns
+        warnings.simplefilter("ignore")
+        run_prompts(config)
     from mvczigal_ref.cli.training import train_in_processes, train_run
 
     if starts_processes(command.processes):
@@ -124,7 +130,8 @@ def _sample(command: Sample) -> None:
         raise ConfigError(msg)
     words = [*_chosen(command), *command.settings]
     config = _policy_config(command.run, command.weights, command.recipe, words)
-    prompts = _checked(command.prompts, config)
+    world = in_world(config, scored=False)
+    prompts = [str(parse(prompt)) for prompt in command.prompts] if world else command.prompts
     from mvczigal_ref.cli.policies import sample_prompts
 
     sample_prompts(command, config, prompts)
@@ -165,12 +172,10 @@ def _evaluate(command: Evaluate) -> None:
     config = _policy_config(
         command.run, command.weights, command.recipe, command.settings, also=("reward.",)
     )
+    prompts = read_prompts(command.prompts, setting="--prompts", world=in_world(config))
     from mvczigal_ref.cli.policies import evaluate_policy
-    from mvczigal_ref.trainer import read_prompts
 
-    evaluate_policy(
-        command, config, _checked(read_prompts(command.prompts, setting="--prompts"), config)
-    )
+    evaluate_policy(command, config, prompts)
 
 
 def _reproduce(command: Reproduce) -> None:
@@ -249,13 +254,6 @@ def _policy_config(
     return (
         config if weights is None else load_config(config, overrides=[f"model.weights={weights}"])
     )
-
-
-def _checked(prompts: Sequence[str], config: TrainConfig) -> list[str]:
-    """Check the tiny world's prompts against its grammar, and spell them its way."""
-    flow = config.model.network == "flow"
-    in_world = config.model.weights == "tiny_flow" if flow else config.model.rig == "world"
-    return [str(parse(p)) for p in prompts] if in_world else list(prompts)
 
 
 def _pretrain(command: Pretrain) -> None:

@@ -1,5 +1,6 @@
 """Picture files as the views of objects: upright, in 8 or 16 bits, on white, one frame each."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mvczigal_ref.errors import ConfigError
@@ -107,10 +108,10 @@ class _UnreadableError(Exception):
 
 
 def _read(path: Path) -> NDArray[np.float32]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # which a name too long is not either
         raise _UnreadableError("there is no such file")
     Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
+    formats: list[str] = [name for name in FORMATS if name in Image.OPEN]
     try:
         with Image.open(path, formats=formats) as image:
             _refuse_size(image)
@@ -122,7 +123,7 @@ def _read(path: Path) -> NDArray[np.float32]:
                     "file, and name the files in the order of the cameras"
                 )
             return _rgb(image)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise _UnreadableError(
             f"it is none of {', '.join(formats)}, or its start is damaged"
         ) from error
@@ -165,7 +166,7 @@ def _rgb(image: Image.Image) -> NDArray[np.float32]:
 
 
 def _bytes(image: Image.Image) -> NDArray[np.float32]:
-    return np.asarray(image, np.float32) / 255
+    return np.asarray(image, np.float32) / np.float32(255)
 
 
 def _hidden_level(image: Image.Image) -> NDArray[np.generic] | None:
@@ -184,7 +185,8 @@ def _hidden_level(image: Image.Image) -> NDArray[np.generic] | None:
 def _wide_grey(image: Image.Image, upright: Image.Image) -> NDArray[np.float32]:
     """Scale grey levels of more than 8 bits."""
     tags = getattr(image, "tag_v2", {})
-    levels = np.asarray(upright, np.float32) / (4095 if tags.get(_BITS) == (12,) else 65535)
+    white = np.float32(4095 if tags.get(_BITS) == (12,) else 65535)
+    levels = np.asarray(upright, np.float32) / white
     return 1 - levels if tags.get(_PHOTOMETRIC) == _BLACK_ON_WHITE else levels
 
 
