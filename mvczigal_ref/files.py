@@ -101,7 +101,8 @@ def decode_text(content: bytes, path: Path) -> str:
     name = repr(str(path))
     for mark, encoding in _OTHER_MARKS.items():
         if content.startswith(mark):
-            raise ConfigError(f"{name} must be text in UTF-8; it is in {encoding}. Save it anew.")
+            msg = f"{name} must be text in UTF-8; it is in {encoding}. Save it as UTF-8."
+            raise ConfigError(msg)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -26,7 +26,7 @@ def read_prompts(name: str, *, setting: str = "prompts", world: bool = False) ->
         name: ``world.train``, ``world.held_out``, or the path of a text file in UTF-8
             with one prompt per line.
         setting: What was set to it, for messages.
-        world: Refuse prompts outside the tiny world's grammar, and spell the others its way.
+        world: Refuse prompts outside the tiny world's grammar.
 
     Returns:
         The prompts without surrounding blanks, blank lines left out, repeated ones kept.
@@ -60,7 +60,9 @@ def read_prompts(name: str, *, setting: str = "prompts", world: bool = False) ->
         if not line:
             blank.append(number)
             continue
-        prompts.append(_in_grammar(line, f"line {number} of {name!r}") if world else line)
+        if world:
+            _check_grammar(line, f"line {number} of {name!r}")
+        prompts.append(line)
         if first.setdefault(prompts[-1], number) != number:
             repeated.append(number)
     for what, numbers in (("blank lines, left out", blank), ("repeated prompts, kept", repeated)):
@@ -92,7 +94,7 @@ def run_prompts(
     named = held_out is None
     if held_out is None:
         held_out = read_prompts(config.run.held_out, setting="run.held_out", world=world)
-    both = sorted({*trained} & {*held_out})
+    both = sorted({*map(_meaning, trained)} & {*map(_meaning, held_out)})
     if both and named:
         msg = (
             "`run.held_out` must hold no prompt of `run.prompts`, since held-out scores are of "
@@ -173,8 +175,13 @@ def _token_limits(components: Any) -> list[tuple[Any, int]]:  # noqa: ANN401
     return [(each, int(each.model_max_length)) for each in both]
 
 
-def _in_grammar(prompt: str, place: str) -> str:
+def _check_grammar(prompt: str, place: str) -> None:
     try:
-        return str(parse(prompt))
+        parse(prompt)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
+
+
+def _meaning(prompt: str) -> str:
+    """Spell a prompt as encoders read it: without the case of its letters."""
+    return " ".join(prompt.lower().split())

@@ -149,6 +149,9 @@ def _train(
         prompts, chosen = run_prompts(config, held_out=held_out)
     checkpoint = find_checkpoint(folder, config)
     check_scorers(config.reward, config.guard)
+    enhancer = None
+    if not learns_from_pairs(config):
+        enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
     system = build_system(config, device=world.device, components=components)
@@ -157,10 +160,8 @@ def _train(
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
     judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
     judge.refuse_other_prompts()
-    enhancer = None
     if not learns_from_pairs(config):
         check_groups(system, config)
-        enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until nobody refuses any more
     if world.is_main:
         (folder / SUMMARY).unlink(missing_ok=True)  # the run goes on: it has not ended

@@ -31,7 +31,7 @@ from mvczigal_ref.cli.arguments import (
 )
 from mvczigal_ref.cli.launch import starts_processes
 from mvczigal_ref.config import RewardConfig, TrainConfig, from_dict, load_config, to_dict
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.prompts import in_world, read_prompts, run_prompts
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.settings_file import unknown_setting
@@ -172,7 +172,9 @@ def _evaluate(command: Evaluate) -> None:
     config = _policy_config(
         command.run, command.weights, command.recipe, command.settings, also=("reward.",)
     )
-    prompts = read_prompts(command.prompts, setting="--prompts", world=in_world(config))
+    world = in_world(config)
+    prompts = read_prompts(command.prompts, setting="--prompts", world=world)
+    prompts = [str(parse(prompt)) for prompt in prompts] if world else prompts
     from mvczigal_ref.cli.policies import evaluate_policy
 
     evaluate_policy(command, config, prompts)
@@ -193,6 +195,7 @@ def _reproduce(command: Reproduce) -> None:
 
 
 def _score(command: Score) -> None:
+    _refuse_other_settings(command)
     if not command.images or not command.reward:
         msg = "`score` needs pictures and, after `--reward`, the name of a scorer."
         raise ConfigError(msg)
@@ -204,13 +207,21 @@ def _score(command: Score) -> None:
     score_images(command, settings)
 
 
-def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> RewardConfig:
-    """Read where scorers are to be found, from options and from `reward.` settings."""
+def _refuse_other_settings(command: Score | ServeReward) -> None:
     for word in command.settings:
         if not word.startswith("reward."):
             path = word.partition("=")[0]
-            msg = f"`{path}` changes nothing here; only settings that start with `reward.` do."
+            absent = ", and there is no such file" if isinstance(command, Score) else ""
+            msg = (
+                f"{quoted(word)} was read as a setting{absent}; `{path}` changes nothing here, "
+                "only settings that start with `reward.` do."
+            )
             raise ConfigError(msg)
+
+
+def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> RewardConfig:
+    """Read where scorers are to be found, from options and from `reward.` settings."""
+    _refuse_other_settings(command)
     values = to_dict(load_config(overrides=command.settings))["reward"]
     for field, option, place in (
         ("weights", "--weights", command.weights),
