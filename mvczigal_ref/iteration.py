@@ -1,5 +1,6 @@
 """One iteration, from rollout to update: the whole algorithm on one screen."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -133,7 +134,7 @@ def run_iteration(
             _joint_mean(rewards),
             step_size_violated=config.constraint.step_size_violated,
             step_size_satisfied=config.constraint.step_size_satisfied,
-            multiplier_max=config.constraint.multiplier_max,
+            multiplier_max=config.constraint.multiplier_max or math.inf,
             threshold_decay=config.constraint.threshold_decay,
             order=config.constraint.order,
         )

@@ -7,7 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +33,7 @@ from mvczigal_ref.config import RewardConfig, TrainConfig, from_dict, load_confi
 from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.prompts import in_world, read_prompts, run_prompts
 from mvczigal_ref.recipes import RECIPES, recipe
-from mvczigal_ref.settings_file import unknown_setting
+from mvczigal_ref.settings_file import read_value, unknown_setting
 from mvczigal_ref.world.grammar import parse
 
 __all__ = ["run"]
@@ -294,14 +293,16 @@ def _pretrain_config(kind: type[_Numbers], words: Sequence[str]) -> _Numbers:
         if name not in known:
             raise unknown_setting(name, known)
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            msg = f"`{name}` cannot be read from {text!r}: {error}."
+            values[name] = read_value(text)
+        except ConfigError as error:
+            msg = f"`{name}` cannot be read from {quoted(text)}: {error}"
             raise ConfigError(msg) from error
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        problems = [f"`{e['loc'][0]}`: {e['msg']}; got {e['input']!r}." for e in error.errors()]
+        problems = [
+            f"`{e['loc'][0]}`: {e['msg']}; got {quoted(e['input'])}." for e in error.errors()
+        ]
         raise ConfigError(" ".join(problems)) from error
 
 
