@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -48,10 +48,6 @@ _NUMBER = re.compile(
 class _SettingsLoader(yaml.SafeLoader):
     """YAML with numbers as people write them, each key once, no dates, and no room for bombs."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
-        first: [(tag, form) for tag, form in resolvers if tag.endswith((":bool", ":null"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
@@ -86,6 +82,10 @@ def _number(loader: _SettingsLoader, node: yaml.ScalarNode) -> int | float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
+_SettingsLoader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag.endswith((":bool", ":null"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789inIN"))
 _SettingsLoader.add_constructor("tag:yaml.org,2002:float", _number)
 _SettingsLoader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)

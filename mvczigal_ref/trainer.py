@@ -22,8 +22,8 @@ from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_
 from mvczigal_ref.networks import PUBLISHED, published_sources
 from mvczigal_ref.prompts import read_prompts, run_prompts, warn_of_cut_prompts
 from mvczigal_ref.reward.guard import GuardState
-from mvczigal_ref.reward.registry import check_scorers
 from mvczigal_ref.run_folder import SUMMARY, find_checkpoint, load_policy
+from mvczigal_ref.scorers import check_judges
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import build_system
 from mvczigal_ref.training_loop import Events, TrainingLoop, stop_on_terminate
@@ -148,7 +148,7 @@ def _train(
             warnings.simplefilter("ignore")  # the main process warns
         prompts, chosen = run_prompts(config, held_out=held_out)
     checkpoint = find_checkpoint(folder, config)
-    check_scorers(config.reward, config.guard)
+    check_judges(config)
     enhancer = None
     if not learns_from_pairs(config):
         enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)

@@ -23,6 +23,7 @@ from mvczigal_ref.reward.registry import (
     ScorerOptions,
     joint_view_scorer,
     per_view_scorer,
+    require_device,
     scorer_options,
 )
 from mvczigal_ref.settings_file import nearest_name
@@ -124,6 +125,7 @@ def convert_reward(command: ConvertReward) -> Path:
 
 def _scorer(name: str, options: ScorerOptions) -> tuple[str, Scorer]:
     """Build a scorer of either kind; of an unknown name its service says which it is."""
+    require_device(str(options.device))
     if name in PER_VIEW:
         return "per_view", per_view_scorer(name, options)
     if name in JOINT:
