@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from mvczigal_ref.settings_file import Table
 from mvczigal_ref.settings_types import (
     SETTINGS,
+    Cap,
     Count,
     CountOrZero,
     Dtype,
@@ -23,7 +24,6 @@ from mvczigal_ref.settings_types import (
     Names,
     NonNegative,
     Positive,
-    PositiveOrNone,
     Rate,
     RateOrZero,
     Real,
@@ -260,7 +260,7 @@ class ConstraintConfig:
     """Multiplier's step size otherwise [1/reward unit]."""
     multiplier_init: NonNegative = 0.0
     """Multiplier before the first iteration [1], at most `multiplier_max`."""
-    multiplier_max: PositiveOrNone = 5.0
+    multiplier_max: Cap = 5.0
     """Upper end of the multiplier's box [1]; "none" is no cap, which the released code spells 0."""
     threshold_init: Real | None = None
     """Threshold before the first iteration [reward units]; None is the first batch's mean."""

@@ -10,6 +10,7 @@ from mvczigal_ref.settings_file import Table
 
 __all__ = [
     "SETTINGS",
+    "Cap",
     "Count",
     "CountOrZero",
     "Dtype",
@@ -19,7 +20,6 @@ __all__ = [
     "Names",
     "NonNegative",
     "Positive",
-    "PositiveOrNone",
     "Rate",
     "RateOrZero",
     "Real",
@@ -75,8 +75,13 @@ def _fits_fp32(value: float) -> float:
     return value
 
 
-def _none_by_name(value: object) -> object:
-    return None if value == "none" else value
+def _cap(value: object) -> object:
+    if value == "none":
+        return None
+    if value == 0:
+        msg = 'must be positive, or "none" for no cap'
+        raise ValueError(msg)
+    return value
 
 
 _SMALLEST, _LARGEST = 1e-37, 1e37
@@ -99,11 +104,11 @@ Elevation = Annotated[Real, Field(ge=-90, le=90)]
 HalfOpenShare = Annotated[Real, Field(ge=0, lt=1)]
 Rate = Annotated[Positive, Field(le=1e3)]
 RateOrZero = Annotated[NonNegative, Field(le=1e3)]
-PositiveOrNone = Annotated[Positive | None, BeforeValidator(_none_by_name)]
+Cap = Annotated[Positive | None, BeforeValidator(_cap)]
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST)]
 CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=_MOST)]
 Size = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST_HELD)]
-Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**64)]
+Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1)]
 Text = Annotated[str, Field()]
 Names = tuple[Name, ...]

@@ -401,7 +401,7 @@ def test_pictures_are_scored_view_by_view_and_together(views, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["v0.png", "row.png"], "pictures must have one size; got 32 x 32, 192 x 32"),
+        (["v0.png", "row.png"], "one size; got 32 x 32 of 'v0.png', 192 x 32 of 'row.png'"),
         (["row.png", "--row", "5"], "`--row` = 5 must divide the pictures' width; got 192"),
         (["v0.png"], "`world.joint` cannot score these pictures"),
         (["a.json"], "a.json"),

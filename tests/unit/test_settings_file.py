@@ -50,7 +50,7 @@ def test_numbers_read_as_people_write_them(text, value):
         ("run.iterations=3e2", "run", "iterations", 300),
         ("run.iterations=1_000", "run", "iterations", 1000),
         ("optim.lr=1e-4", "optim", "lr", 1e-4),
-        ("run.seed=18446744073709551615", "run", "seed", 2**64 - 1),
+        ("run.seed=9223372036854775807", "run", "seed", 2**63 - 1),
         ("constraint.multiplier_max=none", "constraint", "multiplier_max", None),
         ("constraint.multiplier_max=null", "constraint", "multiplier_max", None),
         ("reward.per_view={clip_score: 1e-1}", "reward", "per_view", {"clip_score": 0.1}),
