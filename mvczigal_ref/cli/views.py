@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -91,7 +92,7 @@ def read_picture(path: Path) -> Float[Tensor, "rgb height width"]:
 such file.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silent_decoders():
             # Of pictures that are odd but whole; the size is checked here.
             warnings.simplefilter("ignore")
             pixels = _read(path)
@@ -129,6 +130,19 @@ def _read(path: Path) -> NDArray[np.float32]:
         ) from error
     except Image.DecompressionBombError as error:
         raise _UnreadableError(f"it has more than {MOST_PIXELS} pixels. Scale it first") from error
+
+
+@contextmanager
+def _silent_decoders() -> Iterator[None]:
+    """Keep what libtiff prints of damaged files by itself off the terminal; an error says it."""
+    terminal = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _refuse_size(image: Image.Image) -> None:

@@ -325,6 +325,18 @@ def test_damaged_files_are_refused_or_read(tmp_path):
     assert all(message.isprintable() for message in messages)
 
 
+def test_decoders_print_nothing_themselves(tmp_path, capfd):
+    """The refusal is the only line."""
+    Image.fromarray(COLOURS).save(tmp_path / "a.tif", compression="tiff_lzw")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    with Image.open(tmp_path / "a.tif") as image:
+        start = image.tag_v2[273][0]
+    content[start + 20 : start + 60] = b"\xff" * 40
+    (tmp_path / "a.tif").write_bytes(content)
+    refused(tmp_path / "a.tif", "is no picture that can be read")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_a_checksum_finds_is_refused(tmp_path):
     """A bit of a PNG's pixels."""
     buffer = io.BytesIO()
