@@ -232,7 +232,7 @@ def test_an_unknown_error_is_null_in_the_summary(record, tmp_path):
 def test_the_rate_rises_and_falls_linearly(record, tmp_path, warmup, decay, rates):
     """After a resume too."""
     chosen = {"warmup_iterations": warmup, "decay_iterations": decay, "lr": 0.3}
-    go(config(2, chosen), tmp_path, record)
+    go(config(max(2, warmup), chosen), tmp_path, record)
     go(config(4, chosen), tmp_path, record)
 
     assert [one[2] for one in record.iterations] == pytest.approx([0.3 * rate for rate in rates])
