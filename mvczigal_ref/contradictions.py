@@ -80,11 +80,11 @@ def _grid_contradictions(config: "TrainConfig") -> Iterable[str]:
                 f"the grid that its steps are taken from; got {steps}."
             )
     unit = 16 if model.network == "flow" and model.weights != "tiny_flow" else 8
-    larger = model.image_size + -model.image_size % unit
-    if model.image_size != larger:
+    nearest = max(1, (model.image_size + unit // 2 - 1) // unit) * unit
+    if model.image_size != nearest:
         yield (
             f"`model.image_size` must be a multiple of {unit}, since autoencoder and cameras or "
-            f"tokens divide an image so; got {model.image_size}. The next is {larger}."
+            f"tokens divide an image so; got {model.image_size}. The nearest valid value is {nearest}."
         )
 
 

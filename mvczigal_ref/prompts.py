@@ -1,5 +1,6 @@
 """Prompt lists: read, checked against the tiny world's grammar, and measured."""
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -147,7 +148,7 @@ def warn_of_cut_prompts(components: Any, prompts: Sequence[str], *, setting: str
         setting: Where they are from, for the message.
     """
     limits = _token_limits(components)
-    longest = max(limit for _, limit in limits)
+    longest = max((limit for _, limit in limits), default=math.inf)
     cut = [
         prompt
         for prompt in dict.fromkeys(prompts)
@@ -171,8 +172,8 @@ def _token_limits(components: Any) -> list[tuple[Any, int]]:  # noqa: ANN401
         return [(each, int(each.model_max_length)) for each in others] + [
             (last, int(components.max_tokens))
         ]
-    both = (components.tokenizer, components.tokenizer_2)
-    return [(each, int(each.model_max_length)) for each in both]
+    both = [getattr(components, name, None) for name in ("tokenizer", "tokenizer_2")]
+    return [(each, int(each.model_max_length)) for each in both if each is not None]
 
 
 def _check_grammar(prompt: str, place: str) -> None:

@@ -48,7 +48,7 @@ RULES = {
     ),
     "an image that cannot be divided": (
         ["model.image_size=33"], "must be a multiple of 8, since autoencoder and cameras or tokens "
-        "divide an image so; got 33. The next is 40.",
+        "divide an image so; got 33. The nearest valid value is 32.",
         ["model.image_size=40"],
     ),
     "an image that FLUX cannot divide": (
