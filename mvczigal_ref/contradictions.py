@@ -84,7 +84,8 @@ def _grid_contradictions(config: "TrainConfig") -> Iterable[str]:
     if model.image_size != nearest:
         yield (
             f"`model.image_size` must be a multiple of {unit}, since autoencoder and cameras or "
-            f"tokens divide an image so; got {model.image_size}. The nearest valid value is {nearest}."
+            f"tokens divide an image so; got {model.image_size}. The nearest valid value is "
+            f"{nearest}."
         )
 
 
