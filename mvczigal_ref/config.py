@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from mvczigal_ref.contradictions import contradictions
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.settings import (
     AdvantageConfig,
     ConstraintConfig,
@@ -272,7 +271,7 @@ def _refuse_unknown(values: Mapping[str, Any], prefix: str = "") -> None:
             if not isinstance(value, Mapping):
                 first = next(known for known in _PATHS if known.startswith(f"{path}."))
                 raise ConfigError(
-                    f"`{path}` must be a section of settings; got {value!r}. "
+                    f"`{path}` must be a section of settings; got {quoted(value)}. "
                     f"Set one of its members, such as `{first}`."
                 )
             _refuse_unknown(value, f"{path}.")
@@ -285,7 +284,7 @@ def _explain(error: ErrorDetails) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if not path:
         return message
-    return f"`{path}`: {message[0].lower()}{message[1:]}; got {error['input']!r}."
+    return f"`{path}`: {message[0].lower()}{message[1:]}; got {quoted(error['input'])}."
 
 
 def _update(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -297,13 +296,13 @@ def _update(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
 def _parse_override(word: str) -> dict[str, Any]:
     path, equals, text = word.partition("=")
     if not equals:
-        raise ConfigError(f"an override must read `section.name=value`; got {word!r}.")
+        raise ConfigError(f"an override must read `section.name=value`; got {quoted(word)}.")
     if path not in _PATHS:
         raise unknown_setting(path, _PATHS)
     try:
         # A name that looks like a number, a date or a truth value stays a name.
         value = text if _PATHS[path] in (Name, Text) else read_value(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"`{path}` cannot be read from {text!r}: {error}.") from error
+    except ConfigError as error:
+        raise ConfigError(f"`{path}` cannot be read from {quoted(text)}: {error}") from error
     section, _, name = path.rpartition(".")
     return {section: {name: value}} if section else {name: value}

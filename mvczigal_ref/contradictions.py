@@ -1,5 +1,6 @@
 """What sections of a configuration exclude each other, and why."""
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,9 @@ if TYPE_CHECKING:
     from mvczigal_ref.config import TrainConfig
 
 __all__ = ["contradictions"]
+
+# Of the grid that a sampler's steps are taken from.
+_MOST_STEPS = {"lcm": 50, "ddim": 1000, "flow": 1000}
 
 
 def contradictions(config: "TrainConfig") -> Iterable[str]:
@@ -30,10 +34,11 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
             "not show, is not trained; got 1, which leaves no action to train. Set "
             "`objective.train_last_action` or add a step."
         )
-    if config.constraint.multiplier_init > config.constraint.multiplier_max:
+    cap = config.constraint.multiplier_max
+    if cap is not None and config.constraint.multiplier_init > cap:
         yield (
             "`constraint.multiplier_init` must be at most `constraint.multiplier_max` = "
-            f"{config.constraint.multiplier_max}; got {config.constraint.multiplier_init}."
+            f"{cap}; got {config.constraint.multiplier_init}."
         )
     decay = config.optim.decay_iterations
     if 0 < decay < run.iterations:
@@ -42,6 +47,8 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
             f"for a rate that does not fall; got {decay}, after which nothing would be learnt. Set "
             f"it to {run.iterations}."
         )
+    yield from _grid_contradictions(config)
+    yield from _length_contradictions(config)
     yield from _guard_contradictions(config)
     yield from _network_contradictions(config)
     yield from _sampling_contradictions(config)
@@ -62,6 +69,42 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
             )
 
 
+def _grid_contradictions(config: "TrainConfig") -> Iterable[str]:
+    sampler, model = config.sampler, config.model
+    most = _MOST_STEPS[sampler.kind]
+    for name in ("num_steps", "evaluation_steps"):
+        steps = getattr(sampler, name)
+        if steps > most:
+            yield (
+                f'`sampler.{name}` must be at most {most} with `sampler.kind` = "{sampler.kind}", '
+                f"the grid that its steps are taken from; got {steps}."
+            )
+    unit = 16 if model.network == "flow" and model.weights != "tiny_flow" else 8
+    nearest = max(1, (model.image_size + unit // 2 - 1) // unit) * unit
+    if model.image_size != nearest:
+        yield (
+            f"`model.image_size` must be a multiple of {unit}, since autoencoder and cameras or "
+            f"tokens divide an image so; got {model.image_size}. The nearest valid value is "
+            f"{nearest}."
+        )
+
+
+def _length_contradictions(config: "TrainConfig") -> Iterable[str]:
+    """Find what would not happen within the run."""
+    optim, iterations = config.optim, config.run.iterations
+    for name, length, acts, remedy in (
+        ("optim.warmup_iterations", optim.warmup_iterations, True, "0 for none"),
+        ("optim.average_every", optim.average_every, optim.average_decay > 0, ""),
+        ("guard.every", config.guard.every, True, "0 for no guard"),
+    ):
+        if acts and length > iterations:
+            other = f", or to {remedy}" if remedy else ", or `optim.average_decay` to 0"
+            yield (
+                f"`{name}` must be at most `run.iterations` = {iterations}; got {length}, which "
+                f"the run does not reach. Set it to {iterations}{other}."
+            )
+
+
 def _guard_contradictions(config: "TrainConfig") -> Iterable[str]:
     guard = config.guard
     # Alone, one reward leaves the other to be watched.
@@ -76,7 +119,8 @@ def _guard_contradictions(config: "TrainConfig") -> Iterable[str]:
 
 
 def _nearest_divisor(whole: int, wanted: int) -> int:
-    return min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - wanted))
+    small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
+    return min(sorted({*small, *(whole // n for n in small)}), key=lambda n: abs(n - wanted))
 
 
 def _network_contradictions(config: "TrainConfig") -> Iterable[str]:

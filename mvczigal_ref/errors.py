@@ -6,7 +6,10 @@ __all__ = [
     "NonFiniteError",
     "ReplayMismatchError",
     "ScorerUnavailableError",
+    "quoted",
 ]
+
+_LONGEST_VALUE = 120  # of a value in a message [characters]
 
 
 class ConfigError(ValueError):
@@ -70,3 +73,26 @@ class NonFiniteError(FloatingPointError):
         known = ", ".join(f"{name} {index}" for name, index in places.items() if index is not None)
         found = "a non-finite value" if self.value is None else repr(self.value)
         return f"`{self.what}` must be finite; got {found}" + (f" at {known}." if known else ".")
+
+
+def quoted(value: object) -> str:
+    """Give a value for a message: on one line, and cut where it is long.
+
+    Args:
+        value: Whatever was got.
+
+    Returns:
+        Its `repr`, at most about 120 characters of it.
+
+    Examples:
+        >>> len(quoted("a" * 10_000)) < 150
+        True
+    """
+    if isinstance(value, str | bytes):  # so that no long text is copied
+        value = value[: _LONGEST_VALUE + 1]
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested in itself, or an integer of many digits
+        text = f"a {type(value).__name__}"
+    cut = text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+    return "".join(c if c.isprintable() else " " for c in cut)

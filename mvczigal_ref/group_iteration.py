@@ -1,5 +1,6 @@
 """One iteration over groups, from rollout to update: the GRPO family on one screen."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -107,7 +108,7 @@ def run_group_iteration(
             float(rewards.joint_total()[0].mean()),
             step_size_violated=config.constraint.step_size_violated,
             step_size_satisfied=config.constraint.step_size_satisfied,
-            multiplier_max=config.constraint.multiplier_max,
+            multiplier_max=config.constraint.multiplier_max or math.inf,
             threshold_decay=config.constraint.threshold_decay,
             order=config.constraint.order,
         )

@@ -88,10 +88,15 @@ class HeldOut:
         """Compare the prompts with those of the folder's scores, if it has any.
 
         Raises:
-            CheckpointError: If they are others.
+            CheckpointError: If they are others, or cannot be read.
         """
         listed = self._listed
-        if listed.is_file() and json.loads(listed.read_text("utf-8")) != list(self.prompts):
+        try:
+            saved = json.loads(listed.read_bytes()) if listed.is_file() else list(self.prompts)
+        except (ValueError, RecursionError) as error:
+            msg = f"{str(listed)!r} must list the prompts of the scores beside it; it is damaged. "
+            raise CheckpointError(msg + "Restore it, or choose another folder.") from error
+        if saved != list(self.prompts):
             msg = (
                 f"`held_out` must be the prompts of {str(listed)!r}, on which the run's earlier "
                 "scores were made; got others. Pass those, or choose another folder."

@@ -1,5 +1,6 @@
 """One iteration, from rollout to update: the whole algorithm on one screen."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,10 +71,11 @@ def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: in
     if not prompts:
         msg = "`prompts` must hold at least one prompt; got none."
         raise ValueError(msg)
-    chosen = []
+    chosen: list[str] = []
     for position in range(iteration * count, (iteration + 1) * count):
         turn, place = divmod(position, len(prompts))
-        order = torch.randperm(len(prompts), generator=derived_generator(seed, "prompts", turn))
+        if not chosen or place == 0:
+            order = torch.randperm(len(prompts), generator=derived_generator(seed, "prompts", turn))
         chosen.append(prompts[int(order[place])])
     return chosen
 
@@ -132,7 +134,7 @@ def run_iteration(
             _joint_mean(rewards),
             step_size_violated=config.constraint.step_size_violated,
             step_size_satisfied=config.constraint.step_size_satisfied,
-            multiplier_max=config.constraint.multiplier_max,
+            multiplier_max=config.constraint.multiplier_max or math.inf,
             threshold_decay=config.constraint.threshold_decay,
             order=config.constraint.order,
         )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config import TrainConfig, scorer_weights
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.networks import RIGS, rig_of
@@ -20,11 +20,13 @@ from mvczigal_ref.reward.registry import (
     joint_view_scorer,
     mixture,
     per_view_scorer,
+    require_device,
     scorer_options,
 )
 from mvczigal_ref.shapes import Images
+from mvczigal_ref.world.render import IMAGE_SIZE
 
-__all__ = ["Offloaded", "build_scorers", "no_scorers"]
+__all__ = ["Offloaded", "build_scorers", "check_judges", "no_scorers"]
 
 
 class Offloaded:
@@ -88,19 +90,12 @@ def build_scorers(
         >>> list(build_scorers(TrainConfig(), device=torch.device("cpu")))
         ['per_view', 'joint', 'watched_per_view', 'watched_joint']
     """
-    check_scorers(config.reward, config.guard)
+    check_judges(config, watched=watched)
     model = config.model
-    rig = rig_of(model)
-    views = 1 if model.network == "flow" else rig.num_views
+    views = 1 if model.network == "flow" else rig_of(model).num_views
 
     def built(name: str, build: Callable[[str, ScorerOptions], Any]) -> Any:  # noqa: ANN401
         options = scorer_options(name, config.reward, device=device, num_views=views)
-        if name.startswith("world.") and options.url is None and rig != RIGS[model.rig]:
-            msg = (
-                f"the scorer {name!r} knows the tiny world's own cameras alone; got other "
-                "`model.azimuths` or `model.elevation`. Leave both out, or choose another scorer."
-            )
-            raise ConfigError(msg)
         if not model.offload_frozen:
             return build(name, options)
         scorer = build(name, replace(options, device=torch.device("cpu")))
@@ -121,6 +116,46 @@ def build_scorers(
         "watched_per_view": {name: per_view(name) for name in guard.per_view if looks},
         "watched_joint": {name: joint(name) for name in guard.joint if looks},
     }
+
+
+def check_judges(config: TrainConfig, *, watched: bool = True) -> None:
+    """Refuse scorers that could not judge a run's images, before anything is loaded.
+
+    Args:
+        config: As :func:`build_scorers` reads it.
+        watched: Whether the guard will look.
+
+    Raises:
+        ConfigError: As :func:`~mvczigal_ref.reward.registry.check_scorers`; if there is no device
+            of their name; or if one of the tiny world's is to judge what other cameras see, or
+            images of another size than its renders.
+
+    Examples:
+        >>> check_judges(TrainConfig())
+    """
+    check_scorers(config.reward, config.guard)
+    if config.reward.device != "auto":
+        require_device(config.reward.device)
+    model, reward, guard = config.model, config.reward, config.guard
+    names = [*scorer_weights(reward.per_view), *scorer_weights(reward.joint)]
+    names += [*guard.per_view, *guard.joint] if watched and guard.every else []
+    for name in names:
+        options = scorer_options(name, reward, device=torch.device("cpu"), num_views=1)
+        if not name.startswith("world.") or options.url is not None:
+            continue
+        if rig_of(model) != RIGS[model.rig]:
+            msg = (
+                f"the scorer {name!r} knows the tiny world's own cameras alone; got other "
+                "`model.azimuths` or `model.elevation`. Leave both out, or choose another scorer."
+            )
+            raise ConfigError(msg)
+        if model.image_size != IMAGE_SIZE:
+            msg = (
+                f"`model.image_size` must be {IMAGE_SIZE} for the scorer {name!r}, which compares "
+                f"images with renders of that size; got {model.image_size}. Choose another scorer, "
+                "or leave the size out."
+            )
+            raise ConfigError(msg)
 
 
 def no_scorers() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from mvczigal_ref.settings_file import Table
 from mvczigal_ref.settings_types import (
     SETTINGS,
+    Cap,
     Count,
     CountOrZero,
     Dtype,
@@ -23,9 +24,13 @@ from mvczigal_ref.settings_types import (
     Names,
     NonNegative,
     Positive,
+    Rate,
+    RateOrZero,
     Real,
     Scorers,
+    Seed,
     Share,
+    Size,
     Text,
     Texts,
 )
@@ -65,11 +70,11 @@ class ModelConfig:
     empty leaves the rig's own. The tiny world's judges know its own cameras alone."""
     elevation: Elevation | None = None
     """Angle of all cameras above the horizon [deg], in [-90, 90]; None leaves the rig's own."""
-    image_size: Count = 32
+    image_size: Size = 32
     """Edge of an image [px]."""
     finetune: Literal["lora", "full"] = "lora"
     """Train low-rank adapters or every weight of the network."""
-    lora_rank: Count = 8
+    lora_rank: Size = 8
     """Rank of an adapter [columns]; at least 1."""
     lora_alpha: Positive = 8.0
     """Numerator of an adapter's scale, `lora_alpha / lora_rank` [1]; positive."""
@@ -104,7 +109,7 @@ class SamplerConfig:
     """Transition kernel; that of a flow is told by the section `flow`."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     """What the network predicts; the tiny weights predict velocity, SDXL noise."""
-    num_steps: Count = 4
+    num_steps: Size = 4
     """Denoising steps of one trajectory [steps]; at least 1."""
     evaluation_steps: CountOrZero = 0
     """The same where held-out prompts are scored [steps]; 0 is `num_steps`."""
@@ -178,7 +183,7 @@ class GuardConfig:
     """Scorers of all the views of an object that are watched and not trained on."""
     diversity: bool = False
     """Count a fall of diversity as a watched score's; it is measured and shown anyway."""
-    noises: Count = 2
+    noises: Size = 2
     """Initial noises a prompt [noises]; diversity needs two."""
     margin: Positive = 2.0
     """Fall of a watched mean that is too much, in `guard.unit`."""
@@ -255,8 +260,8 @@ class ConstraintConfig:
     """Multiplier's step size otherwise [1/reward unit]."""
     multiplier_init: NonNegative = 0.0
     """Multiplier before the first iteration [1], at most `multiplier_max`."""
-    multiplier_max: NonNegative = 5.0
-    """Upper end of the multiplier's box [1]."""
+    multiplier_max: Cap = 5.0
+    """Upper end of the multiplier's box [1]; "none" is no cap, which the released code spells 0."""
     threshold_init: Real | None = None
     """Threshold before the first iteration [reward units]; None is the first batch's mean."""
     threshold_objects: CountOrZero = 0
@@ -272,13 +277,13 @@ class ConstraintConfig:
 class OptimConfig:
     """AdamW, and how often it steps."""
 
-    lr: Positive = 2e-3
+    lr: Rate = 2e-3
     """Learning rate [1]."""
     betas: tuple[HalfOpenShare, HalfOpenShare] = (0.9, 0.999)
     """Decay of the two moments [1], each in [0, 1)."""
     eps: Positive = 1e-8
     """Added to the root of the second moment [gradient units]."""
-    weight_decay: NonNegative = 1e-4
+    weight_decay: RateOrZero = 1e-4
     """Decoupled weight decay [1]."""
     max_grad_norm: Positive = 5.0
     """Largest Euclidean norm of the whole gradient [loss units per parameter unit]."""
@@ -307,17 +312,17 @@ class RunConfig:
 
     iterations: Count = 60
     """Passes from rollout to constraint [iterations]."""
-    objects_per_iteration: Count = 24
+    objects_per_iteration: Size = 24
     """Prompts rolled out in an iteration, over all processes [objects]."""
-    objects_per_slice: Count = 8
+    objects_per_slice: Size = 8
     """Objects that go through the network together [objects]; divides the iteration's."""
-    replay_objects_per_slice: Count | None = None
+    replay_objects_per_slice: Size | None = None
     """The same in replay [objects]; None is equal, the only value with a first ratio of 1."""
     prompts: Name = "world.train"
     """A named list, or the path of a text file with one prompt a line."""
     held_out: Name = "world.held_out"
     """The same for the prompts that are evaluated and never trained on."""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """Seed of every generator of the run."""
     checkpoint_every: Count = 10
     """Iterations between checkpoints [iterations]; the last iteration always writes one."""
@@ -325,7 +330,7 @@ class RunConfig:
     """Checkpoints kept, the newest first [checkpoints]."""
     evaluate_every: CountOrZero = 0
     """Iterations between evaluations [iterations]; 0 evaluates before and after only."""
-    evaluation_noises: Count = 4
+    evaluation_noises: Size = 4
     """Initial noises a held-out prompt is evaluated on [noises]."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers beside the metrics file; each is an extra to install."""

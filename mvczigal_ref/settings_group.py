@@ -13,6 +13,7 @@ from mvczigal_ref.settings_types import (
     Names,
     NonNegative,
     Positive,
+    Size,
 )
 
 __all__ = ["ConditionConfig", "FlowConfig", "ForwardConfig", "RolloutConfig"]
@@ -25,13 +26,13 @@ class RolloutConfig:
     kind: Literal["pair", "group", "tree", "branches"] = "pair"
     """Two trajectories; a group that divides once; a tree; or single steps off trunks of the ODE,
     each finished by itself."""
-    members: Count = 4
+    members: Size = 4
     """Samples of a group, or branches of a trunk at each step [samples]."""
     shared_noise: bool = False
     """Give a group's members the same initial noise."""
     window: Literal["all", "fixed", "random", "sliding", "decaying"] = "all"
     """Steps that draw noise: all that can, or a window of them; the others follow the ODE."""
-    window_size: Count = 2
+    window_size: Size = 2
     """Steps of the window [steps]."""
     window_start: CountOrZero = 0
     """First step of a fixed window, or the first start of a random one [step]."""
@@ -51,9 +52,9 @@ class RolloutConfig:
     """What a moving window does after its last place: stay there, or go back to the first."""
     split_steps: tuple[CountOrZero, ...] = ()
     """Steps at which a tree divides [steps]."""
-    split_width: Count = 2
+    split_width: Size = 2
     """Branches of each node there [branches]."""
-    trunks: Count = 1
+    trunks: Size = 1
     """Trunks of a prompt, each with its own initial noise [trunks]."""
     strides: tuple[Count, ...] = (1,)
     """Strides of the grids that finish each branch [steps]."""
@@ -88,7 +89,7 @@ class ConditionConfig:
     """Who makes them: nobody; measurements of the tiny world's images; changes of one word of the
     tiny world's prompts; a file that `mvczigal
     enhance` wrote; a vision-language model that is served, or one in this process."""
-    num_captions: Count = 4
+    num_captions: Size = 4
     """Captions a prompt where no image is described [captions]; else it is one a sample."""
     file: Name | None = None
     """The file [path]."""
@@ -111,7 +112,7 @@ class ForwardConfig:
 
     mix: Positive = 1.0
     """How far the fitted velocities lie from the old one, b of the paper [1]."""
-    levels: Count = 2
+    levels: Size = 2
     """Noise levels at which each sample is fitted, drawn anew each iteration [levels]."""
     old_decay_rate: NonNegative = 0.001
     """How much more of the old policy is kept with each `old_decay_unit` [1/unit]."""

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from mvczigal_ref.settings_file import Table
 
 __all__ = [
     "SETTINGS",
+    "Cap",
     "Count",
     "CountOrZero",
     "Dtype",
@@ -19,9 +20,13 @@ __all__ = [
     "Names",
     "NonNegative",
     "Positive",
+    "Rate",
+    "RateOrZero",
     "Real",
     "Scorers",
+    "Seed",
     "Share",
+    "Size",
     "Text",
     "Texts",
 ]
@@ -62,17 +67,48 @@ def _texts(value: object) -> Table[str]:
     return Table({name: value[name] for name in sorted(value)})
 
 
+def _fits_fp32(value: float) -> float:
+    """Refuse what the fp32 of networks and rewards would round to infinity or to 0."""
+    if value and not _SMALLEST <= abs(value) <= _LARGEST:
+        msg = f"must be 0 or between {_SMALLEST:g} and {_LARGEST:g} in size"
+        raise ValueError(msg)
+    return value
+
+
+def _cap(value: object) -> object:
+    if value == "none":
+        return None
+    if value == 0:
+        msg = 'must be positive, or "none" for no cap'
+        raise ValueError(msg)
+    return value
+
+
+_SMALLEST, _LARGEST = 1e-37, 1e37
+_MOST = 10**9  # of anything that is counted one by one
+_MOST_HELD = 10**5  # of anything that is held at once
+
 SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 Dtype = Literal["fp32", "bf16", "fp16"]
-Real = Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
+Real = Annotated[
+    float,
+    BeforeValidator(_refuse_bool),
+    Field(allow_inf_nan=False),
+    AfterValidator(_fits_fp32),
+]
 Positive = Annotated[Real, Field(gt=0)]
 NonNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Elevation = Annotated[Real, Field(ge=-90, le=90)]
 HalfOpenShare = Annotated[Real, Field(ge=0, lt=1)]
-Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
+Rate = Annotated[Positive, Field(le=1e3)]
+RateOrZero = Annotated[NonNegative, Field(le=1e3)]
+Cap = Annotated[Positive | None, BeforeValidator(_cap)]
+Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST)]
+CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=_MOST)]
+Size = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST_HELD)]
+Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1)]
 Text = Annotated[str, Field()]
 Names = tuple[Name, ...]

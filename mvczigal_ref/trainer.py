@@ -1,6 +1,7 @@
 """The loop around the iterations: resume, evaluate, save, log, stop."""
 
 import math
+import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from mvczigal_ref.config import TrainConfig, learns_from_pairs, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.enhancers import build_enhancer
-from mvczigal_ref.errors import ConfigError, ServiceUnavailableError
+from mvczigal_ref.errors import ServiceUnavailableError
 from mvczigal_ref.evaluation import PairedGain, paired_gain
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.group_samples import check_groups
@@ -19,14 +20,14 @@ from mvczigal_ref.models.flow_components import FlowComponents
 from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_lora
 from mvczigal_ref.networks import PUBLISHED, published_sources
+from mvczigal_ref.prompts import read_prompts, run_prompts, warn_of_cut_prompts
 from mvczigal_ref.reward.guard import GuardState
-from mvczigal_ref.reward.registry import check_scorers
 from mvczigal_ref.run_folder import SUMMARY, find_checkpoint, load_policy
+from mvczigal_ref.scorers import check_judges
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import build_system
 from mvczigal_ref.training_loop import Events, TrainingLoop, stop_on_terminate
 from mvczigal_ref.training_state import TrainingState, begin, resume
-from mvczigal_ref.world.grammar import split_prompts
 
 __all__ = ["Events", "RunResult", "export_policy", "load_policy", "read_prompts", "train"]
 
@@ -49,39 +50,6 @@ class RunResult:
 
     guard: GuardState | None = None
     """What the held-out guard found, where there is one."""
-
-
-def read_prompts(name: str, *, setting: str = "prompts") -> list[str]:
-    """Find the prompts that a configuration names.
-
-    Args:
-        name: ``world.train``, ``world.held_out``, or the path of a text file
-            with one prompt a line.
-        setting: What was set to it, for messages.
-
-    Returns:
-        The prompts, blank lines left out.
-
-    Raises:
-        ConfigError: If there is no such list or file, or it is empty.
-
-    Examples:
-        >>> len(read_prompts("world.held_out"))
-        40
-    """
-    train_prompts, held_out = split_prompts()
-    named = {"world.train": train_prompts, "world.held_out": held_out}
-    if name in named:
-        return named[name]
-    path = Path(name).expanduser()
-    if not path.is_file():
-        msg = f"`{setting}` must be one of {sorted(named)} or a text file; got {name!r}."
-        raise ConfigError(msg)
-    prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    if not prompts:
-        msg = f"`{setting}` must hold at least one prompt; {name!r} is empty."
-        raise ConfigError(msg)
-    return prompts
 
 
 def train(
@@ -116,7 +84,8 @@ def train(
     Raises:
         CheckpointError: If the folder holds another run, or a damaged checkpoint; nothing
             in it is changed.
-        ConfigError: If settings contradict the number of processes.
+        ConfigError: If settings contradict the number of processes, or prompts are refused;
+            nothing is loaded then.
         NonFiniteError: If a number is not finite; the last checkpoint stays good.
         ServiceUnavailableError: If a scorer's or a caption model's service is out; what was
             finished is saved first.
@@ -174,19 +143,25 @@ def _train(
 ) -> RunResult:
     """Train; put the state where the caller finds it as soon as there is one."""
     Share.of(config, world)  # refuse impossible slices before anything is loaded
-    prompts = read_prompts(config.run.prompts, setting="run.prompts")
-    chosen = held_out or read_prompts(config.run.held_out, setting="run.held_out")
+    with warnings.catch_warnings():
+        if not world.is_main:
+            warnings.simplefilter("ignore")  # the main process warns
+        prompts, chosen = run_prompts(config, held_out=held_out)
     checkpoint = find_checkpoint(folder, config)
-    check_scorers(config.reward, config.guard)
+    check_judges(config)
+    enhancer = None
+    if not learns_from_pairs(config):
+        enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
     system = build_system(config, device=world.device, components=components)
+    if world.is_main:
+        warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
+        warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
     judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
     judge.refuse_other_prompts()
-    enhancer = None
     if not learns_from_pairs(config):
         check_groups(system, config)
-        enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until nobody refuses any more
     if world.is_main:
         (folder / SUMMARY).unlink(missing_ok=True)  # the run goes on: it has not ended

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -162,6 +163,7 @@ class TrainingState:
             "constraint": asdict(self.constraint),
             "optimizer": rest,
             "prompts": _digest(self.prompts),
+            "prompts_met": _digest_met(self.prompts, self.config, self.finished),
             "prompt_position": self.finished * self.config.run.objects_per_iteration,
             "guard": None if self.guard is None else self.guard.as_json(),
             "pending": None if self.pending is None else _finite(self.pending),
@@ -239,22 +241,30 @@ def resume(
     Args:
         system: As at the run's beginning; its trained parameters are overwritten.
         config: The run.
-        prompts: All training prompts, those of the run's beginning.
+        prompts: All training prompts, those of the run's beginning; the ones that it has not
+            met yet may be others, and a warning tells.
         checkpoint: Read by :func:`~mvczigal_ref.run_folder.find_checkpoint`.
 
     Returns:
         The state, bit for bit as it was saved.
 
     Raises:
-        CheckpointError: If tensors or prompts are not this run's.
+        CheckpointError: If tensors are not this run's, or the prompts that it has met.
     """
     if checkpoint.state["prompts"] != _digest(prompts):
-        msg = (
-            f"`run.prompts` = {config.run.prompts!r} must hold the prompts that the run began "
-            f"with; what it holds now, {len(prompts)} prompts, differs. Restore the file, or "
-            "choose another folder."
+        met = _digest_met(prompts, config, checkpoint.iteration)
+        if checkpoint.state.get("prompts_met") != met:
+            msg = (
+                f"`run.prompts` = {config.run.prompts!r} must hold the prompts that the run began "
+                f"with, at least as many and those it has met; what it holds now, {len(prompts)} "
+                "prompts, differs. Restore the file, or choose another folder."
+            )
+            raise CheckpointError(msg)
+        warnings.warn(
+            f"`run.prompts` = {config.run.prompts!r} differs from what the run began with, in "
+            "prompts that it has not met yet: it goes on as if it had begun with these.",
+            stacklevel=2,
         )
-        raise CheckpointError(msg)
     load_strict(system.trained(), checkpoint.tensors["policy"], source="the checkpoint")
     optimizer = _optimizer(system, config)
     saved = checkpoint.state["optimizer"]
@@ -295,6 +305,15 @@ def _saved_values(
     values = _trained_values(system)
     load_strict(values, checkpoint.tensors.get(name, {}), source=f"the checkpoint's {name} policy")
     return values
+
+
+def _digest_met(prompts: Sequence[str], config: TrainConfig, finished: int) -> str:
+    """Digest how many prompts there are, and those that a run has met so far."""
+    count = finished * config.run.objects_per_iteration
+    if config.constraint.threshold_init is None:
+        count = max(count, config.constraint.threshold_objects)
+    met = prompt_batch(prompts, seed=config.run.seed, iteration=0, count=min(count, len(prompts)))
+    return _digest([str(len(prompts)), *met])
 
 
 def _digest(prompts: Sequence[str]) -> str:

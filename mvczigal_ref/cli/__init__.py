@@ -4,11 +4,12 @@ Only names are read here, so that help comes at once; `commands` does the work
 and imports what it needs.
 """
 
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import tyro
@@ -32,7 +33,7 @@ from mvczigal_ref.cli.arguments import (
     ServeReward,
     Train,
 )
-from mvczigal_ref.errors import ServiceUnavailableError
+from mvczigal_ref.errors import ServiceUnavailableError, quoted
 
 __all__ = ["main"]
 
@@ -61,6 +62,8 @@ _TAKES_TEXT = (
     "--config", "--out", "--run", "--weights", "--lora", "--json", "--prompts", "--recipe",
     "--prompt", "--tokenizer", "--url", "--model", "--api-key-env",
 )  # fmt: skip
+# A word of these that names something on the disk is that, though it look like a setting.
+_NAMES_FILES = ("score", "export", "report", "convert-reward", "enhance")
 _INTERRUPTED = 130  # what a shell reports after Ctrl-C
 _TRY_LATER = 75  # what sendmail's descendants call a failure that will pass
 
@@ -87,6 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(__version__)
         return 0
+    for word in words:
+        if _holds_other_bytes(word):
+            _say(
+                f"error: {quoted(word)} on the command line holds a byte that is not UTF-8. Type "
+                "it in UTF-8, or rename the file."
+            )
+            return 2
     command = _read(words or ["--help"])
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -115,7 +125,7 @@ def _read(words: list[str]) -> Command:
     settings: list[str] = []
     rest = words[:1]
     for before, word in pairwise(words):
-        is_setting = _SETTING.fullmatch(word) and before not in _TAKES_TEXT
+        is_setting = before not in _TAKES_TEXT and _is_setting(word, words[0])
         (settings if is_setting else rest).append(word)
     command: Command = tyro.extras.subcommand_cli_from_dict(
         _COMMANDS, prog="mvczigal", description=_DESCRIPTION, args=rest
@@ -126,6 +136,29 @@ def _read(words: list[str]) -> Command:
         _say(f"error: this command takes no settings; got {settings[0]!r}.")
         raise SystemExit(2)
     return replace(command, settings=(*command.settings, *settings))
+
+
+def _is_setting(word: str, command: str) -> bool:
+    """Tell `section.name=value` from a prompt, and from a file that is named so."""
+    if not _SETTING.fullmatch(word):
+        return False
+    if command in _NAMES_FILES and os.path.exists(word):
+        return False
+    if command != "sample" or len(word.split()) < 2:
+        return True
+    from mvczigal_ref.config import TrainConfig
+
+    section, dot, _ = word.partition("=")[0].partition(".")
+    return bool(dot) and section in {field.name for field in fields(TrainConfig)}
+
+
+def _holds_other_bytes(word: str) -> bool:
+    """Say whether a word came from bytes that are not UTF-8, which Python hides in surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _say(text: str) -> None:

@@ -183,7 +183,8 @@ class Score:
         Positional[tuple[Path, ...]],
         arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="(required)"),
     ]
-    """Files, each a view of one object in the order of the cameras; with --row each an object."""
+    """Files, each a view of one object in the order of the cameras; with --row each an object.
+    Transparency is laid on white; an animation is refused."""
     settings: _RewardSettings = ()
     """Settings to change, such as reward.dtype=bf16 or "reward.url={mine: http://...}"."""
     prompt: Annotated[str, arg(metavar="TEXT")]

@@ -1,12 +1,12 @@
 """What each command does, up to where it needs torch: a wrong setting is told at once."""
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -30,9 +30,10 @@ from mvczigal_ref.cli.arguments import (
 )
 from mvczigal_ref.cli.launch import starts_processes
 from mvczigal_ref.config import RewardConfig, TrainConfig, from_dict, load_config, to_dict
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.prompts import in_world, read_prompts, run_prompts
 from mvczigal_ref.recipes import RECIPES, recipe
-from mvczigal_ref.settings_file import unknown_setting
+from mvczigal_ref.settings_file import read_value, unknown_setting
 from mvczigal_ref.world.grammar import parse
 
 __all__ = ["run"]
@@ -86,6 +87,7 @@ def run(command: Command) -> None:
             run_plan(config, processes=command.processes, file=command.json)
         case Check():
             config = _recipe_config(command)
+            run_prompts(config)
             from mvczigal_ref.cli.planning import run_check
 
             run_check(config)
@@ -107,6 +109,9 @@ def _recipe_config(command: Train | Plan | Check) -> TrainConfig:
 
 def _train(command: Train) -> None:
     config = _recipe_config(command)
+    with warnings.catch_warnings():  # training itself warns
+        warnings.simplefilter("ignore")
+        run_prompts(config)
     from mvczigal_ref.cli.training import train_in_processes, train_run
 
     if starts_processes(command.processes):
@@ -124,7 +129,8 @@ def _sample(command: Sample) -> None:
         raise ConfigError(msg)
     words = [*_chosen(command), *command.settings]
     config = _policy_config(command.run, command.weights, command.recipe, words)
-    prompts = _checked(command.prompts, config)
+    world = in_world(config, scored=False)
+    prompts = [str(parse(prompt)) for prompt in command.prompts] if world else command.prompts
     from mvczigal_ref.cli.policies import sample_prompts
 
     sample_prompts(command, config, prompts)
@@ -165,12 +171,12 @@ def _evaluate(command: Evaluate) -> None:
     config = _policy_config(
         command.run, command.weights, command.recipe, command.settings, also=("reward.",)
     )
+    world = in_world(config)
+    prompts = read_prompts(command.prompts, setting="--prompts", world=world)
+    prompts = [str(parse(prompt)) for prompt in prompts] if world else prompts
     from mvczigal_ref.cli.policies import evaluate_policy
-    from mvczigal_ref.trainer import read_prompts
 
-    evaluate_policy(
-        command, config, _checked(read_prompts(command.prompts, setting="--prompts"), config)
-    )
+    evaluate_policy(command, config, prompts)
 
 
 def _reproduce(command: Reproduce) -> None:
@@ -188,6 +194,7 @@ def _reproduce(command: Reproduce) -> None:
 
 
 def _score(command: Score) -> None:
+    _refuse_other_settings(command)
     if not command.images or not command.reward:
         msg = "`score` needs pictures and, after `--reward`, the name of a scorer."
         raise ConfigError(msg)
@@ -199,13 +206,21 @@ def _score(command: Score) -> None:
     score_images(command, settings)
 
 
-def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> RewardConfig:
-    """Read where scorers are to be found, from options and from `reward.` settings."""
+def _refuse_other_settings(command: Score | ServeReward) -> None:
     for word in command.settings:
         if not word.startswith("reward."):
             path = word.partition("=")[0]
-            msg = f"`{path}` changes nothing here; only settings that start with `reward.` do."
+            absent = ", and there is no such file" if isinstance(command, Score) else ""
+            msg = (
+                f"{quoted(word)} was read as a setting{absent}; `{path}` changes nothing here, "
+                "only settings that start with `reward.` do."
+            )
             raise ConfigError(msg)
+
+
+def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> RewardConfig:
+    """Read where scorers are to be found, from options and from `reward.` settings."""
+    _refuse_other_settings(command)
     values = to_dict(load_config(overrides=command.settings))["reward"]
     for field, option, place in (
         ("weights", "--weights", command.weights),
@@ -251,13 +266,6 @@ def _policy_config(
     )
 
 
-def _checked(prompts: Sequence[str], config: TrainConfig) -> list[str]:
-    """Check the tiny world's prompts against its grammar, and spell them its way."""
-    flow = config.model.network == "flow"
-    in_world = config.model.weights == "tiny_flow" if flow else config.model.rig == "world"
-    return [str(parse(p)) for p in prompts] if in_world else list(prompts)
-
-
 def _pretrain(command: Pretrain) -> None:
     from mvczigal_ref.distributed import world
     from mvczigal_ref.shipped import ship, ship_flow
@@ -285,14 +293,16 @@ def _pretrain_config(kind: type[_Numbers], words: Sequence[str]) -> _Numbers:
         if name not in known:
             raise unknown_setting(name, known)
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            msg = f"`{name}` cannot be read from {text!r}: {error}."
+            values[name] = read_value(text)
+        except ConfigError as error:
+            msg = f"`{name}` cannot be read from {quoted(text)}: {error}"
             raise ConfigError(msg) from error
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        problems = [f"`{e['loc'][0]}`: {e['msg']}; got {e['input']!r}." for e in error.errors()]
+        problems = [
+            f"`{e['loc'][0]}`: {e['msg']}; got {quoted(e['input'])}." for e in error.errors()
+        ]
         raise ConfigError(" ".join(problems)) from error
 
 

@@ -15,6 +15,7 @@ from mvczigal_ref.condition.stored import enhance_prompts
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.chat import ChatEndpoint
+from mvczigal_ref.prompts import read_prompts
 from mvczigal_ref.reproduce import (
     COMPARISONS,
     PlannedRun,
@@ -23,7 +24,6 @@ from mvczigal_ref.reproduce import (
     markdown,
     planned_runs,
 )
-from mvczigal_ref.trainer import read_prompts
 
 __all__ = ["enhance", "reproduce"]
 

@@ -14,6 +14,7 @@ from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.planning import Plan, plan
+from mvczigal_ref.scorers import check_judges
 
 __all__ = ["check_tables", "plan_tables", "run_check", "run_plan"]
 
@@ -72,10 +73,12 @@ def run_check(config: TrainConfig) -> None:
         config: The run.
 
     Raises:
-        ConfigError: If there is no such device, or the run is of another kind.
+        ConfigError: If there is no such device, the run is of another kind, or its scorers could
+            not judge it.
         CheckpointError: If weights cannot be read.
         SystemExit: If something does not hold.
     """
+    check_judges(config)
     verdict = check(config, device=join(config.run.device).device)
     console = Console()
     console.print(check_tables(verdict))

@@ -23,6 +23,7 @@ from mvczigal_ref.evaluation import PairedGain, evaluate, paired_gain, sample_ob
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.networks import rig_of
 from mvczigal_ref.pictures import as_grid, contact_sheet, save_png, save_turntable
+from mvczigal_ref.prompts import warn_of_cut_prompts
 from mvczigal_ref.report.run_folder import reward_unit, score_tables
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.watch import calls_per_step
@@ -49,6 +50,8 @@ def sample_prompts(command: Sample, config: TrainConfig, prompts: Sequence[str])
     console = Console(quiet=not here.is_main)
     with console.status("loading models"):
         system = _system(command.run, config, here.device, no_scorers(), lora=command.lora)
+    if here.is_main:
+        warn_of_cut_prompts(system.components, prompts, setting="prompts")
     started = time.perf_counter()
     images = _drawn(system, prompts, command, config, console)
     seconds = time.perf_counter() - started
@@ -158,6 +161,8 @@ def evaluate_policy(command: Evaluate, config: TrainConfig, prompts: Sequence[st
     console, unit = Console(quiet=not here.is_main), reward_unit(config)
     scorers = build_scorers(config, device=here.device, watched=False)
     system = _system(command.run, config, here.device, scorers)
+    if here.is_main:
+        warn_of_cut_prompts(system.components, prompts, setting="--prompts")
     with console.status("scoring"):
         scores = _scores(system, command, config, prompts, here, zigzag=command.zigzag)
         against, other = _reference(system, command, config, prompts, here)

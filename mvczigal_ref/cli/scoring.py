@@ -4,9 +4,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +12,7 @@ from torch import Tensor
 from mvczigal_ref import __version__
 from mvczigal_ref.cli.arguments import ConvertReward, Score, ServeReward
 from mvczigal_ref.cli.processes import join
+from mvczigal_ref.cli.views import read_views
 from mvczigal_ref.config import RewardConfig
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write, to_json
@@ -26,12 +24,13 @@ from mvczigal_ref.reward.registry import (
     ScorerOptions,
     joint_view_scorer,
     per_view_scorer,
+    require_device,
     scorer_options,
 )
 from mvczigal_ref.settings_file import nearest_name
 from mvczigal_ref.shapes import Images
 
-__all__ = ["convert_reward", "read_views", "score_images", "serve_reward"]
+__all__ = ["convert_reward", "score_images", "serve_reward"]
 
 Scorer = Callable[[Images, Sequence[str]], Tensor]
 
@@ -67,35 +66,6 @@ def score_images(command: Score, settings: RewardConfig) -> None:
             "scores": {name: table.tolist() for name, table in found.items()},
         }
         atomic_write(command.json, to_json(content))
-
-
-def read_views(paths: Sequence[Path], *, row: int | None) -> Images:
-    """Read pictures as the views of objects.
-
-    Args:
-        paths: Image files of one size.
-        row: Views side by side in each file, which is an object; None where each file is a view
-            of one object.
-
-    Returns:
-        Images in [0, 1], fp32.
-
-    Raises:
-        ConfigError: If sizes differ, or a width cannot be cut.
-        OSError: If a file is no image.
-    """
-    pictures = [_picture(path) for path in paths]
-    sizes = {tuple(picture.shape) for picture in pictures}
-    if len(sizes) > 1:
-        told = ", ".join(f"{width} x {height}" for _, height, width in sorted(sizes))
-        raise ConfigError(f"pictures must have one size; got {told}. Scale them first.")
-    stacked = torch.stack(pictures)
-    if row is None:
-        return stacked[None]
-    if stacked.shape[-1] % row:
-        msg = f"`--row` = {row} must divide the pictures' width; got {stacked.shape[-1]} pixels."
-        raise ConfigError(msg)
-    return torch.stack(stacked.chunk(row, dim=-1), dim=1)
 
 
 def serve_reward(command: ServeReward, settings: RewardConfig) -> None:
@@ -158,6 +128,7 @@ def convert_reward(command: ConvertReward) -> Path:
 
 def _scorer(name: str, options: ScorerOptions) -> tuple[str, Scorer]:
     """Build a scorer of either kind; of an unknown name its service says which it is."""
+    require_device(str(options.device))
     if name in PER_VIEW:
         return "per_view", per_view_scorer(name, options)
     if name in JOINT:
@@ -169,12 +140,6 @@ def _scorer(name: str, options: ScorerOptions) -> tuple[str, Scorer]:
         return "per_view", per_view_scorer(name, options)
     except ConfigError:
         return "joint", joint_view_scorer(name, options)
-
-
-def _picture(path: Path) -> Tensor:
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
 def _table(command: Score, found: dict[str, Tensor], objects: int, views: int) -> Table:

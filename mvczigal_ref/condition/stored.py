@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mvczigal_ref.condition.asking import checked_prompts, in_order
 from mvczigal_ref.condition.offline import OfflineEnhancer
 from mvczigal_ref.condition.protocol import Caption, CaptionError, GroupImages, stream
-from mvczigal_ref.files import sync
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.files import decode_text, sync
 
 __all__ = ["EnhanceOutcome", "StoredCaptions", "enhance_prompts"]
 
@@ -233,7 +234,10 @@ def _resume(path: Path, header: Mapping[str, Any]) -> Mapping[str, tuple[Caption
 
 def _read(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, tuple[Caption, ...]]]:
     """Read every whole line, or name the first that is damaged."""
-    lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+    try:
+        lines = decode_text(content[: content.rfind(b"\n") + 1], path).split("\n")[:-1]
+    except ConfigError as error:
+        raise CaptionError(str(error)) from error
     header: dict[str, Any] = {}
     captions: dict[str, tuple[Caption, ...]] = {}
     for number, line in enumerate(lines, 1):
@@ -247,7 +251,7 @@ def _read(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, tuple[C
                 texts = (prompt, *(text for c in made for text in (c.caption, c.instruction)))
                 fits = all(isinstance(text, str) for text in texts) and prompt not in captions
                 captions[prompt] = made
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             fits = False
         if not fits:
             what = "the header of stored captions" if number == 1 else "one new prompt's captions"

@@ -177,8 +177,12 @@ def _evaluation(path: Path) -> tuple[int, Evaluation]:
 
 def _prompts(folder: Path, columns: int) -> list[str]:
     path = folder / "evaluations" / "prompts.json"
-    held_out = json.loads(path.read_text("utf-8")) if path.is_file() else split_prompts()[1]
-    if len(held_out) == columns:
+    try:
+        held_out = json.loads(path.read_bytes()) if path.is_file() else split_prompts()[1]
+    except (ValueError, RecursionError) as error:
+        msg = f"cannot read the held-out prompts in {str(path)!r}: {error}. Restore the file."
+        raise CheckpointError(msg) from error
+    if isinstance(held_out, list) and len(held_out) == columns:
         return [str(prompt) for prompt in held_out]
     return [f"prompt {place}" for place in range(1, columns + 1)]
 

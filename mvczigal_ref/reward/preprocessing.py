@@ -34,6 +34,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of red, green and blue over ImageNet [1]."""
 
+_MOST_CUT_OFF = 8  # of a resized image, times what is kept; above, only what is kept is made
+
 
 def preprocess(
     images: Float[Tensor, "*batch 3 h w"],
@@ -90,14 +92,21 @@ def preprocess(
     rows = images.flatten(0, -4) if images.ndim > 3 else images[None]
     rows = _to_bytes(rows) if round_to_bytes else rows
     between = _cover(rows.shape[-2:], target) if crop else target
-    # Pillow goes along the rows first and keeps bytes in between.
-    passes = [(rows.shape[-2], between[1]), between] if round_to_bytes else [between]
-    for shape in passes:
-        if shape != tuple(rows.shape[-2:]):
-            rows = interpolate(rows, size=shape, mode=interpolation, antialias=True)
-        rows = _to_bytes(rows) if round_to_bytes else rows
     top, left = (between[0] - target[0]) // 2, (between[1] - target[1]) // 2
-    rows = rows[..., top : top + target[0], left : left + target[1]].clamp(0.0, 1.0)
+    if between[0] * between[1] > _MOST_CUT_OFF * target[0] * target[1]:
+        rows = _cut(rows, -1, between[1], range(left, left + target[1]), interpolation)
+        rows = _to_bytes(rows) if round_to_bytes else rows
+        rows = _cut(rows, -2, between[0], range(top, top + target[0]), interpolation)
+        rows = _to_bytes(rows) if round_to_bytes else rows
+    else:
+        # Pillow goes along the rows first and keeps bytes in between.
+        passes = [(rows.shape[-2], between[1]), between] if round_to_bytes else [between]
+        for shape in passes:
+            if shape != tuple(rows.shape[-2:]):
+                rows = interpolate(rows, size=shape, mode=interpolation, antialias=True)
+            rows = _to_bytes(rows) if round_to_bytes else rows
+        rows = rows[..., top : top + target[0], left : left + target[1]]
+    rows = rows.clamp(0.0, 1.0)
     colours = [rows.new_tensor(list(numbers))[:, None, None] for numbers in (mean, std)]
     return ((rows - colours[0]) / colours[1]).reshape(*images.shape[:-2], *target)
 
@@ -109,6 +118,28 @@ def _cover(source: Sequence[int], target: tuple[int, int]) -> tuple[int, int]:
     if target[0] * width >= target[1] * height:
         return target[0], max(target[1], target[0] * width // height)
     return max(target[0], target[1] * height // width), target[1]
+
+
+def _cut(rows: Tensor, axis: int, length: int, kept: range, interpolation: Interpolation) -> Tensor:
+    """Resize one axis to a length, making only the pixels that are kept of it."""
+    source = rows.shape[axis]
+    ratio, radius = source / length, {"bicubic": 2.0, "bilinear": 1.0}[interpolation]
+    width = max(ratio, 1.0)
+    centre = (torch.arange(kept.start, kept.stop, dtype=torch.float64) + 0.5) * ratio
+    first = (centre - radius * width + 0.5).to(torch.int64).clamp(min=0)
+    last = (centre + radius * width + 0.5).to(torch.int64).clamp(max=source)
+    low, high = int(first[0]), int(last[-1])
+    pixel = torch.arange(low, high)
+    x = ((pixel + 0.5 - centre[:, None]) / width).abs()
+    if interpolation == "bilinear":
+        weight = 1.0 - x
+    else:
+        near, far = (1.5 * x - 2.5) * x * x + 1.0, ((2.5 - 0.5 * x) * x - 4.0) * x + 2.0
+        weight = torch.where(x < 1.0, near, far)
+    touched = (pixel >= first[:, None]) & (pixel < last[:, None]) & (x < radius)
+    weight = torch.where(touched, weight, 0.0)
+    weight = (weight / weight.sum(-1, keepdim=True)).to(rows)
+    return (rows.movedim(axis, -1)[..., low:high] @ weight.T).movedim(-1, axis)
 
 
 def _to_bytes(images: Tensor) -> Tensor:

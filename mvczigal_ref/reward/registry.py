@@ -23,6 +23,7 @@ __all__ = [
     "joint_view_scorer",
     "mixture",
     "per_view_scorer",
+    "require_device",
     "scorer_options",
 ]
 
@@ -47,6 +48,9 @@ def scorer_options(
     Returns:
         What is set for this scorer.
 
+    Raises:
+        ConfigError: If ``reward.device`` names no device.
+
     Examples:
         >>> reward = RewardConfig(weights={"hyperscore": "folder"}, dtype="bf16")
         >>> found = scorer_options(
@@ -64,7 +68,7 @@ def scorer_options(
         weights=told(reward.weights),
         tokenizer=told(reward.tokenizers),
         url=told(reward.url),
-        device=device if reward.device == "auto" else torch.device(reward.device),
+        device=device if reward.device == "auto" else _device(reward.device),
         dtype=_DTYPES[reward.dtype],
         images_per_chunk=reward.images_per_chunk,
         num_views=num_views,
@@ -72,6 +76,37 @@ def scorer_options(
         wait=reward.wait,
         api_key_env=reward.api_key_env,
     )
+
+
+def require_device(name: str) -> None:
+    """Refuse a device of scorers that this machine does not have.
+
+    Args:
+        name: Torch device.
+
+    Raises:
+        ConfigError: If it names no device, or nothing can be computed there.
+
+    Examples:
+        >>> require_device("cpu")
+    """
+    try:
+        torch.empty(1, device=_device(name))
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # of torch
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"cannot compute on `reward.device` = {name!r}: {reason}") from error
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except (RuntimeError, ValueError) as error:
+        msg = f"`reward.device` must be a torch device, such as cuda:1, or auto; got {name!r}."
+        raise ConfigError(msg) from error
 
 
 def per_view_scorer(name: str, options: ScorerOptions | None = None) -> PerViewScorer:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, quoted
 
 __all__ = ["COLOURS", "PARTS", "SHAPES", "Prompt", "all_prompts", "parse", "split_prompts"]
 
@@ -128,6 +128,6 @@ def parse(prompt: str) -> Prompt:
     msg = (
         f"`prompt` must read 'a COLOUR SHAPE with an OTHER-COLOUR PART', with colours of "
         f"{', '.join(COLOURS)}, a shape of {', '.join(SHAPES)} and a part of "
-        f"{', '.join(PARTS)}; got {prompt!r}."
+        f"{', '.join(PARTS)}; got {quoted(prompt)}."
     )
     raise ConfigError(msg)

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mvczigal_ref
-from mvczigal_ref import shipped, trainer
+from mvczigal_ref import prompts as prompt_lists
+from mvczigal_ref import shipped
 from mvczigal_ref.cli import main
 from mvczigal_ref.cli.display import TrainingDisplay
 from mvczigal_ref.errors import ScorerUnavailableError
@@ -51,7 +52,7 @@ SETTINGS = (
 def _one_family():
     """Train and evaluate on prompts of one shape and part, for which the judges are quick."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "split_prompts", lambda: (list(PROMPTS), list(HELD_OUT)))
+        patch.setattr(prompt_lists, "split_prompts", lambda: (list(PROMPTS), list(HELD_OUT)))
         yield
 
 
@@ -400,7 +401,7 @@ def test_pictures_are_scored_view_by_view_and_together(views, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["v0.png", "row.png"], "pictures must have one size; got 32 x 32, 192 x 32"),
+        (["v0.png", "row.png"], "one size; got 32 x 32 of 'v0.png', 192 x 32 of 'row.png'"),
         (["row.png", "--row", "5"], "`--row` = 5 must divide the pictures' width; got 192"),
         (["v0.png"], "`world.joint` cannot score these pictures"),
         (["a.json"], "a.json"),
@@ -618,10 +619,10 @@ def test_pretraining_makes_the_flow_model_where_asked(tmp_path, monkeypatch, cap
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from mvczigal_ref import trainer
+from mvczigal_ref import prompts
 from mvczigal_ref.cli import main
 from tests.integration.runs import HELD_OUT, PROMPTS
-trainer.split_prompts = lambda: (list(PROMPTS), list(HELD_OUT))
+prompts.split_prompts = lambda: (list(PROMPTS), list(HELD_OUT))
 sys.exit(main())
 """
 

@@ -30,7 +30,7 @@ CASES = {
     "evaluated on the way": {"run": {"evaluate_every": 1}},
     "sampled threshold, warm-up, several passes": {
         "constraint": {"threshold_objects": 4},
-        "optim": {"warmup_iterations": 3, "epochs_per_iteration": 2},
+        "optim": {"warmup_iterations": 2, "epochs_per_iteration": 2},
         "zigzag": {"steps": 2},
         "sampler": {"kind": "ddim"},
     },

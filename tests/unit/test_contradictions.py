@@ -37,6 +37,42 @@ RULES = {
         "`optim.decay_iterations` must be at least `run.iterations` = 10",
         ["run.iterations=10", "optim.decay_iterations=10"],
     ),
+    "more steps than the grid has": (
+        ["sampler.num_steps=51"], "`sampler.num_steps` must be at most 50 with `sampler.kind` = ",
+        ["sampler.num_steps=50"],
+    ),
+    "more steps of evaluation than the grid has": (
+        ["sampler.kind=ddim", "sampler.evaluation_steps=1001"],
+        "`sampler.evaluation_steps` must be at most 1000",
+        ["sampler.kind=ddim", "sampler.evaluation_steps=1000"],
+    ),
+    "an image that cannot be divided": (
+        ["model.image_size=33"], "must be a multiple of 8, since autoencoder and cameras or tokens "
+        "divide an image so; got 33. The nearest valid value is 32.",
+        ["model.image_size=40"],
+    ),
+    "an image that FLUX cannot divide": (
+        [*FLOW, *GROUPS, "model.weights=folder", "model.image_size=24"],
+        "must be a multiple of 16, since", [*FLOW, *GROUPS, "model.image_size=24",
+        "model.weights=tiny_flow"],
+    ),
+    "a warm-up beyond the run": (
+        ["run.iterations=3", "optim.warmup_iterations=4"],
+        "`optim.warmup_iterations` must be at most `run.iterations` = 3; got 4, which the run does "
+        "not reach. Set it to 3, or to 0 for none.",
+        ["run.iterations=3", "optim.warmup_iterations=3"],
+    ),
+    "an average beyond the run": (
+        ["run.iterations=3", "optim.average_decay=0.9"],
+        "`optim.average_every` must be at most `run.iterations` = 3; got 4, which the run does not "
+        "reach. Set it to 3, or `optim.average_decay` to 0.",
+        ["run.iterations=3"],
+    ),
+    "a guard beyond the run": (
+        ["run.iterations=3", "guard.every=4", "guard.diversity=true"],
+        "`guard.every` must be at most `run.iterations` = 3; got 4",
+        ["run.iterations=3", "guard.every=3", "guard.diversity=true"],
+    ),
     "guard of nothing": (
         ["guard.every=1"], "`guard.every` needs something to watch",
         ["guard.every=1", "advantage.mode=joint"],
@@ -258,3 +294,22 @@ def test_a_contradiction_is_found_wherever_a_configuration_is_made():
     values["zigzag"]["steps"] = 9
     with pytest.raises(ConfigError, match=r"`zigzag\.steps` must be at most"):
         from_dict(values)
+
+
+@pytest.mark.parametrize("whole", [10**5 - 1, 99991, 65536])
+def test_the_nearest_divisor_is_found_at_once(whole):
+    """Of large numbers and of primes."""
+    size = 700
+    divisors = [n for n in range(1, whole + 1) if whole % n == 0]
+    nearest = min(divisors, key=lambda n: abs(n - size))
+    words = [f"run.objects_per_iteration={whole}", f"run.objects_per_slice={size}"]
+    with pytest.raises(ConfigError, match=rf"The nearest valid value is {nearest}\."):
+        load_config(overrides=words)
+
+
+def test_a_multiplier_without_a_cap_may_begin_anywhere():
+    """And the cap of 0, which would hold it at 0, is refused."""
+    words = ["constraint.multiplier_max=none", "constraint.multiplier_init=600"]
+    assert load_config(overrides=words).constraint.multiplier_max is None
+    with pytest.raises(ConfigError, match=r"`constraint\.multiplier_max`: .* \"none\" for no cap"):
+        load_config(overrides=["constraint.multiplier_max=0"])

@@ -121,6 +121,16 @@ def test_other_prompts_are_refused(made, tmp_path):
     assert made == [2]
 
 
+@pytest.mark.parametrize("content", [b"", b"[", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_list_of_prompts_is_refused(made, tmp_path, content):
+    """By the file's name."""
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "prompts.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"prompts\.json' must list the prompts .* damaged"):
+        judge(tmp_path)("before", 0)
+    assert made == []
+
+
 # -- the guard's look --------------------------------------------------------------------
 
 GUARD = {"every": 2, "diversity": True, "noises": 2, "per_view": ["red"], "joint": ["blue"]}

@@ -232,7 +232,7 @@ def test_an_unknown_error_is_null_in_the_summary(record, tmp_path):
 def test_the_rate_rises_and_falls_linearly(record, tmp_path, warmup, decay, rates):
     """After a resume too."""
     chosen = {"warmup_iterations": warmup, "decay_iterations": decay, "lr": 0.3}
-    go(config(2, chosen), tmp_path, record)
+    go(config(max(2, warmup), chosen), tmp_path, record)
     go(config(4, chosen), tmp_path, record)
 
     assert [one[2] for one in record.iterations] == pytest.approx([0.3 * rate for rate in rates])
@@ -537,29 +537,7 @@ def test_weights_and_held_out_prompts_come_from_the_configuration(record, tmp_pa
     assert record.measured[0][1] == split_prompts()[1]
 
 
-@pytest.mark.parametrize("name", ["world.train", "world.held_out"])
-def test_named_prompts_are_the_worlds(name):
-    """Those to train on and those never trained on."""
-    assert read_prompts(name) == split_prompts()[name == "world.held_out"]
-
-
-def test_prompts_are_read_from_a_file(tmp_path):
-    """One a line, without blank lines and spaces around, in their order."""
-    (tmp_path / "mine.txt").write_text("  a red ball \n\n\na blue cube\n", "utf-8")
-
-    assert read_prompts(str(tmp_path / "mine.txt")) == ["a red ball", "a blue cube"]
-
-
 # -- errors ------------------------------------------------------------------------------
-
-
-def test_prompts_that_are_not_there_are_refused(tmp_path):
-    """With the setting's name."""
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ConfigError, match=r"`run\.prompts` must be one of .*'world\.held_out'"):
-        read_prompts("world.heldout", setting="run.prompts")
-    with pytest.raises(ConfigError, match=r"`--prompts` must hold at least one prompt"):
-        read_prompts(str(tmp_path / "empty.txt"), setting="--prompts")
 
 
 def test_slices_that_cannot_be_shared_are_refused_before_anything_is_done(record, tmp_path):

@@ -194,7 +194,10 @@ def test_rejects_a_damaged_line(tmp_path, whole, line):
     out = tmp_path / "captions.jsonl"
     out.write_bytes(whole + line + b"\n")
     for read in (lambda: StoredCaptions(out, num_captions=3), lambda: enhance(out)):
-        with pytest.raises(CaptionError, match=r"line 5 of .* must hold one new prompt's captions"):
+        with pytest.raises(
+            CaptionError,
+            match=r"line 5 (of .* must hold one new prompt's captions|holds the byte 0xff)",
+        ):
             read()
 
 
@@ -241,3 +244,26 @@ def test_rejects_an_enhancer_with_a_memory(tmp_path):
     enhancer = OfflineEnhancer(Talker(), num_captions=1, memory=CaptionMemory())
     with pytest.raises(ValueError, match="`enhancer` must keep no memory"):
         enhance(tmp_path / "captions.jsonl", enhancer=enhancer)
+
+
+def test_a_file_that_an_editor_saved_is_read(tmp_path):
+    """With a byte-order mark and its own line ends; in another encoding it is refused by name."""
+    out = tmp_path / "captions.jsonl"
+    enhance(out)
+    stored = StoredCaptions(out, num_captions=1)
+    text = out.read_bytes().decode().replace("\n", "\r\n")
+    out.write_bytes(text.encode("utf-8-sig"))
+    again = StoredCaptions(out, num_captions=1)
+    assert again(PROMPTS, seed=0) == stored(PROMPTS, seed=0)
+    for encoding, told in (("utf-16", "it is in UTF-16"), ("utf-16-le", "NUL bytes")):
+        out.write_bytes(text.encode(encoding))
+        with pytest.raises(
+            CaptionError, match=rf"captions\.jsonl' must be text in UTF-8; .*{told}"
+        ):
+            StoredCaptions(out, num_captions=1)
+    out.write_bytes(text.encode() + b'{"prompt": "caf\xe9"}\n')
+    with pytest.raises(CaptionError, match="holds the byte 0xe9"):
+        StoredCaptions(out, num_captions=1)
+    out.write_bytes(b"[" * 100_000 + b"\n")
+    with pytest.raises(CaptionError, match=r"line 1 .* must hold the header"):
+        StoredCaptions(out, num_captions=1)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mvczigal_ref.reward import preprocessing
 from mvczigal_ref.reward.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, preprocess
 from tests.compare import FP64, assert_equal_to
 
@@ -113,6 +114,55 @@ def test_the_crop_keeps_the_aspect_ratio_and_the_centre(shape, size, between, to
     expected = by_hand(images, *between, cubic, 2, top=top, left=left, rows=rows, columns=columns)
 
     assert_equal_to(preprocess(images, size=size, **CLIP), expected, FP64, axes=4)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("shape", "size", "between", "top", "left"),
+    [
+        ((3, 61), 4, (4, 81), 0, 38),
+        ((61, 3), 4, (81, 4), 38, 0),
+        ((9, 160), 4, (4, 71), 0, 33),
+        ((160, 9), (3, 5), (88, 5), 42, 0),
+    ],
+)
+def test_of_a_thin_picture_the_same_centre_is_cut(shape, size, between, top, left, interpolation):
+    """Grown or shrunk, though only the centre is ever made."""
+    images = pictures(2, 3, *shape)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    kernel, radius = {"bicubic": (cubic, 2), "bilinear": (tent, 1)}[interpolation]
+    expected = by_hand(
+        images, *between, kernel, radius, top=top, left=left, rows=rows, columns=columns
+    )
+    actual = preprocess(images, size=size, interpolation=interpolation, **CLIP)
+
+    assert_equal_to(actual, expected, FP64, axes=4)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("round_to_bytes", [False, True])
+def test_the_cut_of_a_thin_picture_joins_on_to_that_of_others(
+    interpolation, round_to_bytes, monkeypatch
+):
+    """To the rounding of fp32: one way of cutting is as good as the other."""
+    images = pictures(1, 3, 11, 40, dtype=torch.float32)
+    options = {"size": 7, "interpolation": interpolation, "round_to_bytes": round_to_bytes}
+    whole = preprocess(images, **options, **PLAIN)
+    monkeypatch.setattr(preprocessing, "_MOST_CUT_OFF", 0)
+    cut = preprocess(images, **options, **PLAIN)
+
+    apart = (whole - cut).abs()
+    assert (apart > 1e-6).double().mean() <= 0.02 * round_to_bytes  # ties may fall the other way
+    assert apart.max() < (1.01 / 255 if round_to_bytes else 1e-6)
+
+
+def test_a_thin_picture_takes_little_memory():
+    """Of 20,000 x 3 pixels: the whole resized picture would have 334 million."""
+    wide = torch.full((1, 3, 3, 20000), 0.5)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        assert preprocess(wide, size=224, **PLAIN).shape == (1, 3, 224, 224)
+    tracked = [event.self_cpu_memory_usage for event in profile.key_averages()]
+    assert sum(size for size in tracked if size > 0) < 50e6
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

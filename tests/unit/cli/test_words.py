@@ -1,0 +1,80 @@
+"""`cli`: which words of the command line are settings, and which are prompts and files."""
+
+import os
+import sys
+
+import pytest
+
+from mvczigal_ref.cli import _read, main
+
+SCORE = ["score", "--prompt", "P", "--reward", "clip_score"]
+
+
+# -- oracle ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["seed=3.png", "cfg=7.5_steps=20.png", "reward.dtype=bf16.png"])
+def test_a_picture_that_is_there_is_a_picture(tmp_path, monkeypatch, name):
+    """Whatever it is called."""
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    command = _read(["score", name, "reward.dtype=bf16", *SCORE[1:]])
+
+    assert [str(path) for path in command.images] == [name]
+    assert command.settings == ("reward.dtype=bf16",)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["weight=3 red cube", "a=b c", "x.y=1 with a nose", "weight=3\tred", "seed = 3"]
+)
+def test_a_sentence_is_a_prompt(prompt):
+    """Though it begin like a setting."""
+    command = _read(["sample", prompt, "sampler.num_steps=2", "a red cube"])
+
+    assert command.prompts == (prompt, "a red cube")
+    assert command.settings == ("sampler.num_steps=2",)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["zigzag.steps=2", "sampler.negative_prompt=ugly, blurry", "sampler.nonsense=a b", "seed=3"],
+)
+def test_a_setting_is_a_setting(setting):
+    """Known or not, with a value of several words or not."""
+    command = _read(["sample", "a red cube", setting])
+
+    assert (command.prompts, command.settings) == (("a red cube",), (setting,))
+
+
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_a_folder_may_be_called_like_a_setting(tmp_path, monkeypatch, command):
+    """Where commands take folders and no settings."""
+    (tmp_path / "lr=0.1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    more = ["--out", "there"] if command == "export" else []
+
+    assert str(_read([command, "lr=0.1", *more]).run) == "lr=0.1"
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beside", [[], ["plain.png"]])
+def test_a_picture_that_is_not_there_is_told_to_be_a_setting(capsys, beside):
+    """Alone and among others."""
+    assert main([SCORE[0], *beside, "seed=3.png", *SCORE[1:]]) == 2
+    told = capsys.readouterr().err
+    assert "'seed=3.png' was read as a setting, and there is no such file" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["sample", "a caf\udce9"], ["score", "caf\udce9.png"]])
+def test_a_byte_that_is_not_utf_8_is_refused(capsys, monkeypatch, words):
+    """On one line, without the byte."""
+    monkeypatch.setattr(sys, "argv", ["mvczigal", *words])
+    assert main() == 2
+    told = capsys.readouterr().err
+    assert told.startswith("mvczigal: error: ")
+    assert "holds a byte that is not UTF-8" in told
+    assert told.count("\n") == 1
+    assert os.fsencode(told).isascii()
