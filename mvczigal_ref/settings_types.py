@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from mvczigal_ref.settings_file import Table
 
@@ -19,6 +19,7 @@ __all__ = [
     "Names",
     "NonNegative",
     "Positive",
+    "PowerOfTwo",
     "Real",
     "Scorers",
     "Share",
@@ -62,11 +63,19 @@ def _texts(value: object) -> Table[str]:
     return Table({name: value[name] for name in sorted(value)})
 
 
+def _power_of_two(value: float) -> float:
+    if math.frexp(value)[0] != 0.5:
+        msg = "must be a power of two, by which numbers are multiplied without rounding"
+        raise ValueError(msg)
+    return value
+
+
 SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Real = Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
+PowerOfTwo = Annotated[Real, Field(ge=1, le=2**32), AfterValidator(_power_of_two)]
 NonNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Elevation = Annotated[Real, Field(ge=-90, le=90)]

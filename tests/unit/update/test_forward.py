@@ -65,12 +65,13 @@ def at(policy, *gain):
 def update(policy, batches, *, lr=0.1, old=(OLD,), reference=None, **changes):
     """Update by plain gradient descent; return the metrics."""
     parameters = list(getattr(policy, "policy", policy).parameters())
-    return update_forward(
+    metrics, _ = update_forward(
         policy, torch.optim.SGD(parameters, lr=lr), batches, objective, parameters=parameters,
         world=World(),
         settings=ReplaySettings(**{"guidance_scale": GUIDANCE, "max_grad_norm": 1e9, **changes}),
         old=at(policy, *old), reference=None if reference is None else at(policy, *reference),
     )  # fmt: skip
+    return metrics
 
 
 def slow(batch, gain, *, kl):

@@ -79,10 +79,11 @@ def batch_of(record, *, objects=(0, 1), seed=0, **changes):
 def update(policy, sampler, batches, *, lr=0.1, objective=surrogate, reference=None, **changes):
     """Update by plain gradient descent; return the metrics."""
     parameters = [p for p in getattr(policy, "policy", policy).parameters()]
-    return update_groups(
+    metrics, _ = update_groups(
         policy, sampler, torch.optim.SGD(parameters, lr=lr), batches, objective,
         parameters=parameters, world=World(), settings=told(**changes), reference=reference,
     )  # fmt: skip
+    return metrics
 
 
 def whole_gradient(policy, sampler, batches):

@@ -29,7 +29,7 @@ def update(
 ):
     """Update by plain gradient descent; return the metrics."""
     parameters = parameters or [policy.gain]
-    return update_policy(
+    metrics, _ = update_policy(
         policy,
         sampler,
         torch.optim.SGD(parameters, lr=lr),
@@ -39,6 +39,7 @@ def update(
         world=world or World(),
         settings=settings_of(sampler, **changes),
     )
+    return metrics
 
 
 # -- oracle ------------------------------------------------------------------------------
