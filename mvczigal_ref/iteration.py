@@ -31,7 +31,7 @@ from mvczigal_ref.update import (
     update_policy,
 )
 
-__all__ = ["IterationResult", "draw_pair", "prompt_batch", "run_iteration"]
+__all__ = ["IterationResult", "draw_pair", "prompt_batch", "run_iteration", "update_settings"]
 
 _ARMS = ("zigzag", "standard")
 
@@ -167,7 +167,7 @@ def run_iteration(
             _objective(config),
             parameters=list(system.trained().values()),
             world=world,
-            settings=_update_settings(system, config),
+            settings=update_settings(system, config),
             loss_scale=loss_scale,
         )
     metrics = {**_reward_metrics(rewards, constraint), **learned}
@@ -314,7 +314,16 @@ def _objective(config: TrainConfig) -> PairObjective:
     )
 
 
-def _update_settings(system: System, config: TrainConfig) -> UpdateSettings:
+def update_settings(system: System, config: TrainConfig) -> UpdateSettings:
+    """Choose how stored pairs are cut up and replayed, as a configuration says.
+
+    Args:
+        system: Its sampler says whether the image depends on the last action.
+        config: The sections ``optim``, ``run``, ``objective`` and ``sampler`` are read.
+
+    Returns:
+        The settings of the update.
+    """
     steps = list(range(system.sampler.num_steps))
     if system.sampler.last_action_is_image_independent and not config.objective.train_last_action:
         steps.pop()
