@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import NonFiniteError
+from mvczigal_ref.errors import NonFiniteError, ZeroGradientError
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss
 from mvczigal_ref.update import ForwardBatch, update_forward
 from mvczigal_ref.update.batch import ReplaySettings
-from tests.policies import LinearPolicy, Recorded, numbered
+from tests.policies import DetachedPolicy, LinearPolicy, Recorded, numbered
 from tests.strategies import randn
 from tests.unit.rollout.flow_cases import GUIDANCE, velocity
 from tests.unit.update.test_step import _SpoilsBackward
@@ -170,6 +170,12 @@ def test_optimiser_steps_share_the_slices_out():
 
 
 # -- errors ------------------------------------------------------------------------------
+
+
+def test_a_gradient_that_never_arrives_stops_the_run():
+    """The loss asks for a change, and none comes of it."""
+    with pytest.raises(ZeroGradientError, match="though advantages differ"):
+        update(DetachedPolicy(GAIN), [batch_of()])
 
 
 def test_an_advantage_that_is_no_number_is_named():

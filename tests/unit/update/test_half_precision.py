@@ -200,6 +200,18 @@ def test_nothing_asked_is_nothing_learnt():
     assert "idle_steps" not in asking
 
 
+def test_a_step_that_asks_nothing_after_one_that_did_is_idle():
+    """Each optimiser step is judged by its own microbatches."""
+    network = Adapted(torch.float32)
+    parameters = list(network.parameters())
+    metrics, _ = update_parameters(
+        torch.optim.SGD(parameters, lr=1.0), [[Part(network, 1.0)], [Part(network, 0.0)]],
+        parameters=parameters, world=World(), epochs=1, max_grad_norm=math.inf, clip_range=1.0,
+    )  # fmt: skip
+
+    assert metrics["idle_steps"] == 1.0
+
+
 # -- errors ------------------------------------------------------------------------------
 
 
