@@ -6,6 +6,7 @@ __all__ = [
     "NonFiniteError",
     "ReplayMismatchError",
     "ScorerUnavailableError",
+    "ZeroGradientError",
     "quoted",
 ]
 
@@ -22,6 +23,10 @@ class CheckpointError(ValueError):
 
 class ReplayMismatchError(RuntimeError):
     """Replay did not reproduce the log-densities that sampling stored."""
+
+
+class ZeroGradientError(ArithmeticError):
+    """Nothing reaches what trains, though the loss asks for a change."""
 
 
 class ServiceUnavailableError(ConnectionError):

@@ -24,7 +24,7 @@ from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import System
 from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.update import mixed_parameters
+from mvczigal_ref.update import LossScale, mixed_parameters
 
 __all__ = ["run_group_iteration"]
 
@@ -41,6 +41,7 @@ def run_group_iteration(
     timer: StageTimer,
     enhancer: ConditionEnhancer | None = None,
     old: Mapping[str, Tensor] | None = None,
+    loss_scale: LossScale | None = None,
 ) -> IterationResult:
     """Roll out groups, describe them, reward, constrain, compare, update.
 
@@ -62,15 +63,17 @@ def run_group_iteration(
         enhancer: Makes captions beside the prompts; None is plain GRPO.
         old: Trained parameters of the policy that samples, where it follows the one that learns
             (DiffusionNFT); None is the policy itself.
+        loss_scale: From the last iteration; None where gradients do not need it.
 
     Returns:
-        The new constraint state and the metrics, the same in every process.
+        The new constraint state and loss scale, and the metrics, the same in every process.
 
     Raises:
         ValueError: If there is not one prompt a group, or window, tree and grid do not fit.
         CaptionError: If captions cannot be made.
         ConfigError: If the prompts cannot be shared out equally.
         NonFiniteError: If a reward, log-density, loss or gradient is not finite; says where.
+        ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If replay does not reproduce the rollout.
     """
     share = Share.of(config, world)
@@ -125,9 +128,9 @@ def run_group_iteration(
         learn = learn_from_decisions
         if old is not None:
             learn = partial(learn_from_noised, iteration=iteration, old=old)
-        learned, drift = learn(
+        (learned, loss_scale), drift = learn(
             system, optimizer, samples, conditions, advantages,
-            share=share, config=config, world=world,
+            share=share, config=config, world=world, loss_scale=loss_scale,
         )  # fmt: skip
     metrics, told = {**_metrics(rewards, constraint), **learned}, None
     if drift is not None:
@@ -145,6 +148,7 @@ def run_group_iteration(
         constraint,
         metrics,
         told=told,
+        loss_scale=loss_scale,
         old=None if old is None else _followed(old, system, iteration, config),
     )
 

@@ -27,6 +27,7 @@ from mvczigal_ref.update import (
     ForwardBatch,
     GroupBatch,
     GroupUpdateSettings,
+    LossScale,
     NoisedSamples,
     decision_under,
     update_forward,
@@ -44,6 +45,8 @@ Decisions = tuple[GroupDecision, ...]
 Known = tuple[TextColumn, Conditioning]
 """Distinct texts of some prompts of a slice, and what the policy knows of them."""
 
+Update = tuple[dict[str, float], LossScale | None]
+"""Metrics of an update, and the loss scale of the next."""
 
 Drift = tuple[Float[Tensor, "prompt caption _ view"], ...]
 """A table a decision, over its members [unit of the log-density]."""
@@ -59,7 +62,8 @@ def learn_from_decisions(
     share: Share,
     config: TrainConfig,
     world: World,
-) -> tuple[dict[str, float], Drift | None]:
+    loss_scale: LossScale | None = None,
+) -> tuple[Update, Drift | None]:
     """Replay what was drawn, under every condition, and change the parameters.
 
     Args:
@@ -71,13 +75,15 @@ def learn_from_decisions(
         share: Which prompts each slice holds.
         config: The sections ``objective`` and ``optim`` are read.
         world: This process among all.
+        loss_scale: From the last iteration; None where gradients do not need it.
 
     Returns:
-        What the update measured; and by how much each caption changes each sample's density, of
-        all processes, None without captions.
+        Metrics of the update and the next loss scale; and by how much each caption changes each
+        sample's density, of all processes, None without captions.
 
     Raises:
         NonFiniteError: If a number is not finite; says where.
+        ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If replay does not reproduce the rollout.
     """
     settings = _update_settings(config)
@@ -100,6 +106,7 @@ def learn_from_decisions(
         world=world,
         settings=settings,
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
+        loss_scale=loss_scale,
     )
     return learned, _drift(conditions, decisions, share, world)
 
@@ -116,7 +123,8 @@ def learn_from_noised(
     world: World,
     iteration: int,
     old: Mapping[str, Tensor],
-) -> tuple[dict[str, float], None]:
+    loss_scale: LossScale | None = None,
+) -> tuple[Update, None]:
     """Noise what was sampled, fit velocities to it, and change the parameters.
 
     Args:
@@ -130,12 +138,14 @@ def learn_from_noised(
         world: This process among all.
         iteration: Its index; names levels and noise.
         old: Trained parameters of the policy that sampled.
+        loss_scale: From the last iteration; None where gradients do not need it.
 
     Returns:
-        What the update measured, and None: there are no log-densities.
+        Metrics of the update and the next loss scale; and None: there are no log-densities.
 
     Raises:
         NonFiniteError: If a number is not finite; says where.
+        ZeroGradientError: If a gradient is exactly zero though advantages differ.
     """
     levels = _levels(system, config, iteration)
     batches = [
@@ -153,6 +163,7 @@ def learn_from_noised(
         settings=_update_settings(config),
         old=partial(parameters_as, system.trained(), old),
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
+        loss_scale=loss_scale,
     )
     return learned, None
 
@@ -199,6 +210,7 @@ def _update_settings(config: TrainConfig) -> GroupUpdateSettings:
         epochs=config.optim.epochs_per_iteration,
         optimizer_steps=config.optim.optimizer_steps_per_epoch,
         max_grad_norm=config.optim.max_grad_norm,
+        scale_growth_interval=config.optim.loss_scale_growth_interval,
         clip_range=config.objective.clip_range,
         guidance_scale=config.sampler.guidance_scale,
         camera_scale=config.sampler.camera_scale,

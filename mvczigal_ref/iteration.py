@@ -24,9 +24,15 @@ from mvczigal_ref.rollout.pair import paired_rollout
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import DTYPES, System
 from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.update import PairBatch, PairObjective, UpdateSettings, update_policy
+from mvczigal_ref.update import (
+    LossScale,
+    PairBatch,
+    PairObjective,
+    UpdateSettings,
+    update_policy,
+)
 
-__all__ = ["IterationResult", "draw_pair", "prompt_batch", "run_iteration"]
+__all__ = ["IterationResult", "draw_pair", "prompt_batch", "run_iteration", "update_settings"]
 
 _ARMS = ("zigzag", "standard")
 
@@ -47,6 +53,9 @@ class IterationResult:
 
     old: dict[str, Tensor] | None = None
     """Trained parameters of the policy that samples next, where it is not the one that learns."""
+
+    loss_scale: LossScale | None = None
+    """Factor on the loss in the next backward pass; None where gradients do not need it."""
 
 
 def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: int) -> list[str]:
@@ -90,6 +99,7 @@ def run_iteration(
     config: TrainConfig,
     world: World,
     timer: StageTimer,
+    loss_scale: LossScale | None = None,
 ) -> IterationResult:
     """Roll out, reward, constrain, compare, update.
 
@@ -107,14 +117,16 @@ def run_iteration(
         config: Settings, handed on as plain numbers.
         world: This process among all.
         timer: Measures the stages.
+        loss_scale: From the last iteration; None where gradients do not need it.
 
     Returns:
-        The new constraint state and the metrics, the same in every process.
+        The new constraint state and loss scale, and the metrics, the same in every process.
 
     Raises:
         ValueError: If there is not one prompt an object.
         ConfigError: If the objects cannot be shared out equally.
         NonFiniteError: If a reward, log-density, loss or gradient is not finite; says where.
+        ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If replay does not reproduce the rollout on equal slices.
     """
     share = Share.of(config, world)
@@ -149,7 +161,7 @@ def run_iteration(
             )
             for part, pair in zip(share.objects, pairs, strict=True)
         ]
-        learned = update_policy(
+        learned, loss_scale = update_policy(
             system.policy,
             system.sampler,
             optimizer,
@@ -157,9 +169,11 @@ def run_iteration(
             _objective(config),
             parameters=list(system.trained().values()),
             world=world,
-            settings=_update_settings(system, config),
+            settings=update_settings(system, config),
+            loss_scale=loss_scale,
         )
-    return IterationResult(constraint, {**_reward_metrics(rewards, constraint), **learned})
+    metrics = {**_reward_metrics(rewards, constraint), **learned}
+    return IterationResult(constraint, metrics, loss_scale=loss_scale)
 
 
 def _rollout(
@@ -303,7 +317,16 @@ def _objective(config: TrainConfig) -> PairObjective:
     )
 
 
-def _update_settings(system: System, config: TrainConfig) -> UpdateSettings:
+def update_settings(system: System, config: TrainConfig) -> UpdateSettings:
+    """Choose how stored pairs are cut up and replayed, as a configuration says.
+
+    Args:
+        system: Its sampler says whether the image depends on the last action.
+        config: The sections ``optim``, ``run``, ``objective`` and ``sampler`` are read.
+
+    Returns:
+        The settings of the update.
+    """
     steps = list(range(system.sampler.num_steps))
     if system.sampler.last_action_is_image_independent and not config.objective.train_last_action:
         steps.pop()
@@ -314,6 +337,7 @@ def _update_settings(system: System, config: TrainConfig) -> UpdateSettings:
         epochs=config.optim.epochs_per_iteration,
         optimizer_steps=config.optim.optimizer_steps_per_epoch,
         max_grad_norm=config.optim.max_grad_norm,
+        scale_growth_interval=config.optim.loss_scale_growth_interval,
         clip_range=config.objective.clip_range,
         guidance_scale=config.sampler.guidance_scale,
         camera_scale=config.sampler.camera_scale,

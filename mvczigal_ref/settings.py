@@ -24,6 +24,7 @@ from mvczigal_ref.settings_types import (
     Names,
     NonNegative,
     Positive,
+    PowerOfTwo,
     Rate,
     RateOrZero,
     Real,
@@ -287,6 +288,12 @@ class OptimConfig:
     """Decoupled weight decay [1]."""
     max_grad_norm: Positive = 5.0
     """Largest Euclidean norm of the whole gradient [loss units per parameter unit]."""
+    loss_scale: PowerOfTwo | None = None
+    """Factor on the loss in the first backward pass [1], a power of two in [1, 2^32], which lifts
+    gradients over the smallest number of fp16; it halves when one overflows. 1 is no scale; None
+    is 65536 for a network in fp16 and 1 for others."""
+    loss_scale_growth_interval: Count = 2000
+    """Finite gradients after which the loss scale doubles [optimiser steps]."""
     epochs_per_iteration: Count = 1
     """Passes over an iteration's trajectories [passes]."""
     optimizer_steps_per_epoch: Count = 2

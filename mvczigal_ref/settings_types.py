@@ -20,6 +20,7 @@ __all__ = [
     "Names",
     "NonNegative",
     "Positive",
+    "PowerOfTwo",
     "Rate",
     "RateOrZero",
     "Real",
@@ -75,6 +76,13 @@ def _fits_fp32(value: float) -> float:
     return value
 
 
+def _power_of_two(value: float) -> float:
+    if math.frexp(value)[0] != 0.5:
+        msg = "must be a power of two, by which numbers are multiplied without rounding"
+        raise ValueError(msg)
+    return value
+
+
 def _cap(value: object) -> object:
     if value == "none":
         return None
@@ -98,6 +106,7 @@ Real = Annotated[
     AfterValidator(_fits_fp32),
 ]
 Positive = Annotated[Real, Field(gt=0)]
+PowerOfTwo = Annotated[Real, Field(ge=1, le=2**32), AfterValidator(_power_of_two)]
 NonNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Elevation = Annotated[Real, Field(ge=-90, le=90)]

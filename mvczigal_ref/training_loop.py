@@ -105,11 +105,11 @@ class TrainingLoop:
         with network_rows(state.system.policy) as rows:
             result = learn(
                 state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
-                config=config, world=self._world, timer=self._timer,
+                config=config, world=self._world, timer=self._timer, loss_scale=state.loss_scale,
             )  # fmt: skip
         calls = int(self._world.gather_objects(torch.tensor([rows()])).sum())
         state.constraint, state.finished = result.constraint, state.finished + 1
-        state.old = result.old
+        state.old, state.loss_scale = result.old, result.loss_scale
         state.follow()
         if self._captions is not None and result.told is not None:
             self._captions.append(state.finished - 1, result.told)

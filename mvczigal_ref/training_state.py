@@ -31,9 +31,9 @@ from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.optimizer_state import join_optimizer_state, split_optimizer_state
 from mvczigal_ref.reward.guard import GuardState
 from mvczigal_ref.system import System
-from mvczigal_ref.update import follow_parameters
+from mvczigal_ref.update import LossScale, follow_parameters
 
-__all__ = ["TrainingState", "begin", "resume"]
+__all__ = ["TrainingState", "begin", "initial_loss_scale", "resume"]
 
 _BEST = "best"  # folder of the guard's own checkpoint, out of the reach of pruning
 
@@ -69,6 +69,9 @@ class TrainingState:
 
     average: dict[str, torch.Tensor] | None = None
     """Average of the parameters, where one is evaluated and kept in their place."""
+
+    loss_scale: LossScale | None = None
+    """Factor on the loss in the next backward pass; None where gradients do not need it."""
 
     guard: GuardState | None = None
     """What the held-out guard remembers; None before its first check."""
@@ -134,6 +137,7 @@ class TrainingState:
         found = resume(self.system, self.config, self.prompts, checkpoint)
         self.optimizer, self.constraint = found.optimizer, found.constraint
         self.old, self.average = found.old, found.average
+        self.loss_scale = found.loss_scale
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint and remove old ones; for the main process alone.
@@ -162,6 +166,7 @@ class TrainingState:
         numbers: dict[str, Any] = {
             "constraint": asdict(self.constraint),
             "optimizer": rest,
+            "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
             "prompts": _digest(self.prompts),
             "prompts_met": _digest_met(self.prompts, self.config, self.finished),
             "prompt_position": self.finished * self.config.run.objects_per_iteration,
@@ -230,6 +235,7 @@ def begin(
         system, _optimizer(system, config), constraint, 0, prompts, config,
         old=_trained_values(system) if config.objective.kind == "forward_process" else None,
         average=_trained_values(system) if config.optim.average_decay else None,
+        loss_scale=initial_loss_scale(config),
     )  # fmt: skip
 
 
@@ -270,16 +276,38 @@ def resume(
     saved = checkpoint.state["optimizer"]
     optimizer.load_state_dict(join_optimizer_state(checkpoint.tensors["optimizer"], saved))
     constraint = ConstraintState(**checkpoint.state["constraint"])
-    guard = checkpoint.state.get("guard")
+    guard, scale = checkpoint.state.get("guard"), checkpoint.state.get("loss_scale")
     return TrainingState(
         system, optimizer, constraint, checkpoint.iteration, prompts, config,
         guard=None if guard is None else GuardState.from_json(guard),
         pending=checkpoint.state.get("pending"),
+        # Runs of before there was one begin with it where they are.
+        loss_scale=initial_loss_scale(config) if scale is None else LossScale(**scale),
         old=_saved_values(
             system, checkpoint, "old", wanted=config.objective.kind == "forward_process"
         ),
         average=_saved_values(system, checkpoint, "average", wanted=config.optim.average_decay > 0),
     )  # fmt: skip
+
+
+def initial_loss_scale(config: TrainConfig) -> LossScale | None:
+    """Choose the loss scale that a run begins with.
+
+    Args:
+        config: The run.
+
+    Returns:
+        That of ``optim.loss_scale``; without one, 2^16 for a network in fp16. None where it is 1,
+        and stays so.
+
+    Examples:
+        >>> initial_loss_scale(TrainConfig()) is None
+        True
+    """
+    scale = config.optim.loss_scale
+    if scale is None and config.model.dtype == "fp16":
+        return LossScale()
+    return None if scale in (None, 1.0) else LossScale(scale=scale)
 
 
 def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mvczigal_ref.diffusion.guidance import guidance_embedding
 from mvczigal_ref.records import Conditioning
 
-__all__ = ["AnalyticPolicy", "Call", "LinearPolicy", "Recorded", "numbered"]
+__all__ = ["AnalyticPolicy", "Call", "DetachedPolicy", "LinearPolicy", "Recorded", "numbered"]
 
 
 def numbered(objects: Iterable[int], num_views: int) -> Conditioning:
@@ -96,6 +96,15 @@ class LinearPolicy(nn.Module):
     def told(timestep: Tensor, guidance_scale: float, camera_scale: float) -> Tensor:
         """Give the part that does not depend on the latent."""
         return 0.02 * guidance_scale + 0.05 * camera_scale + 1e-4 * timestep
+
+
+class DetachedPolicy(LinearPolicy):
+    """The same numbers, with a graph in which no gradient arrives."""
+
+    def forward(self, *given: object, **told: object) -> Tensor:
+        """Cut the graph off."""
+        output = super().forward(*given, **told)  # type: ignore[arg-type]
+        return output.detach() + 0.0 * self.gain.sum()
 
 
 @dataclass(frozen=True)

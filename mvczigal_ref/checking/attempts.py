@@ -1,5 +1,6 @@
 """What is tried, and why it would fail."""
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mvczigal_ref.checking.trial import Trial, copies, fingerprints, gradients, moments, put_back
+from mvczigal_ref.checking.trial import (
+    Trial,
+    copies,
+    fingerprints,
+    gradients,
+    in_fp32,
+    moments,
+    put_back,
+)
 from mvczigal_ref.checking.verdict import Finding
 from mvczigal_ref.config import to_dict
 from mvczigal_ref.files import atomic_write, to_json
@@ -100,6 +109,39 @@ def _zero_advantage(trial: Trial) -> Iterable[Finding]:
     yield Finding(name="no advantage, no gradient", passed=not moved, told=told)
 
 
+def _survival(trial: Trial) -> Iterable[Finding]:
+    """Compare the gradient of the run's own loss with that of the same network in fp32."""
+    pair = trial.sample(trial.config.model.storage_dtype)
+    scale = trial.learn(pair, 0, advantage=1.0)
+    half = {name: g.double() for name, g in gradients(trial.system).items()}
+    exact = half
+    with in_fp32(trial.system.policy) as widened:
+        if widened:
+            trial.learn(trial.rescored(pair, 0), 0, advantage=1.0)
+            exact = {name: g.double() for name, g in gradients(trial.system).items()}
+    reached = sum(int(g.count_nonzero()) for g in exact.values())
+    lost = sum(int(((g != 0) & (half[name] == 0)).sum()) for name, g in exact.items())
+    sizes = [sum(float(g.square().sum()) for g in part.values()) for part in (half, exact)]
+    dot = sum(float((g * half[name]).sum()) for name, g in exact.items())
+    zeros = lost / reached if reached else 1.0
+    cosine = dot / math.sqrt(math.prod(sizes)) if all(sizes) else 0.0
+    told = (
+        f"{zeros:.1%} of its numbers are exactly 0 that are not in fp32; its cosine to fp32 is "
+        f"{cosine:.4f}; the loss scale {scale:g}"
+    )
+    passed = cosine > _COSINE and zeros < _ZEROS
+    if not passed:
+        told += (
+            f". It rounds away in {trial.config.model.dtype}: set `optim.loss_scale` higher, or "
+            "`model.dtype` to bf16 or fp32."
+        )
+    yield Finding(name="gradients survive the dtype", passed=passed, told=told)
+
+
+_COSINE, _ZEROS = 0.9, 0.5
+"""Least cosine of a gradient to that of fp32, and largest share of it that is lost [1]."""
+
+
 def _learning(trial: Trial) -> Iterable[Finding]:
     """One optimiser step on an advantage of 1; what does not train must not notice."""
     system, pair = trial.system, trial.sample(trial.config.model.storage_dtype)
@@ -112,7 +154,10 @@ def _learning(trial: Trial) -> Iterable[Finding]:
     reached = any(bool(g.count_nonzero()) for g in gradients(system).values())
     told = f"one step raises the log-density by {rise:.3g}"
     if not reached:
-        told = "no gradient reaches what trains: the network's output is detached from it."
+        told = (
+            "no gradient reaches what trains: the network's output is detached from it, or all of "
+            "it rounds to 0."
+        )
     elif not rise > 0.0:
         told = (
             f"even a thousandth of a step changes it by {rise:.3g}: an advantage has the wrong "
@@ -198,6 +243,7 @@ ATTEMPTS: Sequence[tuple[Sequence[str], Callable[[Trial], Iterable[Finding]]]] =
     (("first ratio is 1",), _first_ratio),
     (("sampling repeats", "replay repeats"), _repeats),
     (("no advantage, no gradient",), _zero_advantage),
+    (("gradients survive the dtype",), _survival),
     (("an advantage of 1 raises the log-density", "frozen weights stay"), _learning),
     (("a saved state comes back",), _reload),
 )

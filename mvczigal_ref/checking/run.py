@@ -26,9 +26,10 @@ def check(
     r"""Try on this machine what training relies on, with the run's own network and settings.
 
     The first ratio :math:`p_\theta(a|s) / p_{\theta'}(a|s)` is 1 at every step; the same replay
-    gives the same bits; a zero advantage gives a zero gradient, and one of 1 raises the first arm's
-    log-density over the second's in one optimiser step; what does not train stays as it was; a
-    saved state comes back to the bit. No scorer is loaded and nothing is kept.
+    gives the same bits; a zero advantage gives a zero gradient, and one of 1 a gradient that is
+    that of fp32 and raises the first arm's log-density over the second's in one optimiser step,
+    at the weight that an element has in a run of one process; what does not train stays as it
+    was; a saved state comes back to the bit. No scorer is loaded and nothing is kept.
 
     Source:
         arXiv:2505.20107, section 2 of the unified decision process: these follow from it.

@@ -1,6 +1,7 @@
 """One slice of pairs, and ways to sample it, replay it, learn from it and compare."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -9,16 +10,16 @@ from torch import Tensor, nn
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
-from mvczigal_ref.iteration import draw_pair
+from mvczigal_ref.iteration import draw_pair, update_settings
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
 from mvczigal_ref.records import Conditioning, PairedRollout, Trajectory
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.settings import Dtype
 from mvczigal_ref.system import System
-from mvczigal_ref.training_state import TrainingState, begin
-from mvczigal_ref.update import PairBatch, UpdateSettings, accumulate_pairs, replay_log_prob
+from mvczigal_ref.training_state import TrainingState, begin, initial_loss_scale
+from mvczigal_ref.update import PairBatch, accumulate_pairs, loss_scale_step, replay_log_prob
 
-__all__ = ["Trial", "copies", "fingerprints", "gradients", "moments", "put_back"]
+__all__ = ["Trial", "copies", "fingerprints", "gradients", "in_fp32", "moments", "put_back"]
 
 _PROMPT = "a red cube with a white nose"
 
@@ -55,9 +56,43 @@ class Trial:
                 reduction=self.config.objective.reduction,
             ).detach()  # fmt: skip
 
-    def learn(self, pair: PairedRollout, step: int, *, advantage: float) -> None:
-        """Leave the gradient of the run's loss in the parameters, for one advantage of all."""
-        wanted = self.config.objective
+    def learn(self, pair: PairedRollout, step: int, *, advantage: float) -> float:
+        """Leave the gradient of the run's loss in the parameters, for one advantage of all.
+
+        Every element weighs what it weighs in an optimiser step of the run, and the loss is
+        scaled as there.
+
+        Returns:
+            The loss scale that the gradient was made with, before it was taken out [1].
+        """
+        state = initial_loss_scale(self.config)
+        while state is not None:
+            self._accumulate(pair, step, advantage, scale=state.scale)
+            found = gradients(self.system).values()
+            if state.scale == 1.0 or all(bool(gradient.isfinite().all()) for gradient in found):
+                for gradient in found:
+                    gradient /= state.scale
+                return state.scale
+            state = loss_scale_step(state, finite=False)
+        self._accumulate(pair, step, advantage, scale=1.0)
+        return 1.0
+
+    def rescored(self, pair: PairedRollout, step: int) -> PairedRollout:
+        """Give a step's actions the density that the network has now."""
+        arms = {}
+        for name in ("zigzag", "standard"):
+            arm: Trajectory = getattr(pair, name)
+            log_prob = arm.log_prob.clone()
+            log_prob[step] = self.replay(arm, step, gradient=False)[0]
+            arms[name] = replace(arm, log_prob=log_prob)
+        return replace(pair, **arms)
+
+    def _accumulate(
+        self, pair: PairedRollout, step: int, advantage: float, *, scale: float
+    ) -> None:
+        run, settings = self.config, update_settings(self.system, self.config)
+        objects = run.run.objects_per_iteration / settings.optimizer_steps
+        share = self.objects / (len(settings.steps) * objects)
         for parameter in self.system.trained().values():
             parameter.grad = None
         accumulate_pairs(
@@ -72,18 +107,12 @@ class Trial:
             [step],
             partial(
                 reward_difference_gradients,
-                clip_range=wanted.clip_range if wanted.clip else float("inf"),
-                temperature=wanted.temperature,
+                clip_range=run.objective.clip_range if run.objective.clip else float("inf"),
+                temperature=run.objective.temperature,
             ),
-            weight=1.0,
+            weight=scale * share,
             on_policy=True,
-            settings=UpdateSettings(
-                steps=[step],
-                clip_range=wanted.clip_range,
-                guidance_scale=self.config.sampler.guidance_scale,
-                camera_scale=self.config.sampler.camera_scale,
-                reduction=wanted.reduction,
-            ),
+            settings=replace(settings, steps=[step]),
         )
 
     def state(self) -> TrainingState:
@@ -134,6 +163,24 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy values."""
     return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+@contextmanager
+def in_fp32(network: nn.Module) -> Iterator[bool]:
+    """Widen what a network holds in half precision, for a while; no bit of it is lost.
+
+    Yields:
+        Whether there was anything to widen.
+    """
+    held = [*network.parameters(), *network.buffers()]
+    half = [(t, t.dtype) for t in held if t.dtype in (torch.float16, torch.bfloat16)]
+    for tensor, _ in half:
+        tensor.data = tensor.data.float()
+    try:
+        yield bool(half)
+    finally:
+        for tensor, dtype in half:
+            tensor.data = tensor.data.to(dtype)
 
 
 def put_back(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,13 @@ from typing import Annotated, Literal, TypeAlias
 
 from tyro.conf import Positional, arg
 
-from mvczigal_ref.errors import CheckpointError, ConfigError, NonFiniteError, ReplayMismatchError
+from mvczigal_ref.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    ReplayMismatchError,
+    ZeroGradientError,
+)
 
 __all__ = [
     "REFUSED",
@@ -27,7 +33,14 @@ __all__ = [
     "Train",
 ]
 
-REFUSED = (ConfigError, CheckpointError, NonFiniteError, ReplayMismatchError, OSError)
+REFUSED = (
+    ConfigError,
+    CheckpointError,
+    NonFiniteError,
+    ReplayMismatchError,
+    ZeroGradientError,
+    OSError,
+)
 """What a person is told in a line, without a traceback."""
 
 _Folder = Annotated[Path | None, arg(metavar="FOLDER")]

@@ -30,6 +30,7 @@ from mvczigal_ref.update.group_batch import (
 )
 from mvczigal_ref.update.groups import update_groups
 from mvczigal_ref.update.loop import check_on_policy, update_parameters
+from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
 from mvczigal_ref.update.microbatch import GradientStats, Microbatch
 from mvczigal_ref.update.pairs import update_policy
 from mvczigal_ref.update.replay import replay_log_prob
@@ -42,6 +43,7 @@ __all__ = [
     "GroupBatch",
     "GroupObjective",
     "GroupUpdateSettings",
+    "LossScale",
     "Microbatch",
     "NoisedSamples",
     "PairBatch",
@@ -55,6 +57,7 @@ __all__ = [
     "decision_under",
     "follow_parameters",
     "locate_non_finite_gradient",
+    "loss_scale_step",
     "mixed_parameters",
     "optimizer_step",
     "replay_decision",

@@ -43,7 +43,7 @@ def accumulate_pairs(
         batch: Some pairs.
         steps: Steps replayed together, in one network call an arm.
         objective: Gives the loss and both derivatives from numbers alone.
-        weight: This microbatch's share of the whole loss [1].
+        weight: This microbatch's share of the whole loss, times the loss scale [1].
         on_policy: Whether the parameters are those that sampled. Then the
             second arm's stored log-density stands for its value; otherwise it is
             replayed once more, without gradient.
@@ -86,6 +86,7 @@ def accumulate_pairs(
         log_ratio_square=both.square().sum(),
         clipped=(both.abs() > settings.clip_range).sum().to(both.dtype),
         deviation=both.abs().max(),
+        asks=gradients.zigzag.any() | gradients.standard.any(),
         count=gap.numel(),
         num_log_ratios=2 * gap.numel(),
     )

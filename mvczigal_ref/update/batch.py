@@ -95,6 +95,9 @@ class ReplaySettings:
     max_grad_norm: float = 5.0
     """Largest Euclidean norm of the gradient [gradient units]."""
 
+    scale_growth_interval: int = 2000
+    """Finite gradients after which a loss scale doubles [optimiser steps]."""
+
     clip_range: float = 1e-2
     """Beyond it a log-ratio counts as clipped [nats or nats/element]."""
 
@@ -109,7 +112,11 @@ class ReplaySettings:
 
     def __post_init__(self) -> None:
         """Refuse an update that would train nothing."""
-        require_counts(epochs=self.epochs, optimizer_steps=self.optimizer_steps)
+        require_counts(
+            epochs=self.epochs,
+            optimizer_steps=self.optimizer_steps,
+            scale_growth_interval=self.scale_growth_interval,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

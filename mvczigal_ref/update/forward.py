@@ -14,7 +14,8 @@ from mvczigal_ref.policy import Policy
 from mvczigal_ref.records import Conditioning
 from mvczigal_ref.update.batch import ReplaySettings
 from mvczigal_ref.update.loop import dealt, update_parameters
-from mvczigal_ref.update.microbatch import Culprit, GradientStats
+from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.microbatch import Culprit, GradientStats, asks_for_change
 
 __all__ = ["ForwardBatch", "ForwardObjective", "NoisedSamples", "update_forward"]
 
@@ -104,6 +105,7 @@ class _Microbatch:
         """Fit, and send the weighted loss backward."""
         del on_policy
         noised, latent_t = self._noised()
+        noised.velocity.retain_grad()
         loss, told = self.objective(noised)
         if not bool(loss.detach().isfinite()):
             raise self._culprit(latent_t, float(loss.detach()))
@@ -114,6 +116,7 @@ class _Microbatch:
             log_ratio_square=zero,
             clipped=zero,
             deviation=zero,
+            asks=asks_for_change(noised.velocity),
             count=self.count,
             num_log_ratios=0,
             extra={name: value * self.count for name, value in told.items()},
@@ -185,7 +188,8 @@ def update_forward(
     settings: ReplaySettings,
     old: Elsewhere,
     reference: Elsewhere | None = None,
-) -> dict[str, float]:
+    loss_scale: LossScale | None = None,
+) -> tuple[dict[str, float], LossScale | None]:
     """Go over one iteration's samples, noised again, and change the parameters.
 
     Source:
@@ -201,13 +205,16 @@ def update_forward(
         settings: Guidance, epochs and optimiser steps.
         old: Gives the policy the parameters that sampled.
         reference: Gives it those that training started from; None without a penalty.
+        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
-        Means over the update: loss, grad_norm, and what the objective tells.
+        Means over the update: loss, grad_norm, and what the objective tells; and the loss scale
+        of the next.
 
     Raises:
         ValueError: If the batches cannot be dealt out to the optimiser steps equally.
         NonFiniteError: If a number is not finite; names object and view.
+        ZeroGradientError: If a gradient is exactly zero though advantages differ.
     """
     return update_parameters(
         optimizer,
@@ -227,4 +234,6 @@ def update_forward(
         epochs=settings.epochs,
         max_grad_norm=settings.max_grad_norm,
         clip_range=settings.clip_range,
+        loss_scale=loss_scale,
+        growth_interval=settings.scale_growth_interval,
     )  # fmt: skip

@@ -23,7 +23,8 @@ from mvczigal_ref.update.group_batch import (
     ReplayedDecision,
 )
 from mvczigal_ref.update.loop import dealt, update_parameters
-from mvczigal_ref.update.microbatch import Culprit, GradientStats
+from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.microbatch import Culprit, GradientStats, asks_for_change
 
 __all__ = ["GroupMicrobatch", "update_groups"]
 
@@ -88,7 +89,7 @@ class GroupMicrobatch:
         """Replay, and send the weighted loss backward.
 
         Args:
-            weight: This microbatch's share of the whole loss [1].
+            weight: This microbatch's share of the whole loss, times the loss scale [1].
             on_policy: Not read: ratios of 1 need no other path.
 
         Returns:
@@ -103,6 +104,7 @@ class GroupMicrobatch:
             with torch.no_grad(), self.reference():
                 mean_reference = self._transition().mean
         found = self._transition()
+        found.mean.retain_grad()
         score = score_members(self.decision, found, settings=self.settings)
         log_ratio = score - self.decision.log_prob.transpose(0, 1)
         repeats = self._relative(self.repeats, log_ratio)
@@ -129,6 +131,7 @@ class GroupMicrobatch:
             log_ratio_square=(repeats * ratio.square()).mean() * self.count,
             clipped=told.clip_fraction * self.count,
             deviation=ratio.abs().max(),
+            asks=asks_for_change(found.mean),
             count=self.count,
             num_log_ratios=self.count,
             extra=extra,
@@ -184,7 +187,8 @@ def update_groups(
     world: World,
     settings: GroupUpdateSettings,
     reference: Reference | None = None,
-) -> dict[str, float]:
+    loss_scale: LossScale | None = None,
+) -> tuple[dict[str, float], LossScale | None]:
     """Go over one iteration's groups and change the parameters.
 
     The gradient of an optimiser step is that of the mean over its decisions, members, prompts,
@@ -201,13 +205,16 @@ def update_groups(
         world: This process among all; gradients are averaged over it.
         settings: How decisions are cut up and replayed.
         reference: Network that the objective holds the policy near; None if it does not.
+        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
-        Means over the update, see :func:`update_parameters`, and ``reference_kl``.
+        Means over the update, see :func:`update_parameters`, and ``reference_kl``; and the loss
+        scale of the next.
 
     Raises:
         ValueError: If the batches cannot be dealt out to the optimiser steps equally.
         NonFiniteError: If a number is not finite; names object, view and step.
+        ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If the first ratio is not exactly 1.
     """
     work: list[list[GroupMicrobatch]] = []
@@ -235,6 +242,8 @@ def update_groups(
         epochs=settings.epochs,
         max_grad_norm=settings.max_grad_norm,
         clip_range=settings.clip_range,
+        loss_scale=loss_scale,
+        growth_interval=settings.scale_growth_interval,
     )
 
 

@@ -1,5 +1,6 @@
 """Microbatches, optimiser steps and epochs: the loop of every update."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import ReplayMismatchError
+from mvczigal_ref.errors import ReplayMismatchError, ZeroGradientError
+from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
 from mvczigal_ref.update.microbatch import GradientStats, Microbatch
 from mvczigal_ref.update.step import locate_non_finite_gradient, optimizer_step
 
@@ -27,7 +29,9 @@ def update_parameters(
     epochs: int,
     max_grad_norm: float,
     clip_range: float,
-) -> dict[str, float]:
+    loss_scale: LossScale | None = None,
+    growth_interval: int = 2000,
+) -> tuple[dict[str, float], LossScale | None]:
     """Go over one iteration's samples and change the parameters.
 
     The gradient of an optimiser step is that of the mean over its elements, however they are
@@ -41,45 +45,66 @@ def update_parameters(
         epochs: Passes over ``work``.
         max_grad_norm: Largest Euclidean norm of the gradient [gradient units].
         clip_range: Unit of the replay's deviation [nats or nats/element].
+        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
+            An optimiser step whose scaled gradient is not finite is left out.
+        growth_interval: Finite optimiser steps after which it doubles [optimiser steps].
 
     Returns:
-        Means over the update: loss, grad_norm (before clipping), what the microbatches add,
-        and where there are log-ratios approx_kl (half their mean square), clip_fraction and
-        replay_deviation (the largest on the sampling parameters, as a share of the clip range;
-        0 on equal slices).
+        Metrics, and the loss scale of the next update. Metrics are means over this one: loss,
+        grad_norm (before clipping), what the microbatches add, and where there are log-ratios
+        approx_kl (half their mean square), clip_fraction and replay_deviation (the largest on the
+        sampling parameters, as a share of the clip range; 0 on equal slices). Beside them stand
+        loss_scale and skipped_steps where there is a loss scale, and idle_steps, the optimiser
+        steps in which the loss asked for no change, where there are some.
 
     Raises:
         NonFiniteError: If a number is not finite; names object, view and step.
+        ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If the first ratio is not exactly 1 on equal slices.
     """
     optimizer.zero_grad()  # what an update that was stopped half-way may have left
     totals: list[GradientStats] = []
     norms: list[float] = []
     deviations: list[Tensor] = []
+    skipped = idle = 0
     for index, microbatches in enumerate(list(work) * epochs):
         on_policy = index == 0
         count = sum(microbatch.count for microbatch in microbatches)
+        scale, first = 1.0 if loss_scale is None else loss_scale.scale, len(totals)
         for microbatch in microbatches:
-            stats = microbatch.accumulate(weight=microbatch.count / count, on_policy=on_policy)
+            weight = scale * microbatch.count / count
+            stats = microbatch.accumulate(weight=weight, on_policy=on_policy)
             totals.append(stats)
             if on_policy:
                 check_on_policy(stats, microbatch)
                 deviations.append(stats.deviation)
         world.mean_gradients(parameters)
         tables = chain.from_iterable(microbatch.scores() for microbatch in microbatches)
-        norms.append(
-            optimizer_step(
-                optimizer,
-                parameters,
-                max_grad_norm=max_grad_norm,
-                locate=partial(locate_non_finite_gradient, tables, parameters),
-            )
+        norm = optimizer_step(
+            optimizer,
+            parameters,
+            max_grad_norm=max_grad_norm,
+            loss_scale=scale,
+            locate=partial(locate_non_finite_gradient, tables, parameters),
+            refuse_zero=partial(_refuse_zero, totals[first:], world, scale),
         )
-    found = {**_means(totals, world), "grad_norm": sum(norms) / len(norms)}
+        finite = math.isfinite(norm)
+        if finite:
+            norms.append(norm)
+            idle += norm == 0.0
+        else:
+            skipped += 1
+        if loss_scale is not None:
+            loss_scale = loss_scale_step(loss_scale, finite=finite, growth_interval=growth_interval)
+    found = {**_means(totals, world), "grad_norm": sum(norms) / len(norms) if norms else math.nan}
+    if loss_scale is not None:
+        found |= {"loss_scale": loss_scale.scale, "skipped_steps": float(skipped)}
+    if idle:
+        found["idle_steps"] = float(idle)
     if totals[0].num_log_ratios:
         worst = world.gather_objects(torch.stack(deviations).max()[None]).max()
         found["replay_deviation"] = float(worst) / clip_range
-    return found
+    return found, loss_scale
 
 
 def dealt(batches: Sequence[Slice], optimizer_steps: int) -> list[Sequence[Slice]]:
@@ -131,6 +156,19 @@ def check_on_policy(stats: GradientStats, microbatch: Microbatch) -> None:
             "parameter, another slice size, autocast, or a non-deterministic kernel."
         )
         raise ReplayMismatchError(msg)
+
+
+def _refuse_zero(totals: Sequence[GradientStats], world: World, scale: float) -> None:
+    """Stop where a loss asked for a change and no gradient came of it."""
+    if not world.anywhere(bool(torch.stack([stats.asks for stats in totals]).any())):
+        return
+    msg = (
+        "the gradient of all that trains is exactly zero over a whole optimiser step, though "
+        f"advantages differ: with a loss scale of {scale:g} all of it rounds away in the network's "
+        "dtype, or the network's output is detached from what trains. Set `optim.loss_scale` "
+        'higher, or `model.dtype` to "bf16" or "fp32"; `mvczigal check` measures what survives.'
+    )
+    raise ZeroGradientError(msg)
 
 
 def _means(totals: Sequence[GradientStats], world: World) -> dict[str, float]:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.shapes import Scalar
 
-__all__ = ["Culprit", "GradientStats", "Microbatch"]
+__all__ = ["Culprit", "GradientStats", "Microbatch", "asks_for_change"]
 
 Culprit = Callable[[Sequence[int]], NonFiniteError]
 """From the index of a table's entry to the error that names where it belongs."""
@@ -30,6 +32,9 @@ class GradientStats:
 
     deviation: Scalar
     """Largest absolute log-ratio [nats or nats/element]."""
+
+    asks: Bool[Tensor, ""]
+    """Whether the loss asks for a change: not where all advantages are equal, or all clipped."""
 
     count: int
     """Elements, over which the loss is a mean."""
@@ -64,7 +69,7 @@ class Microbatch(Protocol):
         """Add this microbatch's share of the loss gradient to the parameters.
 
         Args:
-            weight: The share [1].
+            weight: The share, times the loss scale [1].
             on_policy: Whether the parameters are those that sampled.
 
         Returns:
@@ -82,3 +87,16 @@ class Microbatch(Protocol):
             Tables with gradient, and who is at fault by a table's index.
         """
         ...
+
+
+def asks_for_change(output: Tensor) -> Bool[Tensor, ""]:
+    """Find out whether a loss asks for a change of what a network gave, after its backward pass.
+
+    Args:
+        output: In the type of the loss, so that nothing has rounded away; it retains its gradient.
+
+    Returns:
+        Whether any derivative by it is not 0.
+    """
+    gradient = output.grad
+    return torch.tensor(data=False) if gradient is None else gradient.any()

@@ -13,6 +13,7 @@ from mvczigal_ref.policy import Policy
 from mvczigal_ref.update.accumulate import accumulate_pairs, replay
 from mvczigal_ref.update.batch import PairBatch, PairObjective, UpdateSettings
 from mvczigal_ref.update.loop import dealt, update_parameters
+from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.microbatch import Culprit, GradientStats
 
 __all__ = ["PairMicrobatch", "update_policy"]
@@ -89,7 +90,8 @@ def update_policy(
     parameters: Sequence[Tensor],
     world: World,
     settings: UpdateSettings,
-) -> dict[str, float]:
+    loss_scale: LossScale | None = None,
+) -> tuple[dict[str, float], LossScale | None]:
     """Go over one iteration's pairs and change the parameters.
 
     The gradient of an optimiser step is that of the mean over its steps, objects and
@@ -105,13 +107,15 @@ def update_policy(
         parameters: What trains.
         world: This process among all; gradients are averaged over it.
         settings: How pairs are cut up and replayed.
+        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
-        Means over the update, see :func:`update_parameters`.
+        Means over the update, see :func:`update_parameters`, and the loss scale of the next.
 
     Raises:
         ValueError: If the batches cannot be dealt out to the optimiser steps equally.
         NonFiniteError: If a number is not finite; names object, view and step.
+        ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If the first ratio is not exactly 1 on equal slices.
     """
     return update_parameters(
@@ -133,6 +137,8 @@ def update_policy(
         epochs=settings.epochs,
         max_grad_norm=settings.max_grad_norm,
         clip_range=settings.clip_range,
+        loss_scale=loss_scale,
+        growth_interval=settings.scale_growth_interval,
     )  # fmt: skip
 
 

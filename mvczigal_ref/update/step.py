@@ -1,5 +1,6 @@
 """One change of the parameters, and the search for what made a gradient non-finite."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -16,26 +17,34 @@ def optimizer_step(
     parameters: Sequence[Tensor],
     *,
     max_grad_norm: float,
+    loss_scale: float = 1.0,
     locate: Callable[[], NonFiniteError] | None = None,
+    refuse_zero: Callable[[], None] | None = None,
 ) -> float:
-    r"""Clip the gradient's norm, change the parameters, forget the gradient.
+    r"""Take the loss scale out, clip the gradient's norm, change the parameters.
 
-    .. math:: g \leftarrow g \min(1, c / \lVert g \rVert_2)
+    .. math:: g \leftarrow \frac{g}{s} \min\Big(1, \frac{c}{\lVert g / s \rVert_2}\Big)
+
+    The gradient is forgotten.
 
     Source:
-        Pascanu et al., arXiv:1211.5063. No deviation.
+        Pascanu et al., arXiv:1211.5063; the scale is that of Micikevicius et al.,
+        arXiv:1710.03740. No deviation.
 
     Args:
         optimizer: Holds ``parameters``.
         parameters: Trained parameters, with their gradients.
         max_grad_norm: :math:`c`, the largest Euclidean norm [gradient units]; positive.
+        loss_scale: :math:`s`, a power of two that the gradient holds as a factor [1].
         locate: Finds out who made a non-finite gradient, called only then.
+        refuse_zero: Raises if the gradient should not be exactly zero, called only then.
 
     Returns:
-        Norm before clipping [gradient units].
+        Norm before clipping, without the scale [gradient units]; not finite if a gradient that
+        was scaled overflowed, and then parameters are unchanged.
 
     Raises:
-        NonFiniteError: If the norm is not finite; parameters are unchanged.
+        NonFiniteError: If the norm is not finite at a scale of 1; parameters are unchanged.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -45,10 +54,19 @@ def optimizer_step(
         >>> weight.data
         tensor([-0.6000, -0.8000])
     """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if loss_scale != 1.0:
+        for gradient in gradients:
+            gradient /= loss_scale
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    if not norm < float("inf"):
+    if not math.isfinite(norm):
         optimizer.zero_grad()
+        if loss_scale > 1.0:
+            return norm
         raise locate() if locate else NonFiniteError("gradient_norm", value=norm)
+    # The norm of the smallest numbers rounds to 0.
+    if norm == 0.0 and refuse_zero and not any(bool(g.any()) for g in gradients):
+        refuse_zero()
     optimizer.step()
     optimizer.zero_grad()
     return norm

@@ -4,13 +4,20 @@ import pickle
 
 import pytest
 
-from mvczigal_ref.errors import CheckpointError, ConfigError, NonFiniteError, ReplayMismatchError
+from mvczigal_ref.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    ReplayMismatchError,
+    ZeroGradientError,
+)
 
 BUILTIN = {
     CheckpointError: ValueError,
     ConfigError: ValueError,
     NonFiniteError: FloatingPointError,
     ReplayMismatchError: RuntimeError,
+    ZeroGradientError: ArithmeticError,
 }
 
 

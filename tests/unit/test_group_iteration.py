@@ -20,7 +20,7 @@ from mvczigal_ref.grids import build_sampler
 from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.group_learning import parameters_as
 from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.update import GroupUpdateSettings, replay_decision
+from mvczigal_ref.update import GroupUpdateSettings, LossScale, replay_decision
 from tests.analytic_system import PROMPTS, analytic_system
 from tests.unannotated import without_shape_checks
 from tests.unit.test_group_samples import FLOW, GROUP, config_of
@@ -81,7 +81,7 @@ def telling(images, prompts):
 
 def learn(
     config, *, iterations=2, first=0, stride=1, start=START, lr=0.05, enhancer=None, world=None,
-    old=None,
+    old=None, loss_scale=None,
     **parts,
 ):  # fmt: skip
     """Run some iterations; return parameters, metrics, network calls and the last result."""
@@ -94,9 +94,9 @@ def learn(
         result = run_group_iteration(
             system, optimizer, start, PROMPTS[: config.run.objects_per_iteration],
             iteration=index, config=config, world=world or World(), timer=StageTimer(),
-            enhancer=enhancer, old=old,
+            enhancer=enhancer, old=old, loss_scale=loss_scale,
         )  # fmt: skip
-        start, old = result.constraint, result.old
+        start, old, loss_scale = result.constraint, result.old, result.loss_scale
         metrics.append(result.metrics)
     parameters = torch.cat([p.detach().flatten() for p in trained.values()])
     return parameters, metrics, system.policy.calls, result
@@ -470,6 +470,28 @@ def test_it_learns(how, lr):
     reward = [table["per_view_reward/mean"] for table in metrics]
 
     assert reward[-1] > reward[0] + 0.03
+
+
+@pytest.mark.parametrize("kind", [LCM, FORWARD], ids=["decisions", "noised"])
+@pytest.mark.parametrize(("interval", "scales"), [(1, [16.0, 64.0]), (3, [4.0, 8.0])])
+def test_a_loss_scale_is_handed_on_and_changes_no_bit(kind, interval, scales):
+    """It doubles after so many of two optimiser steps per iteration; fp64 has exponents enough."""
+    config = config_of(
+        {
+            **kind,
+            "optim.optimizer_steps_per_epoch": 2,
+            "optim.loss_scale_growth_interval": interval,
+        }
+    )
+    plain, before, *_ = learn(config)
+    scaled, after, *_ = learn(config, loss_scale=LossScale(scale=4.0))
+
+    assert torch.equal(plain, scaled)
+    assert [row["loss_scale"] for row in after] == scales
+    assert [
+        {**row, "loss_scale": scale, "skipped_steps": 0.0}
+        for row, scale in zip(before, scales, strict=True)
+    ] == after
 
 
 # -- the old policy ----------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mvczigal_ref.errors import ConfigError, NonFiniteError
 from mvczigal_ref.iteration import prompt_batch, run_iteration
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.update import LossScale
 from tests.analytic_system import PROMPTS, analytic_system, joint_score, per_view_score
 from tests.unannotated import without_shape_checks
 
@@ -43,7 +44,7 @@ def config_of(**dotted):
     return from_dict(nested)
 
 
-def learn(config, *, iterations=2, start=START, lr=0.05, **parts):
+def learn(config, *, iterations=2, start=START, lr=0.05, loss_scale=None, **parts):
     """Run some iterations; return parameters, metrics, network calls and the constraint."""
     system = replace(analytic_system(config), **parts)
     trained = list(system.trained().values())
@@ -59,8 +60,9 @@ def learn(config, *, iterations=2, start=START, lr=0.05, **parts):
             config=config,
             world=World(),
             timer=StageTimer(),
+            loss_scale=loss_scale,
         )
-        start = result.constraint
+        start, loss_scale = result.constraint, result.loss_scale
         metrics.append(result.metrics)
     parameters = torch.cat([p.detach().flatten() for p in trained])
     return parameters, metrics, system.policy.calls, start
@@ -286,6 +288,8 @@ ELSEWHERE = {
     "optim.betas": RUN,
     "optim.eps": RUN,
     "optim.weight_decay": RUN,
+    "optim.loss_scale": RUN,
+    "optim.loss_scale_growth_interval": "read after each optimiser step, tested below",
     "optim.warmup_iterations": RUN,
     "optim.decay_iterations": RUN,
     "optim.average_decay": RUN,
@@ -323,6 +327,23 @@ def test_a_setting_changes_what_is_learnt(path):
     (plain, *_), (changed, *_) = both_ways(path, *READ[path])
 
     assert not torch.allclose(plain, changed, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("interval", "scales"), [(1, [16.0, 64.0]), (3, [4.0, 8.0])])
+def test_a_loss_scale_is_handed_on_and_changes_no_bit(interval, scales):
+    """It doubles after so many of two optimiser steps per iteration; fp64 has exponents enough."""
+    config = config_of(
+        **{"optim.optimizer_steps_per_epoch": 2, "optim.loss_scale_growth_interval": interval}
+    )
+    plain, before, *_ = learn(config)
+    scaled, after, *_ = learn(config, loss_scale=LossScale(scale=4.0))
+
+    assert torch.equal(plain, scaled)
+    assert [row["loss_scale"] for row in after] == scales
+    assert [
+        {**row, "loss_scale": scale, "skipped_steps": 0.0}
+        for row, scale in zip(before, scales, strict=True)
+    ] == after
 
 
 @pytest.mark.parametrize("path", CUTS)

@@ -60,7 +60,9 @@ def record(monkeypatch):
     """Replace iterations and evaluations by ones that write down what they are told."""
     record = Record()
 
-    def run_iteration(system, optimizer, constraint, prompts, *, iteration, config, world, timer):
+    def run_iteration(
+        system, optimizer, constraint, prompts, *, iteration, config, world, timer, loss_scale
+    ):
         rate = optimizer.param_groups[0]["lr"]
         record.meet_outage("iteration", iteration)
         record.iterations.append((iteration, list(prompts), rate, constraint))

@@ -19,7 +19,8 @@ from mvczigal_ref.reward.guard import GuardCheck, GuardState
 from mvczigal_ref.run_folder import find_checkpoint
 from mvczigal_ref.system import build_system
 from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.training_state import begin, resume
+from mvczigal_ref.training_state import begin, initial_loss_scale, resume
+from mvczigal_ref.update import LossScale
 from tests.analytic_system import PROMPTS as NUMBERED
 from tests.analytic_system import analytic_system
 from tests.unit.test_group_iteration import FORWARD
@@ -158,12 +159,57 @@ def test_the_guard_s_memory_and_what_is_pending_are_found_again(tmp_path):
     assert (again.logged, again.ended) == (1, True)
 
 
+HALF = {"dtype": "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("model", "optim", "expected"),
+    [
+        ({}, {}, None),
+        ({"dtype": "bf16"}, {}, None),
+        (HALF, {}, LossScale(scale=65536.0)),
+        (HALF, {"loss_scale": 1024.0}, LossScale(scale=1024.0)),
+        (HALF, {"loss_scale": 1.0}, None),
+        ({"dtype": "bf16"}, {"loss_scale": 2.0}, LossScale(scale=2.0)),
+    ],
+)
+def test_the_first_loss_scale(model, optim, expected):
+    """2^16 for fp16 alone, unless the settings name one; 1 is none."""
+    assert initial_loss_scale(config(model=model, optim=optim)) == expected
+
+
+def test_the_loss_scale_is_found_again(tmp_path):
+    """With the steps that it has been good for."""
+    chosen = config(model=HALF)
+    state = stepped(chosen, tmp_path)
+    assert state.loss_scale == LossScale()
+    state.loss_scale = LossScale(scale=512.0, good_steps=3)
+    state.save(tmp_path)
+    again = resume(system(chosen), chosen, PROMPTS, find_checkpoint(tmp_path, chosen))
+
+    assert again.loss_scale == LossScale(scale=512.0, good_steps=3)
+
+
+@pytest.mark.parametrize(("model", "expected"), [(HALF, LossScale()), ({}, None)])
+def test_a_checkpoint_of_before_there_was_a_loss_scale_goes_on_with_the_first(
+    tmp_path, model, expected
+):
+    """As a new run would begin."""
+    chosen = config(model=model)
+    stepped(chosen, tmp_path)
+    checkpoint = find_checkpoint(tmp_path, chosen)
+    del checkpoint.state["loss_scale"]
+
+    assert resume(system(chosen), chosen, PROMPTS, checkpoint).loss_scale == expected
+
+
 def test_the_best_state_is_taken_back(tmp_path):
-    """Parameters, optimiser and constraint; iterations and memory stay."""
+    """Parameters, optimiser, constraint and loss scale; iterations and memory stay."""
     check = GuardCheck(iteration=2, trained={"a": (1.0, 1.0)}, watched={"b": (1.0, 1.0)})
     state = stepped(config(), tmp_path)
-    state.guard = GuardState(best=check, latest=check)
+    state.guard, state.loss_scale = GuardState(best=check, latest=check), LossScale(scale=8.0)
     state.keep_best(tmp_path)
+    state.loss_scale = LossScale(scale=16.0)
     kept = {name: p.detach().clone() for name, p in state.system.trained().items()}
     for parameter in state.system.trained().values():
         parameter.grad = torch.ones_like(parameter)
@@ -172,7 +218,7 @@ def test_the_best_state_is_taken_back(tmp_path):
     state.return_to_best(tmp_path)
 
     assert all(torch.equal(p, kept[n]) for n, p in state.system.trained().items())
-    assert state.constraint == CONSTRAINT
+    assert (state.constraint, state.loss_scale) == (CONSTRAINT, LossScale(scale=8.0))
     assert same(state.optimizer, stepped(config(), tmp_path / "other").optimizer)
     assert state.finished == 4
 

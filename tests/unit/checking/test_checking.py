@@ -9,7 +9,7 @@ from torch import nn
 from mvczigal_ref.checking import Finding, Verdict, attempts, check, check_system
 from mvczigal_ref.checking import trial as trial_module
 from mvczigal_ref.checking.attempts import ATTEMPTS
-from mvczigal_ref.checking.trial import Trial
+from mvczigal_ref.checking.trial import Trial, in_fp32
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.tiny import tiny_components
@@ -17,7 +17,7 @@ from mvczigal_ref.scorers import no_scorers
 from mvczigal_ref.system import build_system
 
 CPU = torch.device("cpu")
-RATIO, REPEATS, ZERO, LEARNING, RELOAD = (attempt for _, attempt in ATTEMPTS)
+RATIO, REPEATS, ZERO, SURVIVAL, LEARNING, RELOAD = (attempt for _, attempt in ATTEMPTS)
 
 
 def components():
@@ -42,7 +42,7 @@ def told(attempt, system, config):
 # -- laws ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_a_sound_system_passes_and_is_left_as_it_was(dtype):
     """Parameters come back to the bit, and no gradient stays."""
     system, config = built(f"model.dtype={dtype}")
@@ -50,8 +50,8 @@ def test_a_sound_system_passes_and_is_left_as_it_was(dtype):
     verdict = check_system(system, config)
 
     assert verdict.passed, verdict.findings
-    assert len(verdict.findings) == 9
-    assert len({finding.name for finding in verdict.findings}) == 9
+    assert len(verdict.findings) == 10
+    assert len({finding.name for finding in verdict.findings}) == 10
     for name, parameter in system.trained().items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
@@ -187,6 +187,67 @@ def test_too_large_a_step_is_told_from_a_wrong_one(monkeypatch):
     found = told(LEARNING, system, config)["an advantage of 1 raises the log-density"]
 
     assert "only 0.1 of a step raises it: `optim.lr` = 3 is too large. Try 0.3." in found
+
+
+@pytest.mark.parametrize(("scale", "lost"), [("1", True), ("null", False)])
+def test_a_gradient_that_rounds_away_is_found(scale, lost):
+    """At the weight of the run: here of as many objects as leave nothing of it in fp16."""
+    system, config = built(
+        "model.dtype=fp16",
+        f"optim.loss_scale={scale}",
+        "run.objects_per_iteration=8000000",
+        "optim.optimizer_steps_per_epoch=1",
+    )
+    found = told(SURVIVAL, system, config)
+
+    assert bool(found) == lost
+    if lost:
+        text = found["gradients survive the dtype"]
+        assert text.startswith("100.0% of its numbers are exactly 0 that are not in fp32; its cos")
+        assert "rounds away in fp16: set `optim.loss_scale` higher, or `model.dtype`" in text
+
+
+def test_gradients_are_those_of_the_run_s_own_weight(monkeypatch):
+    """An element's share of an optimiser step, whatever number of objects is tried."""
+    system, config = built("run.objects_per_iteration=24", "sampler.num_steps=4")
+    weights = []
+    original = trial_module.accumulate_pairs
+    monkeypatch.setattr(
+        trial_module,
+        "accumulate_pairs",
+        lambda *told, weight, **named: (
+            weights.append(weight),
+            original(*told, weight=weight, **named),
+        ),
+    )
+    for objects in (1, 2):
+        trial = Trial(system, config, objects)
+        trial.learn(trial.sample("fp32"), 0, advantage=1.0)
+
+    # 24 objects in two optimiser steps, three of four steps trained.
+    assert weights == [1 / 36, 2 / 36]
+
+
+def test_half_precision_comes_back_to_the_bit():
+    """After fp32 has been tried in its place."""
+    system, _ = built("model.dtype=fp16")
+    before = {name: p.detach().clone() for name, p in system.policy.state_dict().items()}
+    with in_fp32(system.policy) as widened:
+        assert widened
+        assert all(p.dtype == torch.float32 for p in system.policy.parameters())
+
+    after = system.policy.state_dict()
+    assert all(torch.equal(after[n], p) and after[n].dtype == p.dtype for n, p in before.items())
+
+
+def test_an_overflow_in_a_check_halves_the_scale():
+    """As it would in the run."""
+    system, config = built("model.dtype=fp16", "optim.loss_scale=4294967296")
+    trial = Trial(system, config, 1)
+    scale = trial.learn(trial.sample("fp16"), 0, advantage=1.0)
+
+    assert 1.0 < scale < 2.0**32
+    assert told(SURVIVAL, system, config) == {}
 
 
 def test_a_detached_output_is_found():

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import NonFiniteError
+from mvczigal_ref.errors import NonFiniteError, ZeroGradientError
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss
 from mvczigal_ref.update import ForwardBatch, update_forward
 from mvczigal_ref.update.batch import ReplaySettings
-from tests.policies import LinearPolicy, Recorded, numbered
+from tests.policies import DetachedPolicy, LinearPolicy, Recorded, numbered
 from tests.strategies import randn
 from tests.unit.rollout.flow_cases import GUIDANCE, velocity
 from tests.unit.update.test_step import _SpoilsBackward
@@ -65,12 +65,13 @@ def at(policy, *gain):
 def update(policy, batches, *, lr=0.1, old=(OLD,), reference=None, **changes):
     """Update by plain gradient descent; return the metrics."""
     parameters = list(getattr(policy, "policy", policy).parameters())
-    return update_forward(
+    metrics, _ = update_forward(
         policy, torch.optim.SGD(parameters, lr=lr), batches, objective, parameters=parameters,
         world=World(),
         settings=ReplaySettings(**{"guidance_scale": GUIDANCE, "max_grad_norm": 1e9, **changes}),
         old=at(policy, *old), reference=None if reference is None else at(policy, *reference),
     )  # fmt: skip
+    return metrics
 
 
 def slow(batch, gain, *, kl):
@@ -169,6 +170,12 @@ def test_optimiser_steps_share_the_slices_out():
 
 
 # -- errors ------------------------------------------------------------------------------
+
+
+def test_a_gradient_that_never_arrives_stops_the_run():
+    """The loss asks for a change, and none comes of it."""
+    with pytest.raises(ZeroGradientError, match="though advantages differ"):
+        update(DetachedPolicy(GAIN), [batch_of()])
 
 
 def test_an_advantage_that_is_no_number_is_named():

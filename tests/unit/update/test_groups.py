@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError
+from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
 from mvczigal_ref.objective.clipped import clipped_surrogate_loss, reference_kl
 from mvczigal_ref.rollout.branches import branched_rollout
 from mvczigal_ref.rollout.group import group_rollout
@@ -24,7 +24,7 @@ from mvczigal_ref.update import (
     update_groups,
 )
 from tests import oracles
-from tests.policies import LinearPolicy, Recorded, numbered
+from tests.policies import DetachedPolicy, LinearPolicy, Recorded, numbered
 from tests.trajectories import noise, sampler_of
 from tests.unit.rollout.flow_cases import GUIDANCE, STORAGE, float_step, flow, plans, roll
 from tests.unit.update.test_step import _SpoilsBackward
@@ -79,10 +79,11 @@ def batch_of(record, *, objects=(0, 1), seed=0, **changes):
 def update(policy, sampler, batches, *, lr=0.1, objective=surrogate, reference=None, **changes):
     """Update by plain gradient descent; return the metrics."""
     parameters = [p for p in getattr(policy, "policy", policy).parameters()]
-    return update_groups(
+    metrics, _ = update_groups(
         policy, sampler, torch.optim.SGD(parameters, lr=lr), batches, objective,
         parameters=parameters, world=World(), settings=told(**changes), reference=reference,
     )  # fmt: skip
+    return metrics
 
 
 def whole_gradient(policy, sampler, batches):
@@ -378,6 +379,17 @@ def test_the_divergence_pulls_towards_the_reference():
 
 
 # -- errors ------------------------------------------------------------------------------
+
+
+def test_a_gradient_that_never_arrives_stops_the_run():
+    """Unless no advantage differs, and then the step is counted."""
+    policy, sampler = DetachedPolicy(*GAINS), flow(4)
+    record = drawn(policy, sampler)
+    alike = tuple(torch.zeros_like(d.log_prob) for d in record.decisions)
+    metrics = update(policy, sampler, [[batch_of(record, advantage=alike)]])
+    assert metrics["idle_steps"] == 1.0
+    with pytest.raises(ZeroGradientError, match="though advantages differ"):
+        update(policy, sampler, [[batch_of(record)]])
 
 
 def test_a_first_ratio_that_is_not_one_is_refused():

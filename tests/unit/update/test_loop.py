@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError
+from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
 from mvczigal_ref.models.lora import lora_parameters
 from mvczigal_ref.update import PairBatch, update_policy
 from tests import oracles
 from tests.compare import FP64
-from tests.policies import LinearPolicy, Recorded
+from tests.policies import DetachedPolicy, LinearPolicy, Recorded
 from tests.trajectories import sampler_of
 from tests.unit.models.small import conditioning
 from tests.unit.update.network import network_log_prob, network_pair, tuned_policy
@@ -29,7 +29,7 @@ def update(
 ):
     """Update by plain gradient descent; return the metrics."""
     parameters = parameters or [policy.gain]
-    return update_policy(
+    metrics, _ = update_policy(
         policy,
         sampler,
         torch.optim.SGD(parameters, lr=lr),
@@ -39,6 +39,7 @@ def update(
         world=world or World(),
         settings=settings_of(sampler, **changes),
     )
+    return metrics
 
 
 # -- oracle ------------------------------------------------------------------------------
@@ -340,6 +341,7 @@ def test_no_gap_is_no_change():
 
     assert torch.equal(policy.gain.data, torch.tensor(GAINS, dtype=torch.float64))
     assert metrics["loss"] == metrics["grad_norm"] == metrics["approx_kl"] == 0.0
+    assert metrics["idle_steps"] == 2.0
 
 
 # -- errors ------------------------------------------------------------------------------
@@ -366,6 +368,16 @@ def test_locates_a_gradient_that_is_not_finite():
 
     assert torch.equal(policy.gain.data, torch.tensor(GAINS, dtype=torch.float64))
     assert policy.gain.grad is None
+
+
+def test_a_gradient_that_never_arrives_stops_the_run():
+    """Though advantages differ; parameters stay."""
+    policy, sampler = DetachedPolicy(*GAINS), sampler_of("lcm", 2)
+    batches = sampled(policy, sampler, [3])
+    with pytest.raises(ZeroGradientError, match="exactly zero over a whole optimiser step"):
+        update(policy, sampler, batches)
+
+    assert torch.equal(policy.gain.data, torch.tensor(GAINS, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("slices", "steps"), [([1, 1, 1], 2), ([1], 2), ([], 1)])

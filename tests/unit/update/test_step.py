@@ -86,6 +86,19 @@ def test_a_finite_gradient_asks_nobody():
     )
 
 
+def test_only_a_gradient_of_exactly_zero_is_refused():
+    """A norm of the smallest numbers rounds to 0; their step is taken."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    told = {"max_grad_norm": 5.0, "refuse_zero": pytest.fail}
+    for gradient in ([1e-30, 0.0], [1.0, 0.0]):
+        parameter.grad = torch.tensor(gradient)
+        optimizer_step(torch.optim.SGD([parameter], lr=1.0), [parameter], **told)
+    assert parameter.data[0] == -1.0
+    parameter.grad = torch.zeros(2)
+    with pytest.raises(pytest.fail.Exception):
+        optimizer_step(torch.optim.SGD([parameter], lr=1.0), [parameter], **told)
+
+
 class _SpoilsBackward(torch.autograd.Function):
     """The identity, but for a gradient that is not finite where it is told."""
 
