@@ -13,14 +13,15 @@ PyTorch has one place for a device of this kind, for the whole process and for e
 devices before its first backward pass: :func:`install` is for processes that do nothing else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_iter, tree_map
 
 __all__ = ["NAME", "PretendTensor", "install", "on_the_cpu"]
 
@@ -40,6 +41,9 @@ _TAKES_NUMBERS = {"masked_fill", "masked_fill_", "fill_", "index_fill", "index_f
 _PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "dot"}
 _MATH_ATTENTION = 0
 """Attention from matrix products, of the implementations that PyTorch chooses from."""
+
+_RANGES = ("arange", "arange.start", "arange.start_step", "linspace", "eye", "eye.m", "randperm")
+"""Tensors from numbers that PyTorch makes by growing an empty one in place."""
 
 _libraries: list[torch.library.Library] = []  # kernels are forgotten with their library
 
@@ -77,6 +81,10 @@ class PretendTensor(torch.Tensor):
         torch.Tensor.data.__set__(self, value)
         self.inner = value.inner
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """Give the memory behind the wall, by which libraries tell which tensors share theirs."""
+        return self.inner.untyped_storage()
+
     def tolist(self) -> Any:
         """Give the numbers as lists, as every device does."""
         return on_the_cpu(self.detach()).tolist()
@@ -103,93 +111,128 @@ def on_the_cpu(tensor: Tensor) -> Tensor:
     return tensor.to(_CPU)
 
 
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """Facts about one operation."""
+
+    name: str
+    moves: bool
+    """Whether it leads from one device to another."""
+    indexes: bool
+    """Whether its second argument lists indices, or None, one a dimension."""
+    takes_numbers: bool
+    """Whether a CPU tensor without dimensions counts as a number."""
+    in_place: bool
+    """Whether it changes its first argument."""
+
+
+@cache
+def _rules(operation: torch._ops.OpOverload) -> _Rules:
+    """Read an operation's schema, once."""
+    schema = operation._schema
+    name = schema.name.partition("::")[2]
+    first = schema.arguments[0].alias_info if schema.arguments else None
+    indexes = name in _INDEXED
+    pointwise = torch.Tag.pointwise in operation.tags
+    return _Rules(
+        name=name,
+        moves=name in _MOVES,
+        indexes=indexes,
+        takes_numbers=indexes or pointwise or name in _TAKES_NUMBERS,
+        in_place=first is not None and first.is_write,
+    )
+
+
 def _computed(operation: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """Do one operation on the tensors behind the wall."""
-    name = operation._schema.name.partition("::")[2]
-    if name == "_fused_sdp_choice":
+    rules = _rules(operation)
+    if rules.name == "_fused_sdp_choice":
         return _MATH_ATTENTION
-    if name == "is_pinned":
+    if rules.name == "is_pinned":
         return False
-    _refuse_other_devices(operation, name, arguments, named)
-    _refuse_missing_kernels(name, arguments, named)
-    goal = _goal(operation, arguments, named)
+    used = [*_tensors(arguments), *_tensors(named.values())]
+    _refuse_other_devices(rules, arguments, used)
+    _refuse_missing_kernels(rules, named, used)
+    goal = _goal(rules, arguments, named, used)
     if goal == NAME and named.get("device") is not None:
         named = {**named, "device": _CPU}
     if named.get("pin_memory"):
         named = {**named, "pin_memory": False}
-    result = operation(*tree_map(_inner, arguments), **tree_map(_inner, named))
-    given = {id(_inner(tensor)): tensor for tensor in _tensors(arguments)}  # `out` may have grown
-    return tree_map(lambda value: _outer(value, given, goal), result)
+    result = operation(*map(_inner, arguments), **{k: _inner(v) for k, v in named.items()})
+    if isinstance(result, list | tuple):
+        return type(result)(_outer(value, used, goal) for value in result)
+    return _outer(result, used, goal)
 
 
-def _goal(operation: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> str:
+def _goal(
+    rules: _Rules, arguments: tuple[Any, ...], named: dict[str, Any], used: list[Tensor]
+) -> str:
     """Name the type of the device that the results are on."""
     if named.get("device") is not None:
         return torch.device(named["device"]).type
-    changed = arguments[0] if operation._schema.is_mutable and arguments else None
-    if isinstance(changed, Tensor):
-        return changed.device.type
-    used = _tensors(arguments, named)
+    if rules.in_place:
+        return arguments[0].device.type
     return NAME if any(isinstance(tensor, PretendTensor) for tensor in used) else "cpu"
 
 
-def _outer(value: Any, given: dict[int, Tensor], goal: str) -> Any:
+def _inner(value: Any) -> Any:
+    """Give an argument as the CPU computes with it."""
+    if isinstance(value, PretendTensor):
+        return value.inner
+    return [_inner(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _outer(value: Any, used: list[Tensor], goal: str) -> Any:
     """Give a result as its caller knows it: what was changed in place is the same object."""
     if not isinstance(value, Tensor):
         return value
-    if id(value) in given:
-        known = given[id(value)]
-        if known.shape != value.shape or known.stride() != value.stride():
-            raise NotImplementedError(f"the device {NAME!r} changes no tensor's shape in place")
-        return known
+    for tensor in used:
+        if value is (tensor.inner if isinstance(tensor, PretendTensor) else tensor):
+            if tensor.shape != value.shape or tensor.stride() != value.stride():
+                raise NotImplementedError(f"the device {NAME!r} changes no shape in place")
+            return tensor
     return PretendTensor(value) if goal == NAME and value.device == _CPU else value
 
 
-def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, PretendTensor) else value
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Find the tensors among values and in their lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, Tensor))
 
 
-def _tensors(*values: Any) -> Iterator[Tensor]:
-    return (value for value in tree_iter(values) if isinstance(value, Tensor))
-
-
-def _refuse_other_devices(
-    operation: Any, name: str, arguments: tuple[Any, ...], named: dict[str, Any]
-) -> None:
+def _refuse_other_devices(rules: _Rules, arguments: tuple[Any, ...], used: list[Tensor]) -> None:
     """Refuse tensors of two devices where CUDA does."""
-    used = list(_tensors(arguments, named))
     strange = [tensor for tensor in used if not isinstance(tensor, PretendTensor)]
-    if name in _MOVES or not strange or len(strange) == len(used):
+    if rules.moves or not strange or len(strange) == len(used):
         return
-    changed = arguments[0]
-    if name in _INDEXED:
-        if not isinstance(changed, PretendTensor):
+    first = arguments[0]
+    if rules.indexes:
+        if not isinstance(first, PretendTensor):
             raise RuntimeError(
                 "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
             )
         indices = {id(index) for index in arguments[1] if index is not None}
         strange = [tensor for tensor in strange if id(tensor) not in indices]
-    takes_numbers = (
-        torch.Tag.pointwise in operation.tags or name in _TAKES_NUMBERS or name in _INDEXED
-    )
-    in_place = operation._schema.is_mutable and not isinstance(changed, PretendTensor)
-    if in_place or any(tensor.ndim > 0 or not takes_numbers for tensor in strange):
+    elsewhere = rules.in_place and not isinstance(first, PretendTensor)
+    if elsewhere or any(tensor.ndim > 0 or not rules.takes_numbers for tensor in strange):
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, "
-            f"{NAME}:0 and cpu! (when checking the arguments of {name})"
+            f"{NAME}:0 and cpu! (when checking the arguments of {rules.name})"
         )
 
 
-def _refuse_missing_kernels(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _refuse_missing_kernels(rules: _Rules, named: dict[str, Any], used: list[Tensor]) -> None:
     """Refuse what the CPU computes and CUDA does not."""
-    first = next((tensor for tensor in _tensors(arguments, named)), None)
-    if not isinstance(first, PretendTensor):
+    if not used or not isinstance(used[0], PretendTensor):
         return
     generator = named.get("generator")
     if generator is not None and generator.device.type != NAME:
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
-    if name in _PRODUCTS and not (first.is_floating_point() or first.is_complex()):
-        raise RuntimeError(f'"{name}_{NAME}" not implemented for {first.dtype}')
+    if rules.name in _PRODUCTS and not (used[0].is_floating_point() or used[0].is_complex()):
+        raise RuntimeError(f'"{rules.name}_{NAME}" not implemented for {used[0].dtype}')
 
 
 def install() -> torch.device:
@@ -211,6 +254,8 @@ def install() -> torch.device:
         library.impl("empty_strided", _empty_strided, "PrivateUse1")
         library.impl("_copy_from", _copy_from, "PrivateUse1")
         library.impl("silu_backward", _silu_backward, "PrivateUse1")
+        for name in _RANGES:
+            library.impl(name, partial(_range, name), "PrivateUse1")
         _libraries.append(library)
     try:
         torch.ones(1, device=NAME, requires_grad=True).sum().backward()
@@ -247,6 +292,13 @@ def _empty(size, dtype=None, layout=None, device=None, pin_memory=None, memory_f
 def _empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memory=None):
     """Make an uninitialised tensor of the device with these strides."""
     return PretendTensor(torch.empty_strided(size, stride, dtype=dtype, device=_CPU))
+
+
+def _range(name, *numbers, device=None, **options):
+    """Make a range of numbers on the CPU, and put it behind the wall."""
+    operation, _, overload = name.partition(".")
+    make = getattr(getattr(torch.ops.aten, operation), overload or "default")
+    return PretendTensor(make(*numbers, device=_CPU, **options))
 
 
 def _copy_from(source, goal, non_blocking=False):

@@ -2,44 +2,35 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mvczigal_ref.config import load_config
-from mvczigal_ref.distributed import World
-from mvczigal_ref.recipes import RECIPES, recipe
-from mvczigal_ref.trainer import train
-from tests.integration.runs import HELD_OUT, small_components, small_flow, write_prompts
+from mvczigal_ref.recipes import RECIPES
+from tests.integration.runs import cases, parameters
+from tests.pretend.runs import train_on
 
-SMALL = (
-    "run.iterations=1",
-    "run.objects_per_iteration=2",
-    "run.objects_per_slice=1",
-    "run.evaluation_noises=1",
-    "constraint.threshold_objects=2",
-    "model.lora_rank=2",
-)
+QUICK = ("tiny_mv_pg", "tiny_mv_dpo", "tiny_branch_grpo", "tiny_tempflow_grpo", "tiny_mv_grpo_vlm")
+EXACT = ("tiny", "tiny_flow_grpo", "tiny_diffusion_nft")
+REST = {name: name for name in RECIPES if name.startswith("tiny") and name not in EXACT}
 
 
-def trained(name, folder, device, *words):
-    """Train a recipe for an iteration; give its parameters."""
-    folder.mkdir()
-    prompts = f"run.prompts={write_prompts(folder)}"
-    config = load_config(recipe(name), overrides=[*SMALL, prompts, *words])
-    build = small_flow if config.model.network == "flow" else small_components
-    train(
-        config, folder / "run", world=World(device=torch.device(device)), components=build(),
-        held_out=HELD_OUT,
-    )  # fmt: skip
-    return load_file(folder / "run" / "checkpoints" / "iteration_000001" / "policy.safetensors")
-
-
-def test_tiny_learns_on_the_device_to_the_bit_of_the_cpu(device, tmp_path):
-    """The arithmetic is the CPU's, so all that could differ is where something was left out."""
-    there = trained("tiny", tmp_path / "there", device)
-    with sdpa_kernel(SDPBackend.MATH):
-        here = trained("tiny", tmp_path / "here", "cpu")
+@pytest.mark.parametrize("name", EXACT)
+def test_what_is_learnt_there_is_what_the_cpu_learns_to_the_bit(name, device, tmp_path):
+    """Its arithmetic is the CPU's, so every number went the same way."""
+    train_on(device, name, tmp_path / "there")
+    with sdpa_kernel(SDPBackend.MATH):  # attention of the CPU's own kind adds in another order
+        train_on("cpu", name, tmp_path / "here")
+    there, here = (parameters(tmp_path / place / "run") for place in ("there", "here"))
 
     assert there.keys() == here.keys()
     assert [name for name in here if not torch.equal(there[name], here[name])] == []
     assert any(value.any() for name, value in there.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("name", cases(REST, *QUICK))
+def test_every_tiny_recipe_trains_on_the_device(name, device, tmp_path):
+    """From the first held-out scores to the last checkpoint, and a parameter has moved."""
+    train_on(device, name, tmp_path)
+    learnt = parameters(tmp_path / "run")
+
+    assert all(value.isfinite().all() for value in learnt.values())
+    assert any(value.any() for name, value in learnt.items() if "lora_B" in name)
