@@ -253,6 +253,7 @@ def install() -> torch.device:
         library.impl("empty.memory_format", _empty, "PrivateUse1")
         library.impl("empty_strided", _empty_strided, "PrivateUse1")
         library.impl("_copy_from", _copy_from, "PrivateUse1")
+        library.impl("_local_scalar_dense", _number, "PrivateUse1")
         library.impl("silu_backward", _silu_backward, "PrivateUse1")
         for name in _RANGES:
             library.impl(name, partial(_range, name), "PrivateUse1")
@@ -305,6 +306,11 @@ def _copy_from(source, goal, non_blocking=False):
     """Copy where PyTorch makes a tensor out of Python's numbers."""
     _inner(goal).copy_(_inner(source))
     return goal
+
+
+def _number(tensor):
+    """Read one number, where PyTorch makes a tensor out of tensors of one."""
+    return _inner(tensor).item()
 
 
 def _silu_backward(gradient, value):

@@ -123,6 +123,7 @@ def test_ranges_and_networks_are_made_on_the_device():
 
     assert torch.arange(3, device=NAME).shape == torch.linspace(0, 1, 3, device=NAME).shape == (3,)
     assert torch.tensor([[1.0]], device=NAME).tolist() == torch.ones(1, 1, device=NAME).tolist()
+    assert torch.tensor([there()[None].sum(), there()], device=NAME).tolist() == [1.0, 1.0]
     assert isinstance(parameter, torch.nn.Parameter)
     assert (parameter.dtype, parameter.device.type) == (torch.bfloat16, NAME)
     assert copy.deepcopy(network)(there(1, 2).bfloat16()).device.type == NAME
