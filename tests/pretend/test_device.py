@@ -130,7 +130,7 @@ def test_ranges_and_networks_are_made_on_the_device():
 
 
 def test_files_hold_the_numbers(tmp_path):
-    """safetensors writes what is on the device, and reads it there."""
+    """What is on the device is written by safetensors."""
     value = torch.arange(3.0).to(NAME)
     save_file({"value": value}, tmp_path / "file.safetensors")
 

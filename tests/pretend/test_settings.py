@@ -5,6 +5,7 @@ import torch
 
 from tests.integration.runs import cases, metrics, parameters
 from tests.pretend.runs import train_on
+from tests.pretend_device import NAME
 
 PAIR, GROUP = "tiny", "tiny_flow_grpo"
 LOOKS = ("guard.every=1", "guard.diversity=true", "guard.action=return")
@@ -32,7 +33,7 @@ SETTINGS = {
     "evaluation": (GROUP, "run.evaluate_every=1", "sampler.evaluation_steps=3"),
     "tracker": (GROUP, "run.trackers=[tensorboard]"),
 }
-QUICK = ("recomputed", "all_weights_flow", "fp16", "average", "guard", "evaluation")
+QUICK = ("recomputed_flow", "all_weights_flow", "fp16", "average", "guard", "evaluation")
 
 PLACES = {
     "frozen_parts_on_the_cpu": (PAIR, "model.offload_frozen=true"),
@@ -47,7 +48,7 @@ PLACES = {
     ),
     "captions": ("tiny_mv_grpo_vlm", "model.offload_frozen=true", "model.storage_device=cpu"),
 }  # fmt: skip
-QUICK_PLACES = ("frozen_parts_on_the_cpu", "latents_on_the_cpu", "both_of_a_forward_process")
+QUICK_PLACES = ("frozen_parts_on_the_cpu", "latents_of_a_flow", "both_of_a_forward_process")
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +99,11 @@ def test_every_setting_trains_on_the_device(case, device, tmp_path):
 
 
 def test_a_run_that_is_taken_up_again_ends_with_the_same_bits(device, tmp_path):
-    """Parameters, optimiser, average and metrics come back to the device from the checkpoint."""
+    """Its state comes back to the device, whether that is named with its index or without."""
     words = ("optim.average_decay=0.5", "optim.average_every=1")
-    for folder, lengths in (("once", (2,)), ("again", (1, 2))):
+    for folder, place, lengths in (("once", device, (2,)), ("again", f"{NAME}:0", (1, 2))):
         for length in lengths:
-            train_on(device, GROUP, tmp_path / folder, *words, f"run.iterations={length}")
+            train_on(place, GROUP, tmp_path / folder, *words, f"run.iterations={length}")
     once, again = tmp_path / "once" / "run", tmp_path / "again" / "run"
 
     assert len(metrics(once)) == 2
