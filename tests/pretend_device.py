@@ -13,7 +13,7 @@ PyTorch has one place for a device of this kind, for the whole process and for e
 devices before its first backward pass: :func:`install` is for processes that do nothing else.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from types import SimpleNamespace
@@ -150,15 +150,17 @@ def _computed(operation: Any, arguments: tuple[Any, ...], named: dict[str, Any])
         return _MATH_ATTENTION
     if rules.name == "is_pinned":
         return False
-    used = [*_tensors(arguments), *_tensors(named.values())]
+    used: list[Tensor] = []
+    inside = _inner(arguments, used)
+    inside_named = dict(zip(named, _inner(named.values(), used), strict=True))
     _refuse_other_devices(rules, arguments, used)
     _refuse_missing_kernels(rules, named, used)
     goal = _goal(rules, arguments, named, used)
     if goal == NAME and named.get("device") is not None:
-        named = {**named, "device": _CPU}
+        inside_named["device"] = _CPU
     if named.get("pin_memory"):
-        named = {**named, "pin_memory": False}
-    result = operation(*map(_inner, arguments), **{k: _inner(v) for k, v in named.items()})
+        inside_named["pin_memory"] = False
+    result = operation(*inside, **inside_named)
     if isinstance(result, list | tuple):
         return type(result)(_outer(value, used, goal) for value in result)
     return _outer(result, used, goal)
@@ -175,11 +177,18 @@ def _goal(
     return NAME if any(isinstance(tensor, PretendTensor) for tensor in used) else "cpu"
 
 
-def _inner(value: Any) -> Any:
-    """Give an argument as the CPU computes with it."""
-    if isinstance(value, PretendTensor):
-        return value.inner
-    return [_inner(item) for item in value] if isinstance(value, list | tuple) else value
+def _inner(values: Iterable[Any], used: list[Tensor]) -> list[Any]:
+    """Give arguments as the CPU computes with them, and gather their tensors."""
+    inside = []
+    for value in values:
+        if isinstance(value, Tensor):
+            used.append(value)
+            inside.append(value.inner if isinstance(value, PretendTensor) else value)
+        elif isinstance(value, list | tuple):
+            inside.append(_inner(value, used))
+        else:
+            inside.append(value)
+    return inside
 
 
 def _outer(value: Any, used: list[Tensor], goal: str) -> Any:
@@ -192,15 +201,6 @@ def _outer(value: Any, used: list[Tensor], goal: str) -> Any:
                 raise NotImplementedError(f"the device {NAME!r} changes no shape in place")
             return tensor
     return PretendTensor(value) if goal == NAME and value.device == _CPU else value
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Find the tensors among values and in their lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from (item for item in value if isinstance(item, Tensor))
 
 
 def _refuse_other_devices(rules: _Rules, arguments: tuple[Any, ...], used: list[Tensor]) -> None:
@@ -304,15 +304,16 @@ def _range(name, *numbers, device=None, **options):
 
 def _copy_from(source, goal, non_blocking=False):
     """Copy where PyTorch makes a tensor out of Python's numbers."""
-    _inner(goal).copy_(_inner(source))
+    (to, what) = _inner([goal, source], [])
+    to.copy_(what)
     return goal
 
 
 def _number(tensor):
     """Read one number, where PyTorch makes a tensor out of tensors of one."""
-    return _inner(tensor).item()
+    return tensor.inner.item()
 
 
 def _silu_backward(gradient, value):
     """Differentiate as CPU and CUDA do, at once: other devices compute it from its parts."""
-    return PretendTensor(torch.ops.aten.silu_backward(_inner(gradient), _inner(value)))
+    return PretendTensor(torch.ops.aten.silu_backward(gradient.inner, value.inner))

@@ -8,7 +8,7 @@ from mvczigal_ref.recipes import RECIPES
 from tests.integration.runs import cases, parameters
 from tests.pretend.runs import train_on
 
-QUICK = ("tiny_mv_pg", "tiny_branch_grpo", "tiny_tempflow_grpo", "tiny_mv_grpo_vlm")
+QUICK = ("tiny_branch_grpo", "tiny_tempflow_grpo", "tiny_mv_grpo_vlm")
 EXACT = ("tiny", "tiny_flow_grpo", "tiny_diffusion_nft")
 REST = {name: name for name in RECIPES if name.startswith("tiny") and name not in EXACT}
 
