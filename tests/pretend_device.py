@@ -33,7 +33,7 @@ _MOVES = {"_to_copy", "copy_", "_copy_from", "_local_scalar_dense", "set_data"}
 """Operations that lead from one device to another."""
 
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
-"""Operations whose second argument lists indices, or None, one a dimension."""
+"""Operations whose second argument lists indices, or None, one per dimension."""
 
 _TAKES_NUMBERS = {"masked_fill", "masked_fill_", "fill_", "index_fill", "index_fill_"}
 """Operations, not elementwise in every argument, that read a tensor without dimensions."""
@@ -119,7 +119,7 @@ class _Rules:
     moves: bool
     """Whether it leads from one device to another."""
     indexes: bool
-    """Whether its second argument lists indices, or None, one a dimension."""
+    """Whether its second argument lists indices, or None, one per dimension."""
     takes_numbers: bool
     """Whether a CPU tensor without dimensions counts as a number."""
     in_place: bool
