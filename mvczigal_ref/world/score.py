@@ -11,6 +11,7 @@ geometries, from the eight azimuths that headings of the rig meet.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -40,24 +41,30 @@ PART_BONUS: Final = 6.0
 """What a render that shows the named part gains on the per-view judge [dB]."""
 
 
+@dataclass(frozen=True, slots=True)
 class _Atlas:
     """Every valid geometry of one shape and part, from the eight azimuths."""
 
-    def __init__(self, shape: str, part: str) -> None:
-        azimuth = torch.tensor(AZIMUTHS, dtype=torch.float32)
-        self.maps = render_maps(Geometry(shape, part, Nuisance.grid()), azimuth).flatten(-2)
-        """(geometry, azimuth, 3, pixel)"""
-        self.gram = self.maps @ self.maps.mT
-        """Inner products of each render's three maps: (geometry, azimuth, 3, 3)"""
-        visible = self.maps[:, :, 1].sum(-1)
-        best = visible.amax(1, keepdim=True)
-        self.bonus = PART_BONUS * (visible / (0.5 * best)).clamp(max=1)
-        """(geometry, azimuth) [dB]"""
+    maps: Float[Tensor, "geometry azimuth 3 pixel"]
+    gram: Float[Tensor, "geometry azimuth 3 3"]
+    """Inner products of each render's three maps."""
+    bonus: Float[Tensor, "geometry azimuth"]
+    """What the render gains on the per-view judge [dB]."""
+
+    def to(self, like: Tensor) -> "_Atlas":
+        """Bring the tables to the device and dtype of what is compared with them."""
+        return _Atlas(self.maps.to(like), self.gram.to(like), self.bonus.to(like))
 
 
 @lru_cache(maxsize=8)
 def _atlas(shape: str, part: str) -> _Atlas:
-    return _Atlas(shape, part)
+    """Render on the CPU, in fp32."""
+    azimuth = torch.tensor(AZIMUTHS, dtype=torch.float32)
+    maps = render_maps(Geometry(shape, part, Nuisance.grid()), azimuth).flatten(-2)
+    visible = maps[:, :, 1].sum(-1)
+    best = visible.amax(1, keepdim=True)
+    bonus = PART_BONUS * (visible / (0.5 * best)).clamp(max=1)
+    return _Atlas(maps, maps @ maps.mT, bonus)
 
 
 _Above = Float[Tensor, "object view rgb pixel"]  # images less the background
@@ -75,8 +82,8 @@ def _errors(
     """
     # <x, r> = sum over maps of <x . colour, map>: three products however many colours
     seen = torch.einsum("ovcp,omc->ovmp", above, colours)
-    inner = torch.einsum("gamp,ovmp->ogav", atlas.maps.to(above), seen)
-    energy = torch.einsum("gamn,omn->oga", atlas.gram.to(above), colours @ colours.mT)
+    inner = torch.einsum("gamp,ovmp->ogav", atlas.maps, seen)
+    energy = torch.einsum("gamn,omn->oga", atlas.gram, colours @ colours.mT)
     square = above.square().sum((-2, -1))
     return square[:, None, None, :] - 2 * inner + energy[..., None], energy
 
@@ -85,7 +92,7 @@ def _measure(
     above: _Above, maps: Float[Tensor, "object view 3 pixel"], colours: _Colours
 ) -> tuple[_PerView, _PerView]:
     """Return the squared error against one render a view, pixel by pixel, and its energy."""
-    render = torch.einsum("ovmp,omc->ovcp", maps.to(above), colours)
+    render = torch.einsum("ovmp,omc->ovcp", maps, colours)
     return (above - render).square().sum((-2, -1)), render.square().sum((-2, -1))
 
 
@@ -104,7 +111,7 @@ def _families(
     for family, index in groups.items():
         above = (images[index] - BACKGROUND).flatten(-2)
         colours = torch.stack([colour_maps(said[i]) for i in index]).to(images)
-        yield index, above, _atlas(*family), colours
+        yield index, above, _atlas(*family).to(images), colours
 
 
 def _checked(images: Images, prompts: Sequence[str]) -> Images:
@@ -155,11 +162,10 @@ def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
     scores = images.new_empty(images.shape[:2])
     for index, above, atlas, colours in _families(images, prompts):
         error, energy = _errors(above, atlas, colours)
-        bonus = atlas.bonus.to(images)
-        value = _decibel(error, energy[..., None]) + bonus[None, :, :, None]
+        value = _decibel(error, energy[..., None]) + atlas.bonus[None, :, :, None]
         best = value.flatten(1, 2).argmax(1)  # (object, view)
         matched = _decibel(*_measure(above, atlas.maps.flatten(0, 1)[best], colours))
-        scores[index] = matched + bonus.flatten()[best]
+        scores[index] = matched + atlas.bonus.flatten()[best]
     return scores
 
 
@@ -196,8 +202,8 @@ def joint_view_score(
     if images.shape[1] != rig.num_views:
         msg = f"`images` must hold {rig.num_views} views, one a camera; got {images.shape[1]}."
         raise ValueError(msg)
-    azimuth = azimuth_index(rig)
-    view = torch.arange(rig.num_views)
+    azimuth = azimuth_index(rig).to(images.device)
+    view = torch.arange(rig.num_views, device=images.device)
     scores = images.new_empty(images.shape[0])
     for index, above, atlas, colours in _families(images, prompts):
         error, energy = _errors(above, atlas, colours)

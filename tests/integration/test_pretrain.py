@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mvczigal_ref.models.components import load_components
+from mvczigal_ref.world import pretrain as pretraining
 from mvczigal_ref.world.latent_scenes import LatentScenes
 from mvczigal_ref.world.pretrain import PretrainConfig, pretrain
 from mvczigal_ref.world.scene import sample_scenes
@@ -72,6 +73,22 @@ def test_a_stopped_run_goes_on_to_the_same_weights(trained):
     pretrain(trained, SHORT)
 
     assert moved(before, weights(trained, "fewstep")) == set()
+
+
+def test_processes_meet_on_the_cpu_beside_an_accelerator_too(tmp_path, monkeypatch):
+    """There the networks and their gradients are."""
+    joined = []
+
+    def join(*, cpu):
+        joined.append(cpu)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(pretraining, "Accelerator", join)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path, SHORT)
+
+    assert joined == [True]
 
 
 def test_half_of_the_views_stand_below_their_object(trained):
