@@ -105,6 +105,21 @@ def bench(session: nox.Session) -> None:
     _shared(session, "bench", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def full_width(session: nox.Session) -> None:
+    """Train one iteration of networks of the published width on the CPU; takes 12 GB, a while."""
+    threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    arguments = session.posargs or ("tests/full_width",)
+    command = (_python(session), "-m", "pytest", "-s", *arguments)
+    session.run(*command, env={**TEST_ENV, "OMP_NUM_THREADS": threads}, external=True)
+
+
+@nox.session(venv_backend="none")
+def gpu_day(session: nox.Session) -> None:
+    """Run all that needs a GPU, in order of worth, within nine minutes; one JSON, one table."""
+    _shared(session, "bench", "gpu_day", *session.posargs)
+
+
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device, with the torch that `TORCH` asks for or the pinned."""

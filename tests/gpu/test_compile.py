@@ -34,7 +34,7 @@ def unchecked():
 
 @pytest.mark.filterwarnings(TRACING)
 @pytest.mark.usefixtures("unchecked")
-def test_a_compiled_network_scores_the_same_actions_alike():
+def test_a_compiled_network_scores_the_same_actions_alike(record_property):
     """At full width in bf16, by the same weights; one program, whose first ratio is exactly 1."""
     half = ("model.dtype=bf16", "model.storage_dtype=bf16")
     trial, pair = sampled(configured(*SHORT, *half), CUDA)
@@ -43,6 +43,7 @@ def test_a_compiled_network_scores_the_same_actions_alike():
     torch.cuda.empty_cache()
     compiled, own = sampled(configured(*SHORT, *half, "model.compile=inductor"), CUDA)
     difference = float((rescored(compiled, pair).cpu() - plain).abs().max())
+    record_property("compiled minus plain nats/element", f"{difference:.2e}")
     print(f"\ncompiled minus plain: at most {difference:.2e} nats/element")
 
     assert not counters["graph_break"]
