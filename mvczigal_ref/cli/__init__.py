@@ -32,6 +32,7 @@ from mvczigal_ref.cli.arguments import (
     ServeReward,
     Train,
 )
+from mvczigal_ref.cli.launch import end_with_launcher
 from mvczigal_ref.errors import ServiceUnavailableError
 
 __all__ = ["main"]
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(__version__)
         return 0
+    end_with_launcher()
     command = _read(words or ["--help"])
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
