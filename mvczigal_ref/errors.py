@@ -7,6 +7,7 @@ from contextlib import suppress
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DiskFullError",
     "NonFiniteError",
     "ProcessLostError",
     "ReplayMismatchError",
@@ -27,6 +28,10 @@ class CheckpointError(ValueError):
 
 class RunFolderInUseError(BlockingIOError):
     """Another process works in the run folder."""
+
+
+class DiskFullError(OSError):
+    """The disk has no room for what a run writes."""
 
 
 class ProcessLostError(ConnectionError):

@@ -102,11 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except REFUSED as error:
             _say(f"error: {error}")
             return 2
-        except ModuleNotFoundError as error:  # an extra that a setting asks for
-            if error.name not in ("tensorboard", "wandb"):
-                raise
-            _say(f"error: {error}")
-            return 2
         except KeyboardInterrupt:
             return _INTERRUPTED
     return 0
