@@ -122,8 +122,8 @@ def check_trackers(names: Sequence[str]) -> None:
             wandb.login()
         except wandb.Error as error:
             msg = (
-                f"tracker 'wandb' cannot log in: {error} Set WANDB_API_KEY or run `wandb login`; "
-                "or set WANDB_MODE=offline, or take it out of `run.trackers`."
+                f"tracker 'wandb' cannot log in: {error} Set WANDB_API_KEY, or "
+                "WANDB_MODE=offline, or take it out of `run.trackers`."
             )
             raise ConfigError(msg) from error
 

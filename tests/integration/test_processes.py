@@ -107,8 +107,8 @@ def test_nothing_listens_beyond_loopback(whole):
     assert {address for _, address in whole[2]} <= {"127.0.0.1", "::1"}
 
 
-def test_processes_end_with_their_launcher_and_one_that_is_killed_ends_all(words, tmp_path):
-    """The first start's launcher is killed, the second start's last process."""
+def test_processes_own_their_folder_and_end_together(words, tmp_path):
+    """One start's launcher is killed, then the next one's last process; a third is refused."""
     run = tmp_path / "run"
     argv = [*words, "run.iterations=1000", "--processes", "2", "--out", run]
     with started(tmp_path, *argv) as process:
@@ -121,11 +121,18 @@ def test_processes_end_with_their_launcher_and_one_that_is_killed_ends_all(words
         process.wait()
     with started(tmp_path, *argv) as process:
         until(process, run, 3)
+        second = subprocess.run(
+            [sys.executable, "-m", "mvczigal_ref", *words, "--out", str(run)],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
         first, last = process.children()
         last.send_signal(signal.SIGKILL)
         assert process.wait(timeout=60) == 128 + signal.SIGKILL
     lines = said(tmp_path).splitlines()
 
+    assert second.returncode == 2
+    assert f"error: '{run}' is in use by process {first.pid} on host " in second.stderr
     assert not first.is_running()
     assert "Traceback" not in said(tmp_path)
     assert "mvczigal: error: process 1 of 2 was ended by SIGKILL, and the others with it." in lines

@@ -204,7 +204,7 @@ def test_wandb_without_a_key_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     check_trackers(["tensorboard"])
     assert wandb.asked == 0
-    with pytest.raises(ConfigError, match=r"No API key configured\. Set WANDB_API_KEY or run"):
+    with pytest.raises(ConfigError, match=r"No API key configured\. Set WANDB_API_KEY, or"):
         check_trackers(["tensorboard", "wandb"])
     monkeypatch.setenv("WANDB_MODE", "offline")
     check_trackers(["wandb"])
