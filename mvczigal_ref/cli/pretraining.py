@@ -34,7 +34,8 @@ def pretrain_weights(command: Pretrain) -> None:
         SystemExit: Where the processes did not end well; they have said why.
     """
     flow = command.model == "flow"
-    config = _config(FlowPretrainConfig if flow else PretrainConfig, command.settings)
+    kind: type[FlowPretrainConfig | PretrainConfig] = FlowPretrainConfig if flow else PretrainConfig
+    config = _config(kind, command.settings)
     if starts_processes(command.processes):
         if status := launch(command.processes, _words(command)):
             raise SystemExit(status)

@@ -669,6 +669,10 @@ class Second(World):
         """Hear that the first was asked to stop."""
         return True
 
+    def gather_objects(self, share):
+        """Get nothing from the first."""
+        return share
+
 
 def test_a_process_that_is_not_the_main_one_writes_and_says_nothing(record, tmp_path):
     """It stops where another was asked to."""
