@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -131,7 +131,8 @@ class TrainingLoop:
             self._log.append(iteration, metrics)
             self._trackers.log(iteration, metrics)
         state.pending = None
-        self._tell.iteration(state.finished, run.iterations, metrics)
+        with suppress(OSError):  # a terminal that has gone must not cost what is to be saved
+            self._tell.iteration(state.finished, run.iterations, metrics)
         stop = self._world.anywhere(stopped())
         if stop or last or best or state.finished % run.checkpoint_every == 0:
             self._save()
@@ -200,9 +201,8 @@ def stop_on_terminate() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _leave_terminal(descriptors: Sequence[int]) -> None:
+def _leave_terminal(terminals: Sequence[int]) -> None:
     """Speak into nothing where the terminal has gone: an error there would end the run unsaved."""
-    gone = [descriptor for descriptor in descriptors if not os.isatty(descriptor)]
     with open(os.devnull, "wb") as nothing:
-        for descriptor in gone:
+        for descriptor in terminals:
             os.dup2(nothing.fileno(), descriptor)
