@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_dict, to_dict
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.files import atomic_write, sync, to_json
+from mvczigal_ref.files import atomic_write, sync, to_json, writing
 from mvczigal_ref.optimizer_state import join_optimizer_state, split_optimizer_state
 from mvczigal_ref.settings_file import settings_difference
 
@@ -84,6 +84,7 @@ def save_checkpoint(
         The checkpoint's folder.
 
     Raises:
+        OSError: If the disk does not take it; nothing of it is left.
         ValueError: If a group's name cannot name a file, or the state would not come back equal.
     """
     target = folder / f"iteration_{iteration:06d}"
@@ -97,24 +98,25 @@ def save_checkpoint(
             raise ValueError(msg)
     clean_leftovers(folder)
     aside = folder / f".{target.name}.{os.getpid()}.tmp"
-    aside.mkdir(parents=True)
-    for group, named in tensors.items():
-        save_file(_unshared(named), aside / f"{group}.safetensors")
-    (aside / "state.json").write_text(text, "utf-8")
-    (aside / "config.json").write_text(to_json(to_dict(config)), "utf-8")
-    files = {file.name: _measure(file) for file in sorted(aside.iterdir())}
-    manifest = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "iteration": iteration,
-        "fingerprint": fingerprint(config),
-        "files": files,
-    }
-    manifest["sha256"] = _seal(manifest)
-    (aside / _MANIFEST).write_text(to_json(manifest), "utf-8")
-    for file in aside.iterdir():
-        sync(file)
-    sync(aside)
+    with writing(target, aside=aside):
+        aside.mkdir(parents=True)
+        for group, named in tensors.items():
+            save_file(_unshared(named), aside / f"{group}.safetensors")
+        (aside / "state.json").write_text(text, "utf-8")
+        (aside / "config.json").write_text(to_json(to_dict(config)), "utf-8")
+        files = {file.name: _measure(file) for file in sorted(aside.iterdir())}
+        manifest = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "iteration": iteration,
+            "fingerprint": fingerprint(config),
+            "files": files,
+        }
+        manifest["sha256"] = _seal(manifest)
+        (aside / _MANIFEST).write_text(to_json(manifest), "utf-8")
+        for file in aside.iterdir():
+            sync(file)
+        sync(aside)
     old = target.with_name(target.name + _REPLACED)
     if target.exists():
         target.rename(old)

@@ -7,18 +7,17 @@ bits afterwards. An exception in one of them ends all of them.
 """
 
 import os
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather, gather_object
 from jaxtyping import Shaped
 from torch import Tensor
 
-from mvczigal_ref.errors import NonFiniteError
+from mvczigal_ref.errors import NonFiniteError, ProcessLostError, decode_error, encode_error
 
 __all__ = ["World", "world"]
 
@@ -94,8 +93,7 @@ class World:
         if self.size == 1:
             return share
         self._meet()
-        gathered: Tensor = gather(share.to(self.device))
-        return gathered.to(share.device)
+        return self._concatenated(share).to(share.device)
 
     def mean_gradients(self, parameters: Iterable[Tensor]) -> None:
         r"""Replace each gradient by its mean over the processes.
@@ -150,7 +148,6 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             self._meet()
-            PartialState().wait_for_everyone()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -179,7 +176,7 @@ at object 3.
         except Exception as error:
             chosen = None
             if self.size > 1:
-                with suppress(RuntimeError):  # the others may be dead
+                with suppress(ProcessLostError):  # the others may be dead
                     chosen = self._failure(error)
             if chosen is None or chosen is error:
                 raise
@@ -201,16 +198,39 @@ at object 3.
         failed = torch.tensor([own is not None], dtype=torch.uint8)
         if not bool(self._stacked(failed).any()):
             return None
-        told: list[Exception | None] = gather_object([_portable(own)])
-        told[self.rank] = own
-        errors = [error for error in told if error is not None]
+        texts = self._texts("" if own is None else encode_error(own))
+        errors = [
+            own if own is not None and rank == self.rank else decode_error(text)
+            for rank, text in enumerate(texts)
+            if text
+        ]
         placed = [e for e in errors if isinstance(e, NonFiniteError) and e.object is not None]
         return (placed or errors)[0]
 
+    def _texts(self, text: str) -> list[str]:
+        """Give every process's text, in their order."""
+        content = text.encode()
+        lengths = self._stacked(torch.tensor([len(content)])).flatten().tolist()
+        padded = content.ljust(max(lengths), b" ")
+        rows = self._stacked(torch.tensor(list(padded), dtype=torch.uint8)).tolist()
+        return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
+
     def _stacked(self, value: Tensor) -> Tensor:
-        """One row a process."""
-        stacked: Tensor = gather(value.to(self.device)[None].contiguous())
-        return stacked
+        """One row per process."""
+        return self._concatenated(value[None])
+
+    def _concatenated(self, share: Tensor) -> Tensor:
+        """Every process's rows, one process after the other."""
+        share = share.to(self.device).contiguous()
+        whole = share.new_empty((self.size * share.shape[0], *share.shape[1:]))
+        try:
+            torch.distributed.all_gather_single(whole, share)
+        except RuntimeError as error:
+            if type(error) is RuntimeError or isinstance(error, torch.distributed.DistError):
+                reason = str(error).partition("\n")[0]
+                raise ProcessLostError(f"lost another process of the run: {reason}") from error
+            raise
+        return whole
 
 
 def world(device: str = "auto") -> World:
@@ -228,7 +248,9 @@ def world(device: str = "auto") -> World:
     # Otherwise accelerate would choose the number of threads, and with it the last bits.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     # Asked for an accelerator that is not there, accelerate makes each process a world of its own.
-    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+    state = PartialState(
+        cpu=device == "cpu" or not torch.accelerator.is_available(), **_meeting_place()
+    )
     wanted = int(os.environ.get("WORLD_SIZE", "1"))  # under MPI, set by the line above
     if state.num_processes != wanted:
         msg = (
@@ -241,21 +263,21 @@ def world(device: str = "auto") -> World:
     if wanted == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
         msg = (
             "`accelerate launch` was asked for several processes, but without GPUs it starts one. "
-            "Start with `torchrun --standalone --nproc-per-node N -m mvczigal_ref ...`; for one "
-            "process leave `--num_processes` out and MASTER_ADDR unset."
+            "Start with `mvczigal train RECIPE --processes N`; for one process leave "
+            "`--num_processes` out and MASTER_ADDR unset."
         )
         raise RuntimeError(msg)
     own = state.device if wanted > 1 or device == "auto" else torch.device(device)
     return World(rank=state.process_index, size=state.num_processes, device=own)
 
 
-def _portable(error: Exception | None) -> Exception | None:
-    """Give an exception as it can be sent: itself, or its words where it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+def _meeting_place() -> dict[str, Any]:
+    """Say where the processes of `--processes` meet; those of another launcher ask its address."""
+    store = os.environ.get("MVCZIGAL_STORE")
+    if store is None:
+        return {}
+    place = {name: int(os.environ[name.upper()]) for name in ("rank", "world_size")}
+    return {"init_method": f"file://{store}", **place}
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

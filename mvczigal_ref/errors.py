@@ -1,12 +1,21 @@
 """The package's exceptions: each is also the builtin that a caller would catch."""
 
+import json
+import sys
+from contextlib import suppress
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DiskFullError",
     "NonFiniteError",
+    "ProcessLostError",
     "ReplayMismatchError",
+    "RunFolderInUseError",
     "ScorerUnavailableError",
     "ZeroGradientError",
+    "decode_error",
+    "encode_error",
     "quoted",
 ]
 
@@ -19,6 +28,18 @@ class ConfigError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint is damaged, incomplete, or belongs to another run."""
+
+
+class RunFolderInUseError(BlockingIOError):
+    """Another process works in the run folder."""
+
+
+class DiskFullError(OSError):
+    """The disk has no room for what a run writes."""
+
+
+class ProcessLostError(ConnectionError):
+    """Another process of the run has ended, so that nothing can be computed together."""
 
 
 class ReplayMismatchError(RuntimeError):
@@ -101,3 +122,51 @@ def quoted(value: object) -> str:
         text = f"a {type(value).__name__}"
     cut = text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
     return "".join(c if c.isprintable() else " " for c in cut)
+
+
+def encode_error(error: Exception) -> str:
+    """Write an exception as JSON from which another process makes its equal.
+
+    Args:
+        error: An exception of Python or of this package is sent as it is, if its arguments are
+            numbers and text. Any other becomes its nearest ancestor among those, with its words.
+
+    Returns:
+        JSON text, for :func:`decode_error`.
+
+    Examples:
+        >>> decode_error(encode_error(ConfigError("`seed` must be at least 0; got -1.")))
+        ConfigError('`seed` must be at least 0; got -1.')
+    """
+    words = f"{type(error).__name__}: {error}"
+    kind, arguments = type(error), list(error.__reduce__()[1])
+    plain = all(value is None or isinstance(value, str | int | float) for value in arguments)
+    if not (plain and _is_common(kind)):
+        ancestors = (base for base in kind.__mro__[1:] if _is_common(base))
+        kind, arguments = next(ancestors, RuntimeError), [words]
+    return json.dumps([kind.__module__, kind.__name__, arguments, words])
+
+
+def decode_error(text: str) -> Exception:
+    """Make an exception from what another process wrote; no code is read from it.
+
+    Args:
+        text: Written by :func:`encode_error`.
+
+    Returns:
+        The exception; a RuntimeError with its words where its class is not one of Python's or of
+        this package's loaded modules, or refuses the arguments.
+    """
+    module, name, arguments, words = json.loads(text)
+    kind = getattr(sys.modules.get(module), name, None)
+    if isinstance(kind, type) and issubclass(kind, Exception) and _is_common(kind):
+        with suppress(Exception):
+            return kind(*arguments)
+    return RuntimeError(words)
+
+
+def _is_common(kind: type) -> bool:
+    """Decide whether every process has this class: Python's exceptions and the package's."""
+    package = __name__.partition(".")[0]
+    ours = kind.__module__.partition(".")[0] in ("builtins", package)
+    return ours and issubclass(kind, Exception) and kind is not Exception

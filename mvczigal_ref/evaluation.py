@@ -3,14 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
@@ -20,7 +23,14 @@ from mvczigal_ref.rollout.zigzag import zigzag_rollout
 from mvczigal_ref.shapes import Images, ObjectLatent
 from mvczigal_ref.system import DTYPES, System
 
-__all__ = ["Evaluation", "PairedGain", "evaluate", "paired_gain", "sample_objects"]
+__all__ = [
+    "Evaluation",
+    "PairedGain",
+    "evaluate",
+    "paired_gain",
+    "read_evaluation",
+    "sample_objects",
+]
 
 _OCCASION = "evaluation"  # its noise is apart from every iteration's
 
@@ -54,6 +64,34 @@ class PairedGain:
 
     standard_error: float
     """Of the gain, over prompts [reward units]."""
+
+
+def read_evaluation(path: Path) -> tuple[Evaluation, dict[str, str]]:
+    """Read scores that training has kept.
+
+    Args:
+        path: A safetensors file.
+
+    Returns:
+        The scores, and what is written beside them.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+
+    Examples:
+        >>> read_evaluation(Path("absent/before_000000.safetensors"))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: cannot read the scores in \
+'absent/before_000000.safetensors': No such file or directory: absent/before_000000.safetensors. \
+Remove the file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            return Evaluation(**tensors), file.metadata() or {}
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        msg = f"cannot read the scores in {str(path)!r}: {error}. Remove the file."
+        raise CheckpointError(msg) from error
 
 
 def paired_gain(

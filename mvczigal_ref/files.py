@@ -1,14 +1,36 @@
-"""Files that a kill at any moment leaves whole, and text files as people save them."""
+"""Files that a kill leaves whole, folders with one owner, and text files as people save them."""
 
 import codecs
+import errno
 import json
 import os
+import re
+import shutil
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mvczigal_ref.errors import ConfigError
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-__all__ = ["atomic_write", "decode_text", "read_text", "sync", "text_lines", "to_json"]
+from mvczigal_ref.errors import ConfigError, RunFolderInUseError
 
+__all__ = [
+    "atomic_write",
+    "decode_text",
+    "owned",
+    "read_text",
+    "sweep",
+    "sync",
+    "text_lines",
+    "to_json",
+    "writing",
+]
+
+_LOCK = ".lock"  # names the owner while there is one
+_WAIT = 1.0  # seconds for an owner that is about to end, as after a killed launcher
 _MOST_TEXT = 2**26  # of a text file [bytes]
 # UTF-32 first: its mark begins as UTF-16's does.
 _OTHER_MARKS = {
@@ -28,10 +50,98 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_bytes(content.encode() if isinstance(content, str) else content)
-    sync(aside)
-    aside.replace(path)
-    sync(path.parent)
+    with writing(path, aside=aside):
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(aside)
+        aside.replace(path)
+        sync(path.parent)
+
+
+@contextmanager
+def writing(path: Path, *, aside: Path | None = None) -> Iterator[None]:
+    """Name what is written in the error that its writing meets, and leave no part of it.
+
+    Args:
+        path: A file or folder.
+        aside: Where it is written before it has that name; removed after an error.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: What the disk said, with the path.
+
+    Examples:
+        >>> with writing(Path("run/state.json")):
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'run/state.json'
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if aside is not None:
+            _remove(aside)
+        code = error.errno if isinstance(error, OSError) else _system_error(error)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Be the only process that writes a run folder, while the context lasts.
+
+    The ownership ends with its process, whatever ends that. Reading needs none.
+
+    Args:
+        folder: The run folder; made if absent, and gone again if nothing was written.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunFolderInUseError: If another process owns it; it is named.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, owned(Path(folder)):
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['.lock']
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=_WAIT, poll_interval=0.05)
+    except Timeout:
+        raise RunFolderInUseError(_in_use(folder)) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        text = f"the disk of {str(folder)!r} has no locks: let no other process train into it."
+        warnings.warn(text, stacklevel=3)
+    try:
+        with writing(path):
+            path.write_text(to_json({"process": os.getpid(), "host": socket.gethostname()}))
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the release: whoever waits then makes a new one
+        lock.release()
+        for made in absent:
+            with suppress(OSError):  # something was written
+                made.rmdir()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left half-written, in a folder and in those directly below.
+
+    Args:
+        folder: Where no other process writes; it need not exist.
+    """
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        _remove(path)
 
 
 def sync(path: Path) -> None:
@@ -133,3 +243,28 @@ def text_lines(text: str) -> list[str]:
         ['a', 'b\x0cc']
     """
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there and can be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _system_error(error: SafetensorError) -> int | None:
+    """Read the operating system's number out of the words that the format's library has for it."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return None if number is None else int(number[1])
+
+
+def _in_use(folder: Path) -> str:
+    """Say who owns a run folder."""
+    owner = "another process"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # it may just have come
+        record = json.loads((folder / _LOCK).read_text("utf-8"))
+        owner = f"process {record['process']} on host {record['host']}"
+    remedy = "Wait for its end, stop it, or choose another folder."
+    return f"{str(folder)!r} is in use by {owner}. {remedy}"

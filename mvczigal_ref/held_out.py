@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -16,7 +15,7 @@ from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.evaluation import Evaluation, evaluate, sample_objects
+from mvczigal_ref.evaluation import Evaluation, evaluate, read_evaluation, sample_objects
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.reward.guard import GuardCheck, mean_pairwise_distance
 from mvczigal_ref.rollout.noise import SeededNoise
@@ -61,7 +60,7 @@ class HeldOut:
             Scores, the same in every process.
 
         Raises:
-            CheckpointError: If the folder's scores are those of other prompts.
+            CheckpointError: If the folder's scores are those of other prompts, or damaged.
             NonFiniteError: If a score is not finite.
         """
         self.refuse_other_prompts()
@@ -70,9 +69,9 @@ class HeldOut:
         # One entry alone: several would be written in any order, and files would not be equal.
         measured = {"measured": f"{noises} noises, {self._num_steps} steps"}
         if path.is_file():
-            with safe_open(path, "pt") as file:
-                if file.metadata() == measured:
-                    return Evaluation(**{key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
+            scores, written = read_evaluation(path)
+            if written == measured:
+                return scores
         scores = evaluate(
             self.system, self.prompts, config=self.config, world=self.world, num_noises=noises
         )

@@ -14,7 +14,7 @@ from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.settings_file import settings_difference
 from mvczigal_ref.system import System, build_system
 
-__all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_policy"]
+__all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest", "load_policy"]
 
 SUMMARY = "summary.json"
 """What a run that has ended leaves last; gone while it goes on."""
@@ -78,6 +78,37 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
     return to_dict(load_config(file=folder / "config.json")) == to_dict(config)
 
 
+def load_newest(folder: Path) -> Checkpoint:
+    """Read the newest checkpoint of a run folder, whose run may go on meanwhile.
+
+    Args:
+        folder: Written by training.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        CheckpointError: If the folder is no run, or its newest checkpoint is damaged.
+
+    Examples:
+        >>> load_newest(Path("absent"))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: 'absent' holds no checkpoint. Pass a folder that \
+training wrote.
+    """
+    path = latest_checkpoint(folder / "checkpoints")
+    while path is not None:
+        try:
+            return load_checkpoint(path)
+        except (CheckpointError, OSError):
+            newest = latest_checkpoint(folder / "checkpoints")
+            if newest == path:
+                raise
+            path = newest  # the run has written it, and removed the one before
+    msg = f"{str(folder)!r} holds no checkpoint. Pass a folder that training wrote."
+    raise CheckpointError(msg)
+
+
 def load_policy(
     folder: Path, *, device: torch.device, scorers: Mapping[str, Any] | None = None
 ) -> tuple[System, TrainConfig]:
@@ -101,13 +132,9 @@ def load_policy(
         mvczigal_ref.errors.CheckpointError: 'absent' holds no checkpoint. Pass a folder that \
 training wrote.
     """
-    found = latest_checkpoint(folder / "checkpoints")
-    if found is None:
-        msg = f"{str(folder)!r} holds no checkpoint. Pass a folder that training wrote."
-        raise CheckpointError(msg)
-    checkpoint = load_checkpoint(found)
+    checkpoint = load_newest(folder)
     system = build_system(checkpoint.config, device=device, scorers=scorers)
-    load_strict(system.trained(), checkpoint.kept, source=str(found))
+    load_strict(system.trained(), checkpoint.kept, source=f"the checkpoint of {str(folder)!r}")
     return system, checkpoint.config
 
 

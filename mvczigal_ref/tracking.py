@@ -18,12 +18,14 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from torch import nn
 
 from mvczigal_ref.config import TrainConfig, to_dict
-from mvczigal_ref.files import atomic_write
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.files import atomic_write, writing
 
 __all__ = [
     "MetricsLog",
     "StageTimer",
     "Trackers",
+    "check_trackers",
     "network_rows",
     "peak_memory",
     "read_metrics",
@@ -61,7 +63,7 @@ class MetricsLog:
         if iteration != self._next:
             msg = f"`iteration` must be {self._next}, the next to write; got {iteration}."
             raise ValueError(msg)
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"iteration": iteration, **metrics}))
             file.flush()
             os.fsync(file.fileno())
@@ -94,6 +96,38 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that could not be started; in a terminal, wandb may ask for its key.
+
+    Args:
+        names: As in ``run.trackers``.
+
+    Raises:
+        ConfigError: If one is not installed, or wandb has no key.
+
+    Examples:
+        >>> check_trackers([])
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            msg = (
+                f"tracker {name!r} is not installed. Run `pip install "
+                f'"mvczigal-ref[tracking]"`, or take it out of `run.trackers`.'
+            )
+            raise ConfigError(msg)
+    if "wandb" in names and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
+        import wandb
+
+        try:
+            wandb.login()
+        except wandb.Error as error:
+            msg = (
+                f"tracker 'wandb' cannot log in: {error} Set WANDB_API_KEY, or "
+                "WANDB_MODE=offline, or take it out of `run.trackers`."
+            )
+            raise ConfigError(msg) from error
+
+
 class Trackers:
     """The trackers that a run asked for, behind one call; with none it does nothing.
 
@@ -104,19 +138,12 @@ class Trackers:
         finished: Iterations of the checkpoint that the run goes on from, 0 for a new run.
 
     Raises:
-        ModuleNotFoundError: If a tracker is not installed.
+        ImportError: If a tracker is not installed; :func:`check_trackers` says so earlier.
     """
 
     def __init__(
         self, names: Sequence[str], *, folder: Path, config: TrainConfig, finished: int = 0
     ) -> None:
-        for name in names:
-            if importlib.util.find_spec(name) is None:
-                msg = (
-                    f"tracker {name!r} is not installed. Run `pip install "
-                    f'"mvczigal-ref[tracking]"`, or take it out of `run.trackers`.'
-                )
-                raise ModuleNotFoundError(msg, name=name)
         self._trackers = [_tracker(name, folder, finished) for name in names]
         for tracker in self._trackers:
             tracker.start()

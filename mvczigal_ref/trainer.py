@@ -1,18 +1,24 @@
 """The loop around the iterations: resume, evaluate, save, log, stop."""
 
+import errno
 import math
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mvczigal_ref.checkpoint import latest_checkpoint
 from mvczigal_ref.config import TrainConfig, learns_from_pairs, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.enhancers import build_enhancer
-from mvczigal_ref.errors import ServiceUnavailableError
+from mvczigal_ref.errors import (
+    DiskFullError,
+    ProcessLostError,
+    ServiceUnavailableError,
+)
 from mvczigal_ref.evaluation import PairedGain, paired_gain
-from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.files import atomic_write, owned, sweep, to_json
 from mvczigal_ref.group_samples import check_groups
 from mvczigal_ref.held_out import HeldOut, Watch
 from mvczigal_ref.models.components import Components
@@ -26,6 +32,7 @@ from mvczigal_ref.run_folder import SUMMARY, find_checkpoint, load_policy
 from mvczigal_ref.scorers import check_judges
 from mvczigal_ref.slices import Share
 from mvczigal_ref.system import build_system
+from mvczigal_ref.tracking import check_trackers
 from mvczigal_ref.training_loop import Events, TrainingLoop, stop_on_terminate
 from mvczigal_ref.training_state import TrainingState, begin, resume
 
@@ -63,7 +70,7 @@ def train(
 ) -> RunResult:
     """Train from a configuration, or go on from a run folder's newest checkpoint.
 
-    SIGTERM or Ctrl-C ends the run after the iteration in hand, with a checkpoint; a second
+    SIGTERM, SIGHUP or Ctrl-C ends the run after the iteration in hand, with a checkpoint; a second
     Ctrl-C at once. Where the settings ask for it, a guard looks at held-out scores that are not
     trained on, and ends the run when they fall. However a run ended, the same call goes on with
     it, to the same bits. A run that ended leaves what it trained in the sub-folder ``policy``, as
@@ -84,12 +91,14 @@ def train(
     Raises:
         CheckpointError: If the folder holds another run, or a damaged checkpoint; nothing
             in it is changed.
-        ConfigError: If settings contradict the number of processes, or prompts are refused;
-            nothing is loaded then.
+        ConfigError: If settings contradict the number of processes, prompts are refused, or a
+            tracker cannot start; nothing is loaded then.
+        DiskFullError: If the disk is full; names what was written and the last checkpoint.
         NonFiniteError: If a number is not finite; the last checkpoint stays good.
         ServiceUnavailableError: If a scorer's or a caption model's service is out; what was
             finished is saved first.
         KeyboardInterrupt: After a stop that was asked for.
+        RunFolderInUseError: If another process trains into the folder.
 
     Examples:
         >>> import tempfile
@@ -119,17 +128,25 @@ def train(
     """
     tell = events if events is not None and world.is_main else Events()
     met: list[TrainingState] = []
-    try:
-        with world.together():
-            return _train(config, folder, world, tell, components, held_out, met)
-    except ServiceUnavailableError:
-        # Captions and scores come before changes: the state is the last finished iteration's.
-        if world.is_main:
-            for state in met:
-                state.save(folder)
-        with suppress(RuntimeError):  # a launcher ends all as soon as one has ended
-            world.barrier()
-        raise
+    with ExitStack() as ownership:
+        try:
+            with world.together():
+                if world.is_main:
+                    ownership.enter_context(owned(folder))
+                world.barrier()  # until the folder is ours
+                return _train(config, folder, world, tell, components, held_out, met)
+        except ServiceUnavailableError:
+            # Captions and scores come before changes: the state is the last finished iteration's.
+            if world.is_main:
+                for state in met:
+                    state.save(folder)
+            with suppress(ProcessLostError):  # a launcher ends all as soon as one has ended
+                world.barrier()
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(_no_room(error, folder)) from error
+            raise
 
 
 def _train(
@@ -149,6 +166,8 @@ def _train(
         prompts, chosen = run_prompts(config, held_out=held_out)
     checkpoint = find_checkpoint(folder, config)
     check_judges(config)
+    if world.is_main:
+        check_trackers(config.run.trackers)
     enhancer = None
     if not learns_from_pairs(config):
         enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
@@ -164,6 +183,7 @@ def _train(
         check_groups(system, config)
     world.barrier()  # until nobody refuses any more
     if world.is_main:
+        sweep(folder)
         (folder / SUMMARY).unlink(missing_ok=True)  # the run goes on: it has not ended
         atomic_write(folder / "config.json", to_json(to_dict(config)))
     tell.stage("scoring held-out prompts before training")
@@ -193,6 +213,13 @@ def _train(
         atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()
     return result
+
+
+def _no_room(error: OSError, folder: Path) -> str:
+    """Say what could not be written, and from where the run will go on."""
+    newest = latest_checkpoint(folder / "checkpoints")
+    text = f"cannot write {error.filename!r}: {error.strerror}. Make room and start again; the run "
+    return text + ("begins anew." if newest is None else f"goes on from {str(newest)!r}.")
 
 
 def export_policy(

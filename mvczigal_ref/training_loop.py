@@ -1,8 +1,9 @@
 """The iterations of a run, and what is measured and written after each."""
 
+import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -130,7 +131,8 @@ class TrainingLoop:
             self._log.append(iteration, metrics)
             self._trackers.log(iteration, metrics)
         state.pending = None
-        self._tell.iteration(state.finished, run.iterations, metrics)
+        with suppress(OSError):  # a terminal that has gone must not cost what is to be saved
+            self._tell.iteration(state.finished, run.iterations, metrics)
         stop = self._world.anywhere(stopped())
         if stop or last or best or state.finished % run.checkpoint_every == 0:
             self._save()
@@ -170,17 +172,26 @@ class TrainingLoop:
 
 @contextmanager
 def stop_on_terminate() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and the first Ctrl-C into a checkpoint and a clean stop."""
+    """Turn SIGTERM, SIGHUP and the first Ctrl-C into a checkpoint and a clean stop.
+
+    A SIGHUP that is ignored, as under nohup, stays so.
+    """
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            _leave_terminal(terminals)
         asked = True
 
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+    stops = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        stops.append(signal.SIGHUP)
     try:
-        old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        old = {number: signal.signal(number, ask) for number in stops}
     except ValueError:  # not the main thread: signals are the caller's
         old = {}
     try:
@@ -188,3 +199,10 @@ def stop_on_terminate() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal(terminals: Sequence[int]) -> None:
+    """Speak into nothing where the terminal has gone: an error there would end the run unsaved."""
+    with open(os.devnull, "wb") as nothing:
+        for descriptor in terminals:
+            os.dup2(nothing.fileno(), descriptor)

@@ -33,6 +33,7 @@ from mvczigal_ref.cli.arguments import (
     ServeReward,
     Train,
 )
+from mvczigal_ref.cli.launch import end_with_launcher
 from mvczigal_ref.errors import ServiceUnavailableError, quoted
 
 __all__ = ["main"]
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "it in UTF-8, or rename the file."
             )
             return 2
+    end_with_launcher()
     command = _read(words or ["--help"])
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -108,11 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"error: {error}")
             return _TRY_LATER
         except REFUSED as error:
-            _say(f"error: {error}")
-            return 2
-        except ModuleNotFoundError as error:  # an extra that a setting asks for
-            if error.name not in ("tensorboard", "wandb"):
-                raise
             _say(f"error: {error}")
             return 2
         except KeyboardInterrupt:

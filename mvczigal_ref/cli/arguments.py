@@ -268,6 +268,9 @@ class Pretrain:
     """Numbers to change, such as base_steps=100."""
     model: Literal["multiview", "flow"] = "multiview"
     """Which weights."""
+    processes: int = 1
+    """Processes on this machine that share the work; another number goes on with the same folder,
+    and leaves other bits."""
     out: Annotated[Path, arg(metavar="FOLDER")]
     """Folder of the weights; a stage that it already holds is not made again."""
 

@@ -3,11 +3,8 @@
 import inspect
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -28,17 +25,14 @@ from mvczigal_ref.cli.arguments import (
     ServeReward,
     Train,
 )
-from mvczigal_ref.cli.launch import starts_processes
+from mvczigal_ref.cli.launch import launch, starts_processes
 from mvczigal_ref.config import RewardConfig, TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.prompts import in_world, read_prompts, run_prompts
 from mvczigal_ref.recipes import RECIPES, recipe
-from mvczigal_ref.settings_file import read_value, unknown_setting
 from mvczigal_ref.world.grammar import parse
 
 __all__ = ["run"]
-
-_Numbers = TypeVar("_Numbers")  # settings of one kind of pretraining
 
 _STEPS = 8  # of a sample, where nothing else says
 _RECIPE = "tiny"
@@ -98,7 +92,9 @@ def run(command: Command) -> None:
         case Reproduce():
             _reproduce(command)
         case Pretrain():
-            _pretrain(command)
+            from mvczigal_ref.cli.pretraining import pretrain_weights
+
+            pretrain_weights(command)
         case Recipes():
             _recipes()
 
@@ -112,10 +108,11 @@ def _train(command: Train) -> None:
     with warnings.catch_warnings():  # training itself warns
         warnings.simplefilter("ignore")
         run_prompts(config)
-    from mvczigal_ref.cli.training import train_in_processes, train_run
+    from mvczigal_ref.cli.training import train_run, train_words
 
     if starts_processes(command.processes):
-        train_in_processes(command)
+        if status := launch(command.processes, train_words(command)):
+            raise SystemExit(status)
     else:
         train_run(command, config)
 
@@ -264,46 +261,6 @@ def _policy_config(
     return (
         config if weights is None else load_config(config, overrides=[f"model.weights={weights}"])
     )
-
-
-def _pretrain(command: Pretrain) -> None:
-    from mvczigal_ref.distributed import world
-    from mvczigal_ref.shipped import ship, ship_flow
-    from mvczigal_ref.world.pretrain import PretrainConfig, pretrain
-    from mvczigal_ref.world.pretrain_flow import FlowPretrainConfig, pretrain_flow
-
-    if command.model == "flow":
-        pretrain_flow(command.out, _pretrain_config(FlowPretrainConfig, command.settings))
-    else:
-        pretrain(command.out, _pretrain_config(PretrainConfig, command.settings))
-    if world().is_main:
-        shipping = ship_flow if command.model == "flow" else ship
-        print(shipping(command.out, command.out / "shipped"))
-        print(f"\nweights to ship: {command.out / 'shipped'}")
-
-
-def _pretrain_config(kind: type[_Numbers], words: Sequence[str]) -> _Numbers:
-    """Read `name=value` words into pretraining's settings."""
-    known, values = [field.name for field in fields(cast(Any, kind))], {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            msg = f"a setting must read `name=value`; got {word!r}."
-            raise ConfigError(msg)
-        if name not in known:
-            raise unknown_setting(name, known)
-        try:
-            values[name] = read_value(text)
-        except ConfigError as error:
-            msg = f"`{name}` cannot be read from {quoted(text)}: {error}"
-            raise ConfigError(msg) from error
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        problems = [
-            f"`{e['loc'][0]}`: {e['msg']}; got {quoted(e['input'])}." for e in error.errors()
-        ]
-        raise ConfigError(" ".join(problems)) from error
 
 
 def _recipes() -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from mvczigal_ref.checkpoint import latest_checkpoint, load_checkpoint
 from mvczigal_ref.cli.arguments import Export
-from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.policy_files import trained_lora
+from mvczigal_ref.run_folder import load_newest
 from mvczigal_ref.scorers import no_scorers
 from mvczigal_ref.trainer import export_policy, load_policy
 
@@ -34,11 +34,7 @@ def export_run(command: Export) -> Path:
     if command.out.exists():
         msg = f"`--out` must not exist yet; got {str(command.out)!r}."
         raise ConfigError(msg)
-    found = latest_checkpoint(command.run / "checkpoints")
-    if found is None:
-        msg = f"{str(command.run)!r} holds no checkpoint. Pass a folder that training wrote."
-        raise CheckpointError(msg)
-    checkpoint = load_checkpoint(found)
+    checkpoint = load_newest(command.run)
     config = checkpoint.config
     trained: LoraWeights | Any
     if config.model.network == "multiview" and config.model.finetune == "lora":

@@ -1,19 +1,33 @@
-"""Start the processes that share a command's work on this machine."""
+"""The processes of this machine that share a command's work: started, watched, ended together.
 
-import logging
+They meet in a file of a folder that only this user may read, and talk over loopback: nothing
+listens to the network, and nothing that a process reads of another is run.
+"""
+
 import os
+import signal
+import socket
+import subprocess
 import sys
-import uuid
-from collections.abc import Sequence
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
 from mvczigal_ref.errors import ConfigError
 
-__all__ = ["PROGRAM", "launch", "starts_processes"]
+__all__ = ["PROGRAM", "end_with_launcher", "launch", "starts_processes"]
 
 PROGRAM = ("-m", "mvczigal_ref")
 """What the processes run, before the command's words."""
 
-_PATIENCE = 900  # seconds that a stop may take: the processes end their iteration and save
+_LIFELINE = "MVCZIGAL_LIFELINE"  # a pipe's descriptor, whose other end closes with the launcher
+_PATIENCE = 900.0  # seconds that a stop may take: the processes end their iteration and save
+_GRACE = 30.0  # seconds for the others to see that one has failed
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def starts_processes(count: int) -> bool:
@@ -42,9 +56,10 @@ def starts_processes(count: int) -> bool:
 
 
 def launch(count: int, words: Sequence[str]) -> int:
-    """Run a command in several processes, by torch's own launcher, and wait for them.
+    """Run a command in several processes, and wait for them.
 
-    They meet on loopback. Without ``OMP_NUM_THREADS`` they share out the cores.
+    Without ``OMP_NUM_THREADS`` they share out the cores. SIGTERM, SIGHUP and Ctrl-C reach all of
+    them, so that they save and stop. Where one fails, the others end, too.
 
     Args:
         count: Processes.
@@ -53,27 +68,103 @@ def launch(count: int, words: Sequence[str]) -> int:
     Returns:
         Exit status of the first that failed, 128 and the signal's number after a signal, or 0.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    lifeline, held = os.pipe()
+    processes: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="mvczigal-") as folder, _stops_asked() as asked:
+        try:
+            for rank in range(count):
+                environment = _environment(rank, count, Path(folder) / "store", lifeline)
+                command = [sys.executable, *PROGRAM, *words]
+                processes.append(subprocess.Popen(command, env=environment, pass_fds=(lifeline,)))
+            failed = _wait(processes, asked)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+            os.close(lifeline)
+            os.close(held)
+    if failed is None:
+        return 0
+    if asked:
+        return 128 + asked[0]
+    status = processes[failed].returncode
+    if status >= 0:
+        return status
+    name = signal.Signals(-status).name  # it could not speak any more
+    text = f"process {failed} of {count} was ended by {name}, and the others with it."
+    print(f"mvczigal: error: {text}", file=sys.stderr, flush=True)
+    return 128 - status
 
-    logging.disable(logging.ERROR)  # the processes say themselves why they end
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0,
-        shutdown_timeout=_PATIENCE,
-    )  # fmt: skip
+
+def end_with_launcher() -> None:
+    """End this process as soon as the one that started it has ended, in whatever way.
+
+    Otherwise it would train on in a folder that a second start takes for free. Does nothing in a
+    process that :func:`launch` did not start.
+    """
+    lifeline = os.environ.pop(_LIFELINE, None)
+    if lifeline is not None:
+        threading.Thread(target=_outlive_no_launcher, args=(int(lifeline),), daemon=True).start()
+
+
+def _outlive_no_launcher(lifeline: int) -> None:
+    os.set_inheritable(lifeline, False)
+    os.read(lifeline, 1)  # nobody writes: it returns when the other end is closed
+    os._exit(1)
+
+
+def _environment(rank: int, count: int, store: Path, lifeline: int) -> dict[str, str]:
+    loopback = next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    return {
+        "OMP_NUM_THREADS": threads,
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MVCZIGAL_STORE": str(store),  # read by `distributed.world`
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        _LIFELINE: str(lifeline),
+    }
+
+
+@contextmanager
+def _stops_asked() -> Iterator[list[int]]:
+    """Collect the signals that ask for a stop; one that is ignored, as under nohup, stays so."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        asked.append(number)
+
+    heeded = [number for number in _STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    old = {number: signal.signal(number, ask) for number in heeded}
     try:
-        elastic_launch(config, sys.executable)(*PROGRAM, *words)
-    except ChildFailedError as failed:
-        place, failure = failed.get_first_failure()
-        if failure.exitcode < 0:  # it could not speak any more
-            print(f"mvczigal: process {place} was ended: {failure.message}", file=sys.stderr)
-            return 128 - int(failure.exitcode)
-        return int(failure.exitcode)
-    except SignalException as stopped:
-        return 128 + int(stopped.sigval)
+        yield asked
     finally:
-        logging.disable(logging.NOTSET)
-    return 0
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> int | None:
+    """Wait until all have ended, or kill those that do not; give the first that failed."""
+    failed, passed_on, end = None, 0, float("inf")
+    while any([process.poll() is None for process in processes]):
+        if passed_on < len(asked):
+            passed_on, end = len(asked), time.monotonic() + _PATIENCE
+            for process in processes:
+                process.terminate()  # a second Ctrl-C reaches them from the terminal itself
+        if failed is None:
+            failed = next((i for i, p in enumerate(processes) if p.returncode), None)
+            if failed is not None:
+                end = min(end, time.monotonic() + _GRACE)
+        if time.monotonic() > end:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    if failed is None:
+        failed = next((i for i, p in enumerate(processes) if p.returncode), None)
+    return failed

@@ -7,27 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 from mvczigal_ref.cli.arguments import REFUSED, Train
-from mvczigal_ref.cli.launch import launch
 from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ServiceUnavailableError
 
-__all__ = ["train_in_processes", "train_run"]
-
-
-def train_in_processes(command: Train) -> None:
-    """Train in several processes of this machine, and end as they did.
-
-    Args:
-        command: What was asked for, checked.
-
-    Raises:
-        SystemExit: Where they did not end well; they have said why.
-    """
-    status = launch(command.processes, _words(command))
-    if status:
-        raise SystemExit(status)
+__all__ = ["train_run", "train_words"]
 
 
 def train_run(command: Train, config: TrainConfig) -> None:
@@ -92,7 +77,15 @@ def _where(folder: Path) -> str:
     return "stopped before anything was saved" if found is None else f"stopped; saved in {found}"
 
 
-def _words(command: Train) -> list[str]:
+def train_words(command: Train) -> list[str]:
+    """Give the words of the command line that ask for the same.
+
+    Args:
+        command: A run.
+
+    Returns:
+        Words after the program's name.
+    """
     words = ["train", command.recipe, *command.settings]
     for option, path in (("--config", command.config), ("--out", command.out)):
         words += [option, str(path)] if path is not None else []
@@ -101,7 +94,7 @@ def _words(command: Train) -> list[str]:
 
 
 def _again(command: Train) -> str:
-    return shlex.join(["mvczigal", *_words(command)])
+    return shlex.join(["mvczigal", *train_words(command)])
 
 
 def _say(console: Console, text: str) -> None:

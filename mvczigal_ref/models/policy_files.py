@@ -10,7 +10,7 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import nn
 
-from mvczigal_ref.files import sync
+from mvczigal_ref.files import sync, writing
 from mvczigal_ref.models.flow_lora import flow_lora_parameters
 from mvczigal_ref.models.flow_policy import FlowPolicy
 from mvczigal_ref.models.loading import save_config, stored
@@ -127,12 +127,13 @@ def _whole(folder: Path) -> Iterator[Path]:
     old = folder.with_name(f".{folder.name}.replaced.tmp")
     aside.mkdir(parents=True)
     try:
-        yield aside
+        with writing(folder):
+            yield aside
+            for path in (*aside.rglob("*"), aside):
+                sync(path)
     except BaseException:
         shutil.rmtree(aside)
         raise
-    for path in (*aside.rglob("*"), aside):
-        sync(path)
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)

@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from mvczigal_ref.config import TrainConfig, load_config, to_dict
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.evaluation import Evaluation, PairedGain, paired_gain
+from mvczigal_ref.evaluation import Evaluation, PairedGain, paired_gain, read_evaluation
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.registry import VIEW_MEAN
 from mvczigal_ref.tracking import read_metrics
@@ -132,7 +129,8 @@ def read_run(folder: Path) -> RunFolder:
         CheckpointError: If the folder is no run folder, or a file of scores is damaged.
     """
     config = run_config(folder)
-    found = [_evaluation(path) for path in (folder / "evaluations").glob("*_*.safetensors")]
+    files = (folder / "evaluations").glob("*_*.safetensors")
+    found = [(_iteration(path), read_evaluation(path)[0]) for path in files]
     evaluations = dict(sorted(found, key=lambda one: one[0]))
     columns = max((scores.joint.shape[1] for scores in evaluations.values()), default=0)
     return RunFolder(
@@ -167,11 +165,11 @@ def run_config(folder: Path) -> TrainConfig:
     return load_config(file=path)
 
 
-def _evaluation(path: Path) -> tuple[int, Evaluation]:
+def _iteration(path: Path) -> int:
     try:
-        return int(path.stem.rpartition("_")[2]), Evaluation(**load_file(path))
-    except (SafetensorError, TypeError, ValueError) as error:
-        msg = f"cannot read the scores in {str(path)!r}: {error}. Remove the file."
+        return int(path.stem.rpartition("_")[2])
+    except ValueError as error:
+        msg = f"{str(path)!r} is not named after an iteration. Remove the file."
         raise CheckpointError(msg) from error
 
 

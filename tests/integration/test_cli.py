@@ -620,8 +620,9 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 from mvczigal_ref import prompts
-from mvczigal_ref.cli import main
+from mvczigal_ref.cli import launch, main
 from tests.integration.runs import HELD_OUT, PROMPTS
+launch.PROGRAM = (__file__,)
 prompts.split_prompts = lambda: (list(PROMPTS), list(HELD_OUT))
 sys.exit(main())
 """
@@ -632,8 +633,7 @@ def launch(folder, argv):
     script = folder / "two.py"
     script.write_text(SCRIPT, "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(script), *argv],
+        [sys.executable, str(script), *argv, "--processes", "2"],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

@@ -32,12 +32,18 @@ RELATIVE = 5e-5
 METRICS = {"rel": 2e-5, "abs": 2e-6}
 
 
-def launch(*words, processes=2, limit=900):
-    """Start processes as a person would, with the launcher that comes with torch."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), *map(str, words)]
+START = """
+import sys
+from mvczigal_ref.cli import launch
+launch.PROGRAM = ("-m", "tests.integration.worker")
+sys.exit(launch.launch(2, sys.argv[1:]))
+"""
+
+
+def launch(*words, limit=900):
+    """Start two workers as `--processes 2` starts its processes."""
     return subprocess.run(
-        command,
+        [sys.executable, "-c", START, *map(str, words)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
@@ -52,7 +58,7 @@ def launch(*words, processes=2, limit=900):
 def two(prompts, tmp_path_factory):
     """Where two processes ran everything, and what each says of it."""
     folder = tmp_path_factory.mktemp("two")
-    ended = launch("-m", "tests.integration.worker", folder, prompts)
+    ended = launch(folder, prompts)
     assert ended.returncode == 0, ended.stdout
     said = [json.loads((folder / f"{rank}_of_2.json").read_text()) for rank in range(2)]
     return folder, said
@@ -176,4 +182,4 @@ def test_a_launcher_that_starts_only_one_is_refused():
     )
 
     assert ended.returncode != 0
-    assert "starts one. Start with `torchrun --standalone --nproc-per-node N" in ended.stderr
+    assert "starts one. Start with `mvczigal train RECIPE --processes N`" in ended.stderr

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from mvczigal_ref import distributed
 from mvczigal_ref.distributed import World, world
-from mvczigal_ref.errors import NonFiniteError
+from mvczigal_ref.errors import NonFiniteError, ProcessLostError
 
 OBJECTS = 8
 SLICES = 4
@@ -54,7 +54,7 @@ def parameters(rank):
 
 
 class UnsendableError(Exception):
-    """Cannot be made again from its arguments, so it cannot be pickled."""
+    """A class that the other process need not have."""
 
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
@@ -116,6 +116,10 @@ def work(folder):
         here.barrier()
     Path(f"{folder}/{here.rank}.json").write_text(json.dumps(meet(here)), "utf-8")
     save_file(found, f"{folder}/{here.rank}.safetensors")
+    if here.rank == 0:
+        with pytest.raises(ProcessLostError, match="lost another process"), here.together():
+            here.barrier()  # to which the other does not come any more
+        Path(f"{folder}/lost").touch()
     here.close()
 
 
@@ -227,6 +231,11 @@ def test_an_exception_in_one_process_is_raised_in_all(ended):
     assert other == {**one, "words alone": "UnsendableError: 1 and 2"}
 
 
+def test_a_process_that_is_gone_is_told_of_in_a_line(ended):
+    """The other does not wait for ever, nor end in torch's own words."""
+    assert (ended[0] / "lost").exists(), ended[2]
+
+
 # -- laws --------------------------------------------------------------------------------
 
 
@@ -306,7 +315,7 @@ def test_a_launcher_that_starts_one_process_of_several_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert world("cpu").size == 1
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(RuntimeError, match=r"starts one\. Start with `torchrun"):
+    with pytest.raises(RuntimeError, match=r"starts one\. Start with `mvczigal train"):
         world("cpu")
 
 

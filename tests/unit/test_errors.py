@@ -1,5 +1,6 @@
 """`errors`: what a caller catches, and what the message says."""
 
+import json
 import pickle
 
 import pytest
@@ -8,17 +9,31 @@ from mvczigal_ref.errors import (
     CheckpointError,
     ConfigError,
     NonFiniteError,
+    ProcessLostError,
     ReplayMismatchError,
+    RunFolderInUseError,
     ZeroGradientError,
+    decode_error,
+    encode_error,
 )
 
 BUILTIN = {
     CheckpointError: ValueError,
     ConfigError: ValueError,
     NonFiniteError: FloatingPointError,
+    ProcessLostError: ConnectionError,
     ReplayMismatchError: RuntimeError,
     ZeroGradientError: ArithmeticError,
+    RunFolderInUseError: OSError,
 }
+
+
+class ForeignError(OSError):
+    """Neither Python's nor the package's."""
+
+
+class OddError(Exception):
+    """Of no more than Exception."""
 
 
 @pytest.mark.parametrize(("ours", "builtin"), BUILTIN.items())
@@ -50,3 +65,62 @@ def test_non_finite_crosses_a_process_boundary():
 
     assert str(back) == str(error)
     assert (back.object, back.view, back.step, back.value) == (3, None, 1, 2.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NonFiniteError("loss", object=3, step=1, value=2.0),
+        ConfigError("`seed` must be at least 0; got -1."),
+        FileNotFoundError(2, "No such file or directory", "runs/tiny"),
+        KeyError("absent"),
+        ValueError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_exception_is_sent_as_it_is(error):
+    """Class, arguments, fields and sentence."""
+    back = decode_error(encode_error(error))
+
+    assert type(back) is type(error)
+    assert back.__reduce__() == error.__reduce__()
+    assert str(back) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "ancestor", "words"),
+    [
+        (ForeignError("no answer"), OSError, "ForeignError: no answer"),
+        (OddError("what"), RuntimeError, "OddError: what"),
+        (ConfigError({1, 2}), ValueError, "ConfigError: {1, 2}"),
+        (UnicodeDecodeError("utf-8", b"a", 0, 1, "bad"), ValueError, "UnicodeDecodeError: 'utf-8'"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_what_cannot_be_sent_becomes_its_nearest_ancestor(error, ancestor, words):
+    """With its words."""
+    back = decode_error(encode_error(error))
+
+    assert isinstance(back, ancestor)
+    assert str(back).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("builtins", "print"),
+        ("builtins", "KeyboardInterrupt"),
+        ("mvczigal_ref.errors", "decode_error"),
+        ("mvczigal_ref.errors", "absent"),
+        ("absent", "Error"),
+        ("pathlib", "UnsupportedOperation"),
+    ],
+)
+def test_nothing_but_an_exception_is_made_of_what_is_received(module, name, capfd):
+    """Python's or the package's; anything else is words."""
+    back = decode_error(json.dumps([module, name, ["echo ran"], "Error: words"]))
+
+    assert type(back) is RuntimeError
+    assert str(back) == "Error: words"
+    assert capfd.readouterr().out == ""

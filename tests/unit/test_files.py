@@ -1,9 +1,19 @@
 """`files`: old content or new, and one text for equal values."""
 
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from safetensors import SafetensorError
 
 from mvczigal_ref import files
-from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.errors import RunFolderInUseError
+from mvczigal_ref.files import atomic_write, owned, sweep, to_json, writing
 
 
 class Killed(BaseException):
@@ -42,6 +52,41 @@ def test_a_kill_leaves_the_old_content_or_the_new(tmp_path, monkeypatch, survive
     assert calls == ["old", "new"][: survived + 1]
 
 
+def full(*_, **__):
+    """Fail as a disk without room does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_told_with_the_path_and_keeps_no_part(tmp_path, monkeypatch):
+    """The old content stays."""
+    path = tmp_path / "file"
+    atomic_write(path, "old")
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(OSError, match=rf"^\[Errno 28\] No space left on device: '{path}'$"):
+        atomic_write(path, "new")
+
+    assert [one.read_text() for one in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_full_disk_is_told_alike_by_every_writer():
+    """Python's files, and the library that writes tensors, whose words hold the same number."""
+    words = "Error while serializing: I/O error: No space left on device (os error 28)"
+    for error in (OSError(errno.ENOSPC, "full"), SafetensorError(words)):
+        with pytest.raises(OSError, match="'run/state'") as caught, writing(Path("run/state")):
+            raise error
+        assert caught.value.errno == errno.ENOSPC
+
+
+def test_an_error_that_is_not_the_disks_passes_unchanged(tmp_path):
+    """What was written aside is gone all the same."""
+    (tmp_path / "aside").mkdir()
+    error = SafetensorError("unknown dtype")
+    with pytest.raises(SafetensorError) as caught, writing(tmp_path, aside=tmp_path / "aside"):
+        raise error
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_equal_values_have_one_text():
     """Whatever the order of their keys; the text reads back to the same bits."""
     assert to_json({"b": 0.1, "a": [1]}) == to_json({"a": [1], "b": 0.1})
@@ -52,3 +97,103 @@ def test_json_without_words_for_it_is_refused():
     """NaN would be no JSON."""
     with pytest.raises(ValueError, match="JSON"):
         to_json(float("nan"))
+
+
+def test_what_killed_writers_left_is_swept(tmp_path):
+    """Files and folders written aside, at the top and one below; nothing else."""
+    swept = [".config.json.7.tmp", "evaluations/.before_000000.safetensors.7.tmp"]
+    kept = ["config.json", "notes.tmp", "wandb/run/.x.7.tmp", ".lock"]
+    for name in (*swept, *kept, "checkpoints/.iteration_000002.7.tmp/state.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    sweep(tmp_path / "absent")
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(tmp_path)) for path in files) == sorted(kept)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+# -- one owner -----------------------------------------------------------------------------
+
+# Owns a folder, says so, and holds it until its input ends.
+OWNER = """
+import sys
+from pathlib import Path
+from mvczigal_ref.files import owned
+with owned(Path(sys.argv[1])):
+    Path(sys.argv[1], "config.json").touch()
+    print("owned", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """Another process, which owns a folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path / "run")],
+        cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with process:
+        assert process.stdout.readline() == b"owned\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_has_one_owner_which_is_named(tmp_path, owner):
+    """Refused while it lives; free as soon as it is killed, whatever it has left there."""
+    folder = tmp_path / "run"
+    said = f"'{folder}' is in use by process {owner.pid} on host {socket.gethostname()}. "
+    with pytest.raises(RunFolderInUseError) as caught, owned(folder):
+        pass
+    assert str(caught.value).startswith(said)
+    assert (folder / ".lock").is_file()
+    owner.kill()
+    owner.wait()
+    with owned(folder):
+        assert json.loads((folder / ".lock").read_text())["process"] == os.getpid()
+    assert not (folder / ".lock").exists()
+
+
+def test_an_owner_that_waits_takes_over_from_one_that_ends(tmp_path, owner, monkeypatch):
+    """The file that the first one removes is not the second one's lock."""
+    monkeypatch.setattr(files, "_WAIT", 30.0)
+    owner.stdin.close()
+    with owned(tmp_path / "run"):
+        assert owner.wait(timeout=30) == 0
+        assert (tmp_path / "run" / ".lock").is_file()
+
+
+def test_a_process_owns_a_folder_once(tmp_path, monkeypatch):
+    """Two runs of one process are two owners."""
+    monkeypatch.setattr(files, "_WAIT", 0.0)
+    said = f"process {os.getpid()} "
+    with owned(tmp_path), pytest.raises(RunFolderInUseError, match=said), owned(tmp_path):
+        pass
+    with owned(tmp_path):
+        pass
+
+
+def test_an_owner_that_writes_nothing_leaves_nothing(tmp_path):
+    """Neither the folder, nor those made above it; what was there before stays."""
+    (tmp_path / "there").mkdir()
+    for folder in ("there", "runs/new"):
+        with pytest.raises(KeyError), owned(tmp_path / folder):
+            raise KeyError
+    with owned(tmp_path / "runs" / "other"):
+        (tmp_path / "runs" / "other" / "config.json").touch()
+
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == ["runs", "runs/other", "runs/other/config.json", "there"]
+
+
+def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch):
+    """Rather than not at all."""
+
+    def acquire(*_, **__):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.FileLock, "acquire", acquire)
+    with pytest.warns(UserWarning, match="has no locks: let no other process"), owned(tmp_path):
+        pass

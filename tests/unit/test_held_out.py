@@ -1,6 +1,7 @@
 """`held_out`: an occasion is scored once and found again as it was; what the guard sees."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -111,6 +112,20 @@ def test_the_scores_are_those_of_evaluation(tmp_path):
 
     assert torch.equal(kept.joint, fresh.joint)
     assert torch.equal(kept.images, fresh.images)
+
+
+def test_damaged_scores_are_refused_with_the_remedy(made, tmp_path):
+    """Which is the report's; without the file they are measured again."""
+    path = tmp_path / "evaluations" / "before_000000.safetensors"
+    judge(tmp_path)("before", 0)
+    os.truncate(path, 100)
+    with pytest.raises(CheckpointError) as caught:
+        judge(tmp_path)("before", 0)
+    assert str(caught.value).startswith(f"cannot read the scores in '{path}': ")
+    assert str(caught.value).endswith(". Remove the file.")
+    path.unlink()
+    judge(tmp_path)("before", 0)
+    assert made == [2, 2]
 
 
 def test_other_prompts_are_refused(made, tmp_path):

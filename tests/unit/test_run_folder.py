@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mvczigal_ref import run_folder
 from mvczigal_ref.config import to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.run_folder import find_checkpoint, is_finished, load_policy
+from mvczigal_ref.run_folder import find_checkpoint, is_finished, load_newest, load_policy
 from mvczigal_ref.training_state import begin
 from tests.unit.test_training_state import PROMPTS, config, stepped, system
 
@@ -69,6 +70,16 @@ def test_a_run_is_finished_when_it_has_ended_as_it_is_asked_for(tmp_path):
     assert not is_finished(tmp_path, config(evaluation_noises=7))
     with pytest.raises(CheckpointError, match="holds another run"):
         is_finished(tmp_path, config(seed=5))
+
+
+def test_the_newest_checkpoint_of_a_run_that_goes_on_is_read(tmp_path, monkeypatch):
+    """Where it is removed between its finding and its reading, the next is read."""
+    for iterations in (1, 2):
+        stepped(config(keep_checkpoints=1), tmp_path, iterations)
+    found = iter(["iteration_000001", "iteration_000002"])
+    monkeypatch.setattr(run_folder, "latest_checkpoint", lambda folder: folder / next(found))
+
+    assert load_newest(tmp_path).iteration == 2
 
 
 # -- errors ------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ import json
 import re
 import sys
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,7 +15,15 @@ from accelerate import PartialState
 
 from mvczigal_ref import tracking
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.tracking import MetricsLog, StageTimer, Trackers, peak_memory, read_metrics
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.tracking import (
+    MetricsLog,
+    StageTimer,
+    Trackers,
+    check_trackers,
+    peak_memory,
+    read_metrics,
+)
 
 
 def run(path, first, last):
@@ -164,11 +174,41 @@ def test_the_configuration_is_stored_flat(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_tracker_that_is_not_installed_is_refused_with_the_remedy(tmp_path, monkeypatch, name):
-    """Before the run begins, not at its first line."""
+def test_a_tracker_that_is_not_installed_is_refused_with_the_remedy(monkeypatch, name):
+    """Before anything is loaded, not at the run's first line."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match=rf"'{name}' is not installed.*\[tracking\]"):
-        Trackers([name], folder=tmp_path, config=TrainConfig())
+    with pytest.raises(ConfigError, match=rf"'{name}' is not installed.*\[tracking\]"):
+        check_trackers([name])
+
+
+class Wandb(ModuleType):
+    """Stands for the tracker, without a key."""
+
+    class Error(Exception):
+        """Base of its exceptions."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.asked = 0
+
+    def login(self):
+        self.asked += 1
+        raise self.Error("No API key configured.")
+
+
+def test_wandb_without_a_key_is_refused_with_what_to_do(monkeypatch):
+    """It would ask in a terminal; without one it cannot, and offline it needs none."""
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    check_trackers(["tensorboard"])
+    assert wandb.asked == 0
+    with pytest.raises(ConfigError, match=r"No API key configured\. Set WANDB_API_KEY, or"):
+        check_trackers(["tensorboard", "wandb"])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_trackers(["wandb"])
+    assert wandb.asked == 1
 
 
 # -- seconds and bytes -------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """`trainer`: the loop around iterations that here do next to nothing."""
 
+import errno
+import importlib.util
 import json
 import os
 import signal
@@ -11,16 +13,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mvczigal_ref import held_out, trainer, training_loop
+from mvczigal_ref import checkpoint, files, held_out, trainer, training_loop
 from mvczigal_ref.checkpoint import load_checkpoint
+from mvczigal_ref.cli.arguments import Export
+from mvczigal_ref.cli.exporting import export_run
 from mvczigal_ref.config import from_dict, load_config, to_dict
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import CheckpointError, ConfigError, ServiceUnavailableError
+from mvczigal_ref.errors import (
+    CheckpointError,
+    ConfigError,
+    DiskFullError,
+    RunFolderInUseError,
+    ServiceUnavailableError,
+)
 from mvczigal_ref.evaluation import Evaluation
 from mvczigal_ref.held_out import Watch
 from mvczigal_ref.iteration import IterationResult, prompt_batch
 from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.report import write_report
 from mvczigal_ref.reward.guard import GuardCheck
 from mvczigal_ref.run_folder import is_finished
 from mvczigal_ref.tracking import read_metrics
@@ -36,6 +47,7 @@ class Record(Events):
     def __init__(self):
         self.told, self.iterations, self.measured, self.looks = [], [], [], []
         self.signals, self.watched, self.out = {}, {}, set()
+        self.hang_up = lambda: None
 
     def meet_outage(self, what, place):
         """Be out, once, where it was asked for."""
@@ -68,6 +80,7 @@ def record(monkeypatch):
         record.iterations.append((iteration, list(prompts), rate, constraint))
         level(system).fill_(iteration + 1.0)
         for number in record.signals.get(iteration, ()):
+            record.hang_up()
             os.kill(os.getpid(), number)
         with timer("update"):
             moved = replace(constraint, multiplier=constraint.multiplier + 0.25)
@@ -345,7 +358,7 @@ def test_iterations_after_the_checkpoint_are_done_again(record, tmp_path):
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_waits_for_the_iteration_and_saves(record, tmp_path, number):
     """And gives the signals back."""
     before = signal.getsignal(number)
@@ -370,6 +383,147 @@ def test_a_second_interrupt_does_not_wait(record, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         go(config(checkpoint_every=10), tmp_path, record)
     assert saved(tmp_path) == [0, 2]
+
+
+def test_a_hangup_that_is_ignored_does_not_stop(record, tmp_path):
+    """Under nohup a run outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    record.signals = {0: [signal.SIGHUP]}
+    try:
+        go(config(2), tmp_path, record)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert [one[0] for one in record.iterations] == [0, 1]
+
+
+def test_a_run_outlives_the_terminal_that_it_speaks_to(record, tmp_path):
+    """What it says after that is lost; an error there would lose the iterations, too."""
+    ours, terminals = os.openpty()
+    spare = os.dup(1)
+    os.dup2(terminals, 1)
+    os.close(terminals)
+
+    def speak(finished, total, metrics):
+        os.write(1, b"an iteration\n")
+
+    record.iteration = speak
+    record.hang_up = lambda: os.close(ours)
+    record.signals = {1: [signal.SIGHUP]}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go(config(checkpoint_every=10), tmp_path, record)
+    finally:
+        os.dup2(spare, 1)
+        os.close(spare)
+    assert saved(tmp_path) == [0, 2]
+
+
+class Meanwhile(Events):
+    """Does something after the second iteration, while the run's folder is its own."""
+
+    def __init__(self, act):
+        self.act, self.answers = act, []
+
+    def iteration(self, finished, total, metrics):
+        if finished == 2:
+            self.answers.append(self.act())
+
+
+def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(record, tmp_path):
+    """And changes nothing there; afterwards the folder is free."""
+
+    def start():
+        before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        with pytest.raises(RunFolderInUseError, match=f"in use by process {os.getpid()} on host "):
+            go(config(8), tmp_path, record)
+        return before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    meanwhile = Meanwhile(start)
+    go(config(), tmp_path, record, events=meanwhile)
+
+    assert meanwhile.answers == [True]
+    assert [one[0] for one in record.iterations] == [0, 1, 2, 3]
+    assert [row["iteration"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert not (tmp_path / ".lock").exists()
+    go(config(5), tmp_path, record)
+
+
+def test_a_run_that_goes_on_can_be_reported_and_exported(record, tmp_path):
+    """Readers ask no one."""
+
+    def read():
+        out = tmp_path / "exported"
+        return write_report(tmp_path).is_file(), export_run(Export(run=tmp_path, out=out)).is_dir()
+
+    meanwhile = Meanwhile(read)
+    go(config(checkpoint_every=1, keep_checkpoints=1), tmp_path, record, events=meanwhile)
+
+    assert meanwhile.answers == [(True, True)]
+
+
+def test_what_a_killed_run_left_half_written_is_swept(record, tmp_path):
+    """By the run that goes on, and by no other: a folder that is refused stays as it is."""
+    go(config(2), tmp_path, record)
+    left = [
+        tmp_path / ".metrics.jsonl.7.tmp",
+        tmp_path / "evaluations" / ".before_000000.safetensors.7.tmp",
+        tmp_path / "checkpoints" / ".iteration_000002.7.tmp",
+    ]
+    for path in left:
+        path.mkdir()
+    with pytest.raises(CheckpointError, match="holds another run"):
+        go(config(2, optim={"lr": 0.5}), tmp_path, record)
+    assert all(path.exists() for path in left)
+    go(config(2), tmp_path, record)
+    assert not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize("what", ["save_file", "sync"])
+def test_a_full_disk_ends_the_run_with_the_checkpoint_to_go_on_from(
+    record, tmp_path, monkeypatch, what
+):
+    """In one sentence; nothing half-written keeps the disk full, and the run goes on later."""
+    right = getattr(checkpoint, what)
+
+    def full(*arguments):
+        if len(record.iterations) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return right(*arguments)
+
+    monkeypatch.setattr(checkpoint, what, full)
+    with pytest.raises(DiskFullError) as caught:
+        go(config(checkpoint_every=1), tmp_path, record)
+    name = f"{tmp_path}/checkpoints/iteration_00000"
+    assert str(caught.value) == (
+        f"cannot write '{name}3': No space left on device. Make room and start again; the run goes "
+        f"on from '{name}2'."
+    )
+    assert saved(tmp_path) == [0, 1, 2]
+    record.iterations.clear()
+    go(config(checkpoint_every=1), tmp_path, record)
+    assert [one[0] for one in record.iterations] == [2, 3]
+
+
+def test_a_disk_that_is_full_from_the_first_is_told_too(record, tmp_path, monkeypatch):
+    """Nothing is left of the run."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(DiskFullError, match=r"config\.json': No space.*the run begins anew\."):
+        go(config(), tmp_path / "run", record)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trackers_are_asked_for_before_anything_is_loaded(record, tmp_path, monkeypatch):
+    """A run without them would be refused only after minutes."""
+    monkeypatch.setattr(trainer, "build_system", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="tracker 'wandb' is not installed"):
+        go(config(trackers=["wandb"]), tmp_path / "run", record)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_in_a_thread_leaves_signals_alone(record, tmp_path):
@@ -516,6 +670,10 @@ class Second(World):
     def anywhere(self, flag):
         """Hear that the first was asked to stop."""
         return True
+
+    def gather_objects(self, share):
+        """Get nothing from the first."""
+        return share
 
 
 def test_a_process_that_is_not_the_main_one_writes_and_says_nothing(record, tmp_path):

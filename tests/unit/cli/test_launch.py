@@ -1,10 +1,39 @@
 """Starting the processes of a command: how many, by whom, and how they ended."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
 import pytest
 
 from mvczigal_ref.cli import launch as launching
-from mvczigal_ref.cli.launch import launch, starts_processes
+from mvczigal_ref.cli.launch import end_with_launcher, launch, starts_processes
 from mvczigal_ref.errors import ConfigError
+
+# Writes down the environment and the mode of the folder in which the processes meet.
+PLACE = """
+import json, os, pathlib, sys
+folder = pathlib.Path(os.environ["MVCZIGAL_STORE"]).parent
+place = {**os.environ, "mode": folder.stat().st_mode & 0o777}
+pathlib.Path(sys.argv[2], os.environ["RANK"]).write_text(json.dumps(place))
+"""
+# One process of two fails at once; the other would take a minute.
+UNEVEN = "import os, sys, time; os.environ['RANK'] == '1' and sys.exit(3); time.sleep(60)"
+# Each says that it is there, and takes a stop for an end.
+STOPPABLE = """
+import os, pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(str(number))
+    sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text("there")
+time.sleep(60)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -41,17 +70,30 @@ def test_no_process_is_refused():
 
 def test_every_process_is_told_its_place(tmp_path, monkeypatch):
     """A program in place of the package writes down what it was told, and ends well."""
-    program = (
-        "import os, pathlib, sys; pathlib.Path(sys.argv[2], os.environ['RANK'])"
-        ".write_text(os.environ['WORLD_SIZE'] + os.environ['MASTER_ADDR'])"
-    )
-    monkeypatch.setattr(launching, "PROGRAM", ("-c", program))
+    monkeypatch.setattr(launching, "PROGRAM", ("-c", PLACE))
 
     assert launch(2, ["train", str(tmp_path)]) == 0
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "0": "2127.0.0.1",
-        "1": "2127.0.0.1",
-    }
+    places = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert sorted(places) == ["0", "1"]
+    for place in places.values():
+        assert place["WORLD_SIZE"] == place["LOCAL_WORLD_SIZE"] == "2"
+
+
+def test_processes_meet_on_loopback_in_a_folder_of_this_user_alone(tmp_path, monkeypatch):
+    """Whatever the surroundings ask for; the folder is gone afterwards."""
+    monkeypatch.setattr(launching, "PROGRAM", ("-c", PLACE))
+    for name in ("MASTER_ADDR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "eth0")
+    launch(2, ["train", str(tmp_path)])
+    places = [json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())]
+
+    for place in places:
+        assert place["MASTER_ADDR"] == "127.0.0.1"
+        assert place["GLOO_SOCKET_IFNAME"] == place["NCCL_SOCKET_IFNAME"]
+        assert place["GLOO_SOCKET_IFNAME"].rstrip("0") == "lo"
+        assert place["mode"] == 0o700
+    assert places[0]["MVCZIGAL_STORE"] == places[1]["MVCZIGAL_STORE"]
+    assert not Path(places[0]["MVCZIGAL_STORE"]).parent.exists()
 
 
 def test_a_refusal_is_the_commands_own():
@@ -64,7 +106,73 @@ def test_a_process_that_was_killed_is_named(monkeypatch, capfd):
     monkeypatch.setattr(launching, "PROGRAM", ("-c", "import os; os.kill(os.getpid(), 9)"))
 
     assert launch(1, []) == 128 + 9
-    assert "process 0 was ended" in capfd.readouterr().err
+    assert "process 0 of 1 was ended by SIGKILL" in capfd.readouterr().err
+
+
+def test_a_process_that_fails_ends_the_others(monkeypatch):
+    """After a while in which they may say themselves what they have met."""
+    monkeypatch.setattr(launching, "PROGRAM", ("-c", UNEVEN))
+    monkeypatch.setattr(launching, "_GRACE", 0.2)
+
+    assert launch(2, []) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_stop_reaches_every_process(tmp_path, monkeypatch, number):
+    """As the signal after which a run saves; the handlers of before are back afterwards."""
+    monkeypatch.setattr(launching, "PROGRAM", ("-c", STOPPABLE))
+    handlers = [signal.getsignal(n) for n in launching._STOPS]
+
+    def ask():
+        while sorted(path.name for path in tmp_path.iterdir() if path.read_text()) != ["0", "1"]:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert launch(2, [str(tmp_path)]) == 128 + number
+    asking.join()
+    assert [path.read_text() for path in tmp_path.iterdir()] == [str(int(signal.SIGTERM))] * 2
+    assert [signal.getsignal(n) for n in launching._STOPS] == handlers
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path, monkeypatch):
+    """Under nohup a run outlives its terminal."""
+    program = "import os, signal; os.kill(os.getppid(), signal.SIGHUP)"
+    monkeypatch.setattr(launching, "PROGRAM", ("-c", program))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert launch(1, []) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_process_ends_with_its_launcher(monkeypatch):
+    """Its end of the pipe closes, however the launcher has ended."""
+    reading, writing = os.pipe()
+    program = "from mvczigal_ref.cli.launch import *; end_with_launcher(); print(1, flush=True); "
+    child = subprocess.Popen(
+        [sys.executable, "-c", program + "import time; time.sleep(60)"],
+        env={**os.environ, "MVCZIGAL_LIFELINE": str(reading)},
+        pass_fds=(reading,),
+        stdout=subprocess.PIPE,
+    )
+    os.close(reading)
+    with child:
+        assert child.stdout.readline() == b"1\n"
+        assert child.poll() is None
+        os.close(writing)
+        assert child.wait(timeout=10) == 1
+
+
+def test_a_process_of_nobody_has_no_launcher_to_end_with(monkeypatch):
+    """Nothing is watched."""
+    monkeypatch.delenv("MVCZIGAL_LIFELINE", raising=False)
+    threads = threading.active_count()
+    end_with_launcher()
+
+    assert threading.active_count() == threads
 
 
 def test_cores_are_shared_out(tmp_path, monkeypatch):

@@ -1,0 +1,63 @@
+"""Pretraining from the command line: in which processes it runs."""
+
+import pytest
+import torch
+
+from mvczigal_ref import shipped
+from mvczigal_ref.cli import pretraining
+from mvczigal_ref.cli.arguments import Pretrain
+from mvczigal_ref.cli.pretraining import pretrain_weights
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import ConfigError
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What is started, joined, trained and shipped, in order, instead of being done."""
+    called = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(pretraining, "launch", lambda *given: called.append(given) or 3)
+    monkeypatch.setattr(pretraining, "join", lambda device: called.append(device) or World())
+    for module, name in (
+        (pretraining.pretrain, "pretrain"), (pretraining.pretrain_flow, "pretrain_flow"),
+        (shipped, "ship"), (shipped, "ship_flow"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda *_, name=name: called.append(name))
+    return called
+
+
+def test_several_processes_are_started_with_the_same_words(called, tmp_path):
+    """And it ends as they do."""
+    command = Pretrain(settings=("base_steps=3",), out=tmp_path, processes=2)
+    with pytest.raises(SystemExit) as ended:
+        pretrain_weights(command)
+
+    words = ["pretrain", "base_steps=3", "--model", "multiview", "--out", str(tmp_path)]
+    assert called == [(2, [*words, "--processes", "2"])]
+    assert ended.value.code == 3
+
+
+@pytest.mark.parametrize("model", ["multiview", "flow"])
+def test_each_of_them_joins_the_others_before_it_trains(called, tmp_path, monkeypatch, model):
+    """Otherwise they would meet at an address of their own choice."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    pretrain_weights(Pretrain(model=model, out=tmp_path, processes=2))
+
+    suffix = "_flow" if model == "flow" else ""
+    device = "auto" if torch.cuda.is_available() and not suffix else "cpu"
+    assert called == [device, f"pretrain{suffix}", f"ship{suffix}"]
+
+
+def test_the_others_ship_nothing(called, tmp_path, monkeypatch):
+    """One process writes."""
+    monkeypatch.setattr(pretraining, "join", lambda _: World(rank=1, size=2))
+    pretrain_weights(Pretrain(out=tmp_path))
+
+    assert called == ["pretrain"]
+
+
+def test_a_wrong_setting_is_refused_before_a_process_is_started(called, tmp_path):
+    """Once, not by each of them."""
+    with pytest.raises(ConfigError, match="`base_step`"):
+        pretrain_weights(Pretrain(settings=("base_step=3",), out=tmp_path, processes=2))
+    assert called == []
