@@ -27,9 +27,10 @@ from bench.networks import random_system
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.errors import ReplayMismatchError
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.networks import DTYPES
-from mvczigal_ref.planning import Plan, plan
+from mvczigal_ref.preflight.plan import plan
+from mvczigal_ref.preflight.plan_record import Plan
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.system.networks import DTYPES
 
 PLAIN = (
     "model.gradient_checkpointing=false", "model.compile=none", "model.channels_last=false",

@@ -25,7 +25,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.system import System, build_system
-from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.training.tracking import StageTimer
 
 PROMPTS = ("a red cube with a white nose", "a blue ball with a yellow fin")
 

@@ -11,7 +11,7 @@ from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.system import System
-from mvczigal_ref.tracking import StageTimer, peak_memory
+from mvczigal_ref.training.tracking import StageTimer, peak_memory
 
 __all__ = ["Measured", "PeakTimer", "Trainee", "capped"]
 

@@ -14,16 +14,17 @@ from transformers import CLIPModel
 from mvczigal_ref.config import TrainConfig, scorer_weights
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.tiny import tiny_tokenizer
-from mvczigal_ref.networks import rig_of
-from mvczigal_ref.planning.networks import meta_components
+from mvczigal_ref.preflight.meta_networks import meta_components
+from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.clip_score import PickScore
 from mvczigal_ref.reward.hpsv2 import vit_h_14
 from mvczigal_ref.reward.hyperscore import HyperScore
 from mvczigal_ref.reward.hyperscore_network import HyperScoreNetwork, HyperScoreSize
 from mvczigal_ref.reward.mixture import Mixture
-from mvczigal_ref.reward.registry import ScorerOptions, scorer_options
-from mvczigal_ref.scorers import Offloaded
+from mvczigal_ref.reward.registry import scorer_options
 from mvczigal_ref.system import System, build_system
+from mvczigal_ref.system.networks import rig_of
+from mvczigal_ref.system.scorers import Offloaded
 
 __all__ = ["cheap_scorers", "materialise", "random_components", "random_scorers", "random_system"]
 

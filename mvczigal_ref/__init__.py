@@ -22,17 +22,20 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         classifier_free_guidance as classifier_free_guidance,
         guidance_embedding as guidance_embedding,
     )
-    from mvczigal_ref.diffusion.transition import (
+    from mvczigal_ref.diffusion.sampler import (
         Transition as Transition,
+        Sampler as Sampler,
     )
     from mvczigal_ref.diffusion.lcm import (
         lcm_transition as lcm_transition,
         lcm_invert as lcm_invert,
+        LcmSampler as LcmSampler,
     )
     from mvczigal_ref.diffusion.ddim import (
         ddim_transition as ddim_transition,
         ddim_invert as ddim_invert,
         ETA_ZERO_VARIANCE as ETA_ZERO_VARIANCE,
+        DdimSampler as DdimSampler,
     )
     from mvczigal_ref.diffusion.gaussian import (
         sample as sample,
@@ -59,11 +62,6 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         cps_transition as cps_transition,
         cps_unscaled_log_prob as cps_unscaled_log_prob,
     )
-    from mvczigal_ref.diffusion.sampler import (
-        Sampler as Sampler,
-        LcmSampler as LcmSampler,
-        DdimSampler as DdimSampler,
-    )
     from mvczigal_ref.diffusion.flow_sampler import (
         FlowSampler as FlowSampler,
     )
@@ -82,11 +80,16 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         Policy as Policy,
         network_output as network_output,
         step_transition as step_transition,
+        Conditioning as Conditioning,
     )
     from mvczigal_ref.records import (
-        Conditioning as Conditioning,
         Trajectory as Trajectory,
         PairedRollout as PairedRollout,
+        GroupDecision as GroupDecision,
+        GroupTrajectory as GroupTrajectory,
+        BranchTrajectory as BranchTrajectory,
+    )
+    from mvczigal_ref.reward.table import (
         RewardTable as RewardTable,
     )
     from mvczigal_ref.rollout.noise import (
@@ -107,11 +110,6 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     )
     from mvczigal_ref.rollout.pair import (
         paired_rollout as paired_rollout,
-    )
-    from mvczigal_ref.group_records import (
-        GroupDecision as GroupDecision,
-        GroupTrajectory as GroupTrajectory,
-        BranchTrajectory as BranchTrajectory,
     )
     from mvczigal_ref.rollout.group_plan import (
         GroupPlan as GroupPlan,
@@ -140,7 +138,7 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         mean_over_views as mean_over_views,
         joint_to_views as joint_to_views,
     )
-    from mvczigal_ref.reward.guard import (
+    from mvczigal_ref.evaluation.guard import (
         GuardState as GuardState,
         guard_step as guard_step,
         mean_pairwise_distance as mean_pairwise_distance,
@@ -185,7 +183,7 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         reference_kl_without_step_length as reference_kl_without_step_length,
         tempflow_step_weights as tempflow_step_weights,
     )
-    from mvczigal_ref.objective.guard import (
+    from mvczigal_ref.objective.grpo_guard import (
         guarded_log_ratio as guarded_log_ratio,
         guard_loss as guard_loss,
     )
@@ -210,8 +208,10 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     from mvczigal_ref.models.components import (
         load_components as load_components,
     )
-    from mvczigal_ref.update import (
+    from mvczigal_ref.update.replay import (
         replay_log_prob as replay_log_prob,
+    )
+    from mvczigal_ref.update.pairs import (
         update_policy as update_policy,
     )
     from mvczigal_ref.iteration import (
@@ -220,10 +220,10 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     from mvczigal_ref.distributed import (
         World as World,
     )
-    from mvczigal_ref.training_loop import (
+    from mvczigal_ref.training.loop import (
         Events as Events,
     )
-    from mvczigal_ref.trainer import (
+    from mvczigal_ref.training.trainer import (
         train as train,
     )
     from mvczigal_ref.pipeline import (
@@ -240,9 +240,9 @@ _NAMES = {
             "clean_and_noise"
         ),
         "diffusion.guidance": "classifier_free_guidance guidance_embedding",
-        "diffusion.transition": "Transition",
-        "diffusion.lcm": "lcm_transition lcm_invert",
-        "diffusion.ddim": "ddim_transition ddim_invert ETA_ZERO_VARIANCE",
+        "diffusion.sampler": "Transition Sampler",
+        "diffusion.lcm": "lcm_transition lcm_invert LcmSampler",
+        "diffusion.ddim": "ddim_transition ddim_invert ETA_ZERO_VARIANCE DdimSampler",
         "diffusion.gaussian": "sample log_prob joint_log_prob kl_divergence",
         "diffusion.flow_schedule": "flow_sigmas shift_sigma resolution_shift",
         "diffusion.flow": (
@@ -252,7 +252,6 @@ _NAMES = {
         "diffusion.flow_noise": (
             "flow_sde_transition constant_noise_transition cps_transition cps_unscaled_log_prob"
         ),
-        "diffusion.sampler": "Sampler LcmSampler DdimSampler",
         "diffusion.flow_sampler": "FlowSampler",
         "cameras": (
             "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix "
@@ -260,16 +259,14 @@ _NAMES = {
         ),
     },
     "rollout: pairs of trajectories from the same initial noise, or groups of them": {
-        "policy": "Policy network_output step_transition",
-        "records": "Conditioning Trajectory PairedRollout RewardTable",
+        "policy": "Policy network_output step_transition Conditioning",
+        "records": "Trajectory PairedRollout GroupDecision GroupTrajectory BranchTrajectory",
+        "reward.table": "RewardTable",
         "rollout.noise": "SeededNoise",
-        "rollout.windows": (
-            "fixed_window random_window random_steps sliding_window decaying_window"
-        ),
+        "rollout.windows": "fixed_window random_window random_steps sliding_window decaying_window",
         "rollout.standard": "standard_rollout",
         "rollout.zigzag": "zigzag_rollout",
         "rollout.pair": "paired_rollout",
-        "group_records": "GroupDecision GroupTrajectory BranchTrajectory",
         "rollout.group_plan": "GroupPlan",
         "rollout.group": "group_rollout",
         "rollout.branches": "branched_rollout finishing_sampler",
@@ -280,7 +277,7 @@ _NAMES = {
     "reward: one number per view, one number per object": {
         "reward.protocols": "PerViewScorer JointViewScorer",
         "reward.aggregate": "weighted_sum mean_over_views joint_to_views",
-        "reward.guard": "GuardState guard_step mean_pairwise_distance",
+        "evaluation.guard": "GuardState guard_step mean_pairwise_distance",
     },
     "constraint: threshold and multiplier": {
         "constraint": "ConstraintState constraint_step",
@@ -299,7 +296,7 @@ _NAMES = {
             "clipped_surrogate_loss reference_kl reference_kl_without_step_length "
             "tempflow_step_weights"
         ),
-        "objective.guard": "guarded_log_ratio guard_loss",
+        "objective.grpo_guard": "guarded_log_ratio guard_loss",
         "objective.augmented_conditions": "augmented_conditions_loss probability_drift",
         "objective.diffusion_nft": "diffusion_nft_loss optimality old_policy_decay",
     },
@@ -307,11 +304,12 @@ _NAMES = {
         "config": "TrainConfig load_config",
         "recipes": "recipe",
         "models.components": "load_components",
-        "update": "replay_log_prob update_policy",
+        "update.replay": "replay_log_prob",
+        "update.pairs": "update_policy",
         "iteration": "run_iteration",
         "distributed": "World",
-        "training_loop": "Events",
-        "trainer": "train",
+        "training.loop": "Events",
+        "training.trainer": "train",
         "pipeline": "TextToMultiviewPipeline",
     },
 }

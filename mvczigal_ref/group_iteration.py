@@ -8,23 +8,26 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mvczigal_ref.caption_log import caption_record, drift_metrics
 from mvczigal_ref.condition.distinct import TextColumn, distinct_texts
 from mvczigal_ref.condition.protocol import Caption, ConditionEnhancer
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
-from mvczigal_ref.group_learning import learn_from_decisions, learn_from_noised, parameters_as
-from mvczigal_ref.group_rewards import GroupRewards, group_advantage_tables, score_groups
-from mvczigal_ref.group_samples import GroupSamples, draw_groups
 from mvczigal_ref.iteration import IterationResult
+from mvczigal_ref.method.caption import caption_record, drift_metrics
+from mvczigal_ref.method.forward import learn_from_noised
+from mvczigal_ref.method.groups import group_advantage_tables, learn_from_decisions
+from mvczigal_ref.method.sample import GroupSamples, draw_groups
+from mvczigal_ref.method.score import score_groups
+from mvczigal_ref.method.slices import Share
 from mvczigal_ref.objective.diffusion_nft import old_policy_decay
-from mvczigal_ref.records import Conditioning
+from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.reward.table import GroupRewards
 from mvczigal_ref.rollout.noise import SeededNoise
-from mvczigal_ref.slices import Share
 from mvczigal_ref.system import System
-from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.update import LossScale, mixed_parameters
+from mvczigal_ref.training.tracking import StageTimer
+from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.parameters import mixed_parameters, parameters_as
 
 __all__ = ["run_group_iteration"]
 

@@ -14,25 +14,21 @@ from mvczigal_ref.advantage.standardise import check_rewards, standardise
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
+from mvczigal_ref.method.sample import draw_pair
+from mvczigal_ref.method.slices import Share
 from mvczigal_ref.objective.preference import preference_gradients
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
-from mvczigal_ref.policy import Policy
-from mvczigal_ref.records import Conditioning, PairedRollout, RewardTable, ScorerRewards
+from mvczigal_ref.records import PairedRollout
 from mvczigal_ref.reward.mixture import Mixture
+from mvczigal_ref.reward.table import RewardTable, ScorerRewards
 from mvczigal_ref.rollout.noise import SeededNoise, derived_generator
-from mvczigal_ref.rollout.pair import paired_rollout
-from mvczigal_ref.slices import Share
-from mvczigal_ref.system import DTYPES, System
-from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.update import (
-    LossScale,
-    PairBatch,
-    PairObjective,
-    UpdateSettings,
-    update_policy,
-)
+from mvczigal_ref.system import System
+from mvczigal_ref.training.tracking import StageTimer
+from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.pairs import PairBatch, PairObjective, update_policy
+from mvczigal_ref.update.replay import UpdateSettings
 
-__all__ = ["IterationResult", "draw_pair", "prompt_batch", "run_iteration", "update_settings"]
+__all__ = ["IterationResult", "run_iteration", "update_settings"]
 
 _ARMS = ("zigzag", "standard")
 
@@ -56,37 +52,6 @@ class IterationResult:
 
     loss_scale: LossScale | None = None
     """Factor on the loss in the next backward pass; None where gradients do not need it."""
-
-
-def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: int) -> list[str]:
-    """Choose an iteration's prompts: shuffled passes over the list, whatever the processes.
-
-    Args:
-        prompts: All training prompts.
-        seed: Run seed.
-        iteration: Index of the iteration.
-        count: Prompts wanted.
-
-    Returns:
-        ``count`` prompts; every prompt appears once a pass.
-
-    Raises:
-        ValueError: If there are no prompts.
-
-    Examples:
-        >>> sorted(prompt_batch(["a", "b"], seed=0, iteration=3, count=2))
-        ['a', 'b']
-    """
-    if not prompts:
-        msg = "`prompts` must hold at least one prompt; got none."
-        raise ValueError(msg)
-    chosen: list[str] = []
-    for position in range(iteration * count, (iteration + 1) * count):
-        turn, place = divmod(position, len(prompts))
-        if not chosen or place == 0:
-            order = torch.randperm(len(prompts), generator=derived_generator(seed, "prompts", turn))
-        chosen.append(prompts[int(order[place])])
-    return chosen
 
 
 def run_iteration(
@@ -187,44 +152,6 @@ def _rollout(
         device=system.device,
     )
     return draw_pair(system, system.conditioning([prompts[i] for i in part]), noise, config=config)
-
-
-def draw_pair(
-    system: System,
-    conditioning: Conditioning,
-    noise: SeededNoise,
-    *,
-    config: TrainConfig,
-    policy: Policy | None = None,
-) -> PairedRollout:
-    """Sample pairs as a configuration says.
-
-    Args:
-        system: Network and sampler.
-        conditioning: What the network is told of the objects.
-        noise: Of the same objects.
-        config: Pairing, guidance, camera scales, zigzag, storage dtype and reduction are read.
-        policy: Called in place of the system's, if given.
-
-    Returns:
-        Both arms of every pair.
-    """
-    return paired_rollout(
-        system.policy if policy is None else policy,
-        system.sampler,
-        noise.initial(),
-        conditioning,
-        noise,
-        pairing=config.objective.pairing,
-        guidance_scale=config.sampler.guidance_scale,
-        inversion_guidance_scale=config.zigzag.inversion_guidance_scale,
-        camera_scale=config.sampler.camera_scale,
-        inversion_camera_scale=config.zigzag.inversion_camera_scale,
-        zigzag_steps=config.zigzag.steps,
-        zigzag_rounds=config.zigzag.rounds,
-        storage_dtype=DTYPES[config.model.storage_dtype],
-        reduction=config.objective.reduction,
-    )
 
 
 def _mixtures(system: System) -> dict[str, Mixture]:

@@ -4,18 +4,194 @@ Sampling and replay both call :func:`step_transition`, so on equal slices they
 compute the same bits.
 """
 
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mvczigal_ref.diffusion.sampler import Sampler
-from mvczigal_ref.diffusion.transition import Transition
-from mvczigal_ref.records import Conditioning
-from mvczigal_ref.shapes import Latent
+from mvczigal_ref.diffusion.sampler import Sampler, Transition
+from mvczigal_ref.shapes import (
+    Latent,
+    PromptEmbedding,
+)
 
-__all__ = ["Policy", "StepLatent", "network_output", "step_transition"]
+__all__ = [
+    "CameraFeatures",
+    "Conditioning",
+    "Policy",
+    "StepLatent",
+    "network_output",
+    "step_transition",
+]
+
+CameraFeatures = tuple[Float[Tensor, "view _channels _height _width"], ...]
+"""The camera encoder's output, one tensor a level, each level of its own size [1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditioning:
+    """What a policy knows beside the latents, each thing stored once.
+
+    Text is stored once an object and cameras once a view; the network expands
+    both to rows. The negative prompt may be stored once for all objects.
+    """
+
+    prompt_embeds: PromptEmbedding
+    """Token features of each prompt [1]."""
+
+    pooled_prompt_embeds: Float[Tensor, "object pooled"]
+    """One feature vector a prompt [1]."""
+
+    time_ids: Float[Tensor, "object 6"]
+    """Original height and width, crop top and left, target height and width [px]."""
+
+    camera_features: CameraFeatures
+    """One tensor a level of the camera encoder [1]."""
+
+    num_views: int
+    """Views of one object; the length of every camera feature."""
+
+    negative_prompt_embeds: Float[Tensor, "negative token width"] | None = None
+    """Token features to guide away from: one for all objects, or one each [1]."""
+
+    negative_pooled_prompt_embeds: Float[Tensor, "negative pooled"] | None = None
+    """Their pooled features [1]."""
+
+    def __post_init__(self) -> None:
+        """Refuse parts that disagree about objects or views."""
+        if self.num_views < 1:
+            msg = f"`num_views` must be at least 1; got {self.num_views}."
+            raise ValueError(msg)
+        for level, feature in enumerate(self.camera_features):
+            if feature.shape[0] != self.num_views:
+                msg = (
+                    f"`camera_features` must hold one map a view; level {level} holds "
+                    f"{feature.shape[0]} for `num_views` {self.num_views}. Encode the rig whose "
+                    "views are sampled."
+                )
+                raise ValueError(msg)
+        if (self.negative_prompt_embeds is None) != (self.negative_pooled_prompt_embeds is None):
+            msg = (
+                "`negative_prompt_embeds` and `negative_pooled_prompt_embeds` must be given "
+                "together; got one of them. Encode the negative prompt once for both."
+            )
+            raise ValueError(msg)
+        sizes = {"pooled_prompt_embeds": self.pooled_prompt_embeds, "time_ids": self.time_ids}
+        for name, value in sizes.items():
+            if value.shape[0] != self.num_objects:
+                msg = (
+                    f"`{name}` must hold one row an object; got {value.shape[0]} rows for "
+                    f"{self.num_objects} objects in `prompt_embeds`."
+                )
+                raise ValueError(msg)
+        for name in ("negative_prompt_embeds", "negative_pooled_prompt_embeds"):
+            negative = getattr(self, name)
+            if negative is not None and negative.shape[0] not in (1, self.num_objects):
+                msg = (
+                    f"`{name}` must hold one row for all objects or one each; got "
+                    f"{negative.shape[0]} for {self.num_objects} objects."
+                )
+                raise ValueError(msg)
+
+    @property
+    def num_objects(self) -> int:
+        """Prompts in this record."""
+        return self.prompt_embeds.shape[0]
+
+    def objects(self, index: slice) -> "Conditioning":
+        """Narrow to some objects; cameras and a shared negative prompt stay whole.
+
+        Args:
+            index: Which objects, as a slice of the object axis.
+
+        Returns:
+            A record of views onto the same memory.
+
+        Examples:
+            >>> text, pooled, ids = torch.zeros(3, 4, 8), torch.zeros(3, 8), torch.zeros(3, 6)
+            >>> whole = Conditioning(
+            ...     prompt_embeds=text, pooled_prompt_embeds=pooled, time_ids=ids,
+            ...     camera_features=(torch.zeros(2, 5, 4, 4),), num_views=2,
+            ... )
+            >>> whole.objects(slice(1, 3)).num_objects
+            2
+        """
+        shared = self.num_objects > 1
+        negative, pooled = self.negative_prompt_embeds, self.negative_pooled_prompt_embeds
+        if negative is not None and negative.shape[0] > 1 and shared:
+            negative = negative[index]
+        if pooled is not None and pooled.shape[0] > 1 and shared:
+            pooled = pooled[index]
+        return replace(
+            self,
+            prompt_embeds=self.prompt_embeds[index],
+            pooled_prompt_embeds=self.pooled_prompt_embeds[index],
+            time_ids=self.time_ids[index],
+            negative_prompt_embeds=negative,
+            negative_pooled_prompt_embeds=pooled,
+        )
+
+    def repeat(self, times: int) -> "Conditioning":
+        """Repeat the objects as a whole, for several steps in one network call.
+
+        Args:
+            times: Copies, one after the other; at least 1.
+
+        Returns:
+            ``times * num_objects`` objects; cameras and a shared negative prompt stay whole.
+
+        Raises:
+            ValueError: If ``times`` is below 1.
+
+        Examples:
+            >>> text, pooled, ids = torch.zeros(3, 4, 8), torch.zeros(3, 8), torch.zeros(3, 6)
+            >>> whole = Conditioning(
+            ...     prompt_embeds=text, pooled_prompt_embeds=pooled, time_ids=ids,
+            ...     camera_features=(torch.zeros(2, 5, 4, 4),), num_views=2,
+            ... )
+            >>> whole.repeat(4).num_objects
+            12
+        """
+        if times < 1:
+            msg = f"`times` must be at least 1; got {times}."
+            raise ValueError(msg)
+        negative, pooled = self.negative_prompt_embeds, self.negative_pooled_prompt_embeds
+        if negative is not None and pooled is not None and negative.shape[0] > 1:
+            negative, pooled = negative.repeat(times, 1, 1), pooled.repeat(times, 1)
+        return replace(
+            self,
+            prompt_embeds=self.prompt_embeds.repeat(times, 1, 1),
+            pooled_prompt_embeds=self.pooled_prompt_embeds.repeat(times, 1),
+            time_ids=self.time_ids.repeat(times, 1),
+            negative_prompt_embeds=negative,
+            negative_pooled_prompt_embeds=pooled,
+        )
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Conditioning":
+        """Move, and where asked cast, every tensor.
+
+        Args:
+            device: Where to; unchanged when None.
+            dtype: Floating type to cast to; unchanged when None.
+
+        Returns:
+            A record that shares the tensors which already fit.
+        """
+        negative, pooled = self.negative_prompt_embeds, self.negative_pooled_prompt_embeds
+        return replace(
+            self,
+            prompt_embeds=self.prompt_embeds.to(device, dtype),
+            pooled_prompt_embeds=self.pooled_prompt_embeds.to(device, dtype),
+            time_ids=self.time_ids.to(device, dtype),
+            camera_features=tuple(feature.to(device, dtype) for feature in self.camera_features),
+            negative_prompt_embeds=None if negative is None else negative.to(device, dtype),
+            negative_pooled_prompt_embeds=None if pooled is None else pooled.to(device, dtype),
+        )
+
 
 StepLatent = Float[Tensor, "step object view c h w"]
 """Latents of some steps at once."""
@@ -83,7 +259,7 @@ def network_output(
 
     Examples:
         >>> from mvczigal_ref.cameras import PAPER_RIG
-        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> from mvczigal_ref.diffusion.lcm import LcmSampler
         >>> from mvczigal_ref.models.tiny import tiny_components
         >>> components = tiny_components(seed=0)
         >>> network_output(
@@ -132,7 +308,7 @@ def step_transition(
         step. In the dtype of ``output``.
 
     Examples:
-        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> from mvczigal_ref.diffusion.lcm import LcmSampler
         >>> sampler = LcmSampler.create(num_steps=4, alpha_bar=torch.linspace(0.9, 0.1, 1000))
         >>> latent_t = torch.zeros(1, 2, 3, 4, 8, 8)
         >>> transition = step_transition(sampler, latent_t, latent_t, torch.tensor([2]))

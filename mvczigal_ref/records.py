@@ -1,198 +1,32 @@
-"""Frozen records handed from one stage to the next."""
+"""Frozen records handed from one stage to the next.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+Members of a group lie in order along one axis: with ``b`` members per parent, those of parent
+``n`` are ``n * b`` to ``n * b + b - 1``, as :mod:`mvczigal_ref.advantage.branches` has them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mvczigal_ref.shapes import (
-    JointViewReward,
     ObjectLatent,
-    PerViewReward,
-    PromptEmbedding,
 )
 
 __all__ = [
     "ActionReduction",
-    "CameraFeatures",
-    "Conditioning",
+    "BranchTrajectory",
+    "GroupDecision",
+    "GroupTrajectory",
     "PairedRollout",
-    "RewardTable",
-    "ScorerRewards",
     "Trajectory",
 ]
 
 ActionReduction = Literal["mean", "sum"]
 """How a stored log-density sums up a latent's elements: one number a view is kept."""
-
-CameraFeatures = tuple[Float[Tensor, "view _channels _height _width"], ...]
-"""The camera encoder's output, one tensor a level, each level of its own size [1]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Conditioning:
-    """What a policy knows beside the latents, each thing stored once.
-
-    Text is stored once an object and cameras once a view; the network expands
-    both to rows. The negative prompt may be stored once for all objects.
-    """
-
-    prompt_embeds: PromptEmbedding
-    """Token features of each prompt [1]."""
-
-    pooled_prompt_embeds: Float[Tensor, "object pooled"]
-    """One feature vector a prompt [1]."""
-
-    time_ids: Float[Tensor, "object 6"]
-    """Original height and width, crop top and left, target height and width [px]."""
-
-    camera_features: CameraFeatures
-    """One tensor a level of the camera encoder [1]."""
-
-    num_views: int
-    """Views of one object; the length of every camera feature."""
-
-    negative_prompt_embeds: Float[Tensor, "negative token width"] | None = None
-    """Token features to guide away from: one for all objects, or one each [1]."""
-
-    negative_pooled_prompt_embeds: Float[Tensor, "negative pooled"] | None = None
-    """Their pooled features [1]."""
-
-    def __post_init__(self) -> None:
-        """Refuse parts that disagree about objects or views."""
-        if self.num_views < 1:
-            msg = f"`num_views` must be at least 1; got {self.num_views}."
-            raise ValueError(msg)
-        for level, feature in enumerate(self.camera_features):
-            if feature.shape[0] != self.num_views:
-                msg = (
-                    f"`camera_features` must hold one map a view; level {level} holds "
-                    f"{feature.shape[0]} for `num_views` {self.num_views}. Encode the rig whose "
-                    "views are sampled."
-                )
-                raise ValueError(msg)
-        if (self.negative_prompt_embeds is None) != (self.negative_pooled_prompt_embeds is None):
-            msg = (
-                "`negative_prompt_embeds` and `negative_pooled_prompt_embeds` must be given "
-                "together; got one of them. Encode the negative prompt once for both."
-            )
-            raise ValueError(msg)
-        sizes = {"pooled_prompt_embeds": self.pooled_prompt_embeds, "time_ids": self.time_ids}
-        for name, value in sizes.items():
-            if value.shape[0] != self.num_objects:
-                msg = (
-                    f"`{name}` must hold one row an object; got {value.shape[0]} rows for "
-                    f"{self.num_objects} objects in `prompt_embeds`."
-                )
-                raise ValueError(msg)
-        for name in ("negative_prompt_embeds", "negative_pooled_prompt_embeds"):
-            negative = getattr(self, name)
-            if negative is not None and negative.shape[0] not in (1, self.num_objects):
-                msg = (
-                    f"`{name}` must hold one row for all objects or one each; got "
-                    f"{negative.shape[0]} for {self.num_objects} objects."
-                )
-                raise ValueError(msg)
-
-    @property
-    def num_objects(self) -> int:
-        """Prompts in this record."""
-        return self.prompt_embeds.shape[0]
-
-    def objects(self, index: slice) -> "Conditioning":
-        """Narrow to some objects; cameras and a shared negative prompt stay whole.
-
-        Args:
-            index: Which objects, as a slice of the object axis.
-
-        Returns:
-            A record of views onto the same memory.
-
-        Examples:
-            >>> text, pooled, ids = torch.zeros(3, 4, 8), torch.zeros(3, 8), torch.zeros(3, 6)
-            >>> whole = Conditioning(
-            ...     prompt_embeds=text, pooled_prompt_embeds=pooled, time_ids=ids,
-            ...     camera_features=(torch.zeros(2, 5, 4, 4),), num_views=2,
-            ... )
-            >>> whole.objects(slice(1, 3)).num_objects
-            2
-        """
-        shared = self.num_objects > 1
-        negative, pooled = self.negative_prompt_embeds, self.negative_pooled_prompt_embeds
-        if negative is not None and negative.shape[0] > 1 and shared:
-            negative = negative[index]
-        if pooled is not None and pooled.shape[0] > 1 and shared:
-            pooled = pooled[index]
-        return replace(
-            self,
-            prompt_embeds=self.prompt_embeds[index],
-            pooled_prompt_embeds=self.pooled_prompt_embeds[index],
-            time_ids=self.time_ids[index],
-            negative_prompt_embeds=negative,
-            negative_pooled_prompt_embeds=pooled,
-        )
-
-    def repeat(self, times: int) -> "Conditioning":
-        """Repeat the objects as a whole, for several steps in one network call.
-
-        Args:
-            times: Copies, one after the other; at least 1.
-
-        Returns:
-            ``times * num_objects`` objects; cameras and a shared negative prompt stay whole.
-
-        Raises:
-            ValueError: If ``times`` is below 1.
-
-        Examples:
-            >>> text, pooled, ids = torch.zeros(3, 4, 8), torch.zeros(3, 8), torch.zeros(3, 6)
-            >>> whole = Conditioning(
-            ...     prompt_embeds=text, pooled_prompt_embeds=pooled, time_ids=ids,
-            ...     camera_features=(torch.zeros(2, 5, 4, 4),), num_views=2,
-            ... )
-            >>> whole.repeat(4).num_objects
-            12
-        """
-        if times < 1:
-            msg = f"`times` must be at least 1; got {times}."
-            raise ValueError(msg)
-        negative, pooled = self.negative_prompt_embeds, self.negative_pooled_prompt_embeds
-        if negative is not None and pooled is not None and negative.shape[0] > 1:
-            negative, pooled = negative.repeat(times, 1, 1), pooled.repeat(times, 1)
-        return replace(
-            self,
-            prompt_embeds=self.prompt_embeds.repeat(times, 1, 1),
-            pooled_prompt_embeds=self.pooled_prompt_embeds.repeat(times, 1),
-            time_ids=self.time_ids.repeat(times, 1),
-            negative_prompt_embeds=negative,
-            negative_pooled_prompt_embeds=pooled,
-        )
-
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "Conditioning":
-        """Move, and where asked cast, every tensor.
-
-        Args:
-            device: Where to; unchanged when None.
-            dtype: Floating type to cast to; unchanged when None.
-
-        Returns:
-            A record that shares the tensors which already fit.
-        """
-        negative, pooled = self.negative_prompt_embeds, self.negative_pooled_prompt_embeds
-        return replace(
-            self,
-            prompt_embeds=self.prompt_embeds.to(device, dtype),
-            pooled_prompt_embeds=self.pooled_prompt_embeds.to(device, dtype),
-            time_ids=self.time_ids.to(device, dtype),
-            camera_features=tuple(feature.to(device, dtype) for feature in self.camera_features),
-            negative_prompt_embeds=None if negative is None else negative.to(device, dtype),
-            negative_pooled_prompt_embeds=None if pooled is None else pooled.to(device, dtype),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,34 +98,236 @@ class PairedRollout:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScorerRewards:
-    """Raw rewards of one scorer, unweighted [reward units]."""
+class GroupDecision:
+    """What the members of every group drew at one stochastic step, detached.
 
-    zigzag: Float[Tensor, " object *view"]
-    """Of the zigzag arm, one a view or one an object."""
+    A state is stored once for all members that drew from it, and one network call at it
+    scores them all.
+    """
 
-    standard: Float[Tensor, " object *view"]
-    """Of the standard arm, entry for entry."""
+    step: int
+    """Index into the sampling grid, 0 the noisiest."""
+
+    depth: int
+    """Which of the tables of ``depth_advantages`` holds these members; 0 without a tree."""
+
+    state: Float[Tensor, "prompt parent view c h w"]
+    """What the network saw, in the storage dtype [1]."""
+
+    action: Float[Tensor, "prompt member view c h w"]
+    """What was drawn there, rounded to the storage dtype before it was scored [1]."""
+
+    log_prob: Float[Tensor, "prompt member view"]
+    """Log-density of each action when it was drawn, fp32 or wider [nats or nats/element]."""
+
+    mean: Float[Tensor, "prompt parent view c h w"] | None = None
+    """Of the Gaussian that each parent's actions were drawn from [1]; None where not kept."""
+
+    @property
+    def branches(self) -> int:
+        """Members a parent."""
+        return self.action.shape[1] // self.state.shape[1]
+
+    def network_state(self) -> Float[Tensor, "parent prompt view c h w"]:
+        """Arrange the states as ``network_output`` and ``step_transition`` take them.
+
+        Their step axis is the parents' here, each with the same step: the rollout called the
+        network so, and a replay that does the same computes the same bits.
+
+        Returns:
+            A view onto the same memory [1].
+        """
+        return self.state.transpose(0, 1)
+
+    def network_steps(self) -> Int[Tensor, " parent"]:
+        """Give the step of every parent, beside :meth:`network_state`.
+
+        Returns:
+            Indices into the sampling grid, on the states' device.
+        """
+        return torch.full((self.state.shape[1],), self.step, device=self.state.device)
+
+    def members_of(self, by_parent: Float[Tensor, "parent ..."]) -> Float[Tensor, "member ..."]:
+        """Repeat what belongs to a parent for its members.
+
+        Args:
+            by_parent: Such as the mean of a transition at :meth:`network_state`. Gradient
+                flows.
+
+        Returns:
+            One entry a member, members first.
+
+        Examples:
+            >>> zero = torch.zeros(1, 6, 1, 1, 1, 1)
+            >>> decision = GroupDecision(
+            ...     step=0, depth=0, state=zero[:, :2], action=zero, log_prob=zero[..., 0, 0, 0]
+            ... )
+            >>> decision.members_of(torch.tensor([1.0, 2.0])).tolist()
+            [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+        """
+        return by_parent.repeat_interleave(self.branches, dim=0)
+
+    def split(self, size: int | None) -> tuple["GroupDecision", ...]:
+        """Cut into runs of parents, each with its members.
+
+        Args:
+            size: Parents a run; None is all.
+
+        Returns:
+            Records of views onto the same memory, in order.
+        """
+        count = self.state.shape[1]
+        if size is None or size >= count:
+            return (self,)
+        return tuple(self.parents(slice(i, i + size)) for i in range(0, count, size))
+
+    def parents(self, index: slice) -> "GroupDecision":
+        """Narrow to some parents and their members.
+
+        Args:
+            index: Which parents, as a slice of the parent axis with step 1.
+
+        Returns:
+            A record of views onto the same memory.
+        """
+        first, last, _ = index.indices(self.state.shape[1])
+        members = slice(first * self.branches, last * self.branches)
+        return replace(
+            self,
+            state=self.state[:, index],
+            action=self.action[:, members],
+            log_prob=self.log_prob[:, members],
+            mean=None if self.mean is None else self.mean[:, index],
+        )
+
+    def prompts(self, index: slice | Sequence[int]) -> "GroupDecision":
+        """Narrow to some prompts.
+
+        Args:
+            index: Which prompts, as a slice of the prompt axis or one by one.
+
+        Returns:
+            A record of views onto the same memory for a slice, of copies else.
+        """
+        chosen = index if isinstance(index, slice) else list(index)
+        return replace(
+            self,
+            state=self.state[chosen],
+            action=self.action[chosen],
+            log_prob=self.log_prob[chosen],
+            mean=None if self.mean is None else self.mean[chosen],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RewardTable:
-    """Raw rewards of both arms [reward units]: the weighted sums, and what was added."""
+class GroupTrajectory:
+    """Groups of samples, a group a prompt, and their stochastic steps alone, detached."""
 
-    per_view_zigzag: PerViewReward
-    """Of the zigzag arm, one a view."""
+    decisions: tuple[GroupDecision, ...]
+    """One a stochastic step, from noise to image; none where all follow the ODE."""
 
-    per_view_standard: PerViewReward
-    """Of the standard arm, object for object."""
+    denoised: Float[Tensor, "prompt member view c h w"]
+    """Final latents of all leaves, to decode [1]; not rounded."""
 
-    joint_view_zigzag: JointViewReward
-    """Of the zigzag arm, one an object."""
+    branching: tuple[int, ...]
+    """Members a parent at each place where a group divides, as ``fuse_leaf_rewards`` takes it."""
 
-    joint_view_standard: JointViewReward
-    """Of the standard arm, object for object."""
+    @property
+    def stochastic_steps(self) -> tuple[int, ...]:
+        """The steps that have a log-density."""
+        return tuple(decision.step for decision in self.decisions)
 
-    per_view_parts: Mapping[str, ScorerRewards] = field(default_factory=dict)
-    """Of each per-view scorer by name."""
+    def leaf_log_prob(self) -> Float[Tensor, "step prompt member view"]:
+        """Give every leaf the log-densities of its own path; what leaves share is repeated.
 
-    joint_view_parts: Mapping[str, ScorerRewards] = field(default_factory=dict)
-    """Of each joint-view scorer by name."""
+        Returns:
+            One number a stochastic step [nats or nats/element]; no steps give an empty table.
+
+        Examples:
+            >>> zero, two = torch.zeros(1, 4, 1, 1, 1, 1), torch.ones(1, 2, 1, 1, 1, 1)
+            >>> first, last = (
+            ...     GroupDecision(
+            ...         step=step, depth=step, state=two, action=action,
+            ...         log_prob=torch.arange(action.shape[1] * 1.0)[None, :, None],
+            ...     )
+            ...     for step, action in enumerate((two, zero))
+            ... )
+            >>> tree = GroupTrajectory(decisions=(first, last), denoised=zero, branching=(2, 2))
+            >>> tree.leaf_log_prob()[..., 0].tolist()
+            [[[0.0, 0.0, 1.0, 1.0]], [[0.0, 1.0, 2.0, 3.0]]]
+        """
+        leaves = self.denoised.shape[1]
+        if not self.decisions:
+            return self.denoised.new_empty((0, *self.denoised.shape[:3]))
+        return torch.stack(
+            [
+                decision.log_prob.repeat_interleave(leaves // decision.log_prob.shape[1], dim=1)
+                for decision in self.decisions
+            ]
+        )
+
+    def prompts(self, index: slice) -> "GroupTrajectory":
+        """Narrow to some prompts.
+
+        Args:
+            index: Which prompts, as a slice of the prompt axis.
+
+        Returns:
+            A record of views onto the same memory.
+        """
+        return replace(
+            self,
+            decisions=tuple(decision.prompts(index) for decision in self.decisions),
+            denoised=self.denoised[index],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BranchTrajectory:
+    """Single stochastic steps off deterministic trunks, each finished by itself, detached."""
+
+    decisions: tuple[GroupDecision, ...]
+    """One a step that branched, from noise to image; its parents are the trunks."""
+
+    denoised: Float[Tensor, "step granularity prompt member view c h w"]
+    """Final latents of every branch, once a finishing grid, to decode [1]; not rounded."""
+
+    num_trunks: int
+    """Trunks a prompt."""
+
+    def reward_table(
+        self, reward: Float[Tensor, "step granularity prompt member"]
+    ) -> Float[Tensor, "step prompt trunk granularity branch"]:
+        """Arrange rewards so that branches are compared within their step, trunk and grid.
+
+        Args:
+            reward: One number for every entry of ``denoised`` [reward units].
+
+        Returns:
+            The table for ``granular_advantages``; with one grid, ``[..., 0, :]`` is the one
+            for ``group_advantages``. Advantages of shape ``(step, prompt, trunk, branch)``,
+            flattened from ``trunk`` on, belong to the members of ``decisions``.
+
+        Examples:
+            >>> zero = torch.zeros(1, 2, 1, 6, 1, 1, 1, 1)
+            >>> record = BranchTrajectory(decisions=(), denoised=zero, num_trunks=3)
+            >>> record.reward_table(torch.arange(12.0).reshape(1, 2, 1, 6))[0, 0].tolist()
+            [[[0.0, 1.0], [6.0, 7.0]], [[2.0, 3.0], [8.0, 9.0]], [[4.0, 5.0], [10.0, 11.0]]]
+        """
+        by_trunk = reward.reshape(*reward.shape[:-1], self.num_trunks, -1)
+        return by_trunk.movedim(1, 3)
+
+    def prompts(self, index: slice) -> "BranchTrajectory":
+        """Narrow to some prompts.
+
+        Args:
+            index: Which prompts, as a slice of the prompt axis.
+
+        Returns:
+            A record of views onto the same memory.
+        """
+        return replace(
+            self,
+            decisions=tuple(decision.prompts(index) for decision in self.decisions),
+            denoised=self.denoised[:, :, index],
+        )

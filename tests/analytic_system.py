@@ -10,11 +10,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.grids import build_sampler
 from mvczigal_ref.models.backbone import Backbone
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.records import CameraFeatures
+from mvczigal_ref.policy import CameraFeatures
 from mvczigal_ref.system import System
+from mvczigal_ref.system.sampler import build_sampler
 from tests.policies import Call
 
 __all__ = ["PROMPTS", "CoupledPolicy", "analytic_system", "joint_score", "per_view_score"]

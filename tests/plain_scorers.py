@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mvczigal_ref.reward.registry import JOINT, PER_VIEW
+from mvczigal_ref.reward.builders import JOINT, PER_VIEW
 
 __all__ = ["joint_score", "per_view_score", "registered"]
 

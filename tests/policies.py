@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import guidance_embedding
-from mvczigal_ref.records import Conditioning
+from mvczigal_ref.policy import Conditioning
 
 __all__ = ["AnalyticPolicy", "Call", "DetachedPolicy", "LinearPolicy", "Recorded", "numbered"]
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler, Sampler
+from mvczigal_ref.diffusion.ddim import DdimSampler
+from mvczigal_ref.diffusion.lcm import LcmSampler
+from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
-from mvczigal_ref.records import Conditioning, Trajectory
+from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.records import Trajectory
 from mvczigal_ref.rollout.noise import NoiseSource, SeededNoise
 from mvczigal_ref.shapes import ObjectLatent
 from tests import golden

@@ -28,9 +28,9 @@ from mvczigal_ref.cli.arguments import (
 from mvczigal_ref.cli.launch import launch, starts_processes
 from mvczigal_ref.config import RewardConfig, TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.errors import ConfigError, quoted
-from mvczigal_ref.prompts import in_world, read_prompts, run_prompts
 from mvczigal_ref.recipes import RECIPES, recipe
-from mvczigal_ref.world.grammar import parse
+from mvczigal_ref.tiny_world.grammar import parse
+from mvczigal_ref.training.prompts import in_world, read_prompts, run_prompts
 
 __all__ = ["run"]
 
@@ -76,13 +76,13 @@ def run(command: Command) -> None:
             print(convert_reward(command))
         case Plan():
             config = _recipe_config(command)
-            from mvczigal_ref.cli.planning import run_plan
+            from mvczigal_ref.cli.preflight import run_plan
 
             run_plan(config, processes=command.processes, file=command.json)
         case Check():
             config = _recipe_config(command)
             run_prompts(config)
-            from mvczigal_ref.cli.planning import run_check
+            from mvczigal_ref.cli.preflight import run_check
 
             run_check(config)
         case Enhance():

@@ -8,14 +8,14 @@ from rich.markup import escape
 
 from mvczigal_ref.cli.arguments import Enhance, Reproduce
 from mvczigal_ref.cli.display import TrainingDisplay
-from mvczigal_ref.condition.local import LocalLanguageModel
 from mvczigal_ref.condition.offline import EDITS, OfflineEnhancer
-from mvczigal_ref.condition.protocol import CaptionError, LanguageModel
+from mvczigal_ref.condition.protocol import CaptionError
 from mvczigal_ref.condition.stored import enhance_prompts
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.models.chat import ChatEndpoint
-from mvczigal_ref.prompts import read_prompts
+from mvczigal_ref.language.chat import ChatEndpoint
+from mvczigal_ref.language.local import LocalLanguageModel
+from mvczigal_ref.language.protocol import LanguageModel
 from mvczigal_ref.reproduce import (
     COMPARISONS,
     PlannedRun,
@@ -24,6 +24,7 @@ from mvczigal_ref.reproduce import (
     markdown,
     planned_runs,
 )
+from mvczigal_ref.training.prompts import read_prompts
 
 __all__ = ["enhance", "reproduce"]
 

@@ -17,10 +17,10 @@ from rich.progress import (
 from rich.table import Table
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.evaluation import PairedGain
+from mvczigal_ref.evaluation.evaluate import PairedGain
+from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.report.run_folder import told_metrics
-from mvczigal_ref.reward.guard import GuardState
-from mvczigal_ref.trainer import Events
+from mvczigal_ref.training.loop import Events
 
 __all__ = ["TrainingDisplay", "gain_table", "guard_table", "guard_text", "score_heading"]
 

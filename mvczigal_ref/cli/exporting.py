@@ -9,9 +9,9 @@ from mvczigal_ref.cli.arguments import Export
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.policy_files import trained_lora
-from mvczigal_ref.run_folder import load_newest
-from mvczigal_ref.scorers import no_scorers
-from mvczigal_ref.trainer import export_policy, load_policy
+from mvczigal_ref.system.scorers import no_scorers
+from mvczigal_ref.training.run_folder import load_newest, load_policy
+from mvczigal_ref.training.trainer import export_policy
 
 __all__ = ["export_run"]
 

@@ -19,19 +19,19 @@ from mvczigal_ref.cli.display import gain_table, score_heading
 from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.distributed import World
-from mvczigal_ref.evaluation import PairedGain, evaluate, paired_gain, sample_objects
+from mvczigal_ref.evaluation.evaluate import PairedGain, evaluate, paired_gain, sample_objects
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.networks import rig_of
 from mvczigal_ref.pictures import as_grid, contact_sheet, save_png, save_turntable
-from mvczigal_ref.prompts import warn_of_cut_prompts
+from mvczigal_ref.pipeline.watch import calls_per_step
 from mvczigal_ref.report.run_folder import reward_unit, score_tables
 from mvczigal_ref.rollout.noise import SeededNoise
-from mvczigal_ref.rollout.watch import calls_per_step
-from mvczigal_ref.scorers import build_scorers, no_scorers
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.system import System, build_system, with_sampling
-from mvczigal_ref.tracking import peak_memory
-from mvczigal_ref.trainer import load_policy
+from mvczigal_ref.system.networks import rig_of
+from mvczigal_ref.system.scorers import build_scorers, no_scorers
+from mvczigal_ref.training.prompts import warn_of_cut_prompts
+from mvczigal_ref.training.run_folder import load_policy
+from mvczigal_ref.training.tracking import peak_memory
 
 __all__ = ["evaluate_policy", "sample_prompts"]
 

@@ -6,15 +6,16 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from mvczigal_ref import shipped
 from mvczigal_ref.cli.arguments import Pretrain
 from mvczigal_ref.cli.launch import launch, starts_processes
 from mvczigal_ref.cli.processes import join
+from mvczigal_ref.config.loading import read_value, unknown_setting
 from mvczigal_ref.errors import ConfigError, quoted
-from mvczigal_ref.settings_file import read_value, unknown_setting
-from mvczigal_ref.world import pretrain, pretrain_flow
-from mvczigal_ref.world.pretrain import PretrainConfig
-from mvczigal_ref.world.pretrain_flow import FlowPretrainConfig
+from mvczigal_ref.pretraining import flow as pretrain_flow
+from mvczigal_ref.pretraining import multiview as pretrain
+from mvczigal_ref.pretraining import ship as shipped
+from mvczigal_ref.pretraining.flow import FlowPretrainConfig
+from mvczigal_ref.pretraining.multiview import PretrainConfig
 
 __all__ = ["pretrain_weights"]
 

@@ -14,20 +14,18 @@ from mvczigal_ref.cli.arguments import ConvertReward, Score, ServeReward
 from mvczigal_ref.cli.processes import join
 from mvczigal_ref.cli.views import read_views
 from mvczigal_ref.config import RewardConfig
+from mvczigal_ref.config.loading import nearest_name
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.finite import require_finite
+from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions
 from mvczigal_ref.reward.provenance import content_hash, files_read
 from mvczigal_ref.reward.registry import (
-    JOINT,
-    PER_VIEW,
-    ScorerOptions,
     joint_view_scorer,
     per_view_scorer,
     require_device,
     scorer_options,
 )
-from mvczigal_ref.settings_file import nearest_name
 from mvczigal_ref.shapes import Images
 
 __all__ = ["convert_reward", "score_images", "serve_reward"]

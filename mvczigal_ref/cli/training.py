@@ -57,7 +57,7 @@ def _run(config: TrainConfig, folder: Path, console: Console, here: World) -> No
     from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
     from mvczigal_ref.report import write_report
     from mvczigal_ref.report.run_folder import reward_unit, score_tables
-    from mvczigal_ref.trainer import train
+    from mvczigal_ref.training.trainer import train
 
     with TrainingDisplay(console, config) as display:
         result = train(config, folder, world=here, events=display)
@@ -71,7 +71,7 @@ def _run(config: TrainConfig, folder: Path, console: Console, here: World) -> No
 
 
 def _where(folder: Path) -> str:
-    from mvczigal_ref.checkpoint import latest_checkpoint
+    from mvczigal_ref.training.checkpoint import latest_checkpoint
 
     found = latest_checkpoint(folder / "checkpoints")
     return "stopped before anything was saved" if found is None else f"stopped; saved in {found}"

@@ -11,14 +11,9 @@ from torch import Tensor
 
 from mvczigal_ref.condition.captions import CaptionRules
 from mvczigal_ref.condition.memory import CaptionMemory
-from mvczigal_ref.condition.protocol import (
-    NO_INSTRUCTION,
-    Caption,
-    CaptionError,
-    LanguageModel,
-    OnRefusal,
-)
-from mvczigal_ref.models.chat import ChatAnswerError, ChatRefusedError
+from mvczigal_ref.condition.protocol import NO_INSTRUCTION, Caption, CaptionError, OnRefusal
+from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError
+from mvczigal_ref.language.protocol import LanguageModel
 
 __all__ = ["Asker", "checked_prompts", "in_order"]
 

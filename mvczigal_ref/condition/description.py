@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mvczigal_ref.world.grammar import Prompt, parse
+from mvczigal_ref.tiny_world.grammar import Prompt, parse
 
 __all__ = [
     "INSTRUCTIONS",

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mvczigal_ref.condition.description import SIDES, SIZES, Description
 from mvczigal_ref.condition.protocol import CaptionError
-from mvczigal_ref.world.grammar import COLOURS, PARTS, SHAPES, Prompt
-from mvczigal_ref.world.render import (
+from mvczigal_ref.tiny_world.grammar import COLOURS, PARTS, SHAPES, Prompt
+from mvczigal_ref.tiny_world.render import (
     BACKGROUND,
     IMAGE_SIZE,
     Geometry,
@@ -28,7 +28,7 @@ from mvczigal_ref.world.render import (
     colour_maps,
     render_maps,
 )
-from mvczigal_ref.world.visible import colour_area
+from mvczigal_ref.tiny_world.visible import colour_area
 
 __all__ = ["describe", "describe_each"]
 

@@ -7,13 +7,8 @@ from typing import Any, Final
 from mvczigal_ref.condition.asking import Asker, checked_prompts
 from mvczigal_ref.condition.captions import CaptionRules
 from mvczigal_ref.condition.memory import CaptionMemory
-from mvczigal_ref.condition.protocol import (
-    Caption,
-    GroupImages,
-    LanguageModel,
-    OnRefusal,
-    stream,
-)
+from mvczigal_ref.condition.protocol import Caption, GroupImages, OnRefusal, stream
+from mvczigal_ref.language.protocol import LanguageModel
 
 __all__ = ["EDITS", "OfflineEnhancer"]
 

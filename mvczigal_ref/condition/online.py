@@ -9,13 +9,8 @@ from torch import Tensor
 from mvczigal_ref.condition.asking import Asker, checked_prompts, in_order
 from mvczigal_ref.condition.captions import CaptionRules
 from mvczigal_ref.condition.memory import CaptionMemory
-from mvczigal_ref.condition.protocol import (
-    Caption,
-    GroupImages,
-    LanguageModel,
-    OnRefusal,
-    stream,
-)
+from mvczigal_ref.condition.protocol import Caption, GroupImages, OnRefusal, stream
+from mvczigal_ref.language.protocol import LanguageModel
 
 __all__ = ["ASPECTS", "OnlineEnhancer", "checked_groups"]
 

@@ -18,7 +18,6 @@ __all__ = [
     "CaptionError",
     "ConditionEnhancer",
     "GroupImages",
-    "LanguageModel",
     "OnRefusal",
     "stream",
 ]
@@ -26,8 +25,10 @@ __all__ = [
 GroupImages = Float[Tensor, "object sample view rgb height width"]
 """The group of samples drawn for each prompt, each the set of its views, in [0, 1]."""
 
+
 OnRefusal = Literal["raise", "prompt"]
 """What stands in for a caption that cannot be made: an error, or the prompt itself."""
+
 
 NO_INSTRUCTION: Final = "none"
 """Instruction of a caption that is the prompt itself, since no other could be made."""
@@ -88,30 +89,6 @@ class ConditionEnhancer(Protocol):
 
         Returns:
             K captions a prompt, in the order of ``prompts``.
-        """
-        ...
-
-
-@runtime_checkable
-class LanguageModel(Protocol):
-    """Answer a question; a served model and a local one are asked alike."""
-
-    def ask(
-        self,
-        text: str,
-        images: Sequence[Float[Tensor, "rgb height width"]] = (),
-        *,
-        seed: int | None = None,
-    ) -> str:
-        """Answer one question, which knows no other.
-
-        Args:
-            text: What the model reads after the images.
-            images: In [0, 1], in the order in which the model sees them.
-            seed: Of the answer's sampling; the model's own when None.
-
-        Returns:
-            The answer as the model gave it.
         """
         ...
 

@@ -19,7 +19,8 @@ from mvczigal_ref.condition.asking import checked_prompts, in_order
 from mvczigal_ref.condition.offline import OfflineEnhancer
 from mvczigal_ref.condition.protocol import Caption, CaptionError, GroupImages, stream
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.files import decode_text, sync
+from mvczigal_ref.files import sync
+from mvczigal_ref.text_files import decode_text
 
 __all__ = ["EnhanceOutcome", "StoredCaptions", "enhance_prompts"]
 

@@ -1,6 +1,6 @@
 """Diffusion as pure mathematics: tensors in, tensors out, fp32 or wider, torch alone."""
 
-from mvczigal_ref.diffusion.ddim import ETA_ZERO_VARIANCE, ddim_invert, ddim_transition
+from mvczigal_ref.diffusion.ddim import ETA_ZERO_VARIANCE, DdimSampler, ddim_invert, ddim_transition
 from mvczigal_ref.diffusion.flow import (
     flow_clean_and_noise,
     flow_invert,
@@ -26,8 +26,8 @@ from mvczigal_ref.diffusion.gaussian import (
     sample,
 )
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
-from mvczigal_ref.diffusion.lcm import lcm_invert, lcm_transition
-from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler, Sampler
+from mvczigal_ref.diffusion.lcm import LcmSampler, lcm_invert, lcm_transition
+from mvczigal_ref.diffusion.sampler import Sampler, Transition
 from mvczigal_ref.diffusion.schedule import (
     PredictionType,
     betas_from_alpha_bar,
@@ -37,7 +37,6 @@ from mvczigal_ref.diffusion.schedule import (
     scaled_linear_alpha_bar,
     shift_snr,
 )
-from mvczigal_ref.diffusion.transition import Transition
 
 __all__ = [
     "ETA_ZERO_VARIANCE",

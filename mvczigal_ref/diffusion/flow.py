@@ -7,7 +7,7 @@ velocity :math:`v = \epsilon - x_0`. The steps that draw noise are in ``flow_noi
 import torch
 
 from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, working_dtype
-from mvczigal_ref.diffusion.transition import Transition
+from mvczigal_ref.diffusion.sampler import Transition
 from mvczigal_ref.shapes import BatchLatent, BatchShape
 
 __all__ = [

@@ -17,7 +17,7 @@ from mvczigal_ref.diffusion.precision import (
     require_full_precision,
     working_dtype,
 )
-from mvczigal_ref.diffusion.transition import Transition
+from mvczigal_ref.diffusion.sampler import Transition
 from mvczigal_ref.shapes import BatchLatent, BatchShape
 
 __all__ = [

@@ -18,9 +18,15 @@ from mvczigal_ref.diffusion.flow_noise import (
 )
 from mvczigal_ref.diffusion.flow_schedule import Sigmas
 from mvczigal_ref.diffusion.gaussian import Reduction, log_prob
-from mvczigal_ref.diffusion.grid import Device, StepIndex, level_at, moved, require_index
 from mvczigal_ref.diffusion.precision import require_choice, require_full_precision
-from mvczigal_ref.diffusion.transition import Transition
+from mvczigal_ref.diffusion.sampler import (
+    Device,
+    StepIndex,
+    Transition,
+    level_at,
+    moved,
+    require_index,
+)
 from mvczigal_ref.shapes import BatchLatent
 
 __all__ = ["FLOW_KERNELS", "FlowKernel", "FlowSampler", "StepSigma"]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from mvczigal_ref.cameras import OrthographicRig
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow_components import FlowComponents
-from mvczigal_ref.models.flow_lora import add_flow_lora, flow_lora_parameters, load_flow_lora
+from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.flow.lora_file import add_flow_lora, flow_lora_parameters, load_flow_lora
 from mvczigal_ref.models.lora import add_lora, lora_parameters
 from mvczigal_ref.models.lora_files import load_lora
 from mvczigal_ref.models.text import encode_prompts
-from mvczigal_ref.records import CameraFeatures, Conditioning
+from mvczigal_ref.policy import CameraFeatures, Conditioning
 
 __all__ = ["Backbone", "FlowBackbone", "MultiviewBackbone"]
 

@@ -29,7 +29,7 @@ from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.models.tokenizer_files import read_tokenizer
 from mvczigal_ref.models.weight_files import read_safetensors, refuse_single_file
-from mvczigal_ref.records import CameraFeatures, Conditioning
+from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.shapes import BatchLatent
 
 __all__ = ["Components", "load_components"]

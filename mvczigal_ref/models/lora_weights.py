@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.models.flow_lora import flow_lora_parameters
-from mvczigal_ref.models.flow_policy import FlowPolicy
+from mvczigal_ref.models.flow.lora_file import flow_lora_parameters
+from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.loading import stored
 from mvczigal_ref.models.lora import LORA_TARGETS, lora_state_dict, one_adapter
 from mvczigal_ref.models.lora_reading import METADATA, PEFT_CONFIG, PEFT_FILE, PEFT_PREFIX, PLAIN

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
 from mvczigal_ref.models.row_attention import RowSelfAttnProcessor, install_row_attention
-from mvczigal_ref.records import CameraFeatures, Conditioning
+from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.shapes import Latent, PluckerMap
 
 __all__ = ["PUBLISHED_CAMERA_ENCODER", "MultiViewUNet"]

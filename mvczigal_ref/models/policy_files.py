@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mvczigal_ref.files import sync, writing
-from mvczigal_ref.models.flow_lora import flow_lora_parameters
-from mvczigal_ref.models.flow_policy import FlowPolicy
+from mvczigal_ref.models.flow.lora_file import flow_lora_parameters
+from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.loading import save_config, stored
 from mvczigal_ref.models.lora import adapter_names
 from mvczigal_ref.models.lora_files import save_unet_folder

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
-from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler, Sampler
+from mvczigal_ref.diffusion.ddim import DdimSampler
+from mvczigal_ref.diffusion.lcm import LcmSampler
+from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.schedule import (
     PREDICTION_TYPES,
     PredictionType,

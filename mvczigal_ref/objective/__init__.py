@@ -11,7 +11,7 @@ from mvczigal_ref.objective.clipped import (
     tempflow_step_weights,
 )
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss, old_policy_decay, optimality
-from mvczigal_ref.objective.guard import guard_loss, guarded_log_ratio
+from mvczigal_ref.objective.grpo_guard import guard_loss, guarded_log_ratio
 from mvczigal_ref.objective.reward_difference import (
     ObjectiveStats,
     RewardDifferenceGradients,

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.loading import unknown_setting
 from mvczigal_ref.recipes import baselines, dance, flow, sd3, sdxl, tiny, tiny_flow
-from mvczigal_ref.settings_file import unknown_setting
 
 __all__ = ["RECIPES", "recipe"]
 

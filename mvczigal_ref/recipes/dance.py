@@ -8,8 +8,8 @@ others train every weight, which takes about 16 bytes of memory for each of 12 b
 from dataclasses import replace
 
 from mvczigal_ref.config import FlowConfig, RolloutConfig, TrainConfig
+from mvczigal_ref.config.types import Table
 from mvczigal_ref.recipes.flow import flow_grpo
-from mvczigal_ref.settings_file import Table
 
 __all__ = ["branch_grpo", "dance_grpo", "g2rpo", "mix_grpo"]
 

@@ -29,7 +29,7 @@ from mvczigal_ref.config import (
     SamplerConfig,
     TrainConfig,
 )
-from mvczigal_ref.settings_file import Table
+from mvczigal_ref.config.types import Table
 
 __all__ = ["lcm_sdxl_mate3d", "lcm_sdxl_simple", "sdxl_simple"]
 

@@ -19,10 +19,16 @@ __all__ = ["draw", "draw_histogram", "smooth"]
 # matplotlib needs colours; the page has two sets of them, light and dark. Each of these stands
 # for one of the page's variables.
 _INK, _GRID = "#010101", "#020202"
+
+
 _CURVES = ("#0a0a01", "#0a0a02", "#0a0a03")
+
+
 _VARIABLES = {_INK: "var(--soft)", _GRID: "var(--line)"} | {
     colour: f"var(--curve-{place})" for place, colour in enumerate(_CURVES)
 }
+
+
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "mvczigal",  # equal runs give equal pages
@@ -42,7 +48,11 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.spines.left": False,
 }
+
+
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
 _FEW = 3  # so few points are drawn as dots too
 
 

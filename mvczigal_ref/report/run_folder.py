@@ -8,11 +8,11 @@ from typing import Any
 
 from mvczigal_ref.config import TrainConfig, load_config, to_dict
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.evaluation import Evaluation, PairedGain, paired_gain, read_evaluation
+from mvczigal_ref.evaluation.evaluate import Evaluation, PairedGain, paired_gain, read_evaluation
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.registry import VIEW_MEAN
-from mvczigal_ref.tracking import read_metrics
-from mvczigal_ref.world.grammar import split_prompts
+from mvczigal_ref.tiny_world.grammar import split_prompts
+from mvczigal_ref.training.tracking import read_metrics
 
 __all__ = [
     "RunFolder",

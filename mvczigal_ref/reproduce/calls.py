@@ -9,13 +9,13 @@ import torch
 from mvczigal_ref.config import TrainConfig, learns_from_pairs
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
-from mvczigal_ref.enhancers import build_enhancer
 from mvczigal_ref.group_iteration import run_group_iteration
-from mvczigal_ref.group_samples import num_acting_steps, stochastic_steps, trained_decisions
-from mvczigal_ref.iteration import prompt_batch, run_iteration
-from mvczigal_ref.prompts import read_prompts
+from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.method.sample import num_acting_steps, stochastic_steps, trained_decisions
 from mvczigal_ref.system import System, build_system
-from mvczigal_ref.tracking import StageTimer, network_rows
+from mvczigal_ref.system.enhancer import build_enhancer
+from mvczigal_ref.training.prompts import prompt_batch, read_prompts
+from mvczigal_ref.training.tracking import StageTimer, network_rows
 
 __all__ = ["network_calls"]
 

@@ -13,15 +13,16 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mvczigal_ref.caption_log import drift_histogram
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.distributed import World
+from mvczigal_ref.method.caption import drift_histogram
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import Method, MethodSet
-from mvczigal_ref.run_folder import find_checkpoint, is_finished
-from mvczigal_ref.tracking import read_metrics
-from mvczigal_ref.trainer import Events, train
+from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.run_folder import find_checkpoint, is_finished
+from mvczigal_ref.training.tracking import read_metrics
+from mvczigal_ref.training.trainer import train
 
 __all__ = [
     "Comparison",

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from mvczigal_ref.caption_log import DRIFT_EDGES
+from mvczigal_ref.method.caption import DRIFT_EDGES
 from mvczigal_ref.reproduce.comparison import Comparison, Outcome, gain_over_seeds
 
 __all__ = ["figure", "markdown"]

@@ -20,7 +20,7 @@ from mvczigal_ref.models.weight_files import described_by, read_json
 from mvczigal_ref.reward.mixture import Scorer
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.provenance import note
-from mvczigal_ref.reward.waiting import Asked, Waiting
+from mvczigal_ref.reward.service.waiting import Asked, Waiting
 
 __all__ = ["JOINT", "PER_VIEW", "ScorerOptions", "remote"]
 
@@ -109,13 +109,13 @@ def remote(kind: str, name: str, options: ScorerOptions) -> Any:  # noqa: ANN401
 
 
 def _world_per_view(options: ScorerOptions) -> PerViewScorer:
-    from mvczigal_ref.reward.world import WorldPerView
+    from mvczigal_ref.reward.tiny_world import WorldPerView
 
     return WorldPerView()
 
 
 def _world_joint(options: ScorerOptions) -> JointViewScorer:
-    from mvczigal_ref.reward.world import WorldJointView
+    from mvczigal_ref.reward.tiny_world import WorldJointView
 
     return WorldJointView()
 
@@ -213,7 +213,7 @@ def _chat_joint_judge(options: ScorerOptions) -> JointViewScorer:
 
 
 def _endpoint(options: ScorerOptions, waiting: Waiting) -> Any:  # noqa: ANN401 - imported only here
-    from mvczigal_ref.models.chat import MAX_PAUSE_S, ChatEndpoint
+    from mvczigal_ref.language.chat import MAX_PAUSE_S, ChatEndpoint
 
     pauses = 0.5
     # As many tries as make the pauses between them last as long as the wait.
@@ -229,7 +229,7 @@ def _endpoint(options: ScorerOptions, waiting: Waiting) -> Any:  # noqa: ANN401 
 
 
 def _chat(judge: Scorer, options: ScorerOptions, waiting: Waiting) -> Asked:
-    from mvczigal_ref.models.chat import ChatAnswerError, ChatUnavailableError
+    from mvczigal_ref.language.chat import ChatAnswerError, ChatUnavailableError
     from mvczigal_ref.reward.judgement import JudgementError
 
     faults = (ChatUnavailableError, ChatAnswerError, JudgementError)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mvczigal_ref.models.chat import ChatAnswerError, ChatEndpoint, ChatRefusedError
+from mvczigal_ref.language.chat import ChatAnswerError, ChatEndpoint, ChatRefusedError
 from mvczigal_ref.reward.judgement import (
     JOINT_CRITERIA,
     PER_VIEW_CRITERIA,

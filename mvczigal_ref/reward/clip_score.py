@@ -10,9 +10,9 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.chunks import as_input, in_chunks
 from mvczigal_ref.models.loading import quiet
 from mvczigal_ref.models.weight_files import described_by, read_json
-from mvczigal_ref.reward.chunks import as_input, in_chunks
 from mvczigal_ref.reward.convert import read_tensors
 from mvczigal_ref.reward.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, preprocess
 from mvczigal_ref.reward.weights import (

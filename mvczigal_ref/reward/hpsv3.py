@@ -11,9 +11,9 @@ from transformers import Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.chunks import in_chunks
 from mvczigal_ref.models.loading import quiet
 from mvczigal_ref.models.weight_files import described_by, read_json
-from mvczigal_ref.reward.chunks import in_chunks
 from mvczigal_ref.reward.convert import read_tensors
 from mvczigal_ref.reward.hpsv3_network import (
     IMAGE_TOKEN,

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.chunks import as_input, device_of, in_chunks
 from mvczigal_ref.models.loading import quiet
 from mvczigal_ref.models.weight_files import described_by, read_json
-from mvczigal_ref.reward.chunks import as_input, device_of, in_chunks
 from mvczigal_ref.reward.clip_score import check_prompts, working_dtype
 from mvczigal_ref.reward.convert import read_tensors
 from mvczigal_ref.reward.image_reward_network import (

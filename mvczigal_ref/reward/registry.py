@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from mvczigal_ref.config import GuardConfig, RewardConfig, scorer_weights
+from mvczigal_ref.config.loading import nearest_name
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions, remote
 from mvczigal_ref.reward.mixture import Mixture, Scorer
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
-from mvczigal_ref.settings import GuardConfig, RewardConfig, scorer_weights
-from mvczigal_ref.settings_file import nearest_name
 
 __all__ = [
     "JOINT",

@@ -12,9 +12,8 @@ import torch
 
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.sampler import require_density
-from mvczigal_ref.group_records import BranchTrajectory
-from mvczigal_ref.policy import Policy
-from mvczigal_ref.records import ActionReduction, Conditioning
+from mvczigal_ref.policy import Conditioning, Policy
+from mvczigal_ref.records import ActionReduction, BranchTrajectory
 from mvczigal_ref.rollout.group_plan import require_steps
 from mvczigal_ref.rollout.nodes import (
     NodeStep,

@@ -3,9 +3,8 @@
 import torch
 
 from mvczigal_ref.diffusion.sampler import Sampler, require_density
-from mvczigal_ref.group_records import GroupTrajectory
-from mvczigal_ref.policy import Policy
-from mvczigal_ref.records import ActionReduction, Conditioning
+from mvczigal_ref.policy import Conditioning, Policy
+from mvczigal_ref.records import ActionReduction, GroupTrajectory
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.nodes import (
     NodeStep,

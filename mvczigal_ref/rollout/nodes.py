@@ -13,13 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion import gaussian
+from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.precision import require_choice
-from mvczigal_ref.diffusion.sampler import DdimSampler, Sampler
-from mvczigal_ref.diffusion.transition import Transition
-from mvczigal_ref.group_records import GroupDecision
-from mvczigal_ref.policy import Policy, network_output, step_transition
-from mvczigal_ref.records import ActionReduction, Conditioning
+from mvczigal_ref.diffusion.sampler import Sampler, Transition
+from mvczigal_ref.policy import Conditioning, Policy, network_output, step_transition
+from mvczigal_ref.records import ActionReduction, GroupDecision
 from mvczigal_ref.rollout.noise import SeededNoise
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Final, Literal
 import torch
 
 from mvczigal_ref.diffusion.sampler import Sampler
-from mvczigal_ref.policy import Policy
-from mvczigal_ref.records import ActionReduction, Conditioning, PairedRollout
+from mvczigal_ref.policy import Conditioning, Policy
+from mvczigal_ref.records import ActionReduction, PairedRollout
 from mvczigal_ref.rollout.noise import NoiseSource, SeededNoise
 from mvczigal_ref.rollout.standard import first_output, standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
@@ -72,7 +72,7 @@ def paired_rollout(
 
     Examples:
         >>> from mvczigal_ref.cameras import PAPER_RIG
-        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> from mvczigal_ref.diffusion.lcm import LcmSampler
         >>> from mvczigal_ref.models.tiny import tiny_components
         >>> components = tiny_components(seed=0)
         >>> noise = SeededNoise(seed=0, iteration=0, objects=[0], shape=(6, 4, 8, 8))

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion import gaussian
 from mvczigal_ref.diffusion.precision import require_choice
-from mvczigal_ref.diffusion.sampler import Sampler
-from mvczigal_ref.diffusion.transition import Transition
-from mvczigal_ref.policy import Policy, StepLatent, network_output, step_transition
-from mvczigal_ref.records import ActionReduction, Conditioning, Trajectory
+from mvczigal_ref.diffusion.sampler import Sampler, Transition
+from mvczigal_ref.policy import Conditioning, Policy, StepLatent, network_output, step_transition
+from mvczigal_ref.records import ActionReduction, Trajectory
 from mvczigal_ref.rollout.noise import NoiseSource
 from mvczigal_ref.shapes import ObjectLatent
 
@@ -183,7 +182,7 @@ def standard_rollout(
 
     Examples:
         >>> from mvczigal_ref.cameras import PAPER_RIG
-        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> from mvczigal_ref.diffusion.lcm import LcmSampler
         >>> from mvczigal_ref.models.tiny import tiny_components
         >>> from mvczigal_ref.rollout.noise import SeededNoise
         >>> components = tiny_components(seed=0)

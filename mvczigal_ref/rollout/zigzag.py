@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.sampler import Sampler
-from mvczigal_ref.policy import Policy, network_output, step_transition
-from mvczigal_ref.records import ActionReduction, Conditioning, Trajectory
+from mvczigal_ref.policy import Conditioning, Policy, network_output, step_transition
+from mvczigal_ref.records import ActionReduction, Trajectory
 from mvczigal_ref.rollout.noise import NoiseSource
 from mvczigal_ref.rollout.standard import Recorder, step_indices, step_noise
 from mvczigal_ref.shapes import ObjectLatent
@@ -76,7 +76,7 @@ def zigzag_rollout(
 
     Examples:
         >>> from mvczigal_ref.cameras import PAPER_RIG
-        >>> from mvczigal_ref.diffusion.sampler import LcmSampler
+        >>> from mvczigal_ref.diffusion.lcm import LcmSampler
         >>> from mvczigal_ref.models.tiny import tiny_components
         >>> from mvczigal_ref.rollout.noise import SeededNoise
         >>> components = tiny_components(seed=0)

@@ -6,35 +6,39 @@ factor and sent backward before the next is built. A group's samples are replaye
 decision by decision, under each of its conditions.
 """
 
-from mvczigal_ref.update.accumulate import accumulate_pairs
-from mvczigal_ref.update.average import follow_parameters, mixed_parameters
-from mvczigal_ref.update.batch import (
-    PairBatch,
-    PairGradients,
-    PairObjective,
-    ReplaySettings,
-    UpdateSettings,
-)
-from mvczigal_ref.update.decisions import decision_under, replay_decision
 from mvczigal_ref.update.forward import (
     ForwardBatch,
     ForwardObjective,
     NoisedSamples,
     update_forward,
 )
-from mvczigal_ref.update.group_batch import (
-    GroupBatch,
-    GroupObjective,
-    GroupUpdateSettings,
-    ReplayedDecision,
-)
+from mvczigal_ref.update.group_batch import GroupBatch, GroupObjective, ReplayedDecision
 from mvczigal_ref.update.groups import update_groups
-from mvczigal_ref.update.loop import check_on_policy, update_parameters
+from mvczigal_ref.update.loop import (
+    GradientStats,
+    Microbatch,
+    check_on_policy,
+    locate_non_finite_gradient,
+    optimizer_step,
+    update_parameters,
+)
 from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
-from mvczigal_ref.update.microbatch import GradientStats, Microbatch
-from mvczigal_ref.update.pairs import update_policy
-from mvczigal_ref.update.replay import replay_log_prob
-from mvczigal_ref.update.step import locate_non_finite_gradient, optimizer_step
+from mvczigal_ref.update.pairs import (
+    PairBatch,
+    PairGradients,
+    PairObjective,
+    accumulate_pairs,
+    update_policy,
+)
+from mvczigal_ref.update.parameters import follow_parameters, mixed_parameters
+from mvczigal_ref.update.replay import (
+    GroupUpdateSettings,
+    ReplaySettings,
+    UpdateSettings,
+    decision_under,
+    replay_decision,
+    replay_log_prob,
+)
 
 __all__ = [
     "ForwardBatch",

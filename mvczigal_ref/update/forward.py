@@ -10,12 +10,16 @@ from torch import Tensor
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.policy import Policy
-from mvczigal_ref.records import Conditioning
-from mvczigal_ref.update.batch import ReplaySettings
-from mvczigal_ref.update.loop import dealt, update_parameters
+from mvczigal_ref.policy import Conditioning, Policy
+from mvczigal_ref.update.loop import (
+    Culprit,
+    GradientStats,
+    asks_for_change,
+    dealt,
+    update_parameters,
+)
 from mvczigal_ref.update.loss_scale import LossScale
-from mvczigal_ref.update.microbatch import Culprit, GradientStats, asks_for_change
+from mvczigal_ref.update.replay import ReplaySettings
 
 __all__ = ["ForwardBatch", "ForwardObjective", "NoisedSamples", "update_forward"]
 

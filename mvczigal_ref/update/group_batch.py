@@ -8,15 +8,13 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.group_records import GroupDecision
-from mvczigal_ref.records import Conditioning
-from mvczigal_ref.update.batch import ReplaySettings, require_counts
+from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.records import GroupDecision
 
 __all__ = [
     "GroupBatch",
     "GroupDiagnostics",
     "GroupObjective",
-    "GroupUpdateSettings",
     "MemberTable",
     "Reference",
     "ReplayedDecision",
@@ -24,8 +22,13 @@ __all__ = [
 
 # Members differ from decision to decision: a tree grows.
 StoredTable = Float[Tensor, "prompt _ view"]
+
+
 MemberTable = Float[Tensor, "member prompt view"]
+
+
 MemberLatent = Float[Tensor, "member prompt view c h w"]
+
 
 Reference = Callable[[], AbstractContextManager[None]]
 """Turns the policy into the network that training started from, for a while."""
@@ -81,22 +84,6 @@ class GroupDiagnostics(Protocol):
 
 GroupObjective = Callable[[ReplayedDecision], tuple[Tensor, GroupDiagnostics]]
 """From a replayed decision to the mean loss of its terms, with gradient, and diagnostics."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupUpdateSettings(ReplaySettings):
-    """How the decisions of groups are cut up and replayed."""
-
-    nodes_per_call: int | None = None
-    """Parents of every prompt in one network call, as in the rollout; None is all."""
-
-    step_per_decision: bool = False
-    """Whether the parameters change after each decision, from noise to image, and not once."""
-
-    def __post_init__(self) -> None:
-        """Refuse calls of nothing."""
-        ReplaySettings.__post_init__(self)
-        require_counts(nodes_per_call=self.nodes_per_call)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

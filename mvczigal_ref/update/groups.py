@@ -6,25 +6,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mvczigal_ref.diffusion.sampler import Sampler
-from mvczigal_ref.diffusion.transition import Transition
+from mvczigal_ref.diffusion.sampler import Sampler, Transition
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.group_records import GroupDecision
-from mvczigal_ref.policy import Policy
-from mvczigal_ref.records import Conditioning
-from mvczigal_ref.update.decisions import member_transition, score_members
+from mvczigal_ref.policy import Conditioning, Policy
+from mvczigal_ref.records import GroupDecision
 from mvczigal_ref.update.group_batch import (
     GroupBatch,
     GroupObjective,
-    GroupUpdateSettings,
     MemberTable,
     Reference,
     ReplayedDecision,
 )
-from mvczigal_ref.update.loop import dealt, update_parameters
+from mvczigal_ref.update.loop import (
+    Culprit,
+    GradientStats,
+    asks_for_change,
+    dealt,
+    update_parameters,
+)
 from mvczigal_ref.update.loss_scale import LossScale
-from mvczigal_ref.update.microbatch import Culprit, GradientStats, asks_for_change
+from mvczigal_ref.update.replay import GroupUpdateSettings, member_transition, score_members
 
 __all__ = ["GroupMicrobatch", "update_groups"]
 

@@ -1,21 +1,205 @@
-"""Microbatches, optimiser steps and epochs: the loop of every update."""
+"""Loop of every update: microbatches, gradient norm, optimiser steps, epochs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import ReplayMismatchError, ZeroGradientError
+from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
+from mvczigal_ref.shapes import Scalar
 from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
-from mvczigal_ref.update.microbatch import GradientStats, Microbatch
-from mvczigal_ref.update.step import locate_non_finite_gradient, optimizer_step
 
-__all__ = ["check_on_policy", "dealt", "update_parameters"]
+__all__ = [
+    "Culprit",
+    "GradientStats",
+    "Microbatch",
+    "asks_for_change",
+    "check_on_policy",
+    "dealt",
+    "locate_non_finite_gradient",
+    "optimizer_step",
+    "update_parameters",
+]
+
+Culprit = Callable[[Sequence[int]], NonFiniteError]
+"""From the index of a table's entry to the error that names where it belongs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradientStats:
+    """What one accumulation saw: sums over its elements or log-ratios, detached."""
+
+    loss: Scalar
+    """Sum of the loss over elements [1]."""
+
+    log_ratio_square: Scalar
+    """Sum of squared log-ratios [(nats or nats/element)^2]."""
+
+    clipped: Scalar
+    """Log-ratios beyond the clip range [log-ratios]."""
+
+    deviation: Scalar
+    """Largest absolute log-ratio [nats or nats/element]."""
+
+    asks: Bool[Tensor, ""]
+    """Whether the loss asks for a change: not where all advantages are equal, or all clipped."""
+
+    count: int
+    """Elements, over which the loss is a mean."""
+
+    num_log_ratios: int
+    """Log-ratios: one an element, or one for each arm of a pair."""
+
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+    """Further sums over elements, by the name of their metric."""
+
+
+@runtime_checkable
+class Microbatch(Protocol):
+    """Some elements whose share of the gradient is made in one go."""
+
+    @property
+    def count(self) -> int:
+        """Elements, over which the loss is a mean."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether the network is called as in the rollout, so that a first ratio must be 1."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Say which part of the iteration this is, for messages."""
+        ...
+
+    def accumulate(self, *, weight: float, on_policy: bool) -> GradientStats:
+        """Add this microbatch's share of the loss gradient to the parameters.
+
+        Args:
+            weight: The share, times the loss scale [1].
+            on_policy: Whether the parameters are those that sampled.
+
+        Returns:
+            Sums for the metrics.
+
+        Raises:
+            NonFiniteError: If a number is not finite; names object, view and step.
+        """
+        ...
+
+    def scores(self) -> Iterator[tuple[Tensor, Culprit]]:
+        """Replay once more, to search for what made a gradient non-finite.
+
+        Returns:
+            Tables with gradient, and who is at fault by a table's index.
+        """
+        ...
+
+
+def asks_for_change(output: Tensor) -> Bool[Tensor, ""]:
+    """Find out whether a loss asks for a change of what a network gave, after its backward pass.
+
+    Args:
+        output: In the type of the loss, so that nothing has rounded away; it retains its gradient.
+
+    Returns:
+        Whether any derivative by it is not 0.
+    """
+    gradient = output.grad
+    return torch.tensor(data=False) if gradient is None else gradient.any()
+
+
+def optimizer_step(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    *,
+    max_grad_norm: float,
+    loss_scale: float = 1.0,
+    locate: Callable[[], NonFiniteError] | None = None,
+    refuse_zero: Callable[[], None] | None = None,
+) -> float:
+    r"""Take the loss scale out, clip the gradient's norm, change the parameters.
+
+    .. math:: g \leftarrow \frac{g}{s} \min\Big(1, \frac{c}{\lVert g / s \rVert_2}\Big)
+
+    The gradient is forgotten.
+
+    Source:
+        Pascanu et al., arXiv:1211.5063; the scale is that of Micikevicius et al.,
+        arXiv:1710.03740. No deviation.
+
+    Args:
+        optimizer: Holds ``parameters``.
+        parameters: Trained parameters, with their gradients.
+        max_grad_norm: :math:`c`, the largest Euclidean norm [gradient units]; positive.
+        loss_scale: :math:`s`, a power of two that the gradient holds as a factor [1].
+        locate: Finds out who made a non-finite gradient, called only then.
+        refuse_zero: Raises if the gradient should not be exactly zero, called only then.
+
+    Returns:
+        Norm before clipping, without the scale [gradient units]; not finite if a gradient that
+        was scaled overflowed, and then parameters are unchanged.
+
+    Raises:
+        NonFiniteError: If the norm is not finite at a scale of 1; parameters are unchanged.
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer_step(torch.optim.SGD([weight], lr=1.0), [weight], max_grad_norm=1.0)
+        5.0
+        >>> weight.data
+        tensor([-0.6000, -0.8000])
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if loss_scale != 1.0:
+        for gradient in gradients:
+            gradient /= loss_scale
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not math.isfinite(norm):
+        optimizer.zero_grad()
+        if loss_scale > 1.0:
+            return norm
+        raise locate() if locate else NonFiniteError("gradient_norm", value=norm)
+    # The norm of the smallest numbers rounds to 0.
+    if norm == 0.0 and refuse_zero and not any(bool(g.any()) for g in gradients):
+        refuse_zero()
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def locate_non_finite_gradient(
+    tables: Iterable[tuple[Tensor, Culprit]], parameters: Sequence[Tensor]
+) -> NonFiniteError:
+    """Find the first number of some tables whose gradient is not finite.
+
+    One backward pass for every number: slow, and run only when a run has failed.
+
+    Args:
+        tables: Such as log-densities with gradient, and who is at fault by a table's index.
+        parameters: Trained parameters.
+
+    Returns:
+        The error to raise; it names no place if every number's gradient is finite.
+    """
+    for table, culprit in tables:
+        for index in torch.ones_like(table).nonzero().tolist():
+            found = torch.autograd.grad(
+                table[tuple(index)], parameters, retain_graph=True, allow_unused=True
+            )
+            if not all(g is None or bool(g.isfinite().all()) for g in found):
+                return culprit(index)
+    return NonFiniteError("gradient_norm")
+
 
 Slice = TypeVar("Slice")
 

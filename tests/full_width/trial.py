@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
-from mvczigal_ref.tracking import peak_memory, read_metrics
-from mvczigal_ref.trainer import train
+from mvczigal_ref.training.tracking import peak_memory, read_metrics
+from mvczigal_ref.training.trainer import train
 
 CPU = torch.device("cpu")
 PROMPT = "a red cube with a white nose"

@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 
 from bench.iterations import Measured, Trainee, capped
 from bench.networks import random_scorers, random_system
-from mvczigal_ref.checking.trial import Trial
 from mvczigal_ref.config import TrainConfig, load_config
-from mvczigal_ref.planning import Plan, plan
+from mvczigal_ref.preflight.plan import plan
+from mvczigal_ref.preflight.plan_record import Plan
+from mvczigal_ref.preflight.trial import Trial
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.records import PairedRollout
 from mvczigal_ref.system import System
-from mvczigal_ref.tracking import read_metrics
+from mvczigal_ref.training.tracking import read_metrics
 
 __all__ = [
     "CUDA",

@@ -11,7 +11,7 @@ from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.pair import paired_rollout
 from mvczigal_ref.system import build_system
-from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.training.tracking import StageTimer
 
 pytestmark = [
     pytest.mark.gpu,

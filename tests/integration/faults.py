@@ -4,9 +4,10 @@ from contextlib import contextmanager
 
 import torch
 
-from mvczigal_ref import scorers, training_loop
-from mvczigal_ref.trainer import Events
-from mvczigal_ref.update import accumulate
+from mvczigal_ref.system import scorers
+from mvczigal_ref.training import loop as training_loop
+from mvczigal_ref.training.loop import Events
+from mvczigal_ref.update import pairs as accumulate
 
 
 class Switch(Events):

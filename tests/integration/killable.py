@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from mvczigal_ref import checkpoint
 from mvczigal_ref.config import from_dict, to_dict
-from mvczigal_ref.trainer import Events
+from mvczigal_ref.training import checkpoint
+from mvczigal_ref.training.loop import Events
 from tests.integration.runs import run
 
 SERVER = multiprocessing.get_context("forkserver")

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from mvczigal_ref.config import TrainConfig, from_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow_components import FlowComponents
+from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.models.tiny_flow import tiny_flow_components
-from mvczigal_ref.tracking import read_metrics
-from mvczigal_ref.trainer import train
+from mvczigal_ref.training.tracking import read_metrics
+from mvczigal_ref.training.trainer import train
 
 PROMPTS = ("a red ball with a white nose", "a blue ball with a white nose")
 """One shape and one part, so that the exact judges render one family."""

@@ -15,20 +15,21 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mvczigal_ref
-from mvczigal_ref import prompts as prompt_lists
-from mvczigal_ref import shipped
 from mvczigal_ref.cli import main
 from mvczigal_ref.cli.display import TrainingDisplay
 from mvczigal_ref.errors import ScorerUnavailableError
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.pictures import contact_sheet, save_png
+from mvczigal_ref.pretraining import flow as pretrain_flow
+from mvczigal_ref.pretraining import multiview as pretrain
+from mvczigal_ref.pretraining import ship as shipped
 from mvczigal_ref.recipes import RECIPES
 from mvczigal_ref.reward.builders import PER_VIEW
 from mvczigal_ref.reward.service import RemotePerView
-from mvczigal_ref.reward.world import WorldJointView, WorldPerView
-from mvczigal_ref.tracking import read_metrics
-from mvczigal_ref.world import pretrain, pretrain_flow
-from mvczigal_ref.world.scene import render_prompts
+from mvczigal_ref.reward.tiny_world import WorldJointView, WorldPerView
+from mvczigal_ref.tiny_world.scene import render_prompts
+from mvczigal_ref.training import prompts as prompt_lists
+from mvczigal_ref.training.tracking import read_metrics
 from tests.integration.runs import HELD_OUT, PROMPTS, contents
 
 ROOT = Path(__file__).parents[2]
@@ -619,7 +620,7 @@ def test_pretraining_makes_the_flow_model_where_asked(tmp_path, monkeypatch, cap
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from mvczigal_ref import prompts
+from mvczigal_ref.training import prompts
 from mvczigal_ref.cli import launch, main
 from tests.integration.runs import HELD_OUT, PROMPTS
 launch.PROGRAM = (__file__,)

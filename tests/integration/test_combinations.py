@@ -8,14 +8,14 @@ import torch
 from mvczigal_ref.config import from_dict, learns_from_pairs
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
-from mvczigal_ref.enhancers import build_enhancer
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.models.tiny_flow import tiny_flow_components
 from mvczigal_ref.system import build_system
-from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.system.enhancer import build_enhancer
+from mvczigal_ref.training.tracking import StageTimer
 
 PROMPTS = ["a red cube with a white nose", "a blue can with a green fin"]
 SAMPLERS = ("lcm", "ddim", "flow")

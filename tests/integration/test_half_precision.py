@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from mvczigal_ref.checking.trial import Trial, gradients
 from mvczigal_ref.config import load_config
+from mvczigal_ref.preflight.trial import Trial, gradients
 from mvczigal_ref.recipes import recipe
-from mvczigal_ref.scorers import no_scorers
 from mvczigal_ref.system import build_system
+from mvczigal_ref.system.scorers import no_scorers
 from tests.integration.runs import assert_same_run, metrics, run, small_config
 
 # One view of the tiny world stands for the published latents of 96 x 96: that many times more

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 
-from mvczigal_ref import scorers
+from mvczigal_ref.system import scorers
 from tests.integration.faults import patched
 from tests.integration.runs import run, small_config
 

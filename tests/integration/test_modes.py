@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load
 
 from mvczigal_ref.distributed import World
-from mvczigal_ref.evaluation import evaluate
+from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
-from mvczigal_ref.trainer import load_policy
+from mvczigal_ref.training.run_folder import load_policy
 from tests.integration.runs import (
     HELD_OUT,
     cases,

@@ -17,19 +17,19 @@ from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.models.components import load_components
-from mvczigal_ref.planning import plan
-from mvczigal_ref.planning.costs import Costs, SampledCall
-from mvczigal_ref.planning.measure import storage_bytes
-from mvczigal_ref.planning.networks import meta_components
+from mvczigal_ref.preflight.costs import Costs, SampledCall
+from mvczigal_ref.preflight.measure import storage_bytes
+from mvczigal_ref.preflight.meta_networks import meta_components
+from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.records import Trajectory
 from mvczigal_ref.reward.mixture import Mixture
-from mvczigal_ref.scorers import no_scorers
 from mvczigal_ref.system import build_system
-from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.system.scorers import no_scorers
+from mvczigal_ref.training.tracking import StageTimer
 from mvczigal_ref.update.replay import replay_log_prob
 from tests.integration.runs import cases
-from tests.unit.planning.small import config_of
+from tests.unit.preflight.small import config_of
 
 # Operations of one UNet forward of 6 views at 768 pixels [FLOP], and sizes [parameters].
 COUNTED = 25.5e12

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mvczigal_ref.models.components import load_components
-from mvczigal_ref.world import pretrain as pretraining
-from mvczigal_ref.world.latent_scenes import LatentScenes
-from mvczigal_ref.world.pretrain import PretrainConfig, pretrain
-from mvczigal_ref.world.scene import sample_scenes
+from mvczigal_ref.pretraining import multiview as pretraining
+from mvczigal_ref.pretraining.latent_scenes import LatentScenes
+from mvczigal_ref.pretraining.multiview import PretrainConfig, pretrain
+from mvczigal_ref.tiny_world.scene import sample_scenes
 
 SHORT = PretrainConfig(
     objects_per_prompt=1, autoencoder_steps=8, autoencoder_batch=2, base_steps=8,

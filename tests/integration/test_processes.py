@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mvczigal_ref.tracking import read_metrics
+from mvczigal_ref.training.tracking import read_metrics
 from tests.integration.runs import HELD_OUT, write_prompts
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,6 @@ from urllib.request import urlopen
 import pytest
 import torch
 
-from mvczigal_ref import scorers
-from mvczigal_ref.checkpoint import load_checkpoint
 from mvczigal_ref.reward.service import (
     Patience,
     RemoteJointView,
@@ -23,9 +21,11 @@ from mvczigal_ref.reward.service import (
     serve,
     serving,
 )
-from mvczigal_ref.reward.service.handler import Handler
-from mvczigal_ref.reward.world import WorldJointView, WorldPerView
-from mvczigal_ref.trainer import Events
+from mvczigal_ref.reward.service.server import Handler
+from mvczigal_ref.reward.tiny_world import WorldJointView, WorldPerView
+from mvczigal_ref.system import scorers
+from mvczigal_ref.training.checkpoint import load_checkpoint
+from mvczigal_ref.training.loop import Events
 from tests.integration.faults import patched
 from tests.integration.killable import SERVER
 from tests.integration.runs import PROMPTS, assert_same_run, checkpoints, run, small_config

@@ -14,17 +14,17 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from mvczigal_ref.checkpoint import load_checkpoint
 from mvczigal_ref.cli import main, scoring
 from mvczigal_ref.errors import ScorerUnavailableError
 from mvczigal_ref.pictures import contact_sheet, save_png
-from mvczigal_ref.reward.builders import JOINT, PER_VIEW
+from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions
 from mvczigal_ref.reward.clip_score import PickScore
 from mvczigal_ref.reward.convert import read_tensors
 from mvczigal_ref.reward.hyperscore_network import HyperScoreNetwork
-from mvczigal_ref.reward.registry import ScorerOptions, joint_view_scorer, per_view_scorer
+from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
 from mvczigal_ref.reward.service import ScorerInfo, serving
-from mvczigal_ref.trainer import Events
+from mvczigal_ref.training.checkpoint import load_checkpoint
+from mvczigal_ref.training.loop import Events
 from tests.chat_stub import chat, serve
 from tests.integration.runs import (
     assert_same_run,

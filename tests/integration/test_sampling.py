@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from mvczigal_ref.cli import main
 from mvczigal_ref.cli import policies as module
 from mvczigal_ref.config import load_config
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.lora_files import save_lora_file, save_lora_folder
-from mvczigal_ref.models.tiny_flow import tiny_flow_components
 from mvczigal_ref.recipes import recipe
-from mvczigal_ref.scorers import no_scorers
 from mvczigal_ref.system import build_system
+from mvczigal_ref.system.scorers import no_scorers
 from tests.unit.models.published import write_published
 
 FLOW = ("--recipe", "tiny_flow_grpo", "sampler.num_steps=2", "sampler.evaluation_steps=0")

@@ -6,7 +6,7 @@ import torch
 from mvczigal_ref.config import load_config
 from mvczigal_ref.distributed import World
 from mvczigal_ref.recipes import recipe, sd3
-from mvczigal_ref.trainer import train
+from mvczigal_ref.training.trainer import train
 from tests.integration.runs import evaluations, metrics, parameters
 from tests.unit.models.flow_small import fresh_sd3
 

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from mvczigal_ref.gate import gate_flow
 from mvczigal_ref.models.components import load_components
-from mvczigal_ref.models.flow_loading import load_flux
-from mvczigal_ref.settings import weights_folder
-from mvczigal_ref.world.grammar import split_prompts
-from mvczigal_ref.world.pretrain_flow import FlowPretrainConfig, untrained
+from mvczigal_ref.models.flow.loading import load_flux
+from mvczigal_ref.pretraining.flow import FlowPretrainConfig, untrained
+from mvczigal_ref.pretraining.gate_flow import gate_flow
+from mvczigal_ref.system.networks import weights_folder
+from mvczigal_ref.tiny_world.grammar import split_prompts
 
 FOLDER = weights_folder("tiny_flow")
 CONFIG = FlowPretrainConfig()

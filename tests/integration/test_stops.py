@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from mvczigal_ref.checkpoint import load_checkpoint
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.trainer import Events
+from mvczigal_ref.training.checkpoint import load_checkpoint
+from mvczigal_ref.training.loop import Events
 from tests.integration import faults
 from tests.integration.runs import assert_same_run, cases, checkpoints, metrics, run, small_config
 

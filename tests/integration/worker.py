@@ -12,7 +12,7 @@ import torch
 
 from mvczigal_ref import iteration
 from mvczigal_ref.distributed import World, world
-from mvczigal_ref.trainer import Events
+from mvczigal_ref.training.loop import Events
 from tests.integration import faults
 from tests.integration.runs import run, small_config
 
@@ -89,7 +89,7 @@ def work(folder: Path, prompts: str) -> None:
 
 def tell(config, folder, here, events) -> None:
     """Run, with events in every process, not in the main one alone."""
-    from mvczigal_ref import training_loop
+    from mvczigal_ref.training import loop as training_loop
 
     right = training_loop.run_iteration
 

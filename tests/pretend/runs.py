@@ -7,7 +7,7 @@ import torch
 from mvczigal_ref.config import TrainConfig, learns_from_pairs, load_config
 from mvczigal_ref.distributed import World
 from mvczigal_ref.recipes import recipe
-from mvczigal_ref.trainer import train
+from mvczigal_ref.training.trainer import train
 from tests.integration.runs import HELD_OUT, small_components, small_flow, write_prompts
 
 __all__ = ["components", "configured", "train_on"]

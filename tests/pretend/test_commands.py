@@ -6,18 +6,20 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mvczigal_ref import trainer
-from mvczigal_ref.checking import check
 from mvczigal_ref.cli import main
-from mvczigal_ref.gate import gate, gate_flow
 from mvczigal_ref.pictures import contact_sheet, save_png
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
-from mvczigal_ref.reward.registry import ScorerOptions, joint_view_scorer, per_view_scorer
-from mvczigal_ref.world.scene import WORLD_RIG, render_prompts
+from mvczigal_ref.preflight.check import check
+from mvczigal_ref.pretraining.gate_flow import gate_flow
+from mvczigal_ref.pretraining.gate_multiview import gate
+from mvczigal_ref.reward.builders import ScorerOptions
+from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
+from mvczigal_ref.tiny_world.scene import WORLD_RIG, render_prompts
+from mvczigal_ref.training import trainer
 from tests.integration.runs import HELD_OUT, PROMPTS, small_components, small_flow
 from tests.pretend.runs import SMALL, configured, train_on
 from tests.pretend_device import NAME
-from tests.unit.condition.test_local import local, seeing
+from tests.unit.language.test_local import local, seeing
 from tests.unit.reward.published_files import PER_VIEW, located, write_published
 
 

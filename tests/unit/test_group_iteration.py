@@ -10,20 +10,22 @@ from functools import cache
 import pytest
 import torch
 
-from mvczigal_ref import group_iteration, group_learning
+from mvczigal_ref import group_iteration
 from mvczigal_ref.condition.protocol import Caption
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.grids import build_sampler
 from mvczigal_ref.group_iteration import run_group_iteration
-from mvczigal_ref.group_learning import parameters_as
-from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.update import GroupUpdateSettings, LossScale, replay_decision
+from mvczigal_ref.method import groups as group_learning
+from mvczigal_ref.system.sampler import build_sampler
+from mvczigal_ref.training.tracking import StageTimer
+from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.parameters import parameters_as
+from mvczigal_ref.update.replay import GroupUpdateSettings, replay_decision
 from tests.analytic_system import PROMPTS, analytic_system
 from tests.unannotated import without_shape_checks
-from tests.unit.test_group_samples import FLOW, GROUP, config_of
+from tests.unit.method.test_sample import FLOW, GROUP, config_of
 from tests.unit.test_iteration import GROUPS, START
 
 SMALL = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mvczigal_ref.group_records import BranchTrajectory, GroupDecision, GroupTrajectory
+from mvczigal_ref.records import BranchTrajectory, GroupDecision, GroupTrajectory
 from tests.strategies import randn
 
 

@@ -16,10 +16,11 @@ from mvczigal_ref.config import TrainConfig, from_dict
 from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError, NonFiniteError
-from mvczigal_ref.iteration import prompt_batch, run_iteration
+from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.reward.mixture import Mixture
-from mvczigal_ref.tracking import StageTimer
-from mvczigal_ref.update import LossScale
+from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.tracking import StageTimer
+from mvczigal_ref.update.loss_scale import LossScale
 from tests.analytic_system import PROMPTS, analytic_system, joint_score, per_view_score
 from tests.unannotated import without_shape_checks
 

@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 LINTER = Path(sys.executable).with_name("lint-imports")
 BREAKING = {
     "a stage imports another": ("objective/__init__.py", "import mvczigal_ref.advantage"),
-    "a lower layer imports a higher": ("errors.py", "import mvczigal_ref.checkpoint"),
+    "a lower layer imports a higher": ("errors.py", "import mvczigal_ref.training.checkpoint"),
     "a new module is in no layer": ("novelty.py", ""),
     "mathematics reads the configuration": (
         "constraint.py",

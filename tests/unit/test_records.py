@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from mvczigal_ref.records import Conditioning, PairedRollout, Trajectory
+from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.records import PairedRollout, Trajectory
 from tests.unannotated import without_shape_checks
 
 

@@ -14,12 +14,13 @@ import torch
 
 from mvczigal_ref import iteration as iteration_module
 from mvczigal_ref.constraint import ConstraintState
-from mvczigal_ref.diffusion.sampler import LcmSampler
+from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.distributed import World
-from mvczigal_ref.iteration import prompt_batch, run_iteration
+from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.recipes import recipe
-from mvczigal_ref.system import DTYPES
-from mvczigal_ref.tracking import StageTimer
+from mvczigal_ref.system.networks import DTYPES
+from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.tracking import StageTimer
 from tests.analytic_system import PROMPTS, CoupledPolicy, analytic_system
 from tests.oracles import scaled_linear_alpha_bar
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from mvczigal_ref.reward.service.terms import RefusedError, ScorerUnavailableError
+from mvczigal_ref.errors import ScorerUnavailableError
+from mvczigal_ref.reward.service.terms import RefusedError
 from mvczigal_ref.reward.service.wire import CONTENT_TYPE, parse_object
 
 __all__ = ["BadAnswerError", "Connection", "Patience"]

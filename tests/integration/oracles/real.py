@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mvczigal_ref.config import from_dict
-from mvczigal_ref.diffusion.ddim_sampler import DdimSampler
+from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
-from mvczigal_ref.diffusion.lcm_sampler import LcmSampler
+from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.models.tiny_flow import tiny_flow_components
-from mvczigal_ref.tracking import read_metrics
-from mvczigal_ref.world.scene import WORLD_RIG
+from mvczigal_ref.tiny_world.scene import WORLD_RIG
+from mvczigal_ref.training.tracking import read_metrics
 from tests.integration.runs import checkpoints, run
 from tests.plain_scorers import registered
 

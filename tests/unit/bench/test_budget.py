@@ -12,8 +12,9 @@ from bench import __main__ as command
 from bench import budget, iterations
 from bench.matrix import MatrixRate, matrix_rate
 from mvczigal_ref.errors import ReplayMismatchError
-from mvczigal_ref.planning import Flops, plan
-from tests.unit.planning.small import folder
+from mvczigal_ref.preflight.plan import plan
+from mvczigal_ref.preflight.plan_record import Flops
+from tests.unit.preflight.small import folder
 
 CPU = torch.device("cpu")
 RATE = MatrixRate(flops=1e12, spread=0.0, size=1, repeats=1)

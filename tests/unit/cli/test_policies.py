@@ -8,7 +8,7 @@ import torch
 from mvczigal_ref.cli import policies
 from mvczigal_ref.cli.arguments import Evaluate
 from mvczigal_ref.cli.policies import evaluate_policy
-from mvczigal_ref.evaluation import Evaluation
+from mvczigal_ref.evaluation.evaluate import Evaluation
 from mvczigal_ref.recipes import recipe
 from tests.analytic_system import analytic_system
 

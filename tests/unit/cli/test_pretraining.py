@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from mvczigal_ref import shipped
 from mvczigal_ref.cli import pretraining
 from mvczigal_ref.cli.arguments import Pretrain
 from mvczigal_ref.cli.pretraining import pretrain_weights
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.pretraining import ship as shipped
 
 
 @pytest.fixture

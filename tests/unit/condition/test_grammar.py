@@ -12,13 +12,13 @@ from mvczigal_ref.condition.description import (
     Description,
     parse_description,
 )
-from mvczigal_ref.condition.grammar import GrammarEnhancer
 from mvczigal_ref.condition.measured import describe, describe_each
 from mvczigal_ref.condition.protocol import Caption, CaptionError
+from mvczigal_ref.condition.tiny_world import GrammarEnhancer
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.tiny import tiny_tokenizer
-from mvczigal_ref.world.grammar import PARTS, SHAPES, all_prompts, parse
-from mvczigal_ref.world.render import Geometry, Nuisance, colour_maps, paint, render_maps
+from mvczigal_ref.tiny_world.grammar import PARTS, SHAPES, all_prompts, parse
+from mvczigal_ref.tiny_world.render import Geometry, Nuisance, colour_maps, paint, render_maps
 
 PROMPT = "a red cube with a white nose"
 

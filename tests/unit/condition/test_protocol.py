@@ -2,16 +2,12 @@
 
 import pytest
 
-from mvczigal_ref.condition.grammar import GrammarEnhancer
 from mvczigal_ref.condition.offline import OfflineEnhancer
 from mvczigal_ref.condition.online import OnlineEnhancer
-from mvczigal_ref.condition.protocol import (
-    Caption,
-    ConditionEnhancer,
-    LanguageModel,
-    stream,
-)
-from mvczigal_ref.models.chat import ChatEndpoint
+from mvczigal_ref.condition.protocol import Caption, ConditionEnhancer, stream
+from mvczigal_ref.condition.tiny_world import GrammarEnhancer
+from mvczigal_ref.language.chat import ChatEndpoint
+from mvczigal_ref.language.protocol import LanguageModel
 from tests.unit.condition.fakes import Talker
 
 

@@ -10,7 +10,7 @@ from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.offline import OfflineEnhancer
 from mvczigal_ref.condition.protocol import CaptionError, ConditionEnhancer
 from mvczigal_ref.condition.stored import StoredCaptions, enhance_prompts
-from mvczigal_ref.models.chat import ChatUnavailableError
+from mvczigal_ref.language.chat import ChatUnavailableError
 from tests.unit.condition.fakes import Scripted, Talker
 
 PROMPTS = ["a cat", "a \u732b by the sea", "two birds\nand a dog"]

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mvczigal_ref.diffusion.ddim import ddim_invert, ddim_transition
+from mvczigal_ref.diffusion.ddim import DdimSampler, ddim_invert, ddim_transition
 from mvczigal_ref.diffusion.gaussian import joint_log_prob, kl_divergence, log_prob, sample
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
-from mvczigal_ref.diffusion.lcm import lcm_invert, lcm_transition
-from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler
+from mvczigal_ref.diffusion.lcm import LcmSampler, lcm_invert, lcm_transition
 from mvczigal_ref.diffusion.schedule import (
     ddim_timesteps,
     lcm_timesteps,

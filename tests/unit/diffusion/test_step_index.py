@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
-from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler
+from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
 from tests.strategies import randn
 

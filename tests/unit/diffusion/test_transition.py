@@ -6,7 +6,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from mvczigal_ref.diffusion.transition import Transition
+from mvczigal_ref.diffusion.sampler import Transition
 
 
 def test_one_spread_may_serve_many_latents():

@@ -11,12 +11,12 @@ from diffusers import (
 )
 from torch import Tensor
 
-from mvczigal_ref.models.flow_components import FlowComponents
-from mvczigal_ref.models.flow_policy import FlowPolicy
-from mvczigal_ref.models.sd3 import Sd3Policy
+from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.flow.policy import FlowPolicy
+from mvczigal_ref.models.flow.sd3 import Sd3Policy
+from mvczigal_ref.models.flow.tiny import tiny_flow_components, tiny_t5, tiny_t5_tokenizer
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.models.tiny_flow import tiny_flow_components, tiny_t5, tiny_t5_tokenizer
-from mvczigal_ref.records import Conditioning
+from mvczigal_ref.policy import Conditioning
 from tests.unit.models.small import randn
 
 PROMPTS = ["a red cube with a white nose", "a blue ball"]

@@ -11,7 +11,7 @@ from mvczigal_ref.cameras import OrthographicRig
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.records import Conditioning
+from mvczigal_ref.policy import Conditioning
 
 PROMPTS = ("a red cube with a white nose", "a blue ball with a green fin", "a can")
 

@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from mvczigal_ref.cli import main
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.evaluation import sample_objects
+from mvczigal_ref.evaluation.evaluate import sample_objects
 from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.rollout.noise import SeededNoise
-from mvczigal_ref.scorers import no_scorers
 from mvczigal_ref.system import build_system
+from mvczigal_ref.system.scorers import no_scorers
 from tests.unit.reward import tiny_files
 
 

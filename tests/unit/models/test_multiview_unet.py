@@ -17,8 +17,7 @@ from mvczigal_ref.diffusion.guidance import guidance_embedding
 from mvczigal_ref.models.lora import add_lora, load_lora_state_dict, lora_parameters
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
-from mvczigal_ref.policy import Policy
-from mvczigal_ref.records import Conditioning
+from mvczigal_ref.policy import Conditioning, Policy
 from tests.compare import FP64, assert_equal_to
 from tests.golden import GOLDEN, constants, provenance, tensors
 from tests.unannotated import without_shape_checks

@@ -8,15 +8,15 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler
 from safetensors.torch import load_file, save_file
 
-from mvczigal_ref import networks
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.hub import load_sdxl_components
 from mvczigal_ref.models.schedulers import stored_prediction
 from mvczigal_ref.models.sources import LCM_UNET, SdxlSources
-from mvczigal_ref.networks import load_network
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.system import networks
+from mvczigal_ref.system.networks import load_network
 from tests.unit.models.published import write_cache, write_published
 
 SETTINGS = {

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from mvczigal_ref.models import policy_files
-from mvczigal_ref.models.flow_lora import add_flow_lora, flow_lora_parameters
+from mvczigal_ref.models.flow.lora_file import add_flow_lora, flow_lora_parameters
 from mvczigal_ref.models.lora import add_lora, lora_parameters
 from mvczigal_ref.models.lora_files import load_lora
 from mvczigal_ref.models.multiview_unet import MultiViewUNet

@@ -8,9 +8,9 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.scheduler_settings import FOLLOWED, INERT, REFUSED, check_scheduler
 from mvczigal_ref.models.schedulers import sampler_from_scheduler
-from mvczigal_ref.models.tiny_flow import tiny_flow_components
 from tests.compare import FP32, assert_equal_to
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

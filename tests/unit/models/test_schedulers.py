@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
-from mvczigal_ref.diffusion.sampler import DdimSampler, LcmSampler
+from mvczigal_ref.diffusion.ddim import DdimSampler
+from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
 from mvczigal_ref.models.schedulers import sampler_from_scheduler, sdxl_scheduler
 from tests.compare import FP32, assert_equal_to

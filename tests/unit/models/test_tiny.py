@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvczigal_ref.models.tiny import TINY_WORDS, tiny_components, tiny_tokenizer
-from mvczigal_ref.world.grammar import all_prompts
+from mvczigal_ref.tiny_world.grammar import all_prompts
 from tests.unit.models.small import rig
 
 

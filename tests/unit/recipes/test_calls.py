@@ -1,11 +1,11 @@
 """Network calls of a published recipe, ours against the released trainer's."""
 
 from mvczigal_ref.config import load_config
-from mvczigal_ref.planning import plan
-from mvczigal_ref.planning.costs import Costs
-from mvczigal_ref.planning.measure import GraphCost
+from mvczigal_ref.preflight.costs import Costs
+from mvczigal_ref.preflight.measure import GraphCost
+from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.recipes import recipe
-from tests.unit.planning.small import folder
+from tests.unit.preflight.small import folder
 
 
 def test_an_iteration_of_lcm_sdxl_simple_makes_fewer_calls(monkeypatch):

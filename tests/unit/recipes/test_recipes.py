@@ -10,9 +10,9 @@ import pytest
 from mvczigal_ref.config import TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.method.slices import Share
 from mvczigal_ref.recipes import RECIPES, dance, flow, recipe, sd3
 from mvczigal_ref.report.run_folder import settings_of
-from mvczigal_ref.slices import Share
 
 ROOT = Path(__file__).parents[3]
 ALSO_CHANGES = {

@@ -8,9 +8,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from mvczigal_ref.distributed import World
+from mvczigal_ref.method.slices import Share
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.recipes import recipe
-from mvczigal_ref.slices import Share
 
 PROCESSES = 4
 LAUNCHERS = {"single": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP"}

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.report.figures import draw, draw_histogram, smooth
 from mvczigal_ref.report.panels import Curve, Panel, panels
-from mvczigal_ref.tracking import read_metrics
+from mvczigal_ref.training.tracking import read_metrics
 from tests.unannotated import without_shape_checks
 from tests.unit import test_group_iteration as of_groups
 from tests.unit import test_iteration as of_pairs
-from tests.unit import test_trainer as of_runs
 from tests.unit.report.folders import KEYS, metrics
+from tests.unit.training import test_trainer as of_runs
 
 record = of_runs.record
 

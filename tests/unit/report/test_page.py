@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.evaluation import PairedGain
+from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.report import write_report
 from mvczigal_ref.report.page import verdict
 from tests.unit.report.folders import metrics, write_run

@@ -18,7 +18,7 @@ from mvczigal_ref.report.run_folder import (
     settings_of,
     told_metrics,
 )
-from mvczigal_ref.world.grammar import split_prompts
+from mvczigal_ref.tiny_world.grammar import split_prompts
 from tests.unit.report.folders import metrics, write_run
 
 

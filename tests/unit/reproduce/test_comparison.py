@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mvczigal_ref.caption_log import DRIFT_EDGES
 from mvczigal_ref.config import load_config, to_dict
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.group_samples import stochastic_steps, trained_decisions
+from mvczigal_ref.method.caption import DRIFT_EDGES
+from mvczigal_ref.method.sample import stochastic_steps, trained_decisions
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.models.tiny_flow import tiny_flow_components
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.reproduce import (
     COMPARISONS,
@@ -30,8 +30,8 @@ from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.comparison import run_gain
 from mvczigal_ref.reproduce.methods import Method, MethodSet
 from mvczigal_ref.reproduce.tables import figure, markdown
-from mvczigal_ref.tracking import MetricsLog
-from mvczigal_ref.trainer import Events
+from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.tracking import MetricsLog
 
 FIRST = ("rollout.window_last_start=0",)
 SMALL = (

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from mvczigal_ref.reward import joint_to_views, mean_over_views, weighted_sum
+from mvczigal_ref.reward.aggregate import joint_to_views, mean_over_views, weighted_sum
 from tests.unannotated import without_shape_checks
 from tests.unit.objective.strategies import pair_rewards, same_shape
 

@@ -8,19 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mvczigal_ref.config import RewardConfig
 from mvczigal_ref.errors import CheckpointError, ScorerUnavailableError
 from mvczigal_ref.reward import builders
+from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.hyperscore import HyperScore
 from mvczigal_ref.reward.provenance import files_read
-from mvczigal_ref.reward.registry import (
-    ScorerOptions,
-    joint_view_scorer,
-    mixture,
-    per_view_scorer,
-    scorer_options,
-)
+from mvczigal_ref.reward.registry import joint_view_scorer, mixture, per_view_scorer, scorer_options
 from mvczigal_ref.reward.service import ScorerInfo, serving
-from mvczigal_ref.settings import RewardConfig
 from tests.chat_stub import chat, raw, serve
 from tests.unit.reward.published_files import AXES, PER_VIEW, located, write_published
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mvczigal_ref.models.chat import ChatEndpoint, ChatRefusedError, ChatUnavailableError
+from mvczigal_ref.language.chat import ChatEndpoint, ChatRefusedError, ChatUnavailableError
 from mvczigal_ref.reward.chat_judge import ChatJointJudge, ChatJudge
 from mvczigal_ref.reward.judgement import (
     JOINT_CRITERIA,

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.held_out import object_features
+from mvczigal_ref.evaluation.watch import object_features
 from mvczigal_ref.reward.clip_score import ClipScore, PickScore
 from mvczigal_ref.reward.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, preprocess
 from mvczigal_ref.reward.protocols import PerViewScorer

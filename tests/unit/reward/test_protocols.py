@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mvczigal_ref.reward import JointViewScorer, PerViewScorer
+from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 
 
 def brightness(images, prompts):

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from mvczigal_ref.cameras import PAPER_RIG
+from mvczigal_ref.config import GuardConfig, RewardConfig
 from mvczigal_ref.errors import ConfigError, ScorerUnavailableError
+from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.registry import (
-    ScorerOptions,
     check_scorers,
     joint_view_scorer,
     mixture,
@@ -15,9 +16,8 @@ from mvczigal_ref.reward.registry import (
     scorer_options,
 )
 from mvczigal_ref.reward.service import Limits, ScorerInfo, serving
-from mvczigal_ref.reward.world import WorldJointView, WorldPerView
-from mvczigal_ref.settings import GuardConfig, RewardConfig
-from mvczigal_ref.world.score import joint_view_score, per_view_score
+from mvczigal_ref.reward.tiny_world import WorldJointView, WorldPerView
+from mvczigal_ref.tiny_world.score import joint_view_score, per_view_score
 
 PROMPTS = ["a red cube with a white nose", "a red cube with a green fin"]
 

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from mvczigal_ref.diffusion.ddim_sampler import DdimSampler
-from mvczigal_ref.diffusion.sampler import require_density
+from mvczigal_ref.diffusion.ddim import DdimSampler
+from mvczigal_ref.diffusion.sampler import Transition, require_density
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
-from mvczigal_ref.diffusion.transition import Transition
 from mvczigal_ref.rollout.nodes import (
     NodeStep,
     check_settings,

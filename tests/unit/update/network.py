@@ -7,7 +7,7 @@ import torch
 from mvczigal_ref.models.lora import add_lora, lora_parameters
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.pair import paired_rollout
-from mvczigal_ref.update import replay_log_prob
+from mvczigal_ref.update.replay import replay_log_prob
 from tests.unit.models.small import conditioning, fresh_components, randn
 from tests.unit.update.pairs import GUIDANCE
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.autograd.graph import saved_tensors_hooks
 
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.update import accumulate_pairs, replay_log_prob
+from mvczigal_ref.update.pairs import accumulate_pairs
+from mvczigal_ref.update.replay import replay_log_prob
 from tests.compare import FP64
 from tests.policies import LinearPolicy, Recorded
 from tests.trajectories import sampler_of

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvczigal_ref.update import follow_parameters
+from mvczigal_ref.update.parameters import follow_parameters
 
 
 @given(st.floats(0, 0.999), st.integers(0, 10_000))

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
-from mvczigal_ref.update import PairGradients, UpdateSettings
+from mvczigal_ref.update.pairs import PairGradients
+from mvczigal_ref.update.replay import UpdateSettings
 from tests.policies import LinearPolicy
 from tests.trajectories import sampler_of
 from tests.unit.update.pairs import gaps, sampled

@@ -9,8 +9,8 @@ import torch
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ZeroGradientError
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss
-from mvczigal_ref.update import ForwardBatch, update_forward
-from mvczigal_ref.update.batch import ReplaySettings
+from mvczigal_ref.update.forward import ForwardBatch, update_forward
+from mvczigal_ref.update.replay import ReplaySettings
 from tests.policies import DetachedPolicy, LinearPolicy, Recorded, numbered
 from tests.strategies import randn
 from tests.unit.rollout.flow_cases import GUIDANCE, velocity

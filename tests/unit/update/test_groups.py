@@ -16,13 +16,9 @@ from mvczigal_ref.objective.clipped import clipped_surrogate_loss, reference_kl
 from mvczigal_ref.rollout.branches import branched_rollout
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
-from mvczigal_ref.update import (
-    GroupBatch,
-    GroupUpdateSettings,
-    decision_under,
-    replay_decision,
-    update_groups,
-)
+from mvczigal_ref.update.group_batch import GroupBatch
+from mvczigal_ref.update.groups import update_groups
+from mvczigal_ref.update.replay import GroupUpdateSettings, decision_under, replay_decision
 from tests import oracles
 from tests.policies import DetachedPolicy, LinearPolicy, Recorded, numbered
 from tests.trajectories import noise, sampler_of

@@ -11,7 +11,8 @@ from torch import nn
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ZeroGradientError
-from mvczigal_ref.update import GradientStats, LossScale, update_parameters
+from mvczigal_ref.update.loop import GradientStats, update_parameters
+from mvczigal_ref.update.loss_scale import LossScale
 from tests.unit.models.small import randn
 from tests.unit.update.test_loop import TwoProcesses
 

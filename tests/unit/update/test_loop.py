@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
 from mvczigal_ref.models.lora import lora_parameters
-from mvczigal_ref.update import PairBatch, update_policy
+from mvczigal_ref.update.pairs import PairBatch, update_policy
 from tests import oracles
 from tests.compare import FP64
 from tests.policies import DetachedPolicy, LinearPolicy, Recorded

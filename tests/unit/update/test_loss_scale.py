@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.update import LossScale, loss_scale_step
+from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
 
 EXPONENT = st.integers(0, 32)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvczigal_ref.update import replay_log_prob
+from mvczigal_ref.update.replay import replay_log_prob
 from tests import oracles
 from tests.policies import LinearPolicy, Recorded
 from tests.trajectories import sampler_of

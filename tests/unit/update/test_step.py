@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.update import locate_non_finite_gradient, optimizer_step
+from mvczigal_ref.update.loop import locate_non_finite_gradient, optimizer_step
 
 NUMBERS = st.lists(st.floats(-10, 10), min_size=1, max_size=4)
 

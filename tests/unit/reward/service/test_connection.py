@@ -6,9 +6,10 @@ import time
 
 import pytest
 
+from mvczigal_ref.errors import ScorerUnavailableError
 from mvczigal_ref.reward.service.connection import BadAnswerError, Connection, Patience
 from mvczigal_ref.reward.service.server import serving
-from mvczigal_ref.reward.service.terms import Limits, RefusedError, ScorerUnavailableError
+from mvczigal_ref.reward.service.terms import Limits, RefusedError
 from tests.unit.reward.service.doubles import PER_VIEW, Scripted, Time, corner, http
 
 PATIENCE = Patience(

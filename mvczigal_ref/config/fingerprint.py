@@ -1,0 +1,92 @@
+"""Fingerprint of a configuration: two runs with the same one may continue each other."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mvczigal_ref.config.loading import to_dict
+from mvczigal_ref.config.train import TrainConfig
+
+__all__ = ["fingerprint", "fingerprinted", "settings_difference"]
+
+
+def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Say in which settings two runs differ.
+
+    Args:
+        there: All settings of what lies in a folder, by section.
+        here: The same settings of what is asked for now.
+
+    Returns:
+        Both values of each that differs, or an empty text.
+
+    Examples:
+        >>> settings_difference({"run": {"seed": 0}}, {"run": {"seed": 3}})
+        '`run.seed` is 0 there and 3 here'
+    """
+    return "; ".join(
+        f"`{section}.{name}` is {value!r} there and {here[section][name]!r} here"
+        for section, values in there.items()
+        for name, value in values.items()
+        if value != here[section][name]
+    )
+
+
+# What may differ between a run and its continuation: no number of training depends on it.
+_NOT_IN_FINGERPRINT = (
+    "recipe",
+    "condition.url",
+    "condition.api_key_env",
+    "model.offload_frozen",
+    "reward.url",
+    "reward.device",
+    "reward.timeout",
+    "reward.wait",
+    "reward.api_key_env",
+    "run.iterations",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "sampler.evaluation_steps",
+    "run.held_out",
+    "run.evaluate_every",
+    "run.evaluation_noises",
+    "run.trackers",
+    "run.device",
+)
+
+
+def fingerprinted(config: TrainConfig) -> dict[str, Any]:
+    """Give the settings that a run's numbers depend on.
+
+    Length, evaluation, saving, trackers, device and the recipe's name are left out.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        Nested dictionaries, as `to_dict` gives them.
+    """
+    values = to_dict(config)
+    for path in _NOT_IN_FINGERPRINT:
+        section, _, name = path.rpartition(".")
+        del (values[section] if section else values)[name]
+    return values
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """Hash the settings that a run's numbers depend on.
+
+    Args:
+        config: The configuration; one of equal fingerprint may continue its checkpoints.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+
+    Examples:
+        >>> longer = load_config(overrides=["run.iterations=200"])
+        >>> fingerprint(longer) == fingerprint(TrainConfig())
+        True
+    """
+    values = json.dumps(fingerprinted(config), sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()

@@ -1,0 +1,117 @@
+"""Settings of a run: its length and files, the optimiser, and the held-out guard."""
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from mvczigal_ref.config.types import (
+    SETTINGS,
+    Count,
+    CountOrZero,
+    HalfOpenShare,
+    Name,
+    Names,
+    Positive,
+    PowerOfTwo,
+    Rate,
+    RateOrZero,
+    Seed,
+    Size,
+)
+
+__all__ = ["GuardConfig", "OptimConfig", "RunConfig"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
+class GuardConfig:
+    """Held-out scores that are watched: what training must not spoil while its reward rises."""
+
+    every: CountOrZero = 0
+    """Iterations between checks on the held-out prompts [iterations]; 0 is no guard."""
+    per_view: Names = ()
+    """Scorers of one image that are watched and not trained on."""
+    joint: Names = ()
+    """Scorers of all the views of an object that are watched and not trained on."""
+    diversity: bool = False
+    """Count a fall of diversity as a watched score's; it is measured and shown anyway."""
+    noises: Size = 2
+    """Initial noises a prompt [noises]; diversity needs two."""
+    margin: Positive = 2.0
+    """Fall of a watched mean that is too much, in `guard.unit`."""
+    unit: Literal["standard_errors", "reward"] = "standard_errors"
+    """The margin's unit: standard errors of the paired fall over prompts, or reward units."""
+    fallen: Literal["any", "all"] = "any"
+    """How many of the watched scores must have fallen by the margin."""
+    action: Literal["stop", "return"] = "stop"
+    """End the run where it is, or at the parameters of its best check."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
+class OptimConfig:
+    """AdamW, and how often it steps."""
+
+    lr: Rate = 2e-3
+    """Learning rate [1]."""
+    betas: tuple[HalfOpenShare, HalfOpenShare] = (0.9, 0.999)
+    """Decay of the two moments [1], each in [0, 1)."""
+    eps: Positive = 1e-8
+    """Added to the root of the second moment [gradient units]."""
+    weight_decay: RateOrZero = 1e-4
+    """Decoupled weight decay [1]."""
+    max_grad_norm: Positive = 5.0
+    """Largest Euclidean norm of the whole gradient [loss units per parameter unit]."""
+    loss_scale: PowerOfTwo | None = None
+    """Factor on the loss in the first backward pass [1], a power of two in [1, 2^32], which lifts
+    gradients over the smallest number of fp16; it halves when one overflows. 1 is no scale; None
+    is 65536 for a network in fp16 and 1 for others."""
+    loss_scale_growth_interval: Count = 2000
+    """Finite gradients after which the loss scale doubles [optimiser steps]."""
+    epochs_per_iteration: Count = 1
+    """Passes over an iteration's trajectories [passes]."""
+    optimizer_steps_per_epoch: Count = 2
+    """Parameter changes in one pass [steps]."""
+    steps_per_microbatch: Count = 1
+    """Sampling steps replayed in one network call [steps]; 1 keeps the first ratio exactly 1."""
+    warmup_iterations: CountOrZero = 0
+    """Iterations over which the learning rate rises linearly [iterations]; 0 is none."""
+    decay_iterations: CountOrZero = 0
+    """Iterations over which the learning rate falls linearly to 0 [iterations]; 0 is none."""
+    step_per_decision: bool = False
+    """Change the parameters after each stochastic step of a group, and not once."""
+    average_decay: HalfOpenShare = 0.0
+    """Decay of the average of the parameters that is evaluated and kept in their place [1], in
+    [0, 1); 0 is no average."""
+    average_every: Count = 4
+    """Iterations between updates of the average [iterations]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
+class RunConfig:
+    """How long a run is, how it is cut up, and what it writes."""
+
+    iterations: Count = 60
+    """Passes from rollout to constraint [iterations]."""
+    objects_per_iteration: Size = 24
+    """Prompts rolled out in an iteration, over all processes [objects]."""
+    objects_per_slice: Size = 8
+    """Objects that go through the network together [objects]; divides the iteration's."""
+    replay_objects_per_slice: Size | None = None
+    """The same in replay [objects]; None is equal, the only value with a first ratio of 1."""
+    prompts: Name = "world.train"
+    """A named list, or the path of a text file with one prompt a line."""
+    held_out: Name = "world.held_out"
+    """The same for the prompts that are evaluated and never trained on."""
+    seed: Seed = 0
+    """Seed of every generator of the run."""
+    checkpoint_every: Count = 10
+    """Iterations between checkpoints [iterations]; the last iteration always writes one."""
+    keep_checkpoints: Count = 3
+    """Checkpoints kept, the newest first [checkpoints]."""
+    evaluate_every: CountOrZero = 0
+    """Iterations between evaluations [iterations]; 0 evaluates before and after only."""
+    evaluation_noises: Size = 4
+    """Initial noises a held-out prompt is evaluated on [noises]."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Trackers beside the metrics file; each is an extra to install."""
+    device: Name = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""

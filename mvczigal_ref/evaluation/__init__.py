@@ -1,0 +1,1 @@
+"""Held-out prompts: scored before and after training, and watched meanwhile."""

@@ -1,0 +1,306 @@
+"""Scores of a policy on prompts and noises, and the paired comparison of two."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mvczigal_ref.advantage.standardise import check_rewards
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
+from mvczigal_ref.rollout.group import group_rollout
+from mvczigal_ref.rollout.group_plan import GroupPlan
+from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.rollout.standard import standard_rollout
+from mvczigal_ref.rollout.zigzag import zigzag_rollout
+from mvczigal_ref.shapes import Images, ObjectLatent
+from mvczigal_ref.system import System
+from mvczigal_ref.system.networks import DTYPES
+
+__all__ = [
+    "Evaluation",
+    "PairedGain",
+    "evaluate",
+    "paired_gain",
+    "read_evaluation",
+    "sample_objects",
+]
+
+_OCCASION = "evaluation"  # its noise is apart from every iteration's
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Scores of every prompt under every initial noise."""
+
+    per_view: Float[Tensor, "noise prompt"]
+    """Mean over views of the per-view score [reward units]."""
+
+    joint: Float[Tensor, "noise prompt"]
+    """Joint-view score [reward units]."""
+
+    images: Images
+    """Of the first noise, for the prompts asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedGain:
+    """Change of a mean score between two evaluations on the same prompts and noises."""
+
+    before: float
+    """Mean [reward units]."""
+
+    after: float
+    """Mean [reward units]."""
+
+    gain: float
+    """Mean of the paired differences [reward units]."""
+
+    standard_error: float
+    """Of the gain, over prompts [reward units]."""
+
+
+def read_evaluation(path: Path) -> tuple[Evaluation, dict[str, str]]:
+    """Read scores that training has kept.
+
+    Args:
+        path: A safetensors file.
+
+    Returns:
+        The scores, and what is written beside them.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+
+    Examples:
+        >>> read_evaluation(Path("absent/before_000000.safetensors"))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: cannot read the scores in \
+'absent/before_000000.safetensors': No such file or directory: absent/before_000000.safetensors. \
+Remove the file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            return Evaluation(**tensors), file.metadata() or {}
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        msg = f"cannot read the scores in {str(path)!r}: {error}. Remove the file."
+        raise CheckpointError(msg) from error
+
+
+def paired_gain(
+    before: Float[Tensor, "noise prompt"], after: Float[Tensor, "noise prompt"]
+) -> PairedGain:
+    r"""Compare scores prompt by prompt.
+
+    .. math::
+        d_p = \frac1N \sum_n (a_{np} - b_{np}), \quad
+        \mathrm{SE} = \sqrt{\frac{\sum_p (d_p - \bar d)^2}{P (P - 1)}}
+
+    Args:
+        before: Scores of one policy [reward units].
+        after: Scores of another, on the same noises and prompts.
+
+    Returns:
+        Both means, the gain and its standard error (NaN for a single prompt).
+
+    Raises:
+        ValueError: If the tables differ in shape.
+
+    Examples:
+        >>> gain = paired_gain(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 6.0]]))
+        >>> gain.gain, gain.standard_error
+        (2.0, 1.0)
+    """
+    if before.shape != after.shape:
+        msg = (
+            f"`after` must have the shape of `before`, {tuple(before.shape)}; got "
+            f"{tuple(after.shape)}. Evaluate both on the same prompts and noises."
+        )
+        raise ValueError(msg)
+    difference = (after.double() - before.double()).mean(0)
+    prompts = difference.shape[0]
+    error = float(difference.std()) / math.sqrt(prompts) if prompts > 1 else math.nan
+    return PairedGain(
+        before=float(before.double().mean()),
+        after=float(after.double().mean()),
+        gain=float(difference.mean()),
+        standard_error=error,
+    )
+
+
+def sample_objects(
+    system: System,
+    prompts: Sequence[str],
+    noise: SeededNoise,
+    *,
+    config: TrainConfig,
+    zigzag: bool = False,
+) -> Images:
+    """Sample one slice of objects and decode it; a flow model by its ODE.
+
+    Args:
+        system: Network, sampler and cameras.
+        prompts: One an object that ``noise`` names.
+        noise: Initial and step noise; plain sampling and zigzag share the initial.
+        config: Guidance, camera scale, zigzag and storage dtype are read.
+        zigzag: Sample with ZMV-Sampling instead of plainly.
+
+    Returns:
+        Images in [0, 1].
+
+    Raises:
+        NonFiniteError: If latents or images are not; names the part, object and view.
+
+    Examples:
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> from mvczigal_ref.system import build_system
+        >>> config = TrainConfig()
+        >>> system = build_system(
+        ...     config, device=torch.device("cpu"), components=tiny_components(seed=0)
+        ... )
+        >>> noise = SeededNoise(seed=0, iteration="mine", objects=[0], shape=system.latent_shape)
+        >>> sample_objects(system, ["a red ball"], noise, config=config).shape
+        torch.Size([1, 6, 3, 32, 32])
+    """
+    conditioning = system.conditioning(prompts)
+    dtype, sampler = DTYPES[config.model.storage_dtype], system.evaluation_sampler
+    if zigzag:
+        trajectory = zigzag_rollout(
+            system.policy, sampler, noise.initial(), conditioning, noise.arm("zigzag"),
+            guidance_scale=config.sampler.guidance_scale,
+            inversion_guidance_scale=config.zigzag.inversion_guidance_scale,
+            camera_scale=config.sampler.camera_scale,
+            inversion_camera_scale=config.zigzag.inversion_camera_scale,
+            zigzag_steps=config.zigzag.steps, zigzag_rounds=config.zigzag.rounds,
+            storage_dtype=dtype,
+        )  # fmt: skip
+    elif config.sampler.kind == "flow":
+        # A flow is shown as it is used, by its ODE.
+        plan = GroupPlan.group(
+            1, stochastic_steps=(), num_steps=sampler.num_steps, shared_noise=False
+        )
+        group = group_rollout(
+            system.policy, sampler, conditioning, noise, plan,
+            guidance_scale=config.sampler.guidance_scale,
+            camera_scale=config.sampler.camera_scale,
+        )  # fmt: skip
+        return _finite_images(system, group.denoised[:, 0], noise.objects)
+    else:
+        trajectory = standard_rollout(
+            system.policy, sampler, noise.initial(), conditioning, noise.arm("standard"),
+            guidance_scale=config.sampler.guidance_scale,
+            camera_scale=config.sampler.camera_scale, storage_dtype=dtype,
+        )  # fmt: skip
+    return _finite_images(system, trajectory.denoised, noise.objects)
+
+
+def _finite_images(system: System, denoised: ObjectLatent, objects: Sequence[int]) -> Images:
+    """Decode, and name the part of the model whose numbers are not finite."""
+    require_finite(NETWORK_LATENT, denoised, objects)
+    images = system.images(denoised)
+    require_finite(AUTOENCODER_IMAGE, images, objects)
+    return images
+
+
+def evaluate(
+    system: System,
+    prompts: Sequence[str],
+    *,
+    config: TrainConfig,
+    world: World,
+    num_noises: int,
+    seed: int = 0,
+    zigzag: bool = False,
+    keep_images: int = 8,
+) -> Evaluation:
+    """Score a policy on every prompt under several initial noises.
+
+    The noises depend on ``seed`` alone, so two policies meet the same ones.
+
+    Args:
+        system: Network, sampler and scorers.
+        prompts: Such as the held-out ones; at least one.
+        config: As :func:`sample_objects`; also objects a slice.
+        world: Processes share out the slices where they divide evenly, and all
+            do everything where not.
+        num_noises: Initial noises a prompt; at least 1.
+        seed: Of the noises.
+        zigzag: Sample with ZMV-Sampling instead of plainly.
+        keep_images: Prompts whose images of the first noise are kept, at most all; at least 0.
+
+    Returns:
+        Scores, the same in every process.
+
+    Raises:
+        ValueError: If there is no prompt or no noise, or ``keep_images`` is negative.
+        NonFiniteError: If a score is not finite; names the object, noise by noise through the
+            prompts.
+
+    Examples:
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> from mvczigal_ref.system import build_system
+        >>> config = TrainConfig()
+        >>> system = build_system(
+        ...     config, device=torch.device("cpu"), components=tiny_components(seed=0)
+        ... )
+        >>> said = ["a red ball with a white nose"]
+        >>> evaluate(system, said, config=config, world=World(), num_noises=2).joint.shape
+        torch.Size([2, 1])
+    """
+    if not prompts:
+        msg = "`prompts` must hold at least one prompt; got none."
+        raise ValueError(msg)
+    for name, number, least in (("num_noises", num_noises, 1), ("keep_images", keep_images, 0)):
+        if number < least:
+            msg = f"`{name}` must be at least {least}; got {number}."
+            raise ValueError(msg)
+    size, total = config.run.objects_per_slice, num_noises * len(prompts)
+    slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
+    even = len(slices) % world.size == 0 and total % size == 0
+    mine = world.slice_share(len(slices)) if even else range(len(slices))
+    per_view, joint = [], []
+    for index in mine:
+        part = slices[index]
+        said = [prompts[i % len(prompts)] for i in part]
+        images = sample_objects(
+            system, said, _noise(system, part, seed), config=config, zigzag=zigzag
+        )
+        by_view, by_object = system.score(images, said)
+        per_view.append(by_view)
+        joint.append(by_object)
+    by_view, by_object = torch.cat(per_view), torch.cat(joint)
+    if even:
+        by_view, by_object = world.gather_objects(by_view), world.gather_objects(by_object)
+    check_rewards(per_view_reward=by_view, joint_view_reward=by_object)
+    kept = range(min(keep_images, len(prompts)))
+    shown = [
+        sample_objects(
+            system, [prompts[i] for i in kept[first : first + size]],
+            _noise(system, kept[first : first + size], seed), config=config, zigzag=zigzag,
+        )
+        for first in range(0, len(kept), size)
+    ]  # fmt: skip
+    nothing = torch.zeros(0, system.num_views, 3, system.image_size, system.image_size)
+    return Evaluation(
+        per_view=by_view.mean(-1).view(num_noises, -1).cpu(),
+        joint=by_object.view(num_noises, -1).cpu(),
+        images=torch.cat(shown).cpu() if shown else nothing,
+    )
+
+
+def _noise(system: System, part: Sequence[int], seed: int) -> SeededNoise:
+    return SeededNoise(
+        seed=seed,
+        iteration=_OCCASION,
+        objects=part,
+        shape=system.latent_shape,
+        device=system.device,
+    )

@@ -1,0 +1,116 @@
+"""Held-out scores of a run: each occasion measured once and kept, and what the guard watches."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.evaluation.evaluate import Evaluation, evaluate, read_evaluation
+from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.system import System
+
+__all__ = ["HeldOut"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """Held-out scores of a run, each kept in a file so that a resume finds it."""
+
+    system: System
+    """Network, sampler and scorers."""
+
+    prompts: Sequence[str]
+    """What is scored."""
+
+    folder: Path
+    """The run folder."""
+
+    config: TrainConfig
+    """Settings of the run."""
+
+    world: World
+    """This process among all."""
+
+    def __call__(self, name: str, iteration: int) -> Evaluation:
+        """Read the scores of an occasion, or measure and keep them.
+
+        What was measured on other noises or another number of steps is measured again.
+
+        Args:
+            name: Such as ``before``.
+            iteration: Iterations finished.
+
+        Returns:
+            Scores, the same in every process.
+
+        Raises:
+            CheckpointError: If the folder's scores are those of other prompts, or damaged.
+            NonFiniteError: If a score is not finite.
+        """
+        self.refuse_other_prompts()
+        path = self._listed.parent / f"{name}_{iteration:06d}.safetensors"
+        noises = self.config.run.evaluation_noises
+        # One entry alone: several would be written in any order, and files would not be equal.
+        measured = {"measured": f"{noises} noises, {self._num_steps} steps"}
+        if path.is_file():
+            scores, written = read_evaluation(path)
+            if written == measured:
+                return scores
+        scores = evaluate(
+            self.system, self.prompts, config=self.config, world=self.world, num_noises=noises
+        )
+        self.world.barrier()  # until all have looked for the file
+        if self.world.is_main:
+            named = {"per_view": scores.per_view, "joint": scores.joint, "images": scores.images}
+            atomic_write(self._listed, to_json(list(self.prompts)))
+            atomic_write(path, save(named, metadata=measured))
+        self.world.barrier()
+        return scores
+
+    def refuse_other_prompts(self) -> None:
+        """Compare the prompts with those of the folder's scores, if it has any.
+
+        Raises:
+            CheckpointError: If they are others, or cannot be read.
+        """
+        listed = self._listed
+        try:
+            saved = json.loads(listed.read_bytes()) if listed.is_file() else list(self.prompts)
+        except (ValueError, RecursionError) as error:
+            msg = f"{str(listed)!r} must list the prompts of the scores beside it; it is damaged. "
+            raise CheckpointError(msg + "Restore it, or choose another folder.") from error
+        if saved != list(self.prompts):
+            msg = (
+                f"`held_out` must be the prompts of {str(listed)!r}, on which the run's earlier "
+                "scores were made; got others. Pass those, or choose another folder."
+            )
+            raise CheckpointError(msg)
+
+    @property
+    def _listed(self) -> Path:
+        return self.folder / "evaluations" / "prompts.json"
+
+    @property
+    def _num_steps(self) -> int:
+        return self.system.evaluation_sampler.num_steps
+
+    def metrics(self, name: str, iteration: int) -> dict[str, float]:
+        """Give the mean scores of an occasion as the metrics file names them.
+
+        Args:
+            name: Such as ``at``.
+            iteration: Iterations finished.
+
+        Returns:
+            Both means [reward units].
+        """
+        scores = self(name, iteration)
+        return {
+            "held_out/per_view": float(scores.per_view.double().mean()),
+            "held_out/joint": float(scores.joint.double().mean()),
+        }

@@ -1,0 +1,150 @@
+"""Watch: the held-out guard's scores at every check of a run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from mvczigal_ref.advantage.standardise import check_rewards
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World
+from mvczigal_ref.evaluation.evaluate import sample_objects
+from mvczigal_ref.evaluation.guard import GuardCheck, mean_pairwise_distance
+from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.shapes import Images
+from mvczigal_ref.system import System
+
+__all__ = ["Watch", "object_features"]
+
+_OCCASION = "guard"  # its noise is apart from every iteration's and evaluation's
+
+
+_GRID = 8  # colour means a side
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """The guard's look at the held-out prompts, always from the same noises."""
+
+    system: System
+    """Network, sampler, trained and watched scorers."""
+
+    prompts: Sequence[str]
+    """What is scored."""
+
+    config: TrainConfig
+    """Settings of the run."""
+
+    world: World
+    """This process among all."""
+
+    def due(self, finished: int) -> bool:
+        """Say whether the guard looks now.
+
+        Args:
+            finished: Iterations done.
+
+        Returns:
+            True before the first iteration and every ``guard.every`` of them; never without.
+        """
+        every = self.config.guard.every
+        return every > 0 and finished % every == 0
+
+    def __call__(self, iteration: int) -> tuple[GuardCheck, dict[str, float]]:
+        """Sample every prompt from several noises and score what comes out.
+
+        Trained on are the rewards that the advantage's mode reads; one that it leaves out is
+        watched. The joint reward tells how well the views agree.
+
+        Args:
+            iteration: Iterations finished.
+
+        Returns:
+            What the rule is told, one number a prompt; and the metrics' means, diversity among
+            them. The same in every process.
+
+        Raises:
+            NonFiniteError: If a score is not finite; names it and the object, noise by noise
+                through the prompts.
+            ScorerUnavailableError: If a scorer's service is out.
+        """
+        prompts, guard = len(self.prompts), self.config.guard
+        tables = self._tables()
+        features = tables.pop("features").view(guard.noises, prompts, -1).transpose(0, 1)
+        scores = {name: t.double().view(guard.noises, prompts) for name, t in tables.items()}
+        check_rewards(**scores)
+        found = {name: tuple(table.mean(0).tolist()) for name, table in scores.items()}
+        mode = self.config.advantage.mode
+        trained = [mode] if mode in ("per_view", "joint") else ["per_view", "joint"]
+        if guard.noises > 1:
+            found["diversity"] = tuple(mean_pairwise_distance(features.double()).tolist())
+        metrics = {f"guard/{name}": sum(row) / prompts for name, row in found.items()}
+        if not guard.diversity:
+            found.pop("diversity", None)
+        check = GuardCheck(
+            iteration=iteration,
+            trained={name: found[name] for name in trained},
+            watched={name: row for name, row in found.items() if name not in trained},
+        )
+        return check, metrics
+
+    @torch.no_grad()
+    def _tables(self) -> dict[str, Tensor]:
+        """One row a sample, noise by noise through the prompts, on the CPU."""
+        system, size = self.system, self.config.run.objects_per_slice
+        total = self.config.guard.noises * len(self.prompts)
+        slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
+        even = len(slices) % self.world.size == 0 and total % size == 0
+        mine = self.world.slice_share(len(slices)) if even else range(len(slices))
+        rows: dict[str, list[Tensor]] = {}
+        for part in (slices[index] for index in mine):
+            said = [self.prompts[i % len(self.prompts)] for i in part]
+            noise = SeededNoise(
+                seed=0, iteration=_OCCASION, objects=part, shape=system.latent_shape,
+                device=system.device,
+            )  # fmt: skip
+            images = sample_objects(system, said, noise, config=self.config)
+            per_view, joint = system.score(images, said)
+            scored = {
+                "per_view": per_view.mean(-1),
+                "joint": joint,
+                **{k: s(images, said).mean(-1) for k, s in system.watched_per_view.items()},
+                **{k: s(images, said) for k, s in system.watched_joint.items()},
+                "features": object_features(images, list(system.watched_per_view.values())),
+            }
+            for name, values in scored.items():
+                rows.setdefault(name, []).append(values)
+        whole = {name: torch.cat(values) for name, values in rows.items()}
+        if even:
+            whole = {name: self.world.gather_objects(values) for name, values in whole.items()}
+        return {name: values.cpu() for name, values in whole.items()}
+
+
+def object_features(
+    images: Images, scorers: Sequence[Callable[..., Tensor]] = ()
+) -> Float[Tensor, "object feature"]:
+    """Describe each object by one vector, for distances between samples.
+
+    Args:
+        images: Decoded views in [0, 1].
+        scorers: Of these, the first with a method ``image_features``, from images to one vector
+            a view, is asked. If there is none, a view's vector is its colour, averaged over
+            squares of an eighth of its edge.
+
+    Returns:
+        The views' vectors one after the other [1, or feature units].
+
+    Examples:
+        >>> object_features(torch.zeros(2, 6, 3, 32, 32)).shape
+        torch.Size([2, 1152])
+    """
+    for scorer in scorers:
+        described = getattr(scorer, "image_features", None)
+        if described is not None:
+            found: Tensor = described(images)
+            return found.flatten(1)
+    pooled = adaptive_avg_pool2d(images.flatten(0, 1), _GRID)
+    return pooled.reshape(images.shape[0], -1)

@@ -1,0 +1,1 @@
+"""Language models that are asked: the protocol, a chat server, a local model."""

@@ -1,0 +1,280 @@
+"""A client of chat models that are served over HTTP in OpenAI's request format.
+
+A question is one message of text and images, an answer is a text. Everything that comes
+back is bounded: in time, in bytes and in tries. Nothing is retried that another try cannot
+mend, and no redirect is followed, so a key goes to the named host alone.
+"""
+
+import base64
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from mvczigal_ref.errors import ConfigError, ServiceUnavailableError
+from mvczigal_ref.language.bounded_http import TRANSIENT, TryAgainError, post, split_url
+
+__all__ = [
+    "ChatAnswerError",
+    "ChatEndpoint",
+    "ChatRefusedError",
+    "ChatUnavailableError",
+    "png_data_url",
+]
+
+MAX_BODY_BYTES = 1 << 20
+"""A longer response is refused; thousands of tokens fit many times over."""
+
+
+MAX_PAUSE_S = 30.0
+"""The longest pause between two tries, whatever the server asks for."""
+
+
+AnyImage = Float[Tensor, "rgb _ _"]
+"""Of any size, also beside others."""
+
+
+_PATH = "/chat/completions"
+
+
+class ChatUnavailableError(ServiceUnavailableError):
+    """No try within the allowed number was answered."""
+
+
+class ChatAnswerError(ValueError):
+    """The endpoint answered, but with something that is no answer."""
+
+
+class ChatRefusedError(ChatAnswerError, ConfigError):
+    """The endpoint does not take the request, as it was set up: asking again would not help."""
+
+
+def png_data_url(image: Float[Tensor, "rgb height width"]) -> str:
+    """Give an image as a PNG inside a URL, for a message to carry.
+
+    Args:
+        image: RGB, finite; values outside [0, 1] are clamped, then rounded to 8 bits.
+
+    Returns:
+        A ``data:`` URL; equal pixels give equal text.
+
+    Raises:
+        ValueError: If the image has no pixels, not three channels, or a NaN.
+
+    Examples:
+        >>> png_data_url(torch.zeros(3, 2, 2))[:22]
+        'data:image/png;base64,'
+    """
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        msg = f"`image` must be of shape (3, height, width); got {tuple(image.shape)}."
+        raise ValueError(msg)
+    if not bool(image.isfinite().all()):
+        msg = "`image` must be finite; got NaN or infinity. Check the decoder."
+        raise ValueError(msg)
+    pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatEndpoint:
+    """A served model: where it is, and how it is asked.
+
+    Each question opens its own connection, so one endpoint serves several threads.
+    Proxies named in the environment are not used.
+
+    Examples:
+        >>> endpoint = ChatEndpoint("http://127.0.0.1:8000/v1", "judge", temperature=0.0)
+        >>> endpoint.url
+        'http://127.0.0.1:8000/v1/chat/completions'
+    """
+
+    base_url: str
+    """Up to and with the version, such as ``http://127.0.0.1:8000/v1``."""
+
+    model: str
+    """Name under which the server knows the model."""
+
+    timeout_s: float = field(default=120.0, kw_only=True)
+    """Longest duration of one try, from connecting to the last byte [s]."""
+
+    retries: int = field(default=3, kw_only=True)
+    """Further tries after the first [1]."""
+
+    max_tokens: int = field(default=512, kw_only=True)
+    """Longest answer [tokens]."""
+
+    temperature: float = field(default=0.0, kw_only=True)
+    """Of the model's sampling [1]; 0 takes the likeliest token."""
+
+    seed: int | None = field(default=0, kw_only=True)
+    """Of the model's sampling, sent along; None leaves it out for servers that refuse it."""
+
+    api_key_env: str | None = field(default=None, kw_only=True)
+    """Environment variable that holds the key; None sends no key."""
+
+    backoff_s: float = field(default=0.5, kw_only=True)
+    """Pause before the second try; doubled for each further one, up to 30 s [s]."""
+
+    sleep: Callable[[float], None] | None = field(default=None, kw_only=True, repr=False)
+    """Waits so many seconds; what it raises ends the question. The clock's own if None."""
+
+    def __post_init__(self) -> None:
+        split_url(self.base_url)
+        if not self.model:
+            msg = "`model` must name the served model; got ''. Ask the server for its /models."
+            raise ValueError(msg)
+        for name, least in {"retries": 0, "max_tokens": 1}.items():
+            value = getattr(self, name)
+            if value < least:
+                msg = f"`{name}` must be at least {least}; got {value!r}."
+                raise ValueError(msg)
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            msg = f"`timeout_s` must be positive and finite; got {self.timeout_s!r}."
+            raise ValueError(msg)
+        for name in ("temperature", "backoff_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                msg = f"`{name}` must be finite and not negative; got {value!r}."
+                raise ValueError(msg)
+
+    @property
+    def url(self) -> str:
+        """Where questions are sent."""
+        return self.base_url.rstrip("/") + _PATH
+
+    def ask(
+        self,
+        text: str,
+        images: Sequence[AnyImage] = (),
+        *,
+        seed: int | None = None,
+    ) -> str:
+        """Send one message and wait for its answer.
+
+        Args:
+            text: What the model reads after the images.
+            images: RGB in [0, 1], in the order in which the model sees them; sizes may
+                differ.
+            seed: Of this question alone; the endpoint's own when None.
+
+        Returns:
+            The answer, stripped; never empty.
+
+        Raises:
+            ChatUnavailableError: If no try was answered.
+            ChatRefusedError: If the endpoint does not take the request.
+            ChatAnswerError: If its answer is cut, empty, too long or not in the expected
+                form.
+            ValueError: If the environment lacks the key, or an image is unfit.
+        """
+        key = self._key()
+        body = self._body(text, images, self.seed if seed is None else seed)
+        last = ""
+        pause = 0.0
+        for attempt in range(self.retries + 1):
+            if attempt:
+                wait = self.sleep or time.sleep
+                wait(min(max(pause, self.backoff_s * 2.0 ** (attempt - 1)), MAX_PAUSE_S))
+            try:
+                return _answer(self._post(body, key))
+            except TryAgainError as error:
+                last, pause = str(error), error.pause_s
+        msg = f"`{self.url}` must answer; got {last} at the last of {self.retries + 1} tries."
+        raise ChatUnavailableError(msg)
+
+    def _key(self) -> str | None:
+        """Read the key, and refuse one that no header can hold without saying it."""
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not (key and key.isascii() and key.isprintable()):
+            msg = (
+                f"`api_key_env` must name a variable that holds a key in printable ASCII; "
+                f"{self.api_key_env!r} is {'not printable ASCII' if key else 'unset or empty'}."
+            )
+            raise ValueError(msg)
+        return key
+
+    def _body(self, text: str, images: Sequence[AnyImage], seed: int | None) -> bytes:
+        """Write the request."""
+        parts: list[object] = [
+            {"type": "image_url", "image_url": {"url": png_data_url(image)}} for image in images
+        ]
+        request: dict[str, object] = {
+            "model": self.model,
+            # Text-only servers know strings alone.
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [*parts, {"type": "text", "text": text}] if parts else text,
+                }
+            ],
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "stream": False,
+        }
+        if seed is not None:
+            request["seed"] = seed
+        return json.dumps(request, allow_nan=False).encode()
+
+    def _post(self, body: bytes, key: str | None) -> bytes:
+        """Send the request once; return what came back if the endpoint accepted it."""
+        reply = post(
+            self.base_url,
+            _PATH,
+            body,
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            timeout_s=self.timeout_s,
+            max_bytes=MAX_BODY_BYTES,
+        )
+        if reply.status == HTTPStatus.OK:
+            return reply.content
+        said = f"status {reply.status}: {_excerpt(reply.content, key)}"
+        if reply.status in TRANSIENT:
+            raise TryAgainError(said, reply.retry_after_s)
+        msg = f"`{self.url}` must accept the request; got {said}"
+        raise ChatRefusedError(msg)
+
+
+def _answer(content: bytes) -> str:
+    """Find the text in a response."""
+    if len(content) > MAX_BODY_BYTES:
+        msg = f"The answer must be at most {MAX_BODY_BYTES} bytes long; got more. Lower max_tokens."
+        raise ChatAnswerError(msg)
+    try:
+        response = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise TryAgainError(f"no JSON but {_excerpt(content, None)}") from error
+    try:
+        choice = response["choices"][0]
+        text, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (LookupError, TypeError, AttributeError) as error:
+        msg = f"The answer must hold choices[0].message.content; got {_excerpt(content, None)}."
+        raise ChatAnswerError(msg) from error
+    if reason == "length":
+        msg = "The answer must be whole; got one that was cut. Raise `max_tokens`."
+        raise ChatAnswerError(msg)
+    if not isinstance(text, str) or not text.strip() or reason == "content_filter":
+        msg = f"The answer must hold text; got {_excerpt(content, None)}."
+        raise ChatAnswerError(msg)
+    # Half a surrogate pair is a string that no file takes.
+    return text.strip().encode("utf-8", "replace").decode("utf-8")
+
+
+def _excerpt(content: bytes, key: str | None) -> str:
+    """Quote the start of a response, without the key that a server may send back."""
+    text = content[: 1 << 16].decode("utf-8", "replace")
+    if key:
+        text = text.replace(key, "[key]")
+    return repr(text[:200])

@@ -1,0 +1,290 @@
+r"""Language models that run in this process, asked like served ones.
+
+A token is drawn as the largest of logits plus Gumbel noise, which has the law of the softmax,
+
+.. math:: \arg\max_i \big(\ell_i - \log(-\log u_i)\big), \qquad u_i \sim U(0, 1)
+
+so an answer depends on model, question and seed alone, and no generator of torch's is touched.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    Qwen3VLForConditionalGeneration,
+)
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.language.chat import ChatAnswerError
+from mvczigal_ref.models.loading import quiet
+
+__all__ = ["LocalLanguageModel", "LocalVisionLanguageModel"]
+
+# Nothing is fetched, no code beside the library's own is run, and no pickle is opened.
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+class LocalLanguageModel:
+    """A causal language model of transformers, such as Qwen3.
+
+    Args:
+        model: Causal language model of transformers; used in evaluation mode.
+        tokenizer: With a chat template.
+        max_new_tokens: Longest answer [1]; one that is cut is an error, as with a served model.
+        temperature: Of the sampling [1]; 0 takes the likeliest token.
+        top_p: Share of probability that the likeliest tokens drawn from hold [1], in (0, 1].
+        seed: Of the questions that bring none.
+        thinking: Whether a model that can think aloud does; leave room for the thoughts.
+
+    Raises:
+        ValueError: If a setting is out of range, or the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - untyped library
+        tokenizer: Any,  # noqa: ANN401
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.7,
+        top_p: float = 0.8,
+        seed: int = 0,
+        thinking: bool = False,
+    ) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1; got {max_new_tokens}.")
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(f"`temperature` must be finite, at least 0; got {temperature}.")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"`top_p` must lie in (0, 1]; got {top_p}.")
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError("`tokenizer` must have a chat template; take an instruction model.")
+        self._model, self._tokenizer = model.eval(), tokenizer
+        self._temperature, self._top_p, self._seed = temperature, top_p, seed
+        self._thinking = thinking
+        ends = model.generation_config.eos_token_id
+        ends = tokenizer.eos_token_id if ends is None else ends
+        self._ends: list[int] = [ends] if isinstance(ends, int) else list(ends)
+        pad = tokenizer.pad_token_id
+        self._config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self._ends,
+            pad_token_id=self._ends[0] if pad is None else pad,
+        )
+        # What the folder recommends for sampling would contradict ours, and be logged.
+        model.generation_config = self._config
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        **settings: Any,  # noqa: ANN401
+    ) -> "LocalLanguageModel":
+        """Load a model that lies in a folder or in the hub's cache; nothing is fetched.
+
+        Args:
+            source: Folder, or the hub's name of a model that was fetched before.
+            device: Where the model runs.
+            dtype: Its floating type.
+            **settings: Of the constructor.
+
+        Returns:
+            The model, ready to be asked.
+
+        Raises:
+            CheckpointError: If it is not there, is another kind of model, or lacks tensors.
+        """
+        return cls(*cls._loaded(AutoModelForCausalLM, source, device, dtype), **settings)
+
+    @staticmethod
+    def _loaded(
+        kind: Any,  # noqa: ANN401
+        source: str | Path,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> tuple[Any, Any]:
+        """Load the model and its tokenizer."""
+        options = {**_LOCAL, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        try:
+            with quiet():
+                model, info = kind.from_pretrained(str(source), **options)
+                tokenizer = AutoTokenizer.from_pretrained(str(source), **_LOCAL)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(f"cannot load a model from {str(source)!r}: {error}") from error
+        if info["missing_keys"]:
+            missing = ", ".join(sorted(info["missing_keys"]))
+            raise CheckpointError(f"{str(source)!r} must hold all tensors; missing: {missing}.")
+        return model.to(device), tokenizer
+
+    def ask(
+        self,
+        text: str,
+        images: Sequence[Float[Tensor, "rgb height width"]] = (),
+        *,
+        seed: int | None = None,
+    ) -> str:
+        """Answer one question.
+
+        Args:
+            text: What the model reads; must not hold the tokenizer's own markup.
+            images: None, for a model of text alone.
+            seed: Of the answer's sampling; the model's own when None.
+
+        Returns:
+            The answer, without special tokens.
+
+        Raises:
+            ChatAnswerError: If the answer was cut at ``max_new_tokens``.
+            ValueError: If there are images, or ``text`` holds markup.
+        """
+        if images:
+            msg = "`images` must be empty, as this model reads text alone; load a vision model."
+            raise ValueError(msg)
+        return self._answer(self._ids(text, 0), {}, self._seed if seed is None else seed)
+
+    def _ids(self, text: str, num_images: int) -> Tensor:
+        """Write the question as the model's chat template wants it."""
+        for token in self._tokenizer.get_added_vocab():
+            if token in text:
+                msg = f"`text` must not hold the tokenizer's markup; got {token!r}. Take it out."
+                raise ValueError(msg)
+        parts: list[dict[str, str]] = [{"type": "image"}] * num_images
+        content = [*parts, {"type": "text", "text": text}] if parts else text
+        written = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=self._thinking,
+        )
+        ids = self._tokenizer(written, add_special_tokens=False, return_tensors="pt").input_ids
+        return torch.as_tensor(ids)
+
+    @torch.no_grad()
+    def _answer(self, ids: Tensor, inputs: dict[str, Tensor], seed: int) -> str:
+        """Generate until an end token, or refuse an answer that is cut."""
+        device = self._model.device
+        processors = LogitsProcessorList()
+        if self._temperature > 0:
+            digest = hashlib.blake2b(repr((seed, ids.tolist())).encode(), digest_size=8).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+            processors.append(_GumbelNoise(self._temperature, self._top_p, generator))
+        output = self._model.generate(
+            input_ids=ids.to(device),
+            attention_mask=torch.ones_like(ids).to(device),
+            generation_config=self._config,
+            logits_processor=processors,
+            **{name: value.to(device) for name, value in inputs.items()},
+        )
+        new = output[0, ids.shape[1] :].tolist()
+        if new[-1] not in self._ends:
+            msg = "The answer must be whole; got one that was cut. Raise `max_new_tokens`."
+            raise ChatAnswerError(msg)
+        answer: str = self._tokenizer.decode(new[:-1], skip_special_tokens=True)
+        return answer
+
+
+class LocalVisionLanguageModel(LocalLanguageModel):
+    """Qwen3-VL of transformers.
+
+    Images are prepared by the library's processor for Pillow, so torchvision is not needed.
+
+    Args:
+        model: Qwen3-VL.
+        tokenizer: With the model's chat template.
+        image_processor: That of the model.
+        **settings: Of :class:`LocalLanguageModel`.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401
+        tokenizer: Any,  # noqa: ANN401
+        image_processor: Any,  # noqa: ANN401
+        **settings: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(model, tokenizer, **settings)
+        self._image_processor = image_processor
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        **settings: Any,  # noqa: ANN401
+    ) -> "LocalVisionLanguageModel":
+        """Load Qwen3-VL; see :meth:`LocalLanguageModel.load`."""
+        model, tokenizer = cls._loaded(Qwen3VLForConditionalGeneration, source, device, dtype)
+        try:
+            processor = AutoImageProcessor.from_pretrained(str(source), backend="pil", **_LOCAL)
+        except (OSError, ValueError) as error:
+            msg = f"cannot load an image processor from {str(source)!r}: {error}"
+            raise CheckpointError(msg) from error
+        return cls(model, tokenizer, processor, **settings)
+
+    def ask(
+        self,
+        text: str,
+        images: Sequence[Float[Tensor, "rgb height width"]] = (),
+        *,
+        seed: int | None = None,
+    ) -> str:
+        """Answer one question about images; see :meth:`LocalLanguageModel.ask`."""
+        chosen = self._seed if seed is None else seed
+        ids = self._ids(text, len(images))
+        if not images:
+            return self._answer(ids, {}, chosen)
+        pixels = [(image.detach().cpu().float().clamp(0, 1) * 255).round() for image in images]
+        seen = self._image_processor(
+            images=[image.to(torch.uint8).numpy() for image in pixels],
+            input_data_format="channels_first",
+            return_tensors="pt",
+        )
+        grid = seen["image_grid_thw"]
+        # The template leaves one token an image; the model wants one a patch after merging.
+        token = self._model.config.image_token_id
+        counts = iter((grid.prod(-1) // self._image_processor.merge_size**2).tolist())
+        wide = [[i] * (next(counts) if i == token else 1) for i in ids[0].tolist()]
+        ids = torch.tensor([[i for run in wide for i in run]])
+        inputs = {
+            "pixel_values": seen["pixel_values"].to(self._model.dtype),
+            "image_grid_thw": grid,
+            "mm_token_type_ids": (ids == token).int(),
+        }
+        return self._answer(ids, inputs, chosen)
+
+
+class _GumbelNoise(LogitsProcessor):
+    """Turn the choice of the likeliest token into a draw from the tokens' distribution."""
+
+    def __init__(self, temperature: float, top_p: float, generator: torch.Generator) -> None:
+        self._temperature, self._top_p, self._generator = temperature, top_p, generator
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Narrow the logits to the likeliest tokens and add noise."""
+        del input_ids
+        logits = scores.double() / self._temperature
+        ordered, index = logits.sort(dim=-1, descending=True)
+        share = ordered.softmax(-1)
+        # The likeliest token stays whatever `top_p` is, since nothing is before it.
+        beyond = share.cumsum(-1) - share >= self._top_p
+        logits = logits.scatter(-1, index, ordered.masked_fill(beyond, -math.inf))
+        u = torch.rand(logits.shape, generator=self._generator, dtype=torch.float64)
+        return logits - (-u.clamp_min(2.0**-60).log()).log().to(logits.device)

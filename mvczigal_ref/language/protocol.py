@@ -1,0 +1,33 @@
+"""LanguageModel: the protocol of a language model that is asked."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["LanguageModel"]
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Answer a question; a served model and a local one are asked alike."""
+
+    def ask(
+        self,
+        text: str,
+        images: Sequence[Float[Tensor, "rgb height width"]] = (),
+        *,
+        seed: int | None = None,
+    ) -> str:
+        """Answer one question, which knows no other.
+
+        Args:
+            text: What the model reads after the images.
+            images: In [0, 1], in the order in which the model sees them.
+            seed: Of the answer's sampling; the model's own when None.
+
+        Returns:
+            The answer as the model gave it.
+        """
+        ...

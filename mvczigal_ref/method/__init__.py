@@ -1,0 +1,1 @@
+"""Methods: the only code between the configuration and the stages, one file per family."""

@@ -1,0 +1,112 @@
+"""The objective of groups as a configuration asks for it."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.objective.clipped import (
+    SurrogateStats,
+    clipped_surrogate_loss,
+    reference_kl,
+    reference_kl_without_step_length,
+    tempflow_step_weights,
+)
+from mvczigal_ref.objective.grpo_guard import guard_loss
+from mvczigal_ref.policy import step_transition
+from mvczigal_ref.records import GroupDecision
+from mvczigal_ref.shapes import Scalar
+from mvczigal_ref.update.group_batch import GroupObjective, ReplayedDecision
+
+__all__ = ["group_objective", "step_weights"]
+
+
+def group_objective(config: TrainConfig, sampler: Sampler) -> GroupObjective:
+    """Bind the settings of the loss.
+
+    Args:
+        config: The section ``objective`` is read.
+        sampler: Knows how long its steps are, where it is a flow's.
+
+    Returns:
+        The clipped surrogate or GRPO-Guard's loss, with its divergence from the reference.
+    """
+    return partial(_loss, config, sampler)
+
+
+def step_weights(
+    config: TrainConfig, sampler: Sampler, decisions: tuple[GroupDecision, ...]
+) -> tuple[float, ...]:
+    """Weigh the trained steps.
+
+    Args:
+        config: ``objective.step_weight`` is read.
+        sampler: Knows each step's noise.
+        decisions: What is trained.
+
+    Returns:
+        A weight a decision, 1 on average [1].
+    """
+    if config.objective.step_weight == "equal":
+        return (1.0,) * len(decisions)
+    one = torch.zeros(1, 1, 1, 1, 1, 1, device=sampler.timesteps.device)
+    # A step's spread depends on nothing but the step.
+    spreads = [
+        step_transition(sampler, one, one, torch.tensor([d.step], device=one.device)).std.flatten()
+        for d in decisions
+    ]
+    return tuple(tempflow_step_weights(torch.cat(spreads)).tolist())
+
+
+def _loss(
+    config: TrainConfig, sampler: Sampler, decision: ReplayedDecision
+) -> tuple[Scalar, SurrogateStats]:
+    wanted, length = config.objective, _step_length(sampler, decision)
+    kl = None
+    if decision.mean_reference is not None:
+        told: dict[str, Any] = {"std": decision.std, "reduction": wanted.reduction}
+        if wanted.kl_form == "divergence" or length is None or not _spread_has_length(sampler):
+            kl = reference_kl(decision.mean, decision.mean_reference, **told)
+        else:
+            kl = reference_kl_without_step_length(
+                decision.mean, decision.mean_reference, step_length=length, **told
+            )
+    if kl is not None:
+        kl = kl * decision.repeats
+    shared: dict[str, Any] = {
+        "clip_range": wanted.clip_range if wanted.clip else float("inf"),
+        "kl": kl,
+        "kl_weight": wanted.kl_weight,
+    }
+    if wanted.kind == "guard" and length is not None and decision.mean_old is not None:
+        return guard_loss(
+            decision.log_ratio,
+            decision.advantage * decision.weight,
+            mean=decision.mean,
+            mean_old=decision.mean_old,
+            std=decision.std,
+            step_length=length,
+            reduction=wanted.reduction,
+            **shared,
+        )
+    return clipped_surrogate_loss(
+        decision.log_ratio,
+        decision.advantage,
+        weight=decision.weight,
+        **shared,
+    )
+
+
+def _spread_has_length(sampler: Sampler) -> bool:
+    """Tell whether a step's spread grows with its length; CPS's is that of its noise level."""
+    return isinstance(sampler, FlowSampler) and sampler.kernel != "cps"
+
+
+def _step_length(sampler: Sampler, decision: ReplayedDecision) -> float | None:
+    """Return how far a flow's noise level falls in this step."""
+    if not isinstance(sampler, FlowSampler):
+        return None
+    return float(sampler.sigma_t[decision.step] - sampler.sigma_prev[decision.step])

@@ -1,0 +1,142 @@
+"""How an iteration's objects are cut into slices and shared out among processes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.reward.table import RewardTable, ScorerRewards
+
+__all__ = ["Share"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process's slices: an equal part of every optimiser step's objects."""
+
+    objects: list[range]
+    """Objects of each slice that this process computes, optimiser step by optimiser step."""
+
+    order: list[int]
+    """Where each gathered object belongs in the iteration."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, world: World) -> "Share":
+        """Cut and share out, the same slices whatever the number of processes.
+
+        Args:
+            config: Objects an iteration and a slice, optimiser steps an epoch.
+            world: This process among all.
+
+        Returns:
+            This process's share.
+
+        Raises:
+            ConfigError: If slices cannot be shared out equally, or would have to grow in replay.
+
+        Examples:
+            >>> from mvczigal_ref.config import from_dict
+            >>> config = from_dict({"run": {"objects_per_iteration": 8, "objects_per_slice": 2}})
+            >>> Share.of(config, World(rank=1, size=2)).objects
+            [range(2, 4), range(6, 8)]
+        """
+        size, groups = config.run.objects_per_slice, config.optim.optimizer_steps_per_epoch
+        replayed = config.run.replay_objects_per_slice
+        if replayed is not None and replayed > size:
+            msg = (
+                "`run.replay_objects_per_slice` must be at most `run.objects_per_slice` = "
+                f"{size}; got {replayed}. Replay cuts a rollout's slices up and never joins them."
+            )
+            raise ConfigError(msg)
+        num_slices = config.run.objects_per_iteration // size
+        unit = groups * world.size
+        if num_slices % unit:
+            wanted = -(-num_slices // unit) * unit * size
+            msg = (
+                f"`run.objects_per_iteration` makes {num_slices} slices of "
+                f"`run.objects_per_slice` = {size}, which must be a multiple of {unit}: "
+                f"`optim.optimizer_steps_per_epoch` = {groups} times {world.size} processes. "
+                f"The nearest valid value of `run.objects_per_iteration` is {wanted}."
+            )
+            raise ConfigError(msg)
+        every = [
+            [
+                group * num_slices // groups + index
+                for group in range(groups)
+                for index in World(rank=rank, size=world.size).slice_share(num_slices // groups)
+            ]
+            for rank in range(world.size)
+        ]
+        order = [i * size + k for indices in every for i in indices for k in range(size)]
+        return cls([range(i * size, (i + 1) * size) for i in every[world.rank]], order)
+
+    def require(self, prompts: Sequence[str]) -> None:
+        """Refuse another number of prompts than there are objects.
+
+        Args:
+            prompts: An iteration's, over all processes.
+
+        Raises:
+            ValueError: If there is not one prompt an object.
+        """
+        if len(prompts) != len(self.order):
+            msg = (
+                "`prompts` must hold one prompt an object, `run.objects_per_iteration` = "
+                f"{len(self.order)}; got {len(prompts)}."
+            )
+            raise ValueError(msg)
+
+    def gather(
+        self, own: Sequence[Shaped[Tensor, " part *rest"]], world: World
+    ) -> Shaped[Tensor, " object *rest"]:
+        """Collect every process's values, in the iteration's object order, on the CPU.
+
+        Args:
+            own: One tensor a slice of this process, objects first, in the order of ``objects``.
+            world: This process among all.
+
+        Returns:
+            Values of all objects, the same in every process.
+        """
+        place = torch.empty(len(self.order), dtype=torch.long)
+        place[torch.tensor(self.order)] = torch.arange(len(self.order))
+        return world.gather_objects(torch.cat(list(own))).cpu()[place]
+
+    def gather_rewards(self, own: Sequence[RewardTable], world: World) -> RewardTable:
+        """Collect every process's rewards, in the iteration's object order, on the CPU.
+
+        Args:
+            own: One table a slice of this process, in the order of ``objects``.
+            world: This process among all.
+
+        Returns:
+            Rewards of all objects, the same in every process.
+        """
+
+        def gathered(mine: Sequence[Tensor]) -> Tensor:
+            return self.gather(mine, world)
+
+        def parts(kind: str) -> dict[str, ScorerRewards]:
+            return {
+                name: ScorerRewards(
+                    **{
+                        arm: gathered([getattr(getattr(t, kind)[name], arm) for t in own])
+                        for arm in ("zigzag", "standard")
+                    }
+                )
+                for name in getattr(own[0], kind)
+            }
+
+        return RewardTable(
+            per_view_zigzag=gathered([table.per_view_zigzag for table in own]),
+            per_view_standard=gathered([table.per_view_standard for table in own]),
+            joint_view_zigzag=gathered([table.joint_view_zigzag for table in own]),
+            joint_view_standard=gathered([table.joint_view_standard for table in own]),
+            per_view_parts=parts("per_view_parts"),
+            joint_view_parts=parts("joint_view_parts"),
+        )

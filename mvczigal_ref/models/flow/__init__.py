@@ -1,0 +1,1 @@
+"""Flow transformers: FLUX and Stable Diffusion 3, their text encoders, and a tiny twin."""

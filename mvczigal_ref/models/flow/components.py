@@ -1,0 +1,267 @@
+"""Every part of a text-to-image flow pipeline, and its saving."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mvczigal_ref.diffusion.flow_schedule import resolution_shift, shift_sigma
+from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.finite import overflow_shown
+from mvczigal_ref.models.flow.families import family_of, numbered
+from mvczigal_ref.models.flow.lora_file import flow_lora_parameters
+from mvczigal_ref.models.flow.policy import FlowPolicy
+from mvczigal_ref.models.loading import cast_network, quiet, save_config, stored
+from mvczigal_ref.models.scheduler_settings import check_scheduler
+from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.shapes import BatchLatent, PromptEmbedding
+
+__all__ = ["FlowComponents"]
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowComponents:
+    """What turns prompts into images."""
+
+    tokenizers: tuple[PreTrainedTokenizerBase, ...]
+    """One a text encoder."""
+
+    text_encoders: tuple[PreTrainedModel, ...]
+    """CLIP and T5 for FLUX.1; CLIP, CLIP and T5 for Stable Diffusion 3."""
+
+    vae: AutoencoderKL
+    """Images to latents and back."""
+
+    policy: FlowPolicy
+    """The transformer."""
+
+    scheduler: FlowMatchEulerDiscreteScheduler
+    """Says how the noise levels are shifted; it takes no step here."""
+
+    latent_mean: Float[Tensor, " c"]
+    """Mean of the autoencoder's raw latents, by channel [1]."""
+
+    latent_std: Float[Tensor, " c"]
+    """Their standard deviation [1]; positive."""
+
+    max_tokens: int
+    """Length of T5's sequences [tokens]."""
+
+    def __post_init__(self) -> None:
+        """Refuse a scheduler whose noise levels are not followed."""
+        check_scheduler(self.scheduler)
+
+    def encode_prompts(
+        self, prompts: Sequence[str]
+    ) -> tuple[PromptEmbedding, Float[Tensor, "object pooled"]]:
+        """Encode prompts in the transformer's own way, without gradient.
+
+        Args:
+            prompts: One text an object.
+
+        Returns:
+            Token features and pooled features [1].
+
+        Raises:
+            ValueError: If ``prompts`` is empty or a bare string.
+        """
+        encode = family_of(self.policy).encode
+        return encode(self.tokenizers, self.text_encoders, prompts, max_tokens=self.max_tokens)
+
+    def build_conditioning(
+        self, prompts: Sequence[str], *, negative_prompt: str | None = None
+    ) -> Conditioning:
+        """Encode prompts into the record that the policy reads.
+
+        Args:
+            prompts: One text an object.
+            negative_prompt: What classifier-free guidance leads away from,
+                often the empty text; for networks without a guidance embedding.
+
+        Returns:
+            A record of one view, without cameras; sizes are zero, as no flow
+            transformer is told them.
+
+        Examples:
+            >>> from mvczigal_ref.models.flow.tiny import tiny_flow_components
+            >>> record = tiny_flow_components(seed=0).build_conditioning(["a red cube", "a can"])
+            >>> record.num_objects, record.num_views
+            (2, 1)
+        """
+        embeds, pooled = self.encode_prompts(prompts)
+        negative, negative_pooled = None, None
+        if negative_prompt is not None:
+            negative, negative_pooled = self.encode_prompts([negative_prompt])
+        return Conditioning(
+            prompt_embeds=embeds,
+            pooled_prompt_embeds=pooled,
+            time_ids=embeds.new_zeros(len(prompts), 6),
+            camera_features=(),
+            num_views=1,
+            negative_prompt_embeds=negative,
+            negative_pooled_prompt_embeds=negative_pooled,
+        )
+
+    def noise_shift(self, height: int, width: int) -> float:
+        """Find the shift of the noise levels that the transformer was trained with.
+
+        Args:
+            height: Of the latents [latent px].
+            width: Likewise.
+
+        Returns:
+            k of :func:`~mvczigal_ref.diffusion.flow_schedule.flow_sigmas` [1]:
+            by the number of tokens for FLUX.1, fixed for Stable Diffusion 3.5.
+
+        Raises:
+            ValueError: If a side is no multiple of the policy's patch.
+        """
+        num_tokens = self.policy.num_tokens(height, width)
+        config = self.scheduler.config
+        if not config.use_dynamic_shifting:
+            return float(config.shift)
+        return resolution_shift(
+            num_tokens,
+            base_tokens=config.base_image_seq_len,
+            max_tokens=config.max_image_seq_len,
+            base_log_shift=config.base_shift,
+            max_log_shift=config.max_shift,
+        )
+
+    def lowest_sigma(self, shift: float) -> float | None:
+        """Find the level, before the shift, at which diffusers' pipeline takes its last step.
+
+        Args:
+            shift: Of the noise levels [1].
+
+        Returns:
+            ``lowest_sigma`` of :func:`~mvczigal_ref.diffusion.flow_schedule.flow_sigmas` [1]:
+            None for FLUX.1, the lowest trained level for Stable Diffusion 3.5, itself shifted
+            where the shift is fixed.
+
+        Examples:
+            >>> from mvczigal_ref.models.flow.tiny import tiny_flow_components
+            >>> tiny_flow_components(seed=0).lowest_sigma(3.0) is None
+            True
+        """
+        if not family_of(self.policy).ends_at_trained_level:
+            return None
+        config = self.scheduler.config
+        lowest = torch.tensor(1.0 / config.num_train_timesteps, dtype=torch.float64)
+        return float(lowest if config.use_dynamic_shifting else shift_sigma(lowest, shift))
+
+    def encode(
+        self, images: Float[Tensor, "*batch rgb height width"]
+    ) -> Float[Tensor, "*batch c h w"]:
+        r"""Encode images into scaled latents.
+
+        .. math:: z = (\mathbb{E}[q(z|x)] - m) / s
+
+        Args:
+            images: In [0, 1]. Gradient flows to them.
+
+        Returns:
+            The mean of the autoencoder's posterior, scaled [1].
+        """
+        rows = images.reshape(-1, *images.shape[-3:])
+        raw = self.vae.encode((2.0 * rows - 1.0).to(self.vae.dtype)).latent_dist.mean
+        mean, std = self._scaling(images)
+        latent: Tensor = (raw.to(images.dtype) - mean) / std
+        return latent.reshape(*images.shape[:-3], *latent.shape[-3:])
+
+    def decode(self, latent: BatchLatent) -> Float[Tensor, "*batch rgb height width"]:
+        r"""Decode scaled latents into images in [0, 1].
+
+        .. math:: x = \mathrm{clip}(\tfrac12 D(s z + m) + \tfrac12, 0, 1)
+
+        Args:
+            latent: Scaled latents [1]. Gradient flows to them where the image
+                is inside its range.
+
+        Returns:
+            Images, clamped; NaN where the autoencoder overflows.
+        """
+        mean, std = self._scaling(latent)
+        raw = (latent * std + mean).reshape(-1, *latent.shape[-3:])
+        decoded: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.to(latent.dtype)
+        image = overflow_shown((0.5 * decoded + 0.5).clamp(0.0, 1.0), decoded)
+        return image.reshape(*latent.shape[:-3], *image.shape[-3:])
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "FlowComponents":
+        """Move, and where asked cast, every network in place.
+
+        Args:
+            device: Where to; unchanged when None.
+            dtype: Floating type of the networks; unchanged when None.
+
+        Returns:
+            Components of the same networks, the scaling moved too.
+        """
+        for network in (*self.text_encoders, self.vae, self.policy):
+            cast_network(network, device, dtype)
+        return replace(
+            self, latent_mean=self.latent_mean.to(device), latent_std=self.latent_std.to(device)
+        )
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write every part into its own sub-folder, as diffusers' pipelines read it.
+
+        Args:
+            folder: Made if absent.
+            dtype: Floating type of the stored tensors; as they are when None.
+
+        Raises:
+            ValueError: If the transformer holds a LoRA, which these files do not.
+        """
+        if flow_lora_parameters(self.policy):
+            msg = (
+                "`policy` must hold no LoRA to be saved whole; got one that does. Save it with "
+                "save_flow_lora, or call merge_flow_lora first."
+            )
+            raise ValueError(msg)
+        folder, family = Path(folder), family_of(self.policy)
+        mean, std = self.latent_mean.tolist(), self.latent_std.tolist()
+        if len(set(mean)) == len(set(std)) == 1:
+            # diffusers' own pipelines know one factor for all channels.
+            scaling = {"shift_factor": mean[0], "scaling_factor": 1.0 / std[0]}
+            self.vae.register_to_config(latents_mean=None, latents_std=None, **scaling)
+        else:
+            self.vae.register_to_config(latents_mean=mean, latents_std=std)
+        texts = {
+            **numbered("tokenizer", self.tokenizers),
+            **numbered("text_encoder", self.text_encoders),
+        }
+        networks = {"transformer": self.policy.transformer, "vae": self.vae}
+        with quiet():
+            for name, part in texts.items():
+                if isinstance(part, PreTrainedModel):
+                    values = stored(part.state_dict(), dtype)
+                    part.save_pretrained(folder / name, state_dict=values)
+                else:
+                    part.save_pretrained(folder / name)
+        for name, network in networks.items():
+            save_config(network, folder / name)
+            values = stored(network.state_dict(), dtype)
+            save_file(values, folder / name / WEIGHTS_FILE, metadata={"format": "pt"})
+        self.scheduler.save_config(folder / "scheduler")
+        index: dict[str, Any] = {"_class_name": family.pipeline}
+        for name, part in {**texts, **networks, "scheduler": self.scheduler}.items():
+            library = "transformers" if name in texts else "diffusers"
+            index[name] = [library, type(part).__name__]
+        atomic_write(folder / "model_index.json", to_json(index))
+
+    def _scaling(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Lay mean and standard deviation over latents."""
+        mean, std = self.latent_mean.to(like), self.latent_std.to(like)
+        return mean[:, None, None], std[:, None, None]

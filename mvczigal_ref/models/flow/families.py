@@ -1,0 +1,107 @@
+"""What the pipelines of FLUX.1 and of Stable Diffusion 3 are made of, in diffusers' layout."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from torch import Tensor
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from mvczigal_ref.models.flow.flux import FluxPolicy
+from mvczigal_ref.models.flow.policy import FlowPolicy
+from mvczigal_ref.models.flow.sd3 import Sd3Policy
+from mvczigal_ref.models.flow.text import encode_flux_prompts, encode_sd3_prompts
+
+__all__ = ["FLUX", "SD3", "FlowFamily", "family_of", "numbered"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowFamily:
+    """The classes of a pipeline's parts."""
+
+    pipeline: str
+    """diffusers' pipeline that runs the same folder."""
+
+    transformer: Any
+    """diffusers' class of the transformer."""
+
+    policy: type[FlowPolicy]
+    """Our class around it."""
+
+    encode: Callable[..., tuple[Tensor, Tensor]]
+    """Prompts to token features and pooled features."""
+
+    tokenizers: tuple[Any, ...]
+    """transformers' classes, in the order of the folders."""
+
+    text_encoders: tuple[Any, ...]
+    """Likewise, one a tokenizer."""
+
+    ends_at_trained_level: bool
+    """Whether a grid's last step starts at the lowest level of training, and not at a step's
+    share of all noise."""
+
+
+FLUX = FlowFamily(
+    pipeline="FluxPipeline",
+    transformer=FluxTransformer2DModel,
+    policy=FluxPolicy,
+    encode=encode_flux_prompts,
+    tokenizers=(CLIPTokenizer, T5Tokenizer),
+    text_encoders=(CLIPTextModel, T5EncoderModel),
+    ends_at_trained_level=False,
+)
+
+
+SD3 = FlowFamily(
+    pipeline="StableDiffusion3Pipeline",
+    transformer=SD3Transformer2DModel,
+    policy=Sd3Policy,
+    encode=encode_sd3_prompts,
+    tokenizers=(CLIPTokenizer, CLIPTokenizer, T5Tokenizer),
+    text_encoders=(CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel),
+    ends_at_trained_level=True,
+)
+
+
+def family_of(policy: FlowPolicy) -> FlowFamily:
+    """Find what belongs to a policy.
+
+    Args:
+        policy: Of one of the two families.
+
+    Returns:
+        Its family.
+
+    Raises:
+        ValueError: If ``policy`` is of neither.
+    """
+    for family in (FLUX, SD3):
+        if isinstance(policy, family.policy):
+            return family
+    msg = f"`policy` must be a FluxPolicy or an Sd3Policy; got {type(policy).__name__}."
+    raise ValueError(msg)
+
+
+def numbered(name: str, parts: Sequence[Any]) -> dict[str, Any]:
+    """Name parts as diffusers names their folders.
+
+    Args:
+        name: Of the first; the others end in their number.
+        parts: In order.
+
+    Returns:
+        Parts by name.
+
+    Examples:
+        >>> list(numbered("tokenizer", "ab"))
+        ['tokenizer', 'tokenizer_2']
+    """
+    return {f"{name}_{n}" if n > 1 else name: part for n, part in enumerate(parts, start=1)}

@@ -1,0 +1,205 @@
+"""Strict loading of flow pipelines, from a folder or from the libraries' own cache."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from safetensors import SafetensorError
+from transformers.utils import cached_file
+
+from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.flow.families import FLUX, SD3, FlowFamily, numbered
+from mvczigal_ref.models.loading import load_model, quiet
+from mvczigal_ref.models.schedulers import scheduler_of
+from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.weight_files import read_json, refuse_single_file
+
+__all__ = ["load_flow", "load_flux", "load_sd3"]
+
+Device = torch.device | str
+
+
+_MAX_TOKENS = {FLUX.pipeline: 512, SD3.pipeline: 256}
+
+
+def load_flow(
+    source: str | Path,
+    *,
+    text_length: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> FlowComponents:
+    """Read a pipeline of whichever family its index names.
+
+    Args:
+        source: As :func:`load_flux` and :func:`load_sd3` take it.
+        text_length: Length of T5's sequences [tokens]; None is the pipeline's default, or as much
+            of it as T5's tokenizer allows.
+        dtype: Floating type of transformer and text encoders.
+        device: Where the networks go.
+
+    Returns:
+        Components in evaluation mode.
+
+    Raises:
+        ConfigError: If ``text_length`` is more than T5's tokenizer allows.
+        CheckpointError: If the index names no known pipeline; or as :func:`load_flux`.
+    """
+    folder, known = _find(source), {family.pipeline: family for family in (FLUX, SD3)}
+    try:
+        named = read_json(folder / "model_index.json")["_class_name"]
+    except LookupError as error:
+        msg = f"`{folder}` must hold a model_index.json that names its pipeline; got {error!r}."
+        raise CheckpointError(msg) from error
+    if not isinstance(named, str) or named not in known:
+        msg = f"`{folder}` must hold one of {sorted(known)}; got {named!r}."
+        raise CheckpointError(msg)
+    length = _max_tokens(known[named], folder, text_length)
+    return _load(known[named], folder, length, dtype, torch.float32, device)
+
+
+def load_flux(
+    source: str | Path,
+    *,
+    max_tokens: int = 512,
+    dtype: torch.dtype = torch.float32,
+    vae_dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> FlowComponents:
+    """Read FLUX.1, or what :meth:`FlowComponents.save` wrote of one.
+
+    Args:
+        source: Folder of a diffusers pipeline, or the name of one that is in
+            the local cache, such as ``black-forest-labs/FLUX.1-dev``. Nothing
+            is downloaded.
+        max_tokens: Length of T5's sequences [tokens]; Flow-GRPO takes 128.
+        dtype: Floating type of transformer and text encoders.
+        vae_dtype: Of the autoencoder, which half precision can overflow.
+        device: Where the networks go.
+
+    Returns:
+        Components in evaluation mode.
+
+    Raises:
+        CheckpointError: If a part is absent or unreadable, or a tensor is
+            missing, left over or of another shape; the message names each.
+    """
+    return _load(FLUX, source, max_tokens, dtype, vae_dtype, device)
+
+
+def load_sd3(
+    source: str | Path,
+    *,
+    max_tokens: int = 256,
+    dtype: torch.dtype = torch.float32,
+    vae_dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> FlowComponents:
+    """Read Stable Diffusion 3 or 3.5, or what :meth:`FlowComponents.save` wrote of one.
+
+    Args:
+        source: Folder of a diffusers pipeline, or the name of one that is in
+            the local cache, such as
+            ``stabilityai/stable-diffusion-3.5-medium``. Nothing is downloaded.
+        max_tokens: Length of T5's sequences [tokens]; Flow-GRPO takes 128.
+        dtype: Floating type of transformer and text encoders.
+        vae_dtype: Of the autoencoder, which half precision can overflow.
+        device: Where the networks go.
+
+    Returns:
+        Components in evaluation mode.
+
+    Raises:
+        CheckpointError: If a part is absent or unreadable, or a tensor is
+            missing, left over or of another shape; the message names each.
+    """
+    return _load(SD3, source, max_tokens, dtype, vae_dtype, device)
+
+
+def _max_tokens(family: FlowFamily, folder: Path, text_length: int | None) -> int:
+    """Choose the length of T5's sequences, before any weights are read."""
+    usual = _MAX_TOKENS[family.pipeline]
+    name, kind = list(numbered("tokenizer", family.tokenizers).items())[-1]
+    if not (folder / name).exists():  # to be named with every absent part
+        return text_length or usual
+    longest = int(read_tokenizer(kind, folder / name).model_max_length)
+    if text_length is not None and text_length > longest:
+        msg = (
+            f"`flow.text_length` must be at most {longest}, the longest text of the tokenizer in "
+            f"{str(folder)!r}; got {text_length}. Lower it, or leave it out."
+        )
+        raise ConfigError(msg)
+    return min(usual, longest) if text_length is None else text_length
+
+
+def _load(
+    family: FlowFamily,
+    source: str | Path,
+    max_tokens: int,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+    device: Device,
+) -> FlowComponents:
+    """Find the folder, read it, and say what is wrong with it."""
+    folder = _find(source)
+    texts = numbered("tokenizer", family.tokenizers) | numbered("text_encoder", family.tokenizers)
+    absent = [n for n in ("transformer", "vae", "scheduler", *texts) if not (folder / n).exists()]
+    if absent:
+        msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."
+        raise CheckpointError(msg)
+    try:
+        with quiet():
+            components = _read(family, folder, max_tokens, dtype, vae_dtype)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
+        raise CheckpointError(msg) from error
+    return components.to(device)
+
+
+def _find(source: str | Path) -> Path:
+    """Take a folder as it is, and look a name up in the cache."""
+    refuse_single_file("source", source)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        index = cached_file(str(source), "model_index.json", local_files_only=True)
+    except (OSError, ValueError) as error:
+        msg = (
+            "`source` must be the folder of a diffusers pipeline, or the name of one in the local "
+            f"cache; got {str(source)!r}. Download it first: hf download {source}"
+        )
+        raise CheckpointError(msg) from error
+    return Path(str(index)).parent
+
+
+def _read(
+    family: FlowFamily,
+    folder: Path,
+    max_tokens: int,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+) -> FlowComponents:
+    """Load every part."""
+    euler = {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler}
+    scheduler = scheduler_of(euler, folder / "scheduler" / "scheduler_config.json")
+    vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=vae_dtype)
+    channels, config = vae.config.latent_channels, vae.config
+    transformer = load_model(family.transformer, folder / "transformer", torch_dtype=dtype)
+    encoders = numbered("text_encoder", family.text_encoders)
+    return FlowComponents(
+        tokenizers=tuple(
+            read_tokenizer(kind, folder / name)
+            for name, kind in numbered("tokenizer", family.tokenizers).items()
+        ),
+        text_encoders=tuple(
+            load_model(kind, folder / name, dtype=dtype).requires_grad_(requires_grad=False)
+            for name, kind in encoders.items()
+        ),
+        vae=vae,
+        policy=family.policy(transformer).eval(),
+        scheduler=scheduler,
+        latent_mean=torch.tensor(config.latents_mean or [config.shift_factor or 0.0] * channels),
+        latent_std=torch.tensor(config.latents_std or [1.0 / config.scaling_factor] * channels),
+        max_tokens=max_tokens,
+    )

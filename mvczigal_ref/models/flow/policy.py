@@ -1,0 +1,194 @@
+"""What all flow transformers share as policies: rows, guidance and types."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mvczigal_ref.diffusion.guidance import classifier_free_guidance
+from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.shapes import Latent, PromptEmbedding
+
+__all__ = ["FlowPolicy"]
+
+RowTime = Float[Tensor, "*#row"] | Int[Tensor, "*#row"]
+
+
+class FlowPolicy(nn.Module, ABC):
+    """A diffusers flow transformer that predicts one image a prompt, guidance applied.
+
+    Args:
+        transformer: Takes and gives latents of the same channels.
+
+    Raises:
+        ValueError: If ``transformer`` gives other channels than it takes.
+    """
+
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Ends of the names of the layers that a LoRA adapts."""
+
+    patch_size: int
+    """Edge of the square of latent pixels that makes a token [latent px]."""
+
+    def __init__(self, transformer: Any) -> None:  # noqa: ANN401 - diffusers is untyped
+        super().__init__()
+        if transformer.out_channels != transformer.config.in_channels:
+            msg = (
+                "`transformer` must give as many channels as it takes; got "
+                f"{transformer.out_channels} for {transformer.config.in_channels}. Networks for "
+                "inpainting or control take a second image: use one from text alone."
+            )
+            raise ValueError(msg)
+        self.transformer = transformer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the network computes."""
+        weight: Tensor = self.transformer.proj_out.weight
+        return weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        weight: Tensor = self.transformer.proj_out.weight
+        return weight.device
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, in place of a doubled batch."""
+        return bool(self.transformer.config.get("guidance_embeds", False))
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """Count the image tokens that the network sees.
+
+        Args:
+            height: Of the latents [latent px]; a multiple of ``patch_size``.
+            width: Likewise [latent px].
+
+        Returns:
+            Tokens an image [1].
+
+        Raises:
+            ValueError: If a side is no multiple of ``patch_size``.
+        """
+        if height % self.patch_size or width % self.patch_size:
+            msg = (
+                f"`latent_t` must have sides that are multiples of {self.patch_size}; got "
+                f"{height} x {width}. Choose an image size that the tokens divide."
+            )
+            raise ValueError(msg)
+        return (height // self.patch_size) * (width // self.patch_size)
+
+    def forward(
+        self,
+        latent_t: Latent,
+        timestep: RowTime,
+        conditioning: Conditioning,
+        *,
+        guidance_scale: float,
+        camera_scale: float = 1.0,
+    ) -> Latent:
+        r"""Predict the velocity of every row, guidance applied.
+
+        A network with a guidance embedding is called once and told w;
+        otherwise, for w > 1, it is called on the doubled batch and
+
+        .. math:: v = v_\emptyset + w\,(v_c - v_\emptyset),\qquad v \approx \epsilon - x_0.
+
+        Source:
+            Ho and Salimans, arXiv:2207.12598 (the doubled batch); FLUX.1-dev's
+            guidance distillation as diffusers calls it.
+
+        Args:
+            latent_t: States, one an object [1]. Gradient flows through them.
+            timestep: 1000 times the noise level, one for all rows or one each.
+            conditioning: Prompts of as many objects, of one view and without
+                cameras.
+            guidance_scale: w [1]. Without an embedding, w <= 1 is the plain
+                conditional prediction.
+            camera_scale: Without effect: there are no cameras.
+
+        Returns:
+            The guided velocity in the type of ``latent_t``.
+
+        Raises:
+            ValueError: If rows and objects disagree, the conditioning has
+                cameras, a side of the latents is no multiple of the patch, or
+                guidance needs a negative prompt that is not there.
+        """
+        rows = conditioning.num_objects
+        if conditioning.num_views != 1 or conditioning.camera_features:
+            msg = (
+                "`conditioning` must have one view and no cameras for a flow transformer; got "
+                f"{conditioning.num_views} views and {len(conditioning.camera_features)} levels "
+                "of camera features. Build it with FlowComponents.build_conditioning."
+            )
+            raise ValueError(msg)
+        if latent_t.shape[0] != rows:
+            msg = (
+                f"`latent_t` must hold one row an object, {rows}; got {latent_t.shape[0]}. Repeat "
+                "or narrow `conditioning` with `.repeat` or `.objects`."
+            )
+            raise ValueError(msg)
+        self.num_tokens(*latent_t.shape[-2:])
+        text, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
+        sample = latent_t.to(self.dtype)
+        # Levels in half precision would differ by thousandths from those of the kernel.
+        wide = torch.promote_types(latent_t.dtype, torch.float32)
+        time = timestep.to(wide).expand(rows)
+        doubled = not self.embeds_guidance and guidance_scale > 1.0
+        if doubled:
+            text = torch.cat([_negative(conditioning, "negative_prompt_embeds", text), text])
+            pooled = torch.cat(
+                [_negative(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
+            )
+            sample, time = torch.cat([sample, sample]), torch.cat([time, time])
+        output = self.velocity(
+            sample,
+            time,
+            text.to(self.dtype),
+            pooled.to(self.dtype),
+            guidance_scale=guidance_scale,
+        )
+        if doubled:
+            # The difference of two halves must not be rounded to half precision.
+            negative, positive = output.to(torch.promote_types(output.dtype, wide)).chunk(2)
+            output = classifier_free_guidance(negative, positive, guidance_scale=guidance_scale)
+        return output.to(latent_t.dtype)
+
+    @abstractmethod
+    def velocity(
+        self,
+        sample: Latent,
+        timestep: Float[Tensor, " row"],
+        text: PromptEmbedding,
+        pooled: Float[Tensor, "row pooled"],
+        *,
+        guidance_scale: float,
+    ) -> Latent:
+        """Call the transformer once.
+
+        Args:
+            sample: States in the network's type [1].
+            timestep: 1000 times the noise level, fp32 or wider [1].
+            text: Token features, one set a row [1].
+            pooled: Pooled features [1].
+            guidance_scale: For networks that embed it [1].
+
+        Returns:
+            The network's own prediction [1].
+        """
+
+
+def _negative(conditioning: Conditioning, name: str, like: Tensor) -> Tensor:
+    """Find the negative prompt's features, one entry an object."""
+    value: Tensor | None = getattr(conditioning, name)
+    if value is None:
+        msg = (
+            f"`conditioning.{name}` must be given for a `guidance_scale` above 1 without a "
+            "guidance embedding; got None. Build the conditioning with a negative prompt."
+        )
+        raise ValueError(msg)
+    return value.expand_as(like)

@@ -1,0 +1,182 @@
+"""FLUX's wiring at toy size with random weights, for tests and the tiny world.
+
+FLUX rather than Stable Diffusion 3, because MV-GRPO's published policy is FLUX; because an image
+of 8x8 latent pixels is 16 tokens, which a CPU trains on; and because its positions are rotations,
+which fit latents of any size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from torch import nn
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.flow.flux import FluxPolicy
+from mvczigal_ref.models.tiny import TINY_WORDS, tiny_components
+
+__all__ = ["tiny_flow_components", "tiny_t5", "tiny_t5_tokenizer"]
+
+# What T5 writes in front of a word.
+_BEGIN = "\N{LOWER ONE EIGHTH BLOCK}"
+
+
+_LETTER_SCORE, _WORD_SCORE = -10.0, -1.0
+
+
+def tiny_flow_components(
+    *,
+    seed: int,
+    num_heads: int = 4,
+    head_width: int = 32,
+    num_layers: int = 2,
+    num_single_layers: int = 4,
+    vae_channels: tuple[int, ...] = (16, 32, 64),
+    text_width: int = 32,
+    num_groups: int = 8,
+    max_tokens: int = 16,
+    guidance_embeds: bool = False,
+    words: Sequence[str] = TINY_WORDS,
+) -> FlowComponents:
+    """Build a whole FLUX pipeline with random weights, in less than a second.
+
+    CLIP and the autoencoder are those of the multi-view pipeline of the same
+    seed; T5 is random but not dull. The embedding of the guidance scale, where
+    there is one, starts neutral.
+
+    Args:
+        seed: Of every random weight. The global generator is not touched.
+        num_heads: Attention heads of the transformer.
+        head_width: Width of each; even, at least 8. As in FLUX each coordinate turns
+            about seven sixteenths of it.
+        num_layers: Blocks with a stream each for text and image.
+        num_single_layers: Blocks with one stream for both.
+        vae_channels: Of the autoencoder's levels; each after the first halves
+            the image.
+        text_width: Width of either text encoder.
+        num_groups: Of the autoencoder's group normalisation.
+        max_tokens: Length of T5's sequences [tokens].
+        guidance_embeds: Whether the transformer is told the guidance scale, as
+            FLUX.1-dev is; otherwise guidance doubles the batch.
+        words: What the tokenizers keep whole.
+
+    Returns:
+        Components in evaluation mode, fp32, on the CPU; latents of 4 channels.
+
+    Raises:
+        ValueError: If ``head_width`` is odd or below 8.
+
+    Examples:
+        >>> components = tiny_flow_components(seed=0)
+        >>> sum(p.numel() for p in components.policy.parameters())
+        2288144
+    """
+    if head_width < 8 or head_width % 2:
+        msg = f"`head_width` must be even and at least 8, to turn by position; got {head_width}."
+        raise ValueError(msg)
+    base = tiny_components(
+        seed=seed,
+        # The UNet is thrown away.
+        channels=(num_groups, 2 * num_groups, 2 * num_groups),
+        num_heads=(1, 1, 1),
+        vae_channels=vae_channels,
+        text_width=text_width,
+        num_groups=num_groups,
+        words=words,
+    )
+    tokenizer = tiny_t5_tokenizer(words, length=max_tokens)
+    encoder = tiny_t5(tokenizer, width=text_width, seed=seed)
+    side = head_width * 7 // 32 * 2
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        transformer = FluxTransformer2DModel(
+            in_channels=4 * base.vae.config.latent_channels,
+            num_layers=num_layers,
+            num_single_layers=num_single_layers,
+            attention_head_dim=head_width,
+            num_attention_heads=num_heads,
+            joint_attention_dim=text_width,
+            pooled_projection_dim=text_width,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(head_width - 2 * side, side, side),
+        )
+    if guidance_embeds:
+        last = transformer.time_text_embed.guidance_embedder.linear_2
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return FlowComponents(
+        tokenizers=(base.tokenizer, tokenizer),
+        text_encoders=(base.text_encoder, encoder),
+        vae=base.vae,
+        policy=FluxPolicy(transformer).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        latent_mean=base.latent_mean,
+        latent_std=base.latent_std,
+        max_tokens=max_tokens,
+    )
+
+
+def tiny_t5_tokenizer(words: Sequence[str] = TINY_WORDS, *, length: int = 16) -> T5Tokenizer:
+    """Build a T5 tokenizer that keeps some words whole and spells the others.
+
+    Args:
+        words: Non-empty texts; each becomes one token.
+        length: Tokens a prompt, the end counted.
+
+    Returns:
+        A tokenizer of the words and of ASCII's printed characters; others are unknown.
+
+    Raises:
+        ValueError: If a word is empty.
+
+    Examples:
+        >>> tiny_t5_tokenizer().tokenize("a red")
+        ['\u2581a', '\u2581red']
+    """
+    if not all(words):
+        msg = f"`words` must be non-empty texts; got {list(words)}. Leave the empty one out."
+        raise ValueError(msg)
+    special = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
+    letters = [(chr(code), _LETTER_SCORE) for code in range(ord("!"), ord("~") + 1)]
+    whole = [(_BEGIN + word, _WORD_SCORE) for word in dict.fromkeys(words)]
+    vocabulary = [*special, (_BEGIN, _LETTER_SCORE), *whole, *letters]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=length)
+
+
+def tiny_t5(tokenizer: T5Tokenizer, *, width: int, seed: int) -> T5EncoderModel:
+    """Build a random T5 encoder whose features depend on a word and on its neighbours.
+
+    The transformer sees text tokens without their order, so what stands beside
+    a word must be in its features: attention prefers some distances clearly.
+
+    Args:
+        tokenizer: Gives the number of tokens.
+        width: Of the features; even.
+        seed: Of the weights. The global generator is not touched.
+
+    Returns:
+        A frozen encoder in evaluation mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        encoder = T5EncoderModel(
+            T5Config(
+                vocab_size=len(tokenizer),
+                d_model=width,
+                d_kv=width // 2,
+                d_ff=2 * width,
+                num_layers=2,
+                num_heads=4,
+                relative_attention_max_distance=16,
+                dropout_rate=0.0,
+                feed_forward_proj="gated-gelu",
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+        for name, weight in encoder.named_parameters():
+            if "relative_attention_bias" in name:
+                # T5's own initial values, 0.2, would weigh all distances alike.
+                nn.init.normal_(weight, std=3.0)
+    return encoder.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,124 @@
+"""A run's networks without a byte of weights: sizes from a folder, or the published ones."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
+from mvczigal_ref.models.tiny import tiny_tokenizer
+from mvczigal_ref.system.networks import DTYPES, PUBLISHED, weights_folder
+
+__all__ = ["meta_components"]
+
+_UNET: dict[str, Any] = {
+    "sample_size": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+_GUIDANCE_WIDTH = 256  # of the few-step UNet; the base has no guidance embedding
+
+
+_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 1024,
+    "scaling_factor": 0.13025,
+}
+
+
+_TEXT: tuple[dict[str, Any], dict[str, Any]] = (
+    {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "projection_dim": 768,
+    },
+    {
+        "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
+        "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu",
+    },
+)  # fmt: skip
+
+
+def meta_components(config: TrainConfig) -> tuple[Components, str]:
+    """Lay out a run's networks on the meta device.
+
+    Args:
+        config: Where ``model.weights`` names a folder, the sizes in it are read; those of the
+            published models are known.
+
+    Returns:
+        The networks in the types in which they are loaded, and where their sizes are from. Their
+        tokenizers are none of theirs.
+
+    Raises:
+        ConfigError: If there is no such folder, or it holds networks of another kind.
+
+    Examples:
+        >>> components, source = meta_components(TrainConfig(model={"weights": "lcm_sdxl"}))
+        >>> source, sum(p.numel() for p in components.policy.unet.parameters())
+        ('the published lcm_sdxl', 2977228804)
+    """
+    name = config.model.weights
+    sizes: tuple[dict[str, Any], ...]
+    if name in PUBLISHED:
+        width = None if "unet" in PUBLISHED[name] else _GUIDANCE_WIDTH
+        sizes = (_UNET | {"time_cond_proj_dim": width}, _VAE, PUBLISHED_CAMERA_ENCODER, *_TEXT)
+        source, dtype = f"the published {name}", DTYPES[config.model.dtype]
+    else:
+        folder, dtype = weights_folder(name), torch.float32
+        try:
+            sizes, source = _read(folder), str(folder)
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            msg = f"`model.weights` must be one of {list(PUBLISHED)} or a folder: {reason}"
+            raise ConfigError(msg) from error
+    unet, vae, camera_encoder, first, second = sizes
+    with torch.device("meta"):
+        autoencoder = AutoencoderKL.from_config(vae)
+        channels = autoencoder.config.latent_channels
+        components = Components(
+            tokenizer=tiny_tokenizer(),
+            tokenizer_2=tiny_tokenizer(),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**first)),
+            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**second)),
+            vae=autoencoder,
+            policy=MultiViewUNet(
+                UNet2DConditionModel.from_config(unet), T2IAdapter.from_config(camera_encoder)
+            ),
+            latent_mean=torch.zeros(channels),
+            latent_std=torch.ones(channels),
+        )
+    return components.to(dtype=dtype), source
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], ...]:
+    """Read the sizes of networks in diffusers' layout."""
+    camera_encoder: dict[str, Any] = PUBLISHED_CAMERA_ENCODER
+    if (folder / "camera_encoder").is_dir():
+        camera_encoder = T2IAdapter.load_config(folder / "camera_encoder")
+    return (
+        UNet2DConditionModel.load_config(folder / "unet"),
+        AutoencoderKL.load_config(folder / "vae"),
+        camera_encoder,
+        CLIPTextConfig.from_pretrained(folder / "text_encoder").to_dict(),
+        CLIPTextConfig.from_pretrained(folder / "text_encoder_2").to_dict(),
+    )

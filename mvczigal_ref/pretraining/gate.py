@@ -1,0 +1,190 @@
+"""What a gate measures, what must hold of it, and how both are told."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mvczigal_ref.shapes import Images
+from mvczigal_ref.tiny_world.score import joint_view_score, per_view_score
+from mvczigal_ref.tiny_world.visible import part_visible, views_showing_part
+
+__all__ = [
+    "VISIBLE",
+    "WRONG",
+    "Claim",
+    "Gate",
+    "GateRow",
+    "check_settings",
+    "ordered",
+    "scored",
+    "steps_name",
+]
+
+VISIBLE = 0.9
+"""Share of samples that must show the named part in its colour [1]."""
+
+
+WRONG = ("wrong_prompt", "blank", "noise")
+"""Kinds of images that every sample must beat."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateRow:
+    """Scores of one kind of images; standard errors are over prompts."""
+
+    name: str
+    """What made the images."""
+
+    per_view: float
+    """Mean of the per-view score over views, prompts and noises [dB]."""
+
+    per_view_error: float
+    """Its standard error [dB]; NaN for a single prompt."""
+
+    joint: float
+    """Mean of the joint score [dB]; NaN for single views."""
+
+    joint_error: float
+    """Its standard error [dB]; NaN for a single prompt, and for single views."""
+
+    part_visible: float
+    """Share of objects, or of single views, that show the named part in its colour [1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """One thing that must hold of good weights."""
+
+    text: str
+    """Such as ``joint: autoencoder > 8 steps``."""
+
+    margin: float
+    """By how much it holds [dB, or share of objects]; negative where it does not."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds."""
+        return self.margin >= 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """What the gate measured."""
+
+    rows: tuple[GateRow, ...]
+    """One a kind of images, best first where all is well."""
+
+    claims: tuple[Claim, ...]
+    """All of them, those that fail too."""
+
+    images: dict[str, Images]
+    """Under the first noise, by row."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every claim holds."""
+        return all(claim.holds for claim in self.claims)
+
+    def __str__(self) -> str:
+        """Return the table and the claims as Markdown."""
+        sets = not all(math.isnan(row.joint) for row in self.rows)
+        titles = ["images", "per view [dB]", *["joint [dB]"] * sets, "part visible"]
+        lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
+        for row in self.rows:
+            cells = [row.name, f"{row.per_view:.2f} +/- {row.per_view_error:.2f}"]
+            cells += [f"{row.joint:.2f} +/- {row.joint_error:.2f}"] * sets
+            lines.append(f"| {' | '.join(cells)} | {row.part_visible:.1%} |")
+        lines.append("")
+        for claim in self.claims:
+            lines.append(
+                f"- {'holds' if claim.holds else 'FAILS'} {claim.margin:+.2f}: {claim.text}"
+            )
+        return "\n".join(lines)
+
+
+def check_settings(noises: int, steps: Sequence[int]) -> None:
+    """Refuse what no table can be made of.
+
+    Args:
+        noises: Initial noises a prompt; at least 1.
+        steps: Step counts, largest first; at least two.
+
+    Raises:
+        ValueError: If ``noises`` is below 1 or ``steps`` are not falling.
+    """
+    if noises < 1:
+        msg = f"`noises` must be at least 1; got {noises}."
+        raise ValueError(msg)
+    if len(steps) < 2 or list(steps) != sorted(set(steps), reverse=True):
+        msg = f"`steps` must hold two or more counts, largest first; got {tuple(steps)}."
+        raise ValueError(msg)
+
+
+def steps_name(count: int) -> str:
+    """Name the row of samples in so many steps."""
+    return f"{count} steps"
+
+
+def scored(
+    name: str, rounds: Sequence[Images], prompts: Sequence[str], *, sets: bool = True
+) -> GateRow:
+    """Score one kind of images.
+
+    Args:
+        name: What made them.
+        rounds: One object a prompt, once a noise.
+        prompts: What was asked for.
+        sets: Whether the views of an object belong together; otherwise each is an image of its
+            own, without a joint score, and shows the part or not.
+
+    Returns:
+        The row.
+    """
+    per_view, per_view_error = _mean([per_view_score(x, prompts).mean(1) for x in rounds])
+    joint, joint_error = math.nan, math.nan
+    if sets:
+        joint, joint_error = _mean([joint_view_score(x, prompts) for x in rounds])
+    shows = part_visible if sets else views_showing_part
+    seen = torch.stack([shows(x, prompts) for x in rounds])
+    return GateRow(
+        name=name,
+        per_view=per_view,
+        per_view_error=per_view_error,
+        joint=joint,
+        joint_error=joint_error,
+        part_visible=float(seen.double().mean()),
+    )
+
+
+def _mean(scores: list[torch.Tensor]) -> tuple[float, float]:
+    """Return the mean over noises and prompts, and its standard error over prompts."""
+    by_prompt = torch.stack(scores).double().mean(0)
+    count = len(by_prompt)
+    error = float(by_prompt.std()) / math.sqrt(count) if count > 1 else math.nan
+    return float(by_prompt.mean()), error
+
+
+def ordered(
+    table: Mapping[str, GateRow], pairs: Iterable[tuple[str, str]], scores: Sequence[str]
+) -> list[Claim]:
+    """Claim that one row scores above another.
+
+    Args:
+        table: Rows by name.
+        pairs: Better and worse.
+        scores: ``per_view``, ``joint`` or both.
+
+    Returns:
+        One claim a score and pair.
+    """
+    pairs = list(pairs)
+    return [
+        Claim(
+            text=f"{score.replace('_', '-')}: {better} > {worse}",
+            margin=getattr(table[better], score) - getattr(table[worse], score),
+        )
+        for score in scores
+        for better, worse in pairs
+    ]

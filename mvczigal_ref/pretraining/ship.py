@@ -1,0 +1,132 @@
+"""Turn finished pretraining into the folders of weights that the package ships."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch.nn.functional import pad
+
+from mvczigal_ref.files import atomic_write
+from mvczigal_ref.models.components import load_components
+from mvczigal_ref.models.flow.loading import load_flux
+from mvczigal_ref.pictures import contact_sheet, save_png
+from mvczigal_ref.pretraining.flow import LAST_STAGE
+from mvczigal_ref.pretraining.gate import Gate
+from mvczigal_ref.pretraining.gate_flow import gate_flow
+from mvczigal_ref.pretraining.gate_multiview import gate
+from mvczigal_ref.shapes import Images
+from mvczigal_ref.tiny_world.grammar import split_prompts
+from mvczigal_ref.tiny_world.scene import AZIMUTHS
+
+__all__ = ["ship", "ship_flow"]
+
+_SHOWN = 10  # held-out prompts on the sample sheet
+
+
+_KINDS = ("real", "8 steps", "4 steps", "2 steps")
+
+
+def ship(work: Path, folder: Path, *, guidance_scale: float = 2.0, noises: int = 2) -> Gate:
+    """Store the few-step weights in half precision, judge them, and show how they came to be.
+
+    Args:
+        work: Folder that pretraining wrote: stages, settings and log.
+        folder: Where the weights go, with ``gate.md``, ``loss.png``, ``samples.png``, settings
+            and log; an older one is replaced.
+        guidance_scale: Guidance of the samples that are judged [1].
+        noises: Initial noises a held-out prompt.
+
+    Returns:
+        The gate's table, measured on the stored weights.
+
+    Raises:
+        FileNotFoundError: If pretraining has not finished its last stage.
+    """
+    _start(work, "fewstep", "unet", folder)
+    load_components(work / "fewstep").save(folder, dtype=torch.float16)
+    found = gate(load_components(folder), seed=0, noises=noises, guidance_scale=guidance_scale)
+    atomic_write(folder / "gate.md", f"Guidance {guidance_scale:g}, held-out prompts.\n\n{found}\n")
+    _loss_curve(folder)
+    _sample_sheet({kind: found.images[kind] for kind in _KINDS}, folder)
+    return found
+
+
+def ship_flow(
+    work: Path,
+    folder: Path,
+    *,
+    guidance_scales: Sequence[float] = (3.0, 1.0, 2.0, 4.0),
+    noises: int = 4,
+) -> Gate:
+    """Store the flow weights in half precision, judge them, and show how they came to be.
+
+    Args:
+        work: Folder that the flow model's pretraining wrote: stages, settings and log.
+        folder: Where the weights go, with what :func:`ship` adds; an older one is replaced.
+        guidance_scales: Of the samples that are judged, the one to use first [1].
+        noises: Initial noises a held-out prompt.
+
+    Returns:
+        The gate's table at the first guidance scale, measured on the stored weights.
+
+    Raises:
+        FileNotFoundError: If pretraining has not finished its last stage.
+    """
+    _start(work, LAST_STAGE, "transformer", folder)
+    max_tokens = json.loads((work / "pretrain_config.json").read_text("utf-8"))["max_tokens"]
+    load_flux(work / LAST_STAGE, max_tokens=max_tokens).save(folder, dtype=torch.float16)
+    stored = load_flux(folder, max_tokens=max_tokens)
+    found = [
+        gate_flow(stored, seed=0, noises=noises, guidance_scale=scale) for scale in guidance_scales
+    ]
+    text = [
+        f"Guidance {scale:g}, held-out prompts.\n\n{table}\n"
+        for scale, table in zip(guidance_scales, found, strict=True)
+    ]
+    atomic_write(folder / "gate.md", "\n".join(text))
+    _loss_curve(folder)
+    images = found[0].images
+    kinds = {"real": images["real"][:, : len(AZIMUTHS)]}
+    _sample_sheet(kinds | {k: v for k, v in images.items() if k.endswith("steps")}, folder)
+    return found[0]
+
+
+def _start(work: Path, stage: str, network: str, folder: Path) -> None:
+    """Empty the folder for the weights of a finished stage, and copy how they were made."""
+    if not (work / stage / network).is_dir():
+        msg = f"{str(work / stage)!r} must hold the finished weights; run pretraining first."
+        raise FileNotFoundError(msg)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in ("pretrain_config.json", "pretrain_log.jsonl"):
+        shutil.copy(work / name, folder / name)
+
+
+def _sample_sheet(kinds: Mapping[str, Images], folder: Path) -> None:
+    """Show some held-out prompts: real, and sampled in few steps."""
+    _, prompts = split_prompts()
+    chosen = [i * len(prompts) // _SHOWN for i in range(_SHOWN)]
+    most = max(images.shape[1] for images in kinds.values())
+    rows = [
+        # White where one kind has fewer views than another.
+        pad(images[i].clamp(0, 1), (0,) * 7 + (most - images.shape[1],), value=1.0)
+        for i in chosen
+        for images in kinds.values()
+    ]
+    labels = [f"{prompts[i]}: {kind}" for i in chosen for kind in kinds]
+    save_png(folder / "samples.png", contact_sheet(torch.stack(rows), scale=2, row_labels=labels))
+
+
+def _loss_curve(folder: Path) -> None:
+    """Draw each stage's loss over its steps."""
+    lines = [json.loads(x) for x in (folder / "pretrain_log.jsonl").read_text("utf-8").splitlines()]
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    figure = Figure(figsize=(2.6 * len(stages), 2.4), layout="constrained")
+    for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
+        own = [line for line in lines if line["stage"] == stage]
+        axes.semilogy([line["step"] for line in own], [line["loss"] for line in own])
+        axes.set(title=f"{stage} ({own[-1]['seconds'] - own[0]['seconds']:.0f} s)", xlabel="step")
+    figure.savefig(folder / "loss.png", dpi=90)

@@ -1,0 +1,5 @@
+"""System: all that acts in a run, built from its configuration."""
+
+from mvczigal_ref.system.system import System, build_system, with_sampling
+
+__all__ = ["System", "build_system", "with_sampling"]

@@ -1,0 +1,76 @@
+"""The condition enhancer that a configuration asks for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mvczigal_ref.condition.online import ASPECTS, OnlineEnhancer
+from mvczigal_ref.condition.protocol import CaptionError, ConditionEnhancer
+from mvczigal_ref.condition.stored import StoredCaptions
+from mvczigal_ref.condition.tiny_world import WORDS, GrammarEditor, GrammarEnhancer
+from mvczigal_ref.config import ConditionConfig
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.language.chat import ChatEndpoint
+from mvczigal_ref.language.local import LocalVisionLanguageModel
+from mvczigal_ref.language.protocol import LanguageModel
+
+__all__ = ["build_enhancer"]
+
+
+def build_enhancer(
+    condition: ConditionConfig, *, device: torch.device, prompts: Sequence[str] = ()
+) -> ConditionEnhancer | None:
+    """Build what makes captions beside the prompts.
+
+    Where a sample cannot be described, its caption is the prompt, and the log says how often.
+
+    Args:
+        condition: The settings.
+        device: Of a model in this process.
+        prompts: What will be asked for; a file of captions must hold these.
+
+    Returns:
+        The enhancer; None where there is none.
+
+    Raises:
+        ConfigError: If an instruction is unknown, or a file or model cannot be used.
+
+    Examples:
+        >>> build_enhancer(ConditionConfig(), device=torch.device("cpu")) is None
+        True
+    """
+    try:  # what is wrong with a setting has a name; a model's own message says the rest
+        enhancer = _built(condition, device)
+        if isinstance(enhancer, StoredCaptions):
+            enhancer.require(prompts)
+    except (CaptionError, ValueError, OSError) as error:
+        raise ConfigError(f'`condition.enhancer` = "{condition.enhancer}": {error}') from error
+    return enhancer
+
+
+def _built(condition: ConditionConfig, device: torch.device) -> ConditionEnhancer | None:
+    if condition.enhancer == "none":
+        return None
+    if condition.enhancer == "world":
+        chosen = condition.instructions or ("plain",)
+        return GrammarEnhancer(instructions=chosen, on_refusal="prompt")
+    if condition.enhancer == "world_edits":
+        words = condition.instructions or tuple(WORDS)
+        return GrammarEditor(num_captions=condition.num_captions, words=words)
+    if condition.enhancer == "stored":
+        return StoredCaptions(Path(condition.file or ""), num_captions=condition.num_captions)
+    unknown = [name for name in condition.instructions if name not in ASPECTS]
+    if unknown:
+        msg = f"`condition.instructions` must be some of {list(ASPECTS)}; got {unknown}."
+        raise ValueError(msg)
+    aspects = {name: ASPECTS[name] for name in condition.instructions} or ASPECTS
+    return OnlineEnhancer(_model(condition, device), aspects=aspects, on_refusal="prompt")
+
+
+def _model(condition: ConditionConfig, device: torch.device) -> LanguageModel:
+    """Find who is asked."""
+    name = condition.model or ""
+    if condition.enhancer == "local":
+        return LocalVisionLanguageModel.load(Path(name).expanduser(), device=device)
+    return ChatEndpoint(condition.url or "", name, api_key_env=condition.api_key_env)

@@ -1,0 +1,192 @@
+"""The network of a configuration: found, loaded, and held with its cameras."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvczigal_ref.cameras import PAPER_RIG, OrthographicRig
+from mvczigal_ref.config import Dtype, ModelConfig, TrainConfig
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.components import Components, load_components
+from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.flow.loading import load_flow
+from mvczigal_ref.models.hub import load_sdxl_components
+from mvczigal_ref.models.schedulers import stored_prediction
+from mvczigal_ref.models.sources import SdxlSources, find_file
+from mvczigal_ref.tiny_world.scene import WORLD_RIG
+
+__all__ = [
+    "DTYPES",
+    "PUBLISHED",
+    "RIGS",
+    "backbone_of",
+    "load_network",
+    "published_sources",
+    "rig_of",
+    "weights_folder",
+]
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": None}}
+"""Names of published models, and what of theirs is not as in the few-step one."""
+
+
+RIGS: dict[str, OrthographicRig] = {"world": WORLD_RIG, "paper": PAPER_RIG}
+"""Cameras by name."""
+
+
+def load_network(config: TrainConfig) -> Components | FlowComponents:
+    """Read the network that a configuration names.
+
+    Args:
+        config: The section ``model`` is read, and ``flow.text_length``.
+
+    Returns:
+        Every part, on the CPU.
+
+    Raises:
+        ConfigError: If places are given for parts that the network does not have, or prompts are
+            to be longer than the tokenizer allows.
+        CheckpointError: If weights are absent or damaged.
+    """
+    model, dtype = config.model, DTYPES[config.model.dtype]
+    if model.weights in PUBLISHED:
+        sources = published_sources(model.weights, model.sources)
+        _tell_what_is_left(model.sources, sources)
+        _check_prediction(config, sources.unet or sources.base, sources)
+        return load_sdxl_components(sources, dtype=dtype)
+    if model.sources:
+        msg = (
+            f"`model.sources` is for `model.weights` of {list(PUBLISHED)}; got {model.weights!r}, "
+            "a folder that holds all parts."
+        )
+        raise ConfigError(msg)
+    folder = weights_folder(model.weights)
+    if model.network == "flow":
+        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype)
+    _check_prediction(config, str(folder), SdxlSources(base=str(folder)))
+    return load_components(folder)
+
+
+def _tell_what_is_left(named: Mapping[str, str], sources: SdxlSources) -> None:
+    """Warn where a base's own networks are not taken, as nobody named them."""
+    for name in ("unet", "vae"):
+        taken = getattr(sources, name)
+        if "base" not in named or name in named or taken is None:
+            continue
+        if find_file(sources.base, f"{name}/config.json", sources)[0] is not None:
+            warnings.warn(
+                f"`model.sources` takes {taken} for its {name}, not the one in {sources.base!r}; "
+                f"name it as {name} too to have that.",
+                stacklevel=3,
+            )
+
+
+def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> None:
+    """Refuse to take a network's output for what its own pipeline says that it is not."""
+    prediction, setting = stored_prediction(place, sources), config.sampler.prediction_type
+    if prediction not in (None, setting):
+        msg = (
+            f"`sampler.prediction_type` must be {prediction!r}, as the scheduler in {place!r} says "
+            f"of its network; got {setting!r}."
+        )
+        raise ConfigError(msg)
+
+
+def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
+    """Say where the parts of a published model come from.
+
+    Args:
+        weights: "lcm_sdxl" or "sdxl".
+        sources: Other places for some parts: of base, unet, vae and adapter.
+
+    Returns:
+        The sources.
+
+    Raises:
+        ConfigError: If a part is unknown.
+    """
+    parts = ("base", "unet", "vae", "adapter")
+    unknown = [name for name in sources if name not in parts]
+    if unknown:
+        raise ConfigError(f"`model.sources` must name some of {parts}; got {unknown}.")
+    told: dict[str, Any] = {**PUBLISHED[weights], **sources}
+    return SdxlSources(**told)
+
+
+def rig_of(model: ModelConfig) -> OrthographicRig:
+    """Place the cameras of a run.
+
+    Args:
+        model: Names a rig, and says where its cameras stand instead.
+
+    Returns:
+        The rig itself, or one in its frame and at its distance.
+
+    Examples:
+        >>> rig_of(ModelConfig(azimuths=(-90.0, 0.0), elevation=30.0)).elevation_deg
+        (30.0, 30.0)
+    """
+    rig = RIGS[model.rig]
+    azimuths = model.azimuths or rig.azimuth_deg
+    elevation = rig.elevation_deg[0] if model.elevation is None else model.elevation
+    views = len(azimuths)
+    return replace(
+        rig,
+        azimuth_deg=azimuths,
+        elevation_deg=(elevation,) * views,
+        distance=rig.distance[:1] * views,
+    )
+
+
+def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
+    """Hold loaded components as a run knows them.
+
+    Args:
+        config: The section ``model`` is read.
+        loaded: On the device, in their dtype.
+
+    Returns:
+        The backbone of their kind.
+
+    Raises:
+        ConfigError: If they are of another kind than the configuration says.
+    """
+    size, flow = config.model.image_size, config.model.network == "flow"
+    if isinstance(loaded, FlowComponents) and flow:
+        return FlowBackbone(components=loaded, image_size=size)
+    if isinstance(loaded, Components) and not flow:
+        return MultiviewBackbone(components=loaded, image_size=size, rig=rig_of(config.model))
+    msg = (
+        f"`components` must be of the kind that `model.network` = {config.model.network!r} names; "
+        f"got {type(loaded).__name__}."
+    )
+    raise ConfigError(msg)
+
+
+def weights_folder(weights: str) -> Path:
+    """Find the folder that `model.weights` names.
+
+    Args:
+        weights: A path, or "tiny" or "tiny_flow" for weights shipped with the package.
+
+    Returns:
+        The folder [path]; it need not exist.
+    """
+    shipped = {"tiny": "tiny_world", "tiny_flow": "tiny_flow"}
+    if weights not in shipped:
+        return Path(weights).expanduser()
+    package = Path(__file__).parent.parent
+    installed = package / "fixtures" / shipped[weights]
+    return installed if installed.is_dir() else package.parent / "fixtures" / shipped[weights]

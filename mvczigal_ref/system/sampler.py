@@ -1,0 +1,64 @@
+"""The sampling grid of a configuration, bound to its kernel."""
+
+import torch
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.diffusion.ddim import DdimSampler
+from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
+from mvczigal_ref.diffusion.lcm import LcmSampler
+from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
+
+__all__ = ["build_sampler"]
+
+
+def build_sampler(
+    config: TrainConfig,
+    *,
+    shift: float = 1.0,
+    lowest_sigma: float | None = None,
+    num_steps: int | None = None,
+) -> Sampler:
+    """Build the sampling grid of a configuration.
+
+    Args:
+        config: Its sections ``sampler`` and ``flow`` are read.
+        shift: Of a flow's noise levels, where ``flow.shift`` leaves it to the network [1].
+        lowest_sigma: Level of a flow's last step before the shift [1]; None is 1 / steps.
+        num_steps: Of another grid than ``sampler.num_steps`` [steps].
+
+    Returns:
+        The sampler, its tables computed in fp64 and rounded to fp32.
+
+    Examples:
+        >>> build_sampler(TrainConfig()).timesteps
+        tensor([999, 759, 499, 259])
+    """
+    wanted, steps = config.sampler, num_steps or config.sampler.num_steps
+    sampler: Sampler
+    if wanted.kind == "flow":
+        flow = config.flow
+        shift = shift if flow.shift is None else flow.shift
+        sampler = FlowSampler.create(
+            sigmas=flow_sigmas(steps, shift=shift, lowest_sigma=lowest_sigma),
+            kernel=flow.kernel,
+            noise_scale=flow.noise_scale,
+            image_is_denoised=flow.image_is_denoised,
+        )
+        return sampler.to(dtype=torch.float32)
+    alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)
+    if wanted.snr_shift != 1.0:
+        alpha_bar = shift_snr(alpha_bar, wanted.snr_shift)
+    if wanted.kind == "lcm":
+        sampler = LcmSampler.create(
+            num_steps=steps, alpha_bar=alpha_bar, prediction_type=wanted.prediction_type
+        )
+    else:
+        sampler = DdimSampler.create(
+            num_steps=steps,
+            alpha_bar=alpha_bar,
+            prediction_type=wanted.prediction_type,
+            eta=wanted.eta,
+        )
+    return sampler.to(dtype=torch.float32)

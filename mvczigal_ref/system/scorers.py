@@ -1,0 +1,172 @@
+"""The scorers of a configuration, those that the guard watches too."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvczigal_ref.config import TrainConfig, scorer_weights
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.placement import at_work
+from mvczigal_ref.reward.builders import ScorerOptions
+from mvczigal_ref.reward.mixture import Mixture
+from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
+from mvczigal_ref.reward.registry import (
+    VIEW_MEAN,
+    check_scorers,
+    joint_view_scorer,
+    mixture,
+    per_view_scorer,
+    require_device,
+    scorer_options,
+)
+from mvczigal_ref.shapes import Images
+from mvczigal_ref.system.networks import RIGS, rig_of
+from mvczigal_ref.tiny_world.render import IMAGE_SIZE
+
+__all__ = ["Offloaded", "build_scorers", "check_judges", "no_scorers"]
+
+
+class Offloaded:
+    """A scorer whose networks are on their device only while it judges.
+
+    Args:
+        scorer: With a method ``to``; its networks are on the CPU.
+        device: Where they work.
+    """
+
+    def __init__(self, scorer: Any, device: torch.device) -> None:  # noqa: ANN401 - either kind
+        self.scorer, self.device = scorer, device
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Any:  # noqa: ANN401 - either kind
+        """Score as the scorer does.
+
+        Args:
+            images: In [0, 1].
+            prompts: One an object.
+
+        Returns:
+            What the scorer returns [reward units].
+        """
+        with at_work(self.scorer, device=self.device):
+            return self.scorer(images, prompts)
+
+    @property
+    def image_features(self) -> Callable[[Images], Tensor]:
+        """The scorer's own way to describe images; missing where it has none."""
+        describe = self.scorer.image_features
+
+        def described(images: Images) -> Tensor:
+            with at_work(self.scorer, device=self.device):
+                found: Tensor = describe(images)
+            return found
+
+        return described
+
+
+def build_scorers(
+    config: TrainConfig, *, device: torch.device, watched: bool = True
+) -> dict[str, Any]:
+    """Build every scorer of a configuration, those that the guard watches too.
+
+    Args:
+        config: Its sections ``reward`` and ``guard`` are read, the cameras, and whether scorers
+            wait on the CPU.
+        device: Of the run.
+        watched: Whether the guard will look.
+
+    Returns:
+        The fields of a :class:`System` that judge images, by name.
+
+    Raises:
+        ConfigError: If a scorer is unknown or lacks what it needs, or one of the tiny world's is
+            to judge what other cameras see.
+        CheckpointError: If a scorer's weights are absent or damaged.
+        ScorerUnavailableError: If a scorer's service does not answer.
+
+    Examples:
+        >>> list(build_scorers(TrainConfig(), device=torch.device("cpu")))
+        ['per_view', 'joint', 'watched_per_view', 'watched_joint']
+    """
+    check_judges(config, watched=watched)
+    model = config.model
+    views = 1 if model.network == "flow" else rig_of(model).num_views
+
+    def built(name: str, build: Callable[[str, ScorerOptions], Any]) -> Any:  # noqa: ANN401
+        options = scorer_options(name, config.reward, device=device, num_views=views)
+        if not model.offload_frozen:
+            return build(name, options)
+        scorer = build(name, replace(options, device=torch.device("cpu")))
+        return Offloaded(scorer, options.device) if hasattr(scorer, "to") else scorer
+
+    def per_view(name: str) -> PerViewScorer:
+        found: PerViewScorer = built(name, per_view_scorer)
+        return found
+
+    def joint(name: str) -> JointViewScorer:
+        found: JointViewScorer = built(name, joint_view_scorer)
+        return found
+
+    guard, looks = config.guard, watched and config.guard.every > 0
+    return {
+        "per_view": mixture(config.reward.per_view, per_view),
+        "joint": None if config.reward.joint == VIEW_MEAN else mixture(config.reward.joint, joint),
+        "watched_per_view": {name: per_view(name) for name in guard.per_view if looks},
+        "watched_joint": {name: joint(name) for name in guard.joint if looks},
+    }
+
+
+def check_judges(config: TrainConfig, *, watched: bool = True) -> None:
+    """Refuse scorers that could not judge a run's images, before anything is loaded.
+
+    Args:
+        config: As :func:`build_scorers` reads it.
+        watched: Whether the guard will look.
+
+    Raises:
+        ConfigError: As :func:`~mvczigal_ref.reward.registry.check_scorers`; if there is no device
+            of their name; or if one of the tiny world's is to judge what other cameras see, or
+            images of another size than its renders.
+
+    Examples:
+        >>> check_judges(TrainConfig())
+    """
+    check_scorers(config.reward, config.guard)
+    if config.reward.device != "auto":
+        require_device(config.reward.device)
+    model, reward, guard = config.model, config.reward, config.guard
+    names = [*scorer_weights(reward.per_view), *scorer_weights(reward.joint)]
+    names += [*guard.per_view, *guard.joint] if watched and guard.every else []
+    for name in names:
+        options = scorer_options(name, reward, device=torch.device("cpu"), num_views=1)
+        if not name.startswith("world.") or options.url is not None:
+            continue
+        if rig_of(model) != RIGS[model.rig]:
+            msg = (
+                f"the scorer {name!r} knows the tiny world's own cameras alone; got other "
+                "`model.azimuths` or `model.elevation`. Leave both out, or choose another scorer."
+            )
+            raise ConfigError(msg)
+        if model.image_size != IMAGE_SIZE:
+            msg = (
+                f"`model.image_size` must be {IMAGE_SIZE} for the scorer {name!r}, which compares "
+                f"images with renders of that size; got {model.image_size}. Choose another scorer, "
+                "or leave the size out."
+            )
+            raise ConfigError(msg)
+
+
+def no_scorers() -> dict[str, Any]:
+    """Give the scorers of a system that only samples: none that could be asked.
+
+    Returns:
+        The fields of a :class:`System` that judge images, by name.
+
+    Examples:
+        >>> no_scorers()["joint"].scorers
+        {}
+    """
+    nobody = Mixture(scorers={}, weights={})
+    return {"per_view": nobody, "joint": nobody}

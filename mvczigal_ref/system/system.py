@@ -1,0 +1,305 @@
+"""Everything that an iteration acts with, built once from a configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.chunks import device_of, in_chunks
+from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.loading import cast_network
+from mvczigal_ref.models.placement import (
+    at_work,
+    compile_network,
+    lay_channels_last,
+    set_tf32,
+    take_latents_from,
+)
+from mvczigal_ref.policy import CameraFeatures, Conditioning
+from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
+from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
+from mvczigal_ref.system.networks import DTYPES, backbone_of, load_network, rig_of
+from mvczigal_ref.system.sampler import build_sampler
+from mvczigal_ref.system.scorers import build_scorers
+
+__all__ = ["System", "build_system", "with_sampling"]
+
+REMEMBERED = 256
+"""Prompts whose features are kept [prompts]: all of the tiny world's; of FLUX.1 a gigabyte."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class System:
+    """Network, sampler, scorers and cameras of a run."""
+
+    backbone: Backbone
+    """The model: its policy on the device of the networks, the rest there or waiting on the CPU."""
+
+    sampler: Sampler
+    """Grid and transition kernel."""
+
+    evaluation_sampler: Sampler
+    """The same kernel on the grid of evaluation."""
+
+    per_view: PerViewScorer
+    """Judges single views; the weighted sum where there are several scorers."""
+
+    joint: JointViewScorer | None
+    """Judges all views of an object; the weighted sum where there are several scorers; None
+    where the mean of the per-view reward stands for it."""
+
+    device: torch.device
+    """Where noise, latents and log-densities are; the networks may be elsewhere."""
+
+    negative_prompt: str | None = None
+    """What classifier-free guidance leads away from; None where the batch is never doubled."""
+
+    prompt_cache: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Token and pooled features of the last prompts met, the oldest first."""
+
+    watched_per_view: Mapping[str, PerViewScorer] = field(default_factory=dict)
+    """Scorers of single views that the guard watches, by name."""
+
+    watched_joint: Mapping[str, JointViewScorer] = field(default_factory=dict)
+    """Scorers of all views that the guard watches, by name."""
+
+    views_per_decode: int = 0
+    """Images that the autoencoder decodes together [images]; 0 is all."""
+
+    @property
+    def network_device(self) -> torch.device:
+        """Where networks compute."""
+        return device_of(self.policy)
+
+    @property
+    def policy(self) -> nn.Module:
+        """The network that is trained."""
+        return self.backbone.policy
+
+    @property
+    def components(self) -> Any:  # noqa: ANN401 - of either kind
+        """Every model."""
+        return self.backbone.components
+
+    @property
+    def camera_features(self) -> CameraFeatures:
+        """Of the cameras, computed once; none for networks without."""
+        return self.backbone.camera_features
+
+    @property
+    def image_size(self) -> int:
+        """Edge of an image [px]."""
+        return self.backbone.image_size
+
+    @property
+    def num_views(self) -> int:
+        """Images that are drawn together."""
+        return self.backbone.num_views
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Views, channels, height and width of one object's latents."""
+        return self.backbone.latent_shape
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Find what trains.
+
+        Returns:
+            LoRA parameters by published name, or without a LoRA every parameter that
+            requires a gradient.
+        """
+        return self.backbone.trained()
+
+    def conditioning(self, prompts: Sequence[str], *, remember: bool = True) -> Conditioning:
+        """Gather the features of prompts, encoding only those that are not remembered.
+
+        Args:
+            prompts: One an object.
+            remember: Whether to keep what is encoded; not of captions, which are met once.
+
+        Returns:
+            What the policy is told of these objects.
+
+        Raises:
+            ValueError: If there are no prompts.
+        """
+        if not prompts:
+            msg = "`prompts` must hold at least one prompt; got none."
+            raise ValueError(msg)
+        negative = [] if self.negative_prompt is None else [self.negative_prompt]
+        texts = dict.fromkeys([*prompts, *negative])
+        found = {text: self.prompt_cache[text] for text in texts if text in self.prompt_cache}
+        if len(found) < len(texts):
+            with at_work(*self.backbone.text_encoders, device=self.network_device):
+                # One by one, so that no prompt's features depend on its company.
+                found |= {t: self.backbone.embed(t) for t in texts if t not in found}
+        if remember:
+            self.prompt_cache.update(found)
+            for text in list(self.prompt_cache)[:-REMEMBERED]:
+                del self.prompt_cache[text]
+        return self.backbone.conditioning(
+            [found[prompt] for prompt in prompts], found[negative[0]] if negative else None
+        )
+
+    @torch.no_grad()
+    def images(self, denoised: ObjectLatent) -> Images:
+        """Decode final latents, so many together as ``views_per_decode`` says.
+
+        Args:
+            denoised: Final latents [1].
+
+        Returns:
+            Images in [0, 1], fp32, without gradient, where networks compute.
+        """
+        parts, device = self.components, self.network_device
+
+        def decoded(rows: Tensor) -> Tensor:
+            images: Tensor = parts.decode(rows.to(device))
+            return images.float().clamp(0, 1)
+
+        rows = denoised.flatten(0, 1)
+        with at_work(parts.vae, device=device):
+            images = in_chunks(decoded, rows, size=self.views_per_decode or max(1, len(rows)))
+        whole: Images = images.unflatten(0, denoised.shape[:2])
+        return whole
+
+    def score(
+        self, images: Images, prompts: Sequence[str]
+    ) -> tuple[PerViewReward, JointViewReward]:
+        """Ask both scorers.
+
+        Args:
+            images: In [0, 1].
+            prompts: One an object.
+
+        Returns:
+            One number a view, and one an object [reward units].
+        """
+        per_view = self.per_view(images, prompts)
+        joint = per_view.mean(-1) if self.joint is None else self.joint(images, prompts)
+        return per_view, joint
+
+
+def build_system(
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    components: Components | FlowComponents | None = None,
+    scorers: Mapping[str, Any] | None = None,
+    lora: Path | None = None,
+) -> System:
+    """Load the models, choose what trains, and compute what is constant.
+
+    Args:
+        config: The run's configuration.
+        device: Where networks compute.
+        components: Models already loaded, changed in place; read from ``model.weights`` if
+            absent.
+        scorers: From :func:`build_scorers` or :func:`no_scorers`; built if absent.
+        lora: A trained LoRA, as :meth:`Backbone.load_lora` reads it, in place of what
+            ``model.finetune`` would train.
+
+    Returns:
+        The system, every network in evaluation mode: without dropout.
+
+    Raises:
+        ConfigError: If all weights are to be trained in half precision, the components are of
+            another kind, or a scorer is unknown.
+        CheckpointError: If weights, of the model, of a scorer or the LoRA's, cannot be read.
+        ScorerUnavailableError: If a scorer's service does not answer.
+    """
+    model = config.model
+    if model.finetune == "full" and model.dtype != "fp32":
+        msg = (
+            '`model.dtype` must be "fp32" where `model.finetune` is "full"; got '
+            f"{model.dtype!r}. Updates of trained half-precision weights round away; train "
+            "a LoRA, whose weights are fp32."
+        )
+        raise ConfigError(msg)
+    if scorers is None:  # first, for what is missing shows at once
+        scorers = build_scorers(config, device=device)
+    if components is None:
+        components = load_network(config)
+    set_tf32(device, allowed=model.tf32)
+    # What is to wait on the CPU waits there from the beginning.
+    loaded = components.to(torch.device("cpu") if model.offload_frozen else device)
+    cast_network(loaded.policy, device, DTYPES[model.dtype] if model.finetune == "lora" else None)
+    if model.channels_last:
+        lay_channels_last(loaded.policy, loaded.vae)
+    if model.offload_frozen and isinstance(loaded, Components):
+        loaded.policy.camera_encoder.to("cpu")
+    backbone = backbone_of(config, loaded)
+    backbone.freeze()
+    if lora is not None:
+        backbone.load_lora(lora)
+    elif model.finetune == "full":
+        backbone.network.requires_grad_(requires_grad=True)
+    else:
+        backbone.add_lora(rank=model.lora_rank, alpha=model.lora_alpha, seed=config.run.seed)
+    if model.gradient_checkpointing:
+        # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
+        backbone.network.enable_gradient_checkpointing()
+    if model.compile != "none":
+        compile_network(backbone.network, backend=model.compile)
+    latents = device if model.storage_device == "device" else torch.device("cpu")
+    if latents != device:
+        take_latents_from(backbone.policy, latents)
+    return System(
+        backbone=backbone,
+        **_samplers(config, backbone, latents),
+        device=latents,
+        views_per_decode=model.views_per_decode,
+        negative_prompt=_negative_prompt(config, backbone),
+        **scorers,
+    )
+
+
+def with_sampling(system: System, config: TrainConfig) -> System:
+    """Give a system the grids and cameras of another configuration.
+
+    Args:
+        system: Any.
+        config: Its sections ``sampler``, ``flow`` and ``zigzag`` are read, the cameras, and
+            ``model.views_per_decode``.
+
+    Returns:
+        The same networks, sampled otherwise.
+    """
+    backbone = system.backbone
+    if isinstance(backbone, MultiviewBackbone) and backbone.rig != rig_of(config.model):
+        backbone = replace(backbone, rig=rig_of(config.model))
+    return replace(
+        system,
+        backbone=backbone,
+        views_per_decode=config.model.views_per_decode,
+        negative_prompt=_negative_prompt(config, backbone),
+        **_samplers(config, backbone, system.device),
+    )
+
+
+def _samplers(config: TrainConfig, backbone: Backbone, device: torch.device) -> dict[str, Any]:
+    """Build the grids of training and of evaluation."""
+    levels: dict[str, Any] = {}
+    if isinstance(backbone, FlowBackbone):
+        shift = config.flow.shift or backbone.noise_shift()
+        levels = {"shift": shift, "lowest_sigma": backbone.lowest_sigma(shift)}
+    grids = {"sampler": None, "evaluation_sampler": config.sampler.evaluation_steps or None}
+    return {
+        name: build_sampler(config, num_steps=steps, **levels).to(device)
+        for name, steps in grids.items()
+    }
+
+
+def _negative_prompt(config: TrainConfig, backbone: Backbone) -> str | None:
+    """Find out whether any call doubles its batch."""
+    scales = [config.sampler.guidance_scale, config.zigzag.inversion_guidance_scale]
+    doubled = max(scales) > 1.0 and not backbone.embeds_guidance
+    return config.sampler.negative_prompt if doubled else None

@@ -1,0 +1,221 @@
+r"""The tiny world's two judges, exact and closed-form.
+
+Both compare images with every valid render of the prompt, in decibels against
+the render's own foreground:
+
+.. math:: \mathrm{dB}(x, r) = -10 \log_{10}\Big(
+    \frac{\lVert x - r \rVert^2}{\lVert r - \mathrm{background} \rVert^2} + 0.02\Big)
+
+so a perfect match is 17 and a blank image about 0. The renders are a grid of 90
+geometries, from the eight azimuths that headings of the rig meet.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.cameras import OrthographicRig
+from mvczigal_ref.shapes import Images, JointViewReward, PerViewReward
+from mvczigal_ref.tiny_world.grammar import parse
+from mvczigal_ref.tiny_world.render import (
+    BACKGROUND,
+    IMAGE_SIZE,
+    Geometry,
+    Nuisance,
+    colour_maps,
+    render_maps,
+)
+from mvczigal_ref.tiny_world.scene import AZIMUTHS, WORLD_RIG, azimuth_index
+
+__all__ = ["FLOOR", "PART_BONUS", "joint_view_score", "per_view_score"]
+
+FLOOR: Final = 0.02
+"""Relative error below which a match counts as perfect [1]."""
+
+
+PART_BONUS: Final = 6.0
+"""What a render that shows the named part gains on the per-view judge [dB]."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Atlas:
+    """Every valid geometry of one shape and part, from the eight azimuths."""
+
+    maps: Float[Tensor, "geometry azimuth 3 pixel"]
+    gram: Float[Tensor, "geometry azimuth 3 3"]
+    """Inner products of each render's three maps."""
+    bonus: Float[Tensor, "geometry azimuth"]
+    """What the render gains on the per-view judge [dB]."""
+
+    def to(self, like: Tensor) -> "_Atlas":
+        """Bring the tables to the device and dtype of what is compared with them."""
+        return _Atlas(self.maps.to(like), self.gram.to(like), self.bonus.to(like))
+
+
+@lru_cache(maxsize=8)
+def _atlas(shape: str, part: str) -> _Atlas:
+    """Render on the CPU, in fp32."""
+    azimuth = torch.tensor(AZIMUTHS, dtype=torch.float32)
+    maps = render_maps(Geometry(shape, part, Nuisance.grid()), azimuth).flatten(-2)
+    visible = maps[:, :, 1].sum(-1)
+    best = visible.amax(1, keepdim=True)
+    bonus = PART_BONUS * (visible / (0.5 * best)).clamp(max=1)
+    return _Atlas(maps, maps @ maps.mT, bonus)
+
+
+_Above = Float[Tensor, "object view rgb pixel"]  # images less the background
+
+
+_Colours = Float[Tensor, "object 3 rgb"]  # what each map adds to a pixel
+
+
+_PerView = Float[Tensor, "object view"]
+
+
+@torch.no_grad()
+def _errors(
+    above: _Above, atlas: _Atlas, colours: _Colours
+) -> tuple[Float[Tensor, "object geometry azimuth view"], Float[Tensor, "object geometry azimuth"]]:
+    """Return each view's squared error against every render, and each render's energy.
+
+    To find the best match; squares that cancel leave a perfect one 1e-6 of its energy off.
+    """
+    # <x, r> = sum over maps of <x . colour, map>: three products however many colours
+    seen = torch.einsum("ovcp,omc->ovmp", above, colours)
+    inner = torch.einsum("gamp,ovmp->ogav", atlas.maps, seen)
+    energy = torch.einsum("gamn,omn->oga", atlas.gram, colours @ colours.mT)
+    square = above.square().sum((-2, -1))
+    return square[:, None, None, :] - 2 * inner + energy[..., None], energy
+
+
+def _measure(
+    above: _Above, maps: Float[Tensor, "object view 3 pixel"], colours: _Colours
+) -> tuple[_PerView, _PerView]:
+    """Return the squared error against one render a view, pixel by pixel, and its energy."""
+    render = torch.einsum("ovmp,omc->ovcp", maps, colours)
+    return (above - render).square().sum((-2, -1)), render.square().sum((-2, -1))
+
+
+def _decibel(error: Float[Tensor, "*n"], energy: Float[Tensor, "*#n"]) -> Float[Tensor, "*n"]:
+    return -10 * torch.log10((error / energy).clamp(min=0) + FLOOR)
+
+
+def _families(
+    images: Images, prompts: Sequence[str]
+) -> Iterator[tuple[list[int], _Above, _Atlas, _Colours]]:
+    """Gather the objects of each shape and part, which share every render but its colours."""
+    said = [parse(sentence) for sentence in prompts]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, prompt in enumerate(said):
+        groups.setdefault((prompt.shape, prompt.part), []).append(i)
+    for family, index in groups.items():
+        above = (images[index] - BACKGROUND).flatten(-2)
+        colours = torch.stack([colour_maps(said[i]) for i in index]).to(images)
+        yield index, above, _atlas(*family).to(images), colours
+
+
+def _checked(images: Images, prompts: Sequence[str]) -> Images:
+    """Refuse what no render can be compared with; give the images in fp32 or wider."""
+    if images.shape[0] != len(prompts):
+        msg = (
+            f"`prompts` must hold one sentence an object; got {len(prompts)} for "
+            f"{images.shape[0]} objects."
+        )
+        raise ValueError(msg)
+    if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+        msg = (
+            f"`images` must be {IMAGE_SIZE}x{IMAGE_SIZE} pixels, the tiny world's size; got "
+            f"{images.shape[-2]}x{images.shape[-1]}."
+        )
+        raise ValueError(msg)
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
+    r"""Judge each view alone: does it show what the prompt names?
+
+    .. math:: \max_{g, a} \big[\mathrm{dB}(x, r_{g,a})
+        + 6 \min(1, \tfrac{\text{part visible in } r_{g,a}}{\text{half its best}})\big]
+
+    over geometries g and azimuths a. The judge knows no camera, so a view
+    that shows the part is worth more than one that rightly hides it.
+
+    Args:
+        images: Views in [0, 1], one object a prompt. Gradient flows, through
+            the best match.
+        prompts: Sentences of the grammar.
+
+    Returns:
+        Scores, at most 23; a blank image has about 6, the bonus of a render that
+        shows the part [dB]. In fp32 or wider.
+
+    Raises:
+        ValueError: If counts or pixels disagree, or a prompt is not in the
+            grammar.
+
+    Examples:
+        >>> grey = torch.full((1, 2, 3, 32, 32), 0.45)
+        >>> per_view_score(grey, ["a red cube with a white nose"]).shape
+        torch.Size([1, 2])
+    """
+    images = _checked(images, prompts)
+    scores = images.new_empty(images.shape[:2])
+    for index, above, atlas, colours in _families(images, prompts):
+        error, energy = _errors(above, atlas, colours)
+        value = _decibel(error, energy[..., None]) + atlas.bonus[None, :, :, None]
+        best = value.flatten(1, 2).argmax(1)  # (object, view)
+        matched = _decibel(*_measure(above, atlas.maps.flatten(0, 1)[best], colours))
+        scores[index] = matched + atlas.bonus.flatten()[best]
+    return scores
+
+
+def joint_view_score(
+    images: Images, prompts: Sequence[str], *, rig: OrthographicRig = WORLD_RIG
+) -> JointViewReward:
+    r"""Judge all views together: does ONE object explain every camera?
+
+    .. math:: \max_{g, h} -10\log_{10}\Big(
+        \frac{\sum_v \lVert x_v - r_{g, a(v,h)} \rVert^2}
+        {\sum_v \lVert r_{g, a(v,h)} - \mathrm{background} \rVert^2} + 0.02\Big)
+
+    over geometries g and headings h, each view at its own camera.
+
+    Args:
+        images: Views in [0, 1], one object a prompt, one view a camera. Gradient
+            flows, through the best match.
+        prompts: Sentences of the grammar.
+        rig: The cameras; elevation 0, azimuths in multiples of 45 degrees.
+
+    Returns:
+        Scores, at most 17, about 0 for blank images [dB]. In fp32 or wider.
+
+    Raises:
+        ValueError: If counts, views or pixels disagree, a prompt is not in the
+            grammar, or a camera is off the grid of azimuths.
+
+    Examples:
+        >>> grey = torch.full((1, 6, 3, 32, 32), 0.45)
+        >>> round(joint_view_score(grey, ["a red cube with a white nose"]).item())
+        0
+    """
+    images = _checked(images, prompts)
+    if images.shape[1] != rig.num_views:
+        msg = f"`images` must hold {rig.num_views} views, one a camera; got {images.shape[1]}."
+        raise ValueError(msg)
+    azimuth = azimuth_index(rig).to(images.device)
+    view = torch.arange(rig.num_views, device=images.device)
+    scores = images.new_empty(images.shape[0])
+    for index, above, atlas, colours in _families(images, prompts):
+        error, energy = _errors(above, atlas, colours)
+        total = error[:, :, azimuth, view].sum(-1)  # (object, geometry, heading)
+        best = _decibel(total, energy[:, :, azimuth].sum(-1)).flatten(1).argmax(1)
+        geometry, heading = best // len(azimuth), best % len(azimuth)
+        maps = atlas.maps[geometry[:, None], azimuth[heading]]
+        squares, energies = _measure(above, maps, colours)
+        scores[index] = _decibel(squares.sum(-1), energies.sum(-1))
+    return scores

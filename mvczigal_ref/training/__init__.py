@@ -1,0 +1,1 @@
+"""Training: the loop around the iterations, its state, checkpoints and run folder."""

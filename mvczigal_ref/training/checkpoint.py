@@ -1,0 +1,356 @@
+"""Checkpoints that are whole or absent, whenever the process dies.
+
+A checkpoint is a folder, written under a hidden name, synced, then renamed:
+tensors in safetensors, everything else in JSON, and a manifest that holds the
+size and SHA-256 of each file. Nothing is unpickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_dict, to_dict
+from mvczigal_ref.config.fingerprint import settings_difference
+from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.files import sync, to_json, writing
+
+__all__ = [
+    "Checkpoint",
+    "clean_leftovers",
+    "join_optimizer_state",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "prune_checkpoints",
+    "save_checkpoint",
+    "split_optimizer_state",
+]
+
+
+def split_optimizer_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split `optimizer.state_dict()` into tensors and JSON values.
+
+    Args:
+        state: State of any torch optimiser that keeps tensors and numbers, such as AdamW.
+
+    Returns:
+        Tensors named `<parameter>.<entry>`, and the rest.
+
+    Examples:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.AdamW([weight], lr=0.1)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> tensors, rest = split_optimizer_state(optimizer.state_dict())
+        >>> sorted(tensors), rest["param_groups"][0]["lr"]
+        (['0.exp_avg', '0.exp_avg_sq', '0.step'], 0.1)
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for parameter, entries in state["state"].items():
+        for entry, value in entries.items():
+            side = tensors if isinstance(value, Tensor) else numbers
+            side[f"{parameter}.{entry}"] = value
+    groups = [
+        {name: list(value) if isinstance(value, tuple) else value for name, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"numbers": numbers, "param_groups": groups}
+
+
+def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Put back together what `split_optimizer_state` took apart.
+
+    Args:
+        tensors: Tensors named `<parameter>.<entry>`.
+        rest: The JSON values.
+
+    Returns:
+        A state for `optimizer.load_state_dict`.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *rest["numbers"].items()]:
+        parameter, _, entry = name.partition(".")
+        state.setdefault(int(parameter), {})[entry] = value
+    groups = [
+        # torch keeps AdamW's betas as a pair; JSON knows lists alone.
+        {name: tuple(value) if name == "betas" else value for name, value in group.items()}
+        for group in rest["param_groups"]
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+_FORMAT = "mvczigal-ref checkpoint"
+
+
+_VERSION = 1
+
+
+_MANIFEST = "manifest.json"
+
+
+_NAME = re.compile(r"iteration_(\d{6,})")
+
+
+# Ends the name of a checkpoint that a new one of its iteration is about to replace.
+_REPLACED = ".replaced"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    iteration: int
+    """Iterations finished when it was written."""
+    tensors: dict[str, dict[str, Tensor]]
+    """Tensors by group and name, on the CPU."""
+    state: dict[str, Any]
+    """Everything that is not a tensor, as JSON values."""
+    config: TrainConfig
+    """Configuration of the run that wrote it."""
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What the run is to be judged by: the average of its parameters, if it has one."""
+        return self.tensors.get("average", self.tensors["policy"])
+
+
+def save_checkpoint(
+    folder: Path,
+    iteration: int,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config: TrainConfig,
+) -> Path:
+    """Write one checkpoint; it has its name only once all of it is on the disk.
+
+    Args:
+        folder: Where a run keeps its checkpoints; it is made.
+        iteration: Iterations finished; at least 0.
+        tensors: Tensors by group and name; a group becomes a file of its own.
+        state: The rest, as JSON values: lists rather than tuples, text as keys, finite floats.
+        config: Configuration of the run.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: If the disk does not take it; nothing of it is left.
+        ValueError: If a group's name cannot name a file, or the state would not come back equal.
+    """
+    target = folder / f"iteration_{iteration:06d}"
+    text = to_json(state)
+    if json.loads(text) != state:
+        msg = "`state` must be JSON that reads back equal; use lists and text keys, not tuples."
+        raise ValueError(msg)
+    for group in tensors:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", group):
+            msg = f"`tensors` must be grouped under lower-case names; got {group!r}."
+            raise ValueError(msg)
+    clean_leftovers(folder)
+    aside = folder / f".{target.name}.{os.getpid()}.tmp"
+    with writing(target, aside=aside):
+        aside.mkdir(parents=True)
+        for group, named in tensors.items():
+            save_file(_unshared(named), aside / f"{group}.safetensors")
+        (aside / "state.json").write_text(text, "utf-8")
+        (aside / "config.json").write_text(to_json(to_dict(config)), "utf-8")
+        files = {file.name: _measure(file) for file in sorted(aside.iterdir())}
+        manifest = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "iteration": iteration,
+            "fingerprint": fingerprint(config),
+            "files": files,
+        }
+        manifest["sha256"] = _seal(manifest)
+        (aside / _MANIFEST).write_text(to_json(manifest), "utf-8")
+        for file in aside.iterdir():
+            sync(file)
+        sync(aside)
+    old = target.with_name(target.name + _REPLACED)
+    if target.exists():
+        target.rename(old)
+    aside.rename(target)
+    sync(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpoint:
+    """Read a checkpoint after checking every byte of it.
+
+    Args:
+        path: The checkpoint's folder.
+        config: Configuration whose fingerprint the checkpoint must have, or None for any.
+
+    Returns:
+        What was saved, bit for bit.
+
+    Raises:
+        CheckpointError: If it is damaged, of another format, or of another configuration.
+    """
+    manifest = _verify(path)
+    try:
+        saved = from_dict(json.loads((path / "config.json").read_text("utf-8")))
+    except ConfigError as error:
+        raise _refuse(path, f"this package cannot read its settings: {error}") from error
+    if config is not None and fingerprint(saved) != fingerprint(config):
+        differing = settings_difference(fingerprinted(saved), fingerprinted(config))
+        raise _refuse(path, f"it belongs to another configuration: {differing}")
+    groups = [name for name in manifest["files"] if name.endswith(".safetensors")]
+    return Checkpoint(
+        iteration=manifest["iteration"],
+        tensors={Path(name).stem: load_file(path / name) for name in groups},
+        state=json.loads((path / "state.json").read_text("utf-8")),
+        config=saved,
+    )
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Find the newest checkpoint by number; `load_checkpoint` says whether it is whole.
+
+    A kill leaves no damaged one, so a damaged one is never passed over in silence.
+
+    Args:
+        folder: Where a run keeps its checkpoints; it need not exist. Nothing in it is changed.
+
+    Returns:
+        The checkpoint's folder, or None if there is none.
+    """
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def prune_checkpoints(folder: Path, *, keep: int) -> None:
+    """Remove all but the newest checkpoints, and never the newest whole one.
+
+    Args:
+        folder: Where a run keeps its checkpoints.
+        keep: How many to keep; at least 1.
+
+    Raises:
+        ValueError: If `keep` is less than 1.
+    """
+    if keep < 1:
+        msg = f"`keep` must be at least 1; got {keep}."
+        raise ValueError(msg)
+    clean_leftovers(folder)
+    whole = False
+    for place, path in enumerate(reversed(_checkpoints(folder))):
+        if place < keep:
+            whole = whole or _is_whole(path)
+        elif not whole and _is_whole(path):
+            whole = True
+        else:
+            # First the name, so that a kill half-way leaves no named half.
+            gone = path.with_name(f".{path.name}.gone.tmp")
+            path.rename(gone)
+            shutil.rmtree(gone)
+
+
+def clean_leftovers(folder: Path) -> None:
+    """Remove what a killed writer left; only the run's one writer may call it.
+
+    Args:
+        folder: Where a run keeps its checkpoints; it need not exist.
+    """
+    for path in folder.glob(".iteration_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for old in folder.glob(f"iteration_*{_REPLACED}"):
+        target = old.with_name(old.name.removesuffix(_REPLACED))
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Every folder that is named as a checkpoint, oldest first."""
+    found: dict[int, Path] = {}
+    # A replaced checkpoint counts only while nothing has taken its place.
+    for path in sorted(folder.glob("iteration_*"), reverse=True):
+        match = _NAME.fullmatch(path.name.removesuffix(_REPLACED))
+        if match is not None and path.is_dir():
+            found[int(match[1])] = path
+    return [found[iteration] for iteration in sorted(found)]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _verify(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    """Check every byte; give the manifest."""
+    manifest = _read_manifest(path)
+    for name, written in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise _refuse(path, f"its file {name!r} is missing")
+        found = _measure(file)
+        if found["bytes"] != written["bytes"]:
+            sizes = f"{found['bytes']} bytes of {written['bytes']}"
+            raise _refuse(path, f"its file {name!r} has {sizes}")
+        if found != written:
+            raise _refuse(path, f"the content of its file {name!r} is not what was written")
+    return manifest
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        text = (path / _MANIFEST).read_text("utf-8")
+        manifest = json.loads(text)
+        written = isinstance(manifest, dict) and text == to_json(manifest)
+    except (OSError, ValueError) as error:
+        raise _refuse(path, f"its {_MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise _refuse(path, f"its {_MANIFEST} is not one of a {_FORMAT}")
+    if manifest.get("version") != _VERSION:
+        found = manifest.get("version")
+        raise _refuse(path, f"its format is version {found!r}; this package reads {_VERSION}")
+    if not written or manifest.get("sha256") != _seal(manifest):
+        raise _refuse(path, f"its {_MANIFEST} is not what was written")
+    return manifest
+
+
+def _refuse(path: Path, reason: str) -> CheckpointError:
+    sentence = f"cannot use checkpoint {str(path)!r}: {reason}. "
+    return CheckpointError(sentence + "Remove it to go on from the one before, or name another.")
+
+
+def _unshared(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached CPU copies that share no memory, as the file format needs."""
+    copies: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in named.items():
+        copy = tensor.detach().cpu().contiguous()
+        if copy.untyped_storage().data_ptr() in seen:
+            copy = copy.clone()
+        seen.add(copy.untyped_storage().data_ptr())
+        copies[name] = copy
+    return copies
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    unsealed = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(to_json(unsealed).encode()).hexdigest()
+
+
+def _measure(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}

@@ -1,0 +1,210 @@
+"""The iterations of a run, and what is measured and written after each."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from mvczigal_ref.condition.protocol import ConditionEnhancer
+from mvczigal_ref.config import learns_from_pairs
+from mvczigal_ref.distributed import World
+from mvczigal_ref.evaluation.guard import guard_step
+from mvczigal_ref.evaluation.held_out import HeldOut
+from mvczigal_ref.evaluation.watch import Watch
+from mvczigal_ref.group_iteration import run_group_iteration
+from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.state import TrainingState
+from mvczigal_ref.training.tracking import (
+    MetricsLog,
+    StageTimer,
+    Trackers,
+    network_rows,
+    peak_memory,
+)
+
+__all__ = ["Events", "TrainingLoop", "stop_on_terminate"]
+
+
+class Events:
+    """What a run tells whoever watches it; the base class says nothing."""
+
+    def stage(self, text: str) -> None:
+        """Hear that something long begins.
+
+        Args:
+            text: What it is.
+        """
+
+    def iteration(self, finished: int, total: int, metrics: Mapping[str, float | None]) -> None:
+        """Hear that an iteration has ended.
+
+        Args:
+            finished: Iterations done, those before a resume too.
+            total: Iterations of the whole run.
+            metrics: What the metrics file says of it.
+        """
+
+
+class TrainingLoop:
+    """The iterations that are left, and what is measured and written after each."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        judge: HeldOut,
+        watch: Watch,
+        folder: Path,
+        tell: Events,
+        world: World,
+        enhancer: ConditionEnhancer | None = None,
+    ) -> None:
+        self._state, self._judge, self._watch = state, judge, watch
+        self._enhancer = enhancer
+        self._folder, self._tell, self._world = folder, tell, world
+        self._timer, done = StageTimer(world.device), state.logged
+        self._log = MetricsLog(folder / "metrics.jsonl", finished=done) if world.is_main else None
+        captioned = world.is_main and enhancer is not None
+        self._captions = (
+            MetricsLog(folder / "captions.jsonl", finished=state.finished) if captioned else None
+        )
+        self._trackers = Trackers(
+            state.config.run.trackers if world.is_main else (), folder=folder, config=state.config,
+            finished=done,
+        )  # fmt: skip
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Go on to the end, or until a stop is asked for."""
+        state = self._state
+        try:
+            if state.finished == 0:
+                self._check()
+                self._save()
+            if state.pending is not None:  # a scorer was out when the iteration had been done
+                self._finish(stopped)
+            while not state.ended:
+                self._iterate()
+                self._finish(stopped)
+        finally:
+            self._trackers.close()
+
+    def _iterate(self) -> None:
+        state, config = self._state, self._state.config
+        state.set_learning_rate()
+        batch = prompt_batch(
+            state.prompts, seed=config.run.seed, iteration=state.finished,
+            count=config.run.objects_per_iteration,
+        )  # fmt: skip
+        learn = (
+            run_iteration
+            if learns_from_pairs(config)
+            else partial(run_group_iteration, enhancer=self._enhancer, old=state.old)
+        )
+        with network_rows(state.system.policy) as rows:
+            result = learn(
+                state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
+                config=config, world=self._world, timer=self._timer, loss_scale=state.loss_scale,
+            )  # fmt: skip
+        calls = int(self._world.gather_objects(torch.tensor([rows()])).sum())
+        state.constraint, state.finished = result.constraint, state.finished + 1
+        state.old, state.loss_scale = result.old, result.loss_scale
+        state.follow()
+        if self._captions is not None and result.told is not None:
+            self._captions.append(state.finished - 1, result.told)
+        state.pending = {**result.metrics, "network_calls": calls}
+
+    def _finish(self, stopped: Callable[[], bool]) -> None:
+        """Measure what is due after an iteration, write it down, and save."""
+        state, run = self._state, self._state.config.run
+        iteration, every = state.finished - 1, run.evaluate_every
+        best = self._check()  # may end the run, and put the best parameters back
+        last = state.ended
+        metrics = {**(state.pending or {})}
+        if every and state.finished % every == 0:
+            with state.kept():
+                metrics |= self._judge.metrics("after" if last else "at", state.finished)
+        metrics |= {**self._timer.take(), "peak_memory": peak_memory(self._world.device)}
+        if self._log is not None:
+            self._log.append(iteration, metrics)
+            self._trackers.log(iteration, metrics)
+        state.pending = None
+        with suppress(OSError):  # a terminal that has gone must not cost what is to be saved
+            self._tell.iteration(state.finished, run.iterations, metrics)
+        stop = self._world.anywhere(stopped())
+        if stop or last or best or state.finished % run.checkpoint_every == 0:
+            self._save()
+        if stop:
+            raise KeyboardInterrupt
+
+    def _check(self) -> bool:
+        """Let the guard look, if it is time; say whether this is its best check."""
+        state, guard = self._state, self._state.config.guard
+        known = state.guard is not None and state.guard.latest.iteration == state.finished
+        if known or not self._watch.due(state.finished):
+            return False
+        with self._timer("guard"), state.kept():
+            check, metrics = self._watch(state.finished)
+        state.guard, verdict = guard_step(
+            state.guard, check, margin=guard.margin, unit=guard.unit, fallen=guard.fallen
+        )
+        if state.pending is not None:
+            state.pending |= {
+                **metrics,
+                "guard/fired": float(verdict.fired),
+                "guard/best_iteration": float(state.guard.best.iteration),
+            }
+        if guard.action == "return":
+            if verdict.improved and self._world.is_main:
+                state.keep_best(self._folder)
+            self._world.barrier()
+            if verdict.fired:
+                state.return_to_best(self._folder)
+        return verdict.improved and guard.action == "return"
+
+    def _save(self) -> None:
+        if self._world.is_main:
+            self._state.save(self._folder)
+        self._world.barrier()
+
+
+@contextmanager
+def stop_on_terminate() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM, SIGHUP and the first Ctrl-C into a checkpoint and a clean stop.
+
+    A SIGHUP that is ignored, as under nohup, stays so.
+    """
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            _leave_terminal(terminals)
+        asked = True
+
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+    stops = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        stops.append(signal.SIGHUP)
+    try:
+        old = {number: signal.signal(number, ask) for number in stops}
+    except ValueError:  # not the main thread: signals are the caller's
+        old = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _leave_terminal(terminals: Sequence[int]) -> None:
+    """Speak into nothing where the terminal has gone: an error there would end the run unsaved."""
+    with open(os.devnull, "wb") as nothing:
+        for descriptor in terminals:
+            os.dup2(nothing.fileno(), descriptor)

@@ -1,0 +1,167 @@
+"""What a run folder holds: its newest checkpoint and its policy, or another run's remains."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvczigal_ref.config import TrainConfig, fingerprinted, load_config, to_dict
+from mvczigal_ref.config.fingerprint import settings_difference
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.loading import load_strict
+from mvczigal_ref.system import System, build_system
+from mvczigal_ref.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+
+__all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest", "load_policy"]
+
+SUMMARY = "summary.json"
+"""What a run that has ended leaves last; gone while it goes on."""
+
+
+# A folder that holds one of these holds a run.
+_WRITTEN = ("checkpoints", "evaluations", "metrics.jsonl", "policy", SUMMARY)
+
+
+def find_checkpoint(folder: Path, config: TrainConfig) -> Checkpoint | None:
+    """Read the newest checkpoint of a run folder, changing nothing.
+
+    Args:
+        folder: The run folder; it need not exist.
+        config: The run.
+
+    Returns:
+        The checkpoint, or None if there is none yet.
+
+    Raises:
+        CheckpointError: If the folder holds another run, or a checkpoint that is damaged, of
+            another run, or past this run's end.
+
+    Examples:
+        >>> find_checkpoint(Path("absent"), TrainConfig()) is None
+        True
+    """
+    _refuse_foreign(folder, config)
+    newest = latest_checkpoint(folder / "checkpoints")
+    if newest is None:
+        return None
+    checkpoint = load_checkpoint(newest, config=config)
+    if checkpoint.iteration > config.run.iterations:
+        msg = (
+            f"`run.iterations` must be at least {checkpoint.iteration}, what {str(newest)!r} has "
+            f"finished; got {config.run.iterations}. Ask for more, or choose another folder."
+        )
+        raise CheckpointError(msg)
+    return checkpoint
+
+
+def is_finished(folder: Path, config: TrainConfig) -> bool:
+    """Say whether a folder holds just this run, ended, so that nothing is left to do.
+
+    Args:
+        folder: The run folder; it need not exist.
+        config: The run, all of its settings.
+
+    Returns:
+        True if it does; False where something is missing or was asked for differently.
+
+    Raises:
+        CheckpointError: If the folder holds another run.
+
+    Examples:
+        >>> is_finished(Path("absent"), TrainConfig())
+        False
+    """
+    _refuse_foreign(folder, config)
+    if not (folder / SUMMARY).is_file():
+        return False
+    return to_dict(load_config(file=folder / "config.json")) == to_dict(config)
+
+
+def load_newest(folder: Path) -> Checkpoint:
+    """Read the newest checkpoint of a run folder, whose run may go on meanwhile.
+
+    Args:
+        folder: Written by training.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        CheckpointError: If the folder is no run, or its newest checkpoint is damaged.
+
+    Examples:
+        >>> load_newest(Path("absent"))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: 'absent' holds no checkpoint. Pass a folder that \
+training wrote.
+    """
+    path = latest_checkpoint(folder / "checkpoints")
+    while path is not None:
+        try:
+            return load_checkpoint(path)
+        except (CheckpointError, OSError):
+            newest = latest_checkpoint(folder / "checkpoints")
+            if newest == path:
+                raise
+            path = newest  # the run has written it, and removed the one before
+    msg = f"{str(folder)!r} holds no checkpoint. Pass a folder that training wrote."
+    raise CheckpointError(msg)
+
+
+def load_policy(
+    folder: Path, *, device: torch.device, scorers: Mapping[str, Any] | None = None
+) -> tuple[System, TrainConfig]:
+    """Rebuild the trained system of a run folder.
+
+    Args:
+        folder: Written by training.
+        device: Where everything goes.
+        scorers: As :func:`~mvczigal_ref.system.build_system` takes them; the run's if absent.
+
+    Returns:
+        The system with the newest checkpoint's parameters, or their average where the run keeps
+        one, and the run's configuration.
+
+    Raises:
+        CheckpointError: If the folder is no run, or its checkpoint is damaged.
+
+    Examples:
+        >>> load_policy(Path("absent"), device=torch.device("cpu"))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: 'absent' holds no checkpoint. Pass a folder that \
+training wrote.
+    """
+    checkpoint = load_newest(folder)
+    system = build_system(checkpoint.config, device=device, scorers=scorers)
+    load_strict(system.trained(), checkpoint.kept, source=f"the checkpoint of {str(folder)!r}")
+    return system, checkpoint.config
+
+
+def _refuse_foreign(folder: Path, config: TrainConfig) -> None:
+    """Refuse a folder that holds another run, or files of a run that is not there."""
+    path = folder / "config.json"
+    if not path.is_file():
+        found = [name for name in _WRITTEN if (folder / name).exists()]
+        if found:
+            msg = f"{str(folder)!r} holds {', '.join(found)} of a run without its config.json. "
+            raise CheckpointError(msg + "Restore that file, or choose another folder.")
+        return
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        saved = load_config(file=path)  # which completes what is missing
+        missing = sorted(to_dict(saved).keys() - values.keys())
+    except ValueError as error:  # no JSON, or no settings
+        msg = f"{str(path)!r} is no run's configuration: {error} Choose another folder."
+        raise CheckpointError(msg) from error
+    if missing:
+        msg = f"{str(path)!r} is no run's configuration: it lacks {', '.join(missing)}. "
+        raise CheckpointError(msg + "Choose another folder.")
+    differing = settings_difference(fingerprinted(saved), fingerprinted(config))
+    if differing:
+        msg = (
+            f"{str(folder)!r} holds another run (recipe {saved.recipe!r}): {differing}. "
+            "Choose another folder, or pass that run's own settings to go on with it."
+        )
+        raise CheckpointError(msg)

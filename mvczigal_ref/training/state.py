@@ -1,0 +1,358 @@
+"""What a training run changes: made at its beginning, saved, and made again."""
+
+import hashlib
+import math
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.constraint import ConstraintState
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.evaluation.evaluate import evaluate
+from mvczigal_ref.evaluation.guard import GuardState
+from mvczigal_ref.files import to_json
+from mvczigal_ref.method.sample import num_acting_steps, stochastic_steps
+from mvczigal_ref.models.loading import load_strict
+from mvczigal_ref.system import System
+from mvczigal_ref.training.checkpoint import (
+    Checkpoint,
+    join_optimizer_state,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    split_optimizer_state,
+)
+from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.parameters import follow_parameters, parameters_as
+
+__all__ = ["TrainingState", "begin", "initial_loss_scale", "resume"]
+
+_BEST = "best"  # folder of the guard's own checkpoint, out of the reach of pruning
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """Everything that an iteration changes.
+
+    Noise and prompts are functions of the seed and the iteration's index, so there is no
+    generator to keep.
+    """
+
+    system: System
+    """Its trained parameters change."""
+
+    optimizer: torch.optim.Optimizer
+    """Over the trained parameters."""
+
+    constraint: ConstraintState
+    """Multiplier and threshold."""
+
+    finished: int
+    """Iterations done."""
+
+    prompts: Sequence[str]
+    """All training prompts, in order."""
+
+    config: TrainConfig
+    """The run's settings."""
+
+    old: dict[str, torch.Tensor] | None = None
+    """Parameters of the policy that samples, where it is not the one that learns."""
+
+    average: dict[str, torch.Tensor] | None = None
+    """Average of the parameters, where one is evaluated and kept in their place."""
+
+    loss_scale: LossScale | None = None
+    """Factor on the loss in the next backward pass; None where gradients do not need it."""
+
+    guard: GuardState | None = None
+    """What the held-out guard remembers; None before its first check."""
+
+    pending: dict[str, float | None] | None = None
+    """Metrics of the last iteration while something is still to be measured after it."""
+
+    @property
+    def logged(self) -> int:
+        """Iterations whose metrics are written."""
+        return self.finished - (self.pending is not None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no iteration is left, or the guard has ended the run."""
+        fired = self.guard is not None and self.guard.fired
+        return fired or self.finished >= self.config.run.iterations
+
+    def set_learning_rate(self) -> None:
+        """Set the learning rate of the next iteration: a function of its index alone."""
+        optim, iteration = self.config.optim, self.finished
+        warmup, decay = optim.warmup_iterations, optim.decay_iterations
+        rate = optim.lr * min(1.0, (iteration + 1) / warmup) if warmup else optim.lr
+        if decay:
+            rate *= max(0.0, 1 - iteration / decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def follow(self) -> None:
+        """Let the average follow the parameters, if it is time after the last iteration."""
+        optim = self.config.optim
+        if self.average is None or self.finished % optim.average_every:
+            return
+        steps = self.finished * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
+        if optim.step_per_decision:
+            acting = num_acting_steps(self.system)
+            steps *= len(stochastic_steps(self.config, most=acting, iteration=self.finished - 1))
+        self.average = follow_parameters(
+            self.average, self.system.trained(), decay=optim.average_decay, steps=steps
+        )
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Put what is evaluated and kept in the parameters' place, for a while.
+
+        Returns:
+            Gives the average its turn; changes nothing where there is none.
+        """
+        if self.average is None:
+            return nullcontext()
+        return parameters_as(self.system.trained(), self.average)
+
+    def return_to_best(self, folder: Path) -> None:
+        """Take back what the guard's best check was made of; iterations done stay done.
+
+        Args:
+            folder: The run folder.
+
+        Raises:
+            CheckpointError: If the best checkpoint is damaged, or none was kept.
+        """
+        best = 0 if self.guard is None else self.guard.best.iteration
+        checkpoint = load_checkpoint(folder / _BEST / _name(best), config=self.config)
+        found = resume(self.system, self.config, self.prompts, checkpoint)
+        self.optimizer, self.constraint = found.optimizer, found.constraint
+        self.old, self.average = found.old, found.average
+        self.loss_scale = found.loss_scale
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint and remove old ones; for the main process alone.
+
+        Args:
+            folder: The run folder.
+        """
+        self._write(folder / "checkpoints")
+        prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
+        kept = "" if self.guard is None else _name(self.guard.best.iteration)
+        for path in (folder / _BEST).glob("iteration_*"):
+            if path.name != kept:  # which the checkpoint just written does not need any more
+                shutil.rmtree(path)
+
+    def keep_best(self, folder: Path) -> None:
+        """Write the state of the guard's best check; older ones go with the next `save`.
+
+        Args:
+            folder: The run folder.
+        """
+        self._write(folder / _BEST)
+
+    def _write(self, folder: Path) -> None:
+        tensors, rest = split_optimizer_state(self.optimizer.state_dict())
+        trained = {name: p.detach() for name, p in self.system.trained().items()}
+        numbers: dict[str, Any] = {
+            "constraint": asdict(self.constraint),
+            "optimizer": rest,
+            "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
+            "prompts": _digest(self.prompts),
+            "prompts_met": _digest_met(self.prompts, self.config, self.finished),
+            "prompt_position": self.finished * self.config.run.objects_per_iteration,
+            "guard": None if self.guard is None else self.guard.as_json(),
+            "pending": None if self.pending is None else _finite(self.pending),
+        }
+        save_checkpoint(
+            folder,
+            self.finished,
+            tensors={
+                "policy": trained,
+                "optimizer": tensors,
+                **({} if self.old is None else {"old": self.old}),
+                **({} if self.average is None else {"average": self.average}),
+            },
+            state=numbers,
+            config=self.config,
+        )
+
+
+def begin(
+    system: System, config: TrainConfig, world: World, prompts: Sequence[str]
+) -> TrainingState:
+    """Make the state of a new run.
+
+    Args:
+        system: What is to be trained.
+        config: The run.
+        world: This process among all.
+        prompts: All training prompts; some are sampled where ``constraint.threshold_objects``
+            asks for it.
+
+    Returns:
+        A state with no iteration done.
+
+    Raises:
+        NonFiniteError: If a reward that the threshold is made of is not finite.
+
+    Examples:
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> from mvczigal_ref.system import build_system
+        >>> config = TrainConfig()
+        >>> system = build_system(
+        ...     config, device=torch.device("cpu"), components=tiny_components(seed=0)
+        ... )
+        >>> begin(system, config, World(), ["a red ball with a white nose"]).constraint.multiplier
+        0.0
+    """
+    wanted = config.constraint
+    threshold = wanted.threshold_init
+    if threshold is None and wanted.threshold_objects:
+        chosen = prompt_batch(
+            prompts, seed=config.run.seed, iteration=0, count=wanted.threshold_objects
+        )
+        scores = evaluate(
+            system, chosen, config=config, world=world, num_noises=1, seed=config.run.seed,
+            keep_images=0,
+        )  # fmt: skip
+        threshold = float(scores.joint.double().mean())
+    constraint = ConstraintState(
+        multiplier=wanted.multiplier_init,
+        threshold=threshold or 0.0,
+        initialised=threshold is not None,
+    )
+    return TrainingState(
+        system, _optimizer(system, config), constraint, 0, prompts, config,
+        old=_trained_values(system) if config.objective.kind == "forward_process" else None,
+        average=_trained_values(system) if config.optim.average_decay else None,
+        loss_scale=initial_loss_scale(config),
+    )  # fmt: skip
+
+
+def resume(
+    system: System, config: TrainConfig, prompts: Sequence[str], checkpoint: Checkpoint
+) -> TrainingState:
+    """Make the state that a checkpoint holds.
+
+    Args:
+        system: As at the run's beginning; its trained parameters are overwritten.
+        config: The run.
+        prompts: All training prompts, those of the run's beginning; the ones that it has not
+            met yet may be others, and a warning tells.
+        checkpoint: Read by :func:`~mvczigal_ref.training.run_folder.find_checkpoint`.
+
+    Returns:
+        The state, bit for bit as it was saved.
+
+    Raises:
+        CheckpointError: If tensors are not this run's, or the prompts that it has met.
+    """
+    if checkpoint.state["prompts"] != _digest(prompts):
+        met = _digest_met(prompts, config, checkpoint.iteration)
+        if checkpoint.state.get("prompts_met") != met:
+            msg = (
+                f"`run.prompts` = {config.run.prompts!r} must hold the prompts that the run began "
+                f"with, at least as many and those it has met; what it holds now, {len(prompts)} "
+                "prompts, differs. Restore the file, or choose another folder."
+            )
+            raise CheckpointError(msg)
+        warnings.warn(
+            f"`run.prompts` = {config.run.prompts!r} differs from what the run began with, in "
+            "prompts that it has not met yet: it goes on as if it had begun with these.",
+            stacklevel=2,
+        )
+    load_strict(system.trained(), checkpoint.tensors["policy"], source="the checkpoint")
+    optimizer = _optimizer(system, config)
+    saved = checkpoint.state["optimizer"]
+    optimizer.load_state_dict(join_optimizer_state(checkpoint.tensors["optimizer"], saved))
+    constraint = ConstraintState(**checkpoint.state["constraint"])
+    guard, scale = checkpoint.state.get("guard"), checkpoint.state.get("loss_scale")
+    return TrainingState(
+        system, optimizer, constraint, checkpoint.iteration, prompts, config,
+        guard=None if guard is None else GuardState.from_json(guard),
+        pending=checkpoint.state.get("pending"),
+        # Runs of before there was one begin with it where they are.
+        loss_scale=initial_loss_scale(config) if scale is None else LossScale(**scale),
+        old=_saved_values(
+            system, checkpoint, "old", wanted=config.objective.kind == "forward_process"
+        ),
+        average=_saved_values(system, checkpoint, "average", wanted=config.optim.average_decay > 0),
+    )  # fmt: skip
+
+
+def initial_loss_scale(config: TrainConfig) -> LossScale | None:
+    """Choose the loss scale that a run begins with.
+
+    Args:
+        config: The run.
+
+    Returns:
+        That of ``optim.loss_scale``; without one, 2^16 for a network in fp16. None where it is 1,
+        and stays so.
+
+    Examples:
+        >>> initial_loss_scale(TrainConfig()) is None
+        True
+    """
+    scale = config.optim.loss_scale
+    if scale is None and config.model.dtype == "fp16":
+        return LossScale()
+    return None if scale in (None, 1.0) else LossScale(scale=scale)
+
+
+def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        list(system.trained().values()),
+        lr=config.optim.lr,
+        betas=config.optim.betas,
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
+    )
+
+
+def _trained_values(system: System) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in system.trained().items()}
+
+
+def _saved_values(
+    system: System, checkpoint: Checkpoint, name: str, *, wanted: bool
+) -> dict[str, torch.Tensor] | None:
+    """Read parameters beside those that learn, where the run has some."""
+    if not wanted:
+        return None
+    values = _trained_values(system)
+    load_strict(values, checkpoint.tensors.get(name, {}), source=f"the checkpoint's {name} policy")
+    return values
+
+
+def _digest_met(prompts: Sequence[str], config: TrainConfig, finished: int) -> str:
+    """Digest how many prompts there are, and those that a run has met so far."""
+    count = finished * config.run.objects_per_iteration
+    if config.constraint.threshold_init is None:
+        count = max(count, config.constraint.threshold_objects)
+    met = prompt_batch(prompts, seed=config.run.seed, iteration=0, count=min(count, len(prompts)))
+    return _digest([str(len(prompts)), *met])
+
+
+def _digest(prompts: Sequence[str]) -> str:
+    return hashlib.sha256(to_json(list(prompts)).encode()).hexdigest()
+
+
+def _name(iteration: int) -> str:
+    return f"iteration_{iteration:06d}"
+
+
+def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Give metrics as JSON has words for them."""
+    return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}

@@ -1,0 +1,259 @@
+"""The loop around the iterations: resume, evaluate, save, log, stop."""
+
+import errno
+import math
+import warnings
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mvczigal_ref.config import TrainConfig, learns_from_pairs, to_dict
+from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import (
+    DiskFullError,
+    ProcessLostError,
+    ServiceUnavailableError,
+)
+from mvczigal_ref.evaluation.evaluate import PairedGain, paired_gain
+from mvczigal_ref.evaluation.guard import GuardState
+from mvczigal_ref.evaluation.held_out import HeldOut
+from mvczigal_ref.evaluation.watch import Watch
+from mvczigal_ref.files import atomic_write, owned, sweep, to_json
+from mvczigal_ref.method.sample import check_groups
+from mvczigal_ref.method.slices import Share
+from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.lora_weights import LoraWeights
+from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_lora
+from mvczigal_ref.system import build_system
+from mvczigal_ref.system.enhancer import build_enhancer
+from mvczigal_ref.system.networks import PUBLISHED, published_sources
+from mvczigal_ref.system.scorers import check_judges
+from mvczigal_ref.training.checkpoint import latest_checkpoint
+from mvczigal_ref.training.loop import Events, TrainingLoop, stop_on_terminate
+from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
+from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
+from mvczigal_ref.training.state import TrainingState, begin, resume
+from mvczigal_ref.training.tracking import check_trackers
+
+__all__ = ["RunResult", "export_policy", "train"]
+
+POLICY = "policy"
+"""Sub-folder of a run that has ended: what it trained, as other tools load it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What a finished run reports."""
+
+    folder: Path
+    """The run folder."""
+
+    per_view: PairedGain
+    """Held-out per-view score, before and after."""
+
+    joint: PairedGain
+    """Held-out joint score, before and after."""
+
+    guard: GuardState | None = None
+    """What the held-out guard found, where there is one."""
+
+
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    world: World,
+    events: Events | None = None,
+    components: Components | FlowComponents | None = None,
+    held_out: list[str] | None = None,
+) -> RunResult:
+    """Train from a configuration, or go on from a run folder's newest checkpoint.
+
+    SIGTERM, SIGHUP or Ctrl-C ends the run after the iteration in hand, with a checkpoint; a second
+    Ctrl-C at once. Where the settings ask for it, a guard looks at held-out scores that are not
+    trained on, and ends the run when they fall. However a run ended, the same call goes on with
+    it, to the same bits. A run that ended leaves what it trained in the sub-folder ``policy``, as
+    PEFT and diffusers load it: whole, or not at all; see :func:`export_policy`.
+
+    Args:
+        config: The run. On a resume it must be the run's own, but for its length,
+            saving, evaluation and trackers.
+        folder: Run folder; made if absent.
+        world: This process among all. An exception in one process is raised in all.
+        events: Told of progress, in the main process.
+        components: Models already loaded, changed in place.
+        held_out: Prompts to evaluate on; those that ``run.held_out`` names if absent.
+
+    Returns:
+        Held-out scores before and after, on paired noises.
+
+    Raises:
+        CheckpointError: If the folder holds another run, or a damaged checkpoint; nothing
+            in it is changed.
+        ConfigError: If settings contradict the number of processes, prompts are refused, or a
+            tracker cannot start; nothing is loaded then.
+        DiskFullError: If the disk is full; names what was written and the last checkpoint.
+        NonFiniteError: If a number is not finite; the last checkpoint stays good.
+        ServiceUnavailableError: If a scorer's or a caption model's service is out; what was
+            finished is saved first.
+        KeyboardInterrupt: After a stop that was asked for.
+        RunFolderInUseError: If another process trains into the folder.
+
+    Examples:
+        >>> import tempfile
+        >>> from mvczigal_ref.config import load_config
+        >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> config = load_config(
+        ...     overrides=[
+        ...         "run.iterations=1",
+        ...         "run.objects_per_iteration=2",
+        ...         "run.objects_per_slice=1",
+        ...         "run.evaluation_noises=1",
+        ...         "sampler.num_steps=2",
+        ...     ]
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = train(
+        ...         config,
+        ...         Path(folder),
+        ...         world=World(),
+        ...         components=tiny_components(
+        ...             seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1)
+        ...         ),
+        ...         held_out=["a red ball with a white nose"],
+        ...     )
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'summary.json']
+    """
+    tell = events if events is not None and world.is_main else Events()
+    met: list[TrainingState] = []
+    with ExitStack() as ownership:
+        try:
+            with world.together():
+                if world.is_main:
+                    ownership.enter_context(owned(folder))
+                world.barrier()  # until the folder is ours
+                return _train(config, folder, world, tell, components, held_out, met)
+        except ServiceUnavailableError:
+            # Captions and scores come before changes: the state is the last finished iteration's.
+            if world.is_main:
+                for state in met:
+                    state.save(folder)
+            with suppress(ProcessLostError):  # a launcher ends all as soon as one has ended
+                world.barrier()
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(_no_room(error, folder)) from error
+            raise
+
+
+def _train(
+    config: TrainConfig,
+    folder: Path,
+    world: World,
+    tell: Events,
+    components: Components | FlowComponents | None,
+    held_out: list[str] | None,
+    met: list[TrainingState],
+) -> RunResult:
+    """Train; put the state where the caller finds it as soon as there is one."""
+    Share.of(config, world)  # refuse impossible slices before anything is loaded
+    with warnings.catch_warnings():
+        if not world.is_main:
+            warnings.simplefilter("ignore")  # the main process warns
+        prompts, chosen = run_prompts(config, held_out=held_out)
+    checkpoint = find_checkpoint(folder, config)
+    check_judges(config)
+    if world.is_main:
+        check_trackers(config.run.trackers)
+    enhancer = None
+    if not learns_from_pairs(config):
+        enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
+    world.barrier()  # until all have read, nothing is written
+    tell.stage("loading models")
+    system = build_system(config, device=world.device, components=components)
+    if world.is_main:
+        warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
+        warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
+    judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
+    judge.refuse_other_prompts()
+    if not learns_from_pairs(config):
+        check_groups(system, config)
+    world.barrier()  # until nobody refuses any more
+    if world.is_main:
+        sweep(folder)
+        (folder / SUMMARY).unlink(missing_ok=True)  # the run goes on: it has not ended
+        atomic_write(folder / "config.json", to_json(to_dict(config)))
+    tell.stage("scoring held-out prompts before training")
+    judge("before", 0)
+    if checkpoint is None:
+        state = begin(system, config, world, prompts)
+    else:
+        state = resume(system, config, prompts, checkpoint)
+    met.append(state)
+    watch = Watch(system=system, prompts=chosen, config=config, world=world)
+    with stop_on_terminate() as stopped:
+        TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
+    tell.stage("scoring held-out prompts after training")
+    before = judge("before", 0)
+    with state.kept():
+        after = judge("after", state.finished)
+    result = RunResult(
+        folder=folder,
+        per_view=paired_gain(before.per_view, after.per_view),
+        joint=paired_gain(before.joint, after.joint),
+        guard=state.guard,
+    )
+    if world.is_main:
+        policy: Any = system.policy
+        with state.kept():
+            export_policy(trained_lora(policy) or policy, config, folder / POLICY)
+        atomic_write(folder / SUMMARY, to_json(_summary(result)))
+    world.barrier()
+    return result
+
+
+def _no_room(error: OSError, folder: Path) -> str:
+    """Say what could not be written, and from where the run will go on."""
+    newest = latest_checkpoint(folder / "checkpoints")
+    text = f"cannot write {error.filename!r}: {error.strerror}. Make room and start again; the run "
+    return text + ("begins anew." if newest is None else f"goes on from {str(newest)!r}.")
+
+
+def export_policy(
+    trained: LoraWeights | Any,  # noqa: ANN401 - or a policy of either kind
+    config: TrainConfig,
+    folder: Path,
+    *,
+    layout: PolicyLayout | None = None,
+) -> None:
+    """Write what a run trained as other tools load it; see :func:`save_policy`.
+
+    Args:
+        trained: A LoRA, or a policy whose every weight was trained.
+        config: The run; its settings and the base model go into the model card.
+        folder: Replaced if it exists, whole or not at all.
+        layout: The only layout wanted of a LoRA; every one that fits if None.
+
+    Raises:
+        ValueError: If the layout does not fit what was trained.
+    """
+    name = config.model.weights
+    if name in PUBLISHED:
+        sources = published_sources(name, config.model.sources)
+        name = (sources.unet or sources.base).partition("@")[0]
+    save_policy(trained, folder, base_model=name, settings=to_dict(config), layout=layout)
+
+
+def _summary(result: RunResult) -> dict[str, Any]:
+    """Give the result as JSON values; it has no word for an error that a single prompt leaves."""
+    gains: dict[str, Any] = {
+        name: {k: v if math.isfinite(v) else None for k, v in asdict(gain).items()}
+        for name, gain in (("per_view", result.per_view), ("joint", result.joint))
+    }
+    if result.guard is not None:
+        gains["guard"] = result.guard.as_json()
+    return gains

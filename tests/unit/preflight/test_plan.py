@@ -1,0 +1,198 @@
+"""`planning`: laws, errors; `tests/integration` holds plans against real iterations."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.preflight import plan as estimate
+from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
+from mvczigal_ref.preflight.measure import Meter, fused_attention, measure_graph
+from mvczigal_ref.preflight.plan import plan
+from mvczigal_ref.reward.builders import ScorerOptions
+from tests.unit.preflight.small import config_of
+
+META = torch.device("meta")
+GB = 10**9
+SIZES = {
+    "world.per_view": Footprint(0, 3 * GB, 2 * GB),
+    "world.joint": Footprint(0, 5 * GB, GB),
+}
+planned = cache(plan)
+"""Each plan is made once."""
+
+
+@pytest.fixture(autouse=True)
+def sized_scorers(monkeypatch):
+    """Of the world's rules, which have no networks, suppose some."""
+    monkeypatch.setattr(estimate, "scorer_footprint", lambda name, options: SIZES[name])
+
+
+# -- laws ---------------------------------------------------------------------------------
+
+
+def test_a_meter_follows_what_lives():
+    """By hand: 4x8 fp32 is 128 bytes; a view is free, a dropped tensor is given back."""
+    known = torch.empty(4, 8, device=META)
+    with Meter([known]) as meter:
+        first = known + 1
+        view = first.T
+        assert meter.live == 128
+        second = view @ first
+        assert (meter.live, meter.flops) == (128 + 256, 2 * 8 * 4 * 8)
+        del first, view
+        assert meter.live == 256
+        del second
+    assert (meter.live, meter.peak) == (0, 384)
+
+
+def test_a_graph_costs_what_it_keeps():
+    """By hand: two 8x8 layers and a square; the backward pass of a layer is one product."""
+    weight = torch.empty(8, 8, device=META, requires_grad=True)
+    row = torch.empty(4, 8, device=META)
+    weight.grad = torch.empty_like(weight)
+    known = [weight, weight.grad, row]
+    plain = measure_graph(lambda: (row @ weight).square(), known=known)
+    checkpointed = measure_graph(
+        lambda: torch.utils.checkpoint.checkpoint(
+            lambda: (row @ weight).square() @ weight, use_reentrant=False
+        ),
+        known=known,
+    )
+
+    product = 2 * 4 * 8 * 8
+    assert (plain.forward, plain.recompute, plain.backward) == (product, 0, product)
+    assert plain.saved == 2 * 4 * 8 * 4  # what is squared, and the output
+    # What is recomputed stops before the last product, whose inputs are all that is missing.
+    assert (checkpointed.forward, checkpointed.recompute) == (2 * product, product)
+    assert checkpointed.backward == 3 * product
+    assert checkpointed.saved == 4 * 8 * 4
+
+
+def test_attention_stores_no_scores_on_the_meta_device_alone():
+    """Real attention is torch's own, before, while and after."""
+    plain = functional.scaled_dot_product_attention
+    query = torch.empty(1, 1, 64, 8, device=META, dtype=torch.float16)
+    with fused_attention():
+        with Meter([query]) as meter:
+            functional.scaled_dot_product_attention(query, query, query)
+        real = torch.ones(1, 1, 2, 8)
+        assert functional.scaled_dot_product_attention(real, real, real).shape == real.shape
+    with pytest.raises(ZeroDivisionError), fused_attention():
+        1 / 0  # noqa: B018
+
+    assert meter.peak < 64 * 64
+    assert functional.scaled_dot_product_attention is plain
+
+
+@pytest.mark.slow
+def test_two_processes_have_half_of_the_objects_each():
+    """And each the plan of one that has as many alone."""
+    one = planned(config_of())
+    shared = plan(config_of(run={"objects_per_iteration": 4}), world_size=2)
+
+    assert (shared.calls, shared.flops, shared.memory) == (one.calls, one.flops, one.memory)
+    assert (shared.objects, shared.objects_per_process, shared.processes) == (4, 2, 2)
+
+
+@pytest.mark.slow
+def test_checkpointing_trades_memory_for_operations():
+    """What the graph keeps is the chosen one of both numbers."""
+    plain = planned(config_of())
+    checkpointed = planned(config_of(model={"gradient_checkpointing": True}))
+
+    assert plain.memory.saved == plain.memory.saved_plain
+    assert checkpointed.memory.saved == checkpointed.memory.saved_checkpointed
+    assert checkpointed.memory.saved_checkpointed < 0.5 * plain.memory.saved_plain
+    assert checkpointed.memory.replay < plain.memory.replay
+    assert checkpointed.memory.saved_plain == plain.memory.saved_plain
+    assert checkpointed.flops.replay == plain.flops.replay
+    assert 0.5 < checkpointed.flops.recompute / plain.flops.replay <= 1.0
+    assert checkpointed.memory.stages["update"] < plain.memory.stages["update"]
+
+
+@pytest.mark.slow
+def test_what_waits_elsewhere_is_counted_while_it_works():
+    """Every stage by hand, from the parts of the plan that keeps everything in place.
+
+    The scorers have 3 and 5 GB and need 2 and 1; they are asked one after the other.
+    """
+    told = {"views_per_decode": 1, "storage_device": "cpu", "compile": "inductor"}
+    here = planned(config_of()).memory
+    away = plan(config_of(model={"offload_frozen": True, **told})).memory
+    base = here.trained + here.optimizer + here.features + away.unet
+
+    assert (here.offloaded, away.offloaded) == (False, True)
+    assert 0 < here.unet - away.unet < 0.5 * here.unet  # the camera encoder
+    assert here.resident == (base - away.unet + here.unet + here.text_encoders + here.vae + 8 * GB)
+    assert here.rollouts > 0 == away.rollouts
+    # A compiled network samples with its graph.
+    assert away.sampling > here.saved_plain > here.sampling
+    assert away.decoding - away.vae < 0.6 * here.decoding
+    assert here.scoring % GB == away.scoring % GB
+    assert (here.scoring // GB, away.scoring // GB) == (2, 6)
+    assert away.stages == {
+        "prompts": base + here.text_encoders,
+        "rollout": base + away.sampling,
+        "reward": base + away.scoring,
+        "update": base + here.gradients + here.replay,
+    }
+    assert here.stages.keys() == {"rollout", "reward", "update"}
+
+
+def test_a_scorer_elsewhere_takes_nothing_here():
+    """A served scorer has its network where it is served, and a rule has none."""
+    remote = scorer_footprint("pickscore", ScorerOptions(url="http://there"))
+    rule = scorer_footprint("world.per_view", ScorerOptions())
+
+    assert (remote.parameters, remote.weights, remote.working) == (0, 0, 0)
+    assert remote == rule
+
+
+def test_a_scorer_here_takes_its_published_size():
+    """CLIP ViT-H/14 has 986 million parameters, HyperScore's ViT-B/16 150; halves are half."""
+    full = scorer_footprint("hyperscore.overall", ScorerOptions(images_per_chunk=2))
+    half = scorer_footprint(
+        "hyperscore.overall", ScorerOptions(images_per_chunk=2, dtype=torch.bfloat16)
+    )
+
+    assert 150e6 < full.parameters < 160e6
+    assert full.weights - half.weights == pytest.approx(2 * full.parameters, rel=1e-3)
+    assert half.working < full.working
+    assert scorer_footprint("pickscore", ScorerOptions(images_per_chunk=1)).parameters == 986109441
+
+
+# -- errors -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"image_size": 36}}, r"multiple of 8,.* got 36\..* is 32"),
+        ({"run": {"objects_per_iteration": 3}}, r"nearest valid value .* is 4"),
+        ({"reward": {"per_view": "pikscore"}}, r"no scorer 'pikscore'; .*'pickscore'"),
+        ({"model": {"finetune": "full", "dtype": "fp16"}}, r'must be "fp32"'),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(sections, message):
+    """Before anything is loaded."""
+    with pytest.raises(ConfigError, match=message):
+        plan(config_of(**sections))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    """A UNet's folder without its configuration."""
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(ConfigError, match=r"`model.weights` must be one of .* or a folder: "):
+        plan(config_of(model={"weights": str(tmp_path)}))
+
+
+def test_groups_are_refused():
+    """They are not counted."""
+    config = config_of(
+        rollout={"kind": "group"}, objective={"kind": "policy_gradient"}, sampler={"kind": "ddim"}
+    )
+    with pytest.raises(ConfigError, match=r"a plan counts pairs"):
+        plan(config)

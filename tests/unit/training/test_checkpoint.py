@@ -1,0 +1,403 @@
+"""`checkpoint`: whole or absent, bit for bit, and refused by name and reason otherwise."""
+
+import contextlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mvczigal_ref.config import TrainConfig, load_config
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import atomic_write
+from mvczigal_ref.training import checkpoint
+from mvczigal_ref.training.checkpoint import (
+    clean_leftovers,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+
+CONFIG = TrainConfig()
+STATE = {"multiplier": 0.1 + 0.2, "threshold": None, "seen": [1, 2], "name": "naïve"}
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler catches it."""
+
+
+def tensors(value=0.0):
+    """Every kind of tensor that a run keeps."""
+    shared = torch.arange(6.0).reshape(2, 3) + value
+    return {
+        "policy": {
+            "fp32": shared,
+            "view": shared[1],
+            "transposed": shared.T,
+            "bf16": torch.tensor([1.1, -0.0, float("inf")], dtype=torch.bfloat16),
+            "trained": torch.nn.Parameter(torch.tensor([float("nan"), value])),
+        },
+        "optimizer": {"0.step": torch.tensor(3.0 + value), "empty": torch.empty(0, 2)},
+        "generators": {"noise": torch.Generator().manual_seed(5).get_state()},
+        "nothing": {},
+    }
+
+
+def save(folder, iteration, value=0.0, config=CONFIG):
+    """Save with a state that tells the iteration."""
+    state = {**STATE, "iteration": iteration}
+    return save_checkpoint(folder, iteration, tensors=tensors(value), state=state, config=config)
+
+
+def bits(tensor):
+    """A tensor as bytes, so that NaN equals NaN and -0 does not equal 0."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def refusal(path, config=None):
+    """The sentence with which a checkpoint is refused."""
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, config=config)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def names(folder):
+    """What a listing of the folder shows, hidden names too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+# -- oracle: what was saved is what is loaded --------------------------------------------
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path):
+    """Shared, transposed, half-precision, trained, scalar, empty and generator tensors."""
+    path = save(tmp_path, 10)
+    back = load_checkpoint(path, config=CONFIG)
+
+    assert path == tmp_path / "iteration_000010"
+    assert back.iteration == 10
+    assert back.state == {**STATE, "iteration": 10}
+    assert back.config == CONFIG
+    for group, named in tensors().items():
+        assert set(back.tensors[group]) == set(named)
+        for name, tensor in named.items():
+            found = back.tensors[group][name]
+            assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+            assert bits(found) == bits(tensor)
+
+
+def test_a_generator_goes_on_where_it_stopped(tmp_path):
+    """Its state is a tensor like any other."""
+    generator = torch.Generator().manual_seed(1)
+    torch.randn(7, generator=generator)
+    state = {"all": {"noise": generator.get_state()}}
+    expected = torch.randn(5, generator=generator)
+    path = save_checkpoint(tmp_path, 0, tensors=state, state={}, config=CONFIG)
+    restored = torch.Generator()
+    restored.set_state(load_checkpoint(path).tensors["all"]["noise"])
+
+    assert torch.equal(torch.randn(5, generator=restored), expected)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+@settings(max_examples=10)
+def test_floats_of_the_state_come_back_bit_for_bit(tmp_path_factory, value):
+    """A multiplier is no rounder after a resume."""
+    folder = tmp_path_factory.mktemp("state")
+    path = save_checkpoint(folder, 1, tensors={}, state={"x": value}, config=CONFIG)
+
+    assert load_checkpoint(path).state["x"].hex() == value.hex()
+
+
+# -- laws: whenever the writer dies ------------------------------------------------------
+
+
+def test_the_latest_is_the_newest_by_number(tmp_path):
+    """Not by date and not by the alphabet."""
+    for iteration in (2, 10_000_000, 2_000_000):
+        save(tmp_path, iteration)
+
+    assert latest_checkpoint(tmp_path).name == "iteration_10000000"
+    assert latest_checkpoint(tmp_path / "absent") is None
+
+
+def steps_of_saving(monkeypatch, fatal):
+    """Die at the given one of the calls that change the disk; count them."""
+    count = [0]
+
+    def wrap(function):
+        def call(*args, **kwargs):
+            count[0] += 1
+            if count[0] == fatal:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(checkpoint, "sync", wrap(checkpoint.sync))
+    monkeypatch.setattr(checkpoint, "save_file", wrap(checkpoint.save_file))
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", wrap(shutil.rmtree))
+    for name in ("mkdir", "rename", "write_text"):
+        monkeypatch.setattr(checkpoint.Path, name, wrap(getattr(Path, name)))
+    return count
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["new", "same iteration again"])
+def test_wherever_the_writer_dies_a_whole_checkpoint_is_found(tmp_path, again):
+    """Every step of saving is the last one once; what is found is the old one or the new."""
+    fatal = 0
+    while True:
+        fatal += 1
+        folder = tmp_path / str(fatal)
+        save(folder, 2, value=1.0)
+        with pytest.MonkeyPatch.context() as patch:
+            count = steps_of_saving(patch, fatal)
+            with contextlib.suppress(Killed):
+                save(folder, 2 if again else 3, value=2.0)
+            finished = count[0] < fatal
+        found = load_checkpoint(latest_checkpoint(folder), config=CONFIG)
+        value = found.tensors["optimizer"]["0.step"].item() - 3.0
+        assert (found.iteration, value) in {(2, 1.0), (2 if again else 3, 2.0)}
+        # The next save goes through, and clears what the dead writer left.
+        save(folder, 4)
+        left = {"iteration_000002", "iteration_000003", "iteration_000004"}
+        assert set(names(folder)) <= left
+        assert latest_checkpoint(folder).name == "iteration_000004"
+        if finished:
+            break
+
+    assert fatal > 15
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from mvczigal_ref.training.checkpoint import save_checkpoint, prune_checkpoints
+from mvczigal_ref.config import TrainConfig
+for i in range(10**6):
+    tensors = {"a": {"x": torch.full((2**16,), float(i))}, "b": {"y": torch.full((9,), float(i))}}
+    save_checkpoint(Path(sys.argv[1]), i, tensors=tensors, state={"i": i}, config=TrainConfig())
+    prune_checkpoints(Path(sys.argv[1]), keep=2)
+    print(i, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_writer_killed_at_a_random_moment_leaves_its_last_checkpoint(tmp_path, seed):
+    """SIGKILL, which no process can handle; what it reported as saved is there."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        first = writer.stdout.readline()
+        time.sleep(random.Random(seed).uniform(0.0, 0.2))
+    finally:
+        writer.send_signal(signal.SIGKILL)
+        reported = [first, *writer.stdout.readlines()]
+        writer.stdout.close()
+        writer.wait()
+    last = int([line for line in reported if line.endswith("\n")][-1])
+    found = load_checkpoint(latest_checkpoint(tmp_path))
+
+    assert writer.returncode == -signal.SIGKILL
+    assert found.iteration in {last, last + 1}
+    assert found.state == {"i": found.iteration}
+    assert set(found.tensors["a"]["x"].tolist()) == {float(found.iteration)}
+    assert found.tensors["b"]["y"].tolist() == [float(found.iteration)] * 9
+    clean_leftovers(tmp_path)
+    assert all(name.startswith("iteration_") for name in names(tmp_path))
+    assert len(names(tmp_path)) <= 3
+
+
+def test_looking_for_the_latest_changes_nothing(tmp_path):
+    """A report may be made while the run is saving."""
+    save(tmp_path, 1)
+    (tmp_path / ".iteration_000002.123.tmp").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    before = names(tmp_path)
+
+    assert latest_checkpoint(tmp_path).name == "iteration_000001"
+    assert names(tmp_path) == before
+    clean_leftovers(tmp_path)
+    assert names(tmp_path) == ["iteration_000001", "notes.txt"]
+
+
+def test_pruning_keeps_the_newest(tmp_path):
+    """As many as asked, and files that are none of ours."""
+    for iteration in range(5):
+        save(tmp_path, iteration)
+    (tmp_path / "notes.txt").write_text("mine")
+    prune_checkpoints(tmp_path, keep=2)
+
+    assert names(tmp_path) == ["iteration_000003", "iteration_000004", "notes.txt"]
+
+
+def test_pruning_never_removes_the_newest_whole_one(tmp_path):
+    """Even where newer ones are damaged and fewer are to be kept."""
+    for iteration in range(5):
+        save(tmp_path, iteration)
+    for iteration in (3, 4):
+        (tmp_path / f"iteration_00000{iteration}" / "state.json").write_text("{}")
+    prune_checkpoints(tmp_path, keep=1)
+
+    assert names(tmp_path) == ["iteration_000002", "iteration_000004"]
+
+
+# -- errors: damaged or foreign ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A small whole checkpoint, to be copied and damaged."""
+    return save_checkpoint(
+        tmp_path_factory.mktemp("whole"),
+        7,
+        tensors={"policy": {"w": torch.tensor([1.0, 2.0])}},
+        state={"multiplier": 0.5},
+        config=CONFIG,
+    )
+
+
+FILES = ["config.json", "manifest.json", "policy.safetensors", "state.json"]
+
+
+def test_a_checkpoint_has_the_files_that_are_damaged_below(whole):
+    """One file a group, and three of JSON."""
+    assert names(whole) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused(whole, tmp_path, name):
+    """By its name."""
+    path = shutil.copytree(whole, tmp_path / "iteration_000007")
+    (path / name).unlink()
+
+    assert name in refusal(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_refused(whole, tmp_path, name):
+    """By its name, at half its length and at none."""
+    path = shutil.copytree(whole, tmp_path / "iteration_000007")
+    content = (path / name).read_bytes()
+    for length in (len(content) - 1, len(content) // 2, 0):
+        (path / name).write_bytes(content[:length])
+        assert name in refusal(path)
+
+
+@given(st.sampled_from(FILES), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+@settings(max_examples=100)
+def test_any_flipped_bit_is_refused(whole, tmp_path_factory, name, where, bit):
+    """In any file, the manifest too; the file is named."""
+    path = shutil.copytree(whole, tmp_path_factory.mktemp("flip") / "iteration_000007")
+    content = bytearray((path / name).read_bytes())
+    content[int(where * len(content))] ^= 1 << bit
+    (path / name).write_bytes(content)
+
+    assert name in refusal(path)
+
+
+def test_a_damaged_newest_is_refused_with_a_remedy_and_not_passed_over(tmp_path):
+    """No kill leaves one, so its owner should know; the one before it is still good."""
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    (newest / "state.json").write_text("{}")
+
+    assert latest_checkpoint(tmp_path) == newest
+    assert "'state.json'" in refusal(newest)
+    assert refusal(newest).endswith("Remove it to go on from the one before, or name another.")
+    shutil.rmtree(newest)
+    assert load_checkpoint(latest_checkpoint(tmp_path)).iteration == 1
+
+
+def reseal(path, **changes):
+    """Change a manifest as another program would write it, with a valid seal."""
+    manifest = {**json.loads((path / "manifest.json").read_text()), **changes}
+    manifest["sha256"] = checkpoint._seal(manifest)
+    (path / "manifest.json").write_text(checkpoint.to_json(manifest))
+
+
+def test_another_format_or_version_is_refused(whole, tmp_path):
+    """With both versions."""
+    path = shutil.copytree(whole, tmp_path / "iteration_000007")
+    reseal(path, version=2)
+    assert "its format is version 2; this package reads 1" in refusal(path)
+    reseal(path, format="another", version=1)
+    assert "is not one of a mvczigal-ref checkpoint" in refusal(path)
+    (path / "manifest.json").write_text("[]\n")
+    assert "is not one of a mvczigal-ref checkpoint" in refusal(path)
+
+
+def test_settings_that_this_package_does_not_know_are_refused(whole, tmp_path):
+    """A checkpoint of a later package says which setting it is."""
+    path = shutil.copytree(whole, tmp_path / "iteration_000007")
+    text = checkpoint.to_json({"optim": {"momentum": 1}})
+    (path / "config.json").write_text(text)
+    manifest = json.loads((path / "manifest.json").read_text())
+    reseal(
+        path, files={**manifest["files"], "config.json": checkpoint._measure(path / "config.json")}
+    )
+
+    assert "unknown setting `optim.momentum`" in refusal(path)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(whole):
+    """Each differing setting is named, with both values; a longer run may go on."""
+    other = load_config(overrides=["optim.lr=1e-5", "run.seed=3", "run.iterations=999"])
+    longer = load_config(overrides=["run.iterations=999", "run.device=cpu"])
+
+    assert (
+        "it belongs to another configuration: `optim.lr` is 0.002 there and 1e-05 here; "
+        "`run.seed` is 0 there and 3 here."
+    ) in refusal(whole, other)
+    assert load_checkpoint(whole, config=longer).iteration == 7
+
+
+def test_something_else_is_refused(tmp_path):
+    """A folder that is none, and a path that leads nowhere."""
+    assert "manifest.json" in refusal(tmp_path)
+    assert "manifest.json" in refusal(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("state", [{"x": (1, 2)}, {"x": {1: 2}}])
+def test_a_state_that_would_come_back_different_is_refused(tmp_path, state):
+    """JSON has no tuples and no numbers as keys."""
+    with pytest.raises(ValueError, match="`state` must be JSON that reads back equal"):
+        save_checkpoint(tmp_path, 0, tensors={}, state=state, config=CONFIG)
+    assert names(tmp_path) == []
+
+
+def test_a_non_finite_state_is_refused(tmp_path):
+    """JSON has no word for it."""
+    with pytest.raises(ValueError, match="JSON"):
+        save_checkpoint(tmp_path, 0, tensors={}, state={"x": float("nan")}, config=CONFIG)
+
+
+@pytest.mark.parametrize("group", ["../up", "", "A", "a.b"])
+def test_a_group_that_cannot_name_a_file_is_refused(tmp_path, group):
+    """With the name got."""
+    with pytest.raises(ValueError, match="`tensors` must be grouped under lower-case names; got"):
+        save_checkpoint(tmp_path, 0, tensors={group: {}}, state={}, config=CONFIG)
+
+
+def test_keeping_none_is_refused(tmp_path):
+    """A run must be able to go on."""
+    with pytest.raises(ValueError, match="`keep` must be at least 1; got 0"):
+        prune_checkpoints(tmp_path, keep=0)
+
+
+def test_atomic_write_is_offered_here_too(tmp_path):
+    """For every other file that a run needs later."""
+    atomic_write(tmp_path / "x", "y")
+
+    assert (tmp_path / "x").read_text() == "y"
