@@ -22,6 +22,7 @@ __all__ = [
     "GroupDecision",
     "GroupTrajectory",
     "PairedRollout",
+    "Samples",
     "Trajectory",
 ]
 
@@ -331,3 +332,27 @@ class BranchTrajectory:
             decisions=tuple(decision.prompts(index) for decision in self.decisions),
             denoised=self.denoised[:, :, index],
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """Samples of one slice's prompts, whatever their shape, and the decisions that drew them.
+
+    A pair is a group of two: sample 0 is the zigzag arm, sample 1 the standard one.
+    """
+
+    decisions: tuple[GroupDecision, ...]
+    """Decisions that are trained; none where whole pairs or the samples alone are."""
+
+    denoised: Float[Tensor, "prompt sample view c h w"]
+    """Final latents of every sample that is judged [1]."""
+
+    branching: tuple[int, ...] = (1,)
+    """Branches of each node of a tree, one number per depth; a group is a tree of one depth."""
+
+    leaf_log_prob: Float[Tensor, "prompt sample"] | None = None
+    """Log-density of every leaf's whole path, trained or not, over steps and views [nats]; None
+    where no path divides."""
+
+    pair: PairedRollout | None = None
+    """Both arms of every pair, where the objective compares pairs."""

@@ -15,7 +15,7 @@ from mvczigal_ref.config.method import (
 )
 from mvczigal_ref.config.run import GuardConfig, OptimConfig, RunConfig
 from mvczigal_ref.config.system import FlowConfig, ModelConfig, SamplerConfig
-from mvczigal_ref.config.train import TrainConfig, learns_from_pairs
+from mvczigal_ref.config.train import TrainConfig
 from mvczigal_ref.config.types import Dtype
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "fingerprint",
     "fingerprinted",
     "from_dict",
-    "learns_from_pairs",
     "load_config",
     "scorer_weights",
     "to_dict",

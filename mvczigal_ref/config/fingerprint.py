@@ -84,6 +84,7 @@ def fingerprint(config: TrainConfig) -> str:
         A SHA-256 in hexadecimal.
 
     Examples:
+        >>> from mvczigal_ref.config import TrainConfig, load_config
         >>> longer = load_config(overrides=["run.iterations=200"])
         >>> fingerprint(longer) == fingerprint(TrainConfig())
         True

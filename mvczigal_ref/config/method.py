@@ -227,6 +227,11 @@ class ObjectiveConfig:
     train_share: Share = 1.0
     """Share of the stochastic steps that is trained, drawn anew each iteration [1]."""
 
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether the loss compares both arms of a pair, which a policy gradient does not."""
+        return self.kind in ("reward_difference", "preference")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class ConstraintConfig:

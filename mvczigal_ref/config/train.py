@@ -25,7 +25,7 @@ from mvczigal_ref.config.run import GuardConfig, OptimConfig, RunConfig
 from mvczigal_ref.config.system import FlowConfig, ModelConfig, SamplerConfig
 from mvczigal_ref.config.types import SETTINGS, Name
 
-__all__ = ["TrainConfig", "contradictions", "learns_from_pairs"]
+__all__ = ["TrainConfig", "contradictions"]
 
 # Of the grid that a sampler's steps are taken from.
 _MOST_STEPS = {"lcm": 50, "ddim": 1000, "flow": 1000}
@@ -367,20 +367,3 @@ class TrainConfig:
         for problem in contradictions(self):
             raise ValueError(problem)
         return self
-
-
-def learns_from_pairs(config: TrainConfig) -> bool:
-    """Tell the two kinds of iterations apart: over pairs of trajectories, or over groups.
-
-    Args:
-        config: The configuration.
-
-    Returns:
-        Whether the objective compares the two arms of a pair; a policy gradient takes even
-        pairs for groups of two.
-
-    Examples:
-        >>> learns_from_pairs(TrainConfig())
-        True
-    """
-    return config.objective.kind in ("reward_difference", "preference")

@@ -1,18 +1,121 @@
-"""Captions of an iteration as a run records them: texts, rewards, and the samples' drift."""
+"""Captions of an iteration: other texts to judge and learn samples under, and their record."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.condition.protocol import Caption
+from mvczigal_ref.condition.distinct import TextColumn, distinct_texts
+from mvczigal_ref.condition.protocol import Caption, ConditionEnhancer
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.method.slices import Part
+from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.reward.table import RewardTable
+from mvczigal_ref.system import System
 
-__all__ = ["DRIFT_EDGES", "caption_record", "drift_histogram", "drift_metrics"]
+__all__ = [
+    "DRIFT_EDGES",
+    "Conditions",
+    "caption_log",
+    "caption_record",
+    "describe",
+    "drift_entries",
+    "drift_histogram",
+    "drift_metrics",
+]
 
 DRIFT_EDGES: Final = tuple(10.0 ** (power / 4) for power in range(-24, 13))
-"""Edges of the drift's histogram, four a decade [unit of the log-density]."""
+"""Edges of the drift's histogram, four per decade [unit of the log-density]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """Texts that one slice's samples are judged and learnt under, the prompts' own first."""
+
+    captions: list[tuple[Caption, ...]]
+    """Captions of each prompt; empty without an enhancer."""
+
+    columns: tuple[TextColumn, ...]
+    """Distinct texts of the prompts: equal texts of a prompt are judged and learnt once."""
+
+    conditioning: tuple[Conditioning, ...]
+    """Features of each column's texts."""
+
+
+def describe(
+    system: System,
+    enhancer: ConditionEnhancer | None,
+    part: Part,
+    images: Float[Tensor, "prompt sample view rgb height width"],
+    config: TrainConfig,
+    iteration: int,
+) -> Conditions:
+    """Describe one slice's samples by captions, and encode what they say beside the prompts.
+
+    Source:
+        arXiv:2603.12648 (MV-GRPO), the augmented condition space.
+
+    Args:
+        system: Its text encoders encode.
+        enhancer: Makes the captions; None is the prompts alone.
+        part: The slice.
+        images: Decoded samples in [0, 1].
+        config: ``run.seed`` is read.
+        iteration: Index of the iteration; names the captions' seed.
+
+    Returns:
+        The prompts, and the captions beside them.
+
+    Raises:
+        CaptionError: If captions cannot be made.
+    """
+    captions: list[tuple[Caption, ...]] = [() for _ in part.prompts]
+    if enhancer is not None:
+        views = images.cpu() if enhancer.needs_images else None
+        captions = enhancer(part.prompts, views, seed=config.run.seed + iteration)
+    rows = [[c.caption for c in row] for row in zip(*captions, strict=True)]
+    columns = distinct_texts([part.prompts, *rows])
+    return Conditions(
+        captions=captions,
+        columns=columns,
+        conditioning=tuple(
+            system.conditioning(column.texts, remember=place == 0)
+            for place, column in enumerate(columns)
+        ),
+    )
+
+
+def caption_log(
+    parts: Sequence[Part],
+    conditions: Sequence[Conditions],
+    rewards: RewardTable,
+    drift: Sequence[Float[Tensor, "prompt caption _ view"]] | None,
+) -> dict[str, Any] | None:
+    """Record an iteration's captions, where there are some.
+
+    Args:
+        parts: Slices of this process.
+        conditions: Captions of each slice.
+        rewards: Rewards of all prompts, under every condition.
+        drift: Change of every sample's log-density, of all processes; None without captions
+            [unit of the log-density].
+
+    Returns:
+        The record of :func:`caption_record`; None without captions.
+    """
+    if drift is None:
+        return None
+    places = [i for part in parts for i in part.objects]
+    return caption_record(
+        [prompt for part in parts for prompt in part.prompts],
+        [row for condition in conditions for row in condition.captions],
+        rewards.per_view_total().mean(-1)[:, places],
+        drift_entries(drift),
+        torch.stack([table[places].flatten(2).mean(-1) for table in drift]),
+    )
 
 
 def caption_record(
@@ -25,11 +128,12 @@ def caption_record(
     """Put an iteration's captions into JSON values.
 
     Args:
-        prompts: Of this process.
-        captions: K of each prompt.
-        reward: Of every sample under every condition, the prompt's own first [reward units].
-        drift: How far captions move densities, of all processes [unit of the log-density].
-        by_step: Its mean over each group's samples, of these captions [unit of the log-density].
+        prompts: Prompts of this process.
+        captions: K captions of each prompt.
+        reward: Rewards of every sample, under the prompt and then each caption [reward units].
+        drift: Change of log-density under captions, of all processes [unit of the log-density].
+        by_step: Mean drift over each group's samples, of these captions [unit of the
+            log-density].
 
     Returns:
         A list of captions, each with its group's mean reward under prompt and caption and its
@@ -49,8 +153,8 @@ def caption_record(
             "reward_under_caption": float(reward[1 + index, place].mean()),
             "drift": by_step[:, place, index].tolist(),
         }
-        for place, (prompt, texts) in enumerate(zip(prompts, captions, strict=True))
-        for index, made in enumerate(texts)
+        for place, (prompt, row) in enumerate(zip(prompts, captions, strict=True))
+        for index, made in enumerate(row)
     ]
     return {"captions": rows, "drift_counts": counts}
 
@@ -59,7 +163,7 @@ def drift_metrics(drift: Float[Tensor, " entry"]) -> dict[str, float]:
     """Summarise the drift for the metrics file.
 
     Args:
-        drift: Of every caption, sample and step [unit of the log-density].
+        drift: Change of log-density of every caption, sample and step [unit of the log-density].
 
     Returns:
         Mean, median and 95th percentile.
@@ -85,3 +189,15 @@ def drift_histogram(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     for row in rows:
         total = [a + b for a, b in zip(total, row["drift_counts"], strict=True)]
     return total
+
+
+def drift_entries(drift: Sequence[Tensor]) -> Float[Tensor, " entry"]:
+    """Lay every table's entries along one axis.
+
+    Args:
+        drift: One table per decision [unit of the log-density].
+
+    Returns:
+        All entries.
+    """
+    return torch.cat([table.flatten() for table in drift])

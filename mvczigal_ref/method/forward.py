@@ -1,4 +1,4 @@
-"""DiffusionNFT's update: samples noised again, and velocities fitted to them."""
+"""DiffusionNFT: samples noised again, velocities fitted to them, and no log-density."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,68 +10,78 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.distributed import World
-from mvczigal_ref.method.groups import Known, Tables, Update, group_update_settings
-from mvczigal_ref.method.sample import GroupSamples
+from mvczigal_ref.method.caption import Conditions
+from mvczigal_ref.method.groups import compare, group_update_settings, joint_mean, reward_metrics
+from mvczigal_ref.method.protocol import Advantages, Learned
+from mvczigal_ref.method.sample import noise_of
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss
+from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss, old_policy_decay
 from mvczigal_ref.policy import Conditioning
-from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.records import Samples
 from mvczigal_ref.rollout.windows import random_steps
 from mvczigal_ref.system import System
 from mvczigal_ref.update.forward import ForwardBatch, NoisedSamples, update_forward
 from mvczigal_ref.update.loss_scale import LossScale
-from mvczigal_ref.update.parameters import parameters_as
+from mvczigal_ref.update.parameters import mixed_parameters, parameters_as
 
-__all__ = ["learn_from_noised"]
+__all__ = ["compare", "joint_mean", "learn", "reward_metrics"]
 
 
-def learn_from_noised(
+def learn(
     system: System,
     optimizer: torch.optim.Optimizer,
-    samples: Sequence[GroupSamples],
-    conditions: Sequence[Sequence[Known]],
-    advantages: Tables,
+    samples: Sequence[Samples],
+    conditions: Sequence[Conditions],
+    advantages: Advantages,
     *,
     share: Share,
     config: TrainConfig,
     world: World,
     iteration: int,
-    old: Mapping[str, Tensor],
+    old: Mapping[str, Tensor] | None,
     loss_scale: LossScale | None = None,
-) -> tuple[Update, None]:
-    """Noise what was sampled, fit velocities to it, and change the parameters.
+) -> Learned:
+    """Noise the samples, fit velocities to them, and change the parameters.
+
+    Source:
+        arXiv:2509.16117 (DiffusionNFT).
 
     Args:
-        system: What acts; its trained parameters change.
-        optimizer: Over them.
-        samples: One record a slice of this process.
-        conditions: Of each slice, the prompts' own first; others are not read.
-        advantages: Of all prompts of the iteration.
-        share: Which prompts each slice holds.
+        system: Network and sampler; the trained parameters change.
+        optimizer: Over the trained parameters.
+        samples: One record per slice of this process.
+        conditions: The prompts' own conditioning of each slice; captions are not read.
+        advantages: Advantages of all prompts.
+        share: Objects of each slice.
         config: The sections ``objective``, ``forward`` and ``optim`` are read.
         world: This process among all.
-        iteration: Its index; names levels and noise.
+        iteration: Index of the iteration; names levels and noise.
         old: Trained parameters of the policy that sampled.
-        loss_scale: From the last iteration; None where gradients do not need it.
+        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
-        Metrics of the update and the next loss scale; and None: there are no log-densities.
+        Means over the update, the parameters of the policy that samples next, and the loss scale
+        of the next update.
 
     Raises:
+        ValueError: If ``old`` is missing.
         NonFiniteError: If a number is not finite; says where.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
     """
+    if old is None:
+        msg = "`old` must hold the parameters of the policy that samples; got None."
+        raise ValueError(msg)
     levels = _levels(system, config, iteration)
     batches = [
-        _noised(system, part, samples[n], conditions[n][0][1], advantages[0][0], levels, config,
+        _noised(system, objects, part, condition.conditioning[0], advantages[0][0], levels, config,
                 iteration)
-        for n, part in enumerate(share.objects)
+        for objects, part, condition in zip(share.objects, samples, conditions, strict=True)
     ]  # fmt: skip
-    learned = update_forward(
+    metrics, loss_scale = update_forward(
         system.policy,
         optimizer,
         batches,
-        partial(_forward_loss, config),
+        partial(_loss, config),
         parameters=list(system.trained().values()),
         world=world,
         settings=group_update_settings(config),
@@ -79,7 +89,20 @@ def learn_from_noised(
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
         loss_scale=loss_scale,
     )
-    return learned, None
+    return Learned(
+        metrics=metrics, old=_follow(old, system, config, iteration), loss_scale=loss_scale
+    )
+
+
+def _follow(
+    old: Mapping[str, Tensor], system: System, config: TrainConfig, iteration: int
+) -> dict[str, Tensor]:
+    """Let the policy that samples follow the one that has learnt."""
+    forward, optim, count = config.forward, config.optim, iteration
+    if forward.old_decay_unit == "optimizer_step":
+        count = (iteration + 1) * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
+    decay = old_policy_decay(count, rate=forward.old_decay_rate, largest=forward.old_decay_largest)
+    return mixed_parameters(old, system.trained(), kept=decay)
 
 
 def _levels(system: System, config: TrainConfig, iteration: int) -> tuple[float, ...]:
@@ -88,19 +111,19 @@ def _levels(system: System, config: TrainConfig, iteration: int) -> tuple[float,
     if not isinstance(sampler, FlowSampler):
         msg = f"`sampler` must be a flow's to noise samples again; got {type(sampler).__name__}."
         raise TypeError(msg)
-    chosen = random_steps(
+    steps = random_steps(
         seed=config.run.seed,
         iteration=iteration,
         size=min(config.forward.levels, sampler.num_steps),
         num_steps=sampler.num_steps,
     )
-    return tuple(sampler.sigma_t[list(chosen)].tolist())
+    return tuple(sampler.sigma_t[list(steps)].tolist())
 
 
 def _noised(
     system: System,
-    part: range,
-    samples: GroupSamples,
+    objects: range,
+    samples: Samples,
     conditioning: Conditioning,
     advantage: Tensor,
     levels: tuple[float, ...],
@@ -108,26 +131,19 @@ def _noised(
     iteration: int,
 ) -> ForwardBatch:
     """Put one slice together, with noise of its own for every level and sample."""
-    noise = SeededNoise(
-        seed=config.run.seed,
-        iteration=iteration,
-        objects=part,
-        shape=system.latent_shape,
-        device=system.device,
-    )
-    members = samples.denoised.shape[1]
-    paths = [(member,) for member in range(members)]
+    noise = noise_of(system, objects, iteration, seed=config.run.seed)
+    members = [(member,) for member in range(samples.denoised.shape[1])]
     return ForwardBatch(
         clean=samples.denoised.transpose(0, 1),
-        noise=torch.stack([noise.members(paths, "forward", n) for n in range(len(levels))]),
+        noise=torch.stack([noise.members(members, "forward", n) for n in range(len(levels))]),
         levels=levels,
         conditioning=conditioning,
-        advantage=advantage[part.start : part.stop].to(samples.denoised).transpose(0, 1),
-        first_object=part.start,
+        advantage=advantage[objects.start : objects.stop].to(samples.denoised).transpose(0, 1),
+        first_object=objects.start,
     )
 
 
-def _forward_loss(config: TrainConfig, noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss(config: TrainConfig, noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:
     loss, stats = diffusion_nft_loss(
         noised.velocity,
         velocity_old=noised.velocity_old,

@@ -1,4 +1,4 @@
-"""Rewards of a group's samples under every condition, and the advantages made of them."""
+"""Scores of one slice: every sample judged under every condition."""
 
 from collections.abc import Sequence
 
@@ -6,27 +6,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.condition.distinct import distinct_texts, every_condition
+from mvczigal_ref.condition.distinct import TextColumn, every_condition
 from mvczigal_ref.reward.mixture import Mixture
-from mvczigal_ref.reward.table import GroupRewards
+from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.system import System
 
-__all__ = ["score_groups"]
+__all__ = ["score"]
 
 
 @torch.no_grad()
-def score_groups(
+def score(
     system: System,
     images: Float[Tensor, "prompt sample view rgb height width"],
-    captions: Sequence[Sequence[str]],
-) -> GroupRewards:
+    columns: Sequence[TextColumn],
+) -> RewardTable:
     """Judge every sample under every condition; equal texts of a prompt are asked once.
 
     Args:
         system: Its scorers are asked.
-        images: In [0, 1].
-        captions: Per condition one text a prompt, the prompts themselves first.
+        images: Decoded samples in [0, 1].
+        columns: Distinct texts of the prompts, their own first.
 
     Returns:
         Rewards on the CPU.
@@ -35,21 +35,18 @@ def score_groups(
         ScorerUnavailableError: If a scorer's service is out.
     """
     samples = images.shape[1]
-    columns = distinct_texts(captions)
     per_view, joint = Mixture.of(system.per_view, "per_view"), system.joint
-    judged = Mixture(scorers={}, weights={}) if joint is None else Mixture.of(joint, "joint_view")
+    whole = Mixture(scorers={}, weights={}) if joint is None else Mixture.of(joint, "joint_view")
     rows: dict[str, list[Tensor]] = {}
     for column in columns:
         flat: Images = column.of(images).flatten(0, 1)
-        said = [text for text in column.texts for _ in range(samples)]
-        for name, table in (
-            *per_view.tables(flat, said).items(),
-            *judged.tables(flat, said).items(),
-        ):
+        texts = [text for text in column.texts for _ in range(samples)]
+        tables = (*per_view.tables(flat, texts).items(), *whole.tables(flat, texts).items())
+        for name, table in tables:
             rows.setdefault(name, []).append(table.unflatten(0, (-1, samples)).cpu())
-    tables = {name: every_condition(columns, values) for name, values in rows.items()}
-    return GroupRewards(
-        per_view={name: tables[name] for name in per_view.scorers},
-        joint={name: tables[name] for name in judged.scorers},
-        weights={**per_view.weights, **judged.weights},
+    tables_of = {name: every_condition(columns, values) for name, values in rows.items()}
+    return RewardTable(
+        per_view={name: tables_of[name] for name in per_view.scorers},
+        joint={name: tables_of[name] for name in whole.scorers},
+        weights={**per_view.weights, **whole.weights},
     )

@@ -1,4 +1,4 @@
-"""How an iteration's objects are cut into slices and shared out among processes."""
+"""Slices of an iteration's objects, shared out among processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.reward.table import RewardTable, ScorerRewards
+from mvczigal_ref.reward.table import RewardTable
 
-__all__ = ["Share"]
+__all__ = ["Part", "Share"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +75,27 @@ class Share:
         order = [i * size + k for indices in every for i in indices for k in range(size)]
         return cls([range(i * size, (i + 1) * size) for i in every[world.rank]], order)
 
-    def require(self, prompts: Sequence[str]) -> None:
-        """Refuse another number of prompts than there are objects.
+    def parts(self, prompts: Sequence[str]) -> list["Part"]:
+        """Deal an iteration's prompts out to this process's slices.
 
         Args:
-            prompts: An iteration's, over all processes.
+            prompts: One per object, over all processes.
+
+        Returns:
+            One part per slice.
 
         Raises:
-            ValueError: If there is not one prompt an object.
+            ValueError: If there is not one prompt per object.
         """
         if len(prompts) != len(self.order):
             msg = (
-                "`prompts` must hold one prompt an object, `run.objects_per_iteration` = "
+                "`prompts` must hold one prompt per object, `run.objects_per_iteration` = "
                 f"{len(self.order)}; got {len(prompts)}."
             )
             raise ValueError(msg)
+        return [
+            Part(objects=objects, prompts=[prompts[i] for i in objects]) for objects in self.objects
+        ]
 
     def gather(
         self, own: Sequence[Shaped[Tensor, " part *rest"]], world: World
@@ -107,36 +113,35 @@ class Share:
         place[torch.tensor(self.order)] = torch.arange(len(self.order))
         return world.gather_objects(torch.cat(list(own))).cpu()[place]
 
-    def gather_rewards(self, own: Sequence[RewardTable], world: World) -> RewardTable:
+    def gather_rewards(self, parts: Sequence[RewardTable], world: World) -> RewardTable:
         """Collect every process's rewards, in the iteration's object order, on the CPU.
 
         Args:
-            own: One table a slice of this process, in the order of ``objects``.
+            parts: One table per slice of this process, in the order of ``objects``.
             world: This process among all.
 
         Returns:
             Rewards of all objects, the same in every process.
         """
 
-        def gathered(mine: Sequence[Tensor]) -> Tensor:
-            return self.gather(mine, world)
+        def whole(tables: Sequence[Tensor]) -> Tensor:
+            by_prompt = [table.transpose(0, 1) for table in tables]
+            return self.gather(by_prompt, world).transpose(0, 1)
 
-        def parts(kind: str) -> dict[str, ScorerRewards]:
-            return {
-                name: ScorerRewards(
-                    **{
-                        arm: gathered([getattr(getattr(t, kind)[name], arm) for t in own])
-                        for arm in ("zigzag", "standard")
-                    }
-                )
-                for name in getattr(own[0], kind)
-            }
-
+        first = parts[0]
         return RewardTable(
-            per_view_zigzag=gathered([table.per_view_zigzag for table in own]),
-            per_view_standard=gathered([table.per_view_standard for table in own]),
-            joint_view_zigzag=gathered([table.joint_view_zigzag for table in own]),
-            joint_view_standard=gathered([table.joint_view_standard for table in own]),
-            per_view_parts=parts("per_view_parts"),
-            joint_view_parts=parts("joint_view_parts"),
+            per_view={name: whole([t.per_view[name] for t in parts]) for name in first.per_view},
+            joint={name: whole([t.joint[name] for t in parts]) for name in first.joint},
+            weights=first.weights,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One slice of an iteration: objects that are sampled, judged and replayed together."""
+
+    objects: range
+    """Indices of the objects within the iteration."""
+
+    prompts: list[str]
+    """Prompt of each object."""

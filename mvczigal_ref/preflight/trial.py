@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mvczigal_ref.config import Dtype, TrainConfig
 from mvczigal_ref.distributed import World
-from mvczigal_ref.iteration import update_settings
+from mvczigal_ref.method.pairs import pair_update_settings
 from mvczigal_ref.method.sample import draw_pair
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
 from mvczigal_ref.policy import Conditioning
@@ -93,7 +93,7 @@ class Trial:
     def _accumulate(
         self, pair: PairedRollout, step: int, advantage: float, *, scale: float
     ) -> None:
-        run, settings = self.config, update_settings(self.system, self.config)
+        run, settings = self.config, pair_update_settings(self.system, self.config)
         objects = run.run.objects_per_iteration / settings.optimizer_steps
         share = self.objects / (len(settings.steps) * objects)
         for parameter in self.system.trained().values():

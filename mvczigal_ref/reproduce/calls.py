@@ -1,17 +1,15 @@
 """How often the network is called in a run's training, counted on a part of its objects."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from mvczigal_ref.config import TrainConfig, learns_from_pairs
+from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
-from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.iteration import run_iteration
-from mvczigal_ref.method.sample import num_acting_steps, stochastic_steps, trained_decisions
+from mvczigal_ref.method.steps import num_acting_steps, stochastic_steps, trained_decisions
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.training.prompts import prompt_batch, read_prompts
@@ -57,7 +55,7 @@ def _window(config: TrainConfig, system: System, iteration: int) -> tuple[int, .
 
     Nothing else changes their calls.
     """
-    if learns_from_pairs(config) or config.objective.kind == "forward_process":
+    if config.objective.compares_pairs or config.objective.kind == "forward_process":
         return ()
     steps = stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)
     trained = trained_decisions(config, count=len(steps), iteration=iteration)
@@ -70,15 +68,11 @@ def _rows(config: TrainConfig, system: System, iteration: int) -> int:
         read_prompts(config.run.prompts), seed=config.run.seed, iteration=iteration,
         count=config.run.objects_per_iteration,
     )  # fmt: skip
-    learn: Callable[..., Any] = run_iteration
-    extra: dict[str, Any] = {}
-    if not learns_from_pairs(config):
-        learn = run_group_iteration
-        extra["enhancer"] = build_enhancer(config.condition, device=system.device)
-        if config.objective.kind == "forward_process":
-            extra["old"] = {name: p.detach().clone() for name, p in system.trained().items()}
+    old = None
+    if config.objective.kind == "forward_process":
+        old = {name: p.detach().clone() for name, p in system.trained().items()}
     with network_rows(system.policy) as rows:
-        learn(
+        run_iteration(
             system,
             torch.optim.SGD(list(system.trained().values()), lr=0.0),
             ConstraintState(multiplier=0.0, threshold=0.0, initialised=False),
@@ -87,6 +81,7 @@ def _rows(config: TrainConfig, system: System, iteration: int) -> int:
             config=config,
             world=World(),
             timer=StageTimer(system.device),
-            **extra,
+            enhancer=build_enhancer(config.condition, device=system.device),
+            old=old,
         )
     return rows()

@@ -4,19 +4,16 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 from mvczigal_ref.condition.protocol import ConditionEnhancer
-from mvczigal_ref.config import learns_from_pairs
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.guard import guard_step
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch
-from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.training.prompts import prompt_batch
 from mvczigal_ref.training.state import TrainingState
@@ -100,22 +97,18 @@ class TrainingLoop:
             state.prompts, seed=config.run.seed, iteration=state.finished,
             count=config.run.objects_per_iteration,
         )  # fmt: skip
-        learn = (
-            run_iteration
-            if learns_from_pairs(config)
-            else partial(run_group_iteration, enhancer=self._enhancer, old=state.old)
-        )
         with network_rows(state.system.policy) as rows:
-            result = learn(
+            result = run_iteration(
                 state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
-                config=config, world=self._world, timer=self._timer, loss_scale=state.loss_scale,
+                config=config, world=self._world, timer=self._timer, enhancer=self._enhancer,
+                old=state.old, loss_scale=state.loss_scale,
             )  # fmt: skip
         calls = int(self._world.gather_objects(torch.tensor([rows()])).sum())
         state.constraint, state.finished = result.constraint, state.finished + 1
         state.old, state.loss_scale = result.old, result.loss_scale
         state.follow()
-        if self._captions is not None and result.told is not None:
-            self._captions.append(state.finished - 1, result.told)
+        if self._captions is not None and result.captions is not None:
+            self._captions.append(state.finished - 1, result.captions)
         state.pending = {**result.metrics, "network_calls": calls}
 
     def _finish(self, stopped: Callable[[], bool]) -> None:

@@ -19,7 +19,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.files import to_json
-from mvczigal_ref.method.sample import num_acting_steps, stochastic_steps
+from mvczigal_ref.method.steps import num_acting_steps, stochastic_steps
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import (

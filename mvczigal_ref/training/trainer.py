@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mvczigal_ref.config import TrainConfig, learns_from_pairs, to_dict
+from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import (
     DiskFullError,
@@ -20,8 +20,8 @@ from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.files import atomic_write, owned, sweep, to_json
-from mvczigal_ref.method.sample import check_groups
 from mvczigal_ref.method.slices import Share
+from mvczigal_ref.method.steps import check_steps
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.lora_weights import LoraWeights
@@ -170,7 +170,7 @@ def _train(
     if world.is_main:
         check_trackers(config.run.trackers)
     enhancer = None
-    if not learns_from_pairs(config):
+    if not config.objective.compares_pairs:
         enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
@@ -180,8 +180,8 @@ def _train(
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
     judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
     judge.refuse_other_prompts()
-    if not learns_from_pairs(config):
-        check_groups(system, config)
+    if not config.objective.compares_pairs:
+        check_steps(system, config)
     world.barrier()  # until nobody refuses any more
     if world.is_main:
         sweep(folder)

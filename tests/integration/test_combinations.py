@@ -5,11 +5,10 @@ from itertools import product
 import pytest
 import torch
 
-from mvczigal_ref.config import from_dict, learns_from_pairs
+from mvczigal_ref.config import from_dict
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.group_iteration import run_group_iteration
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
@@ -78,14 +77,12 @@ def learn(config):
     system = build_system(config, device=torch.device("cpu"), components=components(flow))
     trained = system.trained()
     before = {name: p.detach().clone() for name, p in trained.items()}
-    how = {}
-    if not learns_from_pairs(config):
-        how["enhancer"] = build_enhancer(config.condition, device=torch.device("cpu"))
-        how["old"] = before if config.objective.kind == "forward_process" else None
-    result = (run_iteration if learns_from_pairs(config) else run_group_iteration)(
+    result = run_iteration(
         system, torch.optim.SGD(list(trained.values()), lr=1.0),
         ConstraintState(multiplier=1.0, threshold=0.0, initialised=True), PROMPTS,
-        iteration=0, config=config, world=World(), timer=StageTimer(torch.device("cpu")), **how,
+        iteration=0, config=config, world=World(), timer=StageTimer(torch.device("cpu")),
+        enhancer=build_enhancer(config.condition, device=torch.device("cpu")),
+        old=before if config.objective.kind == "forward_process" else None,
     )  # fmt: skip
     return result.metrics, any(not torch.equal(before[name], p) for name, p in trained.items())
 

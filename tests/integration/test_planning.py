@@ -11,11 +11,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvczigal_ref import iteration as iteration_module
 from mvczigal_ref.config import load_config
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.method import sample as sampling
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.preflight.costs import Costs, SampledCall
 from mvczigal_ref.preflight.measure import storage_bytes
@@ -128,13 +128,13 @@ def test_counts_are_those_of_a_real_iteration(sections, monkeypatch):
     """Network, scorer and optimiser calls, images and stored bytes, exactly."""
     config = config_of(**sections)
     found, watched, pairs = planned(config), Watched(config), []
-    original = iteration_module.paired_rollout
+    original = sampling.paired_rollout
 
     def spy(*arguments, **named):
         pairs.append(original(*arguments, **named))
         return pairs[-1]
 
-    monkeypatch.setattr(iteration_module, "paired_rollout", spy)
+    monkeypatch.setattr(sampling, "paired_rollout", spy)
     changes = []
     watched.optimizer.register_step_post_hook(lambda *_: changes.append(1))
     watched.system.conditioning(["a red cube"])  # a run encodes a prompt once, not every iteration

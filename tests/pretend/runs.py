@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mvczigal_ref.config import TrainConfig, learns_from_pairs, load_config
+from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.distributed import World
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.training.trainer import train
@@ -28,7 +28,7 @@ GROUPS = ("rollout.members=2",)
 def configured(name: str, folder: Path, *words: str) -> TrainConfig:
     """Make a recipe small: one iteration of two prompts, written beside the run."""
     folder.mkdir(exist_ok=True)
-    few = PAIRS if learns_from_pairs(recipe(name)) else GROUPS
+    few = PAIRS if recipe(name).objective.compares_pairs else GROUPS
     prompts = f"run.prompts={write_prompts(folder)}"
     return load_config(recipe(name), overrides=[*SMALL, *few, prompts, *words])
 

@@ -1,4 +1,4 @@
-"""`group_iteration` and `group_learning`: laws of a whole iteration, settings, errors."""
+"""`iteration` over groups: laws of a whole iteration, settings, errors."""
 
 import dataclasses
 import math
@@ -10,14 +10,13 @@ from functools import cache
 import pytest
 import torch
 
-from mvczigal_ref import group_iteration
 from mvczigal_ref.condition.protocol import Caption
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.group_iteration import run_group_iteration
-from mvczigal_ref.method import groups as group_learning
+from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.method import forward, groups
 from mvczigal_ref.system.sampler import build_sampler
 from mvczigal_ref.training.tracking import StageTimer
 from mvczigal_ref.update.loss_scale import LossScale
@@ -93,7 +92,7 @@ def learn(
     if config.objective.kind == "forward_process" and old is None:
         old = {name: p.detach().clone() for name, p in trained.items()}
     for index in (first + stride * n for n in range(iterations)):
-        result = run_group_iteration(
+        result = run_iteration(
             system, optimizer, start, PROMPTS[: config.run.objects_per_iteration],
             iteration=index, config=config, world=world or World(), timer=StageTimer(),
             enhancer=enhancer, old=old, loss_scale=loss_scale,
@@ -303,8 +302,8 @@ def test_no_captions_and_the_prompts_themselves_are_plain():
 @pytest.mark.parametrize("how", [ONE_VIEW, TREE, LCM])
 def test_captions_are_judged_scored_and_learnt(monkeypatch, how):
     """The old log-densities are the sampling policy's under each caption of its own prompt."""
-    updates = spied(monkeypatch, group_learning, "update_groups")
-    tables = spied(monkeypatch, group_iteration, "group_advantage_tables")
+    updates = spied(monkeypatch, groups, "update_groups")
+    tables = spied(monkeypatch, groups, "compare")
     config, said = config_of(how, {"condition.weight": 3.0}), Said("prompt 7", "", "prompt 9")
     _, (metrics,), _, result = learn(config, iterations=1, enhancer=said)
     system = analytic_system(config)
@@ -335,7 +334,7 @@ def test_captions_are_judged_scored_and_learnt(monkeypatch, how):
         steps = [
             float((a.log_prob - b.log_prob).abs().mean()) for a, b in zip(own, other, strict=True)
         ]
-        rows = result.told["captions"][3 * n : 3 * n + 3]
+        rows = result.captions["captions"][3 * n : 3 * n + 3]
         assert [row["caption"] for row in rows] == ["prompt 7", PROMPTS[n], "prompt 9"]
         assert rows[0]["drift"] == pytest.approx(steps, rel=1e-5)
         assert rows[1]["drift"] == [0.0] * len(steps)
@@ -513,8 +512,8 @@ def test_the_old_policy_samples_and_the_new_one_learns():
 
 def test_every_sample_has_noise_of_its_own_at_every_level(monkeypatch):
     """The levels are those of the grid, and each sample meets its own prompt's advantage."""
-    updates = spied(monkeypatch, group_learning, "update_forward")
-    tables = spied(monkeypatch, group_iteration, "group_advantage_tables")
+    updates = spied(monkeypatch, forward, "update_forward")
+    tables = spied(monkeypatch, forward, "compare")
     learn(config_of(FORWARD), iterations=1)
     batches, ((advantage,),) = updates[0][0][2], tables[0][2]
     rows = [row for batch in batches for row in batch.noise.flatten(0, 3).flatten(1).tolist()]
@@ -664,8 +663,8 @@ def test_another_number_of_prompts_is_refused():
     """More would be forgotten without a word."""
     config = config_of(LCM)
     system = analytic_system(config)
-    with pytest.raises(ValueError, match=r"`prompts` must hold one prompt an object.*got 3"):
-        run_group_iteration(
+    with pytest.raises(ValueError, match=r"`prompts` must hold one prompt per object.*got 3"):
+        run_iteration(
             system, torch.optim.SGD(list(system.trained().values()), lr=0.1), START, PROMPTS[:3],
             iteration=0, config=config, world=World(), timer=StageTimer(),
         )  # fmt: skip

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvczigal_ref import iteration as iteration_module
 from mvczigal_ref.advantage.pair import joint_share
 from mvczigal_ref.config import TrainConfig, from_dict
 from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError, NonFiniteError
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.method import pairs as method
+from mvczigal_ref.method import sample as sampling
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.training.prompts import prompt_batch
 from mvczigal_ref.training.tracking import StageTimer
@@ -71,13 +72,14 @@ def learn(config, *, iterations=2, start=START, lr=0.05, loss_scale=None, **part
 
 def spied(monkeypatch, name):
     """Note the arguments and results of a stage that the iteration calls."""
-    seen, original = [], getattr(iteration_module, name)
+    stage = sampling if name == "paired_rollout" else method
+    seen, original = [], getattr(stage, name)
 
     def spy(*arguments, **named):
         seen.append((arguments, named, original(*arguments, **named)))
         return seen[-1][-1]
 
-    monkeypatch.setattr(iteration_module, name, spy)
+    monkeypatch.setattr(stage, name, spy)
     return seen
 
 
@@ -615,7 +617,9 @@ def test_a_reward_that_is_not_finite_is_told_by_its_scorer():
 
     parts = several()
     parts["per_view"] = replace(parts["per_view"], scorers={"red": red, "contrast": spoilt})
-    with pytest.raises(NonFiniteError, match=r"`reward/contrast/zigzag` .* object 1, view 2"):
+    with pytest.raises(
+        NonFiniteError, match=r"`reward/contrast of sample [01]` .* object [01], view 2"
+    ):
         learn(config_of(), iterations=1, **parts)
 
 
@@ -668,7 +672,7 @@ def test_refuses_a_reward_that_is_not_finite(kind, bad):
         return table
 
     where = "object 3, view 1" if kind == "per_view" else "object 3"
-    name = f"{kind if kind == 'per_view' else 'joint_view'}_zigzag"
+    name = f"reward/{kind if kind == 'per_view' else 'joint_view'} of sample 0"
     system = replace(analytic_system(config), **{kind: spoilt})
     before = [p.detach().clone() for p in system.trained().values()]
     optimizer = torch.optim.SGD(list(system.trained().values()), lr=0.1)
@@ -705,7 +709,7 @@ def iterate(config, prompts):
 @pytest.mark.parametrize("count", [3, 5])
 def test_rejects_another_number_of_prompts(count):
     """More would be forgotten without a word."""
-    message = rf"`prompts` must hold one prompt an object.* = 4; got {count}"
+    message = rf"`prompts` must hold one prompt per object.* = 4; got {count}"
     with pytest.raises(ValueError, match=message):
         iterate(config_of(), PROMPTS[:count])
 

@@ -12,11 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mvczigal_ref import iteration as iteration_module
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.method import pairs as method
+from mvczigal_ref.method import sample as sampling
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system.networks import DTYPES
 from mvczigal_ref.training.prompts import prompt_batch
@@ -207,13 +208,14 @@ def runs():
 
 def _spied(patch, name):
     """Note arguments and results of a stage that the iteration calls."""
-    seen, original = [], getattr(iteration_module, name)
+    stage = sampling if name == "paired_rollout" else method
+    seen, original = [], getattr(stage, name)
 
     def spy(*arguments, **named):
         seen.append((arguments, named, original(*arguments, **named)))
         return seen[-1][-1]
 
-    patch.setattr(iteration_module, name, spy)
+    patch.setattr(stage, name, spy)
     return seen
 
 

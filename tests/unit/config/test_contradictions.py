@@ -265,7 +265,7 @@ def test_a_rule_refuses_what_breaks_it_and_nothing_beside(rule):
 
 def test_every_sentence_has_its_case(monkeypatch):
     """Each that is written there is said of a configuration above."""
-    monkeypatch.setattr("mvczigal_ref.config.contradictions", lambda config: ())
+    monkeypatch.setattr("mvczigal_ref.config.train.contradictions", lambda config: ())
     told = [load_config(overrides=broken) for broken, _, _ in RULES.values()]
     said = "\n".join(sentence for config in told for sentence in contradictions(config))
     written = [
@@ -280,7 +280,7 @@ def test_every_sentence_has_its_case(monkeypatch):
 
 def test_each_setting_that_an_enhancer_lacks_is_named(monkeypatch):
     """A served model has two."""
-    monkeypatch.setattr("mvczigal_ref.config.contradictions", lambda config: ())
+    monkeypatch.setattr("mvczigal_ref.config.train.contradictions", lambda config: ())
     config = load_config(overrides=[*GROUPS, "condition.enhancer=chat"])
     first, second = contradictions(config)
 

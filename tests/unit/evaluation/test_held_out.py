@@ -11,6 +11,7 @@ from mvczigal_ref.config import from_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, NonFiniteError
 from mvczigal_ref.evaluation import held_out
+from mvczigal_ref.evaluation import watch as watch_module
 from mvczigal_ref.evaluation.evaluate import Evaluation
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch, object_features
@@ -180,7 +181,7 @@ def drawn(monkeypatch):
             seen[index] = (torch.rand(6, 3, 32, 32, generator=generator), prompts[place])
         return torch.stack([seen[index][0] for index in noise.objects])
 
-    monkeypatch.setattr(held_out, "sample_objects", sample_objects)
+    monkeypatch.setattr(watch_module, "sample_objects", sample_objects)
     return seen
 
 

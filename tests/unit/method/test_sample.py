@@ -1,4 +1,4 @@
-"""`group_samples`: oracle, laws, errors."""
+"""`method.sample`, `method.steps` and `sample_advantages`: oracle, laws, errors."""
 
 import itertools
 import math
@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.method.sample import check_groups, draw_groups, plan_of, stochastic_steps
+from mvczigal_ref.method.groups import sample_advantages
+from mvczigal_ref.method.sample import draw_samples
+from mvczigal_ref.method.steps import check_steps, plan_of, stochastic_steps
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.windows import random_steps
 from tests.analytic_system import PROMPTS, analytic_system
@@ -48,7 +50,14 @@ def draw(config, *, iteration=0, objects=(0, 1)):
     system = analytic_system(config)
     noise = SeededNoise(seed=0, iteration=iteration, objects=objects, shape=system.latent_shape)
     conditioning = system.conditioning([PROMPTS[i] for i in objects])
-    return draw_groups(system, conditioning, noise, config=config, iteration=iteration)
+    return draw_samples(system, conditioning, noise, config=config, iteration=iteration)
+
+
+def advantages(config, samples, reward, *, leaf_log_prob=None):
+    """Compare one reward."""
+    return sample_advantages(
+        {"": reward}, weights=ALONE, samples=samples, leaf_log_prob=leaf_log_prob, config=config
+    )
 
 
 def compare(rewards, *, ddof, delta, clip, spread=None):
@@ -129,7 +138,7 @@ def test_branches_are_compared_within_step_trunk_and_grid(strides, ddof):
     assert steps == 4
     assert samples.denoised.shape[:2] == (2, steps * len(strides) * 2 * 3)
     reward = randn(3, 2, samples.denoised.shape[1], seed=3, dtype=torch.float64)
-    found = samples.advantages({"": reward}, weights=ALONE)
+    found = advantages(config, samples, reward)
 
     for table, expected, decision in zip(
         found, slow_branches(config, reward, steps), samples.decisions, strict=True
@@ -159,7 +168,7 @@ def test_a_tree_s_nodes_are_compared_within_their_depth(heat, spread):
     samples = draw(config)
     paths = samples.leaf_log_prob
     reward = randn(3, 2, 4, seed=4, dtype=torch.float64)
-    found = samples.advantages({"": reward}, weights=ALONE, leaf_log_prob=paths if heat else None)
+    found = advantages(config, samples, reward, leaf_log_prob=paths if heat else None)
     depths = slow_tree(config, reward, (2, 2), paths if heat else None)
 
     assert len(samples.decisions) == 3
@@ -187,7 +196,7 @@ def test_a_group_has_one_advantage_for_all_of_its_steps(spread):
     config = config_of(FLOW, GROUP, {"advantage.spread": spread, "advantage.delta": 0.1})
     samples = draw(config)
     reward = randn(3, 2, 3, seed=5, dtype=torch.float64)
-    found = samples.advantages({"": reward}, weights=ALONE)
+    found = advantages(config, samples, reward)
     (expected,) = slow_tree(config, reward, (3,))
 
     assert len(found) == len(samples.decisions) == 4
@@ -197,11 +206,12 @@ def test_a_group_has_one_advantage_for_all_of_its_steps(spread):
 
 def test_both_arms_of_a_pair_are_a_group_of_two():
     """The zigzag arm first, with states, actions and scores of their own."""
-    samples = draw(config_of({"objective.kind": "policy_gradient"}))
+    config = config_of({"objective.kind": "policy_gradient"})
+    samples = draw(config)
     reward = torch.tensor([[1.0, 3.0], [5.0, 5.0]], dtype=torch.float64)
 
     assert [d.step for d in samples.decisions] == [0, 1, 2]
-    for table in samples.advantages({"": reward}, weights=ALONE):
+    for table in advantages(config, samples, reward):
         assert table.tolist() == [[pytest.approx(-1, abs=1e-3), pytest.approx(1, abs=1e-3)], [0, 0]]
     first = samples.decisions[0]
     assert first.state.shape == first.action.shape == (2, 2, *samples.denoised.shape[2:])
@@ -314,7 +324,7 @@ def test_the_forward_process_draws_no_noise_on_the_way():
     samples = draw(config)
 
     assert samples.decisions == ()
-    (table,) = samples.advantages({"": torch.tensor([[1.0, 2.0, 3.0]])}, weights=ALONE)
+    (table,) = advantages(config, samples, torch.tensor([[1.0, 2.0, 3.0]]))
     assert table.shape == (1, 3)
 
 
@@ -349,7 +359,7 @@ def test_what_does_not_fit_the_grid_is_refused(how, said):
     """Before anything is sampled."""
     config = config_of(*how, {"zigzag.steps": 0})
     with pytest.raises(ConfigError, match=rf"`rollout` does not fit `sampler`: .*{said}"):
-        check_groups(analytic_system(config), config)
+        check_steps(analytic_system(config), config)
 
 
 @pytest.mark.parametrize(
@@ -362,4 +372,4 @@ def test_what_does_not_fit_the_grid_is_refused(how, said):
 def test_what_fits_is_let_pass(how):
     """Every kind of sample."""
     config = config_of(*how)
-    check_groups(analytic_system(config), config)
+    check_steps(analytic_system(config), config)

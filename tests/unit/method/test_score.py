@@ -1,4 +1,4 @@
-"""`group_rewards`: oracle, laws, errors."""
+"""`method.score` and the comparison of groups: oracle, laws, errors."""
 
 import math
 from dataclasses import replace
@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mvczigal_ref.condition.distinct import distinct_texts
+from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.method.groups import group_advantage_tables
-from mvczigal_ref.method.sample import GroupSamples
-from mvczigal_ref.method.score import score_groups
+from mvczigal_ref.method.groups import compare as compare_groups
+from mvczigal_ref.method.score import score
+from mvczigal_ref.method.slices import Share
+from mvczigal_ref.records import Samples
 from mvczigal_ref.reward.mixture import Mixture
-from mvczigal_ref.reward.table import GroupRewards
+from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.rollout.noise import derived_generator
 from tests.analytic_system import analytic_system
 from tests.strategies import randn
@@ -28,24 +31,25 @@ def rewards_of(*, joint=True, seed=0):
         name: randn(*shape, seed=seed + n, dtype=torch.float64) / weight + 3 * n
         for n, (name, weight) in enumerate(NAMES.items())
     }
-    return GroupRewards(
+    return RewardTable(
         per_view={name: tables[name] for name in ("red", "contrast")},
         joint={name: tables[name][..., 0] for name in ("agreement", "blue")} if joint else {},
         weights=NAMES,
     )
 
 
-def samples_of(config):
+def samples_of():
     """Hold nothing but how rewards are compared: one group a prompt, and one table."""
     denoised = torch.zeros(PROMPTS, SAMPLES, VIEWS, 1, 1, 1)
-    return GroupSamples(decisions=(), denoised=denoised, config=config, branching=(SAMPLES,))
+    return Samples(decisions=(), denoised=denoised, branching=(SAMPLES,))
 
 
 def tables_of(rewards, config, *, multiplier=0.5, iteration=0):
     """Compare groups that have one decision; drop its axis."""
-    found = group_advantage_tables(
-        rewards, samples_of(config), multiplier=multiplier, config=config, iteration=iteration
-    )
+    found = compare_groups(
+        rewards, [samples_of()], multiplier=multiplier, share=Share([], []), config=config,
+        world=World(), iteration=iteration,
+    )  # fmt: skip
     return [table for (table,) in found]
 
 
@@ -88,7 +92,7 @@ def test_every_sample_is_judged_under_every_caption():
     system = replace(analytic_system(config_of(GROUP)), per_view=per_view, joint=joint)
     images = torch.rand(2, 4, 3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     captions = [["p 1", "p 2"], ["c 5", "c 7"], ["d 0", "d 9"]]
-    found = score_groups(system, images, captions)
+    found = score(system, images, distinct_texts(captions))
     brightness = images.mean((-3, -2, -1))
 
     for row, texts in enumerate(captions):
@@ -189,7 +193,7 @@ def test_a_caption_s_groups_do_not_see_the_other_captions():
     """Also where the whole batch's spread divides."""
     config = config_of(GROUP, {"advantage.spread": "batch"})
     rewards = rewards_of()
-    first = GroupRewards(
+    first = RewardTable(
         per_view={name: table[:1] for name, table in rewards.per_view.items()},
         joint={name: table[:1] for name, table in rewards.joint.items()},
         weights=rewards.weights,

@@ -9,7 +9,7 @@ from mvczigal_ref.config import from_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.reward.table import RewardTable, ScorerRewards
+from mvczigal_ref.reward.table import RewardTable
 
 WORLDS = (1, 2, 4)
 
@@ -83,43 +83,31 @@ def test_gathering_restores_the_order_of_the_objects(sizes, processes):
     many = shares(config, processes)
     number = torch.arange(float(config.run.objects_per_iteration))
     tables = [[table_of(number[part.start : part.stop]) for part in s.objects] for s in many]
+    whole = table_of(number)
     for rank, share in enumerate(many):
         gathered = share.gather_rewards(tables[rank], Gathered(tables, rank))
 
-        assert torch.equal(gathered.per_view_zigzag, table_of(number).per_view_zigzag)
-        assert torch.equal(gathered.per_view_standard, table_of(number).per_view_standard)
-        assert torch.equal(gathered.joint_view_zigzag, table_of(number).joint_view_zigzag)
-        assert torch.equal(gathered.joint_view_standard, table_of(number).joint_view_standard)
-        for kind, name in (("per_view_parts", "sharp"), ("joint_view_parts", "whole")):
-            mine, whole = getattr(gathered, kind), getattr(table_of(number), kind)
-            assert mine.keys() == {name}
-            assert torch.equal(mine[name].zigzag, whole[name].zigzag)
-            assert torch.equal(mine[name].standard, whole[name].standard)
+        assert torch.equal(gathered.per_view["sharp"], whole.per_view["sharp"])
+        assert torch.equal(gathered.joint["whole"], whole.joint["whole"])
+        assert gathered.weights == whole.weights
         assert share.order == many[0].order
 
 
 def table_of(number):
-    """Give rewards that tell objects, arms and kinds apart."""
+    """Give rewards that tell conditions, objects, samples, views and kinds apart."""
+    condition, sample, view = torch.arange(2.0), torch.arange(3.0) / 10, torch.arange(2.0) / 100
+    by_sample = 100 * condition[:, None, None] + number[:, None] + sample
     return RewardTable(
-        per_view_zigzag=number[:, None] + torch.tensor([0.1, 0.2]),
-        per_view_standard=number[:, None] + torch.tensor([0.3, 0.4]),
-        joint_view_zigzag=number + 0.5,
-        joint_view_standard=number + 0.6,
-        per_view_parts={
-            "sharp": ScorerRewards(zigzag=number[:, None] + 0.7, standard=number[:, None] + 0.8)
-        },
-        joint_view_parts={"whole": ScorerRewards(zigzag=number + 0.9, standard=number + 0.95)},
+        per_view={"sharp": by_sample[..., None] + view},
+        joint={"whole": by_sample + 0.05},
+        weights={"sharp": 1.0, "whole": 2.0},
     )
 
 
 def tensors_of(table):
-    """List a table's tensors."""
-    parts = [*table.per_view_parts.values(), *table.joint_view_parts.values()]
-    whole = [getattr(table, name) for name in FIELDS]
-    return [*whole, *(t for part in parts for t in (part.zigzag, part.standard))]
-
-
-FIELDS = ("per_view_zigzag", "per_view_standard", "joint_view_zigzag", "joint_view_standard")
+    """List a table's tensors, objects first."""
+    tables = (*table.per_view.values(), *table.joint.values())
+    return [tensor.transpose(0, 1) for tensor in tables]
 
 
 class Gathered(World):
@@ -161,3 +149,16 @@ def test_rejects_slices_that_would_grow():
     with pytest.raises(ConfigError, match=message):
         Share.of(config_of(8, 2, replayed=4), World())
     Share.of(config_of(8, 2, replayed=2), World())
+
+
+def test_parts_hold_each_slice_s_prompts():
+    """In the slices' order; another number of prompts is refused."""
+    share = Share.of(config_of(4, 2), World())
+    parts = share.parts(["a", "b", "c", "d"])
+
+    assert [(part.objects, part.prompts) for part in parts] == [
+        (range(2), ["a", "b"]),
+        (range(2, 4), ["c", "d"]),
+    ]
+    with pytest.raises(ValueError, match=r"`prompts` must hold one prompt per object.*got 3"):
+        share.parts(["a", "b", "c"])

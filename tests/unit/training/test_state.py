@@ -11,7 +11,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import Evaluation
 from mvczigal_ref.evaluation.guard import GuardCheck, GuardState
-from mvczigal_ref.group_iteration import run_group_iteration
+from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.system import build_system
 from mvczigal_ref.training import state as training_state
@@ -243,7 +243,7 @@ def forwards(state, iterations):
     """Go on with a run on the forward process, as the loop does."""
     for _ in range(iterations):
         state.set_learning_rate()
-        result = run_group_iteration(
+        result = run_iteration(
             state.system, state.optimizer, state.constraint, NUMBERED[:2],
             iteration=state.finished, config=state.config, world=World(), timer=StageTimer(),
             old=state.old,

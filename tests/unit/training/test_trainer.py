@@ -77,9 +77,7 @@ def record(monkeypatch):
     """Replace iterations and evaluations by ones that write down what they are told."""
     record = Record()
 
-    def run_iteration(
-        system, optimizer, constraint, prompts, *, iteration, config, world, timer, loss_scale
-    ):
+    def run_iteration(system, optimizer, constraint, prompts, *, iteration, timer, **_):
         rate = optimizer.param_groups[0]["lr"]
         record.meet_outage("iteration", iteration)
         record.iterations.append((iteration, list(prompts), rate, constraint))
@@ -742,7 +740,7 @@ def test_another_run_is_refused_before_anything_is_done(record, tmp_path):
 def test_what_is_refused_after_loading_leaves_the_folder_free(monkeypatch, record, tmp_path):
     """So that the right settings may follow in the same place."""
     refusal = ConfigError("`rollout.window_size` must leave room")
-    monkeypatch.setattr(trainer, "check_groups", lambda *_: (_ for _ in ()).throw(refusal))
+    monkeypatch.setattr(trainer, "check_steps", lambda *_: (_ for _ in ()).throw(refusal))
     groups = load_config(
         config(1), overrides=["objective.kind=policy_gradient", "rollout.kind=group"]
     )

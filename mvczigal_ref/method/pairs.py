@@ -1,0 +1,261 @@
+"""MVC-ZigAL: pairs of trajectories compared by their advantage gap. RDL and DPO on the same pairs.
+
+A pair is a group of two, sample 0 the zigzag arm and sample 1 the standard one.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mvczigal_ref.advantage.pair import PairAdvantages, advantage_gap, joint_share, pair_advantages
+from mvczigal_ref.advantage.standardise import standardise
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World
+from mvczigal_ref.method.caption import Conditions
+from mvczigal_ref.method.protocol import Advantages, Learned
+from mvczigal_ref.method.slices import Share
+from mvczigal_ref.objective.preference import preference_gradients
+from mvczigal_ref.objective.reward_difference import reward_difference_gradients
+from mvczigal_ref.records import Samples
+from mvczigal_ref.reward.aggregate import weighted_sum
+from mvczigal_ref.reward.table import RewardTable
+from mvczigal_ref.rollout.noise import derived_generator
+from mvczigal_ref.system import System
+from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.pairs import PairBatch, PairObjective, update_policy
+from mvczigal_ref.update.replay import UpdateSettings
+
+__all__ = [
+    "compare",
+    "joint_mean",
+    "learn",
+    "pair_objective",
+    "pair_update_settings",
+    "reward_metrics",
+]
+
+ARMS = ("zigzag", "standard")
+"""Names of a pair's samples, in order."""
+
+
+def compare(
+    rewards: RewardTable,
+    samples: Sequence[Samples],
+    *,
+    multiplier: float,
+    share: Share,
+    config: TrainConfig,
+    world: World,
+    iteration: int,
+) -> Advantages:
+    """Standardise both arms' rewards, and subtract the standard arm's from the zigzag arm's.
+
+    Source:
+        arXiv:2505.20107, the advantage of MVC-ZigAL: the multiplier of this iteration's
+        constraint mixes the joint reward in.
+
+    Args:
+        rewards: Rewards of all pairs.
+        samples: Not read.
+        multiplier: Multiplier of the constraint [1].
+        share: Not read.
+        config: The sections ``reward`` and ``advantage`` are read.
+        world: Not read.
+        iteration: Index of the iteration, for the control that shuffles.
+
+    Returns:
+        The gap of every pair and view [1].
+
+    Raises:
+        NonFiniteError: If a reward is not finite.
+    """
+    weight = joint_share(
+        config.advantage.mode, multiplier=multiplier, joint_weight=config.advantage.joint_weight
+    )
+    gap = advantage_gap(_advantages(rewards, config), share=weight)
+    if config.advantage.shuffle:
+        generator = derived_generator(config.run.seed, iteration, "shuffle")
+        gap = gap[torch.randperm(len(gap), generator=generator)]
+    return [(gap,)]
+
+
+def _advantages(rewards: RewardTable, config: TrainConfig) -> PairAdvantages:
+    """Standardise the sum of the rewards, or each reward alone and add the results."""
+    per_view, joint = _arms(rewards.per_view_total()), _arms(rewards.joint_total())
+    combined = pair_advantages(
+        per_view_zigzag=per_view[0],
+        per_view_standard=per_view[1],
+        joint_view_zigzag=joint[0],
+        joint_view_standard=joint[1],
+    )
+    if config.reward.combine == "rewards":
+        return combined
+    apart = {f"joint_view_{arm}": getattr(combined, f"joint_view_{arm}") for arm in ARMS}
+    for kind, tables in (("per_view", rewards.per_view), ("joint_view", rewards.joint)):
+        if tables:
+            arms = weighted_sum(
+                {
+                    name: standardise(torch.stack(_arms(table)))
+                    for name, table in sorted(tables.items())
+                },
+                weights={name: rewards.weights[name] for name in tables},
+            )
+            apart |= {f"{kind}_{arm}": arms[place] for place, arm in enumerate(ARMS)}
+    return PairAdvantages(**apart)
+
+
+def learn(
+    system: System,
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[Samples],
+    conditions: Sequence[Conditions],
+    advantages: Advantages,
+    *,
+    share: Share,
+    config: TrainConfig,
+    world: World,
+    iteration: int,
+    old: Mapping[str, Tensor] | None,
+    loss_scale: LossScale | None = None,
+) -> Learned:
+    """Replay both arms of every pair, and change the parameters.
+
+    Args:
+        system: Network and sampler; the trained parameters change.
+        optimizer: Over the trained parameters.
+        samples: One record per slice of this process.
+        conditions: The prompts' own conditioning of each slice.
+        advantages: Gaps of all pairs.
+        share: Objects of each slice.
+        config: The sections ``objective`` and ``optim`` are read.
+        world: This process among all.
+        iteration: Not read.
+        old: Not read.
+        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
+
+    Returns:
+        Means over the update, and the loss scale of the next.
+
+    Raises:
+        NonFiniteError: If a number is not finite; says where.
+        ZeroGradientError: If a gradient is exactly zero though advantages differ.
+        ReplayMismatchError: If replay does not reproduce the rollout on equal slices.
+    """
+    gap = advantages[0][0].to(system.device)
+    batches = [
+        PairBatch(
+            rollout=part.pair,
+            conditioning=condition.conditioning[0],
+            advantage_gap=gap[objects.start : objects.stop],
+            first_object=objects.start,
+        )
+        for objects, part, condition in zip(share.objects, samples, conditions, strict=True)
+        if part.pair is not None
+    ]
+    metrics, loss_scale = update_policy(
+        system.policy,
+        system.sampler,
+        optimizer,
+        batches,
+        pair_objective(config),
+        parameters=list(system.trained().values()),
+        world=world,
+        settings=pair_update_settings(system, config),
+        loss_scale=loss_scale,
+    )
+    return Learned(metrics=metrics, loss_scale=loss_scale)
+
+
+def pair_objective(config: TrainConfig) -> PairObjective:
+    """Bind the settings of the loss: the reward difference of ZigAL and RDL, or DPO's preference.
+
+    Args:
+        config: The section ``objective`` is read.
+
+    Returns:
+        The loss and both its derivatives.
+    """
+    objective = config.objective
+    if objective.kind == "preference":
+        return partial(
+            preference_gradients,
+            scale=objective.preference_scale,
+            clip_range=objective.clip_range,
+        )
+    return partial(
+        reward_difference_gradients,
+        clip_range=objective.clip_range if objective.clip else float("inf"),
+        temperature=objective.temperature,
+    )
+
+
+def pair_update_settings(system: System, config: TrainConfig) -> UpdateSettings:
+    """Gather the settings of a pair's replay.
+
+    Args:
+        system: Its sampler says whether the image shows the last action.
+        config: The run.
+
+    Returns:
+        The trained steps, cuts, passes, guidance and clip range.
+    """
+    steps = list(range(system.sampler.num_steps))
+    if system.sampler.last_action_is_image_independent and not config.objective.train_last_action:
+        steps.pop()
+    return UpdateSettings(
+        steps=steps,
+        steps_per_microbatch=config.optim.steps_per_microbatch,
+        objects_per_microbatch=config.run.replay_objects_per_slice,
+        epochs=config.optim.epochs_per_iteration,
+        optimizer_steps=config.optim.optimizer_steps_per_epoch,
+        max_grad_norm=config.optim.max_grad_norm,
+        scale_growth_interval=config.optim.loss_scale_growth_interval,
+        clip_range=config.objective.clip_range,
+        guidance_scale=config.sampler.guidance_scale,
+        camera_scale=config.sampler.camera_scale,
+        reduction=config.objective.reduction,
+    )
+
+
+def reward_metrics(rewards: RewardTable) -> dict[str, float]:
+    """Summarise the rewards of both arms.
+
+    Args:
+        rewards: Rewards of all pairs.
+
+    Returns:
+        Means of each arm and of their difference, and of every scorer.
+    """
+    metrics: dict[str, Tensor] = {}
+    totals = {
+        "per_view_reward": rewards.per_view_total(),
+        "joint_view_reward": rewards.joint_total(),
+    }
+    for kind, table in totals.items():
+        zigzag, standard = _arms(table)
+        metrics[f"{kind}/zigzag"] = zigzag.mean()
+        metrics[f"{kind}/standard"] = standard.mean()
+        metrics[f"{kind}/gap"] = (zigzag - standard).mean()
+    for name, table in (*rewards.per_view.items(), *rewards.joint.items()):
+        for arm, reward in zip(ARMS, _arms(table), strict=True):
+            metrics[f"reward/{name}/{arm}"] = reward.mean()
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def joint_mean(rewards: RewardTable) -> float:
+    """Average the joint reward over both arms and all pairs.
+
+    Args:
+        rewards: Rewards of all pairs.
+
+    Returns:
+        The mean that the constraint compares with its threshold [reward units].
+    """
+    return float(torch.cat(_arms(rewards.joint_total())).mean())
+
+
+def _arms(table: Tensor) -> list[Tensor]:
+    """Take both arms apart under the prompts; contiguous, for the bits of a sum depend on it."""
+    return [arm.contiguous() for arm in table[0].unbind(1)]

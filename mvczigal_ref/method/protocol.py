@@ -1,0 +1,90 @@
+"""Method, the protocol of a family of algorithms, and Learned, the outcome of its update."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World
+from mvczigal_ref.method.caption import Conditions
+from mvczigal_ref.method.slices import Share
+from mvczigal_ref.records import Samples
+from mvczigal_ref.reward.table import RewardTable
+from mvczigal_ref.system import System
+from mvczigal_ref.update.loss_scale import LossScale
+
+__all__ = ["Advantages", "Drift", "Learned", "Method"]
+
+Advantages = Sequence[tuple[Float[Tensor, "prompt ... view"], ...]]
+"""Advantages of all prompts [1]: per condition one table per decision; of pairs one table alone,
+the gap of each."""
+
+Drift = tuple[Float[Tensor, "prompt caption _ view"], ...]
+"""Change of log-density under each caption: one table per decision, over its members [unit of the
+log-density]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learned:
+    """Outcome of an update."""
+
+    metrics: dict[str, float]
+    """Means over the update, by the name of the metric."""
+
+    drift: Drift | None = None
+    """Change of every sample's log-density under each caption; None without captions."""
+
+    old: dict[str, Tensor] | None = None
+    """Trained parameters of the policy that samples next, where it is not the one that learns."""
+
+    loss_scale: LossScale | None = None
+    """Factor on the loss in the next backward pass; None where gradients do not need it."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A family of algorithms: how rewards are compared, and how the comparison is learnt."""
+
+    def reward_metrics(self, rewards: RewardTable) -> dict[str, float]:
+        """Summarise an iteration's rewards for the metrics file."""
+        ...
+
+    def joint_mean(self, rewards: RewardTable) -> float:
+        """Average the joint reward for the constraint."""
+        ...
+
+    def compare(
+        self,
+        rewards: RewardTable,
+        samples: Sequence[Samples],
+        *,
+        multiplier: float,
+        share: Share,
+        config: TrainConfig,
+        world: World,
+        iteration: int,
+    ) -> Advantages:
+        """Turn the rewards of all prompts into advantages."""
+        ...
+
+    def learn(
+        self,
+        system: System,
+        optimizer: torch.optim.Optimizer,
+        samples: Sequence[Samples],
+        conditions: Sequence[Conditions],
+        advantages: Advantages,
+        *,
+        share: Share,
+        config: TrainConfig,
+        world: World,
+        iteration: int,
+        old: Mapping[str, Tensor] | None,
+        loss_scale: LossScale | None = None,
+    ) -> Learned:
+        """Replay this process's samples with gradients, and change the parameters."""
+        ...

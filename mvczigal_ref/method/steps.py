@@ -1,0 +1,157 @@
+"""Steps of an iteration that draw noise, and those that are trained."""
+
+from typing import Any
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.rollout.group_plan import GroupPlan
+from mvczigal_ref.rollout.windows import (
+    decaying_window,
+    fixed_window,
+    random_steps,
+    random_window,
+    sliding_window,
+)
+from mvczigal_ref.system import System
+
+__all__ = [
+    "check_steps",
+    "num_acting_steps",
+    "plan_of",
+    "stochastic_steps",
+    "trained_decisions",
+]
+
+
+def num_acting_steps(system: System) -> int:
+    """Count the steps from the first on whose noise an image can show."""
+    sampler = system.sampler
+    if isinstance(sampler, FlowSampler):
+        return sampler.num_density_steps - (
+            sampler.image_is_denoised and sampler.num_density_steps == sampler.num_steps
+        )
+    return sampler.num_steps - sampler.last_action_is_image_independent
+
+
+def stochastic_steps(config: TrainConfig, *, most: int, iteration: int) -> tuple[int, ...]:
+    """Choose the steps of an iteration that draw noise.
+
+    Args:
+        config: The section ``rollout`` is read.
+        most: Steps from the first on that can.
+        iteration: Its index.
+
+    Returns:
+        Increasing steps.
+
+    Raises:
+        ValueError: If the window does not fit, or no step can.
+
+    Examples:
+        >>> stochastic_steps(TrainConfig(), most=3, iteration=0)
+        (0, 1, 2)
+    """
+    rollout = config.rollout
+    if most < 1:
+        msg = (
+            "`sampler.num_steps` must leave a step whose noise the image shows; got "
+            f"{config.sampler.num_steps}, of which none does. Add a step."
+        )
+        raise ValueError(msg)
+    size: dict[str, Any] = {"size": rollout.window_size, "num_steps": most}
+    moving: dict[str, Any] = {
+        "iteration": iteration, "interval": rollout.window_interval,
+        "stride": rollout.window_stride, "end": rollout.window_end, **size,
+    }  # fmt: skip
+    if rollout.window == "fixed":
+        return fixed_window(start=rollout.window_start, spacing=rollout.window_spacing, **size)
+    if rollout.window == "random":
+        return random_window(
+            seed=config.run.seed, iteration=iteration, first_start=rollout.window_start,
+            last_start=rollout.window_last_start, **size,
+        )  # fmt: skip
+    if rollout.window == "sliding":
+        return sliding_window(**moving)
+    if rollout.window == "decaying":
+        return decaying_window(
+            decay=rollout.window_decay, decay_after=rollout.window_decay_after, **moving
+        )
+    return tuple(range(most))
+
+
+def trained_decisions(config: TrainConfig, *, count: int, iteration: int) -> tuple[int, ...]:
+    """Choose which of the decisions that draw noise are trained.
+
+    Args:
+        config: ``objective.train_share`` is read.
+        count: Decisions of the iteration [1].
+        iteration: Its index.
+
+    Returns:
+        Increasing places among them.
+
+    Examples:
+        >>> trained_decisions(TrainConfig(), count=3, iteration=0)
+        (0, 1, 2)
+    """
+    share = config.objective.train_share
+    if share == 1.0 or count == 0 or config.rollout.kind == "branches":
+        return tuple(range(count))
+    return random_steps(
+        seed=config.run.seed,
+        iteration=iteration,
+        size=max(1, round(share * count)),
+        num_steps=count,
+    )
+
+
+def plan_of(config: TrainConfig, system: System, iteration: int) -> GroupPlan:
+    """Plan an iteration's groups or trees.
+
+    Args:
+        config: The sections ``rollout`` and ``objective`` are read.
+        system: Its sampler's grid.
+        iteration: Its index.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If window, tree and grid do not fit.
+    """
+    rollout, sampler = config.rollout, system.sampler
+    steps = sampler.num_steps
+    if config.objective.kind == "forward_process":
+        chosen: tuple[int, ...] = ()
+    else:
+        chosen = stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)
+    if rollout.kind == "tree":
+        first = min(rollout.split_steps)
+        return GroupPlan.tree(
+            dict.fromkeys(rollout.split_steps, rollout.split_width),
+            stochastic_steps=[step for step in chosen if step >= first],
+            num_steps=steps,
+        )
+    return GroupPlan.group(
+        rollout.members, stochastic_steps=chosen, num_steps=steps, shared_noise=rollout.shared_noise
+    )
+
+
+def check_steps(system: System, config: TrainConfig) -> None:
+    """Refuse windows and trees that do not fit the grid, before any long work.
+
+    Args:
+        system: Its sampler's grid.
+        config: The sections ``rollout`` and ``sampler`` are read.
+
+    Raises:
+        ConfigError: If something does not fit; says what.
+    """
+    try:
+        if config.rollout.kind == "branches":
+            stochastic_steps(config, most=num_acting_steps(system), iteration=0)
+        elif config.rollout.kind != "pair":
+            plan_of(config, system, 0)
+    except ValueError as error:
+        raise ConfigError(f"`rollout` does not fit `sampler`: {error}") from error
