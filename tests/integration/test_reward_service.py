@@ -183,6 +183,7 @@ def test_a_run_outlives_whatever_its_service_says(undisturbed, prompts, tmp_path
         return fault(handler.connection) if callable(fault) else handler.connection.sendall(fault)
 
     pauses = []
+    one_by_one = {"run": {"objects_per_slice": 1}}  # as many calls as there are faults
     with serving(WorldPerView(), info=PER_VIEW) as server:
         patience = Patience(timeout_s=3.0)
         remote = RemotePerView(server.url, patience=patience, sleep=pauses.append)
@@ -190,11 +191,11 @@ def test_a_run_outlives_whatever_its_service_says(undisturbed, prompts, tmp_path
             patched(Handler, "_answer", answer),
             patched(scorers, "per_view_scorer", lambda *_: remote),
         ):
-            run(small_config(prompts), tmp_path)
+            run(small_config(prompts, **one_by_one), tmp_path)
 
     assert not left
     assert len(pauses) >= len(FAULTS)
-    assert_same_run(undisturbed(), tmp_path)
+    assert_same_run(undisturbed(**one_by_one), tmp_path)
 
 
 def test_a_run_ends_with_a_good_checkpoint_where_its_service_does_not_come_back(

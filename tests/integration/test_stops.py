@@ -12,11 +12,15 @@ from tests.integration import faults
 from tests.integration.runs import assert_same_run, cases, checkpoints, metrics, run, small_config
 
 NAN = float("nan")
+REWARD = {"what": "reward/world.per_view of sample 1", "object": 1, "view": 4}
 FAULTS = {
-    "reward": (faults.scorer_fault, {"what": "per_view_zigzag", "object": 1, "view": 4}),
+    "reward": (
+        faults.scorer_fault,
+        REWARD,
+    ),
     "infinite reward": (
         lambda switch: faults.scorer_fault(switch, value=-float("inf")),
-        {"what": "per_view_zigzag", "object": 1, "view": 4},
+        REWARD,
     ),
     "parameter": (faults.parameter_fault, {"object": 0, "view": 0}),
     "loss": (

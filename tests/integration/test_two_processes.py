@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mvczigal_ref import iteration
+from mvczigal_ref.method import sample as sampling
 from tests.integration.faults import patched
 from tests.integration.runs import (
     checkpoints,
@@ -70,7 +70,7 @@ def one(prompts, tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("one"), {}
     for name, sections in TOGETHER.items():
         rollouts = Rollouts()
-        with patched(iteration, "paired_rollout", rollouts):
+        with patched(sampling, "paired_rollout", rollouts):
             run(small_config(prompts, **sections), folder / name)
         said[name] = rollouts.seen
     return folder, said

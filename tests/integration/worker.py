@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from mvczigal_ref import iteration
 from mvczigal_ref.distributed import World, world
+from mvczigal_ref.method import sample as sampling
 from mvczigal_ref.training.loop import Events
 from tests.integration import faults
 from tests.integration.runs import run, small_config
@@ -33,7 +33,7 @@ class Rollouts:
 
     def __init__(self):
         self.seen = {}
-        self.right = iteration.paired_rollout
+        self.right = sampling.paired_rollout
 
     def __call__(self, policy, sampler, latent, conditioning, noise, **settings):
         pair = self.right(policy, sampler, latent, conditioning, noise, **settings)
@@ -72,7 +72,7 @@ def work(folder: Path, prompts: str) -> None:
     torch.set_num_threads(1)
     here = world("cpu")
     said, rollouts = {}, Rollouts()
-    iteration.paired_rollout = rollouts
+    sampling.paired_rollout = rollouts
     for name, config, fault, events in cases(prompts, here):
         rollouts.seen = {}
         try:

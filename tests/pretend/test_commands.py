@@ -15,7 +15,7 @@ from mvczigal_ref.pretraining.gate_multiview import gate
 from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
 from mvczigal_ref.tiny_world.scene import WORLD_RIG, render_prompts
-from mvczigal_ref.training import trainer
+from mvczigal_ref.training import prompts as prompt_lists
 from tests.integration.runs import HELD_OUT, PROMPTS, small_components, small_flow
 from tests.pretend.runs import SMALL, configured, train_on
 from tests.pretend_device import NAME
@@ -27,7 +27,7 @@ from tests.unit.reward.published_files import PER_VIEW, located, write_published
 def _one_family():
     """Train and evaluate on prompts of one shape and part, for which the judges are quick."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "split_prompts", lambda: (list(PROMPTS), list(HELD_OUT)))
+        patch.setattr(prompt_lists, "split_prompts", lambda: (list(PROMPTS), list(HELD_OUT)))
         yield
 
 

@@ -71,7 +71,7 @@ def case(request, tmp_path_factory):
     """Train one iteration of two passes, each of two optimiser steps."""
     folder = tmp_path_factory.mktemp(request.param)
     base = {
-        "model": {"network": "flow", "weights": "tiny_flow", "lora_rank": 2, "lora_alpha": 4.0},
+        "model": {"network": "flow", "weights": "random", "lora_rank": 2, "lora_alpha": 4.0},
         "sampler": {"kind": "flow", "num_steps": STEPS, "guidance_scale": 1.0},
         "flow": {"kernel": "sde", "noise_scale": NOISE_SCALE},
         "rollout": {"kind": "group", "members": MEMBERS, "window": "fixed", "window_size": 2},

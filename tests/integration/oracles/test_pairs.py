@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     return real.trained(
         tmp_path_factory.mktemp("pairs"),
         real.multiview_components(),
-        model={"lora_rank": 2, "lora_alpha": 4.0},
+        model={"weights": "random", "lora_rank": 2, "lora_alpha": 4.0},
         sampler={"num_steps": STEPS, "guidance_scale": GUIDANCE, "snr_shift": 8.0},
         objective={"clip_range": CLIP},
         constraint={"multiplier_init": 0.5, "threshold_init": 3.0},
