@@ -64,7 +64,7 @@ class AdamW:
         gradients = [p.grad for p in self.parameters]
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
         for gradient in gradients:
-            gradient.mul_(min(1.0, self.max_grad_norm / norm))
+            gradient.mul_(min(1.0, self.max_grad_norm / (norm + 1e-6)))  # as torch clips
         self.optimiser.step()
         return norm
 
