@@ -218,7 +218,7 @@ def test_a_file_of_settings_gives_way_to_words(words, finished, tmp_path, capsys
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["train", "tinny"], r"unknown .*`tinny`.*`tiny`"),
+        (["train", "tinny"], r"unknown recipe: `tinny`; did you mean `tiny`\?"),
         (["train", "tiny", "optim.rl=1"], r"`optim.rl`.*`optim.lr`"),
         (["train", "tiny", "optim.lr=-1"], r"`optim.lr`.*-1"),
         (["train", "tiny", "optim.lr"], r"section.name=value.*optim.lr"),
@@ -254,7 +254,7 @@ def test_a_file_of_settings_gives_way_to_words(words, finished, tmp_path, capsys
         (["evaluate", "tiny", "--device", "abacus"], r"device 'abacus'"),
         (["train", "tiny", "run.device=abacus"], r"device 'abacus'"),
         (["evaluate", "tinny"], r"`tinny`.*`tiny`"),
-        (["export", "absent", "--out", "x"], r"'absent' holds no checkpoint"),
+        (["export", "absent", "--out", "x"], r"'absent' is no run folder"),
         (["report", "absent"], r"'absent' is no run folder.*mvczigal train"),
         (["pretrain", "--out", "x", "base_step=3"], r"`base_step`.*`base_steps`"),
         (["pretrain", "--out", "x", "base_steps=many"], r"`base_steps`.*many"),
