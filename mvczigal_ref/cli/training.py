@@ -63,7 +63,7 @@ class Recipes:
     ] = None
     """Name of the recipe to show."""
     yaml: bool = False
-    """Print the recipe's settings as YAML, which `--config` reads."""
+    """Print all settings of the recipe as YAML, which `--config` reads."""
     json: File = None
     """Also write the table to this file."""
 
@@ -254,11 +254,7 @@ def _show_recipe(name: str, command: Recipes, console: "Console") -> None:
     if command.yaml:
         import yaml
 
-        settings: dict[str, Any] = {"recipe": config.recipe}
-        for path, (_, value) in changes.items():
-            section, _, key = path.partition(".")
-            settings.setdefault(section, {})[key] = value
-        print(yaml.safe_dump(settings, sort_keys=False, default_flow_style=None), end="")
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return
     _say(console, f"{name}: {summary}\n\nsource: {source}\n")
     table = Table()

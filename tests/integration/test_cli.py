@@ -482,7 +482,10 @@ def test_a_sample_is_a_sheet_and_a_file_a_view(weights, tmp_path, capsys):
 
 
 def test_a_sample_is_a_function_of_seed_and_sampling(weights, tmp_path):
-    """The same words give the same bits; seed, steps, guidance and zigzag each change them."""
+    """The same words give the same bits; seed, steps, guidance and zigzag each change them.
+
+    `--seed` and `run.seed` are one.
+    """
     cases = {
         "same": [],
         "seed": ["--seed", "1"],
@@ -490,6 +493,7 @@ def test_a_sample_is_a_function_of_seed_and_sampling(weights, tmp_path):
         "guidance": ["--guidance", "3"],
         "zigzag": ["--zigzag"],
         "word": ["sampler.snr_shift=2"],
+        "setting": ["run.seed=1"],
     }
     start = ["sample", "a red ball with a white nose", "--weights", str(weights)]
     found = {}
@@ -500,6 +504,7 @@ def test_a_sample_is_a_function_of_seed_and_sampling(weights, tmp_path):
         found[name] = pixels(folder)
 
     assert found["same"] == found["first"]
+    assert found["setting"] == found["seed"]
     for name in set(cases) - {"same"}:
         assert found[name] != found["first"], name
 

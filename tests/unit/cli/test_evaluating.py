@@ -1,6 +1,7 @@
 """`cli.evaluating`: table and file of a policy's scores."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ def test_scores_are_those_that_the_run_has(monkeypatch, capsys, tmp_path, name, 
 
     def evaluate(system, prompts, *, num_noises, seed, **_):
         table = torch.full((num_noises, len(prompts)), 2.0 + seed)
+        table[:, 0] -= 0.002
         return Evaluation(per_view=table, joint=10 * table, images=torch.zeros(0, 1, 3, 8, 8))
 
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
@@ -35,4 +37,5 @@ def test_scores_are_those_that_the_run_has(monkeypatch, capsys, tmp_path, name, 
     assert "score [dB]" in text
     assert [row for row in ("per view", "joint view") if row in text] == rows
     assert scores.keys() == {*rows}
-    assert [scores[row]["mean"] for row in rows] == [2.5, 25.0][: len(rows)]
+    assert [scores[row]["mean"] for row in rows] == pytest.approx([2.499, 24.99][: len(rows)])
+    assert re.search(r"per view +│ all +│ 2\.4990 +│ +0\.0010 │", text)  # digits of the error

@@ -9,6 +9,7 @@ import pytest
 from mvczigal_ref.cli import main, training
 from mvczigal_ref.cli.training import Train, train_words
 from mvczigal_ref.config import TrainConfig, load_config, to_dict
+from mvczigal_ref.config.loading import read_settings
 from mvczigal_ref.recipes import RECIPES, recipe
 
 
@@ -48,10 +49,11 @@ def test_a_recipe_is_shown_with_source_and_changes(capsys):
 
 @pytest.mark.parametrize("name", ["tiny", "lcm_sdxl_simple", "mv_grpo_vlm"])
 def test_a_recipe_s_yaml_is_the_recipe(name, tmp_path, capsys):
-    """A file that `--config` reads, of what differs from the defaults."""
+    """A file that `--config` reads, with every section, so that no later default changes it."""
     assert main(["recipes", name, "--yaml"]) == 0
     (tmp_path / "recipe.yaml").write_text(capsys.readouterr().out)
 
+    assert read_settings(tmp_path / "recipe.yaml").keys() == to_dict(recipe(name)).keys()
     assert load_config(file=tmp_path / "recipe.yaml") == recipe(name)
 
 
