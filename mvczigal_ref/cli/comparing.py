@@ -19,7 +19,7 @@ __all__ = ["Enhance", "Reproduce", "enhance", "reproduce"]
 
 @dataclass(frozen=True, kw_only=True)
 class Enhance:
-    """Vary prompts by a language model, ahead of training; a stopped call goes on.
+    """Vary prompts by a language model, ahead of training; repeat the command to continue it.
 
     The file is what `condition.enhancer=stored` reads.
     """
@@ -41,7 +41,7 @@ class Enhance:
     seed: int = 0
     """Seed of the edits drawn and of the answers."""
     workers: int = 1
-    """Prompts that a served model is asked about at once."""
+    """Prompts that are sent to a served model at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class Evaluate:
     """Score a policy on held-out prompts.
 
     A run is also compared with the weights that it started from; ZMV-Sampling of other weights
-    with plain sampling. Both meet the same noises, and the gain is paired.
+    with plain sampling. Both start from the same noises, and the gain is paired.
     """
 
     recipe: Annotated[

@@ -25,7 +25,7 @@ class Export:
     """Folder to write, which does not exist yet."""
     layout: Annotated[
         Literal["peft", "diffusers", "released"] | None,
-        arg(help_behavior_hint="(default: all that fit)"),
+        arg(metavar="{peft,diffusers,released}", help_behavior_hint="(default: all that fit)"),
     ] = None
     """Only this layout of a LoRA: PEFT's folder, or the one file that diffusers or the released
     trainer reads."""

@@ -33,8 +33,8 @@ class Pretrain:
     model: Literal["multiview", "flow"] = "multiview"
     """Model to make."""
     processes: int = 1
-    """Processes on this machine that share the work; another number goes on with the same folder,
-    and leaves other bits."""
+    """Processes on this machine that share the work; another number continues the same folder, and
+    rounds otherwise."""
     out: Annotated[Path, arg(metavar="FOLDER")]
     """Folder of the weights; a stage that it already holds is not made again."""
 

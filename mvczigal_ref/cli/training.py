@@ -35,7 +35,7 @@ __all__ = ["Recipes", "Train", "show_recipes", "train", "train_run", "train_word
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a recipe into a run folder; the same command goes on with a stopped run."""
+    """Train a recipe into a run folder; the same command continues a stopped run."""
 
     recipe: RecipeName
     """Name of a recipe; `mvczigal recipes` lists them."""
