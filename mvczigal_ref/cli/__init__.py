@@ -1,71 +1,96 @@
-"""The command line: what a person can ask for, read by tyro.
+"""The command line: commands and their arguments, read by tyro.
 
-Only names are read here, so that help comes at once; `commands` does the work
-and imports what it needs.
+Each file holds a group of commands, arguments first. Only these are read here, so that help comes
+at once: the functions import what they need.
 """
 
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any, TypeAlias
 
 import tyro
 
 from mvczigal_ref import __version__
-from mvczigal_ref.cli.arguments import (
-    REFUSED,
-    Check,
-    Command,
+from mvczigal_ref.cli.comparing import Enhance, Reproduce, enhance, reproduce
+from mvczigal_ref.cli.evaluating import Evaluate, evaluate
+from mvczigal_ref.cli.exporting import Export, Report, print_export, print_report
+from mvczigal_ref.cli.launch import REFUSED, end_with_launcher
+from mvczigal_ref.cli.preflight_arguments import Check, Plan, check_recipe, plan_recipe
+from mvczigal_ref.cli.pretraining import Pretrain, pretrain_weights
+from mvczigal_ref.cli.sampling import Sample, sample
+from mvczigal_ref.cli.scoring import (
     ConvertReward,
-    Enhance,
-    Evaluate,
-    Export,
-    Plan,
-    Pretrain,
-    Recipes,
-    Report,
-    Reproduce,
-    Sample,
     Score,
     ServeReward,
-    Train,
+    convert_reward,
+    score,
+    serve_reward,
 )
-from mvczigal_ref.cli.launch import end_with_launcher
+from mvczigal_ref.cli.training import Recipes, Train, show_recipes, train
 from mvczigal_ref.errors import ServiceUnavailableError, quoted
 
-__all__ = ["main"]
+__all__ = ["Command", "main"]
 
-_COMMANDS: dict[str, Callable[..., Command]] = {
-    "train": Train,
-    "sample": Sample,
-    "evaluate": Evaluate,
-    "export": Export,
-    "report": Report,
-    "score": Score,
-    "serve-reward": ServeReward,
-    "convert-reward": ConvertReward,
-    "plan": Plan,
-    "check": Check,
-    "enhance": Enhance,
-    "reproduce": Reproduce,
-    "pretrain": Pretrain,
-    "recipes": Recipes,
+Command: TypeAlias = (
+    Train
+    | Sample
+    | Evaluate
+    | Export
+    | Report
+    | Score
+    | ServeReward
+    | ConvertReward
+    | Plan
+    | Check
+    | Enhance
+    | Reproduce
+    | Pretrain
+    | Recipes
+)
+"""Arguments of a command."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A command's arguments, and the function that takes them."""
+
+    arguments: Callable[..., Command]
+    function: Callable[[Any], None]
+
+
+_COMMANDS: Mapping[str, _Entry] = {
+    "train": _Entry(Train, train),
+    "sample": _Entry(Sample, sample),
+    "evaluate": _Entry(Evaluate, evaluate),
+    "export": _Entry(Export, print_export),
+    "report": _Entry(Report, print_report),
+    "score": _Entry(Score, score),
+    "serve-reward": _Entry(ServeReward, serve_reward),
+    "convert-reward": _Entry(ConvertReward, convert_reward),
+    "plan": _Entry(Plan, plan_recipe),
+    "check": _Entry(Check, check_recipe),
+    "enhance": _Entry(Enhance, enhance),
+    "reproduce": _Entry(Reproduce, reproduce),
+    "pretrain": _Entry(Pretrain, pretrain_weights),
+    "recipes": _Entry(Recipes, show_recipes),
 }
 _DESCRIPTION = """RL fine-tuning of few-step text-to-multiview diffusion.
 
 Begin with `mvczigal train tiny`, then open the report.html that it names."""
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
-# What follows one of these is its value, whatever it looks like.
+# A word after one of these is its value, whatever it looks like.
 _TAKES_TEXT = (
     "--config", "--out", "--run", "--weights", "--lora", "--json", "--prompts", "--recipe",
     "--prompt", "--tokenizer", "--url", "--model", "--api-key-env",
 )  # fmt: skip
 # A word of these that names something on the disk is that, though it look like a setting.
 _NAMES_FILES = ("score", "export", "report", "convert-reward", "enhance")
-_INTERRUPTED = 130  # what a shell reports after Ctrl-C
+_INTERRUPTED = 130  # a shell's report of Ctrl-C
 _TRY_LATER = 75  # what sendmail's descendants call a failure that will pass
 
 
@@ -100,12 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
     end_with_launcher()
     command = _read(words or ["--help"])
+    (function,) = [e.function for e in _COMMANDS.values() if type(command) is e.arguments]
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            from mvczigal_ref.cli.commands import run
-
-            run(command)
+            function(command)
         except ServiceUnavailableError as error:
             _say(f"error: {error}")
             return _TRY_LATER
@@ -125,8 +149,9 @@ def _read(words: list[str]) -> Command:
         is_setting = before not in _TAKES_TEXT and _is_setting(word, words[0])
         (settings if is_setting else rest).append(word)
     command: Command = tyro.extras.subcommand_cli_from_dict(
-        _COMMANDS, prog="mvczigal", description=_DESCRIPTION, args=rest
-    )
+        {name: entry.arguments for name, entry in _COMMANDS.items()},
+        prog="mvczigal", description=_DESCRIPTION, args=rest,
+    )  # fmt: skip
     if not settings:
         return command
     if isinstance(command, Export | Report | ConvertReward | Enhance | Recipes):

@@ -1,48 +1,93 @@
-"""The comparison of methods, and captions made ahead of training, as a person asks for them."""
+"""Compare the papers' methods, and vary prompts ahead of training: arguments and work."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from rich.console import Console
-from rich.markup import escape
+from tyro.conf import Positional, arg
 
-from mvczigal_ref.cli.arguments import Enhance, Reproduce
-from mvczigal_ref.cli.display import TrainingDisplay
-from mvczigal_ref.condition.offline import EDITS, OfflineEnhancer
-from mvczigal_ref.condition.protocol import CaptionError
-from mvczigal_ref.condition.stored import enhance_prompts
+from mvczigal_ref.cli.policy_settings import SettingWords, require_folder
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.files import atomic_write
-from mvczigal_ref.language.chat import ChatEndpoint
-from mvczigal_ref.language.local import LocalLanguageModel
-from mvczigal_ref.language.protocol import LanguageModel
-from mvczigal_ref.reproduce import (
-    COMPARISONS,
-    PlannedRun,
-    compare,
-    figure,
-    markdown,
-    planned_runs,
-)
-from mvczigal_ref.training.prompts import read_prompts
 
-__all__ = ["enhance", "reproduce"]
+if TYPE_CHECKING:
+    from mvczigal_ref.cli.display import TrainingDisplay
+    from mvczigal_ref.language.protocol import LanguageModel
+    from mvczigal_ref.reproduce import PlannedRun
+
+__all__ = ["Enhance", "Reproduce", "enhance", "reproduce"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enhance:
+    """Vary prompts by a language model, ahead of training; repeat the command to continue it.
+
+    The file is what `condition.enhancer=stored` reads.
+    """
+
+    prompts: Annotated[Positional[str], arg(metavar="PROMPTS")]
+    """Text file with one prompt per line, or world.train or world.held_out."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """File of the captions, as JSON lines."""
+    model: str
+    """Name of the served model, or folder of one to run here."""
+    url: Annotated[str | None, arg(metavar="URL", help_behavior_hint="(default: none)")] = None
+    """OpenAI-compatible endpoint that serves it, such as http://127.0.0.1:8000/v1."""
+    api_key_env: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """Environment variable that holds its key."""
+    captions: int = 4
+    """Captions per prompt."""
+    edits: Annotated[tuple[str, ...], arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
+    """Edits that may be asked for: add, delete, rewrite; all if none is named."""
+    seed: int = 0
+    """Seed of the edits drawn and of the answers."""
+    workers: int = 1
+    """Prompts that are sent to a served model at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Compare the papers' methods on the tiny worlds, at equal network calls; takes hours."""
+
+    settings: SettingWords = ()
+    """Settings to change in all methods, such as run.evaluation_noises=8."""
+    sets: tuple[Literal["multiview", "flow"], ...] = ("multiview", "flow")
+    """Comparisons to make."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the runs, one run of every method per seed."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/reproduce")
+    """Folder of runs, tables and pictures; a run that it already holds is not made again."""
 
 
 def reproduce(command: Reproduce) -> None:
     """Compare every method of the papers on the tiny worlds; write tables and pictures.
 
     Args:
-        command: What was asked for.
+        command: Comparisons, seeds, settings and folder.
 
     Raises:
         CheckpointError: If a run folder holds a run of other settings.
         ConfigError: If a setting is refused.
-        KeyboardInterrupt: After Ctrl-C; it has been said how to go on.
+        KeyboardInterrupt: After Ctrl-C; how to go on has been printed.
     """
+    if not command.sets or not command.seeds or len({*command.seeds}) < len(command.seeds):
+        msg = (
+            "`--sets` and `--seeds` must hold at least one, and the seeds must differ; got "
+            f"{command.sets} and {command.seeds}."
+        )
+        raise ConfigError(msg)
+    if any(word.startswith("run.seed=") for word in command.settings):
+        raise ConfigError("`run.seed` is what `--seeds` sets; leave it out.")
+    require_folder(command.out)
+    from rich.console import Console
+    from rich.markup import escape
+
+    from mvczigal_ref.cli.display import TrainingDisplay
+    from mvczigal_ref.files import atomic_write
+    from mvczigal_ref.reproduce import COMPARISONS, compare, figure, markdown, planned_runs
+
     console = Console()
 
-    def tell(run: PlannedRun) -> TrainingDisplay:
+    def tell(run: "PlannedRun") -> "TrainingDisplay":
         recipe, of = run.config.recipe, run.config.run
         console.print(f"{recipe}, seed {of.seed}: {of.iterations} iterations", style="bold")
         return TrainingDisplay(console, run.config)
@@ -57,13 +102,13 @@ def reproduce(command: Reproduce) -> None:
         }  # fmt: skip
     for name, runs in planned.items():
         try:
-            found = compare(COMPARISONS[name], runs, tell=tell)
+            comparison = compare(COMPARISONS[name], runs, tell=tell)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on, and repeats no finished run")
             raise
-        text = markdown(found)
+        text = markdown(comparison)
         atomic_write(command.out / f"{name}.md", text)
-        atomic_write(command.out / f"{name}.svg", figure(found))
+        atomic_write(command.out / f"{name}.svg", figure(comparison))
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         console.print(escape(f"table and picture: {command.out / name}.md, .svg"))
 
@@ -72,12 +117,19 @@ def enhance(command: Enhance) -> None:
     """Vary prompts by a language model and store the captions.
 
     Args:
-        command: What was asked for.
+        command: Prompts, model and file.
 
     Raises:
         ConfigError: If prompts or model cannot be used, or the file was made in another way.
         SystemExit: With status 1 if captions of some prompts could not be made.
     """
+    from rich.console import Console
+
+    from mvczigal_ref.condition.offline import OfflineEnhancer
+    from mvczigal_ref.condition.protocol import CaptionError
+    from mvczigal_ref.condition.stored import enhance_prompts
+    from mvczigal_ref.training.prompts import read_prompts
+
     console, prompts = Console(), read_prompts(command.prompts, setting="PROMPTS")
     edits = _edits(command)  # before a model is loaded
     try:
@@ -100,14 +152,21 @@ def enhance(command: Enhance) -> None:
 
 def _edits(command: Enhance) -> dict[str, str]:
     """Choose what a question may ask for."""
+    from mvczigal_ref.condition.offline import EDITS
+
     unknown = [name for name in command.edits if name not in EDITS]
     if unknown:
         raise ConfigError(f"`--edits` must be some of {list(EDITS)}; got {unknown}.")
     return {name: EDITS[name] for name in command.edits or EDITS}
 
 
-def _model(command: Enhance) -> LanguageModel:
-    """Find who is asked."""
+def _model(command: Enhance) -> "LanguageModel":
+    """Load the model that is asked, or name the endpoint that serves it."""
+    import torch
+
+    from mvczigal_ref.language.chat import ChatEndpoint
+    from mvczigal_ref.language.local import LocalLanguageModel
+
     if command.url is None:
         if command.workers != 1:
             msg = f"`--workers` is for a served model; got {command.workers} without `--url`."

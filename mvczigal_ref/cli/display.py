@@ -1,8 +1,8 @@
-"""What a person sees while a command works: progress, tables, plain lines where no one looks."""
+"""Progress, tables of scores, and plain lines where no one watches."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, with_error
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.report.run_folder import told_metrics
@@ -27,30 +28,46 @@ __all__ = ["TrainingDisplay", "gain_table", "guard_table", "guard_text", "score_
 _TRAINING = "training (Ctrl-C saves and stops)"
 _PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
 
-# Header, metric (one, or the mean of several), format. Each column is as wide as its header.
-_COLUMNS: Sequence[tuple[str, tuple[str, ...], str]] = (
-    ("per view", ("per_view_reward/zigzag", "per_view_reward/standard"), ".2f"),
-    ("gap", ("per_view_reward/gap",), "+.2f"),
-    ("   joint", ("joint_view_reward/zigzag", "joint_view_reward/standard"), ".2f"),
-    ("gap", ("joint_view_reward/gap",), "+.2f"),
-    ("threshold", ("threshold",), ".2f"),
-    ("multiplier", ("multiplier",), ".3f"),
-    ("grad norm", ("grad_norm",), ".3g"),
+
+class _Column(NamedTuple):
+    """One number of each iteration."""
+
+    header: str
+    """Name of the column."""
+
+    metrics: tuple[str, ...]
+    """Metric, or several whose mean is shown."""
+
+    form: str
+    """Format; `*` stands for the decimals of a reward, which the first iteration tells."""
+
+    width: int = 6
+    """Least width [characters]."""
+
+
+_COLUMNS = (
+    _Column("per view", ("per_view_reward/zigzag", "per_view_reward/standard"), ".*f"),
+    _Column("gap", ("per_view_reward/gap",), "+.*f"),
+    _Column("   joint", ("joint_view_reward/zigzag", "joint_view_reward/standard"), ".*f"),
+    _Column("gap", ("joint_view_reward/gap",), "+.*f"),
+    _Column("threshold", ("threshold",), ".*f"),
+    _Column("multiplier", ("multiplier",), ".3f"),
+    _Column("grad norm", ("grad_norm",), ".3g"),
 )
-_GROUP_COLUMNS: Sequence[tuple[str, tuple[str, ...], str]] = (
-    ("per view", ("per_view_reward/mean",), ".2f"),
-    ("spread", ("per_view_reward/group_std",), ".2f"),
-    ("   joint", ("joint_view_reward/mean",), ".2f"),
-    ("multiplier", ("multiplier",), ".3f"),
-    ("drift", ("drift/median",), ".3g"),
-    ("clipped", ("clip_fraction",), ".3f"),
-    ("grad norm", ("grad_norm",), ".3g"),
+_GROUP_COLUMNS = (
+    _Column("per view", ("per_view_reward/mean",), ".*f"),
+    _Column("spread", ("per_view_reward/group_std",), ".*f"),
+    _Column("   joint", ("joint_view_reward/mean",), ".*f"),
+    _Column("multiplier", ("multiplier",), ".3f"),
+    _Column("drift", ("drift/median",), ".3g"),
+    _Column("clipped", ("clip_fraction",), ".3f"),
+    _Column("grad norm", ("grad_norm",), ".3g"),
 )
 _WIDTH = 6
 
 
 class TrainingDisplay(Events):
-    """A line an iteration over a progress bar; in a file or a pipe, a plain line now and then.
+    """One line per iteration over a progress bar; in a file or a pipe, a plain line now and then.
 
     Args:
         console: Where to; rich knows whether someone is watching.
@@ -64,7 +81,7 @@ class TrainingDisplay(Events):
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             console=console,
             refresh_per_second=4,
@@ -74,7 +91,7 @@ class TrainingDisplay(Events):
         self._task: TaskID | None = None
         self._stage: TaskID | None = None
         self._spoken, self._began = -_PLAIN_EVERY, (0, 0.0)
-        self._columns: Sequence[tuple[str, tuple[str, ...], str]] = _COLUMNS
+        self._columns: Sequence[_Column] = _COLUMNS
 
     def __enter__(self) -> "TrainingDisplay":
         self._progress.start()
@@ -89,7 +106,7 @@ class TrainingDisplay(Events):
             self._print(text)
             return
         self._end_stage()
-        self._stage = self._progress.add_task(text, total=None, told="")
+        self._stage = self._progress.add_task(text, total=None, status="")
 
     def iteration(self, finished: int, total: int, metrics: Mapping[str, float | None]) -> None:
         """Show an iteration's numbers."""
@@ -98,27 +115,26 @@ class TrainingDisplay(Events):
         if first:
             self._end_stage()
             self._began = (finished, now)
-            self._task = self._progress.add_task(_TRAINING, total=total, told="")
+            self._task = self._progress.add_task(_TRAINING, total=total, status="")
             columns = _GROUP_COLUMNS if "per_view_reward/mean" in metrics else _COLUMNS
-            self._columns = [column for column in columns if self._tells(column[1])]
-            self._print(_header(self._columns))
+            self._columns = _with_decimals(filter(self._tells, columns), metrics)
+            self._print(_line("done", [column.header for column in self._columns], self._columns))
         left = ""
         done, began = self._began
         if done < finished < total:
             left = _duration((now - began) / (finished - done) * (total - finished)) + " left"
         if self._task is not None:
-            told = f"{finished}/{total}  {left}"
-            self._progress.update(self._task, completed=finished, told=told)
+            status = f"{finished}/{total}  {left}"
+            self._progress.update(self._task, completed=finished, status=status)
         due = now - self._spoken >= _PLAIN_EVERY or finished == total
         if self._live or first or due:
             self._spoken = now
-            line = f"{finished:>{_WIDTH}}" + "".join(
-                f"  {_value(metrics, names, form):>{max(len(header), _WIDTH)}}"
-                for header, names, form in self._columns
-            )
+            texts = [_text(metrics, column) for column in self._columns]
+            line = _line(str(finished), texts, self._columns)
             self._print(line if self._live or not left else f"{line}  {left}")
 
-    def _tells(self, names: Sequence[str]) -> bool:
+    def _tells(self, column: _Column) -> bool:
+        names = column.metrics
         return self._config is None or told_metrics(self._config, names) == {*names}
 
     def _end_stage(self) -> None:
@@ -134,7 +150,7 @@ def score_heading(unit: str) -> str:
     """Head a column of scores; rich would read plain brackets as its own markup.
 
     Args:
-        unit: Of the scores; may be empty.
+        unit: Unit of the scores; may be empty.
 
     Returns:
         The heading.
@@ -143,11 +159,11 @@ def score_heading(unit: str) -> str:
 
 
 def gain_table(gains: Mapping[str, PairedGain], *, unit: str, before: str, after: str) -> Table:
-    """Lay out paired gains, one score a row.
+    """Lay out paired gains, one row per score, with the digits that the standard error allows.
 
     Args:
-        gains: By name of the score.
-        unit: Of the scores; may be empty.
+        gains: Gains by name of the score.
+        unit: Unit of the scores; may be empty.
         before: Heading of the first policy's scores.
         after: Heading of the second's.
 
@@ -159,15 +175,16 @@ def gain_table(gains: Mapping[str, PairedGain], *, unit: str, before: str, after
         table.add_column(heading, justify="right")
     for name, gain in gains.items():
         ratio = f"{gain.gain / gain.standard_error:+.1f}" if gain.standard_error else ""
+        decimals = decimals_of(gain.standard_error, gain.before, gain.after)
+        change = with_error(gain.gain, gain.standard_error, decimals=decimals, sign=True)
         table.add_row(
-            name, f"{gain.before:.2f}", f"{gain.after:.2f}", f"{gain.gain:+.3f}",
-            f"{gain.standard_error:.3f}", ratio,
-        )  # fmt: skip
+            name, f"{gain.before:.{decimals}f}", f"{gain.after:.{decimals}f}", *change, ratio
+        )
     return table
 
 
 def guard_table(state: GuardState) -> Table:
-    """Lay out what the guard found, one held-out score a row.
+    """Lay out the guard's checks, one row per held-out score.
 
     Args:
         state: After the run.
@@ -185,9 +202,11 @@ def guard_table(state: GuardState) -> Table:
     for name, (gain, error) in state.gains().items():
         trained = name in latest.trained
         then, now = ({**check.trained, **check.watched}[name] for check in (best, latest))
+        first, last = sum(then) / len(then), sum(now) / len(now)
+        decimals = decimals_of(error, first, last)
         table.add_row(
-            escape(name), "trained" if trained else "watched", f"{sum(then) / len(then):.4f}",
-            f"{sum(now) / len(now):.4f}", f"{gain:+.4f}", f"{error:.4f}",
+            escape(name), "trained" if trained else "watched", f"{first:.{decimals}f}",
+            f"{last:.{decimals}f}", *with_error(gain, error, decimals=decimals, sign=True),
         )  # fmt: skip
     return table
 
@@ -205,21 +224,45 @@ def guard_text(state: GuardState, *, returned: bool) -> str:
     best, latest = state.best.iteration, state.latest.iteration
     if not state.fired:
         return f"guard: let the run go on; its best check is that of iteration {best}"
-    kept = f"put back the parameters of iteration {best}" if returned else "kept the parameters"
+    end = f"put back the parameters of iteration {best}" if returned else "kept the parameters"
     return (
         f"guard: ended the run at iteration {latest}, where the trained reward had risen and what "
-        f"is watched had fallen too far since iteration {best}; {kept}"
+        f"is watched had fallen too far since iteration {best}; {end}"
     )
 
 
-def _header(columns: Sequence[tuple[str, tuple[str, ...], str]]) -> str:
-    return f"{'done':>{_WIDTH}}" + "".join(f"  {name:>{_WIDTH}}" for name, _, _ in columns)
+def _with_decimals(columns: Iterable[_Column], metrics: Mapping[str, Any]) -> list[_Column]:
+    """Give a reward's columns the decimals that its size needs, and room for them."""
+    sizes: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        sizes.setdefault(_reward(name), []).append(value or 0.0)
+    chosen = []
+    for column in columns:
+        if "*" in column.form:
+            decimals = decimals_of_size(*sizes.get(_reward(column.metrics[0]), ()))
+            form = column.form.replace("*", str(decimals))
+            column = column._replace(form=form, width=column.width + decimals - 2)
+        chosen.append(column)
+    return chosen
 
 
-def _value(metrics: Mapping[str, Any], names: Sequence[str], form: str) -> str:
-    values = [metrics.get(name) for name in names]
-    known = [value for value in values if value is not None]
-    return format(sum(known) / len(known), form) if len(known) == len(names) else "-"
+def _reward(metric: str) -> str:
+    """Name the reward that a metric is of; the threshold is one of the joint reward."""
+    return "joint_view_reward" if metric == "threshold" else metric.partition("/")[0]
+
+
+def _line(first: str, texts: Sequence[str], columns: Sequence[_Column]) -> str:
+    return f"{first:>{_WIDTH}}" + "".join(
+        f"  {text:>{max(len(column.header), column.width)}}"
+        for text, column in zip(texts, columns, strict=True)
+    )
+
+
+def _text(metrics: Mapping[str, Any], column: _Column) -> str:
+    values = [metrics[name] for name in column.metrics if metrics.get(name) is not None]
+    if len(values) < len(column.metrics):
+        return "-"
+    return format(sum(values) / len(values), column.form)
 
 
 def _duration(seconds: float) -> str:

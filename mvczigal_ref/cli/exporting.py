@@ -1,19 +1,66 @@
-"""What a run has trained, as files of other tools, as a person asks for it."""
+"""Export a run's policy for other tools, and write its report again."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import torch
+from tyro.conf import Positional, arg
 
-from mvczigal_ref.cli.arguments import Export
+from mvczigal_ref.cli.policy_settings import require_run
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.models.lora_weights import LoraWeights
-from mvczigal_ref.models.policy_files import trained_lora
-from mvczigal_ref.system.scorers import no_scorers
-from mvczigal_ref.training.run_folder import load_newest, load_policy
-from mvczigal_ref.training.trainer import export_policy
 
-__all__ = ["export_run"]
+__all__ = ["Export", "Report", "export_run", "print_export", "print_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write what a run has trained as PEFT and diffusers load it, from its newest checkpoint.
+
+    A finished run needs no export: its folder holds all layouts in `policy`.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, finished or not."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Folder to write, which does not exist yet."""
+    layout: Annotated[
+        Literal["peft", "diffusers", "released"] | None,
+        arg(metavar="{peft,diffusers,released}", help_behavior_hint="(default: all that fit)"),
+    ] = None
+    """Only this layout of a LoRA: PEFT's folder, or the one file that diffusers or the released
+    trainer reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write a run's report.html again."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, finished or not."""
+
+
+def print_export(command: Export) -> None:
+    """Export, and print the folder.
+
+    Args:
+        command: Run, folder and layout.
+    """
+    print(export_run(command))
+
+
+def print_report(command: Report) -> None:
+    """Write a report, and print its path.
+
+    Args:
+        command: The run.
+
+    Raises:
+        CheckpointError: If the folder is no run folder.
+    """
+    require_run(command.run)
+    from mvczigal_ref.report import write_report
+
+    print(write_report(command.run))
 
 
 def export_run(command: Export) -> Path:
@@ -22,7 +69,7 @@ def export_run(command: Export) -> Path:
     The multi-view UNet's LoRA is in the checkpoint; the base model is loaded for anything else.
 
     Args:
-        command: What was asked for.
+        command: Run, folder and layout.
 
     Returns:
         The folder that was written.
@@ -34,6 +81,15 @@ def export_run(command: Export) -> Path:
     if command.out.exists():
         msg = f"`--out` must not exist yet; got {str(command.out)!r}."
         raise ConfigError(msg)
+    require_run(command.run)
+    import torch
+
+    from mvczigal_ref.models.lora_weights import LoraWeights
+    from mvczigal_ref.models.policy_files import trained_lora
+    from mvczigal_ref.system.scorers import no_scorers
+    from mvczigal_ref.training.run_folder import load_newest, load_policy
+    from mvczigal_ref.training.trainer import export_policy
+
     checkpoint = load_newest(command.run)
     config = checkpoint.config
     trained: LoraWeights | Any

@@ -16,13 +16,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    ReplayMismatchError,
+    ZeroGradientError,
+)
 
-__all__ = ["PROGRAM", "end_with_launcher", "launch", "starts_processes"]
+if TYPE_CHECKING:
+    from mvczigal_ref.distributed import World
+
+__all__ = ["PROGRAM", "REFUSED", "end_with_launcher", "join", "launch", "starts_processes"]
 
 PROGRAM = ("-m", "mvczigal_ref")
-"""What the processes run, before the command's words."""
+"""Program of the processes, before the command's words."""
+
+REFUSED = (
+    ConfigError,
+    CheckpointError,
+    NonFiniteError,
+    ReplayMismatchError,
+    ZeroGradientError,
+    OSError,
+)
+"""Errors that a process prints in one line, without a traceback."""
 
 _LIFELINE = "MVCZIGAL_LIFELINE"  # a pipe's descriptor, whose other end closes with the launcher
 _PATIENCE = 900.0  # seconds that a stop may take: the processes end their iteration and save
@@ -53,6 +73,35 @@ def starts_processes(count: int) -> bool:
         msg = f"`--processes` must be left out under a launcher; got {count}, it runs {running}."
         raise ConfigError(msg)
     return count > 1 and running is None
+
+
+def join(device: str) -> "World":
+    """Join the processes that a launcher started, and try their device.
+
+    Args:
+        device: "auto" for an accelerator where there is one, or a torch device.
+
+    Returns:
+        This process's place.
+
+    Raises:
+        ConfigError: If they could not be joined, or there is no such device.
+
+    Examples:
+        >>> join("cpu").is_main
+        True
+    """
+    import torch
+
+    from mvczigal_ref.distributed import world
+
+    try:
+        here = world(device)
+        torch.empty(1, device=here.device)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch's words for its absence
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"cannot compute on device {device!r}: {reason}") from error
+    return here
 
 
 def launch(count: int, words: Sequence[str]) -> int:

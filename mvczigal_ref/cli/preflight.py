@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mvczigal_ref.cli.processes import join
+from mvczigal_ref.cli.launch import join
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.preflight.attempts import Verdict

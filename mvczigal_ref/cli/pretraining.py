@@ -1,37 +1,61 @@
-"""Pretraining as a person asks for it: its settings, its processes, and what is shipped of it."""
+"""Pretrain the tiny world's weights: arguments, settings, processes, and what is shipped."""
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from tyro.conf import Positional, arg
 
-from mvczigal_ref.cli.arguments import Pretrain
-from mvczigal_ref.cli.launch import launch, starts_processes
-from mvczigal_ref.cli.processes import join
-from mvczigal_ref.config.loading import read_value, unknown_setting
+from mvczigal_ref.cli.launch import join, launch, starts_processes
+from mvczigal_ref.cli.policy_settings import require_folder
 from mvczigal_ref.errors import ConfigError, quoted
-from mvczigal_ref.pretraining import flow as pretrain_flow
-from mvczigal_ref.pretraining import multiview as pretrain
-from mvczigal_ref.pretraining import ship as shipped
-from mvczigal_ref.pretraining.flow import FlowPretrainConfig
-from mvczigal_ref.pretraining.multiview import PretrainConfig
 
-__all__ = ["pretrain_weights"]
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Pretrain", "pretrain_weights"]
 
 _Numbers = TypeVar("_Numbers")  # settings of one kind of pretraining
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Make the tiny world's weights: autoencoder, base model, few-step model; or the flow model.
+
+    The flow model takes its autoencoder and CLIP from the multi-view weights.
+    """
+
+    settings: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="[NAME=VALUE ...]", help_behavior_hint="")
+    ] = ()
+    """Numbers to change, such as base_steps=100."""
+    model: Literal["multiview", "flow"] = "multiview"
+    """Model to make."""
+    processes: int = 1
+    """Processes on this machine that share the work; another number continues the same folder, and
+    rounds otherwise."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Folder of the weights; a stage that it already holds is not made again."""
+
+
 def pretrain_weights(command: Pretrain) -> None:
-    """Make the tiny world's weights, in as many processes as were asked for.
+    """Make the tiny world's weights, in as many processes as the command asks for.
 
     Args:
-        command: What was asked for.
+        command: Model, settings, processes and folder.
 
     Raises:
         ConfigError: If a setting is unknown, or of the wrong kind.
-        SystemExit: Where the processes did not end well; they have said why.
+        SystemExit: Where the processes did not end well; they have printed why.
     """
+    require_folder(command.out)
+    from mvczigal_ref.pretraining import flow as pretrain_flow
+    from mvczigal_ref.pretraining import multiview as pretrain
+    from mvczigal_ref.pretraining import ship as shipped
+    from mvczigal_ref.pretraining.flow import FlowPretrainConfig
+    from mvczigal_ref.pretraining.multiview import PretrainConfig
+
     flow = command.model == "flow"
     kind: type[FlowPretrainConfig | PretrainConfig] = FlowPretrainConfig if flow else PretrainConfig
     config = _config(kind, command.settings)
@@ -57,14 +81,18 @@ def _words(command: Pretrain) -> list[str]:
 
 def _config(kind: type[_Numbers], words: Sequence[str]) -> _Numbers:
     """Read `name=value` words into pretraining's settings."""
-    known, values = [field.name for field in fields(cast(Any, kind))], {}
+    from pydantic import TypeAdapter, ValidationError
+
+    from mvczigal_ref.config.loading import read_value, unknown_setting
+
+    names, values = [field.name for field in fields(cast(Any, kind))], {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
             msg = f"a setting must read `name=value`; got {word!r}."
             raise ConfigError(msg)
-        if name not in known:
-            raise unknown_setting(name, known)
+        if name not in names:
+            raise unknown_setting(name, names)
         try:
             values[name] = read_value(text)
         except ConfigError as error:

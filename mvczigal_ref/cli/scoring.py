@@ -1,83 +1,173 @@
-"""Scoring pictures, and running scorers for others, as a person asks for it."""
+"""Score pictures, and run scorers for others: arguments and work."""
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from torch import Tensor
+from tyro.conf import Positional, arg
 
 from mvczigal_ref import __version__
-from mvczigal_ref.cli.arguments import ConvertReward, Score, ServeReward
-from mvczigal_ref.cli.processes import join
-from mvczigal_ref.cli.views import read_views
-from mvczigal_ref.config import RewardConfig
-from mvczigal_ref.config.loading import nearest_name
-from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.models.finite import require_finite
-from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions
-from mvczigal_ref.reward.provenance import content_hash, files_read
-from mvczigal_ref.reward.registry import (
-    joint_view_scorer,
-    per_view_scorer,
-    require_device,
-    scorer_options,
-)
-from mvczigal_ref.shapes import Images
+from mvczigal_ref.cli.launch import join
+from mvczigal_ref.cli.policy_settings import File
+from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
 
-__all__ = ["convert_reward", "score_images", "serve_reward"]
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
 
-Scorer = Callable[[Images, Sequence[str]], Tensor]
+    from mvczigal_ref.config import RewardConfig
+    from mvczigal_ref.reward.builders import ScorerOptions
+    from mvczigal_ref.shapes import Images
+
+    Scorer: TypeAlias = Callable[[Images, Sequence[str]], Tensor]
+
+__all__ = [
+    "ConvertReward",
+    "Score",
+    "ServeReward",
+    "convert_reward",
+    "score",
+    "serve_reward",
+]
+
+_Place = Annotated[
+    str | None, arg(metavar="PLACE", help_behavior_hint="(default: the published ones)")
+]
+_RewardSettings = Annotated[
+    Positional[tuple[str, ...]],
+    arg(metavar="[reward.NAME=VALUE ...]", help_behavior_hint=""),
+]
 
 
-def score_images(command: Score, settings: RewardConfig) -> None:
-    """Score pictures and print a table: a row a view, and one for all views together.
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score pictures with any reward: each view on its own, or all views of an object together."""
+
+    images: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="(required)"),
+    ]
+    """Files, each a view of one object in the order of the cameras; with --row each an object.
+    Transparency is laid on white; an animation is refused."""
+    settings: _RewardSettings = ()
+    """Settings to change, such as reward.dtype=bf16 or "reward.url={mine: http://...}"."""
+    prompt: Annotated[str, arg(metavar="TEXT")]
+    """Text that the pictures are to show."""
+    reward: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")]
+    """Scorers, such as clip_score or hyperscore.overall; for a wrong name the nearest is named."""
+    row: Annotated[
+        int | None, arg(metavar="VIEWS", help_behavior_hint="(default: a file is a view)")
+    ] = None
+    """Cut each file into this many views of equal width, side by side."""
+    weights: _Place = None
+    """Folder, file or hub id of the weights, where one reward is named."""
+    tokenizer: _Place = None
+    """Folder or hub id of the tokenizer, where one reward is named."""
+    json: File = None
+    """Also write every score to this file."""
+    device: str = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeReward:
+    """Run a reward as an HTTP service, for training elsewhere with reward.url.
+
+    There is no password: whoever reaches the port can use it.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """Scorer, such as pickscore or hyperscore.overall."""
+    settings: _RewardSettings = ()
+    """Settings to change, such as reward.dtype=bf16."""
+    host: str = "127.0.0.1"
+    """Address to listen at."""
+    port: int = 8763
+    """Port to listen at; 0 takes any that is free."""
+    open_to_others: bool = False
+    """Allow an address that other machines can reach."""
+    views: int = 6
+    """Views of an object, where the scorer judges them together."""
+    weights: _Place = None
+    """Folder, file or hub id of the weights."""
+    tokenizer: _Place = None
+    """Folder or hub id of the tokenizer."""
+    device: str = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertReward:
+    """Write a reward's published .pt or .pth file as safetensors, once."""
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """Downloaded file; it is read without running anything in it."""
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """A .safetensors file that does not exist yet."""
+
+
+def score(command: Score) -> None:
+    """Score pictures and print a table: a row per view, and one for all views together.
 
     Args:
-        command: What was asked for.
-        settings: Where the scorers are.
+        command: Pictures, prompt and scorers.
 
     Raises:
         ConfigError: If pictures or scorers do not fit together.
         NonFiniteError: If a score is not finite; names the scorer and view, and nothing is written.
     """
+    _refuse_other_settings(command)
+    if not command.images or not command.reward:
+        msg = "`score` needs pictures and, after `--reward`, the name of a scorer."
+        raise ConfigError(msg)
+    if command.row is not None and command.row < 1:
+        raise ConfigError(f"`--row` must be at least 1; got {command.row}.")
+    settings = _reward_settings(command.reward, command)
+    from rich.console import Console
+
+    from mvczigal_ref.cli.views import read_views
+    from mvczigal_ref.files import atomic_write, to_json
+    from mvczigal_ref.models.finite import require_finite
+    from mvczigal_ref.reward.registry import scorer_options
+
     device = join(command.device).device
     images = read_views(command.images, row=command.row)
     objects, views = images.shape[:2]
-    found: dict[str, Tensor] = {}
+    scores: dict[str, Tensor] = {}
     for name in dict.fromkeys(command.reward):
         options = scorer_options(name, settings, device=device, num_views=views)
         _, scorer = _scorer(name, options)
         try:
-            found[name] = scorer(images.to(device), [command.prompt] * objects).cpu()
+            scores[name] = scorer(images.to(device), [command.prompt] * objects).cpu()
         except ValueError as error:  # such as another number of views than the scorer knows
             raise ConfigError(f"`{name}` cannot score these pictures: {error}") from error
-        require_finite(name, found[name], range(objects))
-    Console().print(_table(command, found, objects, views))
+        require_finite(name, scores[name], range(objects))
+    Console().print(_table(command, scores, objects, views))
     if command.json is not None:
         content = {
             "prompt": command.prompt,
             "images": [str(path) for path in command.images],
-            "scores": {name: table.tolist() for name, table in found.items()},
+            "scores": {name: table.tolist() for name, table in scores.items()},
         }
         atomic_write(command.json, to_json(content))
 
 
-def serve_reward(command: ServeReward, settings: RewardConfig) -> None:
+def serve_reward(command: ServeReward) -> None:
     """Serve a scorer until Ctrl-C.
 
     Its version is of the code and of the contents of the weights, which are read once for it.
 
     Args:
-        command: What was asked for.
-        settings: Where the scorer is.
+        command: Scorer and address.
 
     Raises:
         ConfigError: If the scorer is unknown, or the address is open and that was not asked for.
     """
+    settings = _reward_settings([command.name], command)
+    from mvczigal_ref.reward.provenance import files_read
+    from mvczigal_ref.reward.registry import scorer_options
     from mvczigal_ref.reward.service import serve
 
     device = join(command.device).device
@@ -100,32 +190,63 @@ def serve_reward(command: ServeReward, settings: RewardConfig) -> None:
         raise ConfigError(msg) from error
 
 
-def convert_reward(command: ConvertReward) -> Path:
-    """Write a published file's tensors as safetensors.
+def convert_reward(command: ConvertReward) -> None:
+    """Write a published file's tensors as safetensors, and print the new file's name.
 
     Args:
-        command: What was asked for.
-
-    Returns:
-        The file that was written.
+        command: Both files.
 
     Raises:
         ConfigError: If the names are not such, or the file exists.
         CheckpointError: If the source is no file of tensors.
     """
-    from mvczigal_ref.errors import CheckpointError
     from mvczigal_ref.reward.convert import convert_checkpoint
 
     try:
-        return convert_checkpoint(command.file, command.out)
+        print(convert_checkpoint(command.file, command.out))
     except CheckpointError:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _scorer(name: str, options: ScorerOptions) -> tuple[str, Scorer]:
+def _refuse_other_settings(command: Score | ServeReward) -> None:
+    for word in command.settings:
+        if not word.startswith("reward."):
+            path = word.partition("=")[0]
+            absent = ", and there is no such file" if isinstance(command, Score) else ""
+            msg = (
+                f"{quoted(word)} was read as a setting{absent}; `{path}` changes nothing here, "
+                "only settings that start with `reward.` do."
+            )
+            raise ConfigError(msg)
+
+
+def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> "RewardConfig":
+    """Read the places of scorers, from options and from `reward.` settings."""
+    from mvczigal_ref.config import from_dict, load_config, to_dict
+
+    _refuse_other_settings(command)
+    values = to_dict(load_config(overrides=command.settings))["reward"]
+    for field, option, place in (
+        ("weights", "--weights", command.weights),
+        ("tokenizers", "--tokenizer", command.tokenizer),
+    ):
+        if place is None:
+            continue
+        if len(names) != 1:
+            msg = f"`{option}` is for one reward; got {len(names)}. Use `reward.{field}={{...}}`."
+            raise ConfigError(msg)
+        values[field][names[0]] = place
+    return from_dict({"reward": values}).reward
+
+
+def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
     """Build a scorer of either kind; of an unknown name its service says which it is."""
+    from mvczigal_ref.config.loading import nearest_name
+    from mvczigal_ref.reward.builders import JOINT, PER_VIEW
+    from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer, require_device
+
     require_device(str(options.device))
     if name in PER_VIEW:
         return "per_view", per_view_scorer(name, options)
@@ -133,38 +254,43 @@ def _scorer(name: str, options: ScorerOptions) -> tuple[str, Scorer]:
         return "joint", joint_view_scorer(name, options)
     if options.url is None:
         near = nearest_name(name, [*PER_VIEW, *JOINT])
-        raise ConfigError(f"there is no scorer {name!r}; the nearest name is {near!r}.")
+        raise ConfigError(f"unknown scorer: {name!r}; the nearest name is {near!r}.")
     try:
         return "per_view", per_view_scorer(name, options)
     except ConfigError:
         return "joint", joint_view_scorer(name, options)
 
 
-def _table(command: Score, found: dict[str, Tensor], objects: int, views: int) -> Table:
+def _table(command: Score, scores: dict[str, "Tensor"], objects: int, views: int) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table("picture")
-    for name in found:
+    for name in scores:
         table.add_column(escape(name), justify="right")
     for index in range(objects):
         for view in range(views):
             path = command.images[view if command.row is None else index]
             label = path.name if command.row is None else f"{path.name} view {view}"
-            cells = [f"{t[index, view]:.4f}" if t.ndim == 2 else "" for t in found.values()]
+            cells = [f"{t[index, view]:.4f}" if t.ndim == 2 else "" for t in scores.values()]
             if any(cells):
                 table.add_row(escape(label), *cells)
         whole = "all views" if command.row is None else f"{command.images[index].name} all views"
-        cells = [f"{(t[index].mean() if t.ndim == 2 else t[index]):.4f}" for t in found.values()]
+        cells = [f"{(t[index].mean() if t.ndim == 2 else t[index]):.4f}" for t in scores.values()]
         table.add_row(escape(whole), *cells)
     return table
 
 
-def _version(options: ScorerOptions, files: Sequence[Path], scorer: Scorer) -> str:
+def _version(options: "ScorerOptions", files: Sequence[Path], scorer: "Scorer") -> str:
     """Name the code and the contents of every file that scores depend on, so that caches notice.
 
     Of a scorer that another service runs, that one's version counts.
     """
+    from mvczigal_ref.reward.provenance import content_hash
+
     served = getattr(scorer, "version", "")
-    said = f"{options.dtype} {options.num_views}\n{served}\n{content_hash(files)}"
-    return f"{__version__}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    text = f"{options.dtype} {options.num_views}\n{served}\n{content_hash(files)}"
+    return f"{__version__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _say(text: str) -> None:

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 from PIL import Image
+from rich.progress import Progress
 from safetensors.torch import save_file
 
 from mvczigal_ref.cli import main
-from mvczigal_ref.cli import policies as module
 from mvczigal_ref.config import load_config
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.lora_files import save_lora_file, save_lora_folder
@@ -119,10 +119,8 @@ def test_what_cannot_be_sampled_is_told_in_a_line(more, told, words, tmp_path, m
 def test_a_flow_paints_one_view(tmp_path, capsys, monkeypatch):
     """A sheet and the view; there is nothing to turn, and a call a step is counted."""
     told = []
-    monkeypatch.setattr(
-        module.Progress, "add_task", lambda *_, total: told.append(total) or len(told) - 1
-    )
-    monkeypatch.setattr(module.Progress, "advance", lambda *_: told.append("call"))
+    monkeypatch.setattr(Progress, "add_task", lambda *_, total: told.append(total) or len(told) - 1)
+    monkeypatch.setattr(Progress, "advance", lambda *_: told.append("call"))
     tiny_flow_components(seed=0, num_heads=1, num_layers=1, num_single_layers=1).save(
         tmp_path / "weights"
     )

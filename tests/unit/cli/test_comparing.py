@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from mvczigal_ref import reproduce
 from mvczigal_ref.cli import comparing, main
 from mvczigal_ref.condition.stored import StoredCaptions
 from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome
@@ -83,8 +84,8 @@ def test_a_comparison_leaves_table_and_picture(tmp_path, monkeypatch, capsys):
         )  # fmt: skip
         return Comparison(methods=methods, outcomes=outcomes)
 
-    monkeypatch.setattr(comparing, "planned_runs", planned_runs)
-    monkeypatch.setattr(comparing, "compare", compare)
+    monkeypatch.setattr(reproduce, "planned_runs", planned_runs)
+    monkeypatch.setattr(reproduce, "compare", compare)
     words = ["reproduce", "--sets", "flow", "--seeds", "4", "--out", str(tmp_path)]
 
     assert main([*words, "run.evaluation_noises=2"]) == 0

@@ -106,7 +106,7 @@ def test_after_a_resume_the_time_left_is_of_this_pace(monkeypatch):
 
 
 def test_who_watches_sees_every_iteration_and_a_bar(monkeypatch):
-    """A line an iteration, a bar with the time left, and what is being done."""
+    """A line per iteration, a bar with the time left, and what is being done."""
     clock = Clock(monkeypatch)
     console, text = watched()
     with TrainingDisplay(console) as shown:
@@ -154,6 +154,19 @@ def test_columns_of_what_a_run_lacks_are_left_out():
     assert line.split() == ["1", "1.50", "0.50", "0.25", "0.125", "2"]
 
 
+def test_a_small_reward_keeps_its_digits():
+    """PickScore divided by 100 is 0.2 and gains 0.01; names stand over their numbers still."""
+    small = {name: value / 600 for name, value in ROW.items() if name.startswith("per_view")}
+    console, text = unwatched()
+    with TrainingDisplay(console) as shown:
+        shown.iteration(1, 2, {**ROW, **small})
+        shown.iteration(2, 2, {**ROW, **small, "per_view_reward/gap": 0.25})
+    header, line, _ = text.getvalue().splitlines()
+
+    assert line.split() == ["1", "0.02083", "-0.00167", *SAID[2:]]
+    assert len(header) == len(line)
+
+
 def test_real_metrics_fill_every_column():
     """Each name is one that training writes."""
     console, text = unwatched()
@@ -175,18 +188,20 @@ def test_stages_are_told_where_no_one_watches():
 
 
 def test_a_table_of_gains():
-    """Means to hundredths, gain and error to thousandths, and how many errors it is."""
+    """As many digits as the error allows, and how many errors the gain is."""
     console, text = unwatched()
     gain = PairedGain(before=1.0, after=3.0, gain=2.0, standard_error=0.25)
     sure = PairedGain(before=1.0, after=1.0, gain=0.0, standard_error=0.0)
-    gains = {"per view": gain, "joint view": sure}
+    small = PairedGain(before=0.2134, after=0.2203, gain=0.0069, standard_error=0.0011)
+    gains = {"per view": gain, "joint view": sure, "pickscore": small}
     console.print(gain_table(gains, unit="dB", before="then", after="now"))
     rows = [re.findall(r"[^│┃]+", line) for line in text.getvalue().splitlines()]
     cells = [[cell.strip() for cell in row] for row in rows]
 
     assert ["score [dB]", "then", "now", "gain", "standard error", "gain / error"] in cells
-    assert ["per view", "1.00", "3.00", "+2.000", "0.250", "+8.0"] in cells
-    assert ["joint view", "1.00", "1.00", "+0.000", "0.000", ""] in cells
+    assert ["per view", "1.00", "3.00", "+2.00", "0.25", "+8.0"] in cells
+    assert ["pickscore", "0.2134", "0.2203", "+0.0069", "0.0011", "+6.3"] in cells
+    assert ["joint view", "1.00", "1.00", "+0.00", "0.00", ""] in cells
 
 
 # -- the guard ---------------------------------------------------------------------------
@@ -205,8 +220,8 @@ def test_a_guard_s_table_compares_its_best_check_with_its_latest():
     console.print(guard_table(guard_state(fired=True)))
     rows = [re.split(r" *│ *", line.strip("│ ")) for line in text.getvalue().splitlines()]
 
-    assert ["joint", "trained", "2.0000", "4.0000", "+2.0000", "1.0000"] in rows
-    assert ["hps[v2]", "watched", "5.0000", "4.0000", "-1.0000", "0.0000"] in rows
+    assert ["joint", "trained", "2.0", "4.0", "+2.0", "1.0"] in rows
+    assert ["hps[v2]", "watched", "5.00", "4.00", "-1.00", "0.00"] in rows
 
 
 @pytest.mark.parametrize(

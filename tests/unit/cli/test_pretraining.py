@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from mvczigal_ref.cli import pretraining
-from mvczigal_ref.cli.arguments import Pretrain
-from mvczigal_ref.cli.pretraining import pretrain_weights
+from mvczigal_ref.cli.pretraining import Pretrain, pretrain_weights
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.pretraining import flow, multiview
 from mvczigal_ref.pretraining import ship as shipped
 
 
@@ -19,7 +19,7 @@ def called(monkeypatch):
     monkeypatch.setattr(pretraining, "launch", lambda *given: called.append(given) or 3)
     monkeypatch.setattr(pretraining, "join", lambda device: called.append(device) or World())
     for module, name in (
-        (pretraining.pretrain, "pretrain"), (pretraining.pretrain_flow, "pretrain_flow"),
+        (multiview, "pretrain"), (flow, "pretrain_flow"),
         (shipped, "ship"), (shipped, "ship_flow"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, lambda *_, name=name: called.append(name))

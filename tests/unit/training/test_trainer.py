@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mvczigal_ref import files
-from mvczigal_ref.cli.arguments import Export
-from mvczigal_ref.cli.exporting import export_run
+from mvczigal_ref.cli.exporting import Export, export_run
 from mvczigal_ref.config import from_dict, load_config, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import (

@@ -1,0 +1,239 @@
+"""Score a policy on held-out prompts: arguments, comparison, table and file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from mvczigal_ref.cli.launch import join
+from mvczigal_ref.cli.policy_settings import (
+    File,
+    Folder,
+    SettingWords,
+    build_policy,
+    policy_config,
+)
+from mvczigal_ref.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from mvczigal_ref.config import TrainConfig
+    from mvczigal_ref.distributed import World
+    from mvczigal_ref.evaluation.evaluate import PairedGain
+    from mvczigal_ref.system import System
+
+__all__ = ["Evaluate", "evaluate", "evaluate_policy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a policy on held-out prompts.
+
+    A run is also compared with the weights that it started from; ZMV-Sampling of other weights
+    with plain sampling. Both start from the same noises, and the gain is paired.
+    """
+
+    recipe: Annotated[
+        Positional[str | None], arg(metavar="[RECIPE]", help_behavior_hint="(default: tiny)")
+    ] = None
+    """Recipe whose weights and sampling are scored, where no run is given."""
+    settings: SettingWords = ()
+    """Settings to change, such as sampler.num_steps=4."""
+    run: Annotated[Folder, arg(help_behavior_hint="(default: none)")] = None
+    """Score what this run folder has trained."""
+    weights: Annotated[Folder, arg(help_behavior_hint="(default: the recipe's)")] = None
+    """Score the weights in this folder."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the noises; 0 is what training itself evaluates on."""
+    noises: int = 4
+    """Initial noises per prompt and seed."""
+    zigzag: bool = False
+    """Sample with ZMV-Sampling."""
+    prompts: str = "world.held_out"
+    """A named list, or a text file with one prompt per line."""
+    json: File = None
+    """Also write every score to this file."""
+    device: str = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""
+
+
+def evaluate(command: Evaluate) -> None:
+    """Check a command, then score its policy.
+
+    Args:
+        command: Policy, prompts and noises.
+
+    Raises:
+        ConfigError: If an option, a setting or a prompt is refused.
+        CheckpointError: If the run is none.
+    """
+    if command.noises < 1 or len(set(command.seeds)) < max(1, len(command.seeds)):
+        msg = (
+            "`--noises` must be at least 1 and `--seeds` must differ; got "
+            f"{command.noises} and {command.seeds}."
+        )
+        raise ConfigError(msg)
+    config = policy_config(
+        command.run, command.weights, command.recipe, command.settings, also=("reward.",)
+    )
+    from mvczigal_ref.tiny_world.grammar import parse
+    from mvczigal_ref.training.prompts import in_world, read_prompts
+
+    strict = in_world(config)
+    prompts = read_prompts(command.prompts, setting="--prompts", world=strict)
+    prompts = [str(parse(prompt)) for prompt in prompts] if strict else prompts
+    evaluate_policy(command, config, prompts)
+
+
+def evaluate_policy(command: Evaluate, config: "TrainConfig", prompts: Sequence[str]) -> None:
+    """Score a policy, compare it where there is something to compare it with, and print both.
+
+    Args:
+        command: Policy, noises and file.
+        config: Sampling and scorers.
+        prompts: Prompts to score on, checked.
+    """
+    from rich.console import Console
+
+    from mvczigal_ref.cli.display import gain_table
+    from mvczigal_ref.evaluation.evaluate import paired_gain
+    from mvczigal_ref.files import atomic_write, to_json
+    from mvczigal_ref.report.run_folder import reward_unit
+    from mvczigal_ref.system.scorers import build_scorers
+    from mvczigal_ref.training.prompts import warn_of_cut_prompts
+
+    here = join(command.device)
+    console, unit = Console(quiet=not here.is_main), reward_unit(config)
+    scorers = build_scorers(config, device=here.device, watched=False)
+    system = build_policy(command.run, config, here.device, scorers)
+    if here.is_main:
+        warn_of_cut_prompts(system.components, prompts, setting="--prompts")
+    with console.status("scoring"):
+        scores = _scores(system, command, config, prompts, here, zigzag=command.zigzag)
+        against, other = _reference(system, command, config, prompts, here)
+    console.print(_score_table(scores, command.seeds, command.noises, unit=unit))
+    gains = {name: paired_gain(other[name], table) for name, table in scores.items() if other}
+    if gains:
+        now = "ZMV-Sampling" if against == "plain sampling" else "this run"
+        console.print(gain_table(gains, unit=unit, before=against, after=now))
+    if command.json is not None and here.is_main:
+        content = _as_json(command, config, prompts, scores, against, gains)
+        atomic_write(command.json, to_json(content))
+
+
+def _scores(
+    system: "System",
+    command: Evaluate,
+    config: "TrainConfig",
+    prompts: Sequence[str],
+    here: "World",
+    *,
+    zigzag: bool,
+) -> dict[str, "Tensor"]:
+    """Every score that there is: one row per seed and noise, one column per prompt."""
+    import torch
+
+    from mvczigal_ref.evaluation.evaluate import evaluate
+    from mvczigal_ref.report.run_folder import score_tables
+
+    evaluations = [
+        evaluate(
+            system, prompts, config=config, world=here, num_noises=command.noises, seed=seed,
+            zigzag=zigzag, keep_images=0,
+        )
+        for seed in command.seeds
+    ]  # fmt: skip
+    return {
+        name: torch.cat([getattr(scores, table) for scores in evaluations])
+        for name, table in score_tables(config).items()
+    }
+
+
+def _reference(
+    system: "System",
+    command: Evaluate,
+    config: "TrainConfig",
+    prompts: Sequence[str],
+    here: "World",
+) -> tuple[str, dict[str, "Tensor"]]:
+    """Name what is compared with, and its scores on the same noises; nothing if nothing is."""
+    from mvczigal_ref.system import build_system
+
+    if command.run is not None:
+        same = {"per_view": system.per_view, "joint": system.joint}
+        base = build_system(config, device=here.device, scorers=same)
+        return "base weights", _scores(base, command, config, prompts, here, zigzag=command.zigzag)
+    if command.zigzag:
+        plain = _scores(system, command, config, prompts, here, zigzag=False)
+        return "plain sampling", plain
+    return "", {}
+
+
+def _mean(table: "Tensor") -> "PairedGain":
+    """Mean score and its standard error: the gain over scores of 0."""
+    import torch
+
+    from mvczigal_ref.evaluation.evaluate import paired_gain
+
+    return paired_gain(torch.zeros_like(table), table)
+
+
+def _score_table(
+    scores: Mapping[str, "Tensor"], seeds: Sequence[int], noises: int, *, unit: str
+) -> "Table":
+    from rich.table import Table
+
+    from mvczigal_ref.cli.display import score_heading
+    from mvczigal_ref.evaluation.digits import with_error
+
+    table = Table(score_heading(unit), "seed")
+    for heading in ("mean", "standard error"):
+        table.add_column(heading, justify="right")
+    for name, values in scores.items():
+        rows = [(str(seed), part) for seed, part in zip(seeds, values.split(noises), strict=True)]
+        for label, part in rows if len(rows) == 1 else [*rows, ("all", values)]:
+            mean = _mean(part)
+            table.add_row(name, label, *with_error(mean.gain, mean.standard_error))
+    return table
+
+
+def _as_json(
+    command: Evaluate,
+    config: "TrainConfig",
+    prompts: Sequence[str],
+    scores: Mapping[str, "Tensor"],
+    against: str,
+    gains: Mapping[str, "PairedGain"],
+) -> dict[str, Any]:
+    """Everything, a list per prompt; an error that is not finite, of one prompt, is null."""
+    from mvczigal_ref.config import to_dict
+
+    means = {name: _mean(table) for name, table in scores.items()}
+    return {
+        "config": to_dict(config),
+        "run": None if command.run is None else str(command.run),
+        "prompts": list(prompts),
+        "seeds": list(command.seeds),
+        "noises": command.noises,
+        "zigzag": command.zigzag,
+        "scores": {
+            name: {
+                "mean": mean.gain,
+                "standard_error": _finite(mean.standard_error),
+                "per_prompt": scores[name].double().mean(0).tolist(),
+            }
+            for name, mean in means.items()
+        },
+        "against": against or None,
+        "gains": {
+            name: {key: _finite(value) for key, value in asdict(gain).items()}
+            for name, gain in gains.items()
+        },
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None

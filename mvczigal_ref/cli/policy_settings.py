@@ -1,0 +1,219 @@
+"""Settings of a run or of a policy, from a command's words; mistakes are refused before work."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from tyro.conf import Positional, arg
+
+from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
+
+if TYPE_CHECKING:
+    import torch
+
+    from mvczigal_ref.config import TrainConfig
+    from mvczigal_ref.system import System
+
+__all__ = [
+    "File",
+    "Folder",
+    "RecipeName",
+    "SettingWords",
+    "build_policy",
+    "named_recipe",
+    "policy_config",
+    "recipe_config",
+    "require_folder",
+    "require_run",
+]
+
+Folder: TypeAlias = Annotated[Path | None, arg(metavar="FOLDER")]
+"""Optional folder of the command line."""
+
+File: TypeAlias = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")]
+"""Optional file of the command line."""
+
+RecipeName: TypeAlias = Annotated[Positional[str], arg(metavar="RECIPE")]
+"""Recipe that a command is about."""
+
+SettingWords: TypeAlias = Annotated[
+    Positional[tuple[str, ...]],
+    arg(metavar="[SECTION.NAME=VALUE ...]", help_behavior_hint=""),
+]
+"""Words `section.name=value`, wherever they stand."""
+
+_RECIPE = "tiny"
+# What a policy reads once it is trained; any other setting would change nothing, in silence.
+_READ_BY_A_POLICY = ("sampler.", "flow.shift", "zigzag.", "run.objects_per_slice")
+_READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
+
+
+def named_recipe(name: str) -> "TrainConfig":
+    """Give a recipe's configuration.
+
+    Args:
+        name: Of the recipe.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If there is no such recipe; names the nearest.
+
+    Examples:
+        >>> named_recipe("tinny")
+        Traceback (most recent call last):
+        mvczigal_ref.errors.ConfigError: unknown recipe: `tinny`; did you mean `tiny`? \
+`mvczigal recipes` lists them.
+    """
+    from mvczigal_ref.config.loading import nearest_name
+    from mvczigal_ref.recipes import RECIPES, recipe
+
+    if name not in RECIPES:
+        shown = quoted(name)[1:].rstrip("'\"")
+        near = nearest_name(shown, RECIPES)
+        msg = f"unknown recipe: `{shown}`; did you mean `{near}`? `mvczigal recipes` lists them."
+        raise ConfigError(msg)
+    return recipe(name)
+
+
+def recipe_config(name: str, *, file: Path | None, words: Sequence[str]) -> "TrainConfig":
+    """Give a recipe's configuration, changed by a file, then by words.
+
+    Args:
+        name: Of the recipe.
+        file: Settings by section, in YAML or JSON.
+        words: Settings as `section.name=value`; a later one wins.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: If there is no such recipe, or a setting is refused.
+    """
+    from mvczigal_ref.config import load_config
+
+    return load_config(named_recipe(name), file=file, overrides=words)
+
+
+def policy_config(
+    run: Path | None,
+    weights: Path | None,
+    name: str | None,
+    words: Sequence[str],
+    *,
+    also: tuple[str, ...] = (),
+) -> "TrainConfig":
+    """Give the configuration by which a policy is sampled, from a run or from a recipe.
+
+    Args:
+        run: Run folder, which brings its own weights and settings.
+        weights: Folder of weights in place of the recipe's.
+        name: Recipe; ``tiny`` if neither run nor recipe is given.
+        words: Settings as `section.name=value`.
+        also: Beginnings of settings that the command reads beside those of every policy.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        CheckpointError: If the folder is no run folder.
+        ConfigError: If a setting is refused or would change nothing.
+    """
+    from mvczigal_ref.config import load_config
+
+    if run is not None and (weights is not None or name is not None):
+        msg = "`--run` brings its own weights and settings; leave out `--weights` and the recipe."
+        raise ConfigError(msg)
+    if run is not None:
+        require_run(run)
+        base = load_config(file=run / "config.json")
+    else:
+        base = named_recipe(name or _RECIPE)
+    config = load_config(base, overrides=words)
+    allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
+    for word in words:
+        if not word.startswith(allowed):
+            path = word.partition("=")[0]
+            read = ", ".join(f"`{start}`" for start in allowed)
+            msg = f"`{path}` changes nothing here; only settings that start with {read} do."
+            raise ConfigError(msg)
+    return (
+        config if weights is None else load_config(config, overrides=[f"model.weights={weights}"])
+    )
+
+
+def build_policy(
+    run: Path | None,
+    config: "TrainConfig",
+    device: "torch.device",
+    scorers: dict[str, Any],
+    *,
+    lora: Path | None = None,
+) -> "System":
+    """Load a policy, with the sampling that the configuration names.
+
+    Args:
+        run: Run folder whose newest checkpoint is loaded, if any.
+        config: Sampling, and the weights where there is no run.
+        device: Where everything goes.
+        scorers: Scorers of the system.
+        lora: Trained LoRA to load on weights of no run.
+
+    Returns:
+        The system.
+    """
+    from mvczigal_ref.system import build_system, with_sampling
+    from mvczigal_ref.training.run_folder import load_policy
+
+    if run is None:
+        return build_system(config, device=device, scorers=scorers, lora=lora)
+    system, _ = load_policy(run, device=device, scorers=scorers)
+    return with_sampling(system, config)
+
+
+def require_run(folder: Path) -> None:
+    """Refuse a folder that no training has written.
+
+    Args:
+        folder: Folder that was named as a run's.
+
+    Raises:
+        CheckpointError: If it holds no run.
+
+    Examples:
+        >>> require_run(Path("absent"))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: 'absent' is no run folder: it holds no config.json. \
+Pass a folder that `mvczigal train` wrote.
+    """
+    if not (folder / "config.json").is_file():
+        msg = (
+            f"{str(folder)!r} is no run folder: it holds no config.json. Pass a folder that "
+            "`mvczigal train` wrote."
+        )
+        raise CheckpointError(msg)
+
+
+def require_folder(folder: Path, *, run: bool = False) -> None:
+    """Refuse an output folder that cannot be one, before anything is computed.
+
+    Args:
+        folder: Folder to be written, which need not exist.
+        run: Whether a run goes there, which takes no folder that holds other files.
+
+    Raises:
+        ConfigError: If it is a file, or holds files and no run where a run is to go.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"`--out` must be a folder; got the file {str(folder)!r}.")
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if run and names and "config.json" not in names:
+        more = ", ..." if len(names) > 3 else ""
+        msg = (
+            f"`--out` must be a run folder, empty or absent; {str(folder)!r} holds "
+            f"{', '.join(names[:3])}{more} and no config.json. Choose another folder."
+        )
+        raise ConfigError(msg)
