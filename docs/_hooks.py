@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mvczigal_ref"
 CONFIG = PACKAGE / "config"
 BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "DEVIATIONS.md")
-MARK = "<!-- every setting -->"
+SETTINGS_MARK, RECIPES_MARK = "<!-- every setting -->", "<!-- every recipe -->"
 _WORDS = {"float": "number", "int": "whole number", "str": "text", "bool": "true, false"}
 _UNIT = re.compile(r" \[(?!-?\d+,)([^\]]+)\]")  # and no interval
 _CODE = re.compile(r"`(\w+)`")
@@ -143,6 +143,25 @@ def _cell(text: str) -> str:
     return text.replace("|", "&#124;").replace("[", "&#91;").replace("]", "&#93;")
 
 
+def recipes() -> dict[str, str]:
+    """Read the first sentence of every recipe's docstring, by its name."""
+    found = {}
+    for path in sorted((PACKAGE / "recipes").glob("*.py")):
+        if path.name == "__init__.py":
+            continue
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                about = (ast.get_docstring(node) or "").partition("\n\n")[0]
+                found[node.name] = " ".join(about.split())
+    return found
+
+
+def recipes_table() -> str:
+    """Write one row per recipe."""
+    rows = [f"| `{name}` | {_cell(about)} |" for name, about in sorted(recipes().items())]
+    return "\n".join(["| recipe | what it is |", "| --- | --- |", *rows])
+
+
 # -- the reference -------------------------------------------------------------------------
 
 
@@ -232,7 +251,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:  # noqa: ANN401
     if page.file.src_uri == "changelog.md":  # its headings repeat, and it links nothing
         return markdown
     if page.file.src_uri == "settings.md":
-        markdown = markdown.replace(MARK, settings_tables())
+        markdown = markdown.replace(SETTINGS_MARK, settings_tables())
+    if page.file.src_uri == "combinations.md":
+        markdown = markdown.replace(RECIPES_MARK, recipes_table())
     if page.file.src_uri == "papers.md":
         homes = {name: home for names in public_names().values() for name, home in names.items()}
         markdown = _CODE.sub(lambda match: _reference(match[1], homes), markdown)

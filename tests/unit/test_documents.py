@@ -14,6 +14,7 @@ from mvczigal_ref.recipes import RECIPES, recipe
 from tests.documents import cells, documented_metrics, quoted, undocumented
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = Path(mvczigal_ref.__file__).parent  # elsewhere, where the wheel is tested
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 ENTRY = re.compile(r"^\| ([A-Z]\d+) .*\|$", re.MULTILINE)
 TEST = re.compile(r"`(tests/[\w/]+\.py)`")
@@ -38,6 +39,7 @@ def hooks():
     spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "_hooks.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.PACKAGE, module.CONFIG = PACKAGE, PACKAGE / "config"
     return module
 
 
@@ -48,9 +50,11 @@ def hooks():
 def test_what_a_document_links_is_there(page):
     """Files of the repository; pages that the site makes are in its own navigation."""
     made = {"names.md"}
-    links = set(LINK.findall(page.read_text("utf-8"))) - made
+    links = sorted(set(LINK.findall(page.read_text("utf-8"))) - made)
+    below = {link: page.parent / link for link in links}
+    below |= {link: PACKAGE.parent / link for link in links if link.startswith("mvczigal_ref/")}
 
-    assert [link for link in sorted(links) if not (page.parent / link).exists()] == []
+    assert [link for link, path in below.items() if not path.exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -66,7 +70,7 @@ def test_a_setting_that_a_document_names_is_one(page):
         f"{section}.{name}"
         for section, name in named
         if name not in config[section]
-        and not (section in modules and (ROOT / "mvczigal_ref" / section / f"{name}.py").exists())
+        and not (section in modules and (PACKAGE / section / f"{name}.py").exists())
     ]
 
     assert unknown == []
@@ -92,8 +96,7 @@ def test_the_readmes_commands_are_the_command_lines():
 def test_the_readmes_tree_has_every_room():
     """Each once, and none that is gone."""
     tree = text_of("README.md").partition("## The tree")[2].partition("## More")[0]
-    package = ROOT / "mvczigal_ref"
-    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     named = re.findall(r"\b(\w+)/", tree.partition("tests/")[0])
 
     assert set(named) - {"mvczigal_ref"} == rooms
@@ -153,7 +156,7 @@ def test_what_the_index_of_papers_names_is_there():
 
 def exists(name):
     """Tell a public name, a command, or a module or room of the package."""
-    path = ROOT / "mvczigal_ref" / name.replace(".", "/")
+    path = PACKAGE / name.replace(".", "/")
     command = name.startswith("mvczigal ")
     return (
         name in mvczigal_ref.__all__ or command or path.is_dir() or path.with_suffix(".py").exists()
@@ -224,6 +227,12 @@ def test_settings_can_break(hooks, tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match=r"`OptimConfig\.lr` must have a docstring"):
         hooks.sections()
+
+
+def test_every_recipe_is_in_the_list(hooks):
+    """With a sentence about it."""
+    assert hooks.recipes().keys() == RECIPES.keys()
+    assert all(hooks.recipes().values())
 
 
 def test_public_names_and_rooms_are_in_the_reference(hooks):
