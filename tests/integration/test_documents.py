@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.reward import registry
+from mvczigal_ref.reward.registry import PER_VIEW
 from mvczigal_ref.training.tracking import read_metrics
 from tests.documents import documented_metrics, undocumented
 from tests.integration.runs import run, small_components, small_config, small_flow, write_prompts
@@ -73,8 +73,10 @@ def test_the_readmes_training_run_trains(tmp_path, monkeypatch):
     longer = '"run.iterations=2", "optim.decay_iterations=2"'
     assert longer in code
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "PER_VIEW", dict(registry.PER_VIEW))
-    exec(code.replace(longer, ", ".join(f'"{change}"' for change in QUICK)), {})
+    try:
+        exec(code.replace(longer, ", ".join(f'"{change}"' for change in QUICK)), {})
+    finally:
+        PER_VIEW.pop("redness", None)
 
     assert (tmp_path / "runs/redness/policy").is_dir()
     assert "reward/redness/zigzag" in read_metrics(tmp_path / "runs/redness/metrics.jsonl")[0]
