@@ -121,6 +121,16 @@ def gpu_day(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation's site into `site/`; a warning is an error."""
+    # The package is read and not imported, so that no torch is needed.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    session.install(*CONSTRAINTS, *project["optional-dependencies"]["docs"])
+    arguments = session.posargs or ("build", "--strict")
+    session.run("mkdocs", *arguments, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device, with the torch that `TORCH` asks for or the pinned."""
     wanted = os.environ.get("TORCH")
@@ -161,7 +171,10 @@ def build(session: nox.Session) -> None:
 def _not_for_the_wheel_test(folder: str, names: list[str]) -> set[str]:
     if Path(folder) != ROOT:
         return {name for name in names if name == "__pycache__"}
-    wanted = {"tests", "fixtures", "pyproject.toml", "noxfile.py", "constraints.txt"}
+    wanted = {
+        "tests", "fixtures", "docs", "pyproject.toml", "noxfile.py", "constraints.txt",
+        "CITATION.cff",
+    }  # fmt: skip
     return set(names) - wanted - {name for name in names if name.endswith(".md")}
 
 

@@ -1,19 +1,266 @@
-"""What the documents name is there."""
+"""Documents hold: what they name is there, and what they must name they do."""
 
+import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
+import mvczigal_ref
+from mvczigal_ref.cli import _COMMANDS
+from mvczigal_ref.config import TrainConfig, load_config, to_dict
+from mvczigal_ref.recipes import RECIPES, recipe
+from tests.documents import cells, documented_metrics, quoted, undocumented
+
 ROOT = Path(__file__).parents[2]
+PACKAGE = Path(mvczigal_ref.__file__).parent  # elsewhere, where the wheel is tested
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 ENTRY = re.compile(r"^\| ([A-Z]\d+) .*\|$", re.MULTILINE)
 TEST = re.compile(r"`(tests/[\w/]+\.py)`")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SECTIONS = {field.name for field in dataclasses.fields(TrainConfig)} - {"recipe"}
 
 
-def test_each_deviation_names_tests_that_exist():
+def text_of(name):
+    """Read a document."""
+    return (ROOT / name).read_text("utf-8")
+
+
+def snippets():
+    """Give the README's Python, in order."""
+    return FENCE.findall(text_of("README.md"))
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """Load what makes pages of the source."""
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "_hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.PACKAGE, module.CONFIG = PACKAGE, PACKAGE / "config"
+    return module
+
+
+# -- every document ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_document_links_is_there(page):
+    """Files of the repository; pages that the site makes are in its own navigation."""
+    made = {"names.md"}
+    links = sorted(set(LINK.findall(page.read_text("utf-8"))) - made)
+    below = {link: page.parent / link for link in links}
+    below |= {link: PACKAGE.parent / link for link in links if link.startswith("mvczigal_ref/")}
+
+    assert [link for link, path in below.items() if not path.exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_setting_that_a_document_names_is_one(page):
+    """`section.name`, alone or with a value."""
+    if page.name == "CHANGELOG.md":  # of every version
+        return
+    words = [re.match(r"(\w+)\.(\w+)(=\S+)?$", word) for word in quoted(page.read_text("utf-8"))]
+    named = [(w[1], w[2]) for w in words if w and w[1] in SECTIONS and w[2] not in ("md", "py")]
+    config = to_dict(TrainConfig())
+    modules = ("update", "reward", "condition", "objective", "models")  # rooms, where not sections
+    unknown = [
+        f"{section}.{name}"
+        for section, name in named
+        if name not in config[section]
+        and not (section in modules and (PACKAGE / section / f"{name}.py").exists())
+    ]
+
+    assert unknown == []
+
+
+# -- README --------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short():
+    """What is longer has a page of its own."""
+    assert len(text_of("README.md").splitlines()) <= 170
+
+
+def test_the_readmes_commands_are_the_command_lines():
+    """Those that it shows, and all that there are."""
+    rows = [row[0] for row in cells(text_of("README.md")) if "`mvczigal" in row[0]]
+    shown = {word.removeprefix("mvczigal ").split()[0] for row in rows for word in quoted(row)}
+
+    assert shown == set(_COMMANDS)
+
+
+def test_the_readmes_tree_has_every_room():
+    """Each once, and none that is gone."""
+    tree = text_of("README.md").partition("## The tree")[2].partition("## More")[0]
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    named = re.findall(r"\b(\w+)/", tree.partition("tests/")[0])
+
+    assert set(named) - {"mvczigal_ref"} == rooms
+    assert len(named) == len(set(named))
+
+
+def test_the_readmes_function_runs():
+    """Its first snippet, as it stands."""
+    names = {}
+    exec(snippets()[0], names)
+
+    assert names["loss"].shape == ()
+
+
+def test_the_readmes_training_run_is_one():
+    """Names can be imported and settings are settings; `integration` trains it."""
+    code = snippets()[1]
+    changes = re.search(r"changes = (\[.*?\])", code, re.DOTALL)[1]
+    imported = re.findall(r"^from mvczigal_ref import (.*)$", code, re.MULTILINE)
+
+    assert set(", ".join(imported).split(", ")) <= set(mvczigal_ref.__all__)
+    assert load_config(recipe("tiny"), overrides=eval(changes)).run.iterations == 2
+
+
+# -- papers and deviations -------------------------------------------------------------------
+
+
+def test_each_deviation_has_its_own_number_and_tests_that_exist():
     """In its last column; a test that is moved takes its entry with it."""
-    text = (ROOT / "DEVIATIONS.md").read_text("utf-8")
-    entries = {found[1]: TEST.findall(found[0].split("|")[-2]) for found in ENTRY.finditer(text)}
+    text = text_of("DEVIATIONS.md")
+    numbers = [match[1] for match in ENTRY.finditer(text)]
+    entries = {match[1]: TEST.findall(match[0].split("|")[-2]) for match in ENTRY.finditer(text)}
     named = TEST.findall(text)
 
-    assert len(entries) >= 30
+    assert len(numbers) >= 40
+    assert len(numbers) == len(set(numbers))
     assert [entry for entry, tests in entries.items() if not tests] == []
     assert [test for test in named if not (ROOT / test).is_file()] == []
+
+
+def test_what_the_index_of_papers_names_is_there():
+    """Functions or modules, recipes, tests and entries of DEVIATIONS.md."""
+    entries = {match[1] for match in ENTRY.finditer(text_of("DEVIATIONS.md"))}
+    rows = [row for row in cells(text_of("docs/papers.md")) if quoted(" ".join(row))]
+    unknown = []
+    for row in rows:
+        *_, tests, deviations = row
+        recipes = quoted(row[2]) if len(row) == 5 else []
+        unknown += [name for name in quoted(row[1]) if not exists(name)]
+        unknown += [name for name in recipes if name not in RECIPES]
+        unknown += [t for t in quoted(tests) if not (ROOT / "tests/unit" / t).exists()]
+        unknown += [d for d in re.findall(r"[DFR]\d+", deviations) if d not in entries]
+
+    assert len(rows) >= 40
+    assert unknown == []
+
+
+def exists(name):
+    """Tell a public name, a command, or a module or room of the package."""
+    path = PACKAGE / name.replace(".", "/")
+    command = name.startswith("mvczigal ")
+    return (
+        name in mvczigal_ref.__all__ or command or path.is_dir() or path.with_suffix(".py").exists()
+    )
+
+
+def test_what_runs_together_is_what_the_recipes_do():
+    """Objective, rollout and reward of every method that the table names."""
+    rows = [
+        row for row in cells(text_of("docs/combinations.md")) if len(row) == 5 and row[4][0] == "`"
+    ]
+    named = {name: row for row in rows for name in quoted(row[4])}
+    modes = {
+        "both, constrained": "constrained",
+        "joint": "joint",
+        "weighted sum": "weighted_sum",
+        "per view": "per_view",
+    }
+
+    assert len(named) >= 20
+    for name, (_, objective, rollout, reward, _) in named.items():
+        config = RECIPES[name]()
+        assert quoted(objective) == [config.objective.kind], name
+        assert quoted(rollout) == [config.rollout.kind], name
+        assert modes[reward] == config.advantage.mode, name
+        assert ("captions" in rollout) == (config.condition.enhancer != "none"), name
+        if config.rollout.kind == "pair":
+            assert rollout.endswith(config.objective.pairing), name
+
+
+# -- pages that are made of the source -------------------------------------------------------
+
+
+def test_every_setting_is_in_the_page_of_settings(hooks):
+    """With the default that the configuration has, and what it means."""
+    config = to_dict(TrainConfig())
+    config.pop("recipe")
+    sections = hooks.sections()
+
+    assert {name: [f.name for f in fields] for name, (_, fields) in sections.items()} == {
+        name: list(section) for name, section in config.items()
+    }
+    for name, (about, fields) in sections.items():
+        assert about
+        for field in fields:
+            value = config[name][field.name]
+            assert field.default == plain(value), field
+            assert field.meaning, field
+            assert "[" not in field.unit, field
+
+
+def plain(value):
+    """Write a value as the command line takes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return str(value) if value != "" else '""'
+
+
+def test_settings_can_break(hooks, tmp_path, monkeypatch):
+    """A setting without a docstring is refused."""
+    for path in hooks.CONFIG.glob("*.py"):
+        (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    run = tmp_path / "run.py"
+    run.write_text(run.read_text("utf-8").replace('    """Learning rate [1]."""\n', ""), "utf-8")
+    monkeypatch.setattr(hooks, "CONFIG", tmp_path)
+
+    with pytest.raises(ValueError, match=r"`OptimConfig\.lr` must have a docstring"):
+        hooks.sections()
+
+
+def test_every_recipe_is_in_the_list(hooks):
+    """With a sentence about it."""
+    assert hooks.recipes().keys() == RECIPES.keys()
+    assert all(hooks.recipes().values())
+
+
+def test_public_names_and_rooms_are_in_the_reference(hooks):
+    """Every public name by its home, every module once."""
+    homes = {name: home for names in hooks.public_names().values() for name, home in names.items()}
+    rooms = hooks.rooms()
+    modules = [module for room in rooms.values() for module in room]
+
+    assert homes == mvczigal_ref._HOME
+    assert len(modules) == len(set(modules))
+    for home in homes.values():
+        assert f"mvczigal_ref.{home}" in modules or home in rooms
+
+
+def test_links_out_of_the_folder_become_the_sites(hooks):
+    """Documents beside the README are pages; what else is linked is copied."""
+    linked = set(hooks.linked())
+
+    assert "fixtures/pictures/tiny.png" in linked
+    assert "DEVIATIONS.md" not in linked
+    assert all((ROOT / name).is_file() for name in linked)
+    assert hooks._inside("DEVIATIONS.md") == "deviations.md"
+
+
+# -- metrics -----------------------------------------------------------------------------------
+
+
+def test_a_pattern_of_metrics_stands_for_names_alone():
+    """A word in capitals is any name, and nothing else is."""
+    assert undocumented(["loss", "reward/world.per_view/zigzag", "guard/pickscore"]) == []
+    assert undocumented(["loss2", "reward/a/other"]) == ["loss2", "reward/a/other"]
+    assert len(documented_metrics()) >= 40

@@ -1,0 +1,264 @@
+"""Pages that the site makes of other files, so that nothing is written down twice.
+
+The reference has a page for every room of the package, the settings are read from the docstrings
+of their sections, and the files beside the README appear as pages.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mvczigal_ref"
+CONFIG = PACKAGE / "config"
+BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "DEVIATIONS.md")
+SETTINGS_MARK, RECIPES_MARK = "<!-- every setting -->", "<!-- every recipe -->"
+_WORDS = {"float": "number", "int": "whole number", "str": "text", "bool": "true, false"}
+_UNIT = re.compile(r" \[(?!-?\d+,)([^\]]+)\]")  # and no interval
+_CODE = re.compile(r"`(\w+)`")
+_OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)((?:#[^)]*)?)\)")
+
+
+class Setting(NamedTuple):
+    """One setting, as its section's source says it."""
+
+    name: str
+    unit: str
+    values: str
+    default: str
+    meaning: str
+
+
+# -- settings ----------------------------------------------------------------------------
+
+
+def sections() -> dict[str, tuple[str, list[Setting]]]:
+    """Read every section of a configuration: its docstring, and its settings in order."""
+    classes = {
+        node.name: node
+        for path in sorted(CONFIG.glob("*.py"))
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+    return {
+        field.name: (ast.get_docstring(classes[field.values]) or "", _fields(classes[field.values]))
+        for field in _fields(classes["TrainConfig"])
+        if field.values in classes  # all but the recipe's name
+    }
+
+
+def _fields(section: ast.ClassDef) -> list[Setting]:
+    found, kinds = [], _kinds()
+    for node, after in zip(section.body, section.body[1:], strict=False):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
+            msg = f"`{section.name}.{node.target.id}` must have a docstring; add one."
+            raise ValueError(msg)  # noqa: TRY004 - it is the source that is wrong
+        meaning = " ".join(str(after.value.value).split())
+        unit = _UNIT.search(meaning)
+        found.append(
+            Setting(
+                name=node.target.id,
+                unit=unit[1] if unit else "",
+                values=_values(node.annotation, kinds),
+                default=_default(node.value),
+                meaning=_UNIT.sub("", meaning, count=1),
+            )
+        )
+    return found
+
+
+def _kinds() -> dict[str, ast.expr]:
+    """Read the names of types and numbers that settings are declared with."""
+    return {
+        node.targets[0].id: node.value
+        for node in ast.parse((CONFIG / "types.py").read_text("utf-8")).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+def _values(kind: ast.expr, kinds: dict[str, ast.expr]) -> str:
+    """Say what a setting may be: choices, or a type and its bounds."""
+    if isinstance(kind, ast.Name):
+        return _values(kinds[kind.id], kinds) if kind.id in kinds else _WORDS.get(kind.id, kind.id)
+    if isinstance(kind, ast.Constant):
+        return "null" if kind.value is None else str(kind.value)
+    if isinstance(kind, ast.BinOp):
+        return f"{_values(kind.left, kinds)} or {_values(kind.right, kinds)}"
+    if not isinstance(kind, ast.Subscript):
+        return ast.unparse(kind)
+    parts = kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]
+    outer = ast.unparse(kind.value)
+    if outer == "Literal":
+        return ", ".join(str(ast.literal_eval(part)) for part in parts)
+    if outer == "Annotated":
+        bounds = [
+            _bound(word, kinds) for part in parts[1:] for word in getattr(part, "keywords", [])
+        ]
+        return f"{_values(parts[0], kinds)} {', '.join(filter(None, bounds))}".strip()
+    inner = ", ".join(
+        "..." if ast.unparse(part) == "..." else _values(part, kinds) for part in parts
+    )
+    return f"list of {inner.removesuffix(', ...')}" if outer == "tuple" else f"table of {inner}"
+
+
+def _bound(word: ast.keyword, kinds: dict[str, ast.expr]) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    value = kinds.get(word.value.id) if isinstance(word.value, ast.Name) else word.value
+    return f"{signs[word.arg]} {ast.unparse(value)}" if word.arg in signs and value else ""
+
+
+def _default(value: ast.expr | None) -> str:
+    """Write a default as the command line takes it."""
+    try:
+        plain = ast.literal_eval(value) if value is not None else None
+    except ValueError:  # an empty table, or a section
+        return "{}"
+    if isinstance(plain, tuple):
+        return "[" + ", ".join(map(str, plain)) + "]"
+    if plain is None or isinstance(plain, bool):
+        return "null" if plain is None else str(plain).lower()
+    return str(plain) if plain != "" else '""'
+
+
+def settings_tables() -> str:
+    """Write one table per section."""
+    lines = []
+    for name, (about, fields) in sections().items():
+        lines += [f"## {name}", "", about, ""]
+        lines += ["| setting | unit | default | values | meaning |", "| --- " * 5 + "|"]
+        lines += [
+            f"| `{name}.{field.name}` | {_cell(field.unit)} | `{field.default}` | "
+            f"{_cell(field.values)} | {_cell(field.meaning)} |"
+            for field in fields
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "&#124;").replace("[", "&#91;").replace("]", "&#93;")
+
+
+def recipes() -> dict[str, str]:
+    """Read the first sentence of every recipe's docstring, by its name."""
+    found = {}
+    for path in sorted((PACKAGE / "recipes").glob("*.py")):
+        if path.name == "__init__.py":
+            continue
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                about = (ast.get_docstring(node) or "").partition("\n\n")[0]
+                found[node.name] = " ".join(about.split())
+    return found
+
+
+def recipes_table() -> str:
+    """Write one row per recipe."""
+    rows = [f"| `{name}` | {_cell(about)} |" for name, about in sorted(recipes().items())]
+    return "\n".join(["| recipe | what it is |", "| --- | --- |", *rows])
+
+
+# -- the reference -------------------------------------------------------------------------
+
+
+def rooms() -> dict[str, list[str]]:
+    """List the modules of every room, and of the root as `root`, by their dotted names."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] in ("__init__", "__main__"):
+            continue
+        room = parts[0] if len(parts) > 1 else "root"
+        found.setdefault(room, []).append(".".join(("mvczigal_ref", *parts)))
+    return found
+
+
+def room_page(room: str, modules: list[str]) -> str:
+    """Write the page of a room: the room's docstring, then every module's reference."""
+    path = PACKAGE / ("" if room == "root" else room) / "__init__.py"
+    face = ast.parse(path.read_text("utf-8"))
+    title = "mvczigal_ref" if room == "root" else f"mvczigal_ref.{room}"
+    parts = [f"# {title}", ast.get_docstring(face) or ""]
+    own = [n.name for n in face.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
+    if own:  # what the room's face defines and does not import
+        parts.append(f"::: {title}\n    options:\n      members: {own}")
+    parts += [f"::: {module}" for module in modules]
+    return "\n\n".join(parts) + "\n"
+
+
+def public_names() -> dict[str, dict[str, str]]:
+    """Read the table of the package's root: stage by stage, the module of each public name."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    (table,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_NAMES"
+    )
+    return {
+        stage: {name: home for home, names in homes.items() for name in names.split()}
+        for stage, homes in table.items()
+    }
+
+
+def names_page() -> str:
+    """Write every public name in the order of the pipeline, each a link to its reference."""
+    lines = ["# Public names", "", "`import mvczigal_ref` gives these, in the order of the data."]
+    for stage, names in public_names().items():
+        lines += ["", f"## {stage[0].upper()}{stage[1:]}", ""]
+        lines += [f"- {_reference(name, names)}, of `{names[name]}`" for name in names]
+    return "\n".join(lines) + "\n"
+
+
+def _reference(name: str, homes: dict[str, str]) -> str:
+    """Link a public name to its reference; what is none stays as it is."""
+    if name not in homes:
+        return f"`{name}`"
+    return f"[`{name}`][mvczigal_ref.{homes[name]}.{name}]"
+
+
+# -- MkDocs ----------------------------------------------------------------------------------
+
+
+def on_files(files: Any, config: Any) -> Any:  # noqa: ANN401 - of MkDocs, which tests lack
+    """Add the pages that are made, and the files that pages show or link."""
+    from mkdocs.structure.files import File
+
+    for room, modules in rooms().items():
+        page = room_page(room, modules)
+        files.append(File.generated(config, f"api/{room}.md", content=page))
+    files.append(File.generated(config, "names.md", content=names_page()))
+    for name in BESIDE:
+        text = (ROOT / name).read_text("utf-8")
+        files.append(File.generated(config, name.lower(), content=text))
+    for name in sorted(linked()):
+        files.append(File.generated(config, f"files/{name}", abs_src_path=str(ROOT / name)))
+    return files
+
+
+def linked() -> Iterator[str]:
+    """Name the files outside `docs/` that its pages link, but for those that are pages."""
+    texts = [path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    names = {match[1] for text in texts for match in _OUTSIDE.finditer(text)}
+    yield from (name for name in names if name not in BESIDE)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:  # noqa: ANN401 - of MkDocs
+    """Put the settings in, and turn links that hold in the repository into the site's."""
+    if page.file.src_uri == "changelog.md":  # its headings repeat, and it links nothing
+        return markdown
+    if page.file.src_uri == "settings.md":
+        markdown = markdown.replace(SETTINGS_MARK, settings_tables())
+    if page.file.src_uri == "combinations.md":
+        markdown = markdown.replace(RECIPES_MARK, recipes_table())
+    if page.file.src_uri == "papers.md":
+        homes = {name: home for names in public_names().values() for name, home in names.items()}
+        markdown = _CODE.sub(lambda match: _reference(match[1], homes), markdown)
+    return _OUTSIDE.sub(lambda m: f"]({_inside(m[1])}{m[2]})", markdown)
+
+
+def _inside(name: str) -> str:
+    return name.lower() if name in BESIDE else f"files/{name}"
