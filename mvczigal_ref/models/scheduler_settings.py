@@ -1,4 +1,4 @@
-"""Settings of diffusers' schedulers: each is followed, refused by name, or changes no step."""
+"""Settings of diffusers' schedulers: each is followed, refused by name, or without effect."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "max_image_seq_len",
     ),
 }  # fmt: skip
-"""Settings that steps here read, by the scheduler's class."""
+"""Settings that this package's steps follow, by the scheduler's class."""
 
 _PLAIN: Mapping[str, Any] = {
     "clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False,
@@ -38,7 +38,7 @@ REFUSED: Mapping[str, Mapping[str, Any]] = {
         "time_shift_type": "exponential", "use_flow_sigmas": False,
     },
 }  # fmt: skip
-"""Settings with the one value whose steps are taken here; absent stands for it."""
+"""Settings with the one value that is supported; an absent setting has it."""
 
 _CLIPPING = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
 
@@ -47,16 +47,16 @@ INERT: Mapping[str, tuple[str, ...]] = {
     "DDIMScheduler": _CLIPPING,
     "FlowMatchEulerDiscreteScheduler": (),
 }
-"""Settings that change no step of diffusers' own, where nothing above is refused."""
+"""Settings that change no step of diffusers either, as long as nothing above is refused."""
 
 _NO_NUMBERS = ("beta_schedule", "prediction_type", "trained_betas", "use_dynamic_shifting")
 
 
 def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is untyped
-    """Refuse a scheduler with a setting that changes diffusers' steps and not this package's.
+    """Refuse a scheduler with a setting that changes diffusers' steps but not this package's.
 
     Args:
-        scheduler: Of a class in :data:`FOLLOWED`.
+        scheduler: A scheduler of a class in :data:`FOLLOWED`.
 
     Raises:
         ValueError: If the class is another, or a setting is refused; the message names it.
@@ -74,7 +74,7 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
     dynamic = config.get("use_dynamic_shifting")
     for name, only in REFUSED[kind].items():
         value = config.get(name)
-        # Nothing, and a false value, are the same to whoever asks whether it is set.
+        # An absent and a false value are the same to code that asks whether it is set.
         if value != only and (value or only):
             if name == "time_shift_type" and not dynamic:
                 continue

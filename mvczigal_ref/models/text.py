@@ -1,4 +1,4 @@
-"""Prompts to features, in SDXL's way."""
+"""Prompts to features, as SDXL encodes them."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -49,7 +49,7 @@ def encode_prompts(
 
     Args:
         components: Tokenizers and encoders.
-        prompts: One text an object; longer ones are cut at the tokenizer's
+        prompts: One text per object; longer ones are cut at the tokenizer's
             length, or at the encoder's where that is shorter.
 
     Returns:

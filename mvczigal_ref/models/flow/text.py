@@ -1,4 +1,4 @@
-"""Prompts to features, in the ways of FLUX.1 and of Stable Diffusion 3."""
+"""Prompts to features, as FLUX.1 and Stable Diffusion 3 encode them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def encode_flux_prompts(
     Args:
         tokenizers: CLIP's and T5's.
         text_encoders: CLIP and T5.
-        prompts: One text an object; longer ones are cut.
+        prompts: One text per object; longer ones are cut.
         max_tokens: Length of T5's sequences [tokens].
 
     Returns:
@@ -61,7 +61,7 @@ def encode_sd3_prompts(
     Args:
         tokenizers: Both CLIPs' and T5's.
         text_encoders: CLIP, CLIP and T5, the CLIPs with projections.
-        prompts: One text an object; longer ones are cut.
+        prompts: One text per object; longer ones are cut.
         max_tokens: Length of T5's sequences [tokens].
 
     Returns:
@@ -92,7 +92,7 @@ def _require_texts(prompts: Sequence[str]) -> None:
 
 
 def _ids(tokenizer: Any, prompts: Sequence[str], encoder: Any, length: int | None = None) -> Tensor:  # noqa: ANN401
-    """Turn prompts into token numbers of one length, where the encoder is."""
+    """Turn prompts into token numbers of one length, on the encoder's device."""
     ids: Tensor = tokenizer(
         list(prompts),
         padding="max_length",
