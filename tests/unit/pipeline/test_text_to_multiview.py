@@ -394,7 +394,10 @@ def test_lora_weights(layout, tmp_path):
         ({"width": 4}, r"`width` must be a multiple of 8 .* got 4\. .* value is 8"),
         ({"output_type": "jpg"}, "`output_type`"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "`callback_on_step_end_ten"),
-        ({"generator": [torch.Generator()]}, "`generator` must be one, or one an object, 2; got 1"),
+        (
+            {"generator": [torch.Generator()]},
+            "`generator` must be one, or one per object, 2; got 1",
+        ),
         ({"latents": torch.zeros(1, 2, 4, 4, 4)}, r"`latents` must have .* \(2, 2, 4, 4, 4\); got"),
         (
             {"noise": SeededNoise(seed=0, iteration=0, objects=[0], shape=(2, 4, 4, 4))},
