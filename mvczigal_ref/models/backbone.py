@@ -1,4 +1,4 @@
-"""A run's view of its model, whichever kind it is: prompts in, latents out, what trains.
+"""Interface of a run to its model: prompts in, latents out, and the trainable parameters.
 
 The two kinds are the multi-view UNet, which draws all views of a rig at once, and the flow
 transformers, which draw one image.
@@ -46,7 +46,7 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
-        """The diffusers network that holds what trains."""
+        """Diffusers network that holds the trainable parameters."""
 
     @property
     @abstractmethod
@@ -77,7 +77,7 @@ class Backbone(ABC):
         add_lora(self.network, rank=rank, alpha=alpha, seed=seed, targets=self.lora_targets)
 
     def load_lora(self, source: Path) -> None:
-        """Read a trained low-rank update, where there is none yet, and freeze the rest."""
+        """Read a trained low-rank update, adding one where there is none, and freeze the rest."""
         load_lora(self.network, source)
 
     def lora(self) -> dict[str, nn.Parameter]:
@@ -86,7 +86,7 @@ class Backbone(ABC):
 
     @property
     def policy(self) -> nn.Module:
-        """The network as rollout and update call it."""
+        """Network in the form that rollout and update call."""
         policy: nn.Module = self.components.policy
         return policy
 
@@ -117,7 +117,8 @@ class Backbone(ABC):
     def without_lora(self) -> Iterator[None]:
         """Switch the LoRA off: the policy is the network that training started from.
 
-        Evaluate it inside without gradient, as a recomputed pass would run after it is back.
+        Evaluate the policy inside without gradient: a pass that is recomputed for its gradient
+        would run after the LoRA is back.
 
         Yields:
             Nothing.
@@ -179,7 +180,7 @@ class MultiviewBackbone(Backbone):
 
     @property
     def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
-        """The diffusers network that holds what trains."""
+        """Diffusers network that holds the trainable parameters."""
         return self.components.policy.unet
 
     @property
@@ -216,7 +217,7 @@ class FlowBackbone(Backbone):
 
     @property
     def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
-        """The diffusers network that holds what trains."""
+        """Diffusers network that holds the trainable parameters."""
         return self.components.policy.transformer
 
     @property

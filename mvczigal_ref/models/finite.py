@@ -41,7 +41,7 @@ def require_finite(what: str, values: Tensor, objects: Sequence[int]) -> None:
 
 
 def overflow_shown(image: Tensor, decoded: Tensor) -> Tensor:
-    """Let an autoencoder's overflow reach the image, where clamping would make it white or black.
+    """Mark an autoencoder's overflow as NaN in the image; clamping would make it white or black.
 
     Args:
         image: Clamped to its range. Gradient flows.

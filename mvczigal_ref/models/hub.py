@@ -62,7 +62,7 @@ def load_sdxl_components(
         device: Device of the networks.
 
     Returns:
-        Components in evaluation mode, the autoencoder's factor among its statistics.
+        Components in evaluation mode; the statistics contain the autoencoder's scaling factor.
 
     Raises:
         CheckpointError: If files are absent; each is named with its place on the hub and its size.

@@ -104,7 +104,7 @@ def insert_lora(
     seed: int,
     targets: Sequence[str] = LORA_TARGETS,
 ) -> None:
-    """Add the trained LoRA beside whatever adapters there are, which stay active and frozen.
+    """Add the trained LoRA beside other adapters, which stay active and are frozen.
 
     Args:
         network: UNet or flow transformer, changed in place.
@@ -126,7 +126,7 @@ def insert_lora(
         if beside:  # which PEFT warns of
             warnings.simplefilter("ignore", UserWarning)
         network.add_adapter(config, adapter_name=_ADAPTER)
-    if beside:  # PEFT has switched them off; it makes whatever is active trainable
+    if beside:  # PEFT has switched them off; it makes active adapters trainable
         network.set_adapter([*beside, _ADAPTER])
         trained = lora_parameters(network).values()
         for parameter in set(network.parameters()) - set(trained):

@@ -201,7 +201,7 @@ def _rank(path: Path, values: Mapping[str, Tensor], settings: Mapping[str, Any])
     if "r" in settings and _number(path, settings, "r") != rank:
         msg = (
             f"`{path}` must have the rank that its settings say, r = {settings['r']}; its tensors "
-            f"have rank {rank}, so its strength is unknown. Mend the setting."
+            f"have rank {rank}, so its strength is unknown. Correct the setting."
         )
         raise CheckpointError(msg)
     return rank

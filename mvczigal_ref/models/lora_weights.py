@@ -48,7 +48,7 @@ class LoraWeights:
     """Columns of each factor [columns]."""
 
     alpha: float
-    """Numerator of the scale, `alpha / rank` [1]."""
+    """Numerator of the scale alpha / rank [1]."""
 
     targets: Sequence[str] = LORA_TARGETS
     """Ends of the names of the layers that it adapts."""
@@ -136,7 +136,7 @@ def write_lora_file(lora: LoraWeights, path: Path, *, layout: LoraLayout = "diff
     """
     if layout == "released" and lora.alpha != lora.rank:
         msg = (
-            '`layout` "released" must have alpha equal to the rank, as whoever reads it supposes; '
+            '`layout` "released" must have alpha equal to the rank, as its readers assume; '
             f'got alpha {lora.alpha:g} at rank {lora.rank}. Use "diffusers".'
         )
         raise ValueError(msg)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
 from mvczigal_ref.models.row_attention import RowSelfAttnProcessor, install_row_attention
+from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.shapes import Latent, PluckerMap
 
@@ -141,9 +142,11 @@ class MultiViewUNet(nn.Module):
             scale = torch.full((1,), guidance_scale, device=sample.device)
             guidance = guidance_embedding(scale, width=width, dtype=torch.float32).to(self.dtype)
         if doubled:
-            text = torch.cat([_negative(conditioning, "negative_prompt_embeds", text), text])
+            text = torch.cat(
+                [negative_features(conditioning, "negative_prompt_embeds", text), text]
+            )
             pooled = torch.cat(
-                [_negative(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
+                [negative_features(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
             )
             time_ids, sample = torch.cat([time_ids, time_ids]), torch.cat([sample, sample])
             if timestep.ndim and timestep.shape[0] > 1:
@@ -207,15 +210,3 @@ class MultiViewUNet(nn.Module):
 def _to_rows(value: Float[Tensor, "object width"], num_views: int) -> Float[Tensor, "row width"]:
     """Repeat each object's vector once per view."""
     return value.repeat_interleave(num_views, dim=0, output_size=value.shape[0] * num_views)
-
-
-def _negative(conditioning: Conditioning, name: str, like: Tensor) -> Tensor:
-    """Find the negative prompt's features, one entry per object."""
-    value: Tensor | None = getattr(conditioning, name)
-    if value is None:
-        msg = (
-            f"`conditioning.{name}` must be given for a `guidance_scale` above 1 without a "
-            "guidance embedding; got None. Build the conditioning with a negative prompt."
-        )
-        raise ValueError(msg)
-    return value.expand_as(like)

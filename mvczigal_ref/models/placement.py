@@ -105,8 +105,8 @@ def set_tf32(device: torch.device, *, allowed: bool) -> None:
             if not, both keep fp32's 23.
     """
     if device.type == "cuda":
-        # These set `fp32_precision` too. Set alone, that makes torch refuse whoever asks by the
-        # older names, as `torch.get_float32_matmul_precision` and `torch.backends.cudnn.flags` do.
+        # These set `fp32_precision` too. Set alone, that makes torch refuse questions by the older
+        # names, as `torch.get_float32_matmul_precision` and `torch.backends.cudnn.flags` do.
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
 

@@ -1,4 +1,4 @@
-"""A trained policy as a folder that other tools load, whole or absent."""
+"""Trained policies as folders that other tools load; a folder is whole or absent."""
 
 import os
 import shutil

@@ -76,7 +76,7 @@ class RowSelfAttnProcessor(nn.Module):
         values are the same.
 
     Args:
-        attn: The layer to serve. Its own projections are the initial ones.
+        attn: Layer of the processor. Its own projections are the initial ones.
 
     Raises:
         ValueError: If the layer normalises, rescales or adds a residual, which

@@ -31,7 +31,7 @@ REFUSED: Mapping[str, Mapping[str, Any]] = {
     # The image is the last prediction of the clean latent, as where the last signal share is 1.
     "DDIMScheduler": {**_PLAIN, "timestep_spacing": "leading", "set_alpha_to_one": True},
     "FlowMatchEulerDiscreteScheduler": {
-        # The networks are told 1000 times the noise level.
+        # The networks' timestep is 1000 times the noise level.
         "num_train_timesteps": 1000,
         "invert_sigmas": False, "shift_terminal": None, "use_karras_sigmas": False,
         "use_exponential_sigmas": False, "use_beta_sigmas": False, "stochastic_sampling": False,
@@ -65,7 +65,7 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
         >>> from diffusers import DDIMScheduler
         >>> check_scheduler(DDIMScheduler(clip_sample=True))
         Traceback (most recent call last):
-        ValueError: `scheduler` must have clip_sample = False, whose steps are taken; got True. ...
+        ValueError: `scheduler` must have clip_sample = False, the only supported value; got ...
     """
     kind, config = type(scheduler).__name__, scheduler.config
     if kind not in FOLLOWED:
@@ -79,8 +79,8 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
             if name == "time_shift_type" and not dynamic:
                 continue
             msg = (
-                f"`scheduler` must have {name} = {only!r}, whose steps are taken; got {value!r}. "
-                f"Make one with {kind}.from_config(config, {name}={only!r})."
+                f"`scheduler` must have {name} = {only!r}, the only supported value; got "
+                f"{value!r}. Make one with {kind}.from_config(config, {name}={only!r})."
             )
             raise ValueError(msg)
     if "prediction_type" in FOLLOWED[kind] and config.prediction_type not in PREDICTION_TYPES:

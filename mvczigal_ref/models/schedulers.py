@@ -203,8 +203,8 @@ def stored_prediction(source: str, sources: SdxlSources) -> PredictionType | Non
     }.items():
         if config.get(name, only) != only and (config.get(name) or only):
             msg = (
-                f"`{path}` must have SDXL's {name} = {only!r}, as nothing else is sampled from a "
-                f"plain pipeline; got {str(config.get(name))[:80]}."
+                f"`{path}` must have SDXL's {name} = {only!r}, the only noise schedule that is "
+                f"supported for a plain pipeline; got {str(config.get(name))[:80]}."
             )
             raise CheckpointError(msg)
     prediction = config.get("prediction_type")

@@ -1,4 +1,4 @@
-"""Tokenizers: their files read, compared with the published ids, and their longest text."""
+"""Tokenizers: read strictly and compared with the published ones, and their longest text."""
 
 from pathlib import Path
 from typing import Any

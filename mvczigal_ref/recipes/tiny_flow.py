@@ -143,8 +143,8 @@ def tiny_branch_grpo() -> TrainConfig:
 def tiny_diffusion_nft() -> TrainConfig:
     """DiffusionNFT on the tiny world: samples noised again and fitted, without a trajectory.
 
-    An iteration makes more network calls than those of other methods, so there are fewer
-    iterations, at a higher rate.
+    An iteration makes more network calls than those of other methods, so at equal calls there
+    are fewer iterations, at a higher rate.
     """
     base = tiny_flow_grpo()
     return replace(

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance
+from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import Latent, PromptEmbedding
 
@@ -140,9 +141,11 @@ class FlowPolicy(nn.Module, ABC):
         time = timestep.to(wide).expand(rows)
         doubled = not self.embeds_guidance and guidance_scale > 1.0
         if doubled:
-            text = torch.cat([_negative(conditioning, "negative_prompt_embeds", text), text])
+            text = torch.cat(
+                [negative_features(conditioning, "negative_prompt_embeds", text), text]
+            )
             pooled = torch.cat(
-                [_negative(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
+                [negative_features(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
             )
             sample, time = torch.cat([sample, sample]), torch.cat([time, time])
         output = self.velocity(
@@ -180,15 +183,3 @@ class FlowPolicy(nn.Module, ABC):
         Returns:
             The network's own prediction [1].
         """
-
-
-def _negative(conditioning: Conditioning, name: str, like: Tensor) -> Tensor:
-    """Find the negative prompt's features, one entry per object."""
-    value: Tensor | None = getattr(conditioning, name)
-    if value is None:
-        msg = (
-            f"`conditioning.{name}` must be given for a `guidance_scale` above 1 without a "
-            "guidance embedding; got None. Build the conditioning with a negative prompt."
-        )
-        raise ValueError(msg)
-    return value.expand_as(like)

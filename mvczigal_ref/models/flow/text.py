@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.models.text import require_texts
 from mvczigal_ref.shapes import PromptEmbedding
 
 __all__ = ["encode_flux_prompts", "encode_sd3_prompts"]
@@ -39,7 +40,7 @@ def encode_flux_prompts(
     Raises:
         ValueError: If ``prompts`` is empty or a bare string.
     """
-    _require_texts(prompts)
+    require_texts(prompts)
     clip = text_encoders[0](_ids(tokenizers[0], prompts, text_encoders[0]))
     text = text_encoders[1](_ids(tokenizers[1], prompts, text_encoders[1], max_tokens))[0]
     return text, clip.pooler_output
@@ -70,7 +71,7 @@ def encode_sd3_prompts(
     Raises:
         ValueError: If ``prompts`` is empty or a bare string.
     """
-    _require_texts(prompts)
+    require_texts(prompts)
     hidden, pooled = [], []
     for tokenizer, encoder in zip(tokenizers[:2], text_encoders[:2], strict=True):
         # The second CLIP is padded to the first one's length.
@@ -82,13 +83,6 @@ def encode_sd3_prompts(
     text = text_encoders[2](_ids(tokenizers[2], prompts, text_encoders[2], max_tokens))[0]
     clip = torch.nn.functional.pad(clip, (0, text.shape[-1] - clip.shape[-1]))
     return torch.cat([clip, text], dim=-2), torch.cat(pooled, dim=-1)
-
-
-def _require_texts(prompts: Sequence[str]) -> None:
-    """Refuse what would be encoded letter by letter, or not at all."""
-    if isinstance(prompts, str) or not prompts:
-        msg = f"`prompts` must be a sequence of at least one text; got {prompts!r}. Give a list."
-        raise ValueError(msg)
 
 
 def _ids(tokenizer: Any, prompts: Sequence[str], encoder: Any, length: int | None = None) -> Tensor:  # noqa: ANN401

@@ -383,7 +383,7 @@ def test_cameras_stand_where_the_settings_say():
     assert (rig.half_width, rig.distance) == (WORLD_RIG.half_width, WORLD_RIG.distance[:3])
     assert system.latent_shape[0] == system.conditioning(["a can"]).num_views == 3
     for wrong in ({"per_view": "world.per_view"}, {"joint": "world.joint"}):
-        with pytest.raises(ConfigError, match=r"scorer 'world\..*' knows the tiny world's own cam"):
+        with pytest.raises(ConfigError, match=r"scorer 'world\..*' knows only the cameras"):
             build(model=placed, reward=wrong)
     build(model={"azimuths": list(WORLD_RIG.azimuth_deg)}, reward={"joint": "world.joint"})
 
