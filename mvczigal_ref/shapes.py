@@ -6,20 +6,17 @@ noisiest; ``c h w`` channels, height and width of a latent; ``*batch`` any
 number of leading axes, all treated alike.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
     "AlphaBar",
     "BatchLatent",
     "BatchShape",
-    "CameraFeature",
     "Images",
     "JointViewReward",
     "Latent",
-    "Mask",
     "ObjectLatent",
-    "PerSample",
     "PerViewReward",
     "PluckerMap",
     "PromptEmbedding",
@@ -30,9 +27,6 @@ __all__ = [
 
 Scalar = Float[Tensor, ""]
 """One number."""
-
-PerSample = Float[Tensor, " sample"]
-"""One number per sample, whatever a sample is."""
 
 PerViewReward = Float[Tensor, "object view"]
 """One number per view [reward units]."""
@@ -67,11 +61,5 @@ Images = Float[Tensor, "object view rgb height width"]
 PluckerMap = Float[Tensor, "view six height width"]
 """Camera maps: three channels of view direction, three of normalised position."""
 
-CameraFeature = Float[Tensor, "view channels height width"]
-"""One level of the camera encoder's output."""
-
 PromptEmbedding = Float[Tensor, "object token width"]
 """Token features of prompts, stored once per object."""
-
-Mask = Bool[Tensor, " sample"]
-"""One yes or no per sample."""

@@ -165,13 +165,14 @@ def _with_scores(run: RunFolder) -> list[dict[str, Any]]:
 def _facts(config: TrainConfig, finished: int) -> list[str]:
     """Describe the run, in a few words per fact."""
     sampler, model, run = config.sampler, config.model, config.run
+    kind = sampler.kind if sampler.kind == "flow" else sampler.kind.upper()
     trained = f"LoRA of rank {model.lora_rank}" if model.finetune == "lora" else "every weight"
     return [
         f"{finished} of {run.iterations} iterations",
         f"{run.objects_per_iteration} {_sampled(config)}",
         f"advantage: {config.advantage.mode.replace('_', ' ')}"
         + (", shuffled" if config.advantage.shuffle else ""),
-        f"{sampler.kind.upper()}, {sampler.num_steps} steps, guidance {sampler.guidance_scale:g}",
+        f"{kind}, {sampler.num_steps} steps, guidance {sampler.guidance_scale:g}",
         f"trains {trained}, learning rate {config.optim.lr:g}",
         f"seed {run.seed}",
     ]
@@ -182,14 +183,16 @@ def _sampled(config: TrainConfig) -> str:
     rollout = config.rollout
     if rollout.kind == "pair":
         zigzag = config.objective.pairing == "zigzag"
-        return f"pairs each ({'zigzag against standard' if zigzag else 'two standard'})"
+        return f"pairs per iteration ({'zigzag against standard' if zigzag else 'two standard'})"
     if rollout.kind == "tree":
-        return f"trees each, which divide at steps {', '.join(map(str, rollout.split_steps))}"
+        steps = ", ".join(map(str, rollout.split_steps))
+        return f"trees per iteration, which divide at steps {steps}"
     if rollout.kind == "branches":
-        return f"prompts each, {rollout.members} branches of {rollout.trunks} trunks at every step"
+        branches = f"{rollout.members} branches of {rollout.trunks} trunks at every step"
+        return f"prompts per iteration, {branches}"
     enhancer = config.condition.enhancer
     captions = "" if enhancer == "none" else f", captions: {enhancer}"
-    return f"groups of {rollout.members} each{captions}"
+    return f"groups of {rollout.members} per iteration{captions}"
 
 
 def _command(run: RunFolder) -> str:

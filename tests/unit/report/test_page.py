@@ -171,6 +171,7 @@ def test_every_kind_of_method_has_a_page(kind, tmp_path):
 
     for title in OWN[kind]:
         assert title in text
+    assert {"pairs": "32 pairs per", "groups": "32 groups of 8 per"}.get(kind, "32 groups") in text
     for other in set(OWN) - {kind}:
         assert OWN[other][-1] not in text
     assert "Loss scale" in text
