@@ -1,4 +1,4 @@
-"""`python -m mvczigal_ref` is `mvczigal`; a launcher of several processes needs the former."""
+"""Command line as `python -m mvczigal_ref`, which launchers of several processes need."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Orthographic cameras around an object, and the maps that tell a network where they stand.
+"""Orthographic cameras around an object, and the camera maps that a network takes.
 
 World axes are right-handed with z up. A camera looks at the origin; its own axes are right, up
 and backwards, as in Blender. Any number of views.
@@ -26,21 +26,21 @@ __all__ = [
 ]
 
 CameraMatrix = Float[Tensor, "view 4 4"]
-"""One homogeneous matrix a view."""
+"""One homogeneous matrix per view."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OrthographicRig:
-    """Where each camera stands, and the box that all of them see."""
+    """Position of each camera, and the box that all of them see."""
 
     azimuth_deg: tuple[float, ...]
-    """Angle about +z from +x, counter-clockwise seen from above [deg]."""
+    """Angle of each camera about +z from +x, counter-clockwise seen from above [deg]."""
 
     elevation_deg: tuple[float, ...]
-    """Angle above the horizontal plane [deg], in [-90, 90]."""
+    """Angle of each camera above the horizontal plane [deg], in [-90, 90]."""
 
     distance: tuple[float, ...]
-    """From the origin [world units]; positive."""
+    """Distance of each camera from the origin [world units]; positive."""
 
     half_width: float = 0.55
     """Half the side of the visible square [world units]; positive."""
@@ -52,7 +52,7 @@ class OrthographicRig:
     """Farthest visible depth [world units]; above ``near``."""
 
     def __post_init__(self) -> None:
-        """Refuse a rig that no picture could be taken with.
+        """Refuse a rig that could take no picture.
 
         Raises:
             ValueError: If a field is outside its range or lengths differ.
@@ -64,7 +64,7 @@ class OrthographicRig:
             length = len(getattr(self, name))
             if length != self.num_views:
                 msg = (
-                    f"`{name}` must have one entry a view, {self.num_views} as `azimuth_deg`; "
+                    f"`{name}` must have one entry per view, {self.num_views} as `azimuth_deg`; "
                     f"got {length}."
                 )
                 raise ValueError(msg)
@@ -104,7 +104,7 @@ def camera_to_world(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> CameraMatrix:
-    r"""Return the pose of every camera: its axes as columns, then its place.
+    r"""Return the pose of every camera: its axes as columns, then its position.
 
     .. math::
 
@@ -113,7 +113,7 @@ def camera_to_world(
         b = (\cos\epsilon\cos\alpha, \cos\epsilon\sin\alpha, \sin\epsilon),\quad p = d\,b
 
     Source:
-        Spherical coordinates. In closed form, so a camera straight above is as good as any; the
+        Spherical coordinates in closed form, which a camera straight above does not break; the
         released code of arXiv:2412.03632 goes through a look-at product in fp32.
 
     Args:
@@ -196,7 +196,7 @@ def projection_matrix(
         device: Device of the result.
 
     Returns:
-        One projection a view; x to the right and y down the image, both in [-1, 1].
+        One projection per view; x to the right and y down the image, both in [-1, 1].
 
     Examples:
         >>> projection_matrix(PAPER_RIG)[0].diagonal()
@@ -217,11 +217,11 @@ def plucker_map(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> PluckerMap:
-    r"""Return what each pixel of each view is told about its ray: direction and place.
+    r"""Return direction and position of the ray of each pixel of each view.
 
     .. math:: m = (-b,\ p/\lVert p \rVert)
 
-    where :math:`b` points backwards out of the camera and :math:`p` is its place.
+    where :math:`b` points backwards out of the camera and :math:`p` is its position.
 
     Source:
         Huang et al. (MV-Adapter), arXiv:2412.03632, and its released code: rays of an
@@ -264,7 +264,7 @@ def camera_image(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> PluckerMap:
-    r"""Return the camera map as an image, as the camera encoder takes it.
+    r"""Return the camera map rescaled to an image, the input of the camera encoder.
 
     .. math:: \mathrm{clamp}\big(\tfrac{m + 1}{2}, 0, 1\big)
 
@@ -279,7 +279,7 @@ def camera_image(
         device: Device of the result.
 
     Returns:
-        Six channels a view, each in [0, 1].
+        Six channels per view, each in [0, 1].
 
     Raises:
         ValueError: If ``height`` or ``width`` is not positive.

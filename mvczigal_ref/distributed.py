@@ -1,6 +1,6 @@
-"""The processes of a run: the only file that knows there may be several.
+"""Processes of a run: the only file that knows there may be several.
 
-Processes share out whole slices of objects, in contiguous blocks, so that each
+Whole slices of objects are shared out in contiguous blocks, so that each
 slice is computed exactly as one process alone would compute it. Every
 reduction adds in the order of the processes, so that all of them hold the same
 bits afterwards. An exception in one of them ends all of them.
@@ -35,25 +35,25 @@ class _ElsewhereError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """This process among all processes of the run; made by `world`."""
+    """Place of this process among all processes of the run; made by `world`."""
 
     rank: int = 0
     """Index of this process."""
     size: int = 1
     """Number of processes."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where this process computes."""
+    """Device on which this process computes."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and speaks to the user."""
+        """Whether this process writes the files and speaks to the user."""
         return self.rank == 0
 
     def slice_share(self, num_slices: int) -> range:
-        """Give the slices that this process computes: one contiguous block of equal size.
+        """Give this process's slices: one contiguous block, of the same size in every process.
 
         Args:
-            num_slices: Slices of an iteration, over all processes.
+            num_slices: Slices of one iteration, over all processes.
 
         Returns:
             Indices of this process's slices.
@@ -107,19 +107,18 @@ class World:
         no process has one, so that the optimiser skips it as it would in one process.
 
         Args:
-            parameters: The trained parameters, in the same order in every process.
+            parameters: The trainable parameters, in the same order in every process.
         """
         if self.size == 1:
             return
         self._meet()
         trained = list(parameters)
-        has = torch.tensor([p.grad is not None for p in trained], dtype=torch.uint8)
-        anywhere = self._stacked(has).amax(0).tolist()
-        wanted = [p for p, held in zip(trained, anywhere, strict=True) if held]
-        for parameter in wanted:
+        present = self._stacked(self._flags([p.grad is not None for p in trained])).amax(0)
+        used = [p for p, one in zip(trained, present.tolist(), strict=True) if one]
+        for parameter in used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        for bucket in _buckets([p.grad for p in wanted if p.grad is not None]):
+        for bucket in _buckets([p.grad for p in used if p.grad is not None]):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             total = torch.zeros_like(flat)
             for part in self._stacked(flat):
@@ -131,18 +130,18 @@ class World:
                 gradient.copy_(mean.view_as(gradient))
 
     def anywhere(self, flag: bool) -> bool:
-        """Say whether the flag is true in any process, so that all of them stop together.
+        """Tell whether the flag is true in any process, so that all of them act alike.
 
         Args:
-            flag: This process's answer.
+            flag: Value in this process.
 
         Returns:
-            The answer of all.
+            Whether it is true in at least one process.
         """
         if self.size == 1:
             return flag
         self._meet()
-        return bool(self._stacked(torch.tensor([flag], dtype=torch.uint8)).any())
+        return bool(self._stacked(self._flags([flag])).any())
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -151,16 +150,16 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Make an exception that one process meets everybody's.
+        """Raise an exception of one process in all of them.
 
         Without this the others would wait in their next collective for ever. Inside it, each
-        collective of this class begins by asking whether all have come to it.
+        collective of this class first asks whether all processes have come to it.
 
         Yields:
             Nothing.
 
         Raises:
-            Exception: In every process the same: the first that names a place, else the first.
+            Exception: The same in every process: the first that names an object, or else the first.
 
         Examples:
             >>> with World().together():
@@ -171,8 +170,8 @@ at object 3.
         """
         try:
             yield
-        except _ElsewhereError as elsewhere:
-            raise elsewhere.error from None
+        except _ElsewhereError as remote:
+            raise remote.error from None
         except Exception as error:
             chosen = None
             if self.size > 1:
@@ -183,7 +182,7 @@ at object 3.
             raise chosen from error
 
     def close(self) -> None:
-        """Take the processes apart; the last call of a run."""
+        """Leave the process group; the last call of a run."""
         if self.size > 1:
             PartialState().destroy_process_group()
 
@@ -193,14 +192,13 @@ at object 3.
         if error is not None:
             raise _ElsewhereError(error)
 
-    def _failure(self, own: Exception | None) -> Exception | None:
+    def _failure(self, local: Exception | None) -> Exception | None:
         """Choose one of the exceptions that processes have met since the last collective."""
-        failed = torch.tensor([own is not None], dtype=torch.uint8)
-        if not bool(self._stacked(failed).any()):
+        if not bool(self._stacked(self._flags([local is not None])).any()):
             return None
-        texts = self._texts("" if own is None else encode_error(own))
+        texts = self._texts("" if local is None else encode_error(local))
         errors = [
-            own if own is not None and rank == self.rank else decode_error(text)
+            local if local is not None and rank == self.rank else decode_error(text)
             for rank, text in enumerate(texts)
             if text
         ]
@@ -208,19 +206,24 @@ at object 3.
         return (placed or errors)[0]
 
     def _texts(self, text: str) -> list[str]:
-        """Give every process's text, in their order."""
+        """Gather every process's text, in their order."""
         content = text.encode()
-        lengths = self._stacked(torch.tensor([len(content)])).flatten().tolist()
+        count = torch.tensor([len(content)], device=self.device)
+        lengths = self._stacked(count).flatten().tolist()
         padded = content.ljust(max(lengths), b" ")
-        rows = self._stacked(torch.tensor(list(padded), dtype=torch.uint8)).tolist()
+        rows = self._stacked(self._flags(list(padded))).tolist()
         return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
 
+    def _flags(self, values: Sequence[int]) -> Tensor:
+        """Put small numbers on this process's device, whatever torch's default device is."""
+        return torch.tensor(values, dtype=torch.uint8, device=self.device)
+
     def _stacked(self, value: Tensor) -> Tensor:
-        """One row per process."""
+        """Gather one row per process."""
         return self._concatenated(value[None])
 
     def _concatenated(self, share: Tensor) -> Tensor:
-        """Every process's rows, one process after the other."""
+        """Gather every process's rows, one process after the other."""
         share = share.to(self.device).contiguous()
         whole = share.new_empty((self.size * share.shape[0], *share.shape[1:]))
         try:
@@ -240,39 +243,39 @@ def world(device: str = "auto") -> World:
         device: "auto" for an accelerator where there is one, or a torch device.
 
     Returns:
-        This process's place.
+        Place of this process.
 
     Raises:
         RuntimeError: If the launcher started several processes that could not be joined.
     """
-    # Otherwise accelerate would choose the number of threads, and with it the last bits.
+    # Otherwise accelerate would choose the number of threads, on which the last bits depend.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    # Asked for an accelerator that is not there, accelerate makes each process a world of its own.
+    # Asked for an accelerator that is absent, accelerate would make each process a world of one.
     state = PartialState(
         cpu=device == "cpu" or not torch.accelerator.is_available(), **_meeting_place()
     )
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))  # under MPI, set by the line above
-    if state.num_processes != wanted:
+    size = int(os.environ.get("WORLD_SIZE", "1"))  # under MPI, set by the line above
+    if state.num_processes != size:
         msg = (
-            f"the launcher asked for {wanted} processes, but {state.num_processes} could be "
+            f"the launcher asked for {size} processes, but {state.num_processes} could be "
             f"joined on device {device!r}. Set `run.device` to a device that is there."
         )
         raise RuntimeError(msg)
-    # Where no GPU is used, `accelerate launch` starts one process however many it is asked for.
-    # Only if it was asked for several does it say where they are to meet.
-    if wanted == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
+    # Without a GPU `accelerate launch` starts one process however many it is asked for; only if it
+    # was asked for several does it set the address at which they are to meet.
+    if size == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
         msg = (
             "`accelerate launch` was asked for several processes, but without GPUs it starts one. "
             "Start with `mvczigal train RECIPE --processes N`; for one process leave "
             "`--num_processes` out and MASTER_ADDR unset."
         )
         raise RuntimeError(msg)
-    own = state.device if wanted > 1 or device == "auto" else torch.device(device)
-    return World(rank=state.process_index, size=state.num_processes, device=own)
+    place = state.device if size > 1 or device == "auto" else torch.device(device)
+    return World(rank=state.process_index, size=state.num_processes, device=place)
 
 
 def _meeting_place() -> dict[str, Any]:
-    """Say where the processes of `--processes` meet; those of another launcher ask its address."""
+    """Name the file by which processes of `--processes` meet; other launchers set an address."""
     store = os.environ.get("MVCZIGAL_STORE")
     if store is None:
         return {}

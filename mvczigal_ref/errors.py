@@ -1,4 +1,4 @@
-"""The package's exceptions: each is also the builtin that a caller would catch."""
+"""Exceptions of the package: each is also the builtin that a caller would catch."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ __all__ = [
     "quoted",
 ]
 
-_LONGEST_VALUE = 120  # of a value in a message [characters]
+_LONGEST_VALUE = 120  # length of a value in a message [characters]
 
 
 class ConfigError(ValueError):
@@ -39,7 +39,7 @@ class DiskFullError(OSError):
 
 
 class ProcessLostError(ConnectionError):
-    """Another process of the run has ended, so that nothing can be computed together."""
+    """Another process of the run has ended, so that the run cannot go on."""
 
 
 class ReplayMismatchError(RuntimeError):
@@ -47,15 +47,15 @@ class ReplayMismatchError(RuntimeError):
 
 
 class ZeroGradientError(ArithmeticError):
-    """Nothing reaches what trains, though the loss asks for a change."""
+    """No gradient reaches the trainable parameters, though the loss asks for a change."""
 
 
 class ServiceUnavailableError(ConnectionError):
-    """A service that a run asks gave no answer for as long as it was waited for."""
+    """A service that a run needs gave no answer within the time allowed."""
 
 
 class ScorerUnavailableError(ServiceUnavailableError):
-    """A remote scorer gave no usable answer for as long as it was waited for."""
+    """A remote scorer gave no usable answer within the time allowed."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -69,7 +69,7 @@ class NonFiniteError(FloatingPointError):
         object: Index of the object within the iteration, or None if unknown.
         view: Index of the view within the object, or None if unknown.
         step: Index into the sampling grid, or None if unknown.
-        value: The value found, or None if it was not read.
+        value: The non-finite value, or None if it was not read.
 
     Examples:
         >>> print(NonFiniteError("loss", object=3, step=1, value=float("nan")))
@@ -94,21 +94,21 @@ class NonFiniteError(FloatingPointError):
         self.what, self.object, self.view, self.step, self.value = what, object, view, step, value
 
     def __str__(self) -> str:
-        """Say what was not finite, and where."""
+        """Name the non-finite quantity, its value and its place."""
         places = {"object": self.object, "view": self.view, "step": self.step}
-        known = ", ".join(f"{name} {index}" for name, index in places.items() if index is not None)
-        found = "a non-finite value" if self.value is None else repr(self.value)
-        return f"`{self.what}` must be finite; got {found}" + (f" at {known}." if known else ".")
+        place = ", ".join(f"{name} {index}" for name, index in places.items() if index is not None)
+        value = "a non-finite value" if self.value is None else repr(self.value)
+        return f"`{self.what}` must be finite; got {value}" + (f" at {place}." if place else ".")
 
 
 def quoted(value: object) -> str:
     """Give a value for a message: on one line, and cut where it is long.
 
     Args:
-        value: Whatever was got.
+        value: Any value.
 
     Returns:
-        Its `repr`, at most about 120 characters of it.
+        The `repr` of the value, cut to about 120 characters.
 
     Examples:
         >>> len(quoted("a" * 10_000)) < 150
@@ -125,11 +125,11 @@ def quoted(value: object) -> str:
 
 
 def encode_error(error: Exception) -> str:
-    """Write an exception as JSON from which another process makes its equal.
+    """Write an exception as JSON, from which another process makes an equal one.
 
     Args:
         error: An exception of Python or of this package is sent as it is, if its arguments are
-            numbers and text. Any other becomes its nearest ancestor among those, with its words.
+            numbers and text. Any other becomes its nearest base class among those, with its text.
 
     Returns:
         JSON text, for :func:`decode_error`.
@@ -148,13 +148,13 @@ def encode_error(error: Exception) -> str:
 
 
 def decode_error(text: str) -> Exception:
-    """Make an exception from what another process wrote; no code is read from it.
+    """Make an exception from the JSON of another process; no code is read from it.
 
     Args:
         text: Written by :func:`encode_error`.
 
     Returns:
-        The exception; a RuntimeError with its words where its class is not one of Python's or of
+        The exception; or a RuntimeError with its text where its class is not one of Python's or of
         this package's loaded modules, or refuses the arguments.
     """
     module, name, arguments, words = json.loads(text)
@@ -166,7 +166,7 @@ def decode_error(text: str) -> Exception:
 
 
 def _is_common(kind: type) -> bool:
-    """Decide whether every process has this class: Python's exceptions and the package's."""
+    """Tell whether every process has this class: one of Python's or of the package's."""
     package = __name__.partition(".")[0]
     ours = kind.__module__.partition(".")[0] in ("builtins", package)
     return ours and issubclass(kind, Exception) and kind is not Exception

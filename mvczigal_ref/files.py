@@ -1,4 +1,4 @@
-"""Files that a kill at any moment leaves whole, in a folder that one process at a time writes."""
+"""Files that stay whole if the process is killed, in a folder with one writer at a time."""
 
 import errno
 import json
@@ -19,6 +19,7 @@ from mvczigal_ref.errors import RunFolderInUseError
 __all__ = ["atomic_write", "owned", "sweep", "sync", "to_json", "writing"]
 
 _LOCK = ".lock"  # names the owner while there is one
+_WINDOWS = os.name == "nt"
 
 
 _WAIT = 1.0  # seconds for an owner that is about to end, as after a killed launcher
@@ -28,7 +29,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader finds the old content or the new, never a part.
 
     Args:
-        path: File to write; its folder is made.
+        path: File to write; its folder is made if absent.
         content: Bytes, or text that is encoded as UTF-8.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,17 +43,17 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def writing(path: Path, *, aside: Path | None = None) -> Iterator[None]:
-    """Name what is written in the error that its writing meets, and leave no part of it.
+    """Name the file in an error of the disk, and leave no part of it.
 
     Args:
-        path: A file or folder.
-        aside: Where it is written before it has that name; removed after an error.
+        path: File or folder that is written.
+        aside: Temporary place of its content until it takes its name; removed after an error.
 
     Yields:
         Nothing.
 
     Raises:
-        OSError: What the disk said, with the path.
+        OSError: The error of the disk, with the path.
 
     Examples:
         >>> with writing(Path("run/state.json")):
@@ -75,10 +76,10 @@ def writing(path: Path, *, aside: Path | None = None) -> Iterator[None]:
 def owned(folder: Path) -> Iterator[None]:
     """Be the only process that writes a run folder, while the context lasts.
 
-    The ownership ends with its process, whatever ends that. Reading needs none.
+    The ownership ends with its process, however that ends. Reading needs no ownership.
 
     Args:
-        folder: The run folder; made if absent, and gone again if nothing was written.
+        folder: The run folder; made if absent, and removed again if nothing was written.
 
     Yields:
         Nothing.
@@ -106,22 +107,23 @@ def owned(folder: Path) -> Iterator[None]:
         text = f"the disk of {str(folder)!r} has no locks: let no other process train into it."
         warnings.warn(text, stacklevel=3)
     try:
-        with writing(path):
+        with writing(path), suppress(PermissionError):  # on Windows nobody writes a locked file
             path.write_text(to_json({"process": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the release: whoever waits then makes a new one
+        with suppress(PermissionError):  # on Windows nobody removes a locked file
+            path.unlink(missing_ok=True)  # before the release: whoever waits then makes a new one
         lock.release()
-        for made in absent:
+        for parent in absent:
             with suppress(OSError):  # something was written
-                made.rmdir()
+                parent.rmdir()
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left half-written, in a folder and in those directly below.
+    """Remove half-written files of killed writers, in a folder and in those directly below.
 
     Args:
-        folder: Where no other process writes; it need not exist.
+        folder: Folder in which no other process writes; it need not exist.
     """
     for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
         _remove(path)
@@ -131,9 +133,12 @@ def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk.
 
     Args:
-        path: File or folder.
+        path: File or folder; on Windows, which opens no folders, a folder is not waited for.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    if _WINDOWS and path.is_dir():
+        return
+    # Windows syncs only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -141,7 +146,7 @@ def sync(path: Path) -> None:
 
 
 def to_json(value: object) -> str:
-    """Give a value as the one JSON text that equal values share.
+    """Give a value as JSON text, the same text for equal values.
 
     Args:
         value: JSON values; floats must be finite, and read back to the same bits.
@@ -162,13 +167,13 @@ def _remove(path: Path) -> None:
 
 
 def _system_error(error: SafetensorError) -> int | None:
-    """Read the operating system's number out of the words that the format's library has for it."""
+    """Read the operating system's error number out of the library's message."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     return None if number is None else int(number[1])
 
 
 def _in_use(folder: Path) -> str:
-    """Say who owns a run folder."""
+    """Write the message that names the owner of a run folder."""
     owner = "another process"
     with suppress(OSError, ValueError, KeyError, TypeError):  # it may just have come
         record = json.loads((folder / _LOCK).read_text("utf-8"))

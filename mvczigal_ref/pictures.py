@@ -1,4 +1,4 @@
-"""Contact sheets and grids: many images as one picture; turntables: views as an animation."""
+"""Contact sheets, grids and turntables: many images as one picture or as an animation."""
 
 import io
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ __all__ = ["as_grid", "contact_sheet", "save_png", "save_turntable"]
 
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 _FONT_SIZE, _LINE = 12, 18  # of a label [pixels]
-# By the end of a file's name; every format keeps all pixels but GIF, which has 256 colours.
+# Format by the suffix of a file's name; all of them keep every pixel but GIF, of 256 colours.
 _ANIMATED: dict[str, tuple[str, dict[str, Any]]] = {
     ".gif": ("GIF", {"disposal": 2}),
     ".png": ("PNG", {}),
@@ -43,7 +43,7 @@ def contact_sheet(
 
     Raises:
         ValueError: If there is no image, ``scale`` or ``gap`` is out of range, or
-            the labels are not one a row.
+            the labels are not one per row.
 
     Examples:
         >>> contact_sheet(torch.zeros(2, 3, 3, 8, 8), scale=2, gap=1).size
@@ -60,7 +60,7 @@ def contact_sheet(
         msg = f"`gap` must not be negative; got {gap}."
         raise ValueError(msg)
     if row_labels is not None and len(row_labels) != rows:
-        msg = f"`row_labels` must hold one text a row, {rows}; got {len(row_labels)}."
+        msg = f"`row_labels` must hold one text per row, {rows}; got {len(row_labels)}."
         raise ValueError(msg)
     font = ImageFont.load_default(_FONT_SIZE)
     labels = row_labels or ()
@@ -83,14 +83,14 @@ def contact_sheet(
 def as_grid(
     images: Float[Tensor, "view rgb height width"], columns: int
 ) -> Float[Tensor, "row column rgb height width"]:
-    """Lay one object's views out row by row, for :func:`contact_sheet`.
+    """Lay out one object's views row by row, for :func:`contact_sheet`.
 
     Args:
         images: RGB.
-        columns: Views a row; at least 1.
+        columns: Views per row; at least 1.
 
     Returns:
-        As many rows as are needed, the last filled up with white.
+        As many rows as needed, the last filled up with white.
 
     Raises:
         ValueError: If ``columns`` is below 1.
@@ -127,27 +127,27 @@ def save_turntable(
     seconds: float = 4.0,
     scale: int = 1,
 ) -> None:
-    """Write one object's views as an endless turn around it.
+    """Write one object's views as an animation that turns around it without end.
 
-    Views follow one another by azimuth, each shown for its share of the turn: as long as half the
-    way from the view before and half the way to the next would take.
+    Views follow one another by azimuth. Each is shown for its share of the turn: half the way from
+    the view before it plus half the way to the next.
 
     Args:
         path: File to write, ``.gif``, ``.png`` or ``.apng``, or ``.webp``; its folder is made.
         images: RGB; values outside [0, 1] are clamped.
-        azimuth_deg: Of each view's camera [deg].
+        azimuth_deg: Azimuth of each view's camera [deg].
         seconds: Duration of a turn [s]; positive.
         scale: Screen pixels along the edge of an image's pixel; at least 1.
 
     Raises:
-        ValueError: If the name's end is unknown, the azimuths are not one a view, or ``seconds``
-            is not positive.
+        ValueError: If the suffix is unknown, the azimuths are not one per view, or ``seconds`` is
+            not positive.
     """
     if path.suffix.lower() not in _ANIMATED:
         msg = f"`path` must end in {', '.join(_ANIMATED)}; got {path.name!r}."
         raise ValueError(msg)
     if len(azimuth_deg) != len(images):
-        msg = f"`azimuth_deg` must hold one angle a view, {len(images)}; got {len(azimuth_deg)}."
+        msg = f"`azimuth_deg` must hold one angle per view, {len(images)}; got {len(azimuth_deg)}."
         raise ValueError(msg)
     if not seconds > 0.0:
         msg = f"`seconds` must be positive; got {seconds!r}."

@@ -6,20 +6,17 @@ noisiest; ``c h w`` channels, height and width of a latent; ``*batch`` any
 number of leading axes, all treated alike.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
     "AlphaBar",
     "BatchLatent",
     "BatchShape",
-    "CameraFeature",
     "Images",
     "JointViewReward",
     "Latent",
-    "Mask",
     "ObjectLatent",
-    "PerSample",
     "PerViewReward",
     "PluckerMap",
     "PromptEmbedding",
@@ -31,14 +28,11 @@ __all__ = [
 Scalar = Float[Tensor, ""]
 """One number."""
 
-PerSample = Float[Tensor, " sample"]
-"""One number a sample, whatever a sample is."""
-
 PerViewReward = Float[Tensor, "object view"]
-"""One number a view [reward units]."""
+"""One number per view [reward units]."""
 
 JointViewReward = Float[Tensor, " object"]
-"""One number an object [reward units]."""
+"""One number per object [reward units]."""
 
 AlphaBar = Float[Tensor, " train_timestep"]
 """Cumulative product of alphas over the training grid [1]."""
@@ -53,25 +47,19 @@ Latent = Float[Tensor, "row c h w"]
 """Latents, the views of one object adjacent."""
 
 ObjectLatent = Float[Tensor, "object view c h w"]
-"""The same latents with objects and views apart."""
+"""Latents with separate axes of objects and views."""
 
 BatchLatent = Float[Tensor, "*batch c h w"]
 """Latents with any leading axes."""
 
 BatchShape = Float[Tensor, "*#batch"]
-"""One number a latent; an axis of size 1 broadcasts."""
+"""One number per latent; an axis of size 1 broadcasts."""
 
 Images = Float[Tensor, "object view rgb height width"]
 """Images in [0, 1]."""
 
 PluckerMap = Float[Tensor, "view six height width"]
-"""Camera maps: view direction and normalised position, a channel each."""
-
-CameraFeature = Float[Tensor, "view channels height width"]
-"""One level of the camera encoder's output."""
+"""Camera maps: three channels of view direction, three of normalised position."""
 
 PromptEmbedding = Float[Tensor, "object token width"]
-"""Text features, stored once an object."""
-
-Mask = Bool[Tensor, " sample"]
-"""A yes or no a sample."""
+"""Token features of prompts, stored once per object."""

@@ -1,4 +1,4 @@
-"""Text files as people save them: UTF-8 with or without a mark, and any line ends."""
+"""Text files as people save them: UTF-8 with or without a byte-order mark, any line ends."""
 
 import codecs
 from pathlib import Path
@@ -7,7 +7,7 @@ from mvczigal_ref.errors import ConfigError
 
 __all__ = ["decode_text", "read_text", "text_lines"]
 
-_MOST_TEXT = 2**26  # of a text file [bytes]
+_MOST_TEXT = 2**26  # largest text file [bytes]
 
 
 # UTF-32 first: its mark begins as UTF-16's does.
@@ -30,8 +30,8 @@ def read_text(path: Path, *, most: int = _MOST_TEXT) -> str:
         The text.
 
     Raises:
-        ConfigError: If it is larger, or no text in UTF-8.
-        OSError: If it cannot be opened.
+        ConfigError: If the file is larger, or not text in UTF-8.
+        OSError: If the file cannot be opened.
     """
     with path.open("rb") as file:
         content = file.read(most + 1)
@@ -45,14 +45,14 @@ def decode_text(content: bytes, path: Path) -> str:
 
     Args:
         content: Bytes of the whole file.
-        path: Of the file, for messages.
+        path: Place of the file, for messages.
 
     Returns:
         The text, without the mark.
 
     Raises:
-        ConfigError: If it is in another encoding; names the file, and the line of the first byte
-            that is not UTF-8.
+        ConfigError: If the content is in another encoding; names the file, and the line of the
+            first byte that is not UTF-8.
 
     Examples:
         >>> decode_text(b"\xef\xbb\xbfa red cube", Path("prompts.txt"))
@@ -83,7 +83,7 @@ def text_lines(text: str) -> list[str]:
     r"""Cut a text at its line ends: line feed, carriage return, or both, and nothing else.
 
     Args:
-        text: Any.
+        text: Any text.
 
     Returns:
         The lines without their ends; the last is empty where the text ends in a line end.

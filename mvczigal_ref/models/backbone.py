@@ -1,11 +1,11 @@
-"""What a run knows of its model, whichever kind it is: prompts in, latents out, what trains.
+"""Interface of a run to its model: prompts in, latents out, and the trainable parameters.
 
 The two kinds are the multi-view UNet, which draws all views of a rig at once, and the flow
 transformers, which draw one image.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from mvczigal_ref.cameras import OrthographicRig
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
-from mvczigal_ref.models.flow.lora_file import add_flow_lora, flow_lora_parameters, load_flow_lora
-from mvczigal_ref.models.lora import add_lora, lora_parameters
+from mvczigal_ref.models.lora import LORA_TARGETS, add_lora, lora_parameters
 from mvczigal_ref.models.lora_files import load_lora
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.policy import CameraFeatures, Conditioning
@@ -31,10 +30,10 @@ Embedded = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backbone(ABC):
-    """A loaded model, and the cameras and image size of a run."""
+    """A loaded model with the cameras and image size of a run."""
 
     components: Any
-    """Every part, changed in place."""
+    """Every part of the model, changed in place."""
 
     image_size: int
     """Edge of an image [px]."""
@@ -42,12 +41,12 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def num_views(self) -> int:
-        """Images that are drawn together."""
+        """Number of images that are drawn together [views]."""
 
     @property
     @abstractmethod
     def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
-        """The diffusers network that holds what trains."""
+        """Diffusers network that holds the trainable parameters."""
 
     @property
     @abstractmethod
@@ -57,32 +56,37 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def embeds_guidance(self) -> bool:
-        """Whether the network is told the guidance scale, in place of a doubled batch."""
+        """Whether the network takes the guidance scale as an input, so that no batch is doubled."""
 
     @property
     @abstractmethod
     def camera_features(self) -> CameraFeatures:
-        """Of the cameras, computed once; none for networks without."""
+        """Features of the cameras, computed once; none for networks without cameras."""
 
     @abstractmethod
     def embed(self, prompt: str) -> Embedded:
-        """Encode one prompt, without gradient."""
+        """Encode one prompt into token and pooled features, without gradient."""
 
-    @abstractmethod
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """Ends of the names of the layers that a LoRA adapts."""
+        return LORA_TARGETS
+
     def add_lora(self, *, rank: int, alpha: float, seed: int) -> None:
         """Add a trainable low-rank update and freeze the rest."""
+        add_lora(self.network, rank=rank, alpha=alpha, seed=seed, targets=self.lora_targets)
 
-    @abstractmethod
     def load_lora(self, source: Path) -> None:
-        """Read a trained low-rank update, where there is none yet, and freeze the rest."""
+        """Read a trained low-rank update, adding one where there is none, and freeze the rest."""
+        load_lora(self.network, source)
 
-    @abstractmethod
     def lora(self) -> dict[str, nn.Parameter]:
         """Find the LoRA's parameters by published name; none without a LoRA."""
+        return lora_parameters(self.network)
 
     @property
     def policy(self) -> nn.Module:
-        """The network as rollout and update call it."""
+        """Network in the form that rollout and update call."""
         policy: nn.Module = self.components.policy
         return policy
 
@@ -94,7 +98,7 @@ class Backbone(ABC):
         return (self.num_views, int(vae.config.latent_channels), edge, edge)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Find what trains.
+        """Find the trainable parameters.
 
         Returns:
             LoRA parameters by published name, or without a LoRA every parameter of the policy
@@ -113,7 +117,8 @@ class Backbone(ABC):
     def without_lora(self) -> Iterator[None]:
         """Switch the LoRA off: the policy is the network that training started from.
 
-        Evaluate it inside without gradient, as a recomputed pass would run after it is back.
+        Evaluate the policy inside without gradient: a pass that is recomputed for its gradient
+        would run after the LoRA is back.
 
         Yields:
             Nothing.
@@ -126,18 +131,18 @@ class Backbone(ABC):
             self.network.enable_adapters()
 
     def conditioning(self, embedded: list[Embedded], negative: Embedded | None) -> Conditioning:
-        """Put encoded prompts together with what is the same for all.
+        """Put encoded prompts together with what is the same for every object.
 
         Args:
-            embedded: From :meth:`embed`, one an object.
-            negative: What classifier-free guidance leads away from, if it is used.
+            embedded: Features from :meth:`embed`, one pair per object.
+            negative: Features of the prompt that classifier-free guidance leads away from, if any.
 
         Returns:
-            What the policy is told of these objects.
+            The policy's conditioning on these objects.
         """
         embeds = torch.cat([tokens for tokens, _ in embedded])
         size = float(self.image_size)
-        # Original size, crop and target size; flow transformers are not told them.
+        # Original size, crop and target size; flow transformers do not take them.
         ids = torch.tensor([size, size, 0.0, 0.0, size, size], device=embeds.device)
         return Conditioning(
             prompt_embeds=embeds,
@@ -155,13 +160,13 @@ class MultiviewBackbone(Backbone):
     """The multi-view UNet with its camera encoder."""
 
     components: Components
-    """Every part, changed in place."""
+    """Every part of the model, changed in place."""
 
     rig: OrthographicRig
     """The cameras."""
 
     features: CameraFeatures = field(init=False)
-    """Of the rig."""
+    """Camera features of the rig."""
 
     def __post_init__(self) -> None:
         """Encode the cameras once."""
@@ -170,12 +175,12 @@ class MultiviewBackbone(Backbone):
 
     @property
     def num_views(self) -> int:
-        """Images that are drawn together."""
+        """Number of images that are drawn together [views]."""
         return self.rig.num_views
 
     @property
     def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
-        """The diffusers network that holds what trains."""
+        """Diffusers network that holds the trainable parameters."""
         return self.components.policy.unet
 
     @property
@@ -185,29 +190,17 @@ class MultiviewBackbone(Backbone):
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network is told the guidance scale, in place of a doubled batch."""
+        """Whether the network takes the guidance scale as an input, so that no batch is doubled."""
         return self.components.policy.guidance_width is not None
 
     @property
     def camera_features(self) -> CameraFeatures:
-        """Of the cameras, computed once."""
+        """Features of the cameras, computed once."""
         return self.features
 
     def embed(self, prompt: str) -> Embedded:
-        """Encode one prompt, without gradient."""
+        """Encode one prompt into token and pooled features, without gradient."""
         return encode_prompts(self.components, [prompt])
-
-    def add_lora(self, *, rank: int, alpha: float, seed: int) -> None:
-        """Add a trainable low-rank update and freeze the rest."""
-        add_lora(self.network, rank=rank, alpha=alpha, seed=seed)
-
-    def load_lora(self, source: Path) -> None:
-        """Read a trained low-rank update, where there is none yet, and freeze the rest."""
-        load_lora(self.network, source)
-
-    def lora(self) -> dict[str, nn.Parameter]:
-        """Find the LoRA's parameters by published name; none without a LoRA."""
-        return lora_parameters(self.network)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,16 +208,16 @@ class FlowBackbone(Backbone):
     """A flow transformer, which draws one view."""
 
     components: FlowComponents
-    """Every part, changed in place."""
+    """Every part of the model, changed in place."""
 
     @property
     def num_views(self) -> int:
-        """Images that are drawn together."""
+        """Number of images that are drawn together [views]."""
         return 1
 
     @property
     def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
-        """The diffusers network that holds what trains."""
+        """Diffusers network that holds the trainable parameters."""
         return self.components.policy.transformer
 
     @property
@@ -234,29 +227,26 @@ class FlowBackbone(Backbone):
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network is told the guidance scale, in place of a doubled batch."""
+        """Whether the network takes the guidance scale as an input, so that no batch is doubled."""
         return self.components.policy.embeds_guidance
 
     @property
     def camera_features(self) -> CameraFeatures:
-        """None: there are no cameras."""
+        """Empty: there are no cameras."""
         return ()
 
     def embed(self, prompt: str) -> Embedded:
-        """Encode one prompt, without gradient."""
+        """Encode one prompt into token and pooled features, without gradient."""
         return self.components.encode_prompts([prompt])
 
-    def add_lora(self, *, rank: int, alpha: float, seed: int) -> None:
-        """Add a trainable low-rank update and freeze the rest."""
-        add_flow_lora(self.components.policy, rank=rank, alpha=alpha, seed=seed)
-
-    def load_lora(self, source: Path) -> None:
-        """Read a trained low-rank update, where there is none yet, and freeze the rest."""
-        load_flow_lora(self.components.policy, source)
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """Ends of the names of the layers that a LoRA adapts."""
+        return self.components.policy.lora_targets
 
     def lora(self) -> dict[str, nn.Parameter]:
         """Find the LoRA's parameters by published name; none without a LoRA."""
-        return flow_lora_parameters(self.components.policy)
+        return {f"transformer.{name}": p for name, p in lora_parameters(self.network).items()}
 
     def noise_shift(self) -> float:
         """Return the shift of the noise levels that the network was trained with [1]."""

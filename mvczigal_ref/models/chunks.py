@@ -1,4 +1,4 @@
-"""What scorers share besides images: work in slices that fit in memory, and where to put them."""
+"""Work in chunks that fit in memory, on the device and in the dtype of a network."""
 
 from collections.abc import Callable
 
@@ -9,18 +9,18 @@ __all__ = ["as_input", "device_of", "in_chunks"]
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, *, size: int) -> Tensor:
-    r"""Apply a function to slices of rows and join what it returns.
+    r"""Apply a function to chunks of rows and join the results.
 
     .. math:: y = [f(x_{1 \dots n}), f(x_{n+1 \dots 2n}), \dots]
 
-    For a function that treats rows alike and apart the size changes memory, and results by
-    rounding alone.
+    For a function that treats each row by itself, the size changes the memory, and the results
+    only by rounding.
 
     Args:
-        function: Returns one entry a row along the first axis. Gradient flows where the
+        function: Returns one entry per row along the first axis. Gradient flows where the
             function lets it.
-        rows: Anything with a first axis; no row at all is one empty slice.
-        size: Rows a call [1]; positive. The last call gets what is left.
+        rows: Tensor of any shape with a first axis; no row at all is one empty chunk.
+        size: Rows per call [1]; positive. The last call gets the rest.
 
     Returns:
         The joined results.
@@ -41,7 +41,7 @@ def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, *, size: int) 
         result = function(part)
         if result.shape[:1] != part.shape[:1]:
             msg = (
-                f"`function` must return one entry a row; got shape {tuple(result.shape)} for "
+                f"`function` must return one entry per row; got shape {tuple(result.shape)} for "
                 f"{len(part)} rows; keep the first axis."
             )
             raise ValueError(msg)
@@ -50,7 +50,7 @@ def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, *, size: int) 
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Return where a network's parameters are.
+    """Return the device of a network.
 
     Args:
         network: Has at least one parameter, and all of them in one place.
@@ -66,7 +66,7 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def as_input(tensor: Tensor, network: nn.Module) -> Tensor:
-    """Put a tensor where a network is; floating-point numbers also take its dtype.
+    """Put a tensor on a network's device; floating-point numbers also take its dtype.
 
     Args:
         tensor: Token ids or numbers. Gradient flows through numbers.

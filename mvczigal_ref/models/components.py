@@ -43,37 +43,37 @@ ImageSize = int | tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Components:
-    """What turns prompts and cameras into images."""
+    """Networks and tokenizers that turn prompts and cameras into images."""
 
     tokenizer: CLIPTokenizer
-    """Of the first text encoder."""
+    """Tokenizer of the first text encoder."""
 
     tokenizer_2: CLIPTokenizer
-    """Of the second."""
+    """Tokenizer of the second text encoder."""
 
     text_encoder: CLIPTextModel
-    """CLIP, its penultimate features used."""
+    """CLIP encoder whose penultimate features are used."""
 
     text_encoder_2: CLIPTextModelWithProjection
-    """CLIP with the pooled projection."""
+    """CLIP encoder with the pooled projection."""
 
     vae: AutoencoderKL
-    """Images to latents and back."""
+    """Autoencoder: images to latents and back."""
 
     policy: MultiViewUNet
-    """The network and its camera encoder."""
+    """Denoising network with its camera encoder."""
 
     latent_mean: Float[Tensor, " c"]
     """Mean of the autoencoder's raw latents, by channel [1]."""
 
     latent_std: Float[Tensor, " c"]
-    """Their standard deviation [1]; positive."""
+    """Standard deviation of the autoencoder's raw latents, by channel [1]; positive."""
 
     def encode_rig(self, rig: OrthographicRig, *, image_size: ImageSize) -> CameraFeatures:
         """Encode a rig's cameras, without gradient.
 
         Args:
-            rig: Cameras, one a view.
+            rig: Cameras, one per view.
             image_size: Height and width of the images, or both in one [px].
 
         Returns:
@@ -96,13 +96,13 @@ class Components:
         """Encode prompts and cameras, each once, without gradient.
 
         Args:
-            prompts: One text an object.
-            rig: Cameras, one a view.
+            prompts: One text per object.
+            rig: Cameras, one per view.
             image_size: Height and width of the images, or both in one [px].
-            negative_prompt: What classifier-free guidance leads away from; for
-                networks without a guidance embedding.
-            camera_features: Those of :meth:`encode_rig`, to spare encoding the
-                same rig again.
+            negative_prompt: Text that classifier-free guidance leads away from;
+                for networks without a guidance embedding.
+            camera_features: Features from :meth:`encode_rig`, to spare encoding
+                the same rig again.
 
         Returns:
             The record that the policy reads.
@@ -179,7 +179,7 @@ class Components:
         """Move, and where asked cast, every network in place.
 
         Args:
-            device: Where to; unchanged when None.
+            device: Target device; unchanged when None.
             dtype: Floating type of the networks; unchanged when None.
 
         Returns:
@@ -198,7 +198,7 @@ class Components:
         published adapter; ``unet/`` is a plain UNet that other tools load.
 
         Args:
-            folder: Made if absent.
+            folder: Folder to write into; made if absent.
             dtype: Floating type of the stored tensors; as they are when None.
 
         Raises:
@@ -209,7 +209,7 @@ class Components:
         if any(".lora_A." in name for name in tensors):
             msg = (
                 "`policy` must hold no LoRA to be saved whole; got one in the UNet. Save it with "
-                "lora_state_dict, or call merge_lora first."
+                "save_policy, or fuse and unload it with diffusers' `fuse_lora` and `unload_lora`."
             )
             raise ValueError(msg)
         # The statistics hold a published autoencoder's factor.
@@ -246,11 +246,11 @@ def load_components(
     """Read what :meth:`Components.save` wrote, or a published pipeline with its adapter.
 
     Args:
-        folder: With the sub-folders of a diffusers pipeline and
+        folder: Folder with the sub-folders of a diffusers pipeline and
             ``mv_adapter.safetensors``. Where ``camera_encoder/config.json`` is
             absent the published encoder's size is taken.
         dtype: Floating type of the networks; stored tensors are cast.
-        device: Where the networks go.
+        device: Device of the networks.
 
     Returns:
         Components in evaluation mode.
@@ -304,10 +304,10 @@ def _read(folder: Path, dtype: torch.dtype) -> Components:
 
 
 def _both_sides(image_size: ImageSize) -> tuple[int, int]:
-    """Height and width of an image size."""
+    """Split an image size into height and width."""
     return (image_size, image_size) if isinstance(image_size, int) else image_size
 
 
 def _per_channel(value: Tensor, like: Tensor) -> Tensor:
-    """Lay a number a channel over latents."""
+    """Shape one number per channel to broadcast over latents."""
     return value.to(like)[:, None, None]

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, named by what made them and where."""
+"""Non-finite numbers, named by the part that made them and by their place."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ AUTOENCODER_IMAGE = "image of the autoencoder"
 
 
 def require_finite(what: str, values: Tensor, objects: Sequence[int]) -> None:
-    """Refuse numbers of views that are not finite; one read of their device.
+    """Refuse non-finite numbers of views, with a single read of their device.
 
     Args:
-        what: Name of the quantity, and of the part that made it.
-        values: Object by view by whatever there is; or object alone.
+        what: Name of the quantity and of the part that made it.
+        values: One axis of objects, then views and any more; or objects alone.
         objects: Index of each object.
 
     Raises:
@@ -41,14 +41,14 @@ def require_finite(what: str, values: Tensor, objects: Sequence[int]) -> None:
 
 
 def overflow_shown(image: Tensor, decoded: Tensor) -> Tensor:
-    """Let an autoencoder's overflow reach the image, where clamping would make it white or black.
+    """Mark an autoencoder's overflow as NaN in the image; clamping would make it white or black.
 
     Args:
         image: Clamped to its range. Gradient flows.
-        decoded: What was clamped.
+        decoded: The image before it was clamped.
 
     Returns:
-        The image, NaN where it is infinite.
+        The image, NaN where ``decoded`` is infinite.
 
     Examples:
         >>> overflow_shown(torch.ones(2), torch.tensor([torch.inf, 3.0]))

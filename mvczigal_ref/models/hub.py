@@ -1,4 +1,4 @@
-"""The published full-size networks as one set of components, loaded strictly."""
+"""Published full-size networks as one set of components, loaded strictly."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +33,7 @@ from mvczigal_ref.models.weight_files import (
 
 __all__ = ["SdxlSources", "latent_statistics", "load_sdxl_components"]
 
-# Each network's class, and what that calls its type.
+# Class of each network, and the name of that class's dtype argument.
 _NETWORKS = {
     "text_encoder": (CLIPTextModel, "dtype"),
     "text_encoder_2": (CLIPTextModelWithProjection, "dtype"),
@@ -49,46 +49,46 @@ def load_sdxl_components(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Components:
-    """Load the networks of a text-to-multiview pipeline from where they are published.
+    """Load the published networks of a text-to-multiview pipeline.
 
-    Everything is found, and downloaded where that is allowed, before anything is loaded. In half
-    precision a file of the variant "fp16" goes before the full one. Code from a repository is
+    Every file is located, and downloaded where that is allowed, before anything is loaded. In half
+    precision a file of the variant "fp16" is preferred to the full one. Code from a repository is
     never run, and tensors are read from safetensors alone.
 
     Args:
-        sources: Where the parts come from; the published few-step ones if None.
+        sources: Places of the parts; the published few-step ones if None.
         dtype: Floating type of the networks. An autoencoder in which float16 overflows, as its
             settings say, stays in float32.
-        device: Where the networks go.
+        device: Device of the networks.
 
     Returns:
-        Components in evaluation mode, the autoencoder's factor among its statistics.
+        Components in evaluation mode; the statistics contain the autoencoder's scaling factor.
 
     Raises:
-        CheckpointError: If files are absent, and then each is named with where to get it and its
-            size; or if one is unreadable, or a tensor is missing, left over or of another shape,
-            and then each is named.
+        CheckpointError: If files are absent; each is named with its place on the hub and its size.
+            Also if a file is unreadable, or a tensor is missing, left over or of another shape;
+            each is named.
     """
-    wanted = sources or SdxlSources()
+    sources = sources or SdxlSources()
     for name in ("base", "unet", "vae"):
-        refuse_single_file(name, getattr(wanted, name) or "")
+        refuse_single_file(name, getattr(sources, name) or "")
     searches: dict[str, Callable[[SdxlSources], Any]] = {
         **{name: partial(locate_network, name, dtype=dtype) for name in _NETWORKS},
         **{name: partial(locate_tokenizer, name) for name in _TOKENIZERS},
         "adapter": locate_adapter,
     }
-    found: dict[str, Any] = {}
+    places: dict[str, Any] = {}
     absent = []
     for name, search in searches.items():
         try:
-            found[name] = search(wanted)
+            places[name] = search(sources)
         except CheckpointError as error:
             absent.append(str(error))
     if absent:
         raise CheckpointError("\n".join(absent))
     try:
         with quiet():
-            components = _read(found, dtype)
+            components = _read(places, dtype)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"the networks' files must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
@@ -108,7 +108,7 @@ def latent_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
         vae: The autoencoder.
 
     Returns:
-        Both by channel, fp32 [1].
+        Mean and standard deviation by channel, fp32 [1].
     """
     channels = vae.config.latent_channels
     mean = torch.tensor(vae.config.latents_mean or [0.0] * channels)
@@ -116,13 +116,13 @@ def latent_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
     return mean, std / vae.config.scaling_factor
 
 
-def _read(found: dict[str, Any], dtype: torch.dtype) -> Components:
+def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
     """Load every part from the disk."""
-    tokenizers = {name: read_tokenizer(CLIPTokenizer, found[name]) for name in _TOKENIZERS}
-    loaded = {name: _load_network(name, found[name], dtype) for name in _NETWORKS}
+    tokenizers = {name: read_tokenizer(CLIPTokenizer, places[name]) for name in _TOKENIZERS}
+    loaded = {name: _load_network(name, places[name], dtype) for name in _NETWORKS}
     for name in ("text_encoder", "text_encoder_2"):
         loaded[name].requires_grad_(requires_grad=False)
-    policy = _with_adapter(loaded.pop("unet"), found["adapter"], dtype)
+    policy = _with_adapter(loaded.pop("unet"), places["adapter"], dtype)
     vae = loaded["vae"]
     mean, std = latent_statistics(vae)
     # From here on the statistics hold the factor, so that settings saved again agree.

@@ -1,4 +1,4 @@
-"""Reading and writing tensors strictly: what does not fit is named, not logged."""
+"""Strict reading and writing of tensors: whatever does not fit is named, not logged."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ def load_strict(
     Args:
         target: Tensors to overwrite, by name; they keep their type and device.
         tensors: Values.
-        source: Where they came from, for the message.
+        source: Origin of the values, for the message.
 
     Raises:
         CheckpointError: If a tensor is missing, left over or of another shape; the first are
@@ -70,11 +70,11 @@ def load_model(
     variant: str | None = None,
     **options: torch.dtype,
 ) -> Any:  # noqa: ANN401
-    """Load a library's model from safetensors, and refuse what the library only logs.
+    """Load a library's model from safetensors; refuse faults that the library only logs.
 
     Args:
         kind: Class of the model.
-        folder: Holds its settings and tensors.
+        folder: Folder with its settings and tensors.
         variant: Word in the names of the tensors' files.
         **options: Floating type, by the library's own name for it.
 
@@ -82,8 +82,8 @@ def load_model(
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: If a file is no such, and then the message says what it is; or if a
-            tensor is missing, left over or of another shape.
+        CheckpointError: If a file is of another kind, which the message names; or if a tensor is
+            missing, left over or of another shape.
     """
     check_folder(folder, variant)
     options_all: dict[str, Any] = {
@@ -107,8 +107,8 @@ def load_model(
     kinds = {"missing": "missing_keys", "unexpected": "unexpected_keys"}
     faults = [f"{word} {name}" for word, key in kinds.items() for name in sorted(info[key])]
     faults += [
-        f"{name} of shape {tuple(found)}, not {tuple(wanted)}"
-        for name, found, wanted in sorted(info["mismatched_keys"])
+        f"{name} of shape {tuple(stored_shape)}, not {tuple(shape)}"
+        for name, stored_shape, shape in sorted(info["mismatched_keys"])
     ]
     if faults:
         msg = f"`{folder}` must hold exactly the network's tensors: {_listed(faults)}."
@@ -117,14 +117,14 @@ def load_model(
 
 
 def check_folder(folder: Path, variant: str | None = None) -> None:
-    """Look at a model's files before a library does: settings, index, headers of the tensors.
+    """Check a model's files before a library reads them: settings, index, headers of the tensors.
 
     Args:
-        folder: Holds them.
+        folder: Folder of the model.
         variant: Word in the names of the tensors' files.
 
     Raises:
-        CheckpointError: If one is no such file; the message says what it is.
+        CheckpointError: If a file is of another kind; the message says what it is.
     """
     read_json(folder / "config.json")
     dotted = f".{variant}" if variant else ""
@@ -139,7 +139,7 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
 
 
 def shards_of(index: Path) -> set[str]:
-    """Read which files hold a network's tensors.
+    """List the files that hold a network's tensors.
 
     Args:
         index: JSON that names the file of each tensor.
@@ -148,7 +148,7 @@ def shards_of(index: Path) -> set[str]:
         Names of files beside it.
 
     Raises:
-        CheckpointError: If it is something else, or names files elsewhere.
+        CheckpointError: If it is no such index, or names files in another folder.
     """
     names = read_json(index).get("weight_map")
     values = list(names.values()) if isinstance(names, dict) else []
@@ -162,7 +162,7 @@ def shards_of(index: Path) -> set[str]:
 
 
 def _listed(faults: list[str]) -> str:
-    """Give the first faults of each kind, and how many more there are."""
+    """Give the first faults of each kind, and the number of the others."""
     kinds: dict[str, list[str]] = {}
     for fault in faults:
         word = fault.partition(" ")[0]
@@ -174,7 +174,7 @@ def _listed(faults: list[str]) -> str:
 
 
 def save_config(model: Any, folder: Path) -> None:  # noqa: ANN401 - untyped libraries
-    """Write a diffusers model's ``config.json`` without the folder that it was once read from."""
+    """Write a diffusers model's ``config.json`` without the folder that it was read from."""
     config = json.loads(model.to_json_string())
     config.pop("_name_or_path", None)
     atomic_write(folder / "config.json", to_json(config))
@@ -182,7 +182,7 @@ def save_config(model: Any, folder: Path) -> None:  # noqa: ANN401 - untyped lib
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the libraries' progress bars and their reports of what is refused anyway."""
+    """Silence the libraries' progress bars, and their reports of faults that are refused anyway."""
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:

@@ -1,4 +1,4 @@
-"""A LoRA's file read and understood, before any network is touched: its names, rank and scale."""
+"""LoRA files: names, rank and scale are read and checked before any network is touched."""
 
 import json
 import math
@@ -28,7 +28,7 @@ PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 
 METADATA = "lora_adapter_metadata"
-"""Where diffusers looks for the scale, by which a file's values would else be misread."""
+"""Entry of a file in which diffusers looks for the scale; without it values are misread."""
 
 PLAIN: Mapping[str, Any] = {
     "peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False,
@@ -37,7 +37,7 @@ PLAIN: Mapping[str, Any] = {
     "target_parameters": None, "trainable_token_indices": None, "alora_invocation_tokens": None,
     "velora_config": None, "monteclora_config": None, "arrow_config": None, "kasa_config": None,
 }  # fmt: skip
-"""PEFT's settings with the one value of a plain LoRA; nothing else is read."""
+"""PEFT's settings with the value that a plain LoRA has; any other value is refused."""
 
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 """Kinds of initial values that leave the base weights as they are."""
@@ -51,7 +51,7 @@ INERT = (
 )  # fmt: skip
 """PEFT's settings that change no value of a plain LoRA: every tensor is compared by name."""
 
-# Parts of names, and whose they are.
+# Parts of tensors' names, and the kind of file that has them.
 _STYLES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("lora_magnitude_vector", "dora_scale"), "a DoRA"),
     (("hada_w", "lokr_w", "oft_blocks", "oft_diag"), "a LyCORIS adapter, no plain LoRA"),
@@ -65,38 +65,39 @@ _OTHER_NETWORK = {"unet": "transformer.", "transformer": "unet."}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraFile:
-    """A LoRA as its file holds it."""
+    """Content of a LoRA's file."""
 
     path: Path
-    """The file."""
+    """Place of the file."""
 
     values: Mapping[str, Tensor]
-    """Tensors by the name inside the network."""
+    """Tensors by their names inside the network."""
 
     rank: int
-    """Of every factor [columns]."""
+    """Rank of every factor [columns]."""
 
     alpha: float | None
-    """Numerator of the scale [1]; None where nothing says it."""
+    """Numerator of the scale [1]; None where the file does not say it."""
 
     targets: tuple[str, ...] | None
-    """Ends of the names of the adapted layers; None where nothing says them."""
+    """Ends of the names of the adapted layers; None where the file does not say them."""
 
 
 def read_lora(path: Path, *, network: Literal["unet", "transformer"] = "unet") -> LoraFile:
-    """Read a LoRA's tensors and settings, and refuse what would be loaded with another meaning.
+    """Read a LoRA's tensors and settings; refuse a file that would be misread.
 
     Args:
         path: A safetensors file; the settings of a PEFT folder lie beside it.
-        network: What a diffusers pipeline calls the network.
+        network: Name of the network in a diffusers pipeline.
 
     Returns:
         The LoRA.
 
     Raises:
-        CheckpointError: If the file is unreadable, in names that are not read here, of numbers
-            that are none or not finite, of several ranks, of a rank that its settings deny, or of
-            another kind than a plain LoRA. One line names file, setting or tensor, and remedy.
+        CheckpointError: If the file is unreadable, its names are of another layout, its numbers
+            are not floating-point or not finite, it has several ranks or another rank than its
+            settings say, or it is no plain LoRA. One line names file, setting or tensor, and
+            remedy.
     """
     named = read_safetensors(path)
     settings = _settings(path, network)
@@ -126,7 +127,7 @@ def read_lora(path: Path, *, network: Literal["unet", "transformer"] = "unet") -
 
 
 def _settings(path: Path, network: str) -> dict[str, Any]:
-    """Read what the file and its folder say about the LoRA, and refuse other kinds."""
+    """Read the LoRA's settings from the file and its folder; refuse other kinds."""
     try:
         content = json.loads(read_metadata(path).get(METADATA, "{}"))
     except (ValueError, RecursionError) as error:
@@ -144,7 +145,7 @@ def _settings(path: Path, network: str) -> dict[str, Any]:
         msg = f"`{path}` must be a plain LoRA of one rank; its settings have {summary(other)}."
         raise CheckpointError(msg)
     initial = settings.get("init_lora_weights")
-    if not any(type(initial) is type(kept) and initial == kept for kept in KEEPS_BASE):
+    if not any(type(initial) is type(kind) and initial == kind for kind in KEEPS_BASE):
         msg = (
             f"`{path}` must be for the base weights as they are; its init_lora_weights = "
             f"{initial!r} changed them. Save it with PEFT's `path_initial_model_for_weight_"
@@ -155,7 +156,7 @@ def _settings(path: Path, network: str) -> dict[str, Any]:
 
 
 def _check_style(path: Path, named: Mapping[str, Tensor], network: str) -> None:
-    """Recognise names that are not read here, and say whose they are."""
+    """Refuse names of other layouts, and say which layout it is."""
     text = [name for name in named if name.startswith(_TEXT_ENCODERS)]
     if text:
         msg = (
@@ -167,12 +168,12 @@ def _check_style(path: Path, named: Mapping[str, Tensor], network: str) -> None:
     wrong = _OTHER_NETWORK[network]
     styles = (*_STYLES, ((wrong,), f"a LoRA of another network, {wrong.rstrip('.')}"))
     for parts, style in styles:
-        found = [name for name in named if any(part in name for part in parts)]
+        names = [name for name in named if any(part in name for part in parts)]
         if style.endswith(wrong.rstrip(".")):
-            found = [name for name in found if name.startswith(wrong)]
-        if found:
+            names = [name for name in names if name.startswith(wrong)]
+        if names:
             msg = (
-                f"`{path}` is {style}, {len(found)} of {len(named)} tensors, such as {found[0]}; "
+                f"`{path}` is {style}, {len(names)} of {len(named)} tensors, such as {names[0]}; "
                 "names of PEFT, diffusers or the released code are read here. A pipeline may read "
                 "it, by `load_lora_weights`."
             )
@@ -186,7 +187,7 @@ def _check_style(path: Path, named: Mapping[str, Tensor], network: str) -> None:
 
 
 def _rank(path: Path, values: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
-    """Hold the tensors' rank against each other and against the settings."""
+    """Compare the tensors' ranks with each other and with the settings."""
     ranks = {
         value.shape[0 if ".lora_A." in name else 1]
         for name, value in values.items()
@@ -200,7 +201,7 @@ def _rank(path: Path, values: Mapping[str, Tensor], settings: Mapping[str, Any])
     if "r" in settings and _number(path, settings, "r") != rank:
         msg = (
             f"`{path}` must have the rank that its settings say, r = {settings['r']}; its tensors "
-            f"have rank {rank}, so its strength is unknown. Mend the setting."
+            f"have rank {rank}, so its strength is unknown. Correct the setting."
         )
         raise CheckpointError(msg)
     return rank

@@ -1,4 +1,4 @@
-"""A LoRA without its network, and the layouts that PEFT, diffusers and the released code read."""
+"""LoRA without its network, and the file layouts of PEFT, diffusers and the released code."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from peft import LoraConfig
 from safetensors.torch import save
 from torch import Tensor
 
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.models.flow.lora_file import flow_lora_parameters
-from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.loading import stored
 from mvczigal_ref.models.lora import LORA_TARGETS, lora_state_dict, one_adapter
 from mvczigal_ref.models.lora_reading import METADATA, PEFT_CONFIG, PEFT_FILE, PEFT_PREFIX, PLAIN
@@ -33,90 +31,67 @@ LoraLayout = Literal["diffusers", "released"]
 
 DIFFUSERS_LORA_FILE = "pytorch_lora_weights.safetensors"
 RELEASED_FILE = "lora.safetensors"
-"""Our name for what the released trainer writes; it calls the file as its user does."""
+"""Our name for a file in the released trainer's layout, which has no fixed name."""
 
-_FLOW = "transformer."
-# Settings of an adapter that its values alone do not tell.
+# Settings of an adapter that cannot be read off its values.
 _CHANGES = tuple(name for name, only in PLAIN.items() if not only)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraWeights:
-    """A LoRA without its network: all that its files hold."""
+    """A LoRA without its network: everything that its files hold."""
 
     values: Mapping[str, Tensor]
-    """By the name inside the network."""
+    """Tensors by their names inside the network."""
 
     rank: int
     """Columns of each factor [columns]."""
 
     alpha: float
-    """Numerator of the scale, `alpha / rank` [1]."""
+    """Numerator of the scale alpha / rank [1]."""
 
     targets: Sequence[str] = LORA_TARGETS
     """Ends of the names of the layers that it adapts."""
 
     network: Literal["unet", "transformer"] = "unet"
-    """What a diffusers pipeline calls the network."""
+    """Name of the network in a diffusers pipeline."""
 
     @classmethod
-    def of(cls, unet: UNet2DConditionModel) -> "LoraWeights":
+    def of(cls, network: ModelMixin) -> "LoraWeights":
         """Copy a network's LoRA.
 
         Args:
-            unet: That holds one.
+            network: UNet or flow transformer that holds one.
 
         Returns:
-            Its values and what they mean.
+            The values and the settings that give them their meaning.
 
         Raises:
             ValueError: If there is no LoRA, several of which none is the trained one, or one of
                 another kind.
         """
-        values = lora_state_dict(unet)
-        name = one_adapter(unet)
-        held = unet.peft_config[name]
-        other = [key for key in _CHANGES if getattr(held, key)]
+        values, name = lora_state_dict(network), one_adapter(network)
+        config = network.peft_config[name]
+        other = [key for key in _CHANGES if getattr(config, key)]
         if other:
             msg = (
-                f"`unet` must hold a plain LoRA of one rank to be saved; the adapter {name!r} has "
-                f"{', '.join(other)}."
+                f"`network` must hold a plain LoRA of one rank to be saved; the adapter {name!r} "
+                f"has {', '.join(other)}."
             )
             raise ValueError(msg)
         return cls(
             values=values,
-            rank=held.r,
-            alpha=float(held.lora_alpha),
-            targets=sorted(held.target_modules),
-        )
-
-    @classmethod
-    def of_flow(cls, policy: FlowPolicy) -> "LoraWeights":
-        """Copy a flow transformer's LoRA.
-
-        Args:
-            policy: That holds one.
-
-        Returns:
-            Its values and what they mean.
-        """
-        held = policy.transformer.peft_config["default"]
-        return cls(
-            values={
-                name.removeprefix(_FLOW): value.detach().clone()
-                for name, value in flow_lora_parameters(policy).items()
-            },
-            rank=held.r,
-            alpha=float(held.lora_alpha),
-            targets=sorted(held.target_modules),
-            network="transformer",
+            rank=config.r,
+            alpha=float(config.lora_alpha),
+            targets=sorted(config.target_modules),
+            network="unet" if isinstance(network, UNet2DConditionModel) else "transformer",
         )
 
     def named(self, prefix: str) -> dict[str, Tensor]:
         """Give the values for a file, on the CPU.
 
         Args:
-            prefix: What stands before each name.
+            prefix: Text before each name.
 
         Returns:
             Contiguous tensors by name.
@@ -128,9 +103,9 @@ def write_peft_files(lora: LoraWeights, folder: Path, *, base_model: str | None 
     """Write a LoRA as PEFT reads it: its settings and its values.
 
     Args:
-        lora: What was trained.
-        folder: Made if absent.
-        base_model: Hub id of the network that was trained, for the settings.
+        lora: The trained update.
+        folder: Folder to write into; made if absent.
+        base_model: Hub id of the trained network, for the settings.
     """
     config = LoraConfig(
         r=lora.rank,
@@ -147,19 +122,21 @@ def write_peft_files(lora: LoraWeights, folder: Path, *, base_model: str | None 
 
 
 def write_lora_file(lora: LoraWeights, path: Path, *, layout: LoraLayout = "diffusers") -> None:
-    """Write a LoRA as one file; see :func:`save_lora_file`.
+    """Write a LoRA as one file, its scale included.
 
     Args:
-        lora: What was trained.
-        path: A ``.safetensors`` file; its folder is made.
-        layout: Whose names.
+        lora: The trained update.
+        path: A ``.safetensors`` file; its folder is made. diffusers finds
+            ``pytorch_lora_weights.safetensors`` by itself.
+        layout: "diffusers" for the names that diffusers' pipelines load, "released" for those of
+            the released code, which takes the scale alpha / rank to be 1.
 
     Raises:
         ValueError: If the scale is not 1 in the released layout.
     """
     if layout == "released" and lora.alpha != lora.rank:
         msg = (
-            '`layout` "released" must have alpha equal to the rank, as whoever reads it supposes; '
+            '`layout` "released" must have alpha equal to the rank, as its readers assume; '
             f'got alpha {lora.alpha:g} at rank {lora.rank}. Use "diffusers".'
         )
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Model cards: what a folder of trained weights says of itself."""
+"""Model cards: a folder of trained weights describes itself."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,12 +22,12 @@ load_lora(pipeline.unet, "this folder")
 
 PEFT reads `adapter_model.safetensors` by `PeftModel.from_pretrained(unet, folder)`, diffusers
 `pytorch_lora_weights.safetensors` by `pipeline.load_lora_weights(folder)`, where the UNet has row
-attention; `lora.safetensors` has the released trainer's names. Not each of them need be here.
+attention; `lora.safetensors` has the released trainer's names. A folder need not hold all of them.
 """,
     "transformer": """
 PEFT reads `adapter_model.safetensors` by `PeftModel.from_pretrained(transformer, folder)`,
-diffusers `pytorch_lora_weights.safetensors` by `pipeline.load_lora_weights(folder)`. Not each of
-them need be here.
+diffusers `pytorch_lora_weights.safetensors` by `pipeline.load_lora_weights(folder)`. A folder need
+not hold all of them.
 """,
 }
 
@@ -38,9 +38,9 @@ def lora_card(
     """Write the card of a folder that holds a LoRA.
 
     Args:
-        lora: What was trained.
-        base_model: Hub id of the network that was trained, if it is known.
-        settings: Of the run as JSON values, if they are known.
+        lora: The trained update.
+        base_model: Hub id of the trained network, or None if unknown.
+        settings: Settings of the run as JSON values, or None if unknown.
 
     Returns:
         Markdown with the hub's header.
@@ -57,8 +57,8 @@ def network_card(*, base_model: str | None, settings: Mapping[str, Any] | None) 
     """Write the card of a folder that holds a whole trained network.
 
     Args:
-        base_model: Hub id of the network that was trained, if it is known.
-        settings: Of the run as JSON values, if they are known.
+        base_model: Hub id of the trained network, or None if unknown.
+        settings: Settings of the run as JSON values, or None if unknown.
 
     Returns:
         Markdown with the hub's header.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
 from mvczigal_ref.models.row_attention import RowSelfAttnProcessor, install_row_attention
+from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.shapes import Latent, PluckerMap
 
@@ -19,11 +20,11 @@ PUBLISHED_CAMERA_ENCODER = {
     "downscale_factor": 16,
     "adapter_type": "full_adapter_xl",
 }
-"""Configuration of the released camera encoder, which its file does not hold."""
+"""Configuration of the released camera encoder; its file does not hold one."""
 
 
 class MultiViewUNet(nn.Module):
-    """A diffusers UNet that sees all views of an object at once, and their cameras.
+    """A diffusers UNet that sees all views of an object and their cameras at once.
 
     Source:
         Huang et al., MV-Adapter, arXiv:2412.03632; the camera features enter
@@ -57,29 +58,29 @@ class MultiViewUNet(nn.Module):
 
     @property
     def guidance_width(self) -> int | None:
-        """Width of the guidance embedding, or None where guidance doubles the batch."""
+        """Width of the guidance embedding, or None where guidance doubles the batch [1]."""
         width = self.unet.config.time_cond_proj_dim
         return None if width is None else int(width)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which the network computes."""
+        """Dtype in which the network computes."""
         weight: Tensor = self.unet.conv_in.weight
         return weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """Device on which the network computes."""
         weight: Tensor = self.unet.conv_in.weight
         return weight.device
 
     def encode_cameras(self, camera_image: PluckerMap) -> CameraFeatures:
-        """Encode camera maps into one feature map a level.
+        """Encode camera maps into one feature map per level.
 
         The features depend on the cameras alone: encode a rig once.
 
         Args:
-            camera_image: Camera maps rescaled to [0, 1], one a view. Gradient
+            camera_image: Camera maps rescaled to [0, 1], one per view. Gradient
                 flows to the camera encoder.
 
         Returns:
@@ -128,7 +129,7 @@ class MultiViewUNet(nn.Module):
         rows = conditioning.num_objects * conditioning.num_views
         if latent_t.shape[0] != rows:
             msg = (
-                f"`latent_t` must hold one row a view and object, {rows} for "
+                f"`latent_t` must hold one row per view and object, {rows} for "
                 f"{conditioning.num_objects} objects of {conditioning.num_views} views; got "
                 f"{latent_t.shape[0]}. Narrow `conditioning` with `.objects`."
             )
@@ -141,9 +142,11 @@ class MultiViewUNet(nn.Module):
             scale = torch.full((1,), guidance_scale, device=sample.device)
             guidance = guidance_embedding(scale, width=width, dtype=torch.float32).to(self.dtype)
         if doubled:
-            text = torch.cat([_negative(conditioning, "negative_prompt_embeds", text), text])
+            text = torch.cat(
+                [negative_features(conditioning, "negative_prompt_embeds", text), text]
+            )
             pooled = torch.cat(
-                [_negative(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
+                [negative_features(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
             )
             time_ids, sample = torch.cat([time_ids, time_ids]), torch.cat([sample, sample])
             if timestep.ndim and timestep.shape[0] > 1:
@@ -177,24 +180,24 @@ class MultiViewUNet(nn.Module):
     def _residuals(
         self, conditioning: Conditioning, sample: Tensor, camera_scale: float
     ) -> list[Tensor] | None:
-        """Scale the camera features once a view and lay them out by row."""
+        """Scale the camera features once per view and lay them out by row."""
         if camera_scale == 0.0 or not conditioning.camera_features:
             return None
-        wanted = len(self.unet.config.block_out_channels) + 1
-        if len(conditioning.camera_features) != wanted:
+        levels = len(self.unet.config.block_out_channels) + 1
+        if len(conditioning.camera_features) != levels:
             msg = (
-                f"`camera_features` must have {wanted} levels, one a down block and one for the "
-                f"middle; got {len(conditioning.camera_features)}. Use encode_cameras."
+                f"`camera_features` must have {levels} levels, one per down block and one for "
+                f"the middle; got {len(conditioning.camera_features)}. Use encode_cameras."
             )
             raise ValueError(msg)
         height, width = sample.shape[-2:]
         half = ((height + 1) // 2, (width + 1) // 2)
-        found = tuple(conditioning.camera_features[0].shape[-2:])
+        first = tuple(conditioning.camera_features[0].shape[-2:])
         # diffusers drops a residual that does not fit the middle block without a word.
-        if found != half:
+        if first != half:
             msg = (
                 "`camera_features` must be half the latent's size at the first level, "
-                f"{half}; got {found}. Encode camera images of the latents' image size."
+                f"{half}; got {first}. Encode camera images of the latents' image size."
             )
             raise ValueError(msg)
         groups = sample.shape[0] // conditioning.num_views
@@ -205,17 +208,5 @@ class MultiViewUNet(nn.Module):
 
 
 def _to_rows(value: Float[Tensor, "object width"], num_views: int) -> Float[Tensor, "row width"]:
-    """Repeat each object's vector once a view."""
+    """Repeat each object's vector once per view."""
     return value.repeat_interleave(num_views, dim=0, output_size=value.shape[0] * num_views)
-
-
-def _negative(conditioning: Conditioning, name: str, like: Tensor) -> Tensor:
-    """Find the negative prompt's features, one entry an object."""
-    value: Tensor | None = getattr(conditioning, name)
-    if value is None:
-        msg = (
-            f"`conditioning.{name}` must be given for a `guidance_scale` above 1 without a "
-            "guidance embedding; got None. Build the conditioning with a negative prompt."
-        )
-        raise ValueError(msg)
-    return value.expand_as(like)

@@ -1,4 +1,4 @@
-"""Where networks are while they work and while they wait, and in which form they compute."""
+"""Device, memory layout and precision of networks, at work and while they wait."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ __all__ = ["at_work", "compile_network", "lay_channels_last", "set_tf32", "take_
 
 @contextmanager
 def at_work(*parts: Any, device: torch.device) -> Iterator[None]:  # noqa: ANN401 - see below
-    """Bring what waits on the CPU to a device for as long as it works there.
+    """Bring networks that wait on the CPU to a device while they work.
 
     Args:
         *parts: Networks; or scorers, which have a method ``to`` and no device of their own.
-            Networks that are on the device already stay there, before and after.
-        device: Where they work.
+            A network that is on the device already stays there afterwards.
+        device: Device on which they work.
 
     Yields:
         Nothing.
@@ -40,19 +40,18 @@ def at_work(*parts: Any, device: torch.device) -> Iterator[None]:  # noqa: ANN40
 
 
 def take_latents_from(policy: nn.Module, device: torch.device) -> None:
-    """Let a policy be called with latents of a device that is not its own, and answer there.
+    """Let a policy take latents from another device than its own, and answer there.
 
-    Of all that sampling stores, a call brings its own rows to the network, no more. Gradient
-    flows both ways.
+    Each call moves only its own rows of what sampling has stored. Gradient flows both ways.
 
     Args:
-        policy: Called with latents and timesteps first; changed in place.
-        device: Where its latents are.
+        policy: Network that is called with latents and timesteps first; changed in place.
+        device: Device of the latents.
     """
 
     def fetch(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        own = next(module.parameters()).device
-        return tuple(value.to(own) if isinstance(value, Tensor) else value for value in given)
+        work = next(module.parameters()).device
+        return tuple(value.to(work) if isinstance(value, Tensor) else value for value in given)
 
     def answer(_module: nn.Module, _given: tuple[Any, ...], output: Tensor) -> Tensor:
         return output.to(device)
@@ -64,14 +63,14 @@ def take_latents_from(policy: nn.Module, device: torch.device) -> None:
 def compile_network(network: nn.Module, *, backend: str | Callable[..., Any]) -> None:
     """Compile a network's forward pass, one program for sampling and for training.
 
-    With and without gradient torch would compile two programs, which round differently, and no
-    first ratio would be 1. So sampling runs the one with gradient and drops its graph: as much
-    memory as a replay's forward pass, and no more time. For the same reason every shape has a
-    program of its own.
+    torch would compile one program with gradient and one without; they round differently, so that
+    no first ratio would be 1. So sampling runs the one with gradient and drops its graph, which
+    takes as much memory as a replay's forward pass, and no more time. For the same reason every
+    shape has a program of its own.
 
     Args:
-        network: Returns a tuple of tensors; changed in place.
-        backend: Of :func:`torch.compile`.
+        network: Network that returns a tuple of tensors; changed in place.
+        backend: Backend of :func:`torch.compile`.
     """
     compiled = torch.compile(network.forward, backend=backend, dynamic=False)
 
@@ -86,10 +85,10 @@ def compile_network(network: nn.Module, *, backend: str | Callable[..., Any]) ->
 
 
 def lay_channels_last(*networks: nn.Module) -> None:
-    """Lay the weights of convolutions out with channels last; what they compute follows.
+    """Lay out the weights of convolutions with channels last; their outputs follow.
 
     Args:
-        *networks: Changed in place: the values are the same.
+        *networks: Networks, changed in place; the values stay the same.
     """
     for network in networks:
         for parameter in network.parameters():
@@ -101,13 +100,13 @@ def set_tf32(device: torch.device, *, allowed: bool) -> None:
     """Choose how CUDA multiplies fp32 numbers, in the whole process.
 
     Args:
-        device: Of the networks; where it is no CUDA device nothing is set.
-        allowed: Round factors to the 10 bits of TF32, in products and convolutions; if not, both
-            keep fp32's 23.
+        device: Device of the networks; on any but a CUDA device nothing is set.
+        allowed: Whether products and convolutions may round their factors to the 10 bits of TF32;
+            if not, both keep fp32's 23.
     """
     if device.type == "cuda":
-        # These set `fp32_precision` too. Set alone, that makes torch refuse whoever asks by the
-        # older names, as `torch.get_float32_matmul_precision` and `torch.backends.cudnn.flags` do.
+        # These set `fp32_precision` too. Set alone, that makes torch refuse questions by the older
+        # names, as `torch.get_float32_matmul_precision` and `torch.backends.cudnn.flags` do.
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
 

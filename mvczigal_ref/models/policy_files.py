@@ -1,4 +1,4 @@
-"""A trained policy as a folder that other tools load, whole or absent."""
+"""Trained policies as folders that other tools load; a folder is whole or absent."""
 
 import os
 import shutil
@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mvczigal_ref.files import sync, writing
-from mvczigal_ref.models.flow.lora_file import flow_lora_parameters
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.loading import save_config, stored
 from mvczigal_ref.models.lora import adapter_names
@@ -40,9 +39,8 @@ def trained_lora(policy: nn.Module) -> LoraWeights | None:
     Returns:
         The LoRA, or None where there is none.
     """
-    if isinstance(policy, FlowPolicy):
-        return LoraWeights.of_flow(policy) if flow_lora_parameters(policy) else None
-    return LoraWeights.of(policy.unet) if adapter_names(policy.unet) else None
+    network = policy.transformer if isinstance(policy, FlowPolicy) else policy.unet
+    return LoraWeights.of(network) if adapter_names(network) else None
 
 
 def save_policy(
@@ -53,22 +51,22 @@ def save_policy(
     settings: Mapping[str, Any] | None = None,
     layout: PolicyLayout | None = None,
 ) -> None:
-    """Write what was trained; the folder has its name only once all of it is on the disk.
+    """Write a trained policy; the folder gets its name only once all of it is on the disk.
 
     A LoRA becomes PEFT's files, diffusers' file and, where its scale is 1 as the released code
-    supposes, that code's file; a network without one becomes diffusers' folder of it, and of a
-    multi-view UNet row attention and cameras lie beside that. Either has a model card.
+    supposes, that code's file. A network that was trained whole becomes a diffusers folder; beside
+    that of a multi-view UNet lie row attention and camera encoder. Either has a model card.
 
     Args:
         trained: A LoRA, or a network that was trained whole.
-        folder: Replaced if it exists. A kill leaves nothing of that name, or all.
-        base_model: Hub id of the network that was trained, for the card.
-        settings: Of the run as JSON values, for the card.
-        layout: The only layout wanted of a LoRA; every one that fits if None.
+        folder: Folder to write; replaced if it exists. A kill leaves all of it or nothing.
+        base_model: Hub id of the trained network, for the card.
+        settings: Settings of the run as JSON values, for the card.
+        layout: The one layout to write of a LoRA; every one that fits if None.
 
     Raises:
-        ValueError: If a layout does not fit: a network has none, a flow transformer no released
-            one, and that supposes a scale of 1.
+        ValueError: If the layout does not fit: a whole network has no layouts, and the released
+            one is for a UNet's LoRA with a scale of 1.
     """
     if isinstance(trained, LoraWeights):
         _refuse(trained, layout)
@@ -94,7 +92,7 @@ def save_policy(
 
 
 def _refuse(lora: LoraWeights, layout: PolicyLayout | None) -> None:
-    """Refuse a layout that is not this LoRA's, before anything is written."""
+    """Refuse a layout that does not fit this LoRA, before anything is written."""
     if layout == "released" and not _has_released(lora):
         msg = (
             '`layout` "released" is for the multi-view UNet with alpha equal to the rank; got '

@@ -1,7 +1,7 @@
 """Row attention: every view's tokens look along their own row in all views.
 
 An attention processor for diffusers' UNets, and one for their cross-attention
-that reads each prompt once an object. Knows nothing of the pipeline around.
+that reads each prompt once per object. Knows nothing of the pipeline around.
 """
 
 from typing import cast
@@ -72,11 +72,11 @@ class RowSelfAttnProcessor(nn.Module):
     Source:
         Huang et al., MV-Adapter, arXiv:2412.03632 (decoupled attention,
         row-wise). Views are folded into the sequence, so keys and values are
-        used in place where the released code repeats them once a view; the
+        used in place where the released code repeats them once per view; the
         values are the same.
 
     Args:
-        attn: The layer to serve. Its own projections are the initial ones.
+        attn: Layer of the processor. Its own projections are the initial ones.
 
     Raises:
         ValueError: If the layer normalises, rescales or adds a residual, which
@@ -128,7 +128,7 @@ class RowSelfAttnProcessor(nn.Module):
             hidden_states: Tokens of every row, row-major in the image [1].
             encoder_hidden_states: Must be None: this is self-attention.
             attention_mask: Must be None: every token sees its whole row.
-            temb: Passed on to the within-view attention.
+            temb: Time embedding, passed on to the within-view attention.
             num_views: Views of one object; divides the rows.
             latent_size: Height and width of the network's input [px].
             mv_scale: Weight of the row attention [1]; at 0 it is not computed.
@@ -179,11 +179,11 @@ class RowSelfAttnProcessor(nn.Module):
 
 
 class FoldedCrossAttnProcessor(AttnProcessor2_0):
-    """diffusers' cross-attention, with the context given once an object.
+    """diffusers' cross-attention, with the context given once per object.
 
     The rows of one object are laid end to end into one query sequence, so the
-    context is projected once an object and never repeated once a view. A
-    context with one entry a row is attended as it is.
+    context is projected once per object and never repeated per view. A
+    context with one entry per row is attended as it is.
     """
 
     def __call__(
@@ -205,7 +205,7 @@ class FoldedCrossAttnProcessor(AttnProcessor2_0):
             hidden_states: Tokens of every row [1].
             encoder_hidden_states: Context of every object, or of every row [1].
             attention_mask: Must be None when the context is given by object.
-            temb: Passed on.
+            temb: Time embedding, passed on.
             num_views: Ignored: accepted because all layers get one set of arguments.
             latent_size: Ignored, likewise.
             mv_scale: Ignored, likewise.
@@ -227,8 +227,8 @@ class FoldedCrossAttnProcessor(AttnProcessor2_0):
             return cast("Tensor", attended)
         if rows % objects or attention_mask is not None:
             msg = (
-                f"`encoder_hidden_states` must hold one unmasked context an object; got {objects} "
-                f"for {rows} rows. Give one context an object, the views of an object adjacent."
+                f"`encoder_hidden_states` must hold one unmasked context per object; got {objects} "
+                f"for {rows} rows. Give one context per object, the views of an object adjacent."
             )
             raise ValueError(msg)
         folded = hidden_states.reshape(objects, rows // objects * tokens, width)

@@ -1,4 +1,4 @@
-"""Settings of diffusers' schedulers: each is followed, refused by name, or changes no step."""
+"""Settings of diffusers' schedulers: each is followed, refused by name, or without effect."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "max_image_seq_len",
     ),
 }  # fmt: skip
-"""Settings that steps here read, by the scheduler's class."""
+"""Settings that this package's steps follow, by the scheduler's class."""
 
 _PLAIN: Mapping[str, Any] = {
     "clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False,
@@ -31,14 +31,14 @@ REFUSED: Mapping[str, Mapping[str, Any]] = {
     # The image is the last prediction of the clean latent, as where the last signal share is 1.
     "DDIMScheduler": {**_PLAIN, "timestep_spacing": "leading", "set_alpha_to_one": True},
     "FlowMatchEulerDiscreteScheduler": {
-        # The networks are told 1000 times the noise level.
+        # The networks' timestep is 1000 times the noise level.
         "num_train_timesteps": 1000,
         "invert_sigmas": False, "shift_terminal": None, "use_karras_sigmas": False,
         "use_exponential_sigmas": False, "use_beta_sigmas": False, "stochastic_sampling": False,
         "time_shift_type": "exponential", "use_flow_sigmas": False,
     },
 }  # fmt: skip
-"""Settings with the one value whose steps are taken here; absent stands for it."""
+"""Settings with the one value that is supported; an absent setting has it."""
 
 _CLIPPING = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
 
@@ -47,16 +47,16 @@ INERT: Mapping[str, tuple[str, ...]] = {
     "DDIMScheduler": _CLIPPING,
     "FlowMatchEulerDiscreteScheduler": (),
 }
-"""Settings that change no step of diffusers' own, where nothing above is refused."""
+"""Settings that change no step of diffusers either, as long as nothing above is refused."""
 
 _NO_NUMBERS = ("beta_schedule", "prediction_type", "trained_betas", "use_dynamic_shifting")
 
 
 def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is untyped
-    """Refuse a scheduler with a setting that changes diffusers' steps and not this package's.
+    """Refuse a scheduler with a setting that changes diffusers' steps but not this package's.
 
     Args:
-        scheduler: Of a class in :data:`FOLLOWED`.
+        scheduler: A scheduler of a class in :data:`FOLLOWED`.
 
     Raises:
         ValueError: If the class is another, or a setting is refused; the message names it.
@@ -65,7 +65,7 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
         >>> from diffusers import DDIMScheduler
         >>> check_scheduler(DDIMScheduler(clip_sample=True))
         Traceback (most recent call last):
-        ValueError: `scheduler` must have clip_sample = False, whose steps are taken; got True. ...
+        ValueError: `scheduler` must have clip_sample = False, the only supported value; got ...
     """
     kind, config = type(scheduler).__name__, scheduler.config
     if kind not in FOLLOWED:
@@ -74,13 +74,13 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
     dynamic = config.get("use_dynamic_shifting")
     for name, only in REFUSED[kind].items():
         value = config.get(name)
-        # Nothing, and a false value, are the same to whoever asks whether it is set.
+        # An absent and a false value are the same to code that asks whether it is set.
         if value != only and (value or only):
             if name == "time_shift_type" and not dynamic:
                 continue
             msg = (
-                f"`scheduler` must have {name} = {only!r}, whose steps are taken; got {value!r}. "
-                f"Make one with {kind}.from_config(config, {name}={only!r})."
+                f"`scheduler` must have {name} = {only!r}, the only supported value; got "
+                f"{value!r}. Make one with {kind}.from_config(config, {name}={only!r})."
             )
             raise ValueError(msg)
     if "prediction_type" in FOLLOWED[kind] and config.prediction_type not in PREDICTION_TYPES:

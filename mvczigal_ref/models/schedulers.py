@@ -1,4 +1,4 @@
-"""A diffusers scheduler's settings as this package's sampler: its steps are never called."""
+"""Samplers from the settings of diffusers' schedulers, whose steps are never called."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,14 +38,14 @@ KINDS: dict[str, Any] = {"LCMScheduler": LCMScheduler, "DDIMScheduler": DDIMSche
 def sdxl_scheduler(
     *, few_steps: bool, prediction_type: PredictionType = "epsilon"
 ) -> LCMScheduler | DDIMScheduler:
-    """Give the scheduler whose settings the published networks are sampled by.
+    """Make the scheduler with the settings that the published networks are sampled by.
 
     Args:
         few_steps: Whether the UNet is distilled to few steps; else it is SDXL's own.
-        prediction_type: What the UNet's output is.
+        prediction_type: Quantity that the UNet predicts.
 
     Returns:
-        Settings alone, of latent consistency sampling or of implicit-model sampling.
+        Settings of latent consistency sampling or of implicit-model sampling.
 
     Examples:
         >>> sdxl_scheduler(few_steps=True).config.beta_schedule
@@ -81,8 +81,8 @@ def sampler_from_scheduler(
         The sampler, its tables computed in fp64 and rounded to fp32.
 
     Raises:
-        ValueError: If the scheduler is of another kind, of another noise schedule, or has a
-            setting that is not followed; the message names it.
+        ValueError: If the scheduler is of another kind or another noise schedule, or has a setting
+            that is not followed; the message names it.
 
     Examples:
         >>> sampler_from_scheduler(sdxl_scheduler(few_steps=True), num_steps=4).timesteps
@@ -125,11 +125,11 @@ def sampler_from_scheduler(
 
 
 def scheduler_of(kinds: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401
-    """Read a scheduler whose every setting is followed.
+    """Read a scheduler of which every setting is followed.
 
     Args:
         kinds: Classes by name.
-        path: Its settings.
+        path: File of the settings.
 
     Returns:
         The scheduler.
@@ -151,14 +151,14 @@ def scheduler_of(kinds: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401
 
 
 def stored_settings(source: str, sources: SdxlSources) -> dict[str, Any]:
-    """Read how a saved pipeline is sampled.
+    """Read the sampling settings of a saved pipeline.
 
     Args:
         source: Folder or hub id of the pipeline.
-        sources: The hub's cache, and whether to look there alone.
+        sources: Read for the hub's cache, and for whether to look there alone.
 
     Returns:
-        Those of ``image_size``, ``snr_shift``, ``rig`` and ``scheduler`` that are there.
+        ``image_size``, ``snr_shift``, ``rig`` and ``scheduler``, as far as they are stored.
 
     Raises:
         CheckpointError: If a file is unreadable, or its scheduler is of another kind or not
@@ -175,16 +175,16 @@ def stored_settings(source: str, sources: SdxlSources) -> dict[str, Any]:
 
 
 def stored_prediction(source: str, sources: SdxlSources) -> PredictionType | None:
-    """Read what a pipeline's network was trained to predict, from the settings of its scheduler.
+    """Read from a pipeline's scheduler what its network was trained to predict.
 
-    Its steps are replaced by this package's; the noise that it was trained on is not.
+    The scheduler's steps are not taken, but its noise schedule must be SDXL's.
 
     Args:
         source: Folder or hub id of the pipeline in which the UNet lies.
-        sources: The hub's cache, and whether to look there alone.
+        sources: Read for the hub's cache, and for whether to look there alone.
 
     Returns:
-        The prediction; None where nothing says it.
+        The prediction type; None where the settings do not say it.
 
     Raises:
         CheckpointError: If the settings are unreadable, or of another noise schedule than SDXL's.
@@ -203,8 +203,8 @@ def stored_prediction(source: str, sources: SdxlSources) -> PredictionType | Non
     }.items():
         if config.get(name, only) != only and (config.get(name) or only):
             msg = (
-                f"`{path}` must have SDXL's {name} = {only!r}, as nothing else is sampled from a "
-                f"plain pipeline; got {str(config.get(name))[:80]}."
+                f"`{path}` must have SDXL's {name} = {only!r}, the only noise schedule that is "
+                f"supported for a plain pipeline; got {str(config.get(name))[:80]}."
             )
             raise CheckpointError(msg)
     prediction = config.get("prediction_type")
@@ -218,7 +218,7 @@ def stored_prediction(source: str, sources: SdxlSources) -> PredictionType | Non
 
 
 def _alpha_bar(config: Any) -> AlphaBar:  # noqa: ANN401
-    """Signal share at every training timestep."""
+    """Compute the signal share at every training timestep."""
     if config.get("trained_betas") is not None:
         betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
         if betas.shape != (config["num_train_timesteps"],):

@@ -1,4 +1,4 @@
-"""Where the published full-size networks lie: hub ids, the cache or local folders."""
+"""Places of the published full-size networks: hub ids, the cache or local folders."""
 
 import re
 import warnings
@@ -30,46 +30,46 @@ SDXL_VAE = "madebyollin/sdxl-vae-fp16-fix"
 LCM_UNET = "latent-consistency/lcm-sdxl"
 MV_ADAPTER = "huanngzh/mv-adapter"
 ADAPTER_FILES = ("mvadapter_t2mv_sdxl.safetensors", ADAPTER_FILE)
-"""Row attention and camera encoder: the published file, and ours."""
+"""Names of the file of row attention and camera encoder: the published one, and ours."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SdxlSources:
-    """Where each part comes from: a folder, or a hub id with ``@revision`` after it if wanted."""
+    """Place of each part: a folder, or a hub id, optionally followed by ``@revision``."""
 
     base: str = SDXL_BASE
-    """Text encoders and tokenizers; a diffusers pipeline."""
+    """Diffusers pipeline with the text encoders and tokenizers."""
 
     unet: str | None = LCM_UNET
-    """The UNet, alone or in a pipeline's ``unet/``; None is the base's own."""
+    """UNet, alone or in a pipeline's ``unet/``; None is the base's own."""
 
     vae: str | None = SDXL_VAE
-    """The autoencoder, alone or in a pipeline's ``vae/``; None is the base's own."""
+    """Autoencoder, alone or in a pipeline's ``vae/``; None is the base's own."""
 
     adapter: str = MV_ADAPTER
-    """Row attention and camera encoder; the file itself is named as well."""
+    """Row attention and camera encoder; may also be the file itself."""
 
     cache: str | None = None
     """Folder of the hub's cache; None is the hub client's own choice."""
 
     local_files_only: bool = False
-    """Whether to look into the cache alone; the environment's ``HF_HUB_OFFLINE`` does the same."""
+    """Whether to look into the cache alone; so does ``HF_HUB_OFFLINE`` in the environment."""
 
 
 class Located(NamedTuple):
-    """Where a network's files lie on the disk."""
+    """Place of a network's files on the disk."""
 
     folder: Path
-    """That of the settings."""
+    """Folder of the settings."""
 
     variant: str | None
     """Word in the names of the tensors' files."""
 
 
 class _Published(NamedTuple):
-    """One network of a pipeline."""
+    """One network of a pipeline: its file, size and published place."""
 
     stem: str
     parameters: float
@@ -90,17 +90,17 @@ def find_file(source: str, name: str, sources: SdxlSources) -> tuple[Path | None
     """Find one file in a folder, or in a hub repository and its cache.
 
     Args:
-        source: A folder, or a hub id with ``@revision`` after it if wanted.
-        name: Of the file, with its sub-folder.
-        sources: Its cache, and whether to look there alone, are read.
+        source: A folder, or a hub id, optionally followed by ``@revision``.
+        name: Name of the file, with its sub-folder.
+        sources: Read for the hub's cache, and for whether to look there alone.
 
     Returns:
-        The file, or None; and why not.
+        The file, or None; and the reason where there is none.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        found = folder / name
-        return (found, "") if found.is_file() else (None, f"the folder holds no {name}")
+        file = folder / name
+        return (file, "") if file.is_file() else (None, f"the folder holds no {name}")
     if not _HUB_ID.fullmatch(source):
         return None, "there is no such folder"
     repo, _, revision = source.partition("@")
@@ -121,8 +121,8 @@ def own_or_published(name: str, sources: SdxlSources) -> str | None:
     """Choose between a base's own network and the published one that goes with SDXL's base.
 
     Args:
-        name: Of the network in a diffusers pipeline, "unet" or "vae".
-        sources: Its base, and the published place under the network's name, are read.
+        name: Name of the network in a diffusers pipeline, "unet" or "vae".
+        sources: Read for the base, and for the published place under the network's name.
 
     Returns:
         The published place, with a warning unless the base is SDXL's; None for the base's own.
@@ -143,22 +143,22 @@ def locate_network(name: str, sources: SdxlSources, *, dtype: torch.dtype) -> Lo
     """Find a network's settings and weights.
 
     Args:
-        name: Of the network in a diffusers pipeline.
-        sources: Where to look.
-        dtype: In half precision, a file of the variant "fp16" goes before the full one.
+        name: Name of the network in a diffusers pipeline.
+        sources: Places to look.
+        dtype: In half precision a file of the variant "fp16" is preferred to the full one.
 
     Returns:
-        Their folder, and which variant.
+        Folder of the files, and their variant.
 
     Raises:
         CheckpointError: If they are absent; says what to download.
     """
-    part, own = _NETWORKS[name], getattr(sources, name, None)
-    source = own or sources.base
+    part, separate = _NETWORKS[name], getattr(sources, name, None)
+    source = separate or sources.base
     half = dtype in (torch.float16, torch.bfloat16)
     variants = ("fp16", None) if half else (None,)
     why = ""
-    for place in ("", f"{name}/") if own else (f"{name}/",):
+    for place in ("", f"{name}/") if separate else (f"{name}/",):
         config, reason = find_file(source, f"{place}config.json", sources)
         if config is None:
             why = why or reason
@@ -168,12 +168,12 @@ def locate_network(name: str, sources: SdxlSources, *, dtype: torch.dtype) -> Lo
             if not reason:
                 return Located(config.parent, variant)
         why = reason
-    small = half and (part.in_half or not own)
-    place = "" if own else f"{name}/"
+    small = half and (part.in_half or not separate)
+    place = "" if separate else f"{name}/"
     raise _absent(
-        name if own else "base",
+        name if separate else "base",
         source,
-        part.repo if own else SDXL_BASE,
+        part.repo if separate else SDXL_BASE,
         (f"{place}config.json", f"{place}{part.stem}{'.fp16' * small}.safetensors"),
         f"{part.parameters * (2 if small else 4) / 1e9:.1f} GB",
         why,
@@ -197,25 +197,25 @@ def _find_weights(
 
 
 def locate_tokenizer(name: str, sources: SdxlSources) -> Path:
-    """Find a tokenizer's files: without its words the class would build an empty one silently.
+    """Find a tokenizer's files; without its words its class would silently build an empty one.
 
     Args:
-        name: Of the tokenizer in a diffusers pipeline.
-        sources: Where to look.
+        name: Name of the tokenizer in a diffusers pipeline.
+        sources: Places to look.
 
     Returns:
-        Their folder.
+        Folder of the files.
 
     Raises:
         CheckpointError: If they are absent; says what to download.
     """
     files = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-    found = {file: find_file(sources.base, f"{name}/{file}", sources) for file in files}
-    settings, why = found["tokenizer_config.json"]
-    words = found["vocab.json"][0] and found["merges.txt"][0]
+    results = {file: find_file(sources.base, f"{name}/{file}", sources) for file in files}
+    settings, why = results["tokenizer_config.json"]
+    words = results["vocab.json"][0] and results["merges.txt"][0]
     whole = words or find_file(sources.base, f"{name}/tokenizer.json", sources)[0]
     if settings is None or whole is None:
-        why = why or found["vocab.json"][1]
+        why = why or results["vocab.json"][1]
         names = [f"{name}/{file}" for file in files]
         raise _absent("base", sources.base, SDXL_BASE, names, "2 MB", why)
     return settings.parent
@@ -225,7 +225,7 @@ def locate_adapter(sources: SdxlSources) -> Path:
     """Find the file of row attention and camera encoder.
 
     Args:
-        sources: Where to look.
+        sources: Places to look.
 
     Returns:
         The file; settings of the camera encoder that are published with it lie beside it.
@@ -250,7 +250,7 @@ def locate_adapter(sources: SdxlSources) -> Path:
 def _absent(
     name: str, source: str, published: str, files: Sequence[str], size: str, why: str
 ) -> CheckpointError:
-    """Say what to download, from where, and how large it is."""
+    """Make the error that says what to download, from which place, and its size."""
     here = Path(source).expanduser().exists()
     repo, _, revision = (source if _HUB_ID.fullmatch(source) and not here else published).partition(
         "@"

@@ -1,4 +1,4 @@
-"""Prompts to features, in SDXL's way."""
+"""Prompts to features, as SDXL encodes them."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.models.tokenizer_files import text_length
+from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import PromptEmbedding
 
-__all__ = ["TextComponents", "encode_prompts"]
+__all__ = ["TextComponents", "encode_prompts", "negative_features", "require_texts"]
 
 
 @runtime_checkable
@@ -49,7 +50,7 @@ def encode_prompts(
 
     Args:
         components: Tokenizers and encoders.
-        prompts: One text an object; longer ones are cut at the tokenizer's
+        prompts: One text per object; longer ones are cut at the tokenizer's
             length, or at the encoder's where that is shorter.
 
     Returns:
@@ -58,9 +59,7 @@ def encode_prompts(
     Raises:
         ValueError: If ``prompts`` is empty or a bare string.
     """
-    if isinstance(prompts, str) or not prompts:
-        msg = f"`prompts` must be a sequence of at least one text; got {prompts!r}. Give a list."
-        raise ValueError(msg)
+    require_texts(prompts)
     hidden = []
     pooled: Tensor | None = None
     pairs = (
@@ -85,3 +84,46 @@ def encode_prompts(
         )
         raise ValueError(msg)
     return torch.cat(hidden, dim=-1), pooled
+
+
+def require_texts(prompts: Sequence[str]) -> None:
+    """Refuse a bare string, which would be encoded letter by letter, and an empty list.
+
+    Args:
+        prompts: Prompts to encode.
+
+    Raises:
+        ValueError: If ``prompts`` is empty or a bare string.
+
+    Examples:
+        >>> require_texts("a can")
+        Traceback (most recent call last):
+        ValueError: `prompts` must be a sequence of at least one text; got 'a can'. Give a list.
+    """
+    if isinstance(prompts, str) or not prompts:
+        msg = f"`prompts` must be a sequence of at least one text; got {prompts!r}. Give a list."
+        raise ValueError(msg)
+
+
+def negative_features(conditioning: Conditioning, name: str, like: Tensor) -> Tensor:
+    """Give the negative prompt's features, one entry per object.
+
+    Args:
+        conditioning: Conditioning of the objects.
+        name: Field of the features.
+        like: Features of the prompts, whose shape the result has.
+
+    Returns:
+        The features of the negative prompt, not copied.
+
+    Raises:
+        ValueError: If the conditioning has no negative prompt.
+    """
+    value: Tensor | None = getattr(conditioning, name)
+    if value is None:
+        msg = (
+            f"`conditioning.{name}` must be given for a `guidance_scale` above 1 without a "
+            "guidance embedding; got None. Build the conditioning with a negative prompt."
+        )
+        raise ValueError(msg)
+    return value.expand_as(like)

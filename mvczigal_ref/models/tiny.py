@@ -56,19 +56,19 @@ def tiny_components(
     of each layer's own projections.
 
     Args:
-        seed: Of every random weight. The global generator is not touched.
-        channels: Of the UNet's three levels; multiples of ``num_groups`` and
+        seed: Seed of every random weight. The global generator is not touched.
+        channels: Channels of the UNet's three levels; multiples of ``num_groups`` and
             of the level's heads.
-        num_heads: Attention heads a level; the first level has no attention.
-        layers_per_block: Residual blocks a level.
-        transformer_layers: Transformer blocks an attention, by level.
-        vae_channels: Of the autoencoder's levels; each after the first halves
-            the image.
+        num_heads: Attention heads per level; the first level has no attention.
+        layers_per_block: Residual blocks per level.
+        transformer_layers: Transformer blocks per attention, by level.
+        vae_channels: Channels of the autoencoder's levels; each after the first
+            halves the image.
         text_width: Width of either text encoder.
-        num_groups: Of every group normalisation.
+        num_groups: Groups of every group normalisation.
         time_cond_proj_dim: Width of the guidance embedding; None for
             classifier-free guidance by a doubled batch.
-        words: What the tokenizers keep whole.
+        words: Words that the tokenizers keep whole.
 
     Returns:
         Components in evaluation mode, fp32, on the CPU.
@@ -150,7 +150,7 @@ def tiny_tokenizer(
         words: Lower-case words; each becomes one token.
         pad_token: Token that fills a sequence: the end of text in SDXL's first
             tokenizer, ``"!"`` in its second.
-        length: Tokens a prompt, both ends counted.
+        length: Tokens per prompt, both ends counted.
 
     Returns:
         A tokenizer of the 256 bytes, inside and at the end of a word, and the

@@ -1,4 +1,4 @@
-"""Tokenizers' files: read, held against the published ones' ids, and never longer than a text."""
+"""Tokenizers: read strictly and compared with the published ones, and their longest text."""
 
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,14 @@ def read_tokenizer(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - transforme
 
     Args:
         kind: Class of the tokenizer.
-        folder: Holds its files.
+        folder: Folder of its files.
 
     Returns:
         The tokenizer.
 
     Raises:
-        CheckpointError: If a file is no such, and then it is named; or if the ids are others than
-            the published tokenizer's.
+        CheckpointError: If a file is of another kind, which is named; or if the ids are not those
+            of the published tokenizer.
     """
     for name in _JSON_FILES:
         if (folder / name).is_file():
@@ -83,11 +83,11 @@ def read_tokenizer(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - transforme
 
 
 def text_length(tokenizer: Any, encoder: Any) -> int:  # noqa: ANN401 - transformers is untyped
-    """Give the length to which prompts are padded: the tokenizer's, within the encoder's own.
+    """Give the length to which prompts are padded: the tokenizer's, but at most the encoder's.
 
     Args:
-        tokenizer: One whose files name no length has a length beyond all bounds.
-        encoder: With a row of its embedding for each position.
+        tokenizer: A tokenizer; where its files name no length, its length has no bound.
+        encoder: Text encoder with one embedding per position.
 
     Returns:
         The length [tokens].

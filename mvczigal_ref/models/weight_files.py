@@ -1,4 +1,4 @@
-"""Files of weights and settings as people really have them: read, or described in one line."""
+"""Files of weights and settings: read, or described in one line where they are something else."""
 
 import json
 import zipfile
@@ -191,8 +191,8 @@ def refuse_single_file(name: str, source: str | Path) -> None:
     """Refuse one file where a pipeline's folder is meant.
 
     Args:
-        name: Of the argument.
-        source: Given for it.
+        name: Name of the argument.
+        source: Value of the argument.
 
     Raises:
         CheckpointError: If it is a file; says what that is, and how a checkpoint is converted.
@@ -216,11 +216,11 @@ def refuse_single_file(name: str, source: str | Path) -> None:
 
 
 def summary(names: Sequence[str], *, shown: int = _SHOWN) -> str:
-    """Give the first of many names and how many more there are.
+    """Give the first of many names, and the number of the others.
 
     Args:
-        names: Of tensors, files or faults.
-        shown: How many are given [names].
+        names: Names of tensors, files or faults.
+        shown: Number of names that are given.
 
     Returns:
         One text.
@@ -235,10 +235,10 @@ def summary(names: Sequence[str], *, shown: int = _SHOWN) -> str:
 
 @contextmanager
 def described_by(path: str | Path) -> Iterator[None]:
-    """Name the settings from which a network cannot be laid out.
+    """Name the settings in the error where no network can be built from them.
 
     Args:
-        path: File of the settings, or what the message says of them.
+        path: File of the settings, or another name of them for the message.
 
     Yields:
         Nothing.
@@ -266,7 +266,7 @@ def first_line(error: BaseException) -> str:
     r"""Cut an exception's text to one line that fits a message.
 
     Args:
-        error: Of a library.
+        error: Exception of a library.
 
     Returns:
         Its first line, or its kind where it has no text.
@@ -302,7 +302,7 @@ def _archive(path: Path) -> str:
 
 
 def _safetensors(path: Path, size: int, length: int) -> str:
-    """Hold a safetensors file's size against what its header says."""
+    """Compare a safetensors file's size with its header."""
     if 8 + length > size:
         return f"a cut safetensors file ({size} bytes, its header alone has {8 + length})"
     try:

@@ -1,4 +1,4 @@
-"""A diffusers pipeline's parts: how they are put together, loaded and saved."""
+"""Parts of the diffusers pipeline: put together, loaded and saved."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -26,20 +26,20 @@ _Pipeline = TypeVar("_Pipeline", bound="MultiviewPipelineParts")
 
 
 class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
-    """What a text-to-multiview pipeline is made of; a subclass says how it samples.
+    """Parts of a text-to-multiview pipeline; a subclass says how it samples.
 
     Args:
-        vae: Images to latents and back.
-        text_encoder: CLIP, its penultimate features used.
-        text_encoder_2: CLIP with the pooled projection.
-        tokenizer: Of the first text encoder.
-        tokenizer_2: Of the second.
-        unet: SDXL-shaped; row attention is installed unless it is there already.
+        vae: Autoencoder: images to latents and back.
+        text_encoder: CLIP encoder whose penultimate features are used.
+        text_encoder_2: CLIP encoder with the pooled projection.
+        tokenizer: Tokenizer of the first text encoder.
+        tokenizer_2: Tokenizer of the second text encoder.
+        unet: SDXL-shaped UNet; row attention is installed unless it is there already.
         camera_encoder: ``full_adapter_xl`` with 6 input channels.
         scheduler: An ``LCMScheduler`` or ``DDIMScheduler``, whose settings alone are read.
-        image_size: Edge of an image where none is asked for [px].
+        image_size: Edge of an image where the call gives none [px].
         snr_shift: Factor that divides the signal-to-noise ratio at the noisy end [1].
-        rig: Fields of the :class:`OrthographicRig` that is taken where none is given; the
+        rig: Fields of the :class:`OrthographicRig` that is used where the call gives none; the
             paper's six cameras if None.
     """
 
@@ -88,9 +88,9 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
 
         Args:
             components: The networks.
-            scheduler: Whose settings are sampled by; the published one for the UNet if None.
-            rig: Cameras that are taken where none are given.
-            image_size: Edge of an image where none is given [px].
+            scheduler: Settings of sampling; the published ones for the UNet if None.
+            rig: Cameras that are used where the call gives none.
+            image_size: Edge of an image where the call gives none [px].
             snr_shift: Factor that divides the signal-to-noise ratio at the noisy end [1].
 
         Returns:
@@ -133,22 +133,22 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
     ) -> _Pipeline:
         """Load a saved pipeline, or any SDXL with the published adapter.
 
-        Every tensor must fit; only safetensors are read, and no code of a repository is run. A
-        plain SDXL pipeline's own UNet and autoencoder are taken, and what its scheduler says the
-        UNet predicts; of SDXL's published base, by its hub id, text encoders alone: with it go the
-        published few-step UNet and autoencoder, as they do, with a warning, where a folder has
-        none.
+        Every tensor must fit; only safetensors are read, and no code of a repository is run. From
+        a plain SDXL pipeline come its own UNet and autoencoder, and from its scheduler what the
+        UNet predicts. From SDXL's published base, named by its hub id, come the text encoders
+        alone, beside the published few-step UNet and autoencoder. Where a folder has no UNet or
+        autoencoder, the published one is taken with a warning.
 
         Args:
-            pretrained_model_name_or_path: What :meth:`save_pretrained` wrote, or a plain SDXL
-                pipeline: a folder or a hub id.
+            pretrained_model_name_or_path: Folder or hub id of a pipeline that
+                :meth:`save_pretrained` wrote, or of a plain SDXL pipeline.
             unet: Folder or hub id of another UNet; ``id@revision`` names a revision.
-            vae: Likewise of another autoencoder.
-            adapter: Likewise of another row attention and camera encoder, or the file itself.
-            scheduler: Whose settings are sampled by, in place of the stored ones.
+            vae: Folder or hub id of another autoencoder.
+            adapter: Folder or hub id of another row attention and camera encoder, or their file.
+            scheduler: Settings of sampling, in place of the stored ones.
             dtype: Floating type of the networks; float32 if None.
-            torch_dtype: The same by its older name.
-            revision: Of the pipeline's repository.
+            torch_dtype: Older name of ``dtype``.
+            revision: Revision of the pipeline's repository.
             cache_dir: Folder of the hub's cache.
             local_files_only: Whether to look into the cache alone.
 
@@ -156,27 +156,27 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
             The pipeline, on the CPU.
 
         Raises:
-            CheckpointError: If files are absent, and then each is named with where to get it; if
-                a tensor does not fit; or if a saved pipeline names no scheduler.
+            CheckpointError: If files are absent, each named with its place on the hub; if a tensor
+                does not fit; or if a saved pipeline names no scheduler.
         """
         source = str(pretrained_model_name_or_path)
         refuse_single_file("pretrained_model_name_or_path", source)
         if revision and not Path(source).is_dir():
             source += f"@{revision}"
-        found = SdxlSources(base=source, cache=cache_dir, local_files_only=local_files_only)
+        sources = SdxlSources(base=source, cache=cache_dir, local_files_only=local_files_only)
         # A pipeline that brings its adapter brings its own networks too.
-        whole = any(find_file(source, name, found)[0] for name in reversed(ADAPTER_FILES))
-        found = replace(
-            found,
-            unet=unet or (None if whole else own_or_published("unet", found)),
-            vae=vae or (None if whole else own_or_published("vae", found)),
-            adapter=adapter or (source if whole else found.adapter),
+        whole = any(find_file(source, name, sources)[0] for name in reversed(ADAPTER_FILES))
+        sources = replace(
+            sources,
+            unet=unet or (None if whole else own_or_published("unet", sources)),
+            vae=vae or (None if whole else own_or_published("vae", sources)),
+            adapter=adapter or (source if whole else sources.adapter),
         )
         prediction = None
         if scheduler is None and not (whole and unet is None):
-            prediction = stored_prediction(found.unet or source, found)
-        components = load_sdxl_components(found, dtype=dtype or torch_dtype or torch.float32)
-        settings = stored_settings(source, found) if whole else {}
+            prediction = stored_prediction(sources.unet or source, sources)
+        components = load_sdxl_components(sources, dtype=dtype or torch_dtype or torch.float32)
+        settings = stored_settings(source, sources) if whole else {}
         rig = settings.pop("rig", None)
         if scheduler is not None:
             settings["scheduler"] = scheduler
@@ -193,7 +193,7 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
             if setting != prediction:
                 msg = (
                     f"`unet` must predict what the scheduler of {source!r} says, {setting!r}; got "
-                    f"{prediction!r} in {found.unet!r}. Give `scheduler`, as sdxl_scheduler makes."
+                    f"{prediction!r} in {sources.unet!r}. Give `scheduler`, by sdxl_scheduler."
                 )
                 raise CheckpointError(msg)
         return cls.from_components(components, rig=_rig(rig), **settings)
@@ -205,10 +205,10 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         dtype: torch.dtype | None = None,
         **hub: Any,  # noqa: ANN401
     ) -> None:
-        """Write every part: a folder that this class and :func:`load_components` read.
+        """Write every part into a folder that this class and :func:`load_components` read.
 
         Args:
-            save_directory: Made if absent.
+            save_directory: Folder to write into; made if absent.
             dtype: Floating type of the stored tensors; as they are when None.
             **hub: ``push_to_hub``, ``repo_id`` and the like, as in diffusers.
 
@@ -221,18 +221,18 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
 
     @classmethod
     def lora_state_dict(cls, source: Any, **options: Any) -> Any:  # noqa: ANN401
-        """Read a LoRA's file as diffusers does, and one under the released names too.
+        """Read a LoRA's file as diffusers does, also under the released names.
 
         Args:
             source: File, folder, hub id or tensors by name.
             **options: As in diffusers; pickles are not read.
 
         Returns:
-            Tensors by diffusers' names, and what else diffusers returns.
+            Tensors by diffusers' names, and anything else that diffusers returns.
 
         Raises:
-            ValueError: If the file is a pickle, or of a PEFT folder, whose scale diffusers would
-                not read.
+            ValueError: If the file is a pickle, or lies in a PEFT folder, whose scale diffusers
+                would not read.
         """
         name = options.get("weight_name") or ".safetensors"
         if not name.endswith(".safetensors"):
@@ -252,7 +252,7 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
 
     @property
     def parts(self) -> Components:
-        """The networks as the rest of the package takes them, shared with the pipeline."""
+        """Networks as the rest of the package takes them, shared with the pipeline."""
         mean, std = latent_statistics(self.vae)
         return Components(
             tokenizer=self.tokenizer,
@@ -267,12 +267,12 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
 
     @property
     def default_rig(self) -> OrthographicRig:
-        """The cameras that are taken where none are given."""
+        """Cameras that are used where the call gives none."""
         return _rig(self.config.rig)
 
 
 def _rig(fields: Mapping[str, Any] | None) -> OrthographicRig:
-    """Read a rig from its fields, as JSON keeps them."""
+    """Make a rig from its fields as JSON stores them."""
     if fields is None:
         return PAPER_RIG
     values: dict[str, Any] = dict(fields)

@@ -1,4 +1,4 @@
-"""Text to all views of an object, as a diffusers pipeline on this package's own rollouts."""
+"""Text to all views of an object: a diffusers pipeline on this package's own rollouts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from mvczigal_ref.shapes import ObjectLatent
 __all__ = ["NEGATIVE_PROMPT", "TextToMultiviewOutput", "TextToMultiviewPipeline"]
 
 NEGATIVE_PROMPT = "watermark, ugly, deformed, noisy, blurry, low contrast"
-"""What the published pipeline leads away from, where the UNet has no guidance embedding."""
+"""Negative prompt of the published pipeline, for a UNet without a guidance embedding."""
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -40,17 +40,17 @@ Generator = torch.Generator | Sequence[torch.Generator]
 
 @dataclass
 class TextToMultiviewOutput(BaseOutput):
-    """What the pipeline returns."""
+    """Result of the pipeline."""
 
     images: Any
-    """Objects of views: lists of pictures, or one array or tensor in [0, 1], or latents."""
+    """Views by object: lists of pictures, or one array or tensor in [0, 1], or latents."""
 
 
 class TextToMultiviewPipeline(MultiviewPipelineParts):
     """SDXL with row attention and cameras: every view of an object at once.
 
-    Made by ``from_pretrained`` or ``from_components``; everything that diffusers' pipelines do
-    with their parts, moving, offloading, compiling and LoRA, it does too.
+    Made by ``from_pretrained`` or ``from_components``. Like every diffusers pipeline it moves,
+    offloads and compiles its parts, and loads LoRAs.
 
     Source:
         Huang et al., MV-Adapter, arXiv:2412.03632; zigzag sampling of arXiv:2505.20107. The
@@ -106,41 +106,43 @@ class TextToMultiviewPipeline(MultiviewPipelineParts):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> TextToMultiviewOutput | tuple[Any]:
-        """Sample every view of one object a prompt.
+        """Sample every view of one object per prompt.
 
         Args:
-            prompt: One text an object.
-            rig: Cameras, one a view; the pipeline's own if None.
-            height: Of an image, a multiple of the camera encoder's scale [px].
-            width: Likewise [px].
+            prompt: One text per object.
+            rig: Cameras, one per view; the pipeline's own if None.
+            height: Height of an image, a multiple of the camera encoder's scale [px].
+            width: Width of an image, a multiple of the camera encoder's scale [px].
             num_inference_steps: Denoising steps [steps].
             guidance_scale: Strength of the prompt [1].
-            negative_prompt: What guidance leads away from; read only where the UNet has no
+            negative_prompt: Text that guidance leads away from; read only where the UNet has no
                 guidance embedding.
             camera_scale: Strength of the camera features [1].
             mv_scale: Weight of the row attention [1].
             eta: Stochasticity of implicit-model sampling [1].
             zigzag_steps: Leading steps that are zigzagged; 1 is ZMV-Sampling.
-            zigzag_rounds: Inversions a zigzagged step.
+            zigzag_rounds: Inversions per zigzagged step.
             inversion_guidance_scale: Guidance while inverting [1].
             inversion_camera_scale: Strength of the camera features while inverting [1].
-            generator: Of all noise; or one an object, whose images then do not depend on the
-                others.
-            latents: Initial noise, in place of drawn one [1].
-            noise: All noise, by object, as training and evaluation draw it; in place of both.
+            generator: Generator of all noise; or one per object, whose images then do not depend
+                on the other objects.
+            latents: Initial noise, in place of drawn noise [1].
+            noise: All noise, by object, as training and evaluation draw it; in place of
+                ``generator`` and ``latents``.
             output_type: "pil", "np" or "pt" for images, "latent" for final latents.
             return_dict: Whether to return a record rather than a tuple.
             callback_on_step_end: Called with the pipeline, the step, its timestep and tensors by
                 name; it may set ``pipeline._interrupt`` to end with the image reached so far. It
                 cannot replace tensors.
-            callback_on_step_end_tensor_inputs: Of "latents" and "denoised", what it is given.
+            callback_on_step_end_tensor_inputs: Tensors that the callback takes: "latents",
+                "denoised" or both.
 
         Returns:
             Images of every object's views.
 
         Raises:
             ValueError: If an argument is out of range, or disagrees with another.
-            NonFiniteError: If latents or images are not; names the part, object and view.
+            NonFiniteError: If latents or images are not finite; names the part, object and view.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         cameras = self.default_rig if rig is None else rig
@@ -213,7 +215,7 @@ class TextToMultiviewPipeline(MultiviewPipelineParts):
         return TextToMultiviewOutput(images=images) if return_dict else (images,)
 
     def _check(self, size: tuple[int, int], output_type: str, tensors: Sequence[str]) -> None:
-        """Refuse what would fail late or be dropped without a word."""
+        """Refuse arguments that would fail late or be dropped silently."""
         multiple = self.camera_encoder.config.downscale_factor
         for name, edge in zip(("height", "width"), size, strict=True):
             if edge < multiple or edge % multiple:
@@ -230,7 +232,7 @@ class TextToMultiviewPipeline(MultiviewPipelineParts):
     def _images(
         self, parts: Components, latents: Tensor, output_type: str, objects: Sequence[int]
     ) -> Any:  # noqa: ANN401
-        """Decode object by object, and hand out what was asked for."""
+        """Decode object by object, and convert to the output type."""
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:  # its activations overflow in half precision
             self.vae.to(torch.float32)
@@ -252,13 +254,13 @@ def _noise(
     zigzag: bool,
     device: torch.device,
 ) -> tuple[ObjectLatent, NoiseSource]:
-    """Give the initial noise and the steps'."""
-    found = (len(noise.objects), *noise.shape) if noise is not None else shape
+    """Give the initial noise, and the source of the steps' noise."""
+    size = (len(noise.objects), *noise.shape) if noise is not None else shape
     if latents is not None:
-        found = tuple(latents.shape)
-    if found != shape:
+        size = tuple(latents.shape)
+    if size != shape:
         name = "noise" if latents is None else "latents"
-        msg = f"`{name}` must have objects, views, channels and sides {shape}; got {found}."
+        msg = f"`{name}` must have objects, views, channels and sides {shape}; got {size}."
         raise ValueError(msg)
     if noise is not None:
         if latents is not None or generator is not None:
@@ -268,7 +270,7 @@ def _noise(
         return noise.initial().to(device), lambda step, draw: source(step, draw).to(device)
     each = generator if isinstance(generator, torch.Generator | None) else list(generator)
     if isinstance(each, list) and len(each) != shape[0]:
-        msg = f"`generator` must be one, or one an object, {shape[0]}; got {len(each)}."
+        msg = f"`generator` must be one, or one per object, {shape[0]}; got {len(each)}."
         raise ValueError(msg)
 
     def draw_one(_step: int = 0, _draw: int = 0) -> Tensor:

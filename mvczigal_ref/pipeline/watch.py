@@ -1,4 +1,4 @@
-"""A policy that tells after every step of a rollout how far it has come."""
+"""Policy that reports every finished step of a rollout, and can stop it."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -13,15 +13,15 @@ from mvczigal_ref.shapes import Latent
 __all__ = ["RolloutStopped", "WatchedPolicy", "calls_per_step"]
 
 StepEnd = Callable[[int, Latent, Latent], bool]
-"""Told of a finished step: its index, the latents after it and the denoised ones [1]; answers
-whether to go on."""
+"""Callback after a step, with its index, the latents after it and the denoised latents [1];
+returns whether to go on."""
 
 
 class RolloutStopped(Exception):  # noqa: N818 - not an error: someone asked for it
     """A rollout ended before its last step.
 
     Args:
-        denoised: What the network last made of the latents [1].
+        denoised: Latest denoised latents [1].
     """
 
     def __init__(self, denoised: Latent) -> None:
@@ -33,12 +33,12 @@ def calls_per_step(num_steps: int, *, zigzag_steps: int, zigzag_rounds: int = 1)
     """Count the network calls of each step of a rollout.
 
     Args:
-        num_steps: Of the sampling grid [steps].
+        num_steps: Length of the sampling grid [steps].
         zigzag_steps: Leading steps that are zigzagged.
-        zigzag_rounds: Inversions a zigzagged step.
+        zigzag_rounds: Inversions per zigzagged step.
 
     Returns:
-        One number a step: a zigzagged step inverts and denoises again every round.
+        One number per step: a zigzagged step inverts and denoises again every round.
 
     Examples:
         >>> calls_per_step(4, zigzag_steps=1)
@@ -50,14 +50,15 @@ def calls_per_step(num_steps: int, *, zigzag_steps: int, zigzag_rounds: int = 1)
 class WatchedPolicy:
     """A policy that counts its calls and reports every finished step.
 
-    A step is over when the next one's first call comes; whoever runs the rollout ends the last.
+    A step is over when the first call of the next one comes. The caller of the rollout reports the
+    last step.
 
     Args:
         policy: The network.
-        sampler: Of the rollout, for the denoised latents.
+        sampler: Sampler of the rollout, for the denoised latents.
         calls: Network calls of each step, from :func:`calls_per_step`.
-        on_call: Told of every call, after it.
-        on_step_end: Told of every step but the last; if it answers False the rollout stops.
+        on_call: Called after every call of the network.
+        on_step_end: Called after every step but the last; if it returns False the rollout stops.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class WatchedPolicy:
             The policy's prediction.
 
         Raises:
-            RolloutStopped: If the last report asked for it.
+            RolloutStopped: If ``on_step_end`` returned False.
         """
         if self._calls == self._ends[self._step] and self._denoised is not None:
             go_on = self._on_step_end(self._step, latent_t, self._denoised)

@@ -20,13 +20,13 @@ def recipe(name: str) -> TrainConfig:
     """Return the configuration of a recipe.
 
     Args:
-        name: Such as ``tiny``.
+        name: Name of a recipe, such as ``tiny``.
 
     Returns:
         The full configuration.
 
     Raises:
-        ConfigError: If there is no such recipe; names the nearest.
+        ConfigError: If there is no such recipe; names the nearest one.
 
     Examples:
         >>> recipe("tiny").recipe

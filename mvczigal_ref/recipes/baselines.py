@@ -1,7 +1,7 @@
-"""What MVC-ZigAL is compared with: each changes the full method in what its name says.
+"""Baselines and ablations of MVC-ZigAL: each changes the full method as its name says.
 
-The methods are arXiv:2505.20107's, section 4. Each is there at the published size, on
-``lcm_sdxl_simple``, and as ``tiny_...`` on the tiny world, on ``tiny``.
+The methods are those of arXiv:2505.20107, section 4. Each exists at the published size, built on
+``lcm_sdxl_simple``, and as ``tiny_...`` on the tiny world, built on ``tiny``.
 """
 
 from dataclasses import replace
@@ -69,7 +69,7 @@ def mvc_zigal() -> TrainConfig:
 
 
 def mvc_zigal_fixed_threshold() -> TrainConfig:
-    """MVC-ZigAL on LCM-SDXL with a threshold that stays where it began."""
+    """MVC-ZigAL on LCM-SDXL with a threshold that keeps its initial value."""
     return _fixed_threshold(lcm_sdxl_simple(), "mvc_zigal_fixed_threshold")
 
 
@@ -94,9 +94,9 @@ def tiny_mv_dpo() -> TrainConfig:
 
 
 def tiny_mv_rdl() -> TrainConfig:
-    """MV-RDL on the tiny world: two standard trajectories a pair, the joint reward alone.
+    """MV-RDL on the tiny world: two standard trajectories per pair, the joint reward alone.
 
-    Against ``tiny_mv_zigal`` it shows what the zigzag arm adds.
+    Compared with ``tiny_mv_zigal`` it shows what the zigzag arm adds.
     """
     return _mv_rdl(tiny(), "tiny_mv_rdl")
 
@@ -104,7 +104,7 @@ def tiny_mv_rdl() -> TrainConfig:
 def tiny_mv_zigal() -> TrainConfig:
     """MV-ZigAL on the tiny world: the joint reward alone.
 
-    Each view's advantage is its object's, so that nothing tells a good view from a bad one.
+    Each view has its object's advantage, so that nothing tells a good view from a bad one.
     """
     return _mv_zigal(tiny(), "tiny_mv_zigal")
 
@@ -123,7 +123,7 @@ def tiny_mvc_zigpg() -> TrainConfig:
 
 
 def tiny_fixed_threshold() -> TrainConfig:
-    """MVC-ZigAL on the tiny world with a threshold that stays where it began."""
+    """MVC-ZigAL on the tiny world with a threshold that keeps its initial value."""
     return _fixed_threshold(tiny(), "tiny_fixed_threshold")
 
 
@@ -151,7 +151,7 @@ def _mv_dpo(base: TrainConfig, name: str) -> TrainConfig:
 
 
 def _mv_pg(base: TrainConfig, name: str) -> TrainConfig:
-    # Rewards are divided by the spread of the whole batch, as of a gradient without groups.
+    # Rewards are divided by the spread of the whole batch, as in policy gradients without groups.
     rdl = _mv_rdl(base, name)
     return replace(
         rdl,

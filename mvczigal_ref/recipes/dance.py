@@ -1,8 +1,8 @@
 """DanceGRPO on FLUX.1-dev, and the methods that are built on its trainer.
 
 Every setting is that of the released trainer (arXiv:2505.07818, 2507.21802, 2510.01982,
-2509.06040), or docs/recipes.md says what differs and why. DanceGRPO's is its LoRA script; the
-others train every weight, which takes about 16 bytes of memory for each of 12 billion.
+2509.06040), or docs/recipes.md says what differs and why. DanceGRPO's settings are those of its
+LoRA script; the other methods train every weight, 12 billion at about 16 bytes of memory each.
 """
 
 from dataclasses import replace
@@ -62,7 +62,8 @@ def mix_grpo() -> TrainConfig:
 def g2rpo() -> TrainConfig:
     """Granular-GRPO on FLUX.1-dev: single noisy steps 0 to 7 off one trunk, finished twice.
 
-    By strides of 1 and 2, for two rewards, advantages added; the parameters change after each step.
+    They are finished by strides of 1 and 2. The advantages of two rewards are added; the
+    parameters change after each step.
     """
     base = _every_weight()
     return replace(
@@ -87,7 +88,7 @@ def g2rpo() -> TrainConfig:
 def branch_grpo() -> TrainConfig:
     """BranchGRPO on FLUX.1-dev: a tree that divides at steps 0, 3, 6 and 9 into 16 images.
 
-    A node's reward is its leaves' mean, compared with the others of its depth.
+    A node's reward is the mean of its leaves, compared with the other nodes of its depth.
     """
     base = _every_weight()
     return replace(
@@ -102,7 +103,7 @@ def branch_grpo() -> TrainConfig:
 
 
 def _every_weight() -> TrainConfig:
-    """Train every weight at DanceGRPO's rate for that, as what is built on it does."""
+    """Train every weight at DanceGRPO's learning rate for that, as methods built on it do."""
     base = dance_grpo()
     return replace(
         base,

@@ -36,7 +36,7 @@ __all__ = [
 def flow_grpo() -> TrainConfig:
     """Flow-GRPO on FLUX.1-dev: groups of 24, noise at all of 6 steps but the last.
 
-    Guidance 3.5, no divergence, the deviation of the whole batch; 28 steps where it is evaluated.
+    Guidance 3.5, no KL penalty, the standard deviation of the whole batch; evaluated at 28 steps.
     """
     return TrainConfig(
         recipe="flow_grpo",
@@ -77,10 +77,10 @@ def flow_grpo() -> TrainConfig:
 
 
 def flow_grpo_fast() -> TrainConfig:
-    """Flow-GRPO-Fast on FLUX.1-dev: noise in the first 3 of 6 steps, each group's own deviation.
+    """Flow-GRPO-Fast on FLUX.1-dev: noise in the first 3 of 6 steps, each group's deviation.
 
-    Coefficient-preserving noise of 0.8. The start is drawn from 0 to half of the steps less the
-    window: here from 0 alone. The published clip, 1e-5, belongs to the released log-density
+    Coefficient-preserving noise of 0.8. The window's start is drawn from 0 to half the steps less
+    the window: here always 0. The published clip, 1e-5, belongs to the released log-density
     `-(x - mean)^2`; here it bounds ratios of the true density.
     """
     base = flow_grpo()
@@ -99,7 +99,7 @@ def flow_grpo_fast() -> TrainConfig:
 def grpo_guard() -> TrainConfig:
     """GRPO-Guard on FLUX.1-dev: Flow-GRPO with ratios whose spread no noise level changes.
 
-    Published on Stable Diffusion 3.5 alone (`grpo_guard_sd3`); that it runs on FLUX.1 is ours.
+    Published on Stable Diffusion 3.5 alone (`grpo_guard_sd3`); the choice of FLUX.1 is ours.
     """
     base = flow_grpo()
     return replace(
@@ -114,7 +114,8 @@ def grpo_guard() -> TrainConfig:
 def tempflow_grpo() -> TrainConfig:
     """TempFlow-GRPO on FLUX.1-dev: at every step 6 branches of 4 trunks, weighed by their noise.
 
-    A branch's image differs from its siblings' by one step's noise, so its reward is that step's.
+    A branch's image differs from its siblings' by the noise of one step, so its reward judges that
+    step.
     """
     base = flow_grpo()
     return replace(
@@ -135,7 +136,7 @@ def diffusion_nft() -> TrainConfig:
     """DiffusionNFT on FLUX.1-dev: samples noised again and fitted, without a trajectory.
 
     The policy that samples follows the one that learns. Published on Stable Diffusion 3.5 alone
-    (`diffusion_nft_sd3`); that it runs on FLUX.1 is ours.
+    (`diffusion_nft_sd3`); the choice of FLUX.1 is ours.
     """
     base = flow_grpo()
     return replace(
@@ -150,7 +151,7 @@ def diffusion_nft() -> TrainConfig:
 
 
 def mv_grpo_llm() -> TrainConfig:
-    """MV-GRPO on FLUX.1-dev, captions by a language model: made before, by `mvczigal enhance`."""
+    """MV-GRPO on FLUX.1-dev, captions by a language model, made before by `mvczigal enhance`."""
     condition = ConditionConfig(enhancer="stored", file="captions.jsonl", num_captions=4)
     return replace(_mv_grpo(), recipe="mv_grpo_llm", condition=condition)
 
@@ -162,7 +163,7 @@ def mv_grpo_vlm() -> TrainConfig:
 
 
 def _mv_grpo() -> TrainConfig:
-    """Take its authors' next released trainer, for their own of this method is not public."""
+    """Take the settings of the authors' next released trainer; this method's own is not public."""
     base = flow_grpo()
     return replace(
         base,

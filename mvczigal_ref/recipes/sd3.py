@@ -1,4 +1,4 @@
-"""Methods that are published on Stable Diffusion 3.5 Medium alone.
+"""Methods published on Stable Diffusion 3.5 Medium alone.
 
 Every setting is that of the released trainer (arXiv:2510.22319, 2509.16117), or docs/recipes.md
 says what differs and why.
@@ -15,7 +15,7 @@ __all__ = ["diffusion_nft_sd3", "grpo_guard_sd3"]
 def grpo_guard_sd3() -> TrainConfig:
     """GRPO-Guard on Stable Diffusion 3.5 Medium: groups of 24, noise at 9 of 10 steps.
 
-    Guidance 4.5 in sampling and training; 40 steps where it is evaluated.
+    Guidance 4.5 in sampling and training; evaluated at 40 steps.
     """
     base = _medium(grpo_guard())
     return replace(

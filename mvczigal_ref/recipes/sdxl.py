@@ -1,21 +1,22 @@
-"""The published runs at full size: SDXL with row attention, few-step and not.
+"""Published runs at full size: SDXL with row attention, few-step and not.
 
 Published numbers are per process, of four with 24 GB each; ours are of the whole run. So
-``run.objects_per_iteration`` is 4 processes x rounds R x prompts P a round. The published
-accumulation counts timesteps over prompts: A of them between two changes of the parameters are
-A / T prompts a process, where T is the number of sampling steps. Of the R P prompts that a process
-has, that makes ``optim.optimizer_steps_per_epoch`` = R P T / A. The same objects go into each of
-those steps whatever the number of processes. ``run.iterations`` is published epochs x iterations.
+``run.objects_per_iteration`` is 4 processes x R rounds x P prompts per round. The published
+accumulation A counts timesteps over prompts: between two parameter changes a process uses A / T
+prompts, where T is the number of sampling steps. A process has R P prompts per iteration, hence
+``optim.optimizer_steps_per_epoch`` = R P T / A. The same objects go into each of those steps
+whatever the number of processes. ``run.iterations`` is published epochs x iterations.
 
-The published trainer samples a round's prompts together and replays them one by one. Here what is
-sampled together is replayed together, so that the first ratio is exactly 1:
-``run.objects_per_slice`` is the number whose update fits into 20 GiB, as is
-``model.views_per_decode`` for the autoencoder, whose activations would be the largest of all. No
-result depends on them but by rounding. On smaller cards ``model.offload_frozen`` saves 6 GiB more.
+The published trainer samples a round's prompts together and replays them one by one. Here prompts
+sampled together are replayed together, so that the first ratio is exactly 1.
+``run.objects_per_slice`` is the number of objects whose update fits into 20 GiB;
+``model.views_per_decode`` keeps the autoencoder, whose activations would be the largest, within the
+same. Results depend on both only by rounding. On smaller cards ``model.offload_frozen`` saves
+6 GiB more.
 
 The networks come from where they are published, and ``model.sources`` names other places.
 ``reward.weights`` names a folder that the user fills, ``run.prompts`` and ``run.held_out`` text
-files with one prompt a line.
+files with one prompt per line.
 """
 
 from dataclasses import replace
@@ -39,7 +40,7 @@ _PROCESSES = 4
 def lcm_sdxl_simple() -> TrainConfig:
     """MVC-ZigAL on LCM-SDXL at 8 steps, for 45 animal names: 24 GB cards, 700 iterations.
 
-    4 prompts x 1 round a process; 32 timesteps are 4 prompts: one parameter change an iteration.
+    4 prompts x 1 round per process; 32 timesteps are 4 prompts: one parameter change per iteration.
     """
     return TrainConfig(
         recipe="lcm_sdxl_simple",
@@ -78,7 +79,8 @@ def lcm_sdxl_simple() -> TrainConfig:
 def lcm_sdxl_mate3d() -> TrainConfig:
     """MVC-ZigAL on LCM-SDXL at 8 steps, for the 160 prompts of MATE-3D: 1000 iterations.
 
-    4 prompts x 4 rounds a process; 64 timesteps are 8 prompts: two parameter changes an iteration.
+    4 prompts x 4 rounds per process; 64 timesteps are 8 prompts: two parameter changes per
+    iteration.
     """
     base = lcm_sdxl_simple()
     return replace(
@@ -97,8 +99,8 @@ def lcm_sdxl_mate3d() -> TrainConfig:
 def sdxl_simple() -> TrainConfig:
     """MVC-ZigAL on SDXL itself: DDIM at 16 steps, for 45 animal names, 700 iterations.
 
-    2 prompts x 2 rounds a process; 64 timesteps are 4 prompts: one parameter change an iteration.
-    Guidance doubles the batch, away from a negative prompt.
+    2 prompts x 2 rounds per process; 64 timesteps are 4 prompts: one parameter change per
+    iteration. Guidance doubles the batch and leads away from a negative prompt.
     """
     base = lcm_sdxl_simple()
     return replace(

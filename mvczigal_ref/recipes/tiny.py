@@ -26,24 +26,24 @@ def tiny() -> TrainConfig:
 
     The per-view reward is raised while the multiplier holds the joint reward above its
     threshold. Four sampling steps at the published guidance of 7 leave the shipped weights room
-    to improve: they paint best at guidance 2. The other recipes change one thing of this one.
+    to improve: they paint best at guidance 2. The other recipes each change one thing in this one.
     """
     return TrainConfig(
         recipe="tiny",
         model=ModelConfig(lora_rank=8, lora_alpha=8.0),
         sampler=SamplerConfig(num_steps=4, guidance_scale=7.0),
         objective=ObjectiveConfig(clip_range=1e-2),
-        # Six views share one joint reward, so it teaches each of them less than its own. A small
-        # multiplier leaves the word to the views' own rewards until the joint one falls.
+        # Six views share one joint reward, so it teaches each view less than the view's own reward.
+        # A small multiplier lets the views' own rewards decide until the joint one falls.
         constraint=ConstraintConfig(multiplier_init=0.3, multiplier_max=20.0, threshold_objects=96),
-        # What single iterations get wrong averages out as the rate falls.
+        # The errors of single iterations average out as the rate falls.
         optim=OptimConfig(lr=4e-3, decay_iterations=40, optimizer_steps_per_epoch=1),
         run=RunConfig(iterations=40, objects_per_iteration=32, objects_per_slice=8),
     )
 
 
 def tiny_per_view() -> TrainConfig:
-    """The per-view reward alone, without the constraint.
+    """MVC-ZigAL's per-view reward alone, without the constraint.
 
     Shows what the constraint is for: this reward cannot tell one object from six.
     """
@@ -51,17 +51,17 @@ def tiny_per_view() -> TrainConfig:
 
 
 def tiny_shuffled() -> TrainConfig:
-    """The control: advantages shuffled over objects, which must not learn.
+    """Control of `tiny`: advantages shuffled over objects, which must not learn.
 
-    What it gains is noise or a fault.
+    Any gain is noise or a fault.
     """
     return replace(tiny(), recipe="tiny_shuffled", advantage=AdvantageConfig(shuffle=True))
 
 
 def tiny_released() -> TrainConfig:
-    """The released trainer's settings at tiny size: clip 1e-4, last action trained, one step.
+    """Released trainer's settings at tiny size: clip 1e-4, last action trained, one step.
 
-    Eight sampling steps, the first batch's mean as threshold, one optimiser step an
+    Eight sampling steps, the first batch's mean as threshold, one optimiser step per
     iteration.
     """
     return replace(

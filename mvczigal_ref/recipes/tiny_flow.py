@@ -1,6 +1,6 @@
-"""The GRPO family on the tiny world: each full-size method, smaller.
+"""GRPO family on the tiny world: each full-size method, smaller.
 
-They share network, prompts and reward, and the learning rate too where a method does not say why
+All recipes share network, prompts and reward, and the learning rate except where a recipe says why
 its own differs. They make as many network calls as their method asks for; ``mvczigal reproduce``
 compares them at equal calls.
 """
@@ -42,7 +42,7 @@ def tiny_flow_grpo() -> TrainConfig:
     """Flow-GRPO on the tiny world: groups of 8, noise at all of 4 steps but the last.
 
     Without guidance the shipped weights have room to improve. Members begin with the same noise,
-    so that their rewards differ by what was decided on the way, which is what is trained.
+    so that their rewards differ only by the noise of the steps, which is what is trained.
     """
     return TrainConfig(
         recipe="tiny_flow_grpo",
@@ -55,9 +55,9 @@ def tiny_flow_grpo() -> TrainConfig:
         reward=RewardConfig(per_view="world.per_view", joint="per_view"),
         advantage=AdvantageConfig(mode="per_view"),
         objective=ObjectiveConfig(kind="policy_gradient", clip_range=1e-2),
-        # At 8e-3 blind changes (`tiny_flow_shuffled`) cost half of what is learnt.
+        # At 8e-3 changes at random (`tiny_flow_shuffled`) cost half of what is learnt.
         optim=OptimConfig(lr=6e-3, decay_iterations=40, optimizer_steps_per_epoch=1),
-        # Single images differ much from noise to noise: many noises for a narrow error.
+        # Single images differ much from noise to noise: many noises for a small standard error.
         run=RunConfig(
             iterations=40, objects_per_iteration=32, objects_per_slice=8, evaluation_noises=48
         ),
@@ -143,7 +143,8 @@ def tiny_branch_grpo() -> TrainConfig:
 def tiny_diffusion_nft() -> TrainConfig:
     """DiffusionNFT on the tiny world: samples noised again and fitted, without a trajectory.
 
-    An iteration asks the network more often than others, so there are few, at a higher rate.
+    An iteration makes more network calls than those of other methods, so at equal calls there
+    are fewer iterations, at a higher rate.
     """
     base = tiny_flow_grpo()
     return replace(
@@ -166,9 +167,10 @@ def tiny_mv_grpo_vlm() -> TrainConfig:
 
 
 def tiny_mv_grpo_llm() -> TrainConfig:
-    """MV-GRPO on the tiny world: captions that say another part or colour of it.
+    """MV-GRPO on the tiny world: captions with another part, or another colour of the part.
 
-    Otherwise it is `tiny_flow_grpo_fast`. Of a body that is not there no sample shows anything.
+    Otherwise it is `tiny_flow_grpo_fast`. Captions do not name another body, which no sample
+    would show.
     """
     condition = ConditionConfig(
         enhancer="world_edits", num_captions=4, instructions=("part_colour", "part")
@@ -177,7 +179,7 @@ def tiny_mv_grpo_llm() -> TrainConfig:
 
 
 def tiny_flow_shuffled() -> TrainConfig:
-    """The control: Flow-GRPO with advantages shuffled over prompts, which must not learn."""
+    """Control of `tiny_flow_grpo`: advantages shuffled over prompts, which must not learn."""
     base = tiny_flow_grpo()
     advantage = replace(base.advantage, shuffle=True)
     return replace(base, recipe="tiny_flow_shuffled", advantage=advantage)

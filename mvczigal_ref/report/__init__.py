@@ -1,4 +1,4 @@
-"""A run folder as one page: what was run, what came of it, and how."""
+"""Report: a run folder as one page with its settings, results and curves."""
 
 from mvczigal_ref.report.page import write_report
 

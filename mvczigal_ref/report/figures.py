@@ -1,4 +1,4 @@
-"""Curves of a run as SVG text that takes its colours and fonts from the page around it."""
+"""Curves of a run as SVG text, in the colours and fonts of the page around it."""
 
 import io
 import math
@@ -19,11 +19,7 @@ __all__ = ["draw", "draw_histogram", "smooth"]
 # matplotlib needs colours; the page has two sets of them, light and dark. Each of these stands
 # for one of the page's variables.
 _INK, _GRID = "#010101", "#020202"
-
-
 _CURVES = ("#0a0a01", "#0a0a02", "#0a0a03")
-
-
 _VARIABLES = {_INK: "var(--soft)", _GRID: "var(--line)"} | {
     colour: f"var(--curve-{place})" for place, colour in enumerate(_CURVES)
 }
@@ -51,20 +47,18 @@ _STYLE = {
 
 
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-
-
 _FEW = 3  # so few points are drawn as dots too
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Average each value with those just before it, leaving out what is not a number.
+    """Average each value with those just before it, leaving out NaN.
 
     Args:
         values: A curve; NaN where nothing was measured.
         window: Values in one mean; at least 1.
 
     Returns:
-        As many values, NaN where a window holds none.
+        As many values, NaN where a window holds no number.
 
     Examples:
         >>> smooth([1.0, 3.0, 5.0], 2)
@@ -72,8 +66,8 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     """
     means = []
     for end in range(1, len(values) + 1):
-        kept = [v for v in values[max(0, end - window) : end] if not math.isnan(v)]
-        means.append(math.fsum(kept) / len(kept) if kept else math.nan)
+        numbers = [v for v in values[max(0, end - window) : end] if not math.isnan(v)]
+        means.append(math.fsum(numbers) / len(numbers) if numbers else math.nan)
     return means
 
 
@@ -81,9 +75,9 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str |
     """Draw one panel.
 
     Args:
-        panel: What to draw.
-        rows: Metrics, one mapping an iteration, each with ``iteration``.
-        name: Prefix of the SVG's ids, one a page.
+        panel: Panel to draw.
+        rows: Metrics, one mapping per iteration, each with ``iteration``.
+        name: Prefix of the SVG's ids, unique on the page.
 
     Returns:
         An ``<svg>`` element, or None if none of the curves was measured.
@@ -115,13 +109,13 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str |
 def draw_histogram(
     edges: Sequence[float], counts: Sequence[int], *, label: str, name: str
 ) -> str | None:
-    """Draw how often each size of a positive number was met, on a logarithmic axis.
+    """Draw a histogram of a positive quantity, on a logarithmic axis.
 
     Args:
-        edges: Of the bins, increasing and positive.
-        counts: One more than there are edges: the first and last bins are open.
-        label: What is counted, with its unit.
-        name: Prefix of the SVG's ids, one a page.
+        edges: Edges of the bins, increasing and positive.
+        counts: One count more than there are edges: the first and last bins are open.
+        label: Name of the quantity, with its unit.
+        name: Prefix of the SVG's ids, unique on the page.
 
     Returns:
         An ``<svg>`` element, or None if nothing was counted.
@@ -145,7 +139,7 @@ def draw_histogram(
 
 
 def _empty() -> tuple[Figure, Axes]:
-    """Make a figure that lets the page shine through."""
+    """Make a figure with a transparent background."""
     figure = Figure(figsize=(4.4, 2.3))
     figure.subplots_adjust(left=0.13, right=0.985, bottom=0.22, top=0.91)
     figure.patch.set_alpha(0.0)
@@ -176,10 +170,10 @@ def _line(
 
 
 def _adapt(svg: str, name: str) -> str:
-    """Cut matplotlib's file down to an element that lives in a page."""
+    """Cut matplotlib's file down to an element of a page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    # Only what is referred to keeps its id, made unique on the page.
+    # Only elements that are referred to keep their id, made unique on the page.
     used = set(re.findall(r"#([\w.-]+)[\")]", svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(url\(|href=")#([\w.-]+)', rf"\1#{name}-\2", svg)

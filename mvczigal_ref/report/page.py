@@ -1,4 +1,4 @@
-"""The page itself: numbers and pictures put into the template."""
+"""Page of a report: numbers and pictures put into the template."""
 
 import base64
 import io
@@ -35,14 +35,14 @@ from mvczigal_ref.shapes import Images
 
 __all__ = ["verdict", "write_report"]
 
-_CLEAR = 2.0  # standard errors from which a change is called one
+_CLEAR = 2.0  # standard errors above which a change is called one
 _ANY = next(iter(RECIPES))  # a settings file that sets everything starts from any recipe
-_CAPTIONS = 12  # of the last iteration, on the page
-_SHEET_EDGE = 96  # pixels of one view on the page, at least
+_CAPTIONS = 12  # captions of the last iteration on the page
+_SHEET_EDGE = 96  # smallest edge of one view on the page [px]
 
 
 def write_report(folder: Path) -> Path:
-    """Write a run's page: one file that needs no other, no network and no script.
+    """Write a run's page: one file that needs no other file, no network and no script.
 
     Args:
         folder: A run folder, finished or not.
@@ -68,15 +68,15 @@ def write_report(folder: Path) -> Path:
 
 
 def verdict(gains: Mapping[str, PairedGain], *, finished: int, unit: str) -> str:
-    """Say in a sentence or two what training did to the held-out scores.
+    """Say in a sentence what training did to the held-out scores.
 
     Args:
-        gains: By name of the score; empty while there is nothing to compare.
-        finished: Iterations done.
-        unit: Of the scores; may be empty.
+        gains: Gains by name of the score; empty while there is nothing to compare.
+        finished: Finished iterations.
+        unit: Unit of the scores; may be empty.
 
     Returns:
-        The sentences.
+        The sentence.
 
     Examples:
         >>> gain = PairedGain(before=10.0, after=11.0, gain=1.0, standard_error=0.1)
@@ -103,7 +103,7 @@ def _signed(gain: PairedGain) -> str:
 
 
 def _content(run: RunFolder) -> dict[str, Any]:
-    """Everything that the template names."""
+    """Gather everything that the template names."""
     config, unit = run.config, reward_unit(run.config)
     finished = run.rows[-1]["iteration"] + 1 if run.rows else 0
     gains = run.gains()
@@ -120,8 +120,8 @@ def _content(run: RunFolder) -> dict[str, Any]:
     ):
         figures.append(
             {"title": "Probability drift, all iterations", "legend": [], "svg": Markup(svg),
-             "note": "How far captions move the log-density of what the prompt drew: share of all "
-             "captions, samples and steps."}
+             "note": "Change of the log-density of a sample under its caption in place of its "
+             "prompt: share of all captions, samples and steps."}
         )  # fmt: skip
     noises, prompts = run.before.joint.shape if run.before is not None else (0, 0)
     return {
@@ -150,8 +150,10 @@ def _content(run: RunFolder) -> dict[str, Any]:
 
 
 def _with_scores(run: RunFolder) -> list[dict[str, Any]]:
-    """The metrics, and the held-out scores where they were measured between the ends."""
+    """Gather the metrics, and the held-out scores where they were measured between the ends."""
     rows = {row["iteration"]: dict(row) for row in run.rows}
+    if any("idle_steps" in row for row in run.rows):  # written only where there are some
+        rows = {iteration: {"idle_steps": 0.0} | row for iteration, row in rows.items()}
     if len(run.evaluations) > 2:
         for finished, scores in run.evaluations.items():
             row = rows.setdefault(finished - 1, {"iteration": finished - 1})
@@ -161,36 +163,40 @@ def _with_scores(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _facts(config: TrainConfig, finished: int) -> list[str]:
-    """What was run, in a few words each."""
+    """Describe the run, in a few words per fact."""
     sampler, model, run = config.sampler, config.model, config.run
+    kind = sampler.kind if sampler.kind == "flow" else sampler.kind.upper()
     trained = f"LoRA of rank {model.lora_rank}" if model.finetune == "lora" else "every weight"
     return [
         f"{finished} of {run.iterations} iterations",
         f"{run.objects_per_iteration} {_sampled(config)}",
         f"advantage: {config.advantage.mode.replace('_', ' ')}"
         + (", shuffled" if config.advantage.shuffle else ""),
-        f"{sampler.kind.upper()}, {sampler.num_steps} steps, guidance {sampler.guidance_scale:g}",
+        f"{kind}, {sampler.num_steps} steps, guidance {sampler.guidance_scale:g}",
         f"trains {trained}, learning rate {config.optim.lr:g}",
         f"seed {run.seed}",
     ]
 
 
 def _sampled(config: TrainConfig) -> str:
-    """What is sampled of each prompt."""
+    """Describe what is sampled of each prompt."""
     rollout = config.rollout
     if rollout.kind == "pair":
         zigzag = config.objective.pairing == "zigzag"
-        return f"pairs each ({'zigzag against standard' if zigzag else 'two standard'})"
+        return f"pairs per iteration ({'zigzag against standard' if zigzag else 'two standard'})"
     if rollout.kind == "tree":
-        return f"trees each, which divide at steps {', '.join(map(str, rollout.split_steps))}"
+        steps = ", ".join(map(str, rollout.split_steps))
+        return f"trees per iteration, which divide at steps {steps}"
     if rollout.kind == "branches":
-        return f"prompts each, {rollout.members} branches of {rollout.trunks} trunks at every step"
-    told = "" if config.condition.enhancer == "none" else f", captions: {config.condition.enhancer}"
-    return f"groups of {rollout.members} each{told}"
+        branches = f"{rollout.members} branches of {rollout.trunks} trunks at every step"
+        return f"prompts per iteration, {branches}"
+    enhancer = config.condition.enhancer
+    captions = "" if enhancer == "none" else f", captions: {enhancer}"
+    return f"groups of {rollout.members} per iteration{captions}"
 
 
 def _command(run: RunFolder) -> str:
-    """What repeats the run."""
+    """Write the command that repeats the run."""
     if run.config.recipe not in RECIPES:
         return shlex.join(["mvczigal", "train", _ANY, "--config", str(run.folder / "config.json")])
     words = [
@@ -202,7 +208,7 @@ def _command(run: RunFolder) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Sheet:
-    """One prompt's views, before and after, with the scores of just these images."""
+    """One prompt's views before and after training, with the scores of these images."""
 
     prompt: str
     before: str
@@ -237,7 +243,7 @@ def _sheets(run: RunFolder) -> list[_Sheet]:
 
 
 def _png(images: Images) -> str:
-    """One row of views as a data URL."""
+    """Encode one row of views as a data URL."""
     scale = max(1, -(-_SHEET_EDGE // images.shape[-1]))
     sheet = contact_sheet(images, scale=scale, gap=scale)
     inside = sheet.crop((scale, scale, sheet.width - scale, sheet.height - scale))
@@ -247,8 +253,9 @@ def _png(images: Images) -> str:
 
 
 def _stages(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
-    """Mean seconds an iteration and share of the whole, by stage, in the order they run."""
-    names = [key for key in (rows[0] if rows else {}) if key.startswith("seconds/")]
+    """Give mean seconds per iteration and share of the whole, by stage, in the order they run."""
+    # A stage may be absent from the first iteration, as the guard's is.
+    names = dict.fromkeys(key for row in rows for key in row if key.startswith("seconds/"))
     means = [sum(row.get(name) or 0.0 for row in rows) / len(rows) for name in names]
     whole = sum(means) or 1.0
     return [
@@ -258,15 +265,15 @@ def _stages(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]
 
 
 def _peak(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Most memory that the main process held [MiB]; 0 if it was not measured."""
+    """Give the main process's peak memory [MiB]; 0 if it was not measured."""
     return round(max((row.get("peak_memory") or 0 for row in rows), default=0) / 2**20)
 
 
 def _files(folder: Path) -> list[tuple[str, str, int]]:
-    """Relative path, link and size [KiB] of what the run wrote; nothing hidden."""
-    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    """List relative path, link and size [KiB] of every file of the run but hidden ones."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return [
         (str(path), quote(path.as_posix()), -(-(folder / path).stat().st_size // 1024))
-        for path in found
+        for path in paths
         if path.name != "report.html" and not any(part.startswith(".") for part in path.parts)
     ]

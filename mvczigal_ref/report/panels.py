@@ -1,4 +1,4 @@
-"""Which numbers of a run its page draws, and how to read them."""
+"""Panels of a run's page: its metrics as curves, and how to read them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -11,13 +11,13 @@ class Curve:
     """One number over the iterations."""
 
     key: str
-    """Its name in the metrics."""
+    """Name of the number in the metrics."""
 
     label: str = ""
-    """What the legend calls it; a panel of one curve needs no legend."""
+    """Name in the legend; a panel of one curve needs none."""
 
     dashed: bool = False
-    """Drawn as a dashed line and never smoothed."""
+    """Whether the curve is drawn as a dashed line and never smoothed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,30 +25,30 @@ class Panel:
     """One small picture: curves that share a vertical axis."""
 
     title: str
-    """What is drawn, with its unit."""
+    """Name of the drawn quantity, with its unit."""
 
     note: str
-    """How to read it, in a sentence."""
+    """Sentence that says how to read the panel."""
 
     curves: tuple[Curve, ...]
-    """At most three."""
+    """Curves of the panel, at most three."""
 
     noisy: bool = False
-    """Drawn thin, with a moving mean on top."""
+    """Whether the curves are drawn thin, with a moving mean on top."""
 
     zero: bool = False
-    """Whether 0 is marked, and so always in sight."""
+    """Whether 0 is marked, and so always visible."""
 
 
 def panels(unit: str, keys: Collection[str]) -> list[Panel]:
-    """List what the page draws of a run, in the order of the algorithm.
+    """List the panels of a run's page, in the order of the algorithm.
 
     Args:
-        unit: Of the rewards, such as ``dB``; may be empty.
-        keys: Names of the metrics to draw; those of which there is no picture are passed over.
+        unit: Unit of the rewards, such as ``dB``; may be empty.
+        keys: Names of the metrics to draw; those without a panel are left out.
 
     Returns:
-        The panels, with no curve of another name.
+        The panels, with curves of these metrics alone.
 
     Examples:
         >>> [panel.title for panel in panels("dB", ["slack", "threshold"])]
@@ -65,7 +65,7 @@ def panels(unit: str, keys: Collection[str]) -> list[Panel]:
         replace(panel, curves=tuple(curve for curve in panel.curves if curve.key in keys))
         for panel in every
     ]
-    # A threshold without what it is the threshold of is no picture.
+    # A threshold alone, without the reward that it bounds, is no panel.
     return [panel for panel in measured if any(not curve.dashed for curve in panel.curves)]
 
 
@@ -81,7 +81,7 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
         Curve(key="joint_view_reward/standard", label="standard"),
     )
     threshold = Curve(key="threshold", label="threshold", dashed=True)
-    wanted = "The constraint wants it above the threshold."
+    goal = "The constraint aims to keep it above the threshold."
     scorers = sorted({key.split("/")[1] for key in keys if key.startswith("reward/")})
     return [
         Panel(
@@ -95,7 +95,7 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
         ),
         Panel(
             title=f"Joint-view reward of groups{measured}",
-            note=wanted if constrained else "Mean over this iteration's groups.",
+            note=goal if constrained else "Mean over this iteration's groups.",
             curves=(Curve(key="joint_view_reward/mean", label="mean"), threshold),
             noisy=True,
         ),
@@ -124,13 +124,13 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
         ),
         Panel(
             title=f"Joint-view reward{measured}",
-            note=wanted if constrained else "Mean over the same prompts, both arms of each pair.",
+            note=goal if constrained else "Mean over the same prompts, both arms of each pair.",
             curves=(*joint, threshold),
             noisy=True,
         ),
         Panel(
             title=f"Gap, zigzag minus standard{measured}",
-            note="What the pair learns from differs by object; its mean may well be 0.",
+            note="Each pair learns from its own gap; the mean over pairs may well be 0.",
             curves=(
                 Curve(key="per_view_reward/gap", label="per view"),
                 Curve(key="joint_view_reward/gap", label="joint view"),
@@ -141,7 +141,7 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
         *(
             Panel(
                 title=f"Reward of {name}",
-                note="Mean of what this scorer says, before its weight.",
+                note="Mean reward of this scorer, before its weight.",
                 curves=(
                     Curve(key=f"reward/{name}"),
                     Curve(key=f"reward/{name}/zigzag", label="zigzag"),
@@ -158,7 +158,7 @@ def _constraint(unit: str) -> list[Panel]:
     return [
         Panel(
             title="Multiplier",
-            note="Weight of the joint reward: rises while the slack is negative.",
+            note="Weight of the joint reward; it rises while the slack is negative.",
             curves=(Curve(key="multiplier"),),
             zero=True,
         ),
@@ -176,7 +176,7 @@ def _learning() -> list[Panel]:
     return [
         Panel(
             title="Loss",
-            note="Of the objective; for pairs the mean squared gap at each first step.",
+            note="Value of the objective; for pairs the mean squared gap at each first step.",
             curves=(Curve(key="loss"),),
             noisy=True,
         ),
@@ -201,6 +201,20 @@ def _learning() -> list[Panel]:
             noisy=True,
         ),
         Panel(
+            title="Optimiser steps that changed nothing",
+            note="Left out where the scaled gradient overflowed; idle where the loss is flat.",
+            curves=(
+                Curve(key="skipped_steps", label="left out"),
+                Curve(key="idle_steps", label="idle"),
+            ),
+            zero=True,
+        ),
+        Panel(
+            title="Loss scale",
+            note="Factor on the loss in half precision; it halves when a gradient overflows.",
+            curves=(Curve(key="loss_scale"),),
+        ),
+        Panel(
             title="Replay deviation [of the clip range]",
             note="Largest log-ratio of the first replay; exactly 0 on equal slices.",
             curves=(Curve(key="replay_deviation"),),
@@ -208,14 +222,14 @@ def _learning() -> list[Panel]:
         ),
         Panel(
             title="Divergence from the reference",
-            note="Of each step's Gaussian from that of the network without its LoRA.",
+            note="KL divergence of each step's Gaussian from that of the network without its LoRA.",
             curves=(Curve(key="reference_kl"),),
             noisy=True,
             zero=True,
         ),
         Panel(
             title="Probability drift",
-            note="How far captions move the log-density of what the prompt drew.",
+            note="Change of the log-density of a sample under its caption in place of its prompt.",
             curves=(
                 Curve(key="drift/median", label="median"),
                 Curve(key="drift/p95", label="95 %"),
@@ -230,7 +244,7 @@ def _forward_process() -> list[Panel]:
     return [
         Panel(
             title="Forward-process loss",
-            note="Scaled errors of the new velocity and its mirror image, and what comes of both.",
+            note="Scaled errors of the new velocity and of its mirror image, and the loss of both.",
             curves=(
                 Curve(key="forward/policy_loss", label="policy"),
                 Curve(key="forward/positive_loss", label="positive"),
@@ -240,7 +254,7 @@ def _forward_process() -> list[Panel]:
         ),
         Panel(
             title="Distance of velocities",
-            note="Mean square difference of the new velocity to others.",
+            note="Mean squared difference of the new velocity from others.",
             curves=(
                 Curve(key="forward/old_distance", label="old policy"),
                 Curve(key="forward/reference_distance", label="reference"),
@@ -250,7 +264,7 @@ def _forward_process() -> list[Panel]:
         ),
         Panel(
             title="Optimality",
-            note="Mean share of the positive fit; 0.5 for average samples.",
+            note="Mean weight of the positive fit; 0.5 for average samples.",
             curves=(Curve(key="forward/optimality"),),
             noisy=True,
         ),
@@ -281,7 +295,7 @@ def _held_out(unit: str, keys: Collection[str]) -> list[Panel]:
         ),
         Panel(
             title="Guard: best check [iterations]",
-            note="Iterations that were done when the guard saw the best scores so far.",
+            note="Finished iterations at the guard's best scores so far.",
             curves=(Curve(key="guard/best_iteration"),),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Read a run folder, finished or not, for whoever wants to show it."""
+"""Content of a run folder, finished or not, read for reports and tables."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -28,25 +28,25 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFolder:
-    """What a run has written so far."""
+    """Content of a run folder so far."""
 
     folder: Path
-    """Where it lies."""
+    """Place of the folder."""
 
     config: TrainConfig
-    """What it was told."""
+    """Configuration of the run."""
 
     rows: list[dict[str, Any]]
-    """Metrics, one mapping an iteration."""
+    """Metrics, one mapping per iteration."""
 
     evaluations: dict[int, Evaluation]
-    """Held-out scores by the number of iterations that were finished, in that order."""
+    """Held-out scores by the number of finished iterations, in that order."""
 
     prompts: list[str]
-    """What was evaluated, one a column of the scores."""
+    """Prompts of the evaluations, one per column of the scores."""
 
     captions: list[dict[str, Any]] = field(default_factory=list)
-    """What was made of the prompts, one mapping an iteration."""
+    """Captions of the prompts, one mapping per iteration."""
 
     @property
     def before(self) -> Evaluation | None:
@@ -74,13 +74,13 @@ class RunFolder:
 
 
 def score_tables(config: TrainConfig) -> dict[str, str]:
-    """Name the scores that a run has; where nothing judges all views, there is one.
+    """Name the scores of a run; without a scorer of all views there is one.
 
     Args:
-        config: The run.
+        config: Configuration of the run.
 
     Returns:
-        Fields of an evaluation, by what they are called.
+        Fields of an evaluation by the names of the scores.
 
     Examples:
         >>> score_tables(TrainConfig())
@@ -91,16 +91,16 @@ def score_tables(config: TrainConfig) -> dict[str, str]:
 
 
 def told_metrics(config: TrainConfig, keys: Iterable[str]) -> set[str]:
-    """Leave out the metrics that every run writes and that say nothing of this one.
+    """Leave out the metrics that every run writes and that say nothing about this one.
 
     Args:
-        config: The run.
+        config: Configuration of the run.
         keys: Names of metrics.
 
     Returns:
-        Those names, without the joint reward where nothing judges all views, without multiplier,
-        threshold and slack where nothing is constrained, and without the reward of a scorer that
-        is alone, which is the reward.
+        The names without the joint reward where no scorer judges all views, without multiplier,
+        threshold and slack where there is no constraint, and without the reward of a single
+        scorer, which is the reward itself.
 
     Examples:
         >>> config = recipe("tiny_flow_grpo")
@@ -117,22 +117,22 @@ def told_metrics(config: TrainConfig, keys: Iterable[str]) -> set[str]:
 
 
 def read_run(folder: Path) -> RunFolder:
-    """Read everything that a run has written but its checkpoints.
+    """Read everything that a run has written, except its checkpoints.
 
     Args:
         folder: A run folder, finished or not.
 
     Returns:
-        Its content.
+        Content of the folder.
 
     Raises:
         CheckpointError: If the folder is no run folder, or a file of scores is damaged.
     """
     config = run_config(folder)
     files = (folder / "evaluations").glob("*_*.safetensors")
-    found = [(_iteration(path), read_evaluation(path)[0]) for path in files]
-    evaluations = dict(sorted(found, key=lambda one: one[0]))
-    columns = max((scores.joint.shape[1] for scores in evaluations.values()), default=0)
+    scores = [(_iteration(path), read_evaluation(path)[0]) for path in files]
+    evaluations = dict(sorted(scores, key=lambda one: one[0]))
+    columns = max((each.joint.shape[1] for each in evaluations.values()), default=0)
     return RunFolder(
         folder=folder,
         config=config,
@@ -144,13 +144,13 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def run_config(folder: Path) -> TrainConfig:
-    """Read what a run was told.
+    """Read the configuration of a run.
 
     Args:
         folder: A run folder.
 
     Returns:
-        Its configuration.
+        The configuration.
 
     Raises:
         CheckpointError: If the folder is no run folder.
@@ -189,11 +189,11 @@ def reward_unit(config: TrainConfig) -> str:
     """Name the unit of a run's rewards.
 
     Args:
-        config: Its scorers are read.
+        config: Read for its scorers.
 
     Returns:
-        ``dB`` for the tiny world's judges, nothing for others; where nothing judges all views,
-        that of the per-view scorer.
+        ``dB`` for the tiny world's scorers, an empty text for others; where no scorer judges all
+        views, the unit of the per-view scorer.
 
     Examples:
         >>> reward_unit(TrainConfig())
@@ -228,10 +228,10 @@ def changed_settings(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Find the settings in which a configuration differs from its recipe.
 
     Args:
-        config: A configuration; one of no known recipe is compared with the defaults.
+        config: A configuration; one of an unknown recipe is compared with the defaults.
 
     Returns:
-        The recipe's value and this one, by dotted path.
+        The recipe's value and the configuration's, by dotted path.
 
     Examples:
         >>> config = load_config(recipe("tiny"), overrides=["run.seed=3"])

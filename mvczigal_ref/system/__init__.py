@@ -1,4 +1,4 @@
-"""System: all that acts in a run, built from its configuration."""
+"""System: networks, sampler and scorers of a run, built from its configuration."""
 
 from mvczigal_ref.system.system import System, build_system, with_sampling
 

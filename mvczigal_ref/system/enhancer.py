@@ -21,17 +21,17 @@ __all__ = ["build_enhancer"]
 def build_enhancer(
     condition: ConditionConfig, *, device: torch.device, prompts: Sequence[str] = ()
 ) -> ConditionEnhancer | None:
-    """Build what makes captions beside the prompts.
+    """Build the enhancer, which makes captions beside the prompts.
 
-    Where a sample cannot be described, its caption is the prompt, and the log says how often.
+    Where a sample cannot be described, its caption is the prompt; the log counts these.
 
     Args:
-        condition: The settings.
-        device: Of a model in this process.
-        prompts: What will be asked for; a file of captions must hold these.
+        condition: Settings of the enhancer.
+        device: Device of a model in this process.
+        prompts: Prompts of the run; a file of captions must hold them.
 
     Returns:
-        The enhancer; None where there is none.
+        The enhancer; None where the settings ask for none.
 
     Raises:
         ConfigError: If an instruction is unknown, or a file or model cannot be used.
@@ -40,7 +40,7 @@ def build_enhancer(
         >>> build_enhancer(ConditionConfig(), device=torch.device("cpu")) is None
         True
     """
-    try:  # what is wrong with a setting has a name; a model's own message says the rest
+    try:  # the setting is named here; the model's own message says the rest
         enhancer = _built(condition, device)
         if isinstance(enhancer, StoredCaptions):
             enhancer.require(prompts)
@@ -53,8 +53,8 @@ def _built(condition: ConditionConfig, device: torch.device) -> ConditionEnhance
     if condition.enhancer == "none":
         return None
     if condition.enhancer == "world":
-        chosen = condition.instructions or ("plain",)
-        return GrammarEnhancer(instructions=chosen, on_refusal="prompt")
+        instructions = condition.instructions or ("plain",)
+        return GrammarEnhancer(instructions=instructions, on_refusal="prompt")
     if condition.enhancer == "world_edits":
         words = condition.instructions or tuple(WORDS)
         return GrammarEditor(num_captions=condition.num_captions, words=words)
@@ -69,7 +69,7 @@ def _built(condition: ConditionConfig, device: torch.device) -> ConditionEnhance
 
 
 def _model(condition: ConditionConfig, device: torch.device) -> LanguageModel:
-    """Find who is asked."""
+    """Load or address the language model."""
     name = condition.model or ""
     if condition.enhancer == "local":
         return LocalVisionLanguageModel.load(Path(name).expanduser(), device=device)

@@ -1,4 +1,4 @@
-"""The network of a configuration: found, loaded, and held with its cameras."""
+"""Network of a configuration: located, loaded, and put together with its cameras."""
 
 import warnings
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ DTYPES: dict[Dtype, torch.dtype] = {
 
 
 PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": None}}
-"""Names of published models, and what of theirs is not as in the few-step one."""
+"""Names of published models, and the sources in which each differs from the few-step one."""
 
 
 RIGS: dict[str, OrthographicRig] = {"world": WORLD_RIG, "paper": PAPER_RIG}
@@ -50,20 +50,20 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     """Read the network that a configuration names.
 
     Args:
-        config: The section ``model`` is read, and ``flow.text_length``.
+        config: Read for its section ``model`` and for ``flow.text_length``.
 
     Returns:
-        Every part, on the CPU.
+        Every part of the model, on the CPU.
 
     Raises:
-        ConfigError: If places are given for parts that the network does not have, or prompts are
-            to be longer than the tokenizer allows.
+        ConfigError: If places are given for parts that the network does not have, or
+            ``flow.text_length`` is more than the tokenizer allows.
         CheckpointError: If weights are absent or damaged.
     """
     model, dtype = config.model, DTYPES[config.model.dtype]
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
-        _tell_what_is_left(model.sources, sources)
+        _warn_of_unused_networks(model.sources, sources)
         _check_prediction(config, sources.unet or sources.base, sources)
         return load_sdxl_components(sources, dtype=dtype)
     if model.sources:
@@ -79,8 +79,8 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     return load_components(folder)
 
 
-def _tell_what_is_left(named: Mapping[str, str], sources: SdxlSources) -> None:
-    """Warn where a base's own networks are not taken, as nobody named them."""
+def _warn_of_unused_networks(named: Mapping[str, str], sources: SdxlSources) -> None:
+    """Warn where a base holds networks that are not taken because they were not named."""
     for name in ("unet", "vae"):
         taken = getattr(sources, name)
         if "base" not in named or name in named or taken is None:
@@ -94,7 +94,7 @@ def _tell_what_is_left(named: Mapping[str, str], sources: SdxlSources) -> None:
 
 
 def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> None:
-    """Refuse to take a network's output for what its own pipeline says that it is not."""
+    """Refuse another prediction type than the network's own pipeline names."""
     prediction, setting = stored_prediction(place, sources), config.sampler.prediction_type
     if prediction not in (None, setting):
         msg = (
@@ -105,14 +105,14 @@ def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> 
 
 
 def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
-    """Say where the parts of a published model come from.
+    """Give the places of the parts of a published model.
 
     Args:
         weights: "lcm_sdxl" or "sdxl".
-        sources: Other places for some parts: of base, unet, vae and adapter.
+        sources: Other places of some parts, named base, unet, vae or adapter.
 
     Returns:
-        The sources.
+        Place of every part.
 
     Raises:
         ConfigError: If a part is unknown.
@@ -121,18 +121,18 @@ def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
     unknown = [name for name in sources if name not in parts]
     if unknown:
         raise ConfigError(f"`model.sources` must name some of {parts}; got {unknown}.")
-    told: dict[str, Any] = {**PUBLISHED[weights], **sources}
-    return SdxlSources(**told)
+    places: dict[str, Any] = {**PUBLISHED[weights], **sources}
+    return SdxlSources(**places)
 
 
 def rig_of(model: ModelConfig) -> OrthographicRig:
     """Place the cameras of a run.
 
     Args:
-        model: Names a rig, and says where its cameras stand instead.
+        model: Names a rig, and optionally other azimuths and another elevation.
 
     Returns:
-        The rig itself, or one in its frame and at its distance.
+        The rig itself, or one with the same frame and distance.
 
     Examples:
         >>> rig_of(ModelConfig(azimuths=(-90.0, 0.0), elevation=30.0)).elevation_deg
@@ -151,11 +151,11 @@ def rig_of(model: ModelConfig) -> OrthographicRig:
 
 
 def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
-    """Hold loaded components as a run knows them.
+    """Put loaded components together with the cameras and image size of a run.
 
     Args:
-        config: The section ``model`` is read.
-        loaded: On the device, in their dtype.
+        config: Read for its section ``model``.
+        loaded: Components on their device and in their dtype.
 
     Returns:
         The backbone of their kind.
@@ -176,13 +176,13 @@ def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Bac
 
 
 def weights_folder(weights: str) -> Path:
-    """Find the folder that `model.weights` names.
+    """Give the folder that `model.weights` names.
 
     Args:
         weights: A path, or "tiny" or "tiny_flow" for weights shipped with the package.
 
     Returns:
-        The folder [path]; it need not exist.
+        The folder; it need not exist.
     """
     shipped = {"tiny": "tiny_world", "tiny_flow": "tiny_flow"}
     if weights not in shipped:

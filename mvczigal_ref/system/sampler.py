@@ -1,4 +1,4 @@
-"""The sampling grid of a configuration, bound to its kernel."""
+"""Sampling grid of a configuration, bound to its kernel."""
 
 import torch
 
@@ -23,10 +23,10 @@ def build_sampler(
     """Build the sampling grid of a configuration.
 
     Args:
-        config: Its sections ``sampler`` and ``flow`` are read.
-        shift: Of a flow's noise levels, where ``flow.shift`` leaves it to the network [1].
+        config: Read for its sections ``sampler`` and ``flow``.
+        shift: Shift of a flow's noise levels, where ``flow.shift`` leaves it to the network [1].
         lowest_sigma: Level of a flow's last step before the shift [1]; None is 1 / steps.
-        num_steps: Of another grid than ``sampler.num_steps`` [steps].
+        num_steps: Length of the grid in place of ``sampler.num_steps`` [steps].
 
     Returns:
         The sampler, its tables computed in fp64 and rounded to fp32.
@@ -35,9 +35,9 @@ def build_sampler(
         >>> build_sampler(TrainConfig()).timesteps
         tensor([999, 759, 499, 259])
     """
-    wanted, steps = config.sampler, num_steps or config.sampler.num_steps
+    settings, steps = config.sampler, num_steps or config.sampler.num_steps
     sampler: Sampler
-    if wanted.kind == "flow":
+    if settings.kind == "flow":
         flow = config.flow
         shift = shift if flow.shift is None else flow.shift
         sampler = FlowSampler.create(
@@ -48,17 +48,17 @@ def build_sampler(
         )
         return sampler.to(dtype=torch.float32)
     alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)
-    if wanted.snr_shift != 1.0:
-        alpha_bar = shift_snr(alpha_bar, wanted.snr_shift)
-    if wanted.kind == "lcm":
+    if settings.snr_shift != 1.0:
+        alpha_bar = shift_snr(alpha_bar, settings.snr_shift)
+    if settings.kind == "lcm":
         sampler = LcmSampler.create(
-            num_steps=steps, alpha_bar=alpha_bar, prediction_type=wanted.prediction_type
+            num_steps=steps, alpha_bar=alpha_bar, prediction_type=settings.prediction_type
         )
     else:
         sampler = DdimSampler.create(
             num_steps=steps,
             alpha_bar=alpha_bar,
-            prediction_type=wanted.prediction_type,
-            eta=wanted.eta,
+            prediction_type=settings.prediction_type,
+            eta=settings.eta,
         )
     return sampler.to(dtype=torch.float32)

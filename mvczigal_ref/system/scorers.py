@@ -1,4 +1,4 @@
-"""The scorers of a configuration, those that the guard watches too."""
+"""Scorers of a configuration, including those that the guard watches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,8 +33,8 @@ class Offloaded:
     """A scorer whose networks are on their device only while it judges.
 
     Args:
-        scorer: With a method ``to``; its networks are on the CPU.
-        device: Where they work.
+        scorer: A scorer with a method ``to``; its networks are on the CPU.
+        device: Device on which they work.
     """
 
     def __init__(self, scorer: Any, device: torch.device) -> None:  # noqa: ANN401 - either kind
@@ -44,24 +44,24 @@ class Offloaded:
         """Score as the scorer does.
 
         Args:
-            images: In [0, 1].
-            prompts: One an object.
+            images: Images in [0, 1].
+            prompts: One per object.
 
         Returns:
-            What the scorer returns [reward units].
+            The scorer's rewards [reward units].
         """
         with at_work(self.scorer, device=self.device):
             return self.scorer(images, prompts)
 
     @property
     def image_features(self) -> Callable[[Images], Tensor]:
-        """The scorer's own way to describe images; missing where it has none."""
+        """Image features of the scorer; missing where it has none."""
         describe = self.scorer.image_features
 
         def described(images: Images) -> Tensor:
             with at_work(self.scorer, device=self.device):
-                found: Tensor = describe(images)
-            return found
+                features: Tensor = describe(images)
+            return features
 
         return described
 
@@ -69,20 +69,20 @@ class Offloaded:
 def build_scorers(
     config: TrainConfig, *, device: torch.device, watched: bool = True
 ) -> dict[str, Any]:
-    """Build every scorer of a configuration, those that the guard watches too.
+    """Build every scorer of a configuration, including those that the guard watches.
 
     Args:
-        config: Its sections ``reward`` and ``guard`` are read, the cameras, and whether scorers
+        config: Read for its sections ``reward`` and ``guard``, the cameras, and whether scorers
             wait on the CPU.
-        device: Of the run.
-        watched: Whether the guard will look.
+        device: Device of the run.
+        watched: Whether the guard will be used.
 
     Returns:
         The fields of a :class:`System` that judge images, by name.
 
     Raises:
-        ConfigError: If a scorer is unknown or lacks what it needs, or one of the tiny world's is
-            to judge what other cameras see.
+        ConfigError: If a scorer is unknown or lacks what it needs, or a scorer of the tiny world
+            would judge images of other cameras.
         CheckpointError: If a scorer's weights are absent or damaged.
         ScorerUnavailableError: If a scorer's service does not answer.
 
@@ -102,12 +102,12 @@ def build_scorers(
         return Offloaded(scorer, options.device) if hasattr(scorer, "to") else scorer
 
     def per_view(name: str) -> PerViewScorer:
-        found: PerViewScorer = built(name, per_view_scorer)
-        return found
+        scorer: PerViewScorer = built(name, per_view_scorer)
+        return scorer
 
     def joint(name: str) -> JointViewScorer:
-        found: JointViewScorer = built(name, joint_view_scorer)
-        return found
+        scorer: JointViewScorer = built(name, joint_view_scorer)
+        return scorer
 
     guard, looks = config.guard, watched and config.guard.every > 0
     return {
@@ -122,13 +122,13 @@ def check_judges(config: TrainConfig, *, watched: bool = True) -> None:
     """Refuse scorers that could not judge a run's images, before anything is loaded.
 
     Args:
-        config: As :func:`build_scorers` reads it.
-        watched: Whether the guard will look.
+        config: Read as by :func:`build_scorers`.
+        watched: Whether the guard will be used.
 
     Raises:
-        ConfigError: As :func:`~mvczigal_ref.reward.registry.check_scorers`; if there is no device
-            of their name; or if one of the tiny world's is to judge what other cameras see, or
-            images of another size than its renders.
+        ConfigError: As :func:`~mvczigal_ref.reward.registry.check_scorers`; if their device does
+            not exist; or if a scorer of the tiny world would judge images of other cameras or of
+            another size than its renders.
 
     Examples:
         >>> check_judges(TrainConfig())
@@ -145,7 +145,7 @@ def check_judges(config: TrainConfig, *, watched: bool = True) -> None:
             continue
         if rig_of(model) != RIGS[model.rig]:
             msg = (
-                f"the scorer {name!r} knows the tiny world's own cameras alone; got other "
+                f"the scorer {name!r} knows only the cameras of the tiny world; got other "
                 "`model.azimuths` or `model.elevation`. Leave both out, or choose another scorer."
             )
             raise ConfigError(msg)
@@ -159,7 +159,7 @@ def check_judges(config: TrainConfig, *, watched: bool = True) -> None:
 
 
 def no_scorers() -> dict[str, Any]:
-    """Give the scorers of a system that only samples: none that could be asked.
+    """Give the scorers of a system that only samples: none.
 
     Returns:
         The fields of a :class:`System` that judge images, by name.
@@ -168,5 +168,5 @@ def no_scorers() -> dict[str, Any]:
         >>> no_scorers()["joint"].scorers
         {}
     """
-    nobody = Mixture(scorers={}, weights={})
-    return {"per_view": nobody, "joint": nobody}
+    empty = Mixture(scorers={}, weights={})
+    return {"per_view": empty, "joint": empty}

@@ -1,4 +1,4 @@
-"""Everything that an iteration acts with, built once from a configuration."""
+"""Record of everything that an iteration acts with, built once from a configuration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +33,7 @@ from mvczigal_ref.system.scorers import build_scorers
 __all__ = ["System", "build_system", "with_sampling"]
 
 REMEMBERED = 256
-"""Prompts whose features are kept [prompts]: all of the tiny world's; of FLUX.1 a gigabyte."""
+"""Largest number of prompts whose features are cached: all of the tiny world's; 1 GB for FLUX.1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,29 +41,29 @@ class System:
     """Network, sampler, scorers and cameras of a run."""
 
     backbone: Backbone
-    """The model: its policy on the device of the networks, the rest there or waiting on the CPU."""
+    """The model; its policy is on the networks' device, the rest there or waiting on the CPU."""
 
     sampler: Sampler
-    """Grid and transition kernel."""
+    """Grid and transition kernel of training."""
 
     evaluation_sampler: Sampler
-    """The same kernel on the grid of evaluation."""
+    """Kernel of training on the grid of evaluation."""
 
     per_view: PerViewScorer
-    """Judges single views; the weighted sum where there are several scorers."""
+    """Scorer of single views; the weighted sum where there are several."""
 
     joint: JointViewScorer | None
-    """Judges all views of an object; the weighted sum where there are several scorers; None
-    where the mean of the per-view reward stands for it."""
+    """Scorer of all views of an object; the weighted sum where there are several; None where the
+    mean of the per-view reward stands for it."""
 
     device: torch.device
-    """Where noise, latents and log-densities are; the networks may be elsewhere."""
+    """Device of noise, latents and log-densities; the networks may be on another."""
 
     negative_prompt: str | None = None
-    """What classifier-free guidance leads away from; None where the batch is never doubled."""
+    """Prompt that classifier-free guidance leads away from; None where no batch is doubled."""
 
     prompt_cache: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Token and pooled features of the last prompts met, the oldest first."""
+    """Token and pooled features of the latest prompts, the oldest first."""
 
     watched_per_view: Mapping[str, PerViewScorer] = field(default_factory=dict)
     """Scorers of single views that the guard watches, by name."""
@@ -76,22 +76,22 @@ class System:
 
     @property
     def network_device(self) -> torch.device:
-        """Where networks compute."""
+        """Device on which the networks compute."""
         return device_of(self.policy)
 
     @property
     def policy(self) -> nn.Module:
-        """The network that is trained."""
+        """Network that is trained."""
         return self.backbone.policy
 
     @property
     def components(self) -> Any:  # noqa: ANN401 - of either kind
-        """Every model."""
+        """Every part of the model."""
         return self.backbone.components
 
     @property
     def camera_features(self) -> CameraFeatures:
-        """Of the cameras, computed once; none for networks without."""
+        """Features of the cameras, computed once; none for networks without cameras."""
         return self.backbone.camera_features
 
     @property
@@ -101,7 +101,7 @@ class System:
 
     @property
     def num_views(self) -> int:
-        """Images that are drawn together."""
+        """Number of images that are drawn together [views]."""
         return self.backbone.num_views
 
     @property
@@ -110,7 +110,7 @@ class System:
         return self.backbone.latent_shape
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Find what trains.
+        """Find the trainable parameters.
 
         Returns:
             LoRA parameters by published name, or without a LoRA every parameter that
@@ -119,14 +119,14 @@ class System:
         return self.backbone.trained()
 
     def conditioning(self, prompts: Sequence[str], *, remember: bool = True) -> Conditioning:
-        """Gather the features of prompts, encoding only those that are not remembered.
+        """Gather the features of prompts, encoding only those that are not cached.
 
         Args:
-            prompts: One an object.
-            remember: Whether to keep what is encoded; not of captions, which are met once.
+            prompts: One per object.
+            remember: Whether to cache what is encoded; not of captions, which occur once.
 
         Returns:
-            What the policy is told of these objects.
+            The policy's conditioning on these objects.
 
         Raises:
             ValueError: If there are no prompts.
@@ -136,28 +136,28 @@ class System:
             raise ValueError(msg)
         negative = [] if self.negative_prompt is None else [self.negative_prompt]
         texts = dict.fromkeys([*prompts, *negative])
-        found = {text: self.prompt_cache[text] for text in texts if text in self.prompt_cache}
-        if len(found) < len(texts):
+        features = {text: self.prompt_cache[text] for text in texts if text in self.prompt_cache}
+        if len(features) < len(texts):
             with at_work(*self.backbone.text_encoders, device=self.network_device):
-                # One by one, so that no prompt's features depend on its company.
-                found |= {t: self.backbone.embed(t) for t in texts if t not in found}
+                # One by one, so that no prompt's features depend on the others.
+                features |= {t: self.backbone.embed(t) for t in texts if t not in features}
         if remember:
-            self.prompt_cache.update(found)
+            self.prompt_cache.update(features)
             for text in list(self.prompt_cache)[:-REMEMBERED]:
                 del self.prompt_cache[text]
         return self.backbone.conditioning(
-            [found[prompt] for prompt in prompts], found[negative[0]] if negative else None
+            [features[prompt] for prompt in prompts], features[negative[0]] if negative else None
         )
 
     @torch.no_grad()
     def images(self, denoised: ObjectLatent) -> Images:
-        """Decode final latents, so many together as ``views_per_decode`` says.
+        """Decode final latents, ``views_per_decode`` images at a time.
 
         Args:
             denoised: Final latents [1].
 
         Returns:
-            Images in [0, 1], fp32, without gradient, where networks compute.
+            Images in [0, 1], fp32, without gradient, on the networks' device.
         """
         parts, device = self.components, self.network_device
 
@@ -177,11 +177,11 @@ class System:
         """Ask both scorers.
 
         Args:
-            images: In [0, 1].
-            prompts: One an object.
+            images: Images in [0, 1].
+            prompts: One per object.
 
         Returns:
-            One number a view, and one an object [reward units].
+            One number per view, and one per object [reward units].
         """
         per_view = self.per_view(images, prompts)
         joint = per_view.mean(-1) if self.joint is None else self.joint(images, prompts)
@@ -196,14 +196,13 @@ def build_system(
     scorers: Mapping[str, Any] | None = None,
     lora: Path | None = None,
 ) -> System:
-    """Load the models, choose what trains, and compute what is constant.
+    """Load the models, choose the trainable parameters, and compute what is constant.
 
     Args:
         config: The run's configuration.
-        device: Where networks compute.
-        components: Models already loaded, changed in place; read from ``model.weights`` if
-            absent.
-        scorers: From :func:`build_scorers` or :func:`no_scorers`; built if absent.
+        device: Device on which the networks compute.
+        components: Models already loaded, changed in place; read from ``model.weights`` if None.
+        scorers: Scorers from :func:`build_scorers` or :func:`no_scorers`; built if None.
         lora: A trained LoRA, as :meth:`Backbone.load_lora` reads it, in place of what
             ``model.finetune`` would train.
 
@@ -224,12 +223,12 @@ def build_system(
             "a LoRA, whose weights are fp32."
         )
         raise ConfigError(msg)
-    if scorers is None:  # first, for what is missing shows at once
+    if scorers is None:  # first, so that a missing one is reported at once
         scorers = build_scorers(config, device=device)
     if components is None:
         components = load_network(config)
     set_tf32(device, allowed=model.tf32)
-    # What is to wait on the CPU waits there from the beginning.
+    # Frozen parts wait on the CPU from the beginning.
     loaded = components.to(torch.device("cpu") if model.offload_frozen else device)
     cast_network(loaded.policy, device, DTYPES[model.dtype] if model.finetune == "lora" else None)
     if model.channels_last:
@@ -266,12 +265,12 @@ def with_sampling(system: System, config: TrainConfig) -> System:
     """Give a system the grids and cameras of another configuration.
 
     Args:
-        system: Any.
-        config: Its sections ``sampler``, ``flow`` and ``zigzag`` are read, the cameras, and
+        system: Any system.
+        config: Read for its sections ``sampler``, ``flow`` and ``zigzag``, the cameras, and
             ``model.views_per_decode``.
 
     Returns:
-        The same networks, sampled otherwise.
+        A system of the same networks with the other grids and cameras.
     """
     backbone = system.backbone
     if isinstance(backbone, MultiviewBackbone) and backbone.rig != rig_of(config.model):
@@ -299,7 +298,7 @@ def _samplers(config: TrainConfig, backbone: Backbone, device: torch.device) -> 
 
 
 def _negative_prompt(config: TrainConfig, backbone: Backbone) -> str | None:
-    """Find out whether any call doubles its batch."""
+    """Give the negative prompt if any call doubles its batch."""
     scales = [config.sampler.guidance_scale, config.zigzag.inversion_guidance_scale]
     doubled = max(scales) > 1.0 and not backbone.embeds_guidance
     return config.sampler.negative_prompt if doubled else None

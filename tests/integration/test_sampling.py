@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from mvczigal_ref.cli import main
 from mvczigal_ref.config import load_config
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
-from mvczigal_ref.models.lora_files import save_lora_file, save_lora_folder
+from mvczigal_ref.models.lora_weights import LoraWeights, write_lora_file, write_peft_files
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.scorers import no_scorers
@@ -37,10 +37,10 @@ def lora(words, tmp_path_factory):
     with torch.no_grad():
         for parameter in system.trained().values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 16)
-    folder, unet = tmp_path_factory.mktemp("lora"), system.components.policy.unet
-    save_lora_folder(unet, folder / "peft")
-    save_lora_file(unet, folder / "diffusers.safetensors")
-    save_lora_file(unet, folder / "released.safetensors", layout="released")
+    folder, trained = tmp_path_factory.mktemp("lora"), LoraWeights.of(system.components.policy.unet)
+    write_peft_files(trained, folder / "peft")
+    write_lora_file(trained, folder / "diffusers.safetensors")
+    write_lora_file(trained, folder / "released.safetensors", layout="released")
     return {path.stem: path for path in folder.iterdir()}
 
 

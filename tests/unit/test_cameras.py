@@ -261,10 +261,10 @@ def test_golden_maps():
     [
         ({"azimuth_deg": ()}, "`azimuth_deg` must name at least one view"),
         ({"azimuth_deg": (math.inf,)}, "`azimuth_deg` must be finite"),
-        ({"elevation_deg": (0.0, 0.0)}, "`elevation_deg` must have one entry a view, 1 .*got 2"),
+        ({"elevation_deg": (0.0, 0.0)}, "`elevation_deg` must have one entry per view, 1 .*got 2"),
         ({"elevation_deg": (90.5,)}, r"`elevation_deg` must be in \[-90, 90\]; got \(90.5,\)"),
         ({"elevation_deg": (math.nan,)}, "`elevation_deg` must be in"),
-        ({"distance": ()}, "`distance` must have one entry a view, 1 .*got 0"),
+        ({"distance": ()}, "`distance` must have one entry per view, 1 .*got 0"),
         ({"distance": (0.0,)}, r"`distance` must be positive and finite; got \(0.0,\)"),
         ({"distance": (math.inf,)}, "`distance` must be positive and finite"),
         ({"half_width": 0.0}, "`half_width` must be positive and finite; got 0.0"),

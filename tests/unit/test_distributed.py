@@ -84,6 +84,14 @@ def fail_or(wait, error):
     wait()
 
 
+def fail_in_the_first(here):
+    """Raise in one process what the other then meets at its barrier."""
+    with here.together():
+        if here.rank == 0:
+            raise OSError("disk full")
+        here.barrier()
+
+
 def meet(here):
     """Meet the faults one after the other; say what each raised in this process."""
     said = {}
@@ -110,7 +118,10 @@ def work(folder):
         here.mean_gradients(iter(trained))
         kept = {i: p.grad for i, p in enumerate(trained) if p.grad is not None}
         found |= {f"gradient.{bucket}.{i}": gradient for i, gradient in kept.items()}
-    flags = [here.anywhere(here.rank == r) for r in (0, 1, 2)]
+    with torch.device("meta"):  # whatever torch's default device is
+        flags = [here.anywhere(here.rank == r) for r in (0, 1, 2)]
+        with pytest.raises(OSError, match="disk full"):
+            fail_in_the_first(here)
     found["place"] = torch.tensor([here.rank, here.size, here.is_main, share.start, *flags])
     with here.together():
         here.barrier()

@@ -52,6 +52,42 @@ def test_a_kill_leaves_the_old_content_or_the_new(tmp_path, monkeypatch, survive
     assert calls == ["old", "new"][: survived + 1]
 
 
+def test_windows_syncs_files_and_waits_for_no_folder(tmp_path, monkeypatch):
+    """It opens no folders, and syncs only what is open for writing."""
+    opened, original = [], os.open
+
+    def note(path, flags):
+        opened.append((path, flags))
+        return original(path, flags)
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(files, "_WINDOWS", True)
+    monkeypatch.setattr(os, "open", note)
+    files.sync(tmp_path)
+    files.sync(tmp_path / "file")
+
+    assert opened == [(tmp_path / "file", os.O_RDWR)]
+
+
+def test_a_lock_that_cannot_be_written_is_a_lock(tmp_path, monkeypatch):
+    """On Windows nobody writes or removes a locked file; it stays."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(files, "_WAIT", 0.0)
+    with (
+        owned(tmp_path),
+        pytest.raises(RunFolderInUseError, match="another process"),
+        owned(tmp_path),
+    ):
+        pass
+    with owned(tmp_path):
+        assert (tmp_path / ".lock").is_file()
+
+
 def full(*_, **__):
     """Fail as a disk without room does."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

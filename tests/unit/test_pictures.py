@@ -140,7 +140,7 @@ def test_a_turn_of_one_view(tmp_path):
     ("name", "azimuths", "seconds", "message"),
     [
         ("turn.mp4", [0.0, 90.0], 1.0, "`path` must end in .* got 'turn.mp4'"),
-        ("turn.gif", [0.0], 1.0, "`azimuth_deg` must hold one angle a view, 2; got 1"),
+        ("turn.gif", [0.0], 1.0, "`azimuth_deg` must hold one angle per view, 2; got 1"),
         ("turn.gif", [0.0, 90.0], 0.0, "`seconds` must be positive; got 0.0"),
     ],
 )
@@ -156,8 +156,8 @@ def test_a_bad_turntable_is_refused(name, azimuths, seconds, message, tmp_path):
     [
         ({"scale": 0}, "`scale` must be at least 1; got 0"),
         ({"gap": -1}, "`gap` must not be negative; got -1"),
-        ({"row_labels": ["one"]}, "`row_labels` must hold one text a row, 2; got 1"),
-        ({"row_labels": []}, "`row_labels` must hold one text a row, 2; got 0"),
+        ({"row_labels": ["one"]}, "`row_labels` must hold one text per row, 2; got 1"),
+        ({"row_labels": []}, "`row_labels` must hold one text per row, 2; got 0"),
     ],
 )
 def test_a_bad_setting_is_refused(change, message):

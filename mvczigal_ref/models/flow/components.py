@@ -16,9 +16,9 @@ from mvczigal_ref.diffusion.flow_schedule import resolution_shift, shift_sigma
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.finite import overflow_shown
 from mvczigal_ref.models.flow.families import family_of, numbered
-from mvczigal_ref.models.flow.lora_file import flow_lora_parameters
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.loading import cast_network, quiet, save_config, stored
+from mvczigal_ref.models.lora import adapter_names
 from mvczigal_ref.models.scheduler_settings import check_scheduler
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import BatchLatent, PromptEmbedding
@@ -30,43 +30,43 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowComponents:
-    """What turns prompts into images."""
+    """Networks and tokenizers that turn prompts into images."""
 
     tokenizers: tuple[PreTrainedTokenizerBase, ...]
-    """One a text encoder."""
+    """Tokenizers, one per text encoder."""
 
     text_encoders: tuple[PreTrainedModel, ...]
-    """CLIP and T5 for FLUX.1; CLIP, CLIP and T5 for Stable Diffusion 3."""
+    """Text encoders: CLIP and T5 for FLUX.1; CLIP, CLIP and T5 for Stable Diffusion 3."""
 
     vae: AutoencoderKL
-    """Images to latents and back."""
+    """Autoencoder: images to latents and back."""
 
     policy: FlowPolicy
-    """The transformer."""
+    """Transformer as a policy."""
 
     scheduler: FlowMatchEulerDiscreteScheduler
-    """Says how the noise levels are shifted; it takes no step here."""
+    """Scheduler that says how the noise levels are shifted; it takes no step here."""
 
     latent_mean: Float[Tensor, " c"]
     """Mean of the autoencoder's raw latents, by channel [1]."""
 
     latent_std: Float[Tensor, " c"]
-    """Their standard deviation [1]; positive."""
+    """Standard deviation of the autoencoder's raw latents, by channel [1]; positive."""
 
     max_tokens: int
     """Length of T5's sequences [tokens]."""
 
     def __post_init__(self) -> None:
-        """Refuse a scheduler whose noise levels are not followed."""
+        """Refuse a scheduler with settings that are not followed."""
         check_scheduler(self.scheduler)
 
     def encode_prompts(
         self, prompts: Sequence[str]
     ) -> tuple[PromptEmbedding, Float[Tensor, "object pooled"]]:
-        """Encode prompts in the transformer's own way, without gradient.
+        """Encode prompts as the transformer expects them, without gradient.
 
         Args:
-            prompts: One text an object.
+            prompts: One text per object.
 
         Returns:
             Token features and pooled features [1].
@@ -83,13 +83,13 @@ class FlowComponents:
         """Encode prompts into the record that the policy reads.
 
         Args:
-            prompts: One text an object.
-            negative_prompt: What classifier-free guidance leads away from,
-                often the empty text; for networks without a guidance embedding.
+            prompts: One text per object.
+            negative_prompt: Text that classifier-free guidance leads away from,
+                often the empty one; for networks without a guidance embedding.
 
         Returns:
             A record of one view, without cameras; sizes are zero, as no flow
-            transformer is told them.
+            transformer takes them.
 
         Examples:
             >>> from mvczigal_ref.models.flow.tiny import tiny_flow_components
@@ -115,8 +115,8 @@ class FlowComponents:
         """Find the shift of the noise levels that the transformer was trained with.
 
         Args:
-            height: Of the latents [latent px].
-            width: Likewise.
+            height: Height of the latents [latent px].
+            width: Width of the latents [latent px].
 
         Returns:
             k of :func:`~mvczigal_ref.diffusion.flow_schedule.flow_sigmas` [1]:
@@ -141,7 +141,7 @@ class FlowComponents:
         """Find the level, before the shift, at which diffusers' pipeline takes its last step.
 
         Args:
-            shift: Of the noise levels [1].
+            shift: Shift of the noise levels [1].
 
         Returns:
             ``lowest_sigma`` of :func:`~mvczigal_ref.diffusion.flow_schedule.flow_sigmas` [1]:
@@ -202,7 +202,7 @@ class FlowComponents:
         """Move, and where asked cast, every network in place.
 
         Args:
-            device: Where to; unchanged when None.
+            device: Target device; unchanged when None.
             dtype: Floating type of the networks; unchanged when None.
 
         Returns:
@@ -218,16 +218,16 @@ class FlowComponents:
         """Write every part into its own sub-folder, as diffusers' pipelines read it.
 
         Args:
-            folder: Made if absent.
+            folder: Folder to write into; made if absent.
             dtype: Floating type of the stored tensors; as they are when None.
 
         Raises:
             ValueError: If the transformer holds a LoRA, which these files do not.
         """
-        if flow_lora_parameters(self.policy):
+        if adapter_names(self.policy.transformer):
             msg = (
                 "`policy` must hold no LoRA to be saved whole; got one that does. Save it with "
-                "save_flow_lora, or call merge_flow_lora first."
+                "save_policy, or fuse and unload it with diffusers' `fuse_lora` and `unload_lora`."
             )
             raise ValueError(msg)
         folder, family = Path(folder), family_of(self.policy)

@@ -1,4 +1,4 @@
-"""What the pipelines of FLUX.1 and of Stable Diffusion 3 are made of, in diffusers' layout."""
+"""Parts of the pipelines of FLUX.1 and of Stable Diffusion 3, in diffusers' layout."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,26 +27,26 @@ class FlowFamily:
     """The classes of a pipeline's parts."""
 
     pipeline: str
-    """diffusers' pipeline that runs the same folder."""
+    """Name of diffusers' pipeline that runs the same folder."""
 
     transformer: Any
-    """diffusers' class of the transformer."""
+    """Class of the transformer in diffusers."""
 
     policy: type[FlowPolicy]
-    """Our class around it."""
+    """Class of this package around the transformer."""
 
     encode: Callable[..., tuple[Tensor, Tensor]]
-    """Prompts to token features and pooled features."""
+    """Function from prompts to token features and pooled features."""
 
     tokenizers: tuple[Any, ...]
-    """transformers' classes, in the order of the folders."""
+    """Classes of the tokenizers, in the order of the folders."""
 
     text_encoders: tuple[Any, ...]
-    """Likewise, one a tokenizer."""
+    """Classes of the text encoders, one per tokenizer."""
 
     ends_at_trained_level: bool
-    """Whether a grid's last step starts at the lowest level of training, and not at a step's
-    share of all noise."""
+    """Whether a grid's last step starts at the lowest noise level of training, and not at
+    1 / steps."""
 
 
 FLUX = FlowFamily(
@@ -72,16 +72,16 @@ SD3 = FlowFamily(
 
 
 def family_of(policy: FlowPolicy) -> FlowFamily:
-    """Find what belongs to a policy.
+    """Find the family of a policy.
 
     Args:
-        policy: Of one of the two families.
+        policy: A policy of one of the two families.
 
     Returns:
-        Its family.
+        The family.
 
     Raises:
-        ValueError: If ``policy`` is of neither.
+        ValueError: If ``policy`` is of neither family.
     """
     for family in (FLUX, SD3):
         if isinstance(policy, family.policy):
@@ -94,8 +94,8 @@ def numbered(name: str, parts: Sequence[Any]) -> dict[str, Any]:
     """Name parts as diffusers names their folders.
 
     Args:
-        name: Of the first; the others end in their number.
-        parts: In order.
+        name: Name of the first; the names of the others end in their number.
+        parts: The parts in order.
 
     Returns:
         Parts by name.

@@ -46,7 +46,7 @@ def pack_latents(latent: Latent) -> PackedLatent:
         FLUX.1 as diffusers runs it. No deviation.
 
     Args:
-        latent: Of even height and width [1]. Gradient flows.
+        latent: Latents of even height and width [1]. Gradient flows.
 
     Returns:
         A quarter of the pixels as tokens, of four times the channels.
@@ -62,9 +62,9 @@ def unpack_latents(tokens: PackedLatent, *, height: int, width: int) -> Latent:
     """Undo :func:`pack_latents`.
 
     Args:
-        tokens: One a square of 2x2 [1]. Gradient flows.
-        height: Of the latents [latent px]; even.
-        width: Likewise.
+        tokens: One token per square of 2x2 [1]. Gradient flows.
+        height: Height of the latents [latent px]; even.
+        width: Width of the latents [latent px]; even.
 
     Returns:
         The latents.
@@ -84,9 +84,9 @@ def image_positions(
     """Place image tokens on a grid; text tokens all stand at zero.
 
     Args:
-        height: Of the latents [latent px]; even.
-        width: Likewise.
-        device: Where the result is.
+        height: Height of the latents [latent px]; even.
+        width: Width of the latents [latent px]; even.
+        device: Device of the result.
 
     Returns:
         A zero, the row and the column of each token, fp32 [tokens].
@@ -144,9 +144,9 @@ class FluxPolicy(FlowPolicy):
         Args:
             sample: States in the network's type [1].
             timestep: 1000 times the noise level, fp32 or wider [1].
-            text: T5's token features, one set a row [1].
+            text: T5's token features, one set per row [1].
             pooled: CLIP's pooled features [1].
-            guidance_scale: Told to the network if it embeds it [1].
+            guidance_scale: Input of networks that embed it [1].
 
         Returns:
             The network's own prediction [1].

@@ -15,7 +15,7 @@ from mvczigal_ref.models.schedulers import scheduler_of
 from mvczigal_ref.models.tokenizer_files import read_tokenizer
 from mvczigal_ref.models.weight_files import read_json, refuse_single_file
 
-__all__ = ["load_flow", "load_flux", "load_sd3"]
+__all__ = ["load_flow", "load_flux"]
 
 Device = torch.device | str
 
@@ -30,14 +30,16 @@ def load_flow(
     dtype: torch.dtype = torch.float32,
     device: Device = "cpu",
 ) -> FlowComponents:
-    """Read a pipeline of whichever family its index names.
+    """Read a flow pipeline of the family that its index names.
 
     Args:
-        source: As :func:`load_flux` and :func:`load_sd3` take it.
-        text_length: Length of T5's sequences [tokens]; None is the pipeline's default, or as much
-            of it as T5's tokenizer allows.
+        source: Folder of a diffusers pipeline of FLUX.1, Stable Diffusion 3 or 3.5, or what
+            :meth:`FlowComponents.save` wrote of one; or the name of one that is in the local
+            cache, such as ``stabilityai/stable-diffusion-3.5-medium``. Nothing is downloaded.
+        text_length: Length of T5's sequences [tokens]; None is the pipeline's default, but at most
+            the tokenizer's length.
         dtype: Floating type of transformer and text encoders.
-        device: Where the networks go.
+        device: Device of the networks.
 
     Returns:
         Components in evaluation mode.
@@ -46,17 +48,18 @@ def load_flow(
         ConfigError: If ``text_length`` is more than T5's tokenizer allows.
         CheckpointError: If the index names no known pipeline; or as :func:`load_flux`.
     """
-    folder, known = _find(source), {family.pipeline: family for family in (FLUX, SD3)}
+    folder, families = _find(source), {family.pipeline: family for family in (FLUX, SD3)}
     try:
         named = read_json(folder / "model_index.json")["_class_name"]
     except LookupError as error:
         msg = f"`{folder}` must hold a model_index.json that names its pipeline; got {error!r}."
         raise CheckpointError(msg) from error
-    if not isinstance(named, str) or named not in known:
-        msg = f"`{folder}` must hold one of {sorted(known)}; got {named!r}."
+    if not isinstance(named, str) or named not in families:
+        msg = f"`{folder}` must hold one of {sorted(families)}; got {named!r}."
         raise CheckpointError(msg)
-    length = _max_tokens(known[named], folder, text_length)
-    return _load(known[named], folder, length, dtype, torch.float32, device)
+    family = families[named]
+    length = _max_tokens(family, folder, text_length)
+    return _load(family, folder, length, dtype, torch.float32, device)
 
 
 def load_flux(
@@ -75,8 +78,8 @@ def load_flux(
             is downloaded.
         max_tokens: Length of T5's sequences [tokens]; Flow-GRPO takes 128.
         dtype: Floating type of transformer and text encoders.
-        vae_dtype: Of the autoencoder, which half precision can overflow.
-        device: Where the networks go.
+        vae_dtype: Floating type of the autoencoder, which half precision can overflow.
+        device: Device of the networks.
 
     Returns:
         Components in evaluation mode.
@@ -86,35 +89,6 @@ def load_flux(
             missing, left over or of another shape; the message names each.
     """
     return _load(FLUX, source, max_tokens, dtype, vae_dtype, device)
-
-
-def load_sd3(
-    source: str | Path,
-    *,
-    max_tokens: int = 256,
-    dtype: torch.dtype = torch.float32,
-    vae_dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> FlowComponents:
-    """Read Stable Diffusion 3 or 3.5, or what :meth:`FlowComponents.save` wrote of one.
-
-    Args:
-        source: Folder of a diffusers pipeline, or the name of one that is in
-            the local cache, such as
-            ``stabilityai/stable-diffusion-3.5-medium``. Nothing is downloaded.
-        max_tokens: Length of T5's sequences [tokens]; Flow-GRPO takes 128.
-        dtype: Floating type of transformer and text encoders.
-        vae_dtype: Of the autoencoder, which half precision can overflow.
-        device: Where the networks go.
-
-    Returns:
-        Components in evaluation mode.
-
-    Raises:
-        CheckpointError: If a part is absent or unreadable, or a tensor is
-            missing, left over or of another shape; the message names each.
-    """
-    return _load(SD3, source, max_tokens, dtype, vae_dtype, device)
 
 
 def _max_tokens(family: FlowFamily, folder: Path, text_length: int | None) -> int:
@@ -141,7 +115,7 @@ def _load(
     vae_dtype: torch.dtype,
     device: Device,
 ) -> FlowComponents:
-    """Find the folder, read it, and say what is wrong with it."""
+    """Find the folder, check it and read it."""
     folder = _find(source)
     texts = numbered("tokenizer", family.tokenizers) | numbered("text_encoder", family.tokenizers)
     absent = [n for n in ("transformer", "vae", "scheduler", *texts) if not (folder / n).exists()]

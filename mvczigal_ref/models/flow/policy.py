@@ -1,4 +1,4 @@
-"""What all flow transformers share as policies: rows, guidance and types."""
+"""Flow transformers as policies: rows, guidance and dtypes, which all of them share."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance
+from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import Latent, PromptEmbedding
 
@@ -17,10 +18,10 @@ RowTime = Float[Tensor, "*#row"] | Int[Tensor, "*#row"]
 
 
 class FlowPolicy(nn.Module, ABC):
-    """A diffusers flow transformer that predicts one image a prompt, guidance applied.
+    """A diffusers flow transformer that predicts one image per prompt, guidance applied.
 
     Args:
-        transformer: Takes and gives latents of the same channels.
+        transformer: Network that takes and gives latents of the same channels.
 
     Raises:
         ValueError: If ``transformer`` gives other channels than it takes.
@@ -45,30 +46,30 @@ class FlowPolicy(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which the network computes."""
+        """Dtype in which the network computes."""
         weight: Tensor = self.transformer.proj_out.weight
         return weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """Device on which the network computes."""
         weight: Tensor = self.transformer.proj_out.weight
         return weight.device
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network is told the guidance scale, in place of a doubled batch."""
+        """Whether the network takes the guidance scale as an input, so that no batch is doubled."""
         return bool(self.transformer.config.get("guidance_embeds", False))
 
     def num_tokens(self, height: int, width: int) -> int:
         """Count the image tokens that the network sees.
 
         Args:
-            height: Of the latents [latent px]; a multiple of ``patch_size``.
-            width: Likewise [latent px].
+            height: Height of the latents [latent px]; a multiple of ``patch_size``.
+            width: Width of the latents [latent px]; a multiple of ``patch_size``.
 
         Returns:
-            Tokens an image [1].
+            Tokens per image [1].
 
         Raises:
             ValueError: If a side is no multiple of ``patch_size``.
@@ -92,7 +93,7 @@ class FlowPolicy(nn.Module, ABC):
     ) -> Latent:
         r"""Predict the velocity of every row, guidance applied.
 
-        A network with a guidance embedding is called once and told w;
+        A network with a guidance embedding is called once and takes w;
         otherwise, for w > 1, it is called on the doubled batch and
 
         .. math:: v = v_\emptyset + w\,(v_c - v_\emptyset),\qquad v \approx \epsilon - x_0.
@@ -102,7 +103,7 @@ class FlowPolicy(nn.Module, ABC):
             guidance distillation as diffusers calls it.
 
         Args:
-            latent_t: States, one an object [1]. Gradient flows through them.
+            latent_t: States, one per object [1]. Gradient flows through them.
             timestep: 1000 times the noise level, one for all rows or one each.
             conditioning: Prompts of as many objects, of one view and without
                 cameras.
@@ -128,7 +129,7 @@ class FlowPolicy(nn.Module, ABC):
             raise ValueError(msg)
         if latent_t.shape[0] != rows:
             msg = (
-                f"`latent_t` must hold one row an object, {rows}; got {latent_t.shape[0]}. Repeat "
+                f"`latent_t` must hold one row per object, {rows}; got {latent_t.shape[0]}. Repeat "
                 "or narrow `conditioning` with `.repeat` or `.objects`."
             )
             raise ValueError(msg)
@@ -140,9 +141,11 @@ class FlowPolicy(nn.Module, ABC):
         time = timestep.to(wide).expand(rows)
         doubled = not self.embeds_guidance and guidance_scale > 1.0
         if doubled:
-            text = torch.cat([_negative(conditioning, "negative_prompt_embeds", text), text])
+            text = torch.cat(
+                [negative_features(conditioning, "negative_prompt_embeds", text), text]
+            )
             pooled = torch.cat(
-                [_negative(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
+                [negative_features(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
             )
             sample, time = torch.cat([sample, sample]), torch.cat([time, time])
         output = self.velocity(
@@ -173,22 +176,10 @@ class FlowPolicy(nn.Module, ABC):
         Args:
             sample: States in the network's type [1].
             timestep: 1000 times the noise level, fp32 or wider [1].
-            text: Token features, one set a row [1].
+            text: Token features, one set per row [1].
             pooled: Pooled features [1].
-            guidance_scale: For networks that embed it [1].
+            guidance_scale: Input of networks that embed it [1].
 
         Returns:
             The network's own prediction [1].
         """
-
-
-def _negative(conditioning: Conditioning, name: str, like: Tensor) -> Tensor:
-    """Find the negative prompt's features, one entry an object."""
-    value: Tensor | None = getattr(conditioning, name)
-    if value is None:
-        msg = (
-            f"`conditioning.{name}` must be given for a `guidance_scale` above 1 without a "
-            "guidance embedding; got None. Build the conditioning with a negative prompt."
-        )
-        raise ValueError(msg)
-    return value.expand_as(like)

@@ -60,9 +60,9 @@ class Sd3Policy(FlowPolicy):
         Args:
             sample: States in the network's type [1].
             timestep: 1000 times the noise level, fp32 or wider [1].
-            text: Token features of CLIP and T5, one set a row [1].
+            text: Token features of CLIP and T5, one set per row [1].
             pooled: Pooled features of both CLIPs [1].
-            guidance_scale: Without effect: the network embeds none.
+            guidance_scale: Without effect: the network has no guidance embedding.
 
         Returns:
             The network's own prediction [1].

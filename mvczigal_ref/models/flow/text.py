@@ -1,4 +1,4 @@
-"""Prompts to features, in the ways of FLUX.1 and of Stable Diffusion 3."""
+"""Prompts to features, as FLUX.1 and Stable Diffusion 3 encode them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.models.text import require_texts
 from mvczigal_ref.shapes import PromptEmbedding
 
 __all__ = ["encode_flux_prompts", "encode_sd3_prompts"]
@@ -30,7 +31,7 @@ def encode_flux_prompts(
     Args:
         tokenizers: CLIP's and T5's.
         text_encoders: CLIP and T5.
-        prompts: One text an object; longer ones are cut.
+        prompts: One text per object; longer ones are cut.
         max_tokens: Length of T5's sequences [tokens].
 
     Returns:
@@ -39,7 +40,7 @@ def encode_flux_prompts(
     Raises:
         ValueError: If ``prompts`` is empty or a bare string.
     """
-    _require_texts(prompts)
+    require_texts(prompts)
     clip = text_encoders[0](_ids(tokenizers[0], prompts, text_encoders[0]))
     text = text_encoders[1](_ids(tokenizers[1], prompts, text_encoders[1], max_tokens))[0]
     return text, clip.pooler_output
@@ -61,7 +62,7 @@ def encode_sd3_prompts(
     Args:
         tokenizers: Both CLIPs' and T5's.
         text_encoders: CLIP, CLIP and T5, the CLIPs with projections.
-        prompts: One text an object; longer ones are cut.
+        prompts: One text per object; longer ones are cut.
         max_tokens: Length of T5's sequences [tokens].
 
     Returns:
@@ -70,7 +71,7 @@ def encode_sd3_prompts(
     Raises:
         ValueError: If ``prompts`` is empty or a bare string.
     """
-    _require_texts(prompts)
+    require_texts(prompts)
     hidden, pooled = [], []
     for tokenizer, encoder in zip(tokenizers[:2], text_encoders[:2], strict=True):
         # The second CLIP is padded to the first one's length.
@@ -84,15 +85,8 @@ def encode_sd3_prompts(
     return torch.cat([clip, text], dim=-2), torch.cat(pooled, dim=-1)
 
 
-def _require_texts(prompts: Sequence[str]) -> None:
-    """Refuse what would be encoded letter by letter, or not at all."""
-    if isinstance(prompts, str) or not prompts:
-        msg = f"`prompts` must be a sequence of at least one text; got {prompts!r}. Give a list."
-        raise ValueError(msg)
-
-
 def _ids(tokenizer: Any, prompts: Sequence[str], encoder: Any, length: int | None = None) -> Tensor:  # noqa: ANN401
-    """Turn prompts into token numbers of one length, where the encoder is."""
+    """Turn prompts into token numbers of one length, on the encoder's device."""
     ids: Tensor = tokenizer(
         list(prompts),
         padding="max_length",

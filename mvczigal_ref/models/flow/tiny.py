@@ -18,7 +18,7 @@ from mvczigal_ref.models.tiny import TINY_WORDS, tiny_components
 
 __all__ = ["tiny_flow_components", "tiny_t5", "tiny_t5_tokenizer"]
 
-# What T5 writes in front of a word.
+# Mark that T5 writes in front of a word.
 _BEGIN = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
@@ -46,20 +46,20 @@ def tiny_flow_components(
     there is one, starts neutral.
 
     Args:
-        seed: Of every random weight. The global generator is not touched.
+        seed: Seed of every random weight. The global generator is not touched.
         num_heads: Attention heads of the transformer.
-        head_width: Width of each; even, at least 8. As in FLUX each coordinate turns
+        head_width: Width of each head; even, at least 8. As in FLUX each coordinate turns
             about seven sixteenths of it.
-        num_layers: Blocks with a stream each for text and image.
+        num_layers: Blocks with one stream for text and one for the image.
         num_single_layers: Blocks with one stream for both.
-        vae_channels: Of the autoencoder's levels; each after the first halves
-            the image.
+        vae_channels: Channels of the autoencoder's levels; each after the first
+            halves the image.
         text_width: Width of either text encoder.
-        num_groups: Of the autoencoder's group normalisation.
+        num_groups: Groups of the autoencoder's group normalisation.
         max_tokens: Length of T5's sequences [tokens].
-        guidance_embeds: Whether the transformer is told the guidance scale, as
-            FLUX.1-dev is; otherwise guidance doubles the batch.
-        words: What the tokenizers keep whole.
+        guidance_embeds: Whether the transformer takes the guidance scale as an
+            input, as FLUX.1-dev does; otherwise guidance doubles the batch.
+        words: Words that the tokenizers keep whole.
 
     Returns:
         Components in evaluation mode, fp32, on the CPU; latents of 4 channels.
@@ -122,7 +122,7 @@ def tiny_t5_tokenizer(words: Sequence[str] = TINY_WORDS, *, length: int = 16) ->
 
     Args:
         words: Non-empty texts; each becomes one token.
-        length: Tokens a prompt, the end counted.
+        length: Tokens per prompt, the end counted.
 
     Returns:
         A tokenizer of the words and of ASCII's printed characters; others are unknown.
@@ -151,9 +151,9 @@ def tiny_t5(tokenizer: T5Tokenizer, *, width: int, seed: int) -> T5EncoderModel:
     a word must be in its features: attention prefers some distances clearly.
 
     Args:
-        tokenizer: Gives the number of tokens.
-        width: Of the features; even.
-        seed: Of the weights. The global generator is not touched.
+        tokenizer: Read for the number of tokens.
+        width: Width of the features; even.
+        seed: Seed of the weights. The global generator is not touched.
 
     Returns:
         A frozen encoder in evaluation mode.

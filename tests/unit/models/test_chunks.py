@@ -75,5 +75,5 @@ def test_rejects_a_size_that_is_not_positive(size):
 @pytest.mark.parametrize("function", [lambda part: part[:1], torch.sum])
 def test_rejects_a_function_that_loses_rows(function):
     """Results would no longer belong to rows."""
-    with pytest.raises(ValueError, match=r"`function` must return one entry a row"):
+    with pytest.raises(ValueError, match=r"`function` must return one entry per row"):
         in_chunks(function, ROWS, size=3)

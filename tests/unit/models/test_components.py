@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from mvczigal_ref.cameras import camera_image
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import load_components
-from mvczigal_ref.models.lora import add_lora, merge_lora
+from mvczigal_ref.models.lora import add_lora
 from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.models.tiny import tiny_components
 from tests.compare import FP64, assert_equal_to
@@ -305,6 +305,7 @@ def test_rejects_saving_a_lora(tmp_path):
         c.save(tmp_path)
 
     assert not any(tmp_path.iterdir())
-    merge_lora(c.policy.unet)
+    c.policy.unet.fuse_lora()
+    c.policy.unet.unload_lora()
     c.save(tmp_path)
     load_components(tmp_path)

@@ -10,7 +10,6 @@ from mvczigal_ref.models.lora import (
     load_lora_state_dict,
     lora_parameters,
     lora_state_dict,
-    merge_lora,
 )
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from tests.compare import FP64, assert_equal_to
@@ -136,19 +135,6 @@ def test_saved_values_make_the_same_policy():
     assert value.any()
 
 
-def test_merging_keeps_the_policy_and_takes_the_lora_away():
-    """The same prediction from a network with plain names."""
-    policy, plain = adapted(), fresh_components().policy
-    x, given = latents(), conditioning()
-    before = predict(x, given, policy=policy)
-    merge_lora(policy.unet)
-
-    assert_equal_to(predict(x, given, policy=policy), before, 10 * FP64, axes=3)
-    assert list(policy.unet.state_dict()) == list(plain.unet.state_dict())
-    assert not lora_parameters(policy.unet)
-    add_lora(policy.unet, rank=1, alpha=1.0, seed=0)
-
-
 # -- gradients ---------------------------------------------------------------------------
 
 
@@ -189,16 +175,14 @@ def test_rejects_a_useless_size(rank, alpha, name):
 
 def test_rejects_a_second_lora():
     """Stacked LoRAs would share their names."""
-    with pytest.raises(ValueError, match="`unet` must hold no LoRA yet"):
+    with pytest.raises(ValueError, match="`network` must hold no LoRA yet"):
         add_lora(adapted().unet, rank=1, alpha=1.0, seed=0)
 
 
-@pytest.mark.parametrize(
-    "use", [lora_state_dict, merge_lora, lambda unet: load_lora_state_dict(unet, {})]
-)
+@pytest.mark.parametrize("use", [lora_state_dict, lambda unet: load_lora_state_dict(unet, {})])
 def test_rejects_a_network_without_a_lora(use):
-    """There is nothing to save, merge or load into."""
-    with pytest.raises(ValueError, match="`unet` must hold a LoRA; got one without"):
+    """There is nothing to save or to load into."""
+    with pytest.raises(ValueError, match="`network` must hold a LoRA; got one without"):
         use(fresh_components().policy.unet)
 
 

@@ -11,18 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.lora import LORA_TARGETS, add_lora, lora_parameters, lora_state_dict
-from mvczigal_ref.models.lora_files import (
-    load_lora,
-    save_lora_file,
-    save_lora_folder,
-    save_unet_folder,
-)
+from mvczigal_ref.models.lora_files import load_lora, save_unet_folder
+from mvczigal_ref.models.lora_weights import LoraWeights, write_lora_file, write_peft_files
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from tests.unit.models.small import conditioning, fresh_components, randn
 from tests.unit.models.test_multiview_unet import latents, predict, published_names
 
 RANK, ALPHA = 3, 6.0
-SETTINGS = {"optim": {"lr": 1e-4}, "run": {"seed": 42}}
 
 
 @cache
@@ -39,10 +34,10 @@ def adapted(alpha: float = ALPHA) -> MultiViewUNet:
 def write(layout, policy, folder):
     """Write a LoRA in one of the three layouts; name what is to be read."""
     if layout == "peft":
-        save_lora_folder(policy.unet, folder, base_model="a/base", settings=SETTINGS)
+        write_peft_files(LoraWeights.of(policy.unet), folder, base_model="a/base")
         return folder
     file = "pytorch_lora_weights.safetensors" if layout == "diffusers" else "lora.safetensors"
-    save_lora_file(policy.unet, folder / file, layout=layout)
+    write_lora_file(LoraWeights.of(policy.unet), folder / file, layout=layout)
     return folder if layout == "diffusers" else folder / file
 
 
@@ -142,23 +137,16 @@ def test_a_released_file_without_a_scale(tmp_path):
         assert torch.equal(value, values[name].float())
 
 
-def test_the_card_tells_the_run(tmp_path):
-    """Base model and settings, as JSON that reads back; files written twice are the same."""
+def test_files_written_twice_are_the_same(tmp_path):
+    """To the byte."""
     write("peft", adapted(), tmp_path / "a")
     write("peft", adapted(), tmp_path / "b")
-    card = (tmp_path / "a" / "README.md").read_text("utf-8")
-
-    assert card.startswith("---\nbase_model: a/base\nlibrary_name: peft\n")
-    assert json.loads(card.partition("```json\n")[2].partition("```")[0]) == SETTINGS
     files = {path.name for path in (tmp_path / "a").iterdir()}
-    assert files == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
     for name in files:
         first, second = ((tmp_path / folder / name).read_bytes() for folder in "ab")
         assert first == second
-    save_lora_folder(adapted().unet, tmp_path / "bare")
-    bare = (tmp_path / "bare" / "README.md").read_text("utf-8")
-    assert "base_model" not in bare
-    assert "Settings" not in bare
 
 
 def test_a_trained_unet_is_a_diffusers_folder_and_an_adapter_file(tmp_path):
@@ -254,6 +242,6 @@ def test_a_network_with_a_lora_is_not_saved_whole(tmp_path):
     """Nor one without as a LoRA."""
     with pytest.raises(ValueError, match="`policy` must hold no LoRA"):
         save_unet_folder(adapted(), tmp_path)
-    with pytest.raises(ValueError, match="`unet` must hold a LoRA"):
-        save_lora_folder(fresh_components().policy.unet, tmp_path)
+    with pytest.raises(ValueError, match="`network` must hold a LoRA"):
+        LoraWeights.of(fresh_components().policy.unet)
     assert not any(tmp_path.iterdir())

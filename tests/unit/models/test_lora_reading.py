@@ -10,15 +10,10 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.lora import (
-    LORA_TARGETS,
-    adapter_names,
-    add_lora,
-    lora_parameters,
-    merge_lora,
-)
-from mvczigal_ref.models.lora_files import load_lora, save_lora_file, save_lora_folder
+from mvczigal_ref.models.lora import LORA_TARGETS, adapter_names, add_lora, lora_parameters
+from mvczigal_ref.models.lora_files import load_lora
 from mvczigal_ref.models.lora_reading import INERT, KEEPS_BASE, PLAIN, read_lora
+from mvczigal_ref.models.lora_weights import LoraWeights, write_lora_file, write_peft_files
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from tests.unit.models.small import fresh_components, randn
 
@@ -51,6 +46,11 @@ def write(path, values, settings=SCALE):
     return path
 
 
+def save(network, path):
+    """Write a network's LoRA as diffusers reads it."""
+    write_lora_file(LoraWeights.of(network), path)
+
+
 def pipeline():
     return TextToMultiviewPipeline.from_components(
         fresh_components().to(dtype=torch.float32), image_size=16
@@ -66,11 +66,12 @@ def weights(network):
 
 def test_peft_and_diffusers_merge_to_the_same_weights(tmp_path):
     """Of one LoRA, as a folder and as a file."""
-    save_lora_folder(unet(), tmp_path / "folder")
-    save_lora_file(unet(), tmp_path / "lora.safetensors")
+    write_peft_files(LoraWeights.of(unet()), tmp_path / "folder")
+    save(unet(), tmp_path / "lora.safetensors")
     ours = fresh_components().policy.unet
     load_lora(ours, tmp_path / "lora.safetensors")
-    merge_lora(ours)
+    ours.fuse_lora()
+    ours.unload_lora()
     base = fresh_components().policy.unet
     theirs = PeftModel.from_pretrained(base, tmp_path / "folder").merge_and_unload()
     fused = pipeline()
@@ -87,7 +88,7 @@ def test_two_adapters_add_up(tmp_path):
     """The trained one beside a style: the merged weights are those of diffusers with both."""
     style = write(tmp_path / "style.safetensors", {n: 0.5 * v for n, v in tensors().items()})
     trained = tmp_path / "trained.safetensors"
-    save_lora_file(unet(seed=1), trained)
+    save(unet(seed=1), trained)
     ours, theirs = pipeline(), pipeline()
     ours.load_lora_weights(style, adapter_name="style")
     load_lora(ours.unet, trained)
@@ -95,7 +96,8 @@ def test_two_adapters_add_up(tmp_path):
     theirs.load_lora_weights(trained, adapter_name="trained")
     theirs.set_adapters(["style", "trained"])
     assert adapter_names(ours.unet) == ("style", "default")
-    merge_lora(ours.unet)
+    ours.unet.fuse_lora()
+    ours.unet.unload_lora()
     theirs.fuse_lora(components=["unet"], adapter_names=["style", "trained"])
     theirs.unload_lora_weights()
     expected = weights(theirs.unet)
@@ -121,7 +123,7 @@ def test_the_trained_one_is_saved_alone(order, tmp_path):
     """Whatever lies beside it, and under no other names."""
     style, trained = tmp_path / "style.safetensors", tmp_path / "trained.safetensors"
     write(style, tensors())
-    save_lora_file(unet(seed=1), trained)
+    save(unet(seed=1), trained)
     pipe = pipeline()
     if order == "style first":
         pipe.load_lora_weights(style, adapter_name="style")
@@ -129,7 +131,7 @@ def test_the_trained_one_is_saved_alone(order, tmp_path):
     else:
         load_lora(pipe.unet, trained)
         pipe.load_lora_weights(style, adapter_name="style")
-    save_lora_file(pipe.unet, tmp_path / "again.safetensors")
+    save(pipe.unet, tmp_path / "again.safetensors")
     found, expected = load_file(tmp_path / "again.safetensors"), load_file(trained)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert set(found) == set(expected)
@@ -151,12 +153,12 @@ def test_the_only_adapter_is_saved_whatever_its_name(tmp_path):
     pipe = pipeline()
     write(tmp_path / "a.safetensors", tensors())
     pipe.load_lora_weights(tmp_path / "a.safetensors", adapter_name="style")
-    save_lora_file(pipe.unet, tmp_path / "again.safetensors")
+    save(pipe.unet, tmp_path / "again.safetensors")
     assert set(load_file(tmp_path / "again.safetensors")) == set(tensors())
     pipe.load_lora_weights(tmp_path / "a.safetensors", adapter_name="other")
     with pytest.raises(ValueError, match="one LoRA, or one that is named 'default'; got style, ot"):
-        save_lora_file(pipe.unet, tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match=r"`unet` must hold no LoRA yet; got .* style, other"):
+        save(pipe.unet, tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match=r"`network` must hold no LoRA yet; got .* style, other"):
         add_lora(pipe.unet, rank=1, alpha=1.0, seed=0)
 
 
@@ -232,7 +234,7 @@ def test_settings_are_refused_by_name(settings, message, tmp_path):
     refused(write(tmp_path / "a.safetensors", tensors(), settings), message)
     if isinstance(settings, str):
         return
-    save_lora_folder(unet(), tmp_path)
+    write_peft_files(LoraWeights.of(unet()), tmp_path)
     config = tmp_path / "adapter_config.json"
     change = {name.removeprefix("unet."): value for name, value in settings.items()}
     config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | change))

@@ -430,7 +430,7 @@ def test_published_camera_encoder_is_the_default_of_loading():
 def test_rejects_rows_that_are_not_the_objects_views():
     """A slice of the latents needs the same slice of the conditioning."""
     message = re.escape(
-        "`latent_t` must hold one row a view and object, 6 for 2 objects of 3 views; got 3."
+        "`latent_t` must hold one row per view and object, 6 for 2 objects of 3 views; got 3."
     )
     with pytest.raises(ValueError, match=message):
         predict(latents()[:3], conditioning())

@@ -15,7 +15,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from mvczigal_ref.models import policy_files
-from mvczigal_ref.models.flow.lora_file import add_flow_lora, flow_lora_parameters
 from mvczigal_ref.models.lora import add_lora, lora_parameters
 from mvczigal_ref.models.lora_files import load_lora
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
@@ -49,8 +48,9 @@ def unet_policy(alpha: float = float(RANK)) -> MultiViewUNet:
 def flow_policy():
     """Build a flow policy that has learnt; no test changes it."""
     policy = flow_small.fresh_flux().policy
-    add_flow_lora(policy, rank=RANK, alpha=2.0 * RANK, seed=0)
-    away_from_zero(flow_lora_parameters(policy))
+    network, targets = policy.transformer, policy.lora_targets
+    add_lora(network, rank=RANK, alpha=2.0 * RANK, seed=0, targets=targets)
+    away_from_zero(lora_parameters(network))
     return policy
 
 
@@ -132,6 +132,9 @@ def test_whole_networks_are_diffusers_folders(tmp_path):
     assert all(torch.equal(values[name], value) for name, value in own.items())
     assert flows_as(transformer, flow)
     assert "library_name: diffusers" in (tmp_path / "multiview" / "README.md").read_text("utf-8")
+    bare = (tmp_path / "flow" / "README.md").read_text("utf-8")
+    assert "base_model" not in bare
+    assert "Settings" not in bare
 
 
 # -- laws --------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_the_grid_is_diffusers_own(num_steps, original):
 
 @pytest.mark.parametrize(("kind", "name"), cases(REFUSED))
 def test_another_value_is_refused_by_name(kind, name):
-    """The setting, the value whose steps are taken, and the remedy."""
+    """The setting, the one supported value, and the remedy."""
     settings = PLAIN[kind] | OTHER[name]
     if name == "use_beta_sigmas":  # its constructor wants a library that is not needed here
         made = kind()

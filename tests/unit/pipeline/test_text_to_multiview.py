@@ -17,7 +17,8 @@ from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.lora import add_lora, lora_parameters, lora_state_dict
-from mvczigal_ref.models.lora_files import load_lora, save_lora_file, save_lora_folder
+from mvczigal_ref.models.lora_files import load_lora
+from mvczigal_ref.models.lora_weights import LoraWeights, write_lora_file, write_peft_files
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.pipeline.text_to_multiview import NEGATIVE_PROMPT
 from mvczigal_ref.rollout.noise import SeededNoise
@@ -362,7 +363,7 @@ def test_lora_weights(layout, tmp_path):
     add_lora(trained, rank=2, alpha=2.0, seed=0)
     for index, value in enumerate(lora_parameters(trained).values()):
         value.data = 0.2 * randn(*value.shape, seed=index).float()
-    save_lora_file(trained, tmp_path / "lora.safetensors", layout=layout)
+    write_lora_file(LoraWeights.of(trained), tmp_path / "lora.safetensors", layout=layout)
     plain = pipeline("a can", generator=seeded(), **FEW).images
     pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     with_lora = pipeline("a can", generator=seeded(), **FEW).images
@@ -393,7 +394,10 @@ def test_lora_weights(layout, tmp_path):
         ({"width": 4}, r"`width` must be a multiple of 8 .* got 4\. .* value is 8"),
         ({"output_type": "jpg"}, "`output_type`"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "`callback_on_step_end_ten"),
-        ({"generator": [torch.Generator()]}, "`generator` must be one, or one an object, 2; got 1"),
+        (
+            {"generator": [torch.Generator()]},
+            "`generator` must be one, or one per object, 2; got 1",
+        ),
         ({"latents": torch.zeros(1, 2, 4, 4, 4)}, r"`latents` must have .* \(2, 2, 4, 4, 4\); got"),
         (
             {"noise": SeededNoise(seed=0, iteration=0, objects=[0], shape=(2, 4, 4, 4))},
@@ -444,7 +448,7 @@ def test_a_peft_folder_is_not_misread(tmp_path):
     pipeline = build()
     trained = fresh_components().policy.unet
     add_lora(trained, rank=2, alpha=4.0, seed=0)
-    save_lora_folder(trained, tmp_path)
+    write_peft_files(LoraWeights.of(trained), tmp_path)
     with pytest.raises(ValueError, match="`source` must not be a PEFT folder"):
         pipeline.load_lora_weights(tmp_path)
     torch.save(lora_state_dict(trained), tmp_path / "pickled.bin")

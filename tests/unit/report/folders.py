@@ -2,12 +2,17 @@
 
 import json
 import math
+from functools import cache
 
 import torch
 from safetensors.torch import save_file
 
 from mvczigal_ref.config import load_config, to_dict
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.update.loss_scale import LossScale
+from tests.unannotated import without_shape_checks
+from tests.unit import test_group_iteration as of_groups
+from tests.unit import test_iteration as of_pairs
 
 KEYS = (
     *("per_view_reward/zigzag", "per_view_reward/standard", "per_view_reward/gap"),
@@ -34,6 +39,29 @@ def metrics(iterations, *, seed=0):
             *(0.0, 0.9, 0.2, 0.001, 1.9, 900e6),
         ]
         rows.append({"iteration": iteration, **dict(zip(KEYS, values, strict=True))})
+    return rows
+
+
+# A recipe of each kind of method.
+KINDS = {"pairs": "tiny", "groups": "tiny_mv_grpo_vlm", "forward": "tiny_diffusion_nft"}
+
+
+@cache
+def learnt(kind):
+    """Metrics of two real iterations of a kind of method, with a loss scale and with seconds."""
+    how = {"iterations": 2, "loss_scale": LossScale(scale=4.0)}
+    kl = {"objective.kl_weight": 0.1}
+    with without_shape_checks():
+        if kind == "pairs":
+            _, rows, *_ = of_pairs.learn(of_pairs.config_of(), **how)
+        elif kind == "groups":
+            config = of_groups.config_of(of_groups.ONE_VIEW, kl)
+            _, rows, *_ = of_groups.learn(config, enhancer=of_groups.Said("prompt 7"), **how)
+        else:
+            _, rows, *_ = of_groups.learn(of_groups.config_of(of_groups.FORWARD), **how)
+    rows = [{"iteration": iteration, **row} for iteration, row in enumerate(rows)]
+    for row in rows:
+        row |= {"seconds/rollout": 2.0, "seconds/decode": 1.0, "seconds/update": 3.0}
     return rows
 
 

@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.report.figures import draw, draw_histogram, smooth
 from mvczigal_ref.report.panels import Curve, Panel, panels
 from mvczigal_ref.training.tracking import read_metrics
-from tests.unannotated import without_shape_checks
-from tests.unit import test_group_iteration as of_groups
-from tests.unit import test_iteration as of_pairs
-from tests.unit.report.folders import KEYS, metrics
+from tests.unit.report.folders import KEYS, KINDS, learnt, metrics
 from tests.unit.training import test_trainer as of_runs
 
 record = of_runs.record
@@ -135,18 +132,11 @@ def test_equal_numbers_give_equal_pictures():
 
 def written(folder, record):
     """Names of the metrics that real iterations of every kind write, and the loop around them."""
-    kl = {"objective.kl_weight": 0.1}
-    with without_shape_checks():
-        _, pairs, *_ = of_pairs.learn(of_pairs.config_of(), iterations=1)
-        _, groups, *_ = of_groups.learn(
-            of_groups.config_of(of_groups.ONE_VIEW, kl), iterations=1,
-            enhancer=of_groups.Said("prompt 7"),
-        )  # fmt: skip
-        _, forward, *_ = of_groups.learn(of_groups.config_of(of_groups.FORWARD), iterations=1)
+    kinds = [row for kind in KINDS for row in learnt(kind)]
     guarded = of_runs.config(1, guard=of_runs.GUARD, evaluate_every=1)
     of_runs.go(guarded, folder, record)
     (run,) = read_metrics(folder / "metrics.jsonl")
-    return {key for row in (*pairs, *groups, *forward, run) for key in row} - {"iteration"}
+    return {key for row in (*kinds, run) for key in row} - {"iteration"}
 
 
 def test_every_metric_is_drawn_or_told(record, tmp_path):

@@ -13,7 +13,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.report import write_report
 from mvczigal_ref.report.page import verdict
-from tests.unit.report.folders import metrics, write_run
+from tests.unit.report.folders import KINDS, learnt, metrics, write_run
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 HOSTILE = '<script>alert("x")</script> & a "red" cube'
@@ -145,6 +145,52 @@ def test_seconds_and_memory_are_told(finished):
     assert "update 1.90 63 %" in text
     assert "3.00 s in all" in text
     assert f"{round(900e6 / 2**20)} MiB" in text
+
+
+def test_a_stage_of_later_iterations_is_told(tmp_path):
+    """The guard's seconds are there only where it has looked."""
+    rows = metrics(4)
+    rows[3]["seconds/guard"] = 4.0
+    text = Page(write_report(write_run(tmp_path / "a", rows=rows))).text
+
+    assert "guard 1.00 25 %" in text
+    assert "4.00 s in all" in text
+
+
+OWN = {
+    "pairs": ["Per-view reward", "Gap, zigzag minus standard"],
+    "groups": ["Reward of single views", "Spread within groups", "Divergence from the reference"],
+    "forward": ["Forward-process loss", "Optimality"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_method_has_a_page(kind, tmp_path):
+    """Its own panels and no other's, the decoding's seconds, and how half precision went."""
+    text = Page(write_report(write_run(tmp_path / "a", rows=learnt(kind), name=KINDS[kind]))).text
+
+    for title in OWN[kind]:
+        assert title in text
+    assert {"pairs": "32 pairs per", "groups": "32 groups of 8 per"}.get(kind, "32 groups") in text
+    for other in set(OWN) - {kind}:
+        assert OWN[other][-1] not in text
+    assert "Loss scale" in text
+    assert "Optimiser steps that changed nothing" in text
+    assert "decode 1.00 17 %" in text
+
+
+def test_iterations_without_idle_steps_are_drawn_at_zero(tmp_path):
+    """They write none; a run without any has no such panel."""
+    rows = metrics(4)
+    none = write_report(write_run(tmp_path / "a", rows=rows)).read_text("utf-8")
+    rows[2]["idle_steps"] = 1.0
+    some = write_report(write_run(tmp_path / "b" / "a", rows=rows)).read_text("utf-8")
+    rows = [{"idle_steps": 0.0, **row} for row in rows]
+    zeros = write_report(write_run(tmp_path / "c" / "a", rows=rows)).read_text("utf-8")
+
+    assert "changed nothing" not in none
+    assert "changed nothing" in some
+    assert some.partition("Settings and files")[0] == zeros.partition("Settings and files")[0]
 
 
 def test_the_page_is_replaced_whole(finished):

@@ -25,7 +25,7 @@ OTHERS = {"per_view": "clip_score", "joint": "per_view"}
             },
             "got 64",
         ),
-        ({"model": {"elevation": 20.0}}, "knows the tiny world's own cameras alone"),
+        ({"model": {"elevation": 20.0}}, "knows only the cameras of the tiny world"),
         ({"reward": {"device": "bogus"}}, "`reward.device` must be a torch device.* got 'bogus'"),
         ({"reward": {"device": "cuda:99"}}, "cannot compute on `reward.device` = 'cuda:99'"),
     ],

@@ -16,7 +16,7 @@ from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.models import placement
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
-from mvczigal_ref.models.lora_files import save_lora_folder
+from mvczigal_ref.models.lora_weights import LoraWeights, write_peft_files
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.recipes import recipe
@@ -383,7 +383,7 @@ def test_cameras_stand_where_the_settings_say():
     assert (rig.half_width, rig.distance) == (WORLD_RIG.half_width, WORLD_RIG.distance[:3])
     assert system.latent_shape[0] == system.conditioning(["a can"]).num_views == 3
     for wrong in ({"per_view": "world.per_view"}, {"joint": "world.joint"}):
-        with pytest.raises(ConfigError, match=r"scorer 'world\..*' knows the tiny world's own cam"):
+        with pytest.raises(ConfigError, match=r"scorer 'world\..*' knows only the cameras"):
             build(model=placed, reward=wrong)
     build(model={"azimuths": list(WORLD_RIG.azimuth_deg)}, reward={"joint": "world.joint"})
 
@@ -440,7 +440,7 @@ def test_a_trained_lora_takes_the_place_of_a_new_one(tmp_path):
     with torch.no_grad():
         for parameter in trained.trained().values():
             parameter.add_(0.1)
-    save_lora_folder(trained.components.policy.unet, tmp_path / "lora")
+    write_peft_files(LoraWeights.of(trained.components.policy.unet), tmp_path / "lora")
     config, reward = config_of(), no_scorers()
     loaded = build_system(
         config, device=CPU, components=small_components(), scorers=reward, lora=tmp_path / "lora"

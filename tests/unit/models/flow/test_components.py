@@ -24,8 +24,8 @@ from transformers import (
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.models.flow.families import FLUX, SD3, family_of
 from mvczigal_ref.models.flow.flux import pack_latents
-from mvczigal_ref.models.flow.lora_file import add_flow_lora
 from mvczigal_ref.models.loading import quiet
+from mvczigal_ref.models.lora import add_lora
 from tests.compare import FP64, assert_equal_to
 from tests.unit.models.flow_small import (
     PROMPTS,
@@ -238,7 +238,7 @@ def test_gradient_flows_through_both_ways():
 def test_rejects_saving_with_a_lora(tmp_path):
     """Its names would not be a plain transformer's."""
     c = fresh_flux()
-    add_flow_lora(c.policy, rank=1, alpha=1.0, seed=0)
+    add_lora(c.policy.transformer, rank=1, alpha=1.0, seed=0, targets=["attn.to_q"])
     with pytest.raises(ValueError, match="`policy` must hold no LoRA to be saved whole"):
         c.save(tmp_path)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.diffusion.flow_schedule import resolution_shift
 from mvczigal_ref.models.flow.flux import FluxPolicy, image_positions, pack_latents, unpack_latents
-from mvczigal_ref.models.flow.lora_file import add_flow_lora, flow_lora_parameters
+from mvczigal_ref.models.lora import add_lora, lora_parameters
 from tests.compare import FP64, assert_equal_to
 from tests.unit.models.flow_small import TIMES, conditioning, latents, predict, small_flux
 from tests.unit.models.small import randn
@@ -111,8 +111,8 @@ def test_full_size():
     assert sum(p.numel() for p in policy.parameters()) == 11_901_408_320
     assert policy.num_tokens(64, 64) == 1024
 
-    add_flow_lora(policy, rank=64, alpha=128.0, seed=0)
-    low_rank = flow_lora_parameters(policy)
+    add_lora(policy.transformer, rank=64, alpha=128.0, seed=0, targets=policy.lora_targets)
+    low_rank = lora_parameters(policy.transformer)
     # Twelve layers of each two-stream block, three of each other.
     assert len(low_rank) == 2 * (19 * 12 + 38 * 3)
     assert {min(p.shape) for p in low_rank.values()} == {64}

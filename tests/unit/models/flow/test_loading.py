@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.flow.loading import load_flux, load_sd3
+from mvczigal_ref.models.flow.loading import load_flow, load_flux
 from tests.unit.models.flow_small import PROMPTS, fresh_flux, small_flux, small_sd3
 
 MEAN, STD = (0.5, -1.0, 2.0, 0.0), (2.0, 0.5, 1.0, 3.0)
@@ -62,7 +62,7 @@ def test_flux_returns_as_it_was_saved(folder):
 def test_sd3_returns_as_it_was_saved(tmp_path):
     """Three encoders, one factor for all channels, and a fixed shift."""
     small_sd3().save(tmp_path)
-    c = load_sd3(tmp_path, max_tokens=12, dtype=torch.float64, vae_dtype=torch.float64)
+    c = load_flow(tmp_path, text_length=12).to(dtype=torch.float64)
 
     assert_same(c, small_sd3())
     assert c.latent_mean.tolist() == [0.25] * 4
@@ -118,10 +118,13 @@ def test_names_an_absent_part(part, folder, tmp_path):
         load_flux(tmp_path)
 
 
-def test_a_flux_is_no_stable_diffusion(folder):
+def test_a_flux_is_no_stable_diffusion(folder, tmp_path):
     """Its third encoder is not there."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text("utf-8").replace("FluxPipeline", "StableDiffusion3Pipeline"))
     with pytest.raises(CheckpointError, match=r"absent: tokenizer_3, text_encoder_3\."):
-        load_sd3(folder)
+        load_flow(tmp_path)
 
 
 def test_rejects_a_damaged_file(folder, tmp_path):

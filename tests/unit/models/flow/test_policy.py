@@ -125,7 +125,7 @@ def test_knows_where_it_is():
 @SMALL
 def test_rejects_other_rows(small):
     """One row an object."""
-    with pytest.raises(ValueError, match=r"one row an object, 2; got 3"):
+    with pytest.raises(ValueError, match=r"one row per object, 2; got 3"):
         small().policy(latents(3), TIMES[:1], conditioning(small()), guidance_scale=1.0)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from mvczigal_ref.models.flow.lora_file import add_flow_lora, flow_lora_parameters
 from mvczigal_ref.models.flow.sd3 import Sd3Policy
+from mvczigal_ref.models.lora import add_lora, lora_parameters
 from tests.compare import FP64, assert_equal_to
 from tests.unit.models.flow_small import TIMES, conditioning, latents, small_sd3
 
@@ -58,8 +58,8 @@ def test_full_size():
     assert sum(p.numel() for p in policy.parameters()) == 2_243_171_520
     assert policy.num_tokens(64, 64) == 1024
 
-    add_flow_lora(policy, rank=32, alpha=64.0, seed=0)
-    names = list(flow_lora_parameters(policy))
+    add_lora(policy.transformer, rank=32, alpha=64.0, seed=0, targets=policy.lora_targets)
+    names = list(lora_parameters(policy.transformer))
     # Eight layers a block; the last block's text stream ends without an output.
     assert len(names) == 2 * (24 * 8 - 1)
     assert not any(".attn2." in name for name in names)
