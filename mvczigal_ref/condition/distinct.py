@@ -11,7 +11,7 @@ __all__ = ["TextColumn", "distinct_texts", "every_condition"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextColumn:
-    """One new text for each of some prompts; the prompts' other texts are in other columns."""
+    """Column k of the distinct texts: the k-th distinct text of every prompt that has one."""
 
     prompts: tuple[int, ...]
     """Indices of the prompts that have a text in this column, increasing."""

@@ -48,7 +48,7 @@ class ClipScore:
 
     Args:
         model: CLIP with both projections, in evaluation mode.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
         chunk_size: Images, or prompts, that pass the network at once [1]; positive.
         round_to_bytes: Round images to 8 bits per colour as in files, on which published
             numbers were measured; if false, a score changes with every change of an image.

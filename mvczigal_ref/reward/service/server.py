@@ -209,7 +209,7 @@ _DRAIN_S: Final = 2.0
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection, one request."""
+    """Handler of one connection, which carries one request."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mvczigal", ""
@@ -275,10 +275,11 @@ class Handler(BaseHTTPRequestHandler):
                 f"`dtype` say; got {length}."
             )
             raise RefusedError(msg)
-        images = from_pixels(self._read(head.image_bytes), head)
+        body = self._read(head.image_bytes)
         with server.places.one(), server.turn, torch.no_grad():
             if self._is_gone():
                 raise ConnectionAbortedError("the client hung up before its turn")
+            images = from_pixels(body, head)  # only here, as it may take five times the memory
             try:
                 reward = server.scorer(images, list(head.prompts))
             except ValueError as error:  # would be raised again
@@ -293,7 +294,7 @@ class Handler(BaseHTTPRequestHandler):
     def _is_addressed(self) -> bool:
         """Return whether the client named this machine; a web page under another name may not.
 
-        A page whose name resolves to this machine could otherwise read scores in the browser.
+        A page whose name resolves to this machine could otherwise use the service in a browser.
         """
         try:
             hosts = [urlsplit(f"//{name}").hostname for name in self.headers.get_all("Host", [])]

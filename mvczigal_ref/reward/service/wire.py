@@ -126,7 +126,7 @@ def from_pixels(body: bytearray, head: Head) -> Images:
     """
     array = np.frombuffer(body, dtype=_NUMPY[head.dtype]).reshape(head.shape)
     if head.dtype == "uint8":
-        return torch.from_numpy(array).float() / 255
+        return torch.from_numpy(array).float().div_(255)
     images = torch.from_numpy(array.astype(np.float32, copy=False))
     if not bool(((images >= 0) & (images <= 1)).all()):
         raise RefusedError("every pixel must be in [0, 1]; got one that is not.")

@@ -397,7 +397,9 @@ def test_rejects_two_text_towers():
     """The published file holds one twice; the released code would run the second."""
     name = "text_encoder.ln_final.bias"
     torn = checkpoint() | {name: checkpoint()[name] + 1.0}
-    with pytest.raises(CheckpointError, match=rf"text tower twice alike; got others in {name}\."):
+    with pytest.raises(
+        CheckpointError, match=rf"copies of the text tower; they differ in {name}\."
+    ):
         build_hyperscore(torn, size=SIZE, source="model.pth")
 
 

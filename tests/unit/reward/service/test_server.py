@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from mvczigal_ref.reward.service import bounds
+from mvczigal_ref.reward.service import server as service
 from mvczigal_ref.reward.service.bounds import Memory
 from mvczigal_ref.reward.service.server import ScorerServer, serve, serving
 from mvczigal_ref.reward.service.terms import Limits, RefusedError
-from mvczigal_ref.reward.service.wire import CONTENT_TYPE, Head, to_pixels
+from mvczigal_ref.reward.service.wire import CONTENT_TYPE, Head, from_pixels, to_pixels
 from tests.unit.reward.service.doubles import JOINT, PER_VIEW, PROMPTS, corner, lightest, noise
 
 LONG = 30  # seconds that no test takes
@@ -352,6 +353,20 @@ def test_memory_grows_with_the_bytes_received():
             assert tracemalloc.get_traced_memory()[1] < 2**23
         finally:
             tracemalloc.stop()
+
+
+def test_images_are_made_one_request_at_a_time(server, monkeypatch):
+    """Bytes become four times as many when they become numbers."""
+    turns = []
+
+    def watched(content, head):
+        turns.append(server.turn.locked())
+        return from_pixels(content, head)
+
+    monkeypatch.setattr(service, "from_pixels", watched)
+
+    assert ask(server, "POST", "/score", body(noise(), dtype="uint8"))[0] == 200
+    assert turns == [True]
 
 
 def test_all_bodies_together_are_bounded():
