@@ -76,7 +76,7 @@ def split_url(base_url: str, *, name: str = "base_url") -> SplitResult:
     except ValueError:
         fits = False
     # A password would end up in messages and saved settings; these messages quote none either.
-    if not fits or any(mark in base_url for mark in "@?#"):
+    if not fits or "@" in parts.netloc or any(mark in base_url for mark in "?#"):
         msg = (
             f"`{name}` must hold a host, a port if any, no password and no query; got another form."
         )

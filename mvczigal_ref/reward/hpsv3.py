@@ -205,7 +205,7 @@ class HpsV3:
             prompts: One prompt per object; each is encoded once.
 
         Returns:
-            One score a view [1], in float32, on the images' device.
+            One score per view [1], in float32, on the images' device.
 
         Raises:
             ValueError: If there is not one prompt per object, or a prompt holds one of the

@@ -33,7 +33,7 @@ _FILES = ("model.safetensors", "model.pth")
 
 
 class HyperScore:
-    """`hyperscore`: one opinion score an object [MATE-3D opinion score].
+    """`hyperscore`: one opinion score per object [MATE-3D opinion score].
 
     The model was fitted to mean opinion scores between 0 and 10; higher is better. Its output is
     not bounded: random weights or unusual images leave that range.

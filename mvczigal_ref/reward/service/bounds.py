@@ -16,8 +16,8 @@ from mvczigal_ref.reward.service.terms import RefusedError
 __all__ = ["BoundedServer", "Incoming", "Memory", "Places"]
 
 _LOG: Final = logging.getLogger(__name__)
-_CONNECTIONS: Final = 256  # open at a time; most of them wait for their requests
-_PAUSE_S: Final = 0.1  # after a connection that the system had no descriptor for
+_CONNECTIONS: Final = 256  # most connections open at a time
+_PAUSE_S: Final = 0.1  # pause when the system has no descriptor for a connection
 
 
 class BoundedServer(ThreadingHTTPServer):
