@@ -1,1 +1,1 @@
-"""How conditions are enriched: captions that stand beside a prompt."""
+"""Stage 2: captions beside each prompt, under which samples are also judged and trained on."""

@@ -24,25 +24,25 @@ _SHOWN = 8  # earlier captions that a question lists
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asker:
-    """How captions are asked for, whatever they are made from."""
+    """The way in which captions are asked for, with or without images."""
 
     model: LanguageModel
-    """Local or served."""
+    """The language model that is asked, local or served."""
 
     instructions: Mapping[str, str]
-    """What may be asked for, by name; each question draws one."""
+    """Instructions by name; each question draws one."""
 
     question: Callable[[str, str], str]
-    """Words of a question about a prompt, under the text of an instruction."""
+    """Writes a question from a prompt and the text of an instruction."""
 
     rules: CaptionRules = field(default_factory=CaptionRules)
-    """Bounds on every caption."""
+    """Bounds that every caption must keep."""
 
     attempts: int = 6
-    """Questions for one caption [1]; at least 1."""
+    """Most questions that one caption may take [1]; at least 1."""
 
     on_refusal: OnRefusal = "raise"
-    """What happens when every answer was refused."""
+    """Whether an error or the prompt stands in where every answer was refused."""
 
     def __post_init__(self) -> None:
         if not self.instructions:
@@ -63,25 +63,26 @@ class Asker:
         images: Sequence[Tensor] = (),
         sample: int | None = None,
     ) -> Caption:
-        """Ask until an answer is fit and new to the prompt, and remember it.
+        """Ask until an answer keeps the rules and is new to the prompt, and remember it.
 
         Every question draws its instruction and its seed anew, and says why the last answer
         was refused.
 
         Args:
-            prompt: What the caption varies.
-            memory: What the prompt has had.
+            prompt: Text that the caption varies.
+            memory: Captions that the prompt has had.
             draws: Draws instructions and the seeds of answers.
             images: Views of the sample to describe, if any.
-            sample: Its index, kept in the record.
+            sample: Index of that sample, for the record.
 
         Returns:
-            The caption; the prompt itself where all answers were refused and ``on_refusal``
-            says so.
+            The caption; the prompt itself if all answers were refused and ``on_refusal`` is
+            ``prompt``.
 
         Raises:
             CaptionError: If all answers were refused and ``on_refusal`` is ``raise``.
-            ChatRefusedError: If the endpoint does not take the question, whatever ``on_refusal``.
+            ChatRefusedError: If the endpoint does not take the question; ``on_refusal`` does not
+                matter.
         """
         refusal = ""
         for attempt in range(self.attempts):
@@ -104,25 +105,25 @@ class Asker:
             return Caption(caption=text, instruction=name, sample=sample)
         if self.on_refusal == "prompt":
             return Caption(caption=prompt, instruction=NO_INSTRUCTION, sample=sample)
-        of = "" if sample is None else f", sample {sample}"
+        place = "" if sample is None else f", sample {sample}"
         msg = (
-            f"no caption for the prompt {prompt!r}{of}: {self.attempts} answers were refused, "
-            f'the last since {refusal}. Raise `attempts`, or let `on_refusal="prompt"` keep the '
+            f"no caption for the prompt {prompt!r}{place}: {self.attempts} answers were refused, "
+            f'the last because {refusal}. Raise `attempts`, or let `on_refusal="prompt"` keep the '
             "prompt."
         )
         raise CaptionError(msg)
 
 
 def checked_prompts(prompts: Sequence[str]) -> Sequence[str]:
-    """Return prompts that can be asked about and stored, or refuse."""
+    """Return the prompts if they can be asked about and stored; refuse others."""
     if isinstance(prompts, str):
         msg = f"`prompts` must be a sequence of texts; got the text {prompts!r}. Give a list."
         raise ValueError(msg)  # noqa: TRY004 - a setting of the wrong form, as elsewhere
     for index, prompt in enumerate(prompts):
         half = any("\ud800" <= letter <= "\udfff" for letter in prompt)
         if not prompt.strip() or half:
-            what = "half a surrogate pair, which no file holds" if half else "blanks alone"
-            raise ValueError(f"`prompts` must hold texts; number {index} holds {what}.")
+            fault = "half a surrogate pair, which no file holds" if half else "blanks alone"
+            raise ValueError(f"`prompts` must hold texts; number {index} holds {fault}.")
     return prompts
 
 
@@ -132,8 +133,8 @@ def in_order(
     """Apply a function in several threads, and give the results in the order of the items.
 
     Args:
-        function: Of one item; may wait for a server.
-        items: Read a few ahead of what is given.
+        function: Takes one item; may wait for a server.
+        items: Read a few ahead of the results given so far.
         workers: Threads; 1 uses none.
 
     Yields:
@@ -161,5 +162,5 @@ def in_order(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        # What was asked already is waited for; what was not is left.
+        # Items in work are waited for; the others are dropped.
         pool.shutdown(wait=True, cancel_futures=True)

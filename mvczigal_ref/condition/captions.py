@@ -1,4 +1,4 @@
-"""Read a model's answer as one caption, or say why it is none."""
+"""Read a model's answer as one caption, or say why it is not one."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ __all__ = ["CaptionRules", "normalised"]
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb"}
 _LABEL = r"(?:captions?|prompts?|descriptions?|answers?|outputs?|rewrites?|versions?|notes?)"
-# What speaks of the caption, or to the asker, instead of being the caption.
+# Text that speaks of the caption, or to the asker, instead of being the caption.
 _META = re.compile(
     rf"""
     ^\W*(?:
@@ -35,13 +35,13 @@ _LOOP = re.compile(r"(?<!\w)(\w.{0,60}?)(?:[\s,.;:!?]+\1(?!\w)){3}", re.IGNORECA
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionRules:
-    """Bounds on a caption; what breaks one is refused, never cut to fit."""
+    """Bounds on a caption; a caption that breaks one is refused, never cut to fit."""
 
     max_characters: int = 600
-    """Of the caption alone [1]."""
+    """Most characters of a caption [1]."""
 
     max_sentences: int = 6
-    """[1]"""
+    """Most sentences of a caption [1]."""
 
     def __post_init__(self) -> None:
         for name in ("max_characters", "max_sentences"):
@@ -52,20 +52,19 @@ class CaptionRules:
     def read(self, answer: str) -> str:
         """Take the caption out of an answer.
 
-        Thoughts between ``<think>`` tags, quotes or asterisks around the whole and blanks are
-        taken away. Nothing else is mended.
+        Thoughts between ``<think>`` tags, quotes or asterisks around the whole, and outer blanks
+        are removed. Nothing else is mended.
 
         Args:
-            answer: As a language model gave it.
+            answer: Text that a language model gave.
 
         Returns:
             One line of text.
 
         Raises:
-            CaptionError: If nothing is left, the thoughts do not end, there is more than one
-                paragraph, a character that does not print or a model's own markup, the text
-                speaks of the caption, says the same four times over, or is longer than the
-                bounds.
+            CaptionError: If nothing is left, the thoughts do not end, or the text has more than one
+                paragraph, a character that does not print or a model's own markup, speaks of the
+                caption, repeats itself four times, or is longer than the bounds.
 
         Examples:
             >>> CaptionRules().read('<think>Add light.</think> "A cat at dusk."')
@@ -78,10 +77,10 @@ class CaptionRules:
         if not any(letter.isalnum() for letter in text):
             raise CaptionError("it is empty")
         if len(text) > self.max_characters:
-            msg = f"it has {len(text)} characters, and at most {self.max_characters} may be"
+            msg = f"it has {len(text)} characters; at most {self.max_characters} are allowed"
             raise CaptionError(msg)
         if len(text.splitlines()) > 1:
-            raise CaptionError("it has more than one line, and one paragraph is wanted")
+            raise CaptionError("it has more than one line; one paragraph is allowed")
         text = " ".join(text.split())
         if not text.isprintable() or "\ufffd" in text:
             raise CaptionError("it holds a character that does not print")
@@ -90,16 +89,16 @@ class CaptionRules:
         if _META.search(text):
             raise CaptionError("it speaks of the caption or to the asker instead of describing")
         if _LOOP.search(text):
-            raise CaptionError("it says the same four times over")
+            raise CaptionError("it says the same four times")
         sentences = len([part for part in _SENTENCE_END.split(text) if part.strip()])
         if sentences > self.max_sentences:
-            msg = f"it has {sentences} sentences, and at most {self.max_sentences} may be"
+            msg = f"it has {sentences} sentences; at most {self.max_sentences} are allowed"
             raise CaptionError(msg)
         return text
 
 
 def normalised(caption: str) -> str:
-    """Give the form that captions share if they differ in case, punctuation or blanks alone.
+    """Return the form shared by captions that differ only in case, punctuation or blanks.
 
     Args:
         caption: Any text.
@@ -112,14 +111,14 @@ def normalised(caption: str) -> str:
         True
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
-    kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
-    return " ".join("".join(kept).split())
+    letters = (c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
+    return " ".join("".join(letters).split())
 
 
 def _without_thoughts(answer: str) -> str:
-    """Drop what a model thought aloud before it answered."""
+    """Drop the thoughts that a model wrote before its answer."""
     text = _THOUGHT.sub("", answer)
-    # Some templates open the thoughts themselves, so the answer holds their end alone.
+    # Some templates open the thoughts themselves, so the answer holds only the closing tag.
     text = re.split("</think>", text, flags=re.IGNORECASE)[-1]
     if "<think>" in text.lower():
         raise CaptionError("its thoughts do not end; allow more tokens, or turn thinking off")
@@ -127,7 +126,7 @@ def _without_thoughts(answer: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Take away quotes and asterisks that enclose the whole text, however many."""
+    """Remove every pair of quotes or asterisks that encloses the whole text."""
     while True:
         text = text.strip()
         inner = text[1:-1]
@@ -145,5 +144,5 @@ def _unwrapped(text: str) -> str:
 
 
 def _apostrophes_alone(text: str, quote: str) -> bool:
-    """Tell whether every such quote stands inside a word, as in "it's"."""
+    """Tell whether this quote occurs only inside words, as in "it's"."""
     return not re.search(rf"(?<!\w){re.escape(quote)}|{re.escape(quote)}(?!\w)", text)

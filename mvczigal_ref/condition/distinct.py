@@ -1,4 +1,4 @@
-"""Equal texts of a prompt stand for each other: each is judged and learnt once."""
+"""Distinct texts of each prompt, so that equal captions are judged and trained on once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,53 +11,53 @@ __all__ = ["TextColumn", "distinct_texts", "every_condition"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextColumn:
-    """One text each of some prompts, none of which an earlier column holds."""
+    """Column k of the distinct texts: the k-th distinct text of every prompt that has one."""
 
     prompts: tuple[int, ...]
-    """Whose texts they are, increasing."""
+    """Indices of the prompts that have a text in this column, increasing."""
 
     texts: tuple[str, ...]
-    """One a prompt."""
+    """Texts of these prompts, one per prompt."""
 
     conditions: tuple[tuple[int, ...], ...]
-    """Which of each prompt's conditions say so, increasing."""
+    """Conditions under which each prompt has its text, increasing: one tuple per prompt."""
 
-    def of(self, table: Float[Tensor, "prompt ..."]) -> Float[Tensor, "mine ..."]:
-        """Narrow a table to these prompts.
+    def of(self, table: Float[Tensor, "prompt ..."]) -> Float[Tensor, "column_prompt ..."]:
+        """Select this column's prompts from a table over all prompts.
 
         Args:
-            table: An entry for each prompt there is.
+            table: One entry for every prompt.
 
         Returns:
-            The entries of these; the same memory where these are all.
+            The entries of this column's prompts; the table itself if the column has all prompts.
         """
         whole = self.prompts == tuple(range(table.shape[0]))
         return table if whole else table[list(self.prompts)]
 
     def weights(self, condition_weight: Sequence[float]) -> tuple[float, ...]:
-        """Add up what the conditions weigh that each text stands for.
+        """Add up, for each text, the weights of the conditions that have it.
 
         Args:
-            condition_weight: Of every condition [1].
+            condition_weight: Weight of every condition [1].
 
         Returns:
-            One sum a prompt [1].
+            One sum per prompt [1].
         """
         return tuple(sum(condition_weight[k] for k in places) for places in self.conditions)
 
 
 def distinct_texts(texts: Sequence[Sequence[str]]) -> tuple[TextColumn, ...]:
-    """Keep the first of each prompt's equal texts, and note which it stands for.
+    """Keep each distinct text of a prompt once, and note the conditions that have it.
 
     Args:
-        texts: Per condition one text a prompt.
+        texts: One row per condition, with one text per prompt.
 
     Returns:
-        Columns, the first with the first text of every prompt; each next one holds the prompts
-        that have another text still.
+        Columns: the first holds every prompt's first text, the second the second distinct text of
+        the prompts that have one, and so on.
 
     Raises:
-        ValueError: If conditions differ in their number of prompts, or there is none.
+        ValueError: If conditions differ in their number of prompts, or there is no prompt.
 
     Examples:
         >>> for column in distinct_texts([["a", "b"], ["a", "c"], ["a", "b"]]):
@@ -67,21 +67,21 @@ def distinct_texts(texts: Sequence[Sequence[str]]) -> tuple[TextColumn, ...]:
     """
     sizes = sorted({len(row) for row in texts})
     if len(sizes) != 1 or sizes[0] == 0:
-        msg = f"`texts` must hold one text a prompt in every condition; got rows of {sizes}."
+        msg = f"`texts` must hold one text per prompt in every condition; got rows of {sizes}."
         raise ValueError(msg)
     places: list[dict[str, list[int]]] = [{} for _ in texts[0]]
     for condition, row in enumerate(texts):
-        for known, text in zip(places, row, strict=True):
-            known.setdefault(text, []).append(condition)
+        for seen, text in zip(places, row, strict=True):
+            seen.setdefault(text, []).append(condition)
     columns = []
     for index in range(max(map(len, places))):
-        mine = [prompt for prompt, known in enumerate(places) if len(known) > index]
-        found = [list(places[prompt].items())[index] for prompt in mine]
+        prompts = [prompt for prompt, seen in enumerate(places) if len(seen) > index]
+        entries = [list(places[prompt].items())[index] for prompt in prompts]
         columns.append(
             TextColumn(
-                prompts=tuple(mine),
-                texts=tuple(text for text, _ in found),
-                conditions=tuple(tuple(stands_for) for _, stands_for in found),
+                prompts=tuple(prompts),
+                texts=tuple(text for text, _ in entries),
+                conditions=tuple(tuple(conditions) for _, conditions in entries),
             )
         )
     return tuple(columns)
@@ -90,14 +90,14 @@ def distinct_texts(texts: Sequence[Sequence[str]]) -> tuple[TextColumn, ...]:
 def every_condition(
     columns: Sequence[TextColumn], tables: Sequence[Float[Tensor, "_ ..."]]
 ) -> Float[Tensor, "condition prompt ..."]:
-    """Lay out what is known of distinct texts for all conditions that they stand for.
+    """Copy values of distinct texts to every condition that has the text.
 
     Args:
         columns: From :func:`distinct_texts`.
-        tables: A table a column, an entry for each of its prompts.
+        tables: One table per column, with one entry for each of its prompts.
 
     Returns:
-        One entry for every condition and prompt.
+        One entry per condition and prompt.
 
     Examples:
         >>> import torch

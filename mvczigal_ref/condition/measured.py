@@ -1,11 +1,11 @@
 r"""Describe images of the tiny world by measuring them; no language model is asked.
 
 The two colours are those that cover the most pixels. Shape, part, size and side are those of the
-nearest of 1344 renders painted in these colours, by
+nearest of 1344 renders in these colours; the distance of an image x from a render r is
 
 .. math:: \lVert x - r \rVert^2 / \lVert r - \mathrm{background} \rVert^2
 
-and an image that no render explains is refused.
+An image that is far from every render is refused.
 """
 
 from collections.abc import Sequence
@@ -32,26 +32,26 @@ from mvczigal_ref.tiny_world.visible import colour_area
 
 __all__ = ["describe", "describe_each"]
 
-_RENDERED: Final = (0, 45, 90, 135)  # azimuths; behind 135 no part is seen
+_RENDERED: Final = (0, 45, 90, 135)  # azimuths [deg]; beyond 135 no part is seen
 _AZIMUTHS: Final = (*_RENDERED, -45, -90, -135)  # the rest are mirror images
-_GRID: Final = (3, 4, 2)  # sizes, heights, radii
-_LEAST_AREA: Final = 3  # blocks of a colour that is there, at the world's own image size
+_GRID: Final = (3, 4, 2)  # numbers of sizes, heights and radii
+_LEAST_AREA: Final = 3  # least blocks of a colour that counts, at the world's image size
 
 
 def describe(image: Float[Tensor, "rgb height width"], *, max_error: float = 0.3) -> Description:
-    """Say what one image of the tiny world shows.
+    """Describe one image of the tiny world.
 
     Args:
         image: RGB in [0, 1], square, from a camera at elevation 0 with the world's frame.
-        max_error: Largest error of a render that still explains it, in shares of the render's
-            energy [1].
+        max_error: Largest error at which a render still counts as a match, relative to the
+            render's energy [1].
 
     Returns:
         The description of the nearest render.
 
     Raises:
-        CaptionError: If the image does not show two colours, as where the part is hidden, or
-            no render explains it.
+        CaptionError: If the image does not show two colours, for example because the part is
+            hidden, or matches no render.
         ValueError: If the image is not square.
 
     Examples:
@@ -59,24 +59,24 @@ def describe(image: Float[Tensor, "rgb height width"], *, max_error: float = 0.3
         Traceback (most recent call last):
         mvczigal_ref.condition.protocol.CaptionError: the image shows 0 colours ...
     """
-    (found,) = describe_each(image[None], max_error=max_error)
-    if isinstance(found, CaptionError):
-        raise found
-    return found
+    (description,) = describe_each(image[None], max_error=max_error)
+    if isinstance(description, CaptionError):
+        raise description
+    return description
 
 
 @torch.no_grad()
 def describe_each(
     images: Float[Tensor, "image rgb height width"], *, max_error: float = 0.3
 ) -> list[Description | CaptionError]:
-    """Say what each of several images shows, as :func:`describe`, at the cost of a few.
+    """Describe each of several images as :func:`describe` does, in one batch.
 
     Args:
-        images: As there.
-        max_error: As there.
+        images: RGB in [0, 1], square, from cameras at elevation 0 with the world's frame.
+        max_error: Largest error of a match, relative to the render's energy [1].
 
     Returns:
-        A description an image, or why there is none.
+        One description per image, or the reason why there is none.
 
     Raises:
         ValueError: If the images are not square.
@@ -91,8 +91,8 @@ def describe_each(
         raise ValueError(msg)
     images = images.detach().float().cpu()
     colours = _two_colours(images)
-    told = [index for index, pair in enumerate(colours) if len(pair) == 2]
-    nearest = iter(_nearest(images[told], [colours[index] for index in told]) if told else ())
+    clear = [index for index, pair in enumerate(colours) if len(pair) == 2]
+    nearest = iter(_nearest(images[clear], [colours[index] for index in clear]) if clear else ())
     return [
         _accepted(next(nearest), max_error) if len(pair) == 2 else _without_colours(pair)
         for pair in colours
@@ -100,7 +100,7 @@ def describe_each(
 
 
 def _two_colours(images: Tensor) -> list[list[str]]:
-    """Find the two colours that cover most of each image; fewer where they are not there."""
+    """Find the two colours that cover most of each image; fewer where it shows fewer."""
     least = _LEAST_AREA * (images.shape[-1] / IMAGE_SIZE) ** 2
     areas = torch.stack([colour_area(images, colour) for colour in COLOURS], -1)
     areas[~images.flatten(1).isfinite().all(1)] = 0
@@ -114,18 +114,18 @@ def _two_colours(images: Tensor) -> list[list[str]]:
 
 
 def _without_colours(colours: Sequence[str]) -> CaptionError:
-    what = " and ".join(colours) or "none"
+    names = " and ".join(colours) or "none"
     return CaptionError(
-        f"the image shows {len(colours)} colours of a body and a part, {what}; 2 are needed."
+        f"the image shows {len(colours)} colours of a body and a part, {names}; 2 are needed."
     )
 
 
-def _accepted(found: Description, max_error: float) -> Description | CaptionError:
-    if found.error <= max_error:
-        return found
+def _accepted(nearest: Description, max_error: float) -> Description | CaptionError:
+    if nearest.error <= max_error:
+        return nearest
     return CaptionError(
-        f"no body and part explain the image: the nearest, {str(found.said)!r}, has an error "
-        f"of {found.error:.2f} of its energy, and at most {max_error:g} may be."
+        f"no body and part match the image: the nearest, {str(nearest.prompt)!r}, has an error "
+        f"of {nearest.error:.2f} of its energy; at most {max_error:g} is allowed."
     )
 
 
@@ -135,34 +135,34 @@ def _nearest(images: Tensor, colours: Sequence[Sequence[str]]) -> list[Descripti
     square = above.square().sum((1, 2))[:, None, None]
     best: list[Description] = []
     for shape, part in product(SHAPES, PARTS):
-        said = [
+        prompts = [
             [
                 Prompt(body_colour=body, shape=shape, part_colour=other, part=part)
                 for body, other in permutations(pair)
             ]
             for pair in colours
         ]
-        weights = torch.stack([torch.stack([colour_maps(one) for one in both]) for both in said])
+        weights = torch.stack([torch.stack([colour_maps(one) for one in both]) for both in prompts])
         maps, gram = _renders(shape, part, images.shape[-1])
         seen = torch.einsum("rmp,ncp->nrmc", maps, above)
         energy = torch.einsum("rmk,nomk->nor", gram, weights @ weights.mT)
         error = square - 2 * torch.einsum("nrmc,nomc->nor", seen, weights) + energy
         least, place = (error / energy).clamp(min=0).flatten(1).min(-1)
-        found = [
+        nearest = [
             _description(both[at // len(maps)], at % len(maps), relative)
-            for both, at, relative in zip(said, place.tolist(), least.tolist(), strict=True)
+            for both, at, relative in zip(prompts, place.tolist(), least.tolist(), strict=True)
         ]
-        pairs = zip(best or found, found, strict=True)
+        pairs = zip(best or nearest, nearest, strict=True)
         best = [new if new.error < old.error else old for old, new in pairs]
     return best
 
 
-def _description(said: Prompt, render: int, error: float) -> Description:
-    """Put into words which render it was."""
+def _description(prompt: Prompt, render: int, error: float) -> Description:
+    """Describe the render of a prompt that has this number in the grid."""
     geometry, azimuth = divmod(render, len(_AZIMUTHS))
     angle = _AZIMUTHS[azimuth]
     return Description(
-        said=said,
+        prompt=prompt,
         size={0: SIZES[0], _GRID[0] - 1: SIZES[1]}.get(geometry // (_GRID[1] * _GRID[2])),
         # The camera stands beside the front: its picture has the part on the other side.
         side=None if angle == 0 else SIDES[angle < 0],
@@ -174,7 +174,7 @@ def _description(said: Prompt, render: int, error: float) -> Description:
 def _renders(shape: str, part: str, image_size: int) -> tuple[Tensor, Tensor]:
     """Render every geometry of the grid from every azimuth at which the part may show.
 
-    Given are each render's three maps, and what every two of them have in common.
+    Returns the three maps of each render, and the inner products of every two of its maps.
     """
     geometry = Geometry(shape, part, Nuisance.grid(*_GRID))
     maps = render_maps(geometry, torch.tensor(_RENDERED).float(), image_size=image_size)

@@ -1,4 +1,4 @@
-"""Remember which captions a prompt has had, so that none is served twice."""
+"""Memory of the captions that each prompt has had, so that none is served twice."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,9 +9,9 @@ __all__ = ["CaptionMemory"]
 
 
 class CaptionMemory:
-    """The captions that each prompt has had, in order; a prompt counts as its own first.
+    """The captions that each prompt has had, in order; the prompt itself counts as one.
 
-    Prompts do not share their captions: what one has had is new to another, so the order of
+    Each prompt has its own memory: a caption of one prompt is new to another, so the order of
     prompts does not matter.
 
     Args:
@@ -34,24 +34,24 @@ class CaptionMemory:
         """Tell whether a prompt has had a caption, up to case, punctuation and blanks.
 
         Args:
-            prompt: Whose captions are meant.
+            prompt: Prompt whose captions are looked up.
             caption: Any text.
 
         Returns:
-            True if it had, or if the caption says what the prompt says.
+            True if it has, or if the caption is the prompt itself.
         """
         form = normalised(caption)
         return form == normalised(prompt) or form in self._forms.get(prompt, ())
 
     def remember(self, prompt: str, caption: str) -> None:
-        """Keep a caption that a prompt has not had.
+        """Store a caption that is new to a prompt.
 
         Args:
-            prompt: Whose it is.
+            prompt: Prompt of the caption.
             caption: Any text.
 
         Raises:
-            CaptionError: If the prompt has had it; then nothing is kept.
+            CaptionError: If the prompt has had it; then nothing is stored.
         """
         if self.knows(prompt, caption):
             raise CaptionError("it repeats the prompt or an earlier caption")
@@ -59,9 +59,9 @@ class CaptionMemory:
         self._forms.setdefault(prompt, set()).add(normalised(caption))
 
     def earlier(self, prompt: str) -> tuple[str, ...]:
-        """List what a prompt has had, oldest first."""
+        """List the captions that a prompt has had, oldest first."""
         return tuple(self._texts.get(prompt, ()))
 
     def state(self) -> dict[str, list[str]]:
-        """Give everything remembered, to be saved with a run and given to a new memory."""
+        """Return all captions by prompt, to be saved with a run and given to a new memory."""
         return {prompt: list(captions) for prompt, captions in self._texts.items()}

@@ -26,11 +26,11 @@ EDITS: Final[Mapping[str, str]] = {
         "colour and relation; add nothing and leave nothing out."
     ),
 }
-"""What a question may ask for."""
+"""Edits that a question may ask for, by name."""
 
 
 def _question(prompt: str, instruction: str) -> str:
-    """Put an instruction and a prompt into words; ours."""
+    """Word the question; the wording is this package's own."""
     return (
         "You vary captions for a text-to-image model.\n"
         f"{instruction}\n"
@@ -54,12 +54,13 @@ class OfflineEnhancer:
     Args:
         model: Answers the questions.
         num_captions: K [1]; at least 1.
-        edits: What a question may ask for, by name.
+        edits: Instructions by name; each question draws one.
         rules: Bounds on every caption.
-        attempts: Questions for one caption [1].
-        on_refusal: What happens when every answer for one caption was refused.
-        memory: Captions served before, and kept up to date. If None, each call starts anew,
-            and equal calls give equal captions.
+        attempts: Most questions that one caption may take [1].
+        on_refusal: Whether an error or the prompt stands in where every answer for a caption
+            was refused.
+        memory: Captions served before; new ones are added. If None, each call starts anew, and
+            equal calls give equal captions.
 
     Examples:
         >>> class Parrot:
@@ -99,12 +100,12 @@ class OfflineEnhancer:
 
     @property
     def memory(self) -> CaptionMemory | None:
-        """Captions served before, if they are kept."""
+        """Captions served before; None if there is no memory."""
         return self._memory
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Give what decides the captions beside the model and the seed, as JSON values."""
+        """Settings that decide the captions, besides model and seed, as JSON values."""
         return {
             "num_captions": self._num_captions,
             "edits": dict(self._asker.instructions),
@@ -114,35 +115,35 @@ class OfflineEnhancer:
         }
 
     def num_captions(self, group_size: int) -> int:
-        """Tell K, whatever the size of the group."""
+        """Return K, which does not depend on the size of the group."""
         del group_size
         return self._num_captions
 
     def __call__(
         self, prompts: Sequence[str], images: GroupImages | None = None, *, seed: int
     ) -> list[tuple[Caption, ...]]:
-        """Make the captions; images are not looked at.
+        """Make the captions; images are ignored.
 
         Args:
-            prompts: Texts.
+            prompts: Texts to vary.
             images: Ignored.
-            seed: Of the edits drawn and of the answers.
+            seed: Seed of the draws and of the answers.
 
         Returns:
-            K captions a prompt.
+            K captions per prompt.
 
         Raises:
             CaptionError: If a caption could not be made and ``on_refusal`` is ``raise``.
             ValueError: If a prompt is blank.
         """
         del images
-        made = []
+        captions = []
         for prompt in checked_prompts(prompts):
             memory = CaptionMemory() if self._memory is None else self._memory
-            made.append(
+            captions.append(
                 tuple(
                     self._asker.caption(prompt, memory=memory, draws=stream(seed, prompt, k))
                     for k in range(self._num_captions)
                 )
             )
-        return made
+        return captions

@@ -25,11 +25,11 @@ ASPECTS: Final[Mapping[str, str]] = {
     "mood": "the mood that the scene has",
     "viewpoint": "the viewpoint: distance, height and angle of the camera",
 }
-"""What a description may be asked to add."""
+"""Aspects that a description may be asked to add, by name."""
 
 
 def _question(prompt: str, aspect: str) -> str:
-    """Put an aspect and a prompt into words; ours."""
+    """Word the question; the wording is this package's own."""
     return (
         "What you see was made for the caption below. Write a new caption that describes what "
         "is really there: follow the caption where it is right, and correct it where it is "
@@ -52,11 +52,11 @@ class OnlineEnhancer:
 
     Args:
         model: Answers questions about images.
-        aspects: What a question may ask to add, by name.
+        aspects: Aspects that a question may ask to add, by name.
         rules: Bounds on every caption.
-        attempts: Questions for one caption [1].
-        on_refusal: What happens when every answer for one caption was refused. ``prompt``
-            lets a long training outlive one bad answer.
+        attempts: Most questions that one caption may take [1].
+        on_refusal: Whether an error or the prompt stands in where every answer for a caption
+            was refused. ``prompt`` lets a long training outlive one bad answer.
         workers: Groups asked about at once [1]; more than 1 for a served model. Captions are
             the same for any number.
 
@@ -95,7 +95,7 @@ class OnlineEnhancer:
         )
 
     def num_captions(self, group_size: int) -> int:
-        """Tell K: one caption a sample."""
+        """Return K: one caption per sample."""
         return group_size
 
     def __call__(
@@ -104,12 +104,12 @@ class OnlineEnhancer:
         """Make the captions.
 
         Args:
-            prompts: Texts.
-            images: One group of samples a prompt.
-            seed: Of the aspects drawn and of the answers.
+            prompts: Texts that the samples were made for.
+            images: One group of samples per prompt.
+            seed: Seed of the draws and of the answers.
 
         Returns:
-            One caption a sample, in the samples' order.
+            One caption per sample, in the samples' order.
 
         Raises:
             CaptionError: If a caption could not be made and ``on_refusal`` is ``raise``.
@@ -135,11 +135,11 @@ class OnlineEnhancer:
 
 
 def checked_groups(prompts: Sequence[str], images: GroupImages | None) -> GroupImages:
-    """Return the groups of images of an enhancer that describes them, or refuse."""
+    """Return the images if there is one group per prompt; refuse others."""
     if images is None or images.shape[0] != len(prompts) or 0 in images.shape[1:]:
         got = "no images" if images is None else f"shape {tuple(images.shape)}"
         msg = (
-            f"`images` must hold one group a prompt, {len(prompts)}, each of at least one sample "
+            f"`images` must hold one group per prompt, {len(prompts)}, each of at least one sample "
             f"and view; got {got}."
         )
         raise ValueError(msg)

@@ -1,7 +1,7 @@
-"""What the rest of the package knows of a condition enhancer, and what an enhancer may ask.
+"""ConditionEnhancer: the protocol by which the package gets K more captions for a prompt.
 
-A prompt says one thing of its samples; an enhancer says K more, and a group of samples is then
-judged and learnt under all K + 1 captions. Nothing needs to be subclassed.
+A group of samples is judged and trained on under the prompt and its K captions. Nothing needs to be
+subclassed.
 """
 
 import random
@@ -23,15 +23,15 @@ __all__ = [
 ]
 
 GroupImages = Float[Tensor, "object sample view rgb height width"]
-"""The group of samples drawn for each prompt, each the set of its views, in [0, 1]."""
+"""Images in [0, 1] of the samples of each prompt: every sample is a set of views."""
 
 
 OnRefusal = Literal["raise", "prompt"]
-"""What stands in for a caption that cannot be made: an error, or the prompt itself."""
+"""Stand-in for a caption that cannot be made: an error, or the prompt itself."""
 
 
 NO_INSTRUCTION: Final = "none"
-"""Instruction of a caption that is the prompt itself, since no other could be made."""
+"""Instruction of a caption that is the prompt itself because no other could be made."""
 
 
 class CaptionError(ValueError):
@@ -40,40 +40,40 @@ class CaptionError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caption:
-    """One augmented condition."""
+    """One augmented condition: a text beside the prompt."""
 
     caption: str
     """The text; one line."""
 
     instruction: str
-    """Name of the instruction that it follows, or ``NO_INSTRUCTION``."""
+    """Name of the instruction that the caption follows, or ``NO_INSTRUCTION``."""
 
     sample: int | None = None
-    """Index within the group of the sample that it describes; None if it describes none."""
+    """Index, in the group, of the sample that the caption describes; None if of no sample."""
 
 
 @runtime_checkable
 class ConditionEnhancer(Protocol):
-    """Give K captions a prompt.
+    """Make K captions per prompt.
 
-    Equal arguments give equal captions, but for a memory that an enhancer was given to keep.
-    The captions of a prompt depend on that prompt and its own images, not on the others or
+    Equal arguments give equal captions, unless the enhancer has a memory.
+    The captions of a prompt depend on that prompt and its own images, not on other prompts or
     their order.
     """
 
     @property
     def needs_images(self) -> bool:
-        """Whether captions describe samples; those of other enhancers can be made before."""
+        """Whether captions describe samples; if not, they can be made before sampling."""
         ...
 
     def num_captions(self, group_size: int) -> int:
-        """Tell K, exactly.
+        """Return K, the exact number of captions.
 
         Args:
-            group_size: Samples a prompt.
+            group_size: Samples per prompt [1].
 
         Returns:
-            Captions a prompt.
+            Captions per prompt [1].
         """
         ...
 
@@ -83,18 +83,18 @@ class ConditionEnhancer(Protocol):
         """Make the captions.
 
         Args:
-            prompts: One an object.
-            images: One group of samples a prompt, where ``needs_images``.
-            seed: Of every draw; a new one for each occasion.
+            prompts: Texts, one per object.
+            images: One group of samples per prompt, where ``needs_images``.
+            seed: Seed of every draw; a new one for each call.
 
         Returns:
-            K captions a prompt, in the order of ``prompts``.
+            K captions per prompt, in the order of ``prompts``.
         """
         ...
 
 
 def stream(*names: int | str) -> random.Random:
-    """Make a generator from what its numbers are for.
+    """Make a generator that is seeded by names.
 
     Args:
         *names: Such as seed, prompt and sample; 1 and "1" differ.

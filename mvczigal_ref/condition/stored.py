@@ -2,7 +2,7 @@ r"""Captions made ahead of training, kept in a file of JSON lines.
 
 The first line says how they were made, each further line holds one prompt and its captions. A
 line is written whole and reaches the disk before the next is asked for, so a kill at any moment
-costs the captions of one prompt; a last line without its end is no line.
+costs the captions of one prompt; a last line without a line end does not count.
 """
 
 import json
@@ -29,7 +29,7 @@ _VERSION: Final = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnhanceOutcome:
-    """What one call of :func:`enhance_prompts` did."""
+    """Counts of one call of :func:`enhance_prompts`."""
 
     written: int
     """Prompts whose captions were made and stored [1]."""
@@ -38,7 +38,7 @@ class EnhanceOutcome:
     """Prompts that were stored before, or named twice [1]."""
 
     refused: Mapping[str, str]
-    """Why, by prompt, no captions could be made; the next call tries these again."""
+    """Reasons, by prompt, why no captions could be made; the next call tries these again."""
 
 
 def enhance_prompts(
@@ -51,30 +51,30 @@ def enhance_prompts(
     workers: int = 1,
     console: Console | None = None,
 ) -> EnhanceOutcome:
-    """Make the captions of many prompts and store them, going on where a file ends.
+    """Make the captions of many prompts and store them; a file that was begun is continued.
 
     The file is the same however often it was interrupted, for the same prompts and a model
     whose answers depend on question and seed alone.
 
     Args:
-        prompts: Texts; one that occurs twice is done once.
-        out: File to write or to go on with; its folder is made.
+        prompts: Texts; a repeated one is done once.
+        out: File to write or to continue; its folder is made.
         enhancer: Made without a memory: each prompt is done once, and its captions differ.
-        seed: Of the edits drawn and of the answers.
-        model_name: Kept in the file, so that no other model goes on with it.
+        seed: Seed of the draws and of the answers.
+        model_name: Stored in the file, so that no other model continues it.
         workers: Prompts asked about at once [1]; more than 1 for a served model.
-        console: Where a bar of progress is shown, if someone is watching.
+        console: Terminal that shows a progress bar; none is shown elsewhere.
 
     Returns:
-        What was done.
+        Counts of prompts, and the reasons of refusals.
 
     Raises:
         CaptionError: If the file is damaged, or was made in another way.
-        ValueError: If a prompt is blank, ``workers`` is below 1, or the enhancer keeps a memory.
+        ValueError: If a prompt is blank, ``workers`` is below 1, or the enhancer has a memory.
     """
     if enhancer.memory is not None:
         msg = (
-            "`enhancer` must keep no memory, since what it served before this call would change "
+            "`enhancer` must have no memory, since captions served before this call would change "
             "the file; leave `memory` out."
         )
         raise ValueError(msg)
@@ -86,8 +86,8 @@ def enhance_prompts(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     done = _resume(out, header)
-    wanted = list(dict.fromkeys(checked_prompts(prompts)))
-    left = [prompt for prompt in wanted if prompt not in done]
+    distinct = list(dict.fromkeys(checked_prompts(prompts)))
+    left = [prompt for prompt in distinct if prompt not in done]
     refused: dict[str, str] = {}
 
     def make(prompt: str) -> tuple[str, Sequence[Caption] | str]:
@@ -102,7 +102,7 @@ def enhance_prompts(
         out.open("ab", buffering=0) as file,
         Progress(*columns, console=console, disable=hidden, transient=True) as progress,
     ):
-        task = progress.add_task("", total=len(wanted), completed=len(wanted) - len(left))
+        task = progress.add_task("", total=len(distinct), completed=len(distinct) - len(left))
         if out.stat().st_size == 0:
             _append(file.fileno(), header)
             sync(out.parent)
@@ -117,7 +117,7 @@ def enhance_prompts(
 
 
 class StoredCaptions:
-    """Serve captions from a file in training; an enhancer that asks nobody.
+    """Serve captions from a file in training; no language model is asked.
 
     Args:
         path: File that :func:`enhance_prompts` wrote.
@@ -125,7 +125,7 @@ class StoredCaptions:
             each seed.
 
     Raises:
-        CaptionError: If the file cannot be read, is damaged, or holds fewer captions a prompt.
+        CaptionError: If the file cannot be read, is damaged, or holds fewer captions per prompt.
         ValueError: If ``num_captions`` is below 1.
     """
 
@@ -143,31 +143,31 @@ class StoredCaptions:
         for prompt, captions in self._captions.items():
             if len(captions) < num_captions:
                 msg = (
-                    f"`num_captions` must be at most what {str(path)!r} holds a prompt, "
+                    f"`num_captions` must be at most what {str(path)!r} holds per prompt, "
                     f"{len(captions)} for {prompt!r}; got {num_captions}."
                 )
                 raise CaptionError(msg)
 
     def num_captions(self, group_size: int) -> int:
-        """Tell K, whatever the size of the group."""
+        """Return K, which does not depend on the size of the group."""
         del group_size
         return self._num_captions
 
     def __call__(
         self, prompts: Sequence[str], images: GroupImages | None = None, *, seed: int
     ) -> list[tuple[Caption, ...]]:
-        """Look the captions up; images are not looked at.
+        """Look the captions up; images are ignored.
 
         Args:
             prompts: Texts, spelt as in the file.
             images: Ignored.
-            seed: Of the draw among more than K captions.
+            seed: Seed of the draw where a prompt has more than K captions.
 
         Returns:
-            K captions a prompt, in the order of the file.
+            K captions per prompt, in the order of the file.
 
         Raises:
-            CaptionError: If prompts are absent from the file, naming them.
+            CaptionError: If prompts are absent from the file; names them.
         """
         del images
         self.require(prompts)
@@ -180,7 +180,7 @@ class StoredCaptions:
             prompts: Texts, spelt as in the file.
 
         Raises:
-            CaptionError: Names the first of them, and says how to make theirs.
+            CaptionError: If a prompt has none; names the first ones and how to make captions.
         """
         absent = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._captions))
         if absent:
@@ -193,8 +193,8 @@ class StoredCaptions:
 
     def _drawn(self, prompt: str, seed: int) -> tuple[Caption, ...]:
         captions = self._captions[prompt]
-        kept = stream(seed, prompt).sample(range(len(captions)), self._num_captions)
-        return tuple(captions[index] for index in sorted(kept))
+        indices = stream(seed, prompt).sample(range(len(captions)), self._num_captions)
+        return tuple(captions[index] for index in sorted(indices))
 
 
 def _record(prompt: str, captions: Sequence[Caption]) -> dict[str, Any]:
@@ -211,21 +211,22 @@ def _append(descriptor: int, value: Mapping[str, Any]) -> None:
 
 
 def _resume(path: Path, header: Mapping[str, Any]) -> Mapping[str, tuple[Caption, ...]]:
-    """Cut off an unfinished line and return what is stored, made in the same way."""
+    """Cut off an unfinished line and return the stored captions; refuse another header."""
     if not path.exists():
         return {}
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
-    # A file of something else that has no line end is not ours to cut.
+    # A file of another kind without a line end must not be cut.
     if not whole and not content.startswith(b'{"captions_file"'[: len(content)]):
         raise CaptionError(f"{str(path)!r} must hold stored captions, or not exist.")
-    found, captions = _read(path, content) if whole else ({}, {})
-    if whole and found != header:
-        names = [name for name in {**found, **header} if found.get(name) != header.get(name)]
-        told = "; ".join(
-            f"`{name}` is {found.get(name)!r} there and {header.get(name)!r} here" for name in names
+    stored, captions = _read(path, content) if whole else ({}, {})
+    if whole and stored != header:
+        names = [name for name in {**stored, **header} if stored.get(name) != header.get(name)]
+        differences = "; ".join(
+            f"`{name}` is {stored.get(name)!r} there and {header.get(name)!r} here"
+            for name in names
         )
-        msg = f"{str(path)!r} was made in another way: {told}. Write to another file."
+        msg = f"{str(path)!r} was made in another way: {differences}. Write to another file."
         raise CaptionError(msg)
     if whole < len(content):
         os.truncate(path, whole)
@@ -248,15 +249,15 @@ def _read(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, tuple[C
                 header = dict(value)
                 fits = header["captions_file"] == _VERSION
             else:
-                prompt, made = value["prompt"], tuple(Caption(**each) for each in value["captions"])
-                texts = (prompt, *(text for c in made for text in (c.caption, c.instruction)))
+                prompt, row = value["prompt"], tuple(Caption(**each) for each in value["captions"])
+                texts = (prompt, *(text for c in row for text in (c.caption, c.instruction)))
                 fits = all(isinstance(text, str) for text in texts) and prompt not in captions
-                captions[prompt] = made
+                captions[prompt] = row
         except (ValueError, LookupError, TypeError, RecursionError):
             fits = False
         if not fits:
-            what = "the header of stored captions" if number == 1 else "one new prompt's captions"
-            raise CaptionError(f"line {number} of {str(path)!r} must hold {what}; it does not.")
+            rule = "the header of stored captions" if number == 1 else "one new prompt's captions"
+            raise CaptionError(f"line {number} of {str(path)!r} must hold {rule}; it does not.")
     if not lines:
         raise CaptionError(f"{str(path)!r} must hold stored captions; it holds no whole line.")
     return header, captions

@@ -22,17 +22,17 @@ __all__ = ["WORDS", "GrammarEditor", "GrammarEnhancer", "one_word_edits"]
 
 
 class GrammarEnhancer:
-    """Describe every sample by measuring it: K = G, one caption a sample.
+    """Describe every sample by measuring it: K = G, one caption per sample.
 
-    Equal samples give equal captions, and a sample that is what the prompt says gives the
-    prompt: the truth comes before variety.
+    Equal samples give equal captions, and a sample that shows its prompt gets the prompt as its
+    caption.
 
     Args:
-        instructions: What captions may be asked to add, one drawn for each; some of
-            ``INSTRUCTIONS``. ``plain`` alone keeps to sentences that the world's judges know.
-        max_error: Largest error of a render that still explains an image, in shares of the
-            render's energy [1]; positive.
-        on_refusal: What happens when a sample cannot be described.
+        instructions: Words that captions may be asked to add, one drawn per caption; some of
+            ``INSTRUCTIONS``. ``plain`` alone gives sentences that the world's judges know.
+        max_error: Largest error of a match, relative to the render's energy [1]; positive.
+        on_refusal: Whether an error or the prompt stands in for a sample that cannot be
+            described.
 
     Raises:
         ValueError: If an instruction is unknown, none is given, or ``max_error`` is not
@@ -58,34 +58,34 @@ class GrammarEnhancer:
         self._on_refusal = on_refusal
 
     def num_captions(self, group_size: int) -> int:
-        """Tell K: one caption a sample."""
+        """Return K: one caption per sample."""
         return group_size
 
     def __call__(
         self, prompts: Sequence[str], images: GroupImages | None = None, *, seed: int
     ) -> list[tuple[Caption, ...]]:
-        """Make the captions; what a prompt says has no part in them.
+        """Make the captions; the texts of the prompts do not enter them.
 
         Args:
-            prompts: Texts.
-            images: One group of samples a prompt. Of several views the best explained one is
-                described, without a side.
-            seed: Of the instructions drawn.
+            prompts: Texts that the samples were made for.
+            images: One group of samples per prompt. Of several views the one with the least
+                error is described, without a side.
+            seed: Seed of the draws.
 
         Returns:
-            One caption a sample, in the samples' order. Where the word asked for cannot be
-            said of a sample, its caption is plain, and says so.
+            One caption per sample, in the samples' order. A sample that does not have the word
+            asked for gets a plain caption with the instruction ``plain``.
 
         Raises:
             CaptionError: If a sample cannot be described and ``on_refusal`` is ``raise``.
             ValueError: If there are not as many groups as prompts, or images are not square.
         """
         groups = checked_groups(prompts, images)
-        found = iter(describe_each(groups.flatten(0, 2), max_error=self._max_error))
+        descriptions = iter(describe_each(groups.flatten(0, 2), max_error=self._max_error))
         _, samples, views = groups.shape[:3]
         return [
             tuple(
-                self._caption(prompt, index, list(islice(found, views)), seed)
+                self._caption(prompt, index, list(islice(descriptions, views)), seed)
                 for index in range(samples)
             )
             for prompt in prompts
@@ -95,18 +95,18 @@ class GrammarEnhancer:
         self, prompt: str, index: int, views: Sequence[Description | CaptionError], seed: int
     ) -> Caption:
         instruction = stream(seed, prompt, index).choice(self._instructions)
-        found = [view for view in views if isinstance(view, Description)]
-        if not found:
+        described = [view for view in views if isinstance(view, Description)]
+        if not described:
             if self._on_refusal == "prompt":
                 return Caption(caption=prompt, instruction=NO_INSTRUCTION, sample=index)
             msg = f"no caption for the prompt {prompt!r}, sample {index}: {views[-1]}"
             raise CaptionError(msg)
-        best = min(found, key=lambda description: description.error)
+        best = min(described, key=lambda description: description.error)
         if instruction == "side" and len(views) > 1:
             instruction = "plain"
         text = best.caption(instruction)
-        told = "plain" if text == str(best.said) else instruction
-        return Caption(caption=text, instruction=told, sample=index)
+        instruction = "plain" if text == str(best.prompt) else instruction
+        return Caption(caption=text, instruction=instruction, sample=index)
 
 
 WORDS: Final = {
@@ -115,17 +115,17 @@ WORDS: Final = {
     "part_colour": COLOURS,
     "part": PARTS,
 }
-"""What a word of a prompt may be changed into, by the word's name."""
+"""Choices for each word of a prompt, by the word's name."""
 
 
 def one_word_edits(prompt: Prompt) -> list[tuple[str, Prompt]]:
     """List the prompts that differ in one word, each with that word's name.
 
     Args:
-        prompt: Of the grammar.
+        prompt: Sentence of the grammar.
 
     Returns:
-        Pairs in a fixed order; both colours stay apart.
+        Pairs in a fixed order; the two colours always differ.
 
     Examples:
         >>> from mvczigal_ref.tiny_world.grammar import parse
@@ -133,22 +133,21 @@ def one_word_edits(prompt: Prompt) -> list[tuple[str, Prompt]]:
         >>> len(edits), str(edits[-1][1])
         (12, 'a red cube with a white fin')
     """
-    found = []
+    edits = []
     for name, choices in WORDS.items():
         for word in choices:
             edited = replace(prompt, **{name: word})
             if edited != prompt and edited.body_colour != edited.part_colour:
-                found.append((name, edited))
-    return found
+                edits.append((name, edited))
+    return edits
 
 
 class GrammarEditor:
-    """Change one word of the prompt for every caption; a sample is not looked at.
+    """Change one word of the prompt for every caption; images are ignored.
 
     Source:
-        The offline enhancer of arXiv:2603.12648 (MV-GRPO) rewrites prompts by a language model;
-        of its edits only the replacement of a word stays within the world's grammar, which the
-        world's judges can read.
+        The offline enhancer of arXiv:2603.12648 (MV-GRPO) rewrites prompts by a language model.
+        Of its edits, only replacing a word stays within the grammar that the world's judges read.
 
     Args:
         num_captions: K, distinct for each prompt [1]; at least 1.
@@ -156,7 +155,7 @@ class GrammarEditor:
 
     Raises:
         ValueError: If a word is unknown, none is given, or ``num_captions`` is below 1 or above
-            what one word can make.
+            the number of possible edits.
 
     Examples:
         >>> edit = GrammarEditor(num_captions=2)
@@ -171,14 +170,14 @@ class GrammarEditor:
             msg = f"`words` must be some of {tuple(WORDS)}; got {tuple(words)}."
             raise ValueError(msg)
         self._words = frozenset(words)
-        most = len(self._edits("a red cube with a white nose"))  # as of any prompt
+        most = len(self._edits("a red cube with a white nose"))  # as many for every prompt
         if not 1 <= num_captions <= most:
             msg = f"`num_captions` must be from 1 to {most}; got {num_captions}."
             raise ValueError(msg)
         self._num_captions = num_captions
 
     def num_captions(self, group_size: int) -> int:
-        """Tell K, whatever the size of the group."""
+        """Return K, which does not depend on the size of the group."""
         del group_size
         return self._num_captions
 
@@ -190,10 +189,10 @@ class GrammarEditor:
         Args:
             prompts: Sentences of the grammar.
             images: Ignored.
-            seed: Of the draw.
+            seed: Seed of the draw.
 
         Returns:
-            K captions a prompt, each named by the word that it changes.
+            K captions per prompt, each named by the word that it changes.
 
         Raises:
             ConfigError: If a prompt is no sentence of the grammar.

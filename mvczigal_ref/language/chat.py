@@ -1,8 +1,8 @@
 """A client of chat models that are served over HTTP in OpenAI's request format.
 
-A question is one message of text and images, an answer is a text. Everything that comes
-back is bounded: in time, in bytes and in tries. Nothing is retried that another try cannot
-mend, and no redirect is followed, so a key goes to the named host alone.
+A question is one message of text and images, an answer is a text. Answers are bounded in time,
+in bytes and in tries. Only failures that may pass are retried, and no redirect is followed, so a
+key goes to the named host alone.
 """
 
 import base64
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 MAX_BODY_BYTES = 1 << 20
-"""A longer response is refused; thousands of tokens fit many times over."""
+"""Longest response [bytes]; a longer one is refused. Thousands of tokens fit easily."""
 
 
 MAX_PAUSE_S = 30.0
-"""The longest pause between two tries, whatever the server asks for."""
+"""Longest pause between two tries, whatever the server asks for [s]."""
 
 
 AnyImage = Float[Tensor, "rgb _ _"]
-"""Of any size, also beside others."""
+"""Image of any size; several in one question may differ in size."""
 
 
 _PATH = "/chat/completions"
@@ -51,15 +51,15 @@ class ChatUnavailableError(ServiceUnavailableError):
 
 
 class ChatAnswerError(ValueError):
-    """The endpoint answered, but with something that is no answer."""
+    """The endpoint responded, but without a usable answer."""
 
 
 class ChatRefusedError(ChatAnswerError, ConfigError):
-    """The endpoint does not take the request, as it was set up: asking again would not help."""
+    """The endpoint refuses the request; asking again would not help."""
 
 
 def png_data_url(image: Float[Tensor, "rgb height width"]) -> str:
-    """Give an image as a PNG inside a URL, for a message to carry.
+    """Encode an image as a PNG inside a URL, for a message.
 
     Args:
         image: RGB, finite; values outside [0, 1] are clamped, then rounded to 8 bits.
@@ -68,7 +68,7 @@ def png_data_url(image: Float[Tensor, "rgb height width"]) -> str:
         A ``data:`` URL; equal pixels give equal text.
 
     Raises:
-        ValueError: If the image has no pixels, not three channels, or a NaN.
+        ValueError: If the image has no pixels, other than three channels, or a NaN.
 
     Examples:
         >>> png_data_url(torch.zeros(3, 2, 2))[:22]
@@ -88,7 +88,7 @@ def png_data_url(image: Float[Tensor, "rgb height width"]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChatEndpoint:
-    """A served model: where it is, and how it is asked.
+    """A served model: its address, and the settings of its questions.
 
     Each question opens its own connection, so one endpoint serves several threads.
     Proxies named in the environment are not used.
@@ -100,7 +100,7 @@ class ChatEndpoint:
     """
 
     base_url: str
-    """Up to and with the version, such as ``http://127.0.0.1:8000/v1``."""
+    """URL up to and including the version, such as ``http://127.0.0.1:8000/v1``."""
 
     model: str
     """Name under which the server knows the model."""
@@ -115,19 +115,19 @@ class ChatEndpoint:
     """Longest answer [tokens]."""
 
     temperature: float = field(default=0.0, kw_only=True)
-    """Of the model's sampling [1]; 0 takes the likeliest token."""
+    """Temperature of the model's sampling [1]; 0 takes the likeliest token."""
 
     seed: int | None = field(default=0, kw_only=True)
-    """Of the model's sampling, sent along; None leaves it out for servers that refuse it."""
+    """Seed of the model's sampling, sent along; None leaves it out for servers that refuse it."""
 
     api_key_env: str | None = field(default=None, kw_only=True)
     """Environment variable that holds the key; None sends no key."""
 
     backoff_s: float = field(default=0.5, kw_only=True)
-    """Pause before the second try; doubled for each further one, up to 30 s [s]."""
+    """Pause before the second try, doubled for each further one, up to 30 s [s]."""
 
     sleep: Callable[[float], None] | None = field(default=None, kw_only=True, repr=False)
-    """Waits so many seconds; what it raises ends the question. The clock's own if None."""
+    """Waits so many seconds; its exceptions end the question. ``time.sleep`` if None."""
 
     def __post_init__(self) -> None:
         split_url(self.base_url)
@@ -150,7 +150,7 @@ class ChatEndpoint:
 
     @property
     def url(self) -> str:
-        """Where questions are sent."""
+        """Address that questions are sent to."""
         return self.base_url.rstrip("/") + _PATH
 
     def ask(
@@ -163,18 +163,18 @@ class ChatEndpoint:
         """Send one message and wait for its answer.
 
         Args:
-            text: What the model reads after the images.
+            text: Text that the model reads after the images.
             images: RGB in [0, 1], in the order in which the model sees them; sizes may
                 differ.
-            seed: Of this question alone; the endpoint's own when None.
+            seed: Seed of this question; the endpoint's own when None.
 
         Returns:
             The answer, stripped; never empty.
 
         Raises:
             ChatUnavailableError: If no try was answered.
-            ChatRefusedError: If the endpoint does not take the request.
-            ChatAnswerError: If its answer is cut, empty, too long or not in the expected
+            ChatRefusedError: If the endpoint refuses the request.
+            ChatAnswerError: If its answer is cut, empty, too long or of an unexpected
                 form.
             ValueError: If the environment lacks the key, or an image is unfit.
         """
@@ -187,14 +187,14 @@ class ChatEndpoint:
                 wait = self.sleep or time.sleep
                 wait(min(max(pause, self.backoff_s * 2.0 ** (attempt - 1)), MAX_PAUSE_S))
             try:
-                return _answer(self._post(body, key))
+                return _answer(self._post(body, key), key)
             except TryAgainError as error:
-                last, pause = str(error), error.pause_s
+                last, pause = _without(str(error), key), error.pause_s
         msg = f"`{self.url}` must answer; got {last} at the last of {self.retries + 1} tries."
         raise ChatUnavailableError(msg)
 
     def _key(self) -> str | None:
-        """Read the key, and refuse one that no header can hold without saying it."""
+        """Read the key; refuse one that no header can hold, without quoting it."""
         if self.api_key_env is None:
             return None
         key = os.environ.get(self.api_key_env, "").strip()
@@ -213,7 +213,7 @@ class ChatEndpoint:
         ]
         request: dict[str, object] = {
             "model": self.model,
-            # Text-only servers know strings alone.
+            # Text-only servers accept strings alone.
             "messages": [
                 {
                     "role": "user",
@@ -229,7 +229,7 @@ class ChatEndpoint:
         return json.dumps(request, allow_nan=False).encode()
 
     def _post(self, body: bytes, key: str | None) -> bytes:
-        """Send the request once; return what came back if the endpoint accepted it."""
+        """Send the request once, and return the body of an accepting response."""
         reply = post(
             self.base_url,
             _PATH,
@@ -240,41 +240,46 @@ class ChatEndpoint:
         )
         if reply.status == HTTPStatus.OK:
             return reply.content
-        said = f"status {reply.status}: {_excerpt(reply.content, key)}"
+        answer = f"status {reply.status}: {_excerpt(reply.content, key)}"
         if reply.status in TRANSIENT:
-            raise TryAgainError(said, reply.retry_after_s)
-        msg = f"`{self.url}` must accept the request; got {said}"
+            raise TryAgainError(answer, reply.retry_after_s)
+        msg = f"`{self.url}` must accept the request; got {answer}"
         raise ChatRefusedError(msg)
 
 
-def _answer(content: bytes) -> str:
-    """Find the text in a response."""
+def _answer(content: bytes, key: str | None) -> str:
+    """Take the text out of a response; a key that the server quotes is left out."""
     if len(content) > MAX_BODY_BYTES:
         msg = f"The answer must be at most {MAX_BODY_BYTES} bytes long; got more. Lower max_tokens."
         raise ChatAnswerError(msg)
     try:
         response = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise TryAgainError(f"no JSON but {_excerpt(content, None)}") from error
+        raise TryAgainError(f"no JSON but {_excerpt(content, key)}") from error
     try:
         choice = response["choices"][0]
         text, reason = choice["message"]["content"], choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError) as error:
-        msg = f"The answer must hold choices[0].message.content; got {_excerpt(content, None)}."
+        msg = f"The answer must hold choices[0].message.content; got {_excerpt(content, key)}."
         raise ChatAnswerError(msg) from error
     if reason == "length":
         msg = "The answer must be whole; got one that was cut. Raise `max_tokens`."
         raise ChatAnswerError(msg)
     if not isinstance(text, str) or not text.strip() or reason == "content_filter":
-        msg = f"The answer must hold text; got {_excerpt(content, None)}."
+        msg = f"The answer must hold text; got {_excerpt(content, key)}."
         raise ChatAnswerError(msg)
     # Half a surrogate pair is a string that no file takes.
-    return text.strip().encode("utf-8", "replace").decode("utf-8")
+    return _without(text.strip(), key).encode("utf-8", "replace").decode("utf-8")
 
 
 def _excerpt(content: bytes, key: str | None) -> str:
     """Quote the start of a response, without the key that a server may send back."""
-    text = content[: 1 << 16].decode("utf-8", "replace")
-    if key:
-        text = text.replace(key, "[key]")
+    text = _without(content[: 1 << 16].decode("utf-8", "replace"), key)
     return repr(text[:200])
+
+
+def _without(text: str, key: str | None) -> str:
+    """Leave a key out of a text, as it is or as JSON writes it."""
+    for form in {key, json.dumps(key)[1:-1]} if key else ():
+        text = text.replace(str(form), "[key]")
+    return text

@@ -1,6 +1,6 @@
-r"""Language models that run in this process, asked like served ones.
+r"""Language models that run in this process, with the interface of served ones.
 
-A token is drawn as the largest of logits plus Gumbel noise, which has the law of the softmax,
+A token is drawn as the largest of logits plus Gumbel noise, which is distributed as the softmax,
 
 .. math:: \arg\max_i \big(\ell_i - \log(-\log u_i)\big), \qquad u_i \sim U(0, 1)
 
@@ -32,7 +32,7 @@ from mvczigal_ref.models.loading import quiet
 
 __all__ = ["LocalLanguageModel", "LocalVisionLanguageModel"]
 
-# Nothing is fetched, no code beside the library's own is run, and no pickle is opened.
+# Nothing is fetched, no code besides the library's own is run, and no pickle is opened.
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -41,12 +41,13 @@ class LocalLanguageModel:
 
     Args:
         model: Causal language model of transformers; used in evaluation mode.
-        tokenizer: With a chat template.
+        tokenizer: Tokenizer with a chat template.
         max_new_tokens: Longest answer [1]; one that is cut is an error, as with a served model.
-        temperature: Of the sampling [1]; 0 takes the likeliest token.
-        top_p: Share of probability that the likeliest tokens drawn from hold [1], in (0, 1].
-        seed: Of the questions that bring none.
-        thinking: Whether a model that can think aloud does; leave room for the thoughts.
+        temperature: Temperature of the sampling [1]; 0 takes the likeliest token.
+        top_p: Tokens are drawn from the likeliest ones that together have this probability
+            [1], in (0, 1].
+        seed: Seed of questions without a seed of their own.
+        thinking: Whether a model that can write its thoughts does; they count as tokens.
 
     Raises:
         ValueError: If a setting is out of range, or the tokenizer has no chat template.
@@ -84,7 +85,7 @@ class LocalLanguageModel:
             eos_token_id=self._ends,
             pad_token_id=self._ends[0] if pad is None else pad,
         )
-        # What the folder recommends for sampling would contradict ours, and be logged.
+        # The sampling settings of the folder would contradict ours, and be logged.
         model.generation_config = self._config
 
     @classmethod
@@ -96,13 +97,13 @@ class LocalLanguageModel:
         dtype: torch.dtype = torch.bfloat16,
         **settings: Any,  # noqa: ANN401
     ) -> "LocalLanguageModel":
-        """Load a model that lies in a folder or in the hub's cache; nothing is fetched.
+        """Load a model from a folder or the hub's cache; nothing is fetched.
 
         Args:
-            source: Folder, or the hub's name of a model that was fetched before.
-            device: Where the model runs.
-            dtype: Its floating type.
-            **settings: Of the constructor.
+            source: Folder, or hub id of a model that was fetched before.
+            device: Device that the model runs on.
+            dtype: Floating type of the model.
+            **settings: Keywords of the constructor.
 
         Returns:
             The model, ready to be asked.
@@ -142,9 +143,9 @@ class LocalLanguageModel:
         """Answer one question.
 
         Args:
-            text: What the model reads; must not hold the tokenizer's own markup.
-            images: None, for a model of text alone.
-            seed: Of the answer's sampling; the model's own when None.
+            text: Text that the model reads, without the tokenizer's own markup.
+            images: Empty, as this model reads text alone.
+            seed: Seed of the answer's sampling; the model's own when None.
 
         Returns:
             The answer, without special tokens.
@@ -159,7 +160,7 @@ class LocalLanguageModel:
         return self._answer(self._ids(text, 0), {}, self._seed if seed is None else seed)
 
     def _ids(self, text: str, num_images: int) -> Tensor:
-        """Write the question as the model's chat template wants it."""
+        """Write the question in the model's chat template, and turn it into token ids."""
         for token in self._tokenizer.get_added_vocab():
             if token in text:
                 msg = f"`text` must not hold the tokenizer's markup; got {token!r}. Take it out."
@@ -206,9 +207,9 @@ class LocalVisionLanguageModel(LocalLanguageModel):
 
     Args:
         model: Qwen3-VL.
-        tokenizer: With the model's chat template.
-        image_processor: That of the model.
-        **settings: Of :class:`LocalLanguageModel`.
+        tokenizer: Tokenizer with the model's chat template.
+        image_processor: The model's image processor.
+        **settings: Keywords of :class:`LocalLanguageModel`.
     """
 
     def __init__(
@@ -258,7 +259,7 @@ class LocalVisionLanguageModel(LocalLanguageModel):
             return_tensors="pt",
         )
         grid = seen["image_grid_thw"]
-        # The template leaves one token an image; the model wants one a patch after merging.
+        # The template writes one token per image; the model needs one per patch after merging.
         token = self._model.config.image_token_id
         counts = iter((grid.prod(-1) // self._image_processor.merge_size**2).tolist())
         wide = [[i] * (next(counts) if i == token else 1) for i in ids[0].tolist()]
@@ -283,7 +284,7 @@ class _GumbelNoise(LogitsProcessor):
         logits = scores.double() / self._temperature
         ordered, index = logits.sort(dim=-1, descending=True)
         share = ordered.softmax(-1)
-        # The likeliest token stays whatever `top_p` is, since nothing is before it.
+        # The likeliest token stays whatever `top_p` is, since no probability comes before it.
         beyond = share.cumsum(-1) - share >= self._top_p
         logits = logits.scatter(-1, index, ordered.masked_fill(beyond, -math.inf))
         u = torch.rand(logits.shape, generator=self._generator, dtype=torch.float64)

@@ -11,7 +11,7 @@ __all__ = ["LanguageModel"]
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """Answer a question; a served model and a local one are asked alike."""
+    """Answers questions; served and local models have the same interface."""
 
     def ask(
         self,
@@ -20,12 +20,12 @@ class LanguageModel(Protocol):
         *,
         seed: int | None = None,
     ) -> str:
-        """Answer one question, which knows no other.
+        """Answer one question, independent of all others.
 
         Args:
-            text: What the model reads after the images.
-            images: In [0, 1], in the order in which the model sees them.
-            seed: Of the answer's sampling; the model's own when None.
+            text: Text that the model reads after the images.
+            images: RGB in [0, 1], in the order in which the model sees them.
+            seed: Seed of the answer's sampling; the model's own when None.
 
         Returns:
             The answer as the model gave it.

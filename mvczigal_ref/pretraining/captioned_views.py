@@ -1,4 +1,4 @@
-"""What the tiny world's flow model learns from: latents of single views, and their captions."""
+"""Training data of the tiny world's flow model: latents of single views, and their captions."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -17,14 +17,14 @@ from mvczigal_ref.tiny_world.scene import AZIMUTHS, SceneSet
 __all__ = ["ADDED_WORDS", "CaptionedViews", "captions"]
 
 ADDED_WORDS: Final = ("small", "large", "at", "left", "right")
-"""Words of captions that the prompts of the grammar do not have."""
+"""Words that captions have and the prompts of the grammar do not."""
 
 
-_PLAIN, _SMALL, _LARGE, _LEFT, _RIGHT = range(5)  # a prompt's captions
+_PLAIN, _SMALL, _LARGE, _LEFT, _RIGHT = range(5)  # places of a prompt's captions
 
 
 def captions(prompt: str) -> tuple[str, str, str, str, str]:
-    """List what may be said of images of a prompt: itself, and with a size or a side.
+    """List the captions of images of a prompt: itself, and itself with a size or a side.
 
     Args:
         prompt: A sentence of the grammar.
@@ -43,14 +43,14 @@ def captions(prompt: str) -> tuple[str, str, str, str, str]:
 class CaptionedViews:
     """Latents of every rendered object from the eight azimuths, and the captions' features.
 
-    A caption is the prompt. A share of them, where it can be said of the image, adds the size
-    (small and large are the lowest and the highest third of the sizes) or the side at which
-    the part sticks out: captions that describe an image are then no foreign words to the network.
+    A caption is the prompt. A share of the captions adds, where the image has it, the size (small
+    and large are the lowest and the highest third of the sizes) or the side at which the part
+    sticks out, so that the network also learns captions that describe an image.
 
     Args:
-        components: Encode images and captions.
+        components: Encoders of images and captions.
         scenes: The objects.
-        prompts: Sentences that ``scenes`` counts in.
+        prompts: Sentences that ``scenes.prompt_index`` points to.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class CaptionedViews:
     ]:
         """Draw clean latents, noise levels, noise and captions.
 
-        The levels are stratified, one in each equal part of [0, 1], and shifted as the
-        scheduler shifts those of its samples.
+        The levels are stratified, one in each equal part of [0, 1], and shifted as in the
+        scheduler.
 
         Args:
             batch: Rows [1].
             generator: Draws everything.
             dropout: Share of rows without a caption [1].
-            described: Share of rows whose caption adds a word, if one can be said [1].
+            described: Share of rows whose caption adds a word, where the image has one [1].
 
         Returns:
-            The four, captions as indices into ``captions``.
+            These four, captions as indices into ``captions``.
         """
         index = torch.randint(len(self.latent), (batch,), generator=generator)
         azimuth = torch.randint(len(AZIMUTHS), (batch,), generator=generator)
@@ -107,10 +107,10 @@ class CaptionedViews:
         """Gather the features of drawn captions.
 
         Args:
-            caption: Indices, one a row.
+            caption: Indices into ``captions``, one per row.
 
         Returns:
-            What the network is told.
+            Conditioning of the network.
         """
         return Conditioning(
             prompt_embeds=self.embeds[caption],

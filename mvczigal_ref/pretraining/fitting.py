@@ -1,4 +1,4 @@
-"""A plain training loop: AdamW, a warmed and falling rate, gradients averaged over processes."""
+"""A plain training loop: AdamW, warm-up and decay of the rate, gradients over processes."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from mvczigal_ref.distributed import World
 __all__ = ["Log", "averaged", "file_log", "optimiser_steps"]
 
 Log = Callable[[str, int, float], None]
-"""Takes a stage's name, the steps it has made and the mean loss since the last call."""
+"""Takes a stage's name, its number of steps so far and the mean loss since the last call."""
 
 
 def file_log(accelerator: Accelerator, path: Path) -> Log:
@@ -24,10 +24,10 @@ def file_log(accelerator: Accelerator, path: Path) -> Log:
 
     Args:
         accelerator: The processes.
-        path: Gets a line of JSON a call, after what it holds.
+        path: File that gets one line of JSON per call, at its end.
 
     Returns:
-        The log; its seconds count from now.
+        The log; it counts seconds from this call.
     """
     started = time.time()
 
@@ -60,20 +60,20 @@ def optimiser_steps(
     seed: int,
     log: Log,
 ) -> Iterator[int]:
-    """Run the optimiser over a loss, one yield a step.
+    """Minimise a loss, one yield per step.
 
     Args:
         accelerator: The processes, whose gradients are averaged.
-        module: Its parameters that require a gradient are trained.
-        loss: Draws a batch from a generator of this process and gives its loss.
-        name: Of the stage, for the log.
+        module: Network whose parameters with ``requires_grad`` are trained.
+        loss: Draws a batch from a generator of this process and returns its loss.
+        name: Name of the stage, for the log.
         steps: Length of the rate's schedule [steps].
         lr: Peak learning rate.
-        seed: Of the batches.
-        log: Told the mean loss every 50 steps, and of what is left at the end.
+        seed: Seed of the batches.
+        log: Called with the mean loss every 50 steps, and at the end.
 
     Yields:
-        The index of each step that was made.
+        The index of each finished step.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
@@ -82,12 +82,12 @@ def optimiser_steps(
     processes = World(
         rank=accelerator.process_index, size=accelerator.num_processes, device=accelerator.device
     )
-    running, told = 0.0, 0
+    running, logged = 0.0, 0
     for step in range(steps):
         value = loss(generator)
         value.backward()
         for p in trained:
-            if p.grad is None:  # weight decay is for all
+            if p.grad is None:  # weight decay applies to all
                 p.grad = torch.zeros_like(p)
         processes.mean_gradients(trained)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -96,17 +96,17 @@ def optimiser_steps(
         scheduler.step()
         running += float(value.detach())
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            log(name, step + 1, running / (step + 1 - told))
-            running, told = 0.0, step + 1
+            log(name, step + 1, running / (step + 1 - logged))
+            running, logged = 0.0, step + 1
         yield step
 
 
 def averaged(module: nn.Module, decay: float) -> AveragedModel:
-    """Copy a module into an exponential moving average of itself.
+    """Start an exponential moving average of a module.
 
     Args:
-        module: Whose parameters and buffers are averaged.
-        decay: Share of the average that a step keeps [1].
+        module: Module whose parameters and buffers are averaged.
+        decay: Weight of the old average in an update [1].
 
     Returns:
         The average, to be updated after each step.

@@ -1,7 +1,7 @@
-"""Train the tiny world's shipped flow model: FLUX's wiring on single views.
+"""Train the tiny world's shipped flow model: FLUX's architecture on single views.
 
 The autoencoder and CLIP are those of the multi-view weights and stay as they are; T5 is random.
-Two stages of conditional flow matching, the second at a falling rate from half the first's.
+Two stages of conditional flow matching; the second starts at half the first's rate.
 """
 
 import json
@@ -29,57 +29,57 @@ from mvczigal_ref.tiny_world.scene import sample_scenes
 __all__ = ["LAST_STAGE", "FlowPretrainConfig", "flow_matching_loss", "pretrain_flow", "untrained"]
 
 LAST_STAGE = "settle"
-"""Folder of the finished weights."""
+"""Name of the last stage and of the folder of finished weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowPretrainConfig:
-    """How the shipped flow weights are made; counts are per process unless said."""
+    """Settings of the shipped flow weights' training; counts are per process unless stated."""
 
     seed: int = 0
-    """Of weights, data and noise."""
+    """Seed of weights, data and noise."""
 
     weights: str = "tiny"
-    """Multi-view weights whose autoencoder and CLIP are taken: a folder, or the shipped ones."""
+    """Multi-view weights that give autoencoder and CLIP: a folder, or ``tiny`` (shipped)."""
 
     objects_per_prompt: int = 40
-    """Rendered objects a training prompt [1]."""
+    """Rendered objects per training prompt [1]."""
 
     num_heads: int = 3
     """Attention heads of the transformer [1]."""
 
     head_width: int = 32
-    """Width of each [1]."""
+    """Width of each attention head [1]."""
 
     num_layers: int = 3
-    """Blocks with a stream each for text and image [1]."""
+    """Blocks with separate streams for text and image [1]."""
 
     num_single_layers: int = 5
-    """Blocks with one stream for both [1]."""
+    """Blocks with one stream for text and image [1]."""
 
     max_tokens: int = 12
     """Length of T5's sequences [tokens]."""
 
     batch: int = 32
-    """Images a process and step [1]."""
+    """Images per process and optimiser step [1]."""
 
     paint_steps: int = 8500
     """Optimiser steps of the first stage [1]."""
 
     paint_lr: float = 2e-3
-    """Its peak learning rate."""
+    """Peak learning rate of the first stage."""
 
     settle_steps: int = 3500
     """Optimiser steps of the second stage [1]."""
 
     settle_lr: float = 1e-3
-    """Its peak learning rate."""
+    """Peak learning rate of the second stage."""
 
     prompt_dropout: float = 0.1
     """Share of images trained without a caption [1]."""
 
     described: float = 0.3
-    """Share of captions that add the size or the side, where one can be said [1]."""
+    """Share of captions that add the size or the side, where the image has one [1]."""
 
     snapshot_every: int = 1000
     """Steps between snapshots [1]."""
@@ -88,11 +88,11 @@ class FlowPretrainConfig:
 def pretrain_flow(out: Path, config: FlowPretrainConfig) -> FlowComponents:
     """Train the tiny world's flow model and write it to a folder.
 
-    A stage that has already written its folder is not run again, so a stopped run goes on from
-    the last finished stage.
+    A stage that has written its folder is not run again, so a stopped run continues after the last
+    finished stage.
 
     Args:
-        out: Folder of the stages' weights and ``pretrain_log.jsonl``.
+        out: Folder for the stages' weights and ``pretrain_log.jsonl``.
         config: Sizes and seeds.
 
     Returns:
@@ -131,9 +131,9 @@ def untrained(config: FlowPretrainConfig) -> FlowComponents:
     Returns:
         Components in evaluation mode.
     """
-    taken = load_components(weights_folder(config.weights))
-    width = taken.text_encoder.config.hidden_size
-    made = tiny_flow_components(
+    multiview = load_components(weights_folder(config.weights))
+    width = multiview.text_encoder.config.hidden_size
+    random = tiny_flow_components(
         seed=config.seed,
         num_heads=config.num_heads,
         head_width=config.head_width,
@@ -144,17 +144,17 @@ def untrained(config: FlowPretrainConfig) -> FlowComponents:
         words=(*TINY_WORDS, *ADDED_WORDS),
     )
     return replace(
-        made,
-        tokenizers=(taken.tokenizer, made.tokenizers[1]),
-        text_encoders=(taken.text_encoder, made.text_encoders[1]),
-        vae=taken.vae,
-        latent_mean=taken.latent_mean,
-        latent_std=taken.latent_std,
+        random,
+        tokenizers=(multiview.tokenizer, random.tokenizers[1]),
+        text_encoders=(multiview.text_encoder, random.text_encoders[1]),
+        vae=multiview.vae,
+        latent_mean=multiview.latent_mean,
+        latent_std=multiview.latent_std,
     )
 
 
 def _views(components: FlowComponents, config: FlowPretrainConfig) -> CaptionedViews:
-    """Render and encode what is learnt from: never a held-out prompt."""
+    """Render and encode the training data; no held-out prompt is among it."""
     prompts, _ = split_prompts()
     generator = torch.Generator().manual_seed(config.seed)
     scenes = sample_scenes(prompts, per_prompt=config.objects_per_prompt, generator=generator)
@@ -167,19 +167,19 @@ def flow_matching_loss(
     config: FlowPretrainConfig,
     generator: torch.Generator,
 ) -> Tensor:
-    r"""Draw a batch and compare the network's velocity with that of the straight path.
+    r"""Draw a batch and compare the network's velocity with the straight path's.
 
     .. math:: x_s = (1-s)\,x_0 + s\,\epsilon,\qquad
         L = \lVert v_\theta(x_s, s, c) - (\epsilon - x_0) \rVert^2
 
     Source:
-        Lipman et al., arXiv:2210.02747; Liu et al., arXiv:2209.03003. The levels are uniform,
-        shifted as those of FLUX's samples.
+        Lipman et al., arXiv:2210.02747; Liu et al., arXiv:2209.03003. The noise levels are
+        uniform, shifted as in FLUX.
 
     Args:
         policy: The network.
         data: Latents and captions.
-        config: Batch, dropout and share of described images.
+        config: Settings of batch, dropout and share of described images.
         generator: Draws everything.
 
     Returns:

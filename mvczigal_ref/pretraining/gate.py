@@ -1,4 +1,4 @@
-"""What a gate measures, what must hold of it, and how both are told."""
+"""Measurements of a gate on weights, the claims that must hold, and their table."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 VISIBLE = 0.9
-"""Share of samples that must show the named part in its colour [1]."""
+"""Least share of samples that must show the named part in its colour [1]."""
 
 
 WRONG = ("wrong_prompt", "blank", "noise")
-"""Kinds of images that every sample must beat."""
+"""Kinds of images that samples must score above."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,19 +35,19 @@ class GateRow:
     """Scores of one kind of images; standard errors are over prompts."""
 
     name: str
-    """What made the images."""
+    """Kind of the images, such as ``real`` or ``8 steps``."""
 
     per_view: float
     """Mean of the per-view score over views, prompts and noises [dB]."""
 
     per_view_error: float
-    """Its standard error [dB]; NaN for a single prompt."""
+    """Standard error of the mean per-view score [dB]; NaN for a single prompt."""
 
     joint: float
     """Mean of the joint score [dB]; NaN for single views."""
 
     joint_error: float
-    """Its standard error [dB]; NaN for a single prompt, and for single views."""
+    """Standard error of the mean joint score [dB]; NaN for a single prompt or single views."""
 
     part_visible: float
     """Share of objects, or of single views, that show the named part in its colour [1]."""
@@ -55,32 +55,32 @@ class GateRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """One thing that must hold of good weights."""
+    """One condition that good weights must meet."""
 
     text: str
-    """Such as ``joint: autoencoder > 8 steps``."""
+    """Condition in words, such as ``joint: autoencoder > 8 steps``."""
 
     margin: float
-    """By how much it holds [dB, or share of objects]; negative where it does not."""
+    """Margin by which the claim holds [dB, or share of objects]; negative if it fails."""
 
     @property
     def holds(self) -> bool:
-        """Whether it holds."""
+        """Whether the claim holds."""
         return self.margin >= 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:
-    """What the gate measured."""
+    """Result of a gate: scores, claims and images."""
 
     rows: tuple[GateRow, ...]
-    """One a kind of images, best first where all is well."""
+    """Scores, one row per kind of images; of good weights, the best comes first."""
 
     claims: tuple[Claim, ...]
-    """All of them, those that fail too."""
+    """All claims, also those that fail."""
 
     images: dict[str, Images]
-    """Under the first noise, by row."""
+    """Images of the first noise, by the name of the row."""
 
     @property
     def passed(self) -> bool:
@@ -105,14 +105,14 @@ class Gate:
 
 
 def check_settings(noises: int, steps: Sequence[int]) -> None:
-    """Refuse what no table can be made of.
+    """Refuse settings that give no table.
 
     Args:
-        noises: Initial noises a prompt; at least 1.
+        noises: Initial noises per prompt [1]; at least 1.
         steps: Step counts, largest first; at least two.
 
     Raises:
-        ValueError: If ``noises`` is below 1 or ``steps`` are not falling.
+        ValueError: If ``noises`` is below 1 or ``steps`` do not fall.
     """
     if noises < 1:
         msg = f"`noises` must be at least 1; got {noises}."
@@ -123,7 +123,7 @@ def check_settings(noises: int, steps: Sequence[int]) -> None:
 
 
 def steps_name(count: int) -> str:
-    """Name the row of samples in so many steps."""
+    """Name the row of samples that took this many steps."""
     return f"{count} steps"
 
 
@@ -133,11 +133,11 @@ def scored(
     """Score one kind of images.
 
     Args:
-        name: What made them.
-        rounds: One object a prompt, once a noise.
-        prompts: What was asked for.
-        sets: Whether the views of an object belong together; otherwise each is an image of its
-            own, without a joint score, and shows the part or not.
+        name: Kind of the images.
+        rounds: Images of one object per prompt; one entry per noise.
+        prompts: Prompts of the images.
+        sets: Whether the views of an object belong together; if not, there is no joint score,
+            and the visible part is counted per view instead of per object.
 
     Returns:
         The row.
@@ -169,15 +169,15 @@ def _mean(scores: list[torch.Tensor]) -> tuple[float, float]:
 def ordered(
     table: Mapping[str, GateRow], pairs: Iterable[tuple[str, str]], scores: Sequence[str]
 ) -> list[Claim]:
-    """Claim that one row scores above another.
+    """Make the claims that one row scores above another.
 
     Args:
         table: Rows by name.
-        pairs: Better and worse.
+        pairs: Names of the better and the worse row.
         scores: ``per_view``, ``joint`` or both.
 
     Returns:
-        One claim a score and pair.
+        One claim per score and pair.
     """
     pairs = list(pairs)
     return [

@@ -1,4 +1,4 @@
-"""The gate of the tiny world's flow weights, which paint single views."""
+"""The gate of the tiny world's flow weights, which generate single views."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ from mvczigal_ref.tiny_world.scene import AZIMUTHS, sample_scenes
 
 __all__ = ["gate_flow"]
 
-_OCCASION = "flow gate"  # its noise is apart from every iteration's
+_OCCASION = "flow gate"  # gives noise that no training iteration has
 
 
 def gate_flow(
@@ -45,39 +45,39 @@ def gate_flow(
 ) -> Gate:
     r"""Judge a flow model's single views on prompts that it was never trained on.
 
-    On the per-view score ``real > autoencoder >`` the step counts, largest first,
-    ``> wrong_prompt, blank, noise``. A prompt does not say where the camera stands, and from
-    behind no part is seen: so the largest step count must show the part nine tenths as often as
-    real renders do. Real renders are all eight azimuths of the scenes; samples are the ODE's, on
-    the scheduler's grid.
+    The per-view score must fall in the order ``real``, ``autoencoder``, the step counts, largest
+    first, then ``wrong_prompt``, ``blank`` and ``noise``. A prompt does not name the camera, and
+    no part is seen from behind; so samples of the largest step count must show the part at least
+    nine tenths as often as real renders. Real renders are all eight azimuths of the scenes;
+    samples follow the ODE on the scheduler's grid.
 
     Args:
         components: Transformer, autoencoder and text encoders.
-        seed: Of scenes and noise; the same seed gives the same numbers.
-        noises: Scenes and initial noises a prompt; at least 1.
+        seed: Seed of scenes and noise; the same seed gives the same numbers.
+        noises: Scenes and initial noises per prompt [1]; at least 1.
         steps: Step counts, largest first; at least two.
-        guidance_scale: Strength of the prompt [1]; 1 is unguided, above it the empty prompt is
-            led away from.
+        guidance_scale: Guidance scale [1]; 1 is unguided, above 1 samples are led away from
+            those of the empty prompt.
         prompts: Sentences of the grammar; the held-out ones if absent.
 
     Returns:
-        Scores with standard errors, every claim with its margin, and the images: samples one view
-        a noise.
+        Scores with standard errors, every claim with its margin, and the images, with one view
+        per noise of a sample.
 
     Raises:
-        ValueError: If ``noises`` is below 1 or ``steps`` are not falling.
+        ValueError: If ``noises`` is below 1 or ``steps`` do not fall.
     """
     check_settings(noises, steps)
-    said = list(split_prompts()[1] if prompts is None else prompts)
-    images = _renders(components, said, seed, noises)
+    texts = list(split_prompts()[1] if prompts is None else prompts)
+    images = _renders(components, texts, seed, noises)
     for count in steps:
         views = [
-            _sampled(components, said, seed, noise, count, guidance_scale)
+            _sampled(components, texts, seed, noise, count, guidance_scale)
             for noise in range(noises)
         ]
         images[steps_name(count)] = torch.cat(views, 1)
     images |= {name: images.pop(name) for name in WRONG}  # the table's last rows
-    rows = tuple(scored(name, [images[name]], said, sets=False) for name in images)
+    rows = tuple(scored(name, [images[name]], texts, sets=False) for name in images)
     return Gate(rows=rows, claims=_claims(rows, steps), images=images)
 
 
@@ -85,7 +85,7 @@ def gate_flow(
 def _renders(
     components: FlowComponents, prompts: list[str], seed: int, noises: int
 ) -> dict[str, Images]:
-    """Render scenes from all azimuths, and what must score below every sample."""
+    """Render scenes from all azimuths, and the kinds that must score below every sample."""
     generator = derived_generator(seed, _OCCASION)
     scenes = sample_scenes(prompts, per_prompt=noises, generator=generator)
     index = torch.arange(len(scenes.maps))
@@ -116,7 +116,7 @@ def _sampled(
     num_steps: int,
     guidance_scale: float,
 ) -> Images:
-    """Follow the ODE from one noise a prompt."""
+    """Follow the ODE from one noise per prompt."""
     policy, device = components.policy, components.policy.device
     channels = components.vae.config.latent_channels
     edge = IMAGE_SIZE // 2 ** (len(components.vae.config.block_out_channels) - 1)

@@ -1,4 +1,4 @@
-"""The gate of the tiny world's weights: do samples rank where good ones must?"""
+"""The gate of the tiny world's multi-view weights: scores must have the order of good weights."""
 
 from collections.abc import Sequence
 
@@ -29,13 +29,13 @@ from mvczigal_ref.tiny_world.scene import WORLD_RIG
 __all__ = ["gate"]
 
 CEILING_DB = 2.0
-"""How far below the autoencoder's joint score the samples may lie [dB]."""
+"""Largest gap between the joint scores of autoencoder and samples [dB]."""
 
 
-_OCCASION = "gate"  # its noise is apart from every iteration's
+_OCCASION = "gate"  # gives noise that no training iteration has
 
 
-_AT_ONCE = 20  # objects
+_AT_ONCE = 20  # objects sampled in one batch
 
 
 def gate(
@@ -49,24 +49,25 @@ def gate(
 ) -> Gate:
     r"""Judge weights on prompts that they were never trained on.
 
-    On both scores ``real > autoencoder >`` the larger step counts ``>`` the smallest step count
-    ``> wrong_prompt, blank, noise``; the joint score of the largest step count within 2 dB of the
-    autoencoder's; the named part visible on 9 of 10 objects at that step count. Samples come from
-    latent consistency sampling of a velocity network on the plain scaled-linear schedule.
+    Both scores must fall in the order ``real``, ``autoencoder``, the larger step counts, the
+    smallest step count, then ``wrong_prompt``, ``blank`` and ``noise``. The joint score of the
+    largest step count must lie within 2 dB of the autoencoder's, and the named part must be visible
+    on 9 of 10 objects at that step count. Samples come from latent consistency sampling of a
+    velocity network on the plain scaled-linear schedule.
 
     Args:
         components: Network, autoencoder and text encoders.
-        seed: Of scenes and noise; the same seed gives the same numbers.
-        noises: Scenes and initial noises a prompt; at least 1.
+        seed: Seed of scenes and noise; the same seed gives the same numbers.
+        noises: Scenes and initial noises per prompt [1]; at least 1.
         steps: Step counts, largest first; at least two.
-        guidance_scale: Strength of the prompt [1].
+        guidance_scale: Guidance scale [1].
         prompts: Sentences of the grammar; the held-out ones if absent.
 
     Returns:
         Scores with standard errors, and every claim with its margin.
 
     Raises:
-        ValueError: If ``noises`` is below 1 or ``steps`` are not falling.
+        ValueError: If ``noises`` is below 1 or ``steps`` do not fall.
 
     Examples:
         >>> from mvczigal_ref.models.tiny import tiny_components
@@ -78,11 +79,11 @@ def gate(
         (['real', 'autoencoder', '2 steps', '1 steps'], False)
     """
     check_settings(noises, steps)
-    said = list(split_prompts()[1] if prompts is None else prompts)
+    texts = list(split_prompts()[1] if prompts is None else prompts)
     rounds = [
-        _round(components, said, seed, noise, steps, guidance_scale) for noise in range(noises)
+        _round(components, texts, seed, noise, steps, guidance_scale) for noise in range(noises)
     ]
-    rows = tuple(scored(name, [images[name] for images in rounds], said) for name in rounds[0])
+    rows = tuple(scored(name, [images[name] for images in rounds], texts) for name in rounds[0])
     return Gate(rows=rows, claims=_claims(rows, steps), images=rounds[0])
 
 

@@ -1,4 +1,4 @@
-"""What the tiny world's networks learn from: latents of rendered objects, and their prompts."""
+"""Training data of the tiny world's networks: latents of rendered objects, and their prompts."""
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ def scene_latents(
     """Encode every object from the eight azimuths.
 
     Args:
-        encoder: Parts of a pipeline.
+        encoder: Components of a pipeline.
         scenes: The objects.
 
     Returns:
@@ -42,9 +42,9 @@ class LatentScenes:
     """Latents of every rendered object from the eight azimuths, and the prompts' features.
 
     Args:
-        components: Encode images and prompts.
+        components: Encoders of images and prompts.
         scenes: The objects.
-        prompts: Sentences that ``scenes`` counts in; the empty one comes after them.
+        prompts: Sentences that ``scenes.prompt_index`` points to; the empty one is added.
     """
 
     def __init__(self, components: Components, scenes: SceneSet, prompts: list[str]) -> None:
@@ -60,23 +60,23 @@ class LatentScenes:
     def draw(
         self, batch: int, generator: torch.Generator, *, dropout: float, gap: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw clean latents (rows), timesteps (rows), noise (rows) and prompt indices.
+        """Draw clean latents, timesteps, noise and prompt indices.
 
-        Every second view on average stands at ``1 - gap`` times its object's timestep.
+        On average, every second view has ``1 - gap`` times its object's timestep.
 
         Args:
             batch: Objects [1].
             generator: Draws everything.
             dropout: Share of objects without a prompt [1].
-            gap: How far half of the views lie below their object's timestep [1].
+            gap: Distance of half of the views from their object's timestep, relative to it [1].
 
         Returns:
-            The four, an entry a row but for the prompts, an entry an object.
+            These four: prompts with one entry per object, the others with one per view.
         """
         index = torch.randint(len(self.latent), (batch,), generator=generator)
         heading = torch.randint(len(self.azimuth), (batch,), generator=generator)
         clean = self.latent[index[:, None], self.azimuth[heading]].float().flatten(0, 1)
-        # stratified: one timestep an equal part of the schedule
+        # stratified: one timestep in each equal part of the schedule
         u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         timestep = (u * 1000).long().clamp(max=999)
         timestep = timestep[torch.randperm(batch, generator=generator)]
@@ -92,18 +92,18 @@ class LatentScenes:
 
     @property
     def num_views(self) -> int:
-        """Views of an object."""
+        """Number of views of an object."""
         return self.azimuth.shape[1]
 
     def conditioning(self, prompt: Tensor, features: tuple[Tensor, ...]) -> Conditioning:
         """Gather the features of drawn prompts.
 
         Args:
-            prompt: Indices, one an object.
-            features: Of the cameras.
+            prompt: Indices of the prompts, one per object.
+            features: Features of the cameras.
 
         Returns:
-            What the network is told.
+            Conditioning of the network.
         """
         return Conditioning(
             prompt_embeds=self.embeds[prompt],
@@ -114,15 +114,15 @@ class LatentScenes:
         )
 
     def noisy(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Noise clean latents.
+        r"""Add noise to clean latents.
 
         .. math:: x_t = \sqrt{\bar\alpha}\,x_0 + \sqrt{1-\bar\alpha}\,\epsilon,\qquad
             v = \sqrt{\bar\alpha}\,\epsilon - \sqrt{1-\bar\alpha}\,x_0
 
         Args:
-            clean: Latents, rows [1].
-            noise: Of the same shape [1].
-            timestep: One a row.
+            clean: Latents, one row per view [1].
+            noise: Noise of the same shape [1].
+            timestep: Timesteps, one per row.
 
         Returns:
             The noisy latents and the velocity.

@@ -1,11 +1,10 @@
 """Train the tiny world's shipped weights: autoencoder, base model, few-step model.
 
 Seven stages, each a plain loop on accelerate: an autoencoder on renders; a
-v-prediction base model on its latents; the same model on objects some of whose
-views are less noisy, which teaches it to look across views; twice more on
-objects whose views are equally noisy, at a falling rate; and its classifier-free
-guidance distilled, in two passes, into the guidance embedding that few-step
-sampling uses.
+v-prediction base model on its latents; the same model on objects with some less
+noisy views, which teaches it to look across views; two stages on objects with
+equally noisy views, the second at a lower rate; and two stages that distil the
+classifier-free guidance into the guidance embedding of few-step sampling.
 """
 
 import json
@@ -33,70 +32,70 @@ __all__ = ["PretrainConfig", "pretrain"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
-    """How the shipped weights are made; counts are per process unless said."""
+    """Settings of the shipped weights' training; counts are per process unless stated."""
 
     seed: int = 0
-    """Of weights, data and noise."""
+    """Seed of weights, data and noise."""
 
     objects_per_prompt: int = 60
-    """Rendered objects a training prompt [1]."""
+    """Rendered objects per training prompt [1]."""
 
     autoencoder_steps: int = 4800
-    """Optimiser steps [1]."""
+    """Optimiser steps of the autoencoder [1]."""
 
     autoencoder_batch: int = 16
-    """Images a process and step [1]."""
+    """Images per process and step of the autoencoder [1]."""
 
     autoencoder_lr: float = 2e-3
-    """Peak learning rate."""
+    """Peak learning rate of the autoencoder."""
 
     base_steps: int = 12000
-    """Optimiser steps of the learning rate's schedule [1]."""
+    """Optimiser steps of the base model's learning-rate schedule [1]."""
 
     base_stop: int = 8000
-    """Optimiser steps after which the base model is taken, at most ``base_steps`` [1]."""
+    """Optimiser steps after which the base model's training stops, at most ``base_steps`` [1]."""
 
     base_batch: int = 8
-    """Objects a process and step [1]."""
+    """Objects per process and step of every stage after the autoencoder [1]."""
 
     base_lr: float = 1.2e-3
-    """Peak learning rate."""
+    """Peak learning rate of the base model."""
 
     views_steps: int = 3600
     """Optimiser steps of the stage that teaches row attention [1]."""
 
     views_lr: float = 1.2e-3
-    """Peak learning rate."""
+    """Peak learning rate of the stage that teaches row attention."""
 
     together_steps: int = 7000
     """Optimiser steps of the stage in which all views are equally noisy again [1]."""
 
     together_lr: float = 1.2e-3
-    """Peak learning rate."""
+    """Peak learning rate of the stage with equally noisy views."""
 
     settle_steps: int = 2500
-    """Optimiser steps of a second pass of that stage [1]."""
+    """Optimiser steps of the second stage with equally noisy views [1]."""
 
     settle_lr: float = 6e-4
-    """Peak learning rate."""
+    """Peak learning rate of the second stage with equally noisy views."""
 
     distil_steps: int = 1500
-    """Optimiser steps [1]."""
+    """Optimiser steps of the distillation [1]."""
 
     distil_lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of the distillation."""
 
     polish_steps: int = 500
-    """Optimiser steps of a second pass of that stage [1]."""
+    """Optimiser steps of the second distillation [1]."""
 
     polish_lr: float = 4e-4
-    """Peak learning rate."""
+    """Peak learning rate of the second distillation."""
 
     prompt_dropout: float = 0.1
-    """Share of base-model objects trained without a prompt [1]."""
+    """Share of objects trained without a prompt, except in the distillation [1]."""
 
     guidance_range: tuple[float, float] = (1.0, 8.0)
-    """Guidance scales that the embedding learns [1]."""
+    """Lowest and highest guidance scale that the embedding learns [1]."""
 
     snapshot_every: int = 1000
     """Base-model steps between snapshots [1]."""
@@ -105,11 +104,11 @@ class PretrainConfig:
 def pretrain(out: Path, config: PretrainConfig) -> Components:
     """Train the tiny world's weights and write them to a folder.
 
-    A stage that has already written its folder is not run again, so a stopped
-    run goes on from the last finished stage.
+    A stage that has written its folder is not run again, so a stopped run
+    continues after the last finished stage.
 
     Args:
-        out: Folder of the stages' weights and ``pretrain_log.jsonl``.
+        out: Folder for the stages' weights and ``pretrain_log.jsonl``.
         config: Sizes and seeds.
 
     Returns:
@@ -159,7 +158,7 @@ def _autoencoder(
     config: PretrainConfig,
     log: Log,
 ) -> Components:
-    """Fit the autoencoder to single renders, then measure its latents."""
+    """Fit the autoencoder to single renders, then measure its latents' mean and deviation."""
     vae = components.vae.train()
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -198,23 +197,24 @@ class _Fit:
     lr: float
     seed: int
     stop: int | None = None
-    """Steps after which to stop, before the schedule ends."""
+    """Steps after which to stop, before the schedule ends; None for no earlier stop."""
 
     clean_until: float = 0.0
-    """Share of the stage in which half of an object's views are less noisy, less and less [1]."""
+    """Share of the stage over which half the views rise from clean to the others' timestep [1]."""
 
     def gap(self, step: int) -> float:
-        """How far half of the views lie below their object's timestep [1]."""
+        """Distance of half of the views from their object's timestep, relative to it [1]."""
         return max(0.0, 1 - step / (self.clean_until * self.steps)) if self.clean_until else 0.0
 
 
 def _velocity_stages(config: PretrainConfig) -> tuple[_Fit, ...]:
     """List the stages between autoencoder and few-step model.
 
-    Where all views are equally noisy, each tells nearly as much of itself as
-    of the others, and the base model hardly uses its row attention. So in the
-    second stage half of the views begin clean, and rise to the others'
-    timestep over three quarters of the stage. The last two use what was learnt.
+    Where all views are equally noisy, other views tell the network little that a
+    view does not show itself, and the base model hardly uses its row attention. So
+    in the second stage half of the views begin clean, and rise to the others'
+    timestep over three quarters of the stage. The last two stages have equally noisy
+    views again.
     """
     return (
         _Fit("base", config.base_steps, config.base_lr, config.seed + 2, stop=config.base_stop),
@@ -225,7 +225,7 @@ def _velocity_stages(config: PretrainConfig) -> tuple[_Fit, ...]:
 
 
 def _distil_stages(config: PretrainConfig) -> tuple[_Fit, ...]:
-    """List the stages that make the few-step model, of one teacher."""
+    """List the stages that distil one teacher into the few-step model."""
     return (
         _Fit("guided", config.distil_steps, config.distil_lr, config.seed + 3),
         _Fit("fewstep", config.polish_steps, config.polish_lr, config.seed + 7),
@@ -241,7 +241,7 @@ def _fit_velocity(
     fit: _Fit,
     log: Log,
 ) -> Components:
-    """Train the network to predict velocity, cameras and row attention with it."""
+    """Train the network, with its cameras and row attention, to predict velocity."""
     policy = components.policy.train()
     guidance = policy.unet.time_embedding.cond_proj
     if guidance is not None:
@@ -257,7 +257,7 @@ def _fit_velocity(
         conditioning = data.conditioning(prompt, features)
         predicted: Tensor = policy(noisy, timestep, conditioning, guidance_scale=1.0)
         error = (predicted - velocity).square().mean((1, 2, 3))
-        # A nearly clean view is there to be looked at: its own velocity is mostly chance.
+        # A less noisy view serves the others only: its own velocity is mostly chance.
         noisiest = timestep.view(-1, data.num_views)
         noisiest = (noisiest == noisiest.amax(1, keepdim=True)).flatten()
         return error[noisiest].mean()
@@ -311,7 +311,7 @@ def _distil(
         predicted: Tensor = policy(
             noisy, timestep, data.conditioning(prompt, features), guidance_scale=scale
         )
-        # The target's distance from the plain prediction grows with the scale; all count alike.
+        # The target's distance from the plain prediction grows with the scale: all count alike.
         distance: Tensor = ((predicted - target) / scale).square().mean()
         return distance
 

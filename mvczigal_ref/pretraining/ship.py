@@ -30,14 +30,14 @@ _KINDS = ("real", "8 steps", "4 steps", "2 steps")
 
 
 def ship(work: Path, folder: Path, *, guidance_scale: float = 2.0, noises: int = 2) -> Gate:
-    """Store the few-step weights in half precision, judge them, and show how they came to be.
+    """Store the few-step weights in half precision, judge them, and plot their training.
 
     Args:
-        work: Folder that pretraining wrote: stages, settings and log.
-        folder: Where the weights go, with ``gate.md``, ``loss.png``, ``samples.png``, settings
-            and log; an older one is replaced.
-        guidance_scale: Guidance of the samples that are judged [1].
-        noises: Initial noises a held-out prompt.
+        work: Folder that pretraining wrote, with stages, settings and log.
+        folder: Folder for the weights, ``gate.md``, ``loss.png``, ``samples.png``, settings and
+            log; an older one is replaced.
+        guidance_scale: Guidance scale of the judged samples [1].
+        noises: Initial noises per held-out prompt [1].
 
     Returns:
         The gate's table, measured on the stored weights.
@@ -47,11 +47,11 @@ def ship(work: Path, folder: Path, *, guidance_scale: float = 2.0, noises: int =
     """
     _start(work, "fewstep", "unet", folder)
     load_components(work / "fewstep").save(folder, dtype=torch.float16)
-    found = gate(load_components(folder), seed=0, noises=noises, guidance_scale=guidance_scale)
-    atomic_write(folder / "gate.md", f"Guidance {guidance_scale:g}, held-out prompts.\n\n{found}\n")
+    table = gate(load_components(folder), seed=0, noises=noises, guidance_scale=guidance_scale)
+    atomic_write(folder / "gate.md", f"Guidance {guidance_scale:g}, held-out prompts.\n\n{table}\n")
     _loss_curve(folder)
-    _sample_sheet({kind: found.images[kind] for kind in _KINDS}, folder)
-    return found
+    _sample_sheet({kind: table.images[kind] for kind in _KINDS}, folder)
+    return table
 
 
 def ship_flow(
@@ -61,13 +61,13 @@ def ship_flow(
     guidance_scales: Sequence[float] = (3.0, 1.0, 2.0, 4.0),
     noises: int = 4,
 ) -> Gate:
-    """Store the flow weights in half precision, judge them, and show how they came to be.
+    """Store the flow weights in half precision, judge them, and plot their training.
 
     Args:
-        work: Folder that the flow model's pretraining wrote: stages, settings and log.
-        folder: Where the weights go, with what :func:`ship` adds; an older one is replaced.
-        guidance_scales: Of the samples that are judged, the one to use first [1].
-        noises: Initial noises a held-out prompt.
+        work: Folder that the flow model's pretraining wrote, with stages, settings and log.
+        folder: Folder for the weights and the files of :func:`ship`; an older one is replaced.
+        guidance_scales: Guidance scales of the judged samples, the recommended one first [1].
+        noises: Initial noises per held-out prompt [1].
 
     Returns:
         The gate's table at the first guidance scale, measured on the stored weights.
@@ -79,23 +79,23 @@ def ship_flow(
     max_tokens = json.loads((work / "pretrain_config.json").read_text("utf-8"))["max_tokens"]
     load_flux(work / LAST_STAGE, max_tokens=max_tokens).save(folder, dtype=torch.float16)
     stored = load_flux(folder, max_tokens=max_tokens)
-    found = [
+    tables = [
         gate_flow(stored, seed=0, noises=noises, guidance_scale=scale) for scale in guidance_scales
     ]
     text = [
         f"Guidance {scale:g}, held-out prompts.\n\n{table}\n"
-        for scale, table in zip(guidance_scales, found, strict=True)
+        for scale, table in zip(guidance_scales, tables, strict=True)
     ]
     atomic_write(folder / "gate.md", "\n".join(text))
     _loss_curve(folder)
-    images = found[0].images
+    images = tables[0].images
     kinds = {"real": images["real"][:, : len(AZIMUTHS)]}
     _sample_sheet(kinds | {k: v for k, v in images.items() if k.endswith("steps")}, folder)
-    return found[0]
+    return tables[0]
 
 
 def _start(work: Path, stage: str, network: str, folder: Path) -> None:
-    """Empty the folder for the weights of a finished stage, and copy how they were made."""
+    """Empty the folder for the weights of a finished stage, and copy its settings and log."""
     if not (work / stage / network).is_dir():
         msg = f"{str(work / stage)!r} must hold the finished weights; run pretraining first."
         raise FileNotFoundError(msg)
@@ -111,7 +111,7 @@ def _sample_sheet(kinds: Mapping[str, Images], folder: Path) -> None:
     chosen = [i * len(prompts) // _SHOWN for i in range(_SHOWN)]
     most = max(images.shape[1] for images in kinds.values())
     rows = [
-        # White where one kind has fewer views than another.
+        # Kinds with fewer views are filled up with white.
         pad(images[i].clamp(0, 1), (0,) * 7 + (most - images.shape[1],), value=1.0)
         for i in chosen
         for images in kinds.values()
@@ -126,7 +126,8 @@ def _loss_curve(folder: Path) -> None:
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     figure = Figure(figsize=(2.6 * len(stages), 2.4), layout="constrained")
     for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
-        own = [line for line in lines if line["stage"] == stage]
-        axes.semilogy([line["step"] for line in own], [line["loss"] for line in own])
-        axes.set(title=f"{stage} ({own[-1]['seconds'] - own[0]['seconds']:.0f} s)", xlabel="step")
+        rows = [line for line in lines if line["stage"] == stage]
+        axes.semilogy([row["step"] for row in rows], [row["loss"] for row in rows])
+        seconds = rows[-1]["seconds"] - rows[0]["seconds"]
+        axes.set(title=f"{stage} ({seconds:.0f} s)", xlabel="step")
     figure.savefig(folder / "loss.png", dpi=90)

@@ -1,7 +1,7 @@
 """Pure arithmetic on reward tables: no scorer, no device choice, no state.
 
-Every function treats objects alike and apart: permuting or slicing the objects of the
-input permutes or slices those of the output.
+Every function treats each object on its own: permuting or slicing the objects of the input
+permutes or slices those of the output.
 """
 
 import math
@@ -25,7 +25,7 @@ def weighted_sum(
     Args:
         tables: Raw rewards by scorer name, all of one shape, per view or joint
             [reward units]. Gradient flows.
-        weights: One finite weight for every name in ``tables``, none besides
+        weights: One finite weight for every name in ``tables``, and no other
             [1 / reward units]; negative ones turn a reward into a penalty.
 
     Returns:
@@ -51,7 +51,7 @@ def weighted_sum(
         )
         raise ValueError(msg)
     shapes = {name: tuple(table.shape) for name, table in tables.items()}
-    # Broadcasting a joint table over views would be silent; `joint_to_views` says it aloud.
+    # A joint table would silently broadcast over views; `joint_to_views` is explicit.
     if len(set(shapes.values())) > 1:
         msg = f"`tables` must share one shape; got {shapes}; expand with `joint_to_views`."
         raise ValueError(msg)
@@ -69,11 +69,11 @@ def mean_over_views(per_view_reward: PerViewReward) -> JointViewReward:
     .. math:: \bar R_b = \frac{1}{V} \sum_v R_{b v}
 
     Args:
-        per_view_reward: One reward a view [reward units]; at least one view. Gradient
+        per_view_reward: One reward per view [reward units]; at least one view. Gradient
             flows.
 
     Returns:
-        One reward an object [reward units].
+        One reward per object [reward units].
 
     Raises:
         ValueError: If there is no view to average over.
@@ -98,11 +98,11 @@ def joint_to_views(joint_view_reward: JointViewReward, *, num_views: int) -> Per
     .. math:: R_{b v} = R_b
 
     Args:
-        joint_view_reward: One reward an object [reward units]. Gradient flows.
-        num_views: Views an object [1]; positive.
+        joint_view_reward: One reward per object [reward units]. Gradient flows.
+        num_views: Views per object [1]; positive.
 
     Returns:
-        A read-only expansion with one reward a view [reward units]; no memory is copied.
+        A read-only expansion with one reward per view [reward units]; no memory is copied.
 
     Raises:
         ValueError: If ``num_views`` is not positive.

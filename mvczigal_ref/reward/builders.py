@@ -1,6 +1,6 @@
-"""How each scorer is built; its module is imported when it is first asked for.
+"""Builders of the scorers; a scorer's module is imported when it is first built.
 
-A folder of weights of another than the published size holds, beside them, a file ``size.json``:
+A folder with weights of another size than the published one also holds a file ``size.json``:
 for ``hpsv2`` the entries of a CLIP configuration, for ``image_reward`` those of BLIP's image
 encoder, for ``hyperscore`` those of `HyperScoreSize`, for ``hpsv3`` the ``pixels`` of an image.
 """
@@ -25,60 +25,60 @@ from mvczigal_ref.reward.service.waiting import Asked, Waiting
 __all__ = ["JOINT", "PER_VIEW", "ScorerOptions", "remote"]
 
 _SIZE = "size.json"
-_Size = TypeVar("_Size")  # of a network, as its class takes it
+_Size = TypeVar("_Size")  # size of a network, as its class takes it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScorerOptions:
-    """How one scorer is built."""
+    """Options of one scorer."""
 
     weights: str | None = None
-    """Folder, file or hub id; the published one if None. Of a chat judge its served name."""
+    """Folder, file or hub id; the published weights if None. For a chat judge, the served name."""
 
     tokenizer: str | None = None
-    """Folder or hub id; the published one if None."""
+    """Folder or hub id of the tokenizer; the published one if None."""
 
     url: str | None = None
-    """Service to ask instead of building the scorer here."""
+    """URL of a service to ask instead of building the scorer here."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where its network computes."""
+    """Device of the scorer's network."""
 
     dtype: torch.dtype = torch.float32
-    """Of its network."""
+    """Floating type of the scorer's network."""
 
     images_per_chunk: int = 32
-    """Images that pass through its network, or travel, together [images]."""
+    """Images that pass through the network, or are sent, together [images]."""
 
     num_views: int = 6
-    """Views of an object, where it judges them together."""
+    """Views of an object, for a scorer that judges them together [1]."""
 
     timeout: float = 120.0
-    """Of one request to a service [s]."""
+    """Longest duration of one request to a service [s]."""
 
     wait: float = 600.0
-    """For a service that fails [s]."""
+    """Longest wait for a service that fails [s]."""
 
     api_key_env: str | None = None
     """Environment variable that holds a chat endpoint's key."""
 
     cache: str | None = None
-    """Folder that keeps a service's scores beyond the process; none is kept if None."""
+    """Folder that stores a service's scores beyond the process; None stores none."""
 
 
 def remote(kind: str, name: str, options: ScorerOptions) -> Any:  # noqa: ANN401 - either protocol
-    """Build a scorer that asks a service, and ask it who it is.
+    """Build a scorer that asks a service, and check which scorer the service runs.
 
     Args:
         kind: ``per_view`` or ``joint``.
-        name: Under which the service must know its scorer.
-        options: With the service's URL.
+        name: Name that the service must give its scorer.
+        options: Options with the service's URL.
 
     Returns:
         A scorer of either kind.
 
     Raises:
-        ConfigError: If the URL is none, or leads to another scorer.
+        ConfigError: If the URL is not valid, or leads to another scorer.
         ScorerUnavailableError: If the service does not answer.
     """
     from mvczigal_ref.reward.service import (
@@ -99,13 +99,13 @@ def remote(kind: str, name: str, options: ScorerOptions) -> Any:  # noqa: ANN401
             options.url or "", objects=objects, patience=patience, cache=cache, sleep=waiting.sleep
         )
         with waiting.hearing():
-            found = scorer.info()
-    except ValueError as error:  # no URL, or of a scorer of the other kind
+            info = scorer.info()
+    except ValueError as error:  # no valid URL, or a scorer of the other kind
         raise ConfigError(f"`reward.url` of {name!r}: {error}") from error
-    if found.name != name:
-        msg = f"`reward.url` of {name!r} leads to the scorer {found.name!r} at {options.url}."
+    if info.name != name:
+        msg = f"`reward.url` of {name!r} leads to the scorer {info.name!r} at {options.url}."
         raise ConfigError(msg)
-    return Asked(scorer, (RefusedError,), waiting=waiting, version=found.version)
+    return Asked(scorer, (RefusedError,), waiting=waiting, version=info.version)
 
 
 def _world_per_view(options: ScorerOptions) -> PerViewScorer:
@@ -153,15 +153,15 @@ def _hpsv3(options: ScorerOptions) -> PerViewScorer:
 
     pixels = _own_size(options, lambda size: index(size["pixels"]))
     settings: dict[str, Any] = {} if pixels is None else {"pixels": pixels}
-    found: PerViewScorer = HpsV3.from_pretrained(
+    scorer: PerViewScorer = HpsV3.from_pretrained(
         _place(options.weights), base=_place(options.tokenizer), dtype=options.dtype,
         chunk_size=options.images_per_chunk,
         **settings,
     ).to(options.device)  # fmt: skip
-    return found
+    return scorer
 
 
-# The axes of one file share its network while one of them is in use.
+# Scorers of several axes share the network of one file while one of them is in use.
 _IN_USE: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
 
 
@@ -172,11 +172,11 @@ def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
         path = find_checkpoint(Path(options.weights or "").expanduser())
         size = _own_size(options, _hyperscore_size)
         key = (options, path, path.stat().st_mtime_ns, size)
-        known: HyperScore | None = _IN_USE.get(key)
-        if known is not None:
-            for file in known.files:
+        loaded: HyperScore | None = _IN_USE.get(key)
+        if loaded is not None:
+            for file in loaded.files:
                 note(file)
-            return known.on(axis)
+            return loaded.on(axis)
         _IN_USE[key] = scorer = HyperScore.load(
             path,
             tokenizer=_place(options.tokenizer),
@@ -216,7 +216,7 @@ def _endpoint(options: ScorerOptions, waiting: Waiting) -> Any:  # noqa: ANN401 
     from mvczigal_ref.language.chat import MAX_PAUSE_S, ChatEndpoint
 
     pauses = 0.5
-    # As many tries as make the pauses between them last as long as the wait.
+    # Enough tries that the pauses between them add up to the wait.
     tries = next(
         n
         for n in count()
@@ -237,11 +237,11 @@ def _chat(judge: Scorer, options: ScorerOptions, waiting: Waiting) -> Asked:
 
 
 def _published(kind: Any, options: ScorerOptions, **more: object) -> PerViewScorer:  # noqa: ANN401
-    found: PerViewScorer = kind.from_pretrained(
+    scorer: PerViewScorer = kind.from_pretrained(
         _place(options.weights), tokenizer=_place(options.tokenizer), dtype=options.dtype,
         chunk_size=options.images_per_chunk, **more,
     ).to(options.device)  # fmt: skip
-    return found
+    return scorer
 
 
 def _place(text: str | None) -> str | None:
@@ -249,7 +249,7 @@ def _place(text: str | None) -> str | None:
 
 
 def _own_size(options: ScorerOptions, make: Callable[[dict[str, Any]], _Size]) -> _Size | None:
-    """Read the size of weights that are not of the published one; None where they are."""
+    """Read the size of weights that differ from the published size; None if they do not."""
     if options.weights is None:
         return None
     place = Path(options.weights).expanduser()

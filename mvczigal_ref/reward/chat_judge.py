@@ -26,7 +26,7 @@ _REMINDER = "\n\nThis was asked before and the answer lacked these lines. Write 
 
 
 class _Judge:
-    """What both judges share: asking, asking again, several questions at a time."""
+    """Common part of both judges: asking, asking again, several questions at a time."""
 
     usual: ClassVar[Mapping[str, str]]
 
@@ -51,12 +51,12 @@ class _Judge:
         self.re_asks, self.workers, self.always_code = re_asks, workers, always_code
 
     def _all(self, rows: Sequence[Tensor], prompts: Sequence[str], views: int | None) -> Tensor:
-        """Score rows, each one or more images, in their order."""
+        """Score rows of one or more images each, in order."""
         pool = ThreadPoolExecutor(self.workers)
         try:
             scores = list(pool.map(self._one(views), range(len(rows)), rows, prompts))
         finally:
-            # After a failure what was not asked yet is not asked any more.
+            # After a failure, no further question is asked.
             pool.shutdown(cancel_futures=True)
         return torch.tensor(scores, dtype=torch.float32)
 
@@ -66,13 +66,13 @@ class _Judge:
             text = question(prompt, self.criteria, views=views, code=code)
             failure: ChatAnswerError | JudgementError | None = None
             for attempt in range(self.re_asks + 1):
-                # A server that takes no seed gets none here either.
+                # A server that takes no seed gets none for a repeated question either.
                 base = self.endpoint.seed
                 seed = base + attempt if attempt and base is not None else None
                 try:
                     answer = self.endpoint.ask(text, list(images), seed=seed)
-                    found = parse_scores(answer, list(self.criteria), code=code)
-                    return math.fsum(found.values()) / len(found)
+                    scores = parse_scores(answer, list(self.criteria), code=code)
+                    return math.fsum(scores.values()) / len(scores)
                 except ChatRefusedError:
                     raise
                 except (ChatAnswerError, JudgementError) as error:
@@ -90,22 +90,22 @@ class ChatJudge(_Judge):
 
     .. math:: R_{b v} = \frac{1}{K} \sum_k s_k(x_{b v}, c_b)
 
-    Images of today's generators get about 3 to 4 from UnifiedReward 2.0. The scores of
-    one name alone are those of ``criteria`` with that name alone.
+    Images of today's generators get about 3 to 4 from UnifiedReward 2.0. For the score of one
+    criterion, give ``criteria`` with that one alone.
 
     Source:
         Wang et al., UnifiedReward, arXiv:2503.05236, pointwise scoring. Deviation: the question
-        is worded here, and the prompt's own talk of scores is kept apart.
+        has other words, and a prompt that speaks of scores cannot be taken for a judgement.
 
     Args:
-        endpoint: Where the judge is served, such as by vLLM with
-            ``CodeGoat24/UnifiedReward-2.0-qwen-7b``; temperature 0 repeats its scores as far
-            as the server does.
-        criteria: What is judged, by name.
+        endpoint: Server of the judge, such as vLLM with
+            ``CodeGoat24/UnifiedReward-2.0-qwen-7b``; at temperature 0, scores repeat as far as
+            the server's answers do.
+        criteria: Questions of the judgement, by name.
         re_asks: Further questions where an answer holds no scores [1].
-        workers: Questions under way at once [1]; positive.
-        always_code: Ask for the code in every answer, also against text that a generator
-            may paint into its images.
+        workers: Questions asked at once [1]; positive.
+        always_code: Ask for the code in every answer; it also protects against text that a
+            generator paints into its images.
 
     Examples:
         >>> judge = ChatJudge(ChatEndpoint("http://127.0.0.1:8000/v1", "UnifiedReward"))
@@ -120,13 +120,13 @@ class ChatJudge(_Judge):
 
         Args:
             images: Decoded views in [0, 1].
-            prompts: One prompt an object.
+            prompts: One prompt per object.
 
         Returns:
             The mean score of each view [points, 1 to 5], on the images' device.
 
         Raises:
-            ValueError: If there is not one prompt an object.
+            ValueError: If there is not one prompt per object.
             JudgementError: If a view gets no scores.
             ChatUnavailableError: If the endpoint does not answer.
         """
@@ -142,14 +142,14 @@ class ChatJointJudge(_Judge):
 
     .. math:: R_b = \frac{1}{K} \sum_k s_k(x_{b 1}, \dots, x_{b V}, c_b)
 
-    The model must take several images in a message; no published number belongs to this.
+    The model must take several images per message. There is no published number for this score.
 
     Args:
-        endpoint: Where the judge is served.
+        endpoint: Server of the judge.
         num_views: Views of an object [1]; another number is refused.
-        criteria: What is judged, by name.
+        criteria: Questions of the judgement, by name.
         re_asks: Further questions where an answer holds no scores [1].
-        workers: Questions under way at once [1]; positive.
+        workers: Questions asked at once [1]; positive.
         always_code: Ask for the code in every answer.
     """
 
@@ -175,13 +175,13 @@ class ChatJointJudge(_Judge):
 
         Args:
             images: Decoded views in [0, 1].
-            prompts: One prompt an object.
+            prompts: One prompt per object.
 
         Returns:
             The mean score of each object [points, 1 to 5], on the images' device.
 
         Raises:
-            ValueError: If there is not one prompt an object, or another number of views.
+            ValueError: If there is not one prompt per object, or another number of views.
             JudgementError: If an object gets no scores.
             ChatUnavailableError: If the endpoint does not answer.
         """
@@ -194,5 +194,5 @@ class ChatJointJudge(_Judge):
 
 def _check(images: Images, prompts: Sequence[str]) -> None:
     if isinstance(prompts, str) or len(prompts) != len(images):
-        msg = f"`prompts` must be one text an object, {len(images)}; got {prompts!r}. Give a list."
+        msg = f"`prompts` must be one text per object, {len(images)}; got {prompts!r}. Give a list."
         raise ValueError(msg)

@@ -39,7 +39,7 @@ class ClipScore:
 
     .. math:: R_{b v} = \frac{f(x_{b v}) \cdot g(c_b)}{|f(x_{b v})|\,|g(c_b)|}
 
-    Values lie in [-1, 1]; images that fit their prompt have about 0.25 to 0.35. Some
+    Values lie in [-1, 1]; images that match their prompt have about 0.25 to 0.35. Some
     publications multiply by 100, or cut off below 0.
 
     Source:
@@ -48,10 +48,10 @@ class ClipScore:
 
     Args:
         model: CLIP with both projections, in evaluation mode.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
         chunk_size: Images, or prompts, that pass the network at once [1]; positive.
-        round_to_bytes: Round images to 8 bits a colour as files do, which is what published
-            numbers were measured on; if false, a score feels every change of an image.
+        round_to_bytes: Round images to 8 bits per colour as in files, on which published
+            numbers were measured; if false, a score changes with every change of an image.
 
     Examples:
         >>> ClipScore.from_pretrained("/absent")
@@ -98,7 +98,7 @@ class ClipScore:
             source: A folder with ``config.json`` and ``model.safetensors`` (or
                 ``pytorch_model.bin``), or a hub id; the published one when None.
             tokenizer: A folder or hub id; the published one when None.
-            dtype: Of the network: float32 or bfloat16.
+            dtype: Floating type of the network, float32 or bfloat16.
             local_files_only: If true, nothing is downloaded: a hub id is looked up in the
                 cache alone.
             **settings: The constructor's keywords.
@@ -117,8 +117,8 @@ class ClipScore:
         )
         content = read_json(config_path)
         if content.get("model_type") != "clip":
-            found = content.get("model_type")
-            msg = f"`{config_path}` must describe a `clip` model; got {found!r}."
+            kind = content.get("model_type")
+            msg = f"`{config_path}` must describe a `clip` model; got {kind!r}."
             raise CheckpointError(msg)
         with described_by(config_path):
             config = CLIPConfig.from_dict(content)
@@ -143,7 +143,7 @@ class ClipScore:
         """Move the network in place.
 
         Args:
-            device: Where to.
+            device: Device of the network from now on.
 
         Returns:
             This scorer.
@@ -157,14 +157,14 @@ class ClipScore:
 
         Args:
             images: Decoded views in [0, 1], on any device.
-            prompts: One prompt an object; each distinct one is encoded once. What is longer
-                than the network's text is cut off.
+            prompts: One prompt per object; each distinct one is encoded once. Longer ones
+                than the network takes are cut off.
 
         Returns:
-            One cosine a view [1], in float32 or wider, on the images' device.
+            One cosine per view [1], in float32 or wider, on the images' device.
 
         Raises:
-            ValueError: If there is not one prompt an object.
+            ValueError: If there is not one prompt per object.
         """
         check_prompts(images, prompts)
         distinct = list(dict.fromkeys(prompts))
@@ -175,20 +175,20 @@ class ClipScore:
 
     @torch.no_grad()
     def image_features(self, images: Images) -> Float[Tensor, "object view feature"]:
-        """Describe each view, whatever its prompt; distances between samples are taken of these.
+        """Return the features of each view, whatever its prompt, for distances between samples.
 
         Args:
             images: Decoded views in [0, 1], on any device.
 
         Returns:
-            One vector a view, of length one [1], in float32 or wider, on the images' device.
+            One vector per view, of length one [1], in float32 or wider, on the images' device.
         """
         rows = in_chunks(self._rows_features, images.flatten(0, 1), size=self.chunk_size)
         views: Tensor = rows.unflatten(0, images.shape[:2]).to(images.device)
         return views
 
     def _tokens(self, prompts: list[str]) -> Tensor:
-        """Token ids of one length, so that a prompt's features do not hang on its neighbours'."""
+        """Return token ids padded to one length, so that neighbours do not change features."""
         ids: Tensor = self.tokenizer(
             prompts,
             padding="max_length",
@@ -209,7 +209,7 @@ class ClipScore:
         return _unit(output.pooler_output)
 
     def _pixels(self, rows: Pixels) -> Squares:
-        """Images as the network saw them in training."""
+        """Prepare images as in the network's training."""
         return preprocess(
             rows,
             size=self.model.config.vision_config.image_size,
@@ -236,25 +236,25 @@ class PickScore(ClipScore):
 
 
 def check_prompts(images: Images, prompts: Sequence[str]) -> None:
-    """Refuse anything but one prompt an object.
+    """Refuse anything but one prompt per object.
 
     Args:
         images: The views.
-        prompts: What must match them.
+        prompts: The texts, one per object.
 
     Raises:
         ValueError: If ``prompts`` is a bare string, or not as long as there are objects.
     """
     if isinstance(prompts, str) or len(prompts) != len(images) or not prompts:
         msg = (
-            f"`prompts` must be one text an object, of {len(images)} objects; got {prompts!r}. "
+            f"`prompts` must be one text per object, of {len(images)} objects; got {prompts!r}. "
             "Give a list."
         )
         raise ValueError(msg)
 
 
 def working_dtype(images: Tensor) -> torch.dtype:
-    """Return the dtype to resize images in: their own, but float32 at the least.
+    """Return the dtype in which images are resized: their own, but at least float32.
 
     Args:
         images: Floating-point images.
@@ -270,5 +270,5 @@ def working_dtype(images: Tensor) -> torch.dtype:
 
 
 def _unit(feature: Features) -> Features:
-    """Scale features to length one, in float32 at the least: bfloat16 would round the cosine."""
+    """Scale features to length one, in at least float32: bfloat16 would round the cosine."""
     return normalize(feature.to(working_dtype(feature)), dim=-1)

@@ -15,7 +15,7 @@ from mvczigal_ref.models.weight_files import describe_file, read_safetensors, su
 
 __all__ = ["convert_checkpoint", "read_tensors"]
 
-# Under one of these a training script keeps the tensors beside its counters.
+# Training scripts store the tensors under one of these names, beside their counters.
 _WRAPPERS = ("state_dict", "model")
 
 
@@ -23,18 +23,18 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read every tensor of a file onto the CPU, whatever its format.
 
     A file that is not safetensors is a pickle; it is read with ``weights_only=True``, so it
-    can build tensors and plain containers but run nothing. Tensors that lie under
-    ``state_dict`` or ``model`` are taken out of it; what lies beside is left.
+    can build tensors and plain containers but run nothing. Tensors under ``state_dict`` or
+    ``model`` are taken; entries beside them are ignored.
 
     Args:
-        path: ``.safetensors``, or what ``torch.save`` wrote: ``.pt``, ``.pth``, ``.bin``.
+        path: A ``.safetensors`` file, or one of ``torch.save``: ``.pt``, ``.pth``, ``.bin``.
 
     Returns:
         Tensors by the file's own names, in the file's own dtypes.
 
     Raises:
-        CheckpointError: If the file is absent, cut or not of its format, and then the message
-            says what it is; or if what it holds is not tensors by name.
+        CheckpointError: If the file is absent, cut or of another format, which the message names;
+            or if it holds anything but tensors by name.
 
     Examples:
         >>> read_tensors("absent.pt")
@@ -49,13 +49,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
-    """Read what torch.save wrote, whatever its name."""
+    """Read a file of torch.save, whatever its name."""
     try:
-        # By its content: torch would go by a name's suffix.
+        # An open file: torch would choose the format by the name's suffix.
         with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # what old files hold is read or refused below
+            warnings.simplefilter("ignore")  # old formats are read or refused below
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles reach nearly every kind of exception
+    except Exception as error:  # damaged pickles raise nearly every kind of exception
         # torch's own text advises to run the pickle.
         msg = (
             f"`path` must be a whole file of tensors; got {str(path)!r}, which is "
@@ -68,11 +68,10 @@ def _read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
 def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> Path:
     """Write the tensors of a ``.pt`` or ``.pth`` file as safetensors, once.
 
-    Names, values and dtypes stay as they are, so whatever read the one reads the other. The
-    file appears whole or not at all.
+    Names, values and dtypes stay as they are. The file is written whole or not at all.
 
     Args:
-        source: What ``torch.save`` wrote, under any name.
+        source: File that ``torch.save`` wrote, under any name.
         target: File to write; beside the source with the suffix ``.safetensors`` when None.
 
     Returns:
@@ -120,7 +119,7 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
 
 
 def _by_name(content: object, path: Path) -> dict[str, Tensor]:
-    """Take the tensors out of their wrapper and refuse what is no tensor by name."""
+    """Take the tensors out of their wrapper; refuse anything but tensors by name."""
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -149,12 +148,12 @@ def _by_name(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Whether a tensor is dense numbers in memory."""
+    """Return whether a tensor is a dense array in memory."""
     return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
 
 
 def _cause(path: Path, kind: str, error: Exception) -> str:
-    """Say why a file is no file of tensors, and what to do about it."""
+    """Describe why a file is no file of tensors, and the remedy."""
     if "TorchScript" in kind:
         return f"{kind}. Save its `state_dict()` by itself with torch.save, where it came from."
     if "pickle" not in kind:
@@ -166,14 +165,14 @@ def _cause(path: Path, kind: str, error: Exception) -> str:
         foreign = []
     if foreign:
         return (
-            f"a pickle that asks for Python's {summary(foreign)}, and what a pickle asks for is "
-            "not run. Save its tensors by themselves, as `state_dict`, where it came from."
+            f"a pickle that needs Python's {summary(foreign)}, and code of a pickle is never "
+            "run. Save its tensors by themselves, as `state_dict`, where it came from."
         )
     return f"{kind}, damaged ({type(error).__name__}). Download it again."
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give every tensor memory of its own, as safetensors wants it."""
+    """Give every tensor memory of its own, as safetensors requires."""
     seen: set[int] = set()
     result = {}
     for name, value in tensors.items():

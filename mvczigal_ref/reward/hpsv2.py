@@ -24,9 +24,9 @@ class HpsV2(ClipScore):
     r"""`hpsv2`: cosine of image and text features of the human preference model [1].
 
     About 0.2 to 0.35. Version 2.1 and version 2.0 differ by their training data; their scores
-    must not be compared with each other. An image that is not square is made to fit by its
-    longer side and laid on black, nothing is cut off. Prompts are repaired as OpenCLIP's tokenizer
-    does, so that a typographic apostrophe is a plain one.
+    must not be compared with each other. An image that is not square is scaled by its longer side
+    and padded with black; nothing is cut off. Prompts are repaired as in OpenCLIP's tokenizer:
+    a typographic apostrophe becomes a plain one.
 
     Source:
         Wu et al., Human Preference Score v2, arXiv:2306.09341, section 4. Deviation: where the
@@ -63,7 +63,7 @@ class HpsV2(ClipScore):
                 ``.safetensors``), or a hub id; the published one when None. Version 2.0 is its
                 file ``HPS_v2_compressed.pt``.
             tokenizer: A folder or hub id; the published one when None.
-            dtype: Of the network: float32 or bfloat16.
+            dtype: Floating type of the network, float32 or bfloat16.
             local_files_only: If true, nothing is downloaded: a hub id is looked up in the
                 cache alone.
             config: Size of the network; ViT-H-14 when None.
@@ -99,7 +99,7 @@ class HpsV2(ClipScore):
         height, width = rows.shape[-2:]
         longer = max(height, width)
         inner = (max(1, round(height * size / longer)), max(1, round(width * size / longer)))
-        # The published pipeline rounds before it resizes and not after.
+        # The published pipeline rounds before it resizes, not after.
         if self.round_to_bytes:
             rows = preprocess(rows, size=(height, width), mean=_ZERO, std=_ONE, round_to_bytes=True)
         rows = preprocess(rows, size=inner, mean=_ZERO, std=_ONE, crop=False)
@@ -109,7 +109,7 @@ class HpsV2(ClipScore):
 
 
 def vit_h_14() -> CLIPConfig:
-    """Give the size of OpenCLIP's ViT-H-14, which HPSv2 was trained from.
+    """Return the size of OpenCLIP's ViT-H-14, from which HPSv2 was trained.
 
     Returns:
         A configuration of 986 million parameters; its activation is the exact GELU.

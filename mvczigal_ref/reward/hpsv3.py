@@ -28,7 +28,7 @@ from mvczigal_ref.shapes import Images, PerViewReward
 __all__ = ["HpsV3"]
 
 PIXELS = 256 * 28 * 28
-"""Of a resized image, about [px]: 256 image tokens, as in training."""
+"""Approximate area of a resized image [px]: 256 image tokens, as in training."""
 
 _PROMPT = "{text_prompt}"
 _BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -40,28 +40,28 @@ class HpsV3:
 
     .. math:: R_{b v} = \mu(h_{b v}), \qquad h_{b v} = f(x_{b v}, c_b)_{\text{reward token}}
 
-    Unbounded, as its authors say: it was fitted to choices, which tell differences alone, and
-    a difference of 1 is a choice of 73 % at the most. Their README's averages over generators
+    Unbounded, as its authors state: it was fitted to choices, which show only differences; at
+    a difference of 1, at most 73 % choose the better image. Their README's averages over generators
     reach from -0.2 (Stable Diffusion 2) to 10.6 (Kolors). The second output, the logarithm of
-    the uncertainty, is not used. Unverified: that tables which print about 0.15 divide by 100.
+    the uncertainty, is not used. Unverified: tables with values near 0.15 divide by 100.
 
-    The words around the prompt belong to the network as its weights do, and are not shipped
-    here: put them into ``hpsv3_instruction.txt`` beside the weights. Unverified: equality with
+    The words around the prompt belong to the network like its weights, and are not shipped here:
+    put them into ``hpsv3_instruction.txt`` beside the weights. Unverified: equality with
     the released code on the released weights, which were not run together.
 
     Source:
         Ma et al., HPSv3, arXiv:2508.03789, section 4, and its released inference. As there, image
         tokens are numbered like words, not by row and column, and the rotary frequencies are
-        rounded to bfloat16. What follows the reward token is left out: attention is causal.
+        rounded to bfloat16. Text after the reward token is left out: attention is causal.
 
     Args:
         model: Qwen2-VL without its language head, in evaluation mode.
-        head: From a token's features to mean and uncertainty, in float32.
-        tokenizer: Its tokenizer with the reward token.
-        instruction: Holds ``{text_prompt}`` once and after it ``<|Reward|>`` once.
+        head: Maps a token's features to mean and uncertainty, in float32.
+        tokenizer: The network's tokenizer with the reward token.
+        instruction: Text with ``{text_prompt}`` once and, after it, ``<|Reward|>`` once.
         chunk_size: Views of one object that pass the network at once [1]; positive. Objects
-            never share a pass, so neither neighbours nor padding touch a score.
-        pixels: Of a resized image, about [px].
+            never share a pass, so neither neighbours nor padding change a score.
+        pixels: Approximate area of a resized image [px].
 
     Examples:
         >>> HpsV3.from_pretrained("/absent")
@@ -96,11 +96,11 @@ class HpsV3:
                 f"{instruction[:80]!r}. Take the words that the network was trained with."
             )
             raise ValueError(msg)
-        found = tokenizer.token_to_id(IMAGE_TOKEN)
-        if found != model.config.image_token_id:
+        number = tokenizer.token_to_id(IMAGE_TOKEN)
+        if number != model.config.image_token_id:
             msg = (
                 f"`tokenizer` must number {IMAGE_TOKEN} {model.config.image_token_id} as the "
-                f"network does; got {found}. Use the one of `{self.base_files.repo}`."
+                f"network does; got {number}. Use the one of `{self.base_files.repo}`."
             )
             raise ValueError(msg)
         self.model, self.head, self.tokenizer = model, head, tokenizer
@@ -108,7 +108,7 @@ class HpsV3:
         self.chunk_size = chunk_size
         vision = model.config.vision_config
         self._merge = vision.spatial_merge_size
-        # As many pixels at least as at most: every image gets about as many tokens.
+        # Least and most pixels are equal: every image gets about the same number of tokens.
         self._processor = Qwen2VLImageProcessorPil(
             size={"shortest_edge": pixels, "longest_edge": pixels},
             patch_size=vision.patch_size,
@@ -137,17 +137,18 @@ class HpsV3:
                 not needed; the published one when None.
             instruction: The words around the prompt; read from ``hpsv3_instruction.txt``
                 beside the weights when None.
-            dtype: Of the network: bfloat16 as in training, or float32; the head is float32.
+            dtype: Floating type of the network, bfloat16 as in training or float32; the head is
+                float32.
             local_files_only: If true, nothing is downloaded: a hub id is looked up in the
                 cache alone.
             chunk_size: Views that pass the network at once [1].
-            pixels: Of a resized image, about [px].
+            pixels: Approximate area of a resized image [px].
 
         Returns:
             A scorer on the CPU.
 
         Raises:
-            ValueError: If ``dtype`` is another, or a setting is unfit.
+            ValueError: If ``dtype`` or another setting is out of range.
             CheckpointError: If a file is absent, with what to download and how large it is; or
                 if a tensor is missing, left over or of another shape, each by its name in the
                 file.
@@ -168,13 +169,13 @@ class HpsV3:
         )
         content = read_json(base_config)
         if content.get("model_type") != "qwen2_vl":
-            found = content.get("model_type")
-            msg = f"`{base_config}` must describe a `qwen2_vl` model; got {found!r}."
+            kind = content.get("model_type")
+            msg = f"`{base_config}` must describe a `qwen2_vl` model; got {kind!r}."
             raise CheckpointError(msg)
         tokenizer = read_tokenizer(base_tokenizer)
         with described_by(base_config):
             config = Qwen2VLConfig.from_dict(content)
-        # The network was cut to the tokenizer's words when it got the reward token.
+        # The embedding was cut to the tokenizer's length when the reward token was added.
         config.text_config.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         with quiet(), described_by(f"{base_config} or {path}"):
             model, head = build_hpsv3(config, read_tensors(path), source=str(path), dtype=dtype)
@@ -185,7 +186,7 @@ class HpsV3:
         """Move the network in place.
 
         Args:
-            device: Where to.
+            device: Device of the network from now on.
 
         Returns:
             This scorer.
@@ -201,22 +202,22 @@ class HpsV3:
         Args:
             images: Decoded views in [0, 1], on any device; they are rounded to 8 bits and
                 resized on the CPU, as in training.
-            prompts: One prompt an object; each is encoded once.
+            prompts: One prompt per object; each is encoded once.
 
         Returns:
-            One score a view [1], in float32, on the images' device.
+            One score per view [1], in float32, on the images' device.
 
         Raises:
-            ValueError: If there is not one prompt an object, or a prompt holds one of the
+            ValueError: If there is not one prompt per object, or a prompt holds one of the
                 tokenizer's special tokens.
         """
         if isinstance(prompts, str) or len(prompts) != len(images) or not prompts:
-            msg = f"`prompts` must be one text an object, {len(images)}; got {prompts!r}."
+            msg = f"`prompts` must be one text per object, {len(images)}; got {prompts!r}."
             raise ValueError(msg)
         special = [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
         for prompt in prompts:
-            if found := [token for token in special if token in prompt]:
-                msg = f"`prompts` must hold no special token; got {found[0]!r} in {prompt!r}."
+            if inside := [token for token in special if token in prompt]:
+                msg = f"`prompts` must hold no special token; got {inside[0]!r} in {prompt!r}."
                 raise ValueError(msg)
         rows = [self._object(views, prompt) for views, prompt in zip(images, prompts, strict=True)]
         return torch.stack(rows).to(images.device)

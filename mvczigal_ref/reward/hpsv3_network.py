@@ -22,15 +22,15 @@ __all__ = [
 ]
 
 INSTRUCTION_FILE = "hpsv3_instruction.txt"
-"""Name of the file that holds the words which the network was trained with."""
+"""Name of the file with the words that the network was trained with."""
 
 IMAGE_TOKEN = "<|image_pad|>"
-"""Stands where an image's features go."""
+"""Token in whose place an image's features are put."""
 
 REWARD_TOKEN = "<|Reward|>"
-"""Whose features the head reads."""
+"""Token whose features the head reads."""
 
-# From the library's names to those of files; the first is the published one.
+# Prefixes of the library's names, and of the names in files; the first layout is the published.
 _LAYOUTS = (
     {"visual.": "visual.", "language_model.": "model."},
     {"visual.": "model.visual.", "language_model.": "model.language_model."},
@@ -38,16 +38,16 @@ _LAYOUTS = (
 
 
 def read_instruction(weights: Path) -> str:
-    """Read the words that stand around the prompt, byte for byte.
+    """Read the words around the prompt, byte for byte.
 
     Args:
-        weights: The file beside which they lie.
+        weights: File of the weights; the words lie beside it.
 
     Returns:
         The words.
 
     Raises:
-        CheckpointError: If they are absent, with where to get them.
+        CheckpointError: If they are absent; says where to get them.
     """
     path = weights.parent / INSTRUCTION_FILE
     try:
@@ -63,7 +63,7 @@ def read_instruction(weights: Path) -> str:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read the base's tokenizer and give it the reward token, the next free number.
+    """Read the base's tokenizer and add the reward token under the next free number.
 
     Args:
         path: The base's ``tokenizer.json``.
@@ -72,7 +72,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         The tokenizer, as long as the network's embedding.
 
     Raises:
-        CheckpointError: If the file is something else.
+        CheckpointError: If the file is not a tokenizer.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -86,14 +86,14 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def build_hpsv3(
     config: Qwen2VLConfig, tensors: Mapping[str, Tensor], *, source: str, dtype: torch.dtype
 ) -> tuple[Qwen2VLModel, nn.Module]:
-    """Lay the networks out without memory, and let the file's tensors be their parameters.
+    """Build the networks without memory, and take the file's tensors as their parameters.
 
     Args:
-        config: Of the base, with the vocabulary of the extended tokenizer.
-        tensors: The checkpoint, under the published names or those that newer versions of
-            the library would have given.
-        source: Where they came from, for the message.
-        dtype: Of the network; the head is float32.
+        config: Configuration of the base, with the vocabulary of the extended tokenizer.
+        tensors: The checkpoint, under the published names or those of newer versions of the
+            library.
+        source: Origin of the tensors, for the message.
+        dtype: Floating type of the network; the head is float32.
 
     Returns:
         Network and head in evaluation mode, without gradients, on the CPU.
@@ -116,14 +116,14 @@ def build_hpsv3(
     names = {_published(name, layout): (model, name, dtype) for name in model.state_dict()} | {
         f"rm_head.{name}": (head, name, torch.float32) for name in head.state_dict()
     }
-    # The language head is stored beside, and no score depends on it.
+    # The file also holds the language head, on which no score depends.
     held = {name: value for name, value in tensors.items() if name != "lm_head.weight"}
-    wanted = {name: owner.state_dict()[own] for name, (owner, own, _) in names.items()}
-    load_strict(wanted, held, source=source)
+    layouts = {name: part.state_dict()[key] for name, (part, key, _) in names.items()}
+    load_strict(layouts, held, source=source)
     for part in (model, head):
-        values = {own: held[n].to(kind) for n, (who, own, kind) in names.items() if who is part}
+        values = {key: held[n].to(kind) for n, (who, key, kind) in names.items() if who is part}
         part.load_state_dict(values, assign=True)
-    # What is computed and not stored, laid out anew where there is memory.
+    # Buffers that are computed and not stored are built anew, in memory.
     model.visual.rotary_pos_emb = _rounded(type(model.visual.rotary_pos_emb)(config.vision_config))
     rotary = type(model.language_model.rotary_emb)
     model.language_model.rotary_emb = _rounded(rotary(config=config.text_config))

@@ -1,4 +1,4 @@
-"""HyperScore: people's opinion of a textured object seen from several sides, on four axes."""
+"""HyperScore: people's opinion of a textured object seen from all sides, predicted on four axes."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -33,25 +33,25 @@ _FILES = ("model.safetensors", "model.pth")
 
 
 class HyperScore:
-    """`hyperscore`: one opinion score an object [MATE-3D opinion score].
+    """`hyperscore`: one opinion score per object [MATE-3D opinion score].
 
-    The model was fitted to mean opinion scores between 0 and 10, higher being better. Nothing
-    holds its output to that range: random weights or odd images leave it.
+    The model was fitted to mean opinion scores between 0 and 10; higher is better. Its output is
+    not bounded: random weights or unusual images leave that range.
 
     Source:
         Zhang et al., arXiv:2412.11170. Deviations: images are resized in fp32 whatever the
-        towers' precision, and what follows the towers runs in fp32 too; the released code runs
-        everything in one type. Padding tokens take part in the patch weights, as they do in the
-        released code.
+        towers' precision, and the layers after the towers run in fp32 too; the released code runs
+        everything in one type. Padding tokens take part in the patch weights, as in the released
+        code.
 
     Args:
         network: From :func:`~mvczigal_ref.reward.hyperscore_network.build_hyperscore`.
-        tokenizer: CLIP's, of the vocabulary that the network was built for.
+        tokenizer: CLIP's tokenizer, with the vocabulary of the network.
         axis: ``alignment``, ``geometry``, ``texture`` or ``overall``.
-        num_views: Views an object. The network takes any number; asking for one keeps scores
+        num_views: Views per object [1]. The network takes any number; a fixed one keeps scores
             comparable. MATE-3D has six.
-        images_at_once: Images that pass the network together [1]; positive. An object's views
-            are never parted.
+        images_at_once: Images that pass the network together [1]; positive. The views of an
+            object always stay together.
         dtype: Precision of the towers: float32 or bfloat16.
 
     Raises:
@@ -106,7 +106,7 @@ class HyperScore:
         Args:
             checkpoint: The released ``model.pth``, the same tensors as ``model.safetensors``, or
                 a folder that holds either.
-            tokenizer: A folder or hub id; CLIP's own when None.
+            tokenizer: A folder or hub id; CLIP's tokenizer when None.
             size: Widths and depths of the network; the published ones when None.
             dtype: Precision of the towers: float32 or bfloat16.
             local_files_only: If true, a hub id is looked up in the cache alone.
@@ -116,8 +116,8 @@ class HyperScore:
             A scorer on the CPU.
 
         Raises:
-            CheckpointError: If a file is absent, with where to get it, or holds other tensors
-                than the network's; each is named.
+            CheckpointError: If a file is absent, with where to get it, or if its tensors are not
+                the network's; each is named.
         """
         size = size or HyperScoreSize()
         with files_read() as files:
@@ -138,7 +138,7 @@ class HyperScore:
         """Move the network in place.
 
         Args:
-            device: Where to.
+            device: Device of the network from now on.
 
         Returns:
             This scorer.
@@ -147,13 +147,13 @@ class HyperScore:
         return self
 
     def on(self, axis: str) -> "HyperScore":
-        """Give a scorer on any axis that shares this one's network, device and last scores.
+        """Return a scorer on another axis that shares this one's network, device and last scores.
 
         Args:
             axis: ``alignment``, ``geometry``, ``texture`` or ``overall``.
 
         Returns:
-            Another scorer. What both are asked about passes the network once.
+            A new scorer. Images that both score pass the network once.
 
         Raises:
             ValueError: If there is no such axis.
@@ -173,22 +173,22 @@ class HyperScore:
 
     @torch.no_grad()
     def all_axes(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "object axis"]:
-        """Score each object on all four axes, which costs no more than one.
+        """Score each object on all four axes, at the cost of one.
 
         Args:
             images: Decoded views in [0, 1]; stretched to the network's square.
-            prompts: One prompt an object, in the order of ``images``.
+            prompts: One prompt per object, in the order of ``images``.
 
         Returns:
             Scores in the order of :data:`~mvczigal_ref.reward.hyperscore_network.AXES`, fp32,
-            where ``images`` is [MATE-3D opinion score]. No gradient.
+            on the images' device [MATE-3D opinion score]. No gradient.
 
         Raises:
             ValueError: If the number of views or prompts is wrong, or if a prompt is too long.
         """
         self._check(images, prompts)
         device = device_of(self.network)
-        # Samples of one prompt share its features.
+        # Samples of one prompt share the prompt's features.
         texts = list(dict.fromkeys(prompts))
         row = torch.tensor([texts.index(prompt) for prompt in prompts], device=device)
         tokens, end = self.network.encode_text(self._token_ids(texts).to(device))
@@ -206,8 +206,8 @@ class HyperScore:
             patches = self.network.encode_images(as_input(pixels, self.network.clip))
             patches = patches.unflatten(0, (len(objects), self.num_views)).flatten(1, 2)
             text = row[objects]
-            found: Tensor = self.network(patches, tokens[text], end[text], conditions)
-            return found
+            table: Tensor = self.network(patches, tokens[text], end[text], conditions)
+            return table
 
         chosen = torch.arange(len(prompts), device=device)
         at_once = max(1, self.images_at_once // self.num_views)
@@ -215,24 +215,24 @@ class HyperScore:
 
     def _token_ids(self, texts: Sequence[str]) -> Int[Tensor, "text token"]:
         length = self.network.size.context_length
-        # CLIP's own tokenizer fills up with zeros; transformers' would with the end of text,
-        # and here padding matters.
+        # CLIP's own tokenizer pads with zeros, transformers' with the end of text; here the
+        # padding changes scores.
         ids = torch.zeros(len(texts), length, dtype=torch.int64)
         for line, text in zip(ids, texts, strict=True):
-            found = self.tokenizer(repaired(text)).input_ids
-            if len(found) > length:
+            numbers = self.tokenizer(repaired(text)).input_ids
+            if len(numbers) > length:
                 msg = (
-                    f"`prompts` must fit in {length} tokens; got {len(found)} for {text!r}. "
+                    f"`prompts` must fit in {length} tokens; got {len(numbers)} for {text!r}. "
                     "Shorten it."
                 )
                 raise ValueError(msg)
-            line[: len(found)] = torch.tensor(found)
+            line[: len(numbers)] = torch.tensor(numbers)
         return ids
 
     def _check(self, images: Images, prompts: Sequence[str]) -> None:
         if images.shape[1] != self.num_views:
             msg = (
-                f"`images` must show {self.num_views} views an object; got {images.shape[1]}; "
+                f"`images` must show {self.num_views} views per object; got {images.shape[1]}; "
                 "build the scorer with the rig's `num_views`."
             )
             raise ValueError(msg)
@@ -240,20 +240,20 @@ class HyperScore:
 
 
 class _LastTable:
-    """Scores on all axes of the images that were scored last, while those live unchanged."""
+    """Scores on all axes of the last images, valid as long as these live unchanged."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Any, int, tuple[str, ...], Tensor] | None = None
+        self._entry: tuple[Any, int, tuple[str, ...], Tensor] | None = None
 
     def keep(self, table: Tensor, images: Images, prompts: Sequence[str]) -> None:
-        if not images.is_inference():  # these do not count their changes
-            self._kept = (ref(images), images._version, tuple(prompts), table)
+        if not images.is_inference():  # inference tensors do not count their changes
+            self._entry = (ref(images), images._version, tuple(prompts), table)
 
     def of(self, images: Images, prompts: Sequence[str]) -> Tensor | None:
-        if self._kept is None or isinstance(prompts, str):
+        if self._entry is None or isinstance(prompts, str):
             return None
-        seen, version, said, table = self._kept
-        same = seen() is images and version == images._version and said == tuple(prompts)
+        seen, version, texts, table = self._entry
+        same = seen() is images and version == images._version and texts == tuple(prompts)
         return table if same else None
 
 
@@ -270,10 +270,10 @@ def find_checkpoint(checkpoint: Path) -> Path:
         checkpoint: The file, or a folder that holds it.
 
     Returns:
-        The file; where there are two, the one in safetensors.
+        The file; of two, the one in safetensors.
 
     Raises:
-        CheckpointError: If there is none; the message says where it is published.
+        CheckpointError: If there is none; says where it is published.
     """
     candidates = [checkpoint / name for name in _FILES] if checkpoint.is_dir() else [checkpoint]
     for path in candidates:

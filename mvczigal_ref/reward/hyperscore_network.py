@@ -1,6 +1,6 @@
-"""HyperScore's network: CLIP, four learned prompts, and a head that one network writes for another.
+"""HyperScore's network: CLIP, four learned prompts, and a head whose weights a network computes.
 
-The towers may run in half precision; what comes after them keeps the head's own precision.
+CLIP's towers may run in half precision; the layers after them keep the head's precision.
 """
 
 from collections.abc import Mapping
@@ -29,22 +29,22 @@ __all__ = [
 ]
 
 AXES = ("alignment", "geometry", "texture", "overall")
-"""What is judged, in the order of the published model."""
+"""Axes of the judgement, in the order of the published model."""
 
 _CONTEXT_TOKENS = 12
 # A learned prompt reads "<start> NAME quality <12 learned> . <end>"; each name is one token.
 _CLASS_TOKENS = 2
 _END = 1 + _CLASS_TOKENS + _CONTEXT_TOKENS + 1
-# The target network's widths, and the image-like feature that its weights are read from.
+# The target network's widths, and the image-like feature from which its weights are computed.
 _WIDTHS = (224, 112, 56, 28, 1)
 _FEATURE = (112, 7, 7)
 # The published file holds the text tower twice.
-_OWN, _TOWER, _ALIAS = "clip.", "clip_model.", "text_encoder."
+_CLIP, _TOWER, _ALIAS = "clip.", "clip_model.", "text_encoder."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HyperScoreSize:
-    """Widths and depths of CLIP; as published (ViT-B/16) unless said otherwise."""
+    """Widths and depths of CLIP; the defaults are the published ones (ViT-B/16)."""
 
     vision_width: int = 768
     vision_layers: int = 12
@@ -58,17 +58,17 @@ class HyperScoreSize:
 
 
 class Conditions(NamedTuple):
-    """What depends on the checkpoint alone: one entry an axis."""
+    """Features and weights of each axis, which depend on the checkpoint alone."""
 
     features: Float[Tensor, "axis embed"]
-    """Text features of the learned prompts."""
+    """Text features of the learned prompts, one row per axis."""
 
     layers: list[tuple[Float[Tensor, "axis out into"], Float[Tensor, "axis out"]]]
-    """Weights and biases of the target network."""
+    """Weight and bias of each layer of the axes' target networks."""
 
 
 class HyperScoreNetwork(nn.Module):
-    """From images and token ids to four opinion scores.
+    """Network from images and token ids to four opinion scores.
 
     Source:
         Zhang et al., arXiv:2412.11170, section 4, and its released code.
@@ -89,7 +89,7 @@ class HyperScoreNetwork(nn.Module):
     def encode_images(
         self, pixels: Float[Tensor, "row 3 size size"]
     ) -> Float[Tensor, "row patch embed"]:
-        """Return every patch's projected feature; the class token is left out."""
+        """Return every patch's projected feature, without the class token."""
         hidden = self.clip.vision_model(pixel_values=pixels).last_hidden_state[:, 1:]
         patches: Tensor = self.clip.visual_projection(self.clip.vision_model.post_layernorm(hidden))
         return patches
@@ -97,13 +97,13 @@ class HyperScoreNetwork(nn.Module):
     def encode_text(
         self, ids: Int[Tensor, "text token"]
     ) -> tuple[Float[Tensor, "text token embed"], Float[Tensor, "text embed"]]:
-        """Return every token's projected feature, padding's too, and the end token's."""
+        """Return every token's projected feature, also of padding, and the end token's."""
         features = self._text_features(self.clip.text_model.embeddings.token_embedding(ids))
-        # The end of text has the largest id.
+        # The end token has the largest id.
         return features, features[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
 
     def conditions(self) -> Conditions:
-        """Encode the learned prompts and write the target network of each axis."""
+        """Encode the learned prompts and compute the target network of each axis."""
         features = self._text_features(self.prompt_learner())[:, _END]
         features = features.to(self.fc_condition.weight.dtype)
         return Conditions(
@@ -117,7 +117,7 @@ class HyperScoreNetwork(nn.Module):
         end: Float[Tensor, "object embed"],
         conditions: Conditions,
     ) -> Float[Tensor, "object axis"]:
-        r"""Weigh the patches of all views by axis and prompt, fuse them, and score.
+        r"""Weight the patches of all views by axis and prompt, fuse them, and score.
 
         .. math::
 
@@ -128,18 +128,18 @@ class HyperScoreNetwork(nn.Module):
         axis's learned prompt :math:`c_a`, and the target network :math:`f_a`.
 
         Args:
-            patches: Of all views of an object, in any order.
-            tokens: Of the prompt.
-            end: The prompt's end token.
+            patches: Features of the patches of all views of an object, in any order.
+            tokens: Features of the prompt's tokens.
+            end: Feature of the prompt's end token.
             conditions: From :meth:`conditions`.
 
         Returns:
-            Opinion scores.
+            Opinion scores, one per object and axis.
         """
         dtype = self.fc_quality.weight.dtype
         patches, tokens, end = patches.to(dtype), tokens.to(dtype), end.to(dtype)
         words = normalize(tokens, dim=-1)
-        # Summed over tokens before meeting the patches: the same product, in less memory.
+        # Summed over tokens before the product with the patches: the same, in less memory.
         agreement = words @ normalize(conditions.features, dim=-1).T
         asked = agreement.mT @ words
         weight = (asked @ normalize(patches, dim=-1).mT).softmax(dim=-1)
@@ -161,7 +161,7 @@ class HyperScoreNetwork(nn.Module):
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a state dict of the network's to the published names.
+    """Rename a state dict of the network to the published names.
 
     Args:
         state: Tensors by this module's names, on any device, the meta device too.
@@ -169,9 +169,9 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         Tensors by the published names; the text tower's appear twice, as they are stored.
     """
-    held = [name for name in state if name.startswith(_OWN)]
-    renamed = to_openai({name.removeprefix(_OWN): state[name] for name in held})
-    rest = {name: value for name, value in state.items() if not name.startswith(_OWN)}
+    held = [name for name in state if name.startswith(_CLIP)]
+    renamed = to_openai({name.removeprefix(_CLIP): state[name] for name in held})
+    rest = {name: value for name, value in state.items() if not name.startswith(_CLIP)}
     # The second copy of the text tower leaves the word embeddings out.
     twice = ("transformer.", "positional_embedding", "text_projection", "ln_final.")
     aliases = {_ALIAS + name: value for name, value in renamed.items() if name.startswith(twice)}
@@ -190,7 +190,7 @@ def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     held = [name for name in tensors if name.startswith(_TOWER)]
     clip = {name.removeprefix(_TOWER): tensors[name] for name in held}
     rest = {name: value for name, value in tensors.items() if not name.startswith((_TOWER, _ALIAS))}
-    return {_OWN + name: value for name, value in from_openai(clip).items()} | rest
+    return {_CLIP + name: value for name, value in from_openai(clip).items()} | rest
 
 
 def build_hyperscore(
@@ -199,9 +199,9 @@ def build_hyperscore(
     """Build the network from a published checkpoint's tensors.
 
     Args:
-        tensors: All of them, by the published names.
-        size: Widths and depths that they must have.
-        source: Where they came from, for the message.
+        tensors: All tensors, by the published names.
+        size: Widths and depths of the network.
+        source: Origin of the tensors, for the message.
 
     Returns:
         A frozen network in evaluation mode, fp32, on the CPU.
@@ -219,18 +219,18 @@ def build_hyperscore(
         from_published=from_published,
     )
     copies = {name: name.replace(_ALIAS, _TOWER) for name in tensors if name.startswith(_ALIAS)}
-    torn = [name for name, own in copies.items() if not torch.equal(tensors[name], tensors[own])]
-    if torn:
+    unequal = [n for n, first in copies.items() if not torch.equal(tensors[n], tensors[first])]
+    if unequal:
         msg = (
-            f"`{source}` must hold the text tower twice alike; got others in {'; '.join(torn)}. "
-            "Fetch it again."
+            f"`{source}` must hold two equal copies of the text tower; they differ in "
+            f"{'; '.join(unequal)}. Fetch it again."
         )
         raise CheckpointError(msg)
     return network
 
 
 class _LearnedPrompts(nn.Module):
-    """Embedded prompts of the four axes, the name before the learned tokens."""
+    """Embedded prompts of the four axes, with the axis's name before the learned tokens."""
 
     def __init__(self, size: HyperScoreSize) -> None:
         super().__init__()
@@ -247,14 +247,14 @@ class _LearnedPrompts(nn.Module):
 
 
 class _HyperNetwork(nn.Module):
-    """Writes each axis's target network; modules bear the published names."""
+    """Computes each axis's target network; modules have the published names."""
 
     def __init__(self) -> None:
         super().__init__()
         channels = _FEATURE[0]
         for number, (into, out) in enumerate(pairwise(_WIDTHS), start=1):
             if out > 1:
-                # One output position holds one number a channel, hence the division.
+                # An output position holds one number per channel, hence the division.
                 positions = _FEATURE[1] * _FEATURE[2]
                 writer = nn.Conv2d(channels, into * out // positions, kernel_size=3, padding=1)
                 self.add_module(f"fc{number}w_conv", writer)

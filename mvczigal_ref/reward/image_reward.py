@@ -32,11 +32,13 @@ from mvczigal_ref.shapes import Images, PerViewReward
 __all__ = ["ImageReward"]
 
 RAW_MEAN = 0.16717362830052426
+"""Mean of the head's output over the authors' validation set [1]."""
+
 RAW_STD = 1.0333394966054072
-"""Of the head's output over the authors' validation set [1]."""
+"""Standard deviation of the head's output over the authors' validation set [1]."""
 
 TEXT_LENGTH = 35
-"""Tokens a prompt, both ends counted; the rest is cut off."""
+"""Most tokens of a prompt, including start and end [1]; the rest is cut off."""
 
 # Heads of the contrastive pretraining, which the score does not use.
 _UNUSED = ("blip.vision_proj.", "blip.text_proj.")
@@ -54,23 +56,23 @@ _TEXT_SETTINGS = (
 
 
 class ImageReward:
-    r"""`image_reward`: people's preference by BLIP, standardised by its authors [1].
+    r"""`image_reward`: people's preference predicted by BLIP, standardised by its authors [1].
 
     .. math:: R_{b v} = (h(\mathrm{BLIP}(x_{b v}, c_b)) - m) / s
 
     About -2 to 2: mean 0 and deviation 1 over the authors' validation images. The text encoder
-    looks at the image from its first layer on, so that a prompt is cut into tokens once an
-    object but read once a view.
+    attends to the image from its first layer on, so a prompt is tokenised once per object but
+    encoded once per view.
 
     Source:
         Xu et al., ImageReward, arXiv:2304.05977, section 2.3; m and s are the released code's.
 
     Args:
-        network: In evaluation mode.
-        tokenizer: BERT's, lower case.
+        network: Network in evaluation mode.
+        tokenizer: BERT's tokenizer, lower case.
         chunk_size: Images that pass the network at once [1]; positive.
-        round_to_bytes: Round images to 8 bits a colour as files do, which is what published
-            numbers were measured on; if false, a score feels every change of an image.
+        round_to_bytes: Round images to 8 bits per colour as in files, on which published
+            numbers were measured; if false, a score changes with every change of an image.
 
     Examples:
         >>> ImageReward.from_pretrained("/absent")
@@ -119,7 +121,7 @@ class ImageReward:
                 ``med_config.json``, the first of these files, or a hub id; the published one
                 when None.
             tokenizer: A folder or hub id; the published one when None.
-            dtype: Of the network: float32 or bfloat16; the head computes in float32.
+            dtype: Floating type of the network, float32 or bfloat16; the head is float32.
             local_files_only: If true, nothing is downloaded: a hub id is looked up in the
                 cache alone.
             vision: Size of the image encoder; BLIP-large when None.
@@ -175,7 +177,7 @@ class ImageReward:
         """Move the network in place.
 
         Args:
-            device: Where to.
+            device: Device of the network from now on.
 
         Returns:
             This scorer.
@@ -189,13 +191,13 @@ class ImageReward:
 
         Args:
             images: Decoded views in [0, 1], on any device.
-            prompts: One prompt an object; of each the first 35 tokens count.
+            prompts: One prompt per object; the first 35 tokens of each count.
 
         Returns:
-            One reward a view [1], in float32 or wider, on the images' device.
+            One reward per view [1], in float32 or wider, on the images' device.
 
         Raises:
-            ValueError: If there is not one prompt an object.
+            ValueError: If there is not one prompt per object.
         """
         check_prompts(images, prompts)
         num_views = images.shape[1]

@@ -1,4 +1,4 @@
-"""ImageReward's network, on transformers' BLIP, and its published names."""
+"""ImageReward's network, built on transformers' BLIP, and its published names."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from mvczigal_ref.reward.weights import renamed
 __all__ = ["ImageRewardNetwork", "blip_large", "from_image_reward", "to_image_reward"]
 
 _HEAD_WIDTHS = (1024, 128, 64, 16, 1)
-# The published head has dropouts at 1, 3 and 5, which do nothing here but count.
+# The published head has dropouts at 1, 3 and 5, which do nothing in evaluation.
 _HEAD_INDICES = (0, 2, 4, 6, 7)
 _RENAMED = (
     ("vision.embeddings.class_embedding", "blip.visual_encoder.cls_token"),
@@ -31,7 +31,7 @@ _RENAMED = (
 
 
 class ImageRewardNetwork(nn.Module):
-    """BLIP's two encoders and the head that turns what they see into one number.
+    """BLIP's two encoders, and a head that turns their feature into one number.
 
     Args:
         vision: Size of the image encoder.
@@ -44,13 +44,13 @@ class ImageRewardNetwork(nn.Module):
         self.text = BlipTextModel(text, add_pooling_layer=False)
         widths = (text.hidden_size, *_HEAD_WIDTHS)
         layers = zip(_HEAD_INDICES, widths[:-1], widths[1:], strict=True)
-        # Linear maps alone: the authors' activations are commented out.
+        # Linear maps only: in the authors' code the activations are commented out.
         self.head = nn.ModuleDict(
             {str(index): nn.Linear(inside, outside) for index, inside, outside in layers}
         )
 
     def forward(self, pixels: Pixels, ids: Tensor, mask: Tensor) -> Float[Tensor, " row"]:
-        """Score rows.
+        """Score images against prompts, row by row.
 
         Args:
             pixels: Normalised images.
@@ -70,7 +70,7 @@ class ImageRewardNetwork(nn.Module):
 
 
 def blip_large() -> BlipVisionConfig:
-    """Give the size of BLIP-large's image encoder at 224 pixels.
+    """Return the size of BLIP-large's image encoder at 224 pixels.
 
     Returns:
         A configuration of 303 million parameters.
@@ -95,7 +95,7 @@ def to_image_reward(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the network's tensors as ``ImageReward.pt`` names them.
 
     Args:
-        tensors: By the network's names.
+        tensors: Tensors by the network's names.
 
     Returns:
         The same tensors by their published names.
@@ -112,7 +112,7 @@ def from_image_reward(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of ``ImageReward.pt`` as the network names them.
 
     Args:
-        tensors: By their published names.
+        tensors: Tensors by their published names.
 
     Returns:
         The same tensors by the network's names; the inverse of :func:`to_image_reward`.

@@ -1,9 +1,9 @@
-"""What a judge is asked, and how its answer is read.
+"""Questions to a judge, and the reading of its answers.
 
-A judge writes a line for each criterion, ``Alignment Score (1-5): 3.5``, and the reward is
-the mean of its scores. A prompt is material, not a request: it is quoted, and where it speaks
-of scores itself the judge's lines carry a code that the prompt cannot know, so that no
-quotation of the prompt is taken for a judgement.
+A judge writes one line per criterion, ``Alignment Score (1-5): 3.5``, and the reward is the mean
+of the scores. The prompt is quoted, as material and not as a request. If it speaks of scores
+itself, the judge's lines must carry a code that the prompt cannot contain, so that a quotation of
+the prompt is never taken for a judgement.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ __all__ = [
 ]
 
 LOWEST, HIGHEST = 1.0, 5.0
-"""The scale of a judge's scores [points]."""
+"""Ends of the scale of a judge's scores [points]."""
 
 PER_VIEW_CRITERIA: Mapping[str, str] = {
     "Alignment": "does the image show what the text says, all of it and nothing against it?",
     "Coherence": "are shapes, parts and perspective right, without defects?",
     "Style": "is it pleasing: light, colour, composition, detail?",
 }
-"""Of a single image, under the names that UnifiedReward 2.0 was trained with."""
+"""Criteria for a single image, under the names that UnifiedReward 2.0 was trained with."""
 
 JOINT_CRITERIA: Mapping[str, str] = {
     "Alignment": "do the images together show what the text says?",
@@ -37,7 +37,7 @@ JOINT_CRITERIA: Mapping[str, str] = {
     "image showing the side that its camera sees?",
     "Style": "are the images pleasing: light, colour, detail?",
 }
-"""Of all views of an object together."""
+"""Criteria for all views of an object together."""
 
 _NUMBER = r"([0-9]{1,3}(?:\.[0-9]{1,9})?)"
 _LONGEST_LINE = 200
@@ -50,13 +50,13 @@ class JudgementError(ValueError):
 def question(
     prompt: str, criteria: Mapping[str, str], *, views: int | None = None, code: str = ""
 ) -> str:
-    """Write what a judge reads after the images.
+    """Write the text that a judge reads after the images.
 
     Args:
         prompt: Text that the images were made from; it is quoted on one line.
-        criteria: What is judged, by the name that the score line carries.
+        criteria: Question of each criterion, by the name on its score line.
         views: Number of images that show one object together [1]; None for one image.
-        code: What each score line must carry; none if empty.
+        code: Code that each score line must carry; none if empty.
 
     Returns:
         The message.
@@ -73,7 +73,7 @@ def question(
         else f" They are views of the same object from {views} cameras around it, in the order "
         "of the cameras; judge them together, with one score for all."
     )
-    listed = "\n".join(f"- {name}: {what}" for name, what in criteria.items())
+    listed = "\n".join(f"- {name}: {aspect}" for name, aspect in criteria.items())
     lines = "\n".join(f"{_label(name, code)}: X" for name in criteria)
     return (
         f"You are shown {shown} that a generator made from a text.{cameras} The text follows as "
@@ -89,13 +89,13 @@ def question(
 def parse_scores(answer: str, names: Sequence[str], *, code: str = "") -> dict[str, float]:
     r"""Read a judge's score lines.
 
-    A score counts only on a line of its own, with its name and code, and on the scale. Bold
-    type, bullets, letter case and a trailing ``/5`` do not matter.
+    A score counts only on a line of its own, with name and code, and within the scale. Bold type,
+    bullets, letter case and a trailing ``/5`` do not matter.
 
     Args:
-        answer: What the judge wrote; anything around the lines is passed over.
-        names: Criteria, each of which must be scored.
-        code: What each line must carry; none if empty.
+        answer: Text that the judge wrote; text around the score lines is ignored.
+        names: Names of the criteria; each must be scored.
+        code: Code that each score line must carry; none if empty.
 
     Returns:
         Scores by name [points], within the scale.
@@ -114,12 +114,12 @@ def parse_scores(answer: str, names: Sequence[str], *, code: str = "") -> dict[s
     scores = {}
     for name in names:
         pattern = _line_pattern(name, code)
-        found = {float(match[1]) for line in lines if (match := pattern.fullmatch(line))}
-        if len(found) != 1:
-            what = f"{sorted(found)}" if found else "no such line"
-            msg = f"`answer` must score {name!r} once; got {what} in {answer[:_LONGEST_LINE]!r}."
+        values = {float(match[1]) for line in lines if (match := pattern.fullmatch(line))}
+        if len(values) != 1:
+            fault = f"{sorted(values)}" if values else "no such line"
+            msg = f"`answer` must score {name!r} once; got {fault} in {answer[:_LONGEST_LINE]!r}."
             raise JudgementError(msg)
-        (scores[name],) = found
+        (scores[name],) = values
         if not LOWEST <= scores[name] <= HIGHEST:
             msg = (
                 f"`answer` must score {name!r} from {LOWEST:g} to {HIGHEST:g}; got "
@@ -130,15 +130,15 @@ def parse_scores(answer: str, names: Sequence[str], *, code: str = "") -> dict[s
 
 
 def code_for(prompt: str, *, always: bool = False) -> str:
-    """Give the code that a prompt's score lines carry.
+    """Return the code that the score lines for a prompt must carry.
 
     Args:
         prompt: Text that the images were made from.
-        always: Whether also a prompt that does not speak of scores gets one.
+        always: Whether a prompt that does not speak of scores gets a code too.
 
     Returns:
-        A word that depends on all of the prompt, and so does not stand in it; empty where
-        none is needed. Models that were trained to write score lines know them without.
+        A word that depends on the whole prompt, and so cannot be part of it; empty where none is
+        needed, since models that were trained on score lines write them without a code.
 
     Examples:
         >>> code_for("a red cube"), len(code_for("a cube. Final Score: 5"))

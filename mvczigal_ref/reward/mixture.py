@@ -1,4 +1,4 @@
-"""Several scorers as one: each one's own table, and their weighted sum."""
+"""Several scorers as one: a table per scorer, and the weighted sum of the tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Mixture:
 
     .. math:: R = \sum_k w_k R_k
 
-    The scorers are asked in the order of their names, so that no bit of the sum depends on how
-    they were written down. One scorer of weight 1 is that scorer, bit for bit.
+    The scorers are called in the order of their names, so that no bit of the sum depends on the
+    order in the settings. A single scorer of weight 1 gives its own rewards, bit for bit.
 
     Examples:
         >>> import torch
@@ -35,32 +35,32 @@ class Mixture:
     """
 
     scorers: Mapping[str, Scorer]
-    """Each by its name."""
+    """Scorers by name."""
 
     weights: Mapping[str, float]
-    """One a scorer [1 / reward units]."""
+    """Weights by name of the scorer [1 / reward units]."""
 
     @classmethod
     def of(cls, scorer: Scorer, name: str) -> "Mixture":
-        """Take any scorer for a mixture.
+        """Turn any scorer into a mixture.
 
         Args:
             scorer: A mixture, or a scorer of another class.
-            name: What a scorer that is no mixture is called.
+            name: Name of a scorer that is not a mixture.
 
         Returns:
-            The mixture itself, or one of the scorer alone.
+            The mixture itself, or a mixture of this scorer alone.
         """
         if isinstance(scorer, Mixture):
             return scorer
         return cls(scorers={name: scorer}, weights={name: 1.0})
 
     def tables(self, images: Images, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Ask every scorer.
+        """Call every scorer.
 
         Args:
             images: Decoded views in [0, 1].
-            prompts: One prompt an object.
+            prompts: One prompt per object.
 
         Returns:
             Raw rewards by scorer, each in its own units [reward units].
@@ -71,7 +71,7 @@ class Mixture:
         """Add tables of these scorers, each times its weight.
 
         Args:
-            tables: By scorer, of one shape: raw rewards or what was made of them.
+            tables: Tables of one shape by scorer: raw rewards, or numbers made of them.
 
         Returns:
             Their weighted sum.

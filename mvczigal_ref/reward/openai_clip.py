@@ -1,7 +1,7 @@
-"""CLIP checkpoints under the names that OpenAI gave them, on transformers' own classes.
+"""Translation of CLIP checkpoints between OpenAI's names and transformers'.
 
-OpenCLIP and most scorers built on CLIP keep these names; transformers has others, holds queries,
-keys and values apart, and stores projections transposed.
+OpenCLIP and most scorers built on CLIP use OpenAI's names; transformers has others, separates
+queries, keys and values, and stores projections transposed.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["from_openai", "to_openai"]
 
-# Beginnings of names: transformers' (CLIPModel), OpenAI's.
+# Beginnings of names: transformers' (CLIPModel), then OpenAI's.
 _BEGINNINGS = (
     ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
     ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
@@ -26,7 +26,7 @@ _BEGINNINGS = (
     ("text_model.final_layer_norm.", "ln_final."),
     ("text_projection.weight", "text_projection"),
 )
-# What follows a layer's number.
+# Parts of names after a layer's number.
 _LAYER_PARTS = (
     (".layer_norm1.", ".ln_1."),
     (".layer_norm2.", ".ln_2."),
@@ -43,8 +43,8 @@ def to_openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a state dict of transformers' ``CLIPModel`` to OpenAI's names.
 
     Args:
-        state: Tensors by transformers' name, on any device, the meta device too. Whatever has
-            no other name keeps its own.
+        state: Tensors by transformers' name, on any device, the meta device too. Names
+            that are not in the tables stay.
 
     Returns:
         Tensors by OpenAI's name; copies where queries, keys and values are joined.
@@ -72,7 +72,7 @@ def from_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename tensors from OpenAI's names to those of transformers' ``CLIPModel``.
 
     Args:
-        tensors: Tensors by OpenAI's name. Whatever has no other name keeps its own.
+        tensors: Tensors by OpenAI's name. Names that are not in the tables stay.
 
     Returns:
         Tensors by transformers' name; the inverse of :func:`to_openai`.
@@ -92,12 +92,12 @@ def from_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _renamed(name: str, known: int) -> str:
-    """Translate a name; ``known`` says in which column of the tables it is."""
+def _renamed(name: str, column: int) -> str:
+    """Translate a name from this column of the tables into the other."""
     for row in _BEGINNINGS:
-        if name.startswith(row[known]):
-            name = row[1 - known] + name.removeprefix(row[known])
+        if name.startswith(row[column]):
+            name = row[1 - column] + name.removeprefix(row[column])
             break
     for row in _LAYER_PARTS:
-        name = name.replace(row[known], row[1 - known])
+        name = name.replace(row[column], row[1 - column])
     return name

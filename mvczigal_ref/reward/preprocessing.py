@@ -1,6 +1,6 @@
-"""Images as the published scorers see them: resized, cropped, clamped and normalised.
+"""Preparation of images for the published scorers: resized, cropped, clamped and normalised.
 
-One function serves every scorer; what differs between them is its settings.
+One function serves every scorer; scorers differ in its settings.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ __all__ = [
 Interpolation = Literal["bicubic", "bilinear"]
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of red, green and blue that CLIP was trained with [1]."""
+"""Means of red, green and blue in CLIP's training [1]."""
 
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of red, green and blue that CLIP was trained with [1]."""
+"""Standard deviations of red, green and blue in CLIP's training [1]."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of red, green and blue over ImageNet [1]."""
+"""Means of red, green and blue over ImageNet [1]."""
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Standard deviation of red, green and blue over ImageNet [1]."""
+"""Standard deviations of red, green and blue over ImageNet [1]."""
 
-_MOST_CUT_OFF = 8  # of a resized image, times what is kept; above, only what is kept is made
+_MOST_CUT_OFF = 8  # largest ratio of resized to cropped area; above it, only the crop is computed
 
 
 def preprocess(
@@ -64,18 +64,18 @@ def preprocess(
         images: Images in [0, 1], of any leading axes. Gradient flows, and is zero where the
             clamp is active or bytes are rounded.
         size: Height and width to return [pixels]; one number stands for a square.
-        mean: One number a colour to subtract [1].
-        std: One positive number a colour to divide by [1].
+        mean: One number per colour to subtract [1].
+        std: One positive number per colour to divide by [1].
         crop: If true, keep the aspect ratio, so that the shorter side (relative to ``size``)
             just fits, and cut out the centre; if false, stretch each side on its own.
         round_to_bytes: Round to multiples of 1/255 before resizing and after each of its two
-            passes, as Pillow does. The published pipelines resize files of 8 bits a colour, so
-            their scores were reported on such images; without it a score is a smooth function
+            passes, as Pillow does. The published pipelines resize files of 8 bits per colour, so
+            published scores are of such images; without rounding, a score is a smooth function
             of the image.
-        interpolation: The filter.
+        interpolation: Filter of the resizing.
 
     Returns:
-        Images of the asked size, in the dtype of ``images`` [standard deviations].
+        Images of this size, in the dtype of ``images`` [standard deviations].
 
     Raises:
         ValueError: If ``images`` is narrower than fp32 or has an empty side, or if a setting is
@@ -99,7 +99,7 @@ def preprocess(
         rows = _cut(rows, -2, between[0], range(top, top + target[0]), interpolation)
         rows = _to_bytes(rows) if round_to_bytes else rows
     else:
-        # Pillow goes along the rows first and keeps bytes in between.
+        # Pillow resizes along the rows first, and rounds to bytes in between.
         passes = [(rows.shape[-2], between[1]), between] if round_to_bytes else [between]
         for shape in passes:
             if shape != tuple(rows.shape[-2:]):
@@ -114,18 +114,20 @@ def preprocess(
 def _cover(source: Sequence[int], target: tuple[int, int]) -> tuple[int, int]:
     """Return the smallest size of the source's aspect ratio that covers the target."""
     height, width = source
-    # Whole numbers only: a float ratio may lose a pixel. The longer side rounds down.
+    # Integers only: a float ratio may lose a pixel. The longer side rounds down.
     if target[0] * width >= target[1] * height:
         return target[0], max(target[1], target[0] * width // height)
     return max(target[0], target[1] * height // width), target[1]
 
 
-def _cut(rows: Tensor, axis: int, length: int, kept: range, interpolation: Interpolation) -> Tensor:
-    """Resize one axis to a length, making only the pixels that are kept of it."""
+def _cut(
+    rows: Tensor, axis: int, length: int, window: range, interpolation: Interpolation
+) -> Tensor:
+    """Resize one axis to a length, and compute only the pixels of a window."""
     source = rows.shape[axis]
     ratio, radius = source / length, {"bicubic": 2.0, "bilinear": 1.0}[interpolation]
     width = max(ratio, 1.0)
-    centre = (torch.arange(kept.start, kept.stop, dtype=torch.float64) + 0.5) * ratio
+    centre = (torch.arange(window.start, window.stop, dtype=torch.float64) + 0.5) * ratio
     first = (centre - radius * width + 0.5).to(torch.int64).clamp(min=0)
     last = (centre + radius * width + 0.5).to(torch.int64).clamp(max=source)
     low, high = int(first[0]), int(last[-1])
@@ -163,7 +165,7 @@ def _check(
         raise ValueError(msg)
     for name, numbers in (("mean", mean), ("std", std)):
         if len(numbers) != 3:
-            msg = f"`{name}` must hold one number a colour; got {len(numbers)}; give three."
+            msg = f"`{name}` must hold one number per colour; got {len(numbers)}; give three."
             raise ValueError(msg)
     if not min(std) > 0.0:
         msg = f"`std` must be positive; got {tuple(std)}; use such as `OPENAI_CLIP_STD`."

@@ -1,6 +1,6 @@
-"""What the rest of the package knows of a scorer: how it is called and what it returns.
+"""PerViewScorer and JointViewScorer: the protocols by which the package calls scorers.
 
-Anything callable with these arguments is a scorer; nothing needs to be subclassed.
+Any callable with these arguments is a scorer; nothing needs to be subclassed.
 A scorer holds its own cameras, weights and device, computes without gradients, and
 scores an object from that object's images and prompt alone, so objects may be scored
 in any order and in any slices.
@@ -16,33 +16,33 @@ __all__ = ["JointViewScorer", "PerViewScorer"]
 
 @runtime_checkable
 class PerViewScorer(Protocol):
-    """Judge every image on its own against its prompt."""
+    """Scorer that judges every image on its own against its prompt."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerViewReward:
         """Score each view of each object.
 
         Args:
             images: Decoded views in [0, 1].
-            prompts: One prompt an object, in the order of ``images``.
+            prompts: One prompt per object, in the order of ``images``.
 
         Returns:
-            One reward a view; higher is better [reward units].
+            One reward per view; higher is better [reward units].
         """
         ...
 
 
 @runtime_checkable
 class JointViewScorer(Protocol):
-    """Judge all views of an object together against its prompt."""
+    """Scorer that judges all views of an object together against its prompt."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> JointViewReward:
         """Score each object by the whole set of its views.
 
         Args:
             images: Decoded views in [0, 1].
-            prompts: One prompt an object, in the order of ``images``.
+            prompts: One prompt per object, in the order of ``images``.
 
         Returns:
-            One reward an object; higher is better [reward units].
+            One reward per object; higher is better [reward units].
         """
         ...

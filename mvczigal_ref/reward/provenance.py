@@ -1,4 +1,4 @@
-"""Which files a scorer was built from, and one hash of their contents."""
+"""Files that a scorer was built from, and one hash of their contents."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -8,12 +8,12 @@ from pathlib import Path
 
 __all__ = ["content_hash", "files_read", "note"]
 
-_FOUND: ContextVar[list[Path] | None] = ContextVar("_FOUND", default=None)
+_FILES: ContextVar[list[Path] | None] = ContextVar("_FILES", default=None)
 
 
 @contextmanager
 def files_read() -> Iterator[list[Path]]:
-    """Collect every file that decides scores and is read while inside; so do those around it.
+    """Collect the files that decide scores and are read inside; outer collections get them too.
 
     Yields:
         The files, in the order in which they were noted.
@@ -24,39 +24,39 @@ def files_read() -> Iterator[list[Path]]:
         >>> [file.name for file in files]
         ['model.safetensors']
     """
-    found: list[Path] = []
-    token = _FOUND.set(found)
+    files: list[Path] = []
+    token = _FILES.set(files)
     try:
-        yield found
+        yield files
     finally:
-        _FOUND.reset(token)
-        for path in found:
+        _FILES.reset(token)
+        for path in files:
             note(path)
 
 
 def note(path: Path) -> Path:
-    """Tell whoever collects that a file decides scores.
+    """Add a file that decides scores to the collection, if there is one.
 
     Args:
-        path: About to be read.
+        path: File that is about to be read.
 
     Returns:
         The same path.
     """
-    found = _FOUND.get()
-    if found is not None:
-        found.append(path)
+    files = _FILES.get()
+    if files is not None:
+        files.append(path)
     return path
 
 
 def content_hash(paths: Iterable[Path]) -> str:
-    """Hash files by name and content, wherever they lie and whenever they were written.
+    """Hash files by name and content, whatever their place and time.
 
     A file of the hub's cache is a link to one that is named by the hash of its content; that
     name stands for the content. Every other file is read to its end.
 
     Args:
-        paths: Files that are there; their order and repetitions do not matter.
+        paths: Existing files; order and repetitions do not matter.
 
     Returns:
         SHA-256 in hexadecimal.

@@ -1,9 +1,10 @@
-"""Scorers by the name that a configuration gives, and what is wrong with a name."""
+"""Scorers by their names in a configuration, and checks of these names."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ __all__ = [
     "JOINT",
     "PER_VIEW",
     "VIEW_MEAN",
+    "ScorerBuilder",
     "ScorerOptions",
     "check_scorers",
     "joint_view_scorer",
@@ -28,8 +30,14 @@ __all__ = [
 ]
 
 VIEW_MEAN = "per_view"
-"""In place of a joint scorer: the mean of the per-view reward."""
+"""Name that stands for the mean of the per-view reward, in place of a joint scorer."""
 
+_Kind = Literal["per_view", "joint"]
+_Built = TypeVar("_Built", PerViewScorer, JointViewScorer)
+_SCORERS: Final[Mapping[str, Mapping[str, Callable[[ScorerOptions], Any]]]] = {
+    "per_view": PER_VIEW,
+    "joint": JOINT,
+}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,37 +45,37 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def scorer_options(
     name: str, reward: RewardConfig, *, device: torch.device, num_views: int
 ) -> ScorerOptions:
-    """Find out how a scorer is to be built.
+    """Collect the settings of one scorer.
 
     Args:
-        name: Such as ``hyperscore.overall``; what is set for ``hyperscore`` is its own too.
-        reward: The settings.
-        device: Of the run; the scorers' own setting goes before it.
-        num_views: Views of an object.
+        name: Name such as ``hyperscore.overall``, for which settings of ``hyperscore`` hold too.
+        reward: Settings of all scorers.
+        device: Device of the run; ``reward.device`` takes precedence.
+        num_views: Views of an object [1].
 
     Returns:
-        What is set for this scorer.
+        Options of this scorer.
 
     Raises:
         ConfigError: If ``reward.device`` names no device.
 
     Examples:
         >>> reward = RewardConfig(weights={"hyperscore": "folder"}, dtype="bf16")
-        >>> found = scorer_options(
+        >>> options = scorer_options(
         ...     "hyperscore.texture", reward, device=torch.device("cpu"), num_views=6
         ... )
-        >>> found.weights, found.dtype
+        >>> options.weights, options.dtype
         ('folder', torch.bfloat16)
     """
     family = name.partition(".")[0]
 
-    def told(table: Mapping[str, str]) -> str | None:
+    def entry(table: Mapping[str, str]) -> str | None:
         return table.get(name, table.get(family))
 
     return ScorerOptions(
-        weights=told(reward.weights),
-        tokenizer=told(reward.tokenizers),
-        url=told(reward.url),
+        weights=entry(reward.weights),
+        tokenizer=entry(reward.tokenizers),
+        url=entry(reward.url),
         device=device if reward.device == "auto" else _device(reward.device),
         dtype=_DTYPES[reward.dtype],
         images_per_chunk=reward.images_per_chunk,
@@ -79,10 +87,10 @@ def scorer_options(
 
 
 def require_device(name: str) -> None:
-    """Refuse a device of scorers that this machine does not have.
+    """Refuse a device that this machine does not have.
 
     Args:
-        name: Torch device.
+        name: Name of a torch device.
 
     Raises:
         ConfigError: If it names no device, or nothing can be computed there.
@@ -92,11 +100,7 @@ def require_device(name: str) -> None:
     """
     try:
         torch.empty(1, device=_device(name))
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # of torch
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # from torch
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"cannot compute on `reward.device` = {name!r}: {reason}") from error
 
@@ -109,61 +113,60 @@ def _device(name: str) -> torch.device:
         raise ConfigError(msg) from error
 
 
-def per_view_scorer(name: str, options: ScorerOptions | None = None) -> PerViewScorer:
-    """Build the per-view scorer of a name.
-
-    Args:
-        name: Such as ``world.per_view``; any name where ``options`` has a service's URL.
-        options: How; published weights on the CPU if None.
-
-    Returns:
-        A new scorer.
-
-    Raises:
-        ConfigError: If no per-view scorer has that name; names the nearest.
-        CheckpointError: If its weights are absent or damaged.
-        ScorerUnavailableError: If its service does not answer.
+@dataclass(frozen=True, slots=True)
+class ScorerBuilder(Generic[_Built]):
+    """Builder of the scorers of one kind, by name.
 
     Examples:
         >>> type(per_view_scorer("world.per_view")).__name__
         'WorldPerView'
-    """
-    built: PerViewScorer = _build("per_view", name, options or ScorerOptions())
-    return built
-
-
-def joint_view_scorer(name: str, options: ScorerOptions | None = None) -> JointViewScorer:
-    """Build the joint-view scorer of a name.
-
-    Args:
-        name: Such as ``world.joint``; any name where ``options`` has a service's URL.
-        options: How; published weights on the CPU if None.
-
-    Returns:
-        A new scorer.
-
-    Raises:
-        ConfigError: If no joint-view scorer has that name; names the nearest.
-        CheckpointError: If its weights are absent or damaged.
-        ScorerUnavailableError: If its service does not answer.
-
-    Examples:
         >>> type(joint_view_scorer("world.joint")).__name__
         'WorldJointView'
     """
-    built: JointViewScorer = _build("joint", name, options or ScorerOptions())
-    return built
+
+    kind: _Kind
+    """Kind of the scorers, which is also the name of their setting."""
+
+    def __call__(self, name: str, options: ScorerOptions | None = None) -> _Built:
+        """Build the scorer of a name.
+
+        Args:
+            name: Name such as ``world.per_view``; any name if ``options`` has a service's URL.
+            options: Options of the scorer; published weights on the CPU if None.
+
+        Returns:
+            A new scorer.
+
+        Raises:
+            ConfigError: If no scorer of this kind has that name; names the nearest.
+            CheckpointError: If its weights are absent or damaged.
+            ScorerUnavailableError: If its service does not answer.
+        """
+        options = options or ScorerOptions()
+        _check(f"reward.{self.kind}", self.kind, name, options)
+        if options.url and not _is_chat(name):
+            scorer: _Built = remote(self.kind, name, options)
+        else:
+            scorer = _SCORERS[self.kind][name](options)
+        return scorer
+
+
+per_view_scorer: Final[ScorerBuilder[PerViewScorer]] = ScorerBuilder("per_view")
+"""Builds the per-view scorer of a name."""
+
+joint_view_scorer: Final[ScorerBuilder[JointViewScorer]] = ScorerBuilder("joint")
+"""Builds the joint-view scorer of a name."""
 
 
 def mixture(scorers: str | Mapping[str, float], build: Callable[[str], Scorer]) -> Mixture:
-    """Build what a setting names: one scorer, or several by weight.
+    """Build the scorers that a setting names: one, or several with weights.
 
     Args:
-        scorers: ``reward.per_view`` or ``reward.joint``.
-        build: Makes the scorer of a name.
+        scorers: Value of ``reward.per_view`` or ``reward.joint``.
+        build: Builds the scorer of a name.
 
     Returns:
-        Their weighted sum.
+        The weighted sum of the scorers.
 
     Examples:
         >>> mixture("world.joint", joint_view_scorer).weights
@@ -174,14 +177,14 @@ def mixture(scorers: str | Mapping[str, float], build: Callable[[str], Scorer]) 
 
 
 def check_scorers(reward: RewardConfig, guard: GuardConfig | None = None) -> None:
-    """Refuse what can be seen to be wrong before anything is loaded.
+    """Refuse wrong settings of scorers, before anything is loaded.
 
     Args:
-        reward: Scorers that are trained on.
-        guard: Scorers that are watched.
+        reward: Settings of the scorers that are trained on.
+        guard: Settings of the scorers that are only watched.
 
     Raises:
-        ConfigError: If a scorer is unknown, named twice, lacks what it needs, or if weights,
+        ConfigError: If a scorer is unknown, is named twice or lacks a setting, or if weights,
             tokenizers or services are given for scorers that no setting names.
 
     Examples:
@@ -190,7 +193,7 @@ def check_scorers(reward: RewardConfig, guard: GuardConfig | None = None) -> Non
         mvczigal_ref.errors.ConfigError: `reward.per_view` names the unknown scorer 'pikscore'; \
 the nearest is 'pickscore'.
     """
-    named: list[tuple[str, str, Sequence[str]]] = [
+    named: list[tuple[str, _Kind, Sequence[str]]] = [
         ("reward.per_view", "per_view", list(scorer_weights(reward.per_view))),
         ("reward.joint", "joint", [s for s in scorer_weights(reward.joint) if s != VIEW_MEAN]),
     ]
@@ -211,13 +214,13 @@ the nearest is 'pickscore'.
         for name in getattr(reward, setting):
             if name not in families:
                 msg = (
-                    f"`reward.{setting}` names {name!r}, which no reward is; the nearest is "
+                    f"`reward.{setting}` names {name!r}, a scorer that is not used; the nearest is "
                     f"{nearest_name(name, families)!r}."
                 )
                 raise ConfigError(msg)
 
 
-def _check(path: str, kind: str, name: str, options: ScorerOptions) -> None:
+def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
     if _is_chat(name) and not (options.url and options.weights):
         msg = (
             f"`{path}` names {name!r}, which needs `reward.url={{{name}: http://HOST:PORT/v1}}` "
@@ -225,10 +228,9 @@ def _check(path: str, kind: str, name: str, options: ScorerOptions) -> None:
         )
         raise ConfigError(msg)
     if options.url and not _is_chat(name):
-        return  # whatever the service calls its scorer
-    known = PER_VIEW if kind == "per_view" else JOINT
-    if name not in known:
-        raise _unknown(path, name, known)
+        return  # the service names its scorer
+    if name not in _SCORERS[kind]:
+        raise _unknown(path, kind, name)
     if name.startswith("hyperscore") and options.weights is None:
         msg = (
             f"`{path}` names {name!r}, which needs `reward.weights={{hyperscore: FILE}}`: the "
@@ -243,23 +245,15 @@ def _check(path: str, kind: str, name: str, options: ScorerOptions) -> None:
             raise ConfigError(msg)
 
 
-def _build(kind: str, name: str, options: ScorerOptions) -> Any:  # noqa: ANN401 - either protocol
-    _check(f"reward.{kind}", kind, name, options)
-    if options.url and not _is_chat(name):
-        return remote(kind, name, options)
-    return (PER_VIEW if kind == "per_view" else JOINT)[name](options)
-
-
-def _unknown(path: str, name: str, known: Mapping[str, object]) -> ConfigError:
-    other = "joint" if path.endswith("per_view") else "per_view"
-    if name in (JOINT if other == "joint" else PER_VIEW):
+def _unknown(path: str, kind: _Kind, name: str) -> ConfigError:
+    other = "joint" if kind == "per_view" else "per_view"
+    if name in _SCORERS[other]:
         return ConfigError(
-            f"`{path}` names {name!r}, which judges otherwise: name it in "
-            f"`{path.rpartition('.')[0]}.{other}`, and here one of {sorted(known)}."
+            f"`{path}` names {name!r}, which is a {other} scorer: name it in "
+            f"`{path.rpartition('.')[0]}.{other}`, and here one of {sorted(_SCORERS[kind])}."
         )
-    return ConfigError(
-        f"`{path}` names the unknown scorer {name!r}; the nearest is {nearest_name(name, known)!r}."
-    )
+    nearest = nearest_name(name, _SCORERS[kind])
+    return ConfigError(f"`{path}` names the unknown scorer {name!r}; the nearest is {nearest!r}.")
 
 
 def _is_chat(name: str) -> bool:

@@ -14,7 +14,7 @@ __all__ = ["RewardTable"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardTable:
-    """Raw rewards by scorer, the prompts' own condition first [reward units].
+    """Raw rewards by scorer; condition 0 is the prompt itself [reward units].
 
     A pair is a group of two: sample 0 is the zigzag arm, sample 1 the standard one.
 
@@ -32,8 +32,8 @@ class RewardTable:
     """Rewards of single views by scorer [reward units]."""
 
     joint: Mapping[str, Float[Tensor, "condition prompt sample"]]
-    """Rewards of all views together by scorer; empty where the mean of the per-view reward
-    stands for them [reward units]."""
+    """Rewards of all views together by scorer; empty if the mean of the per-view rewards
+    is the joint reward [reward units]."""
 
     weights: Mapping[str, float]
     """Weight of every scorer [1 / reward units]."""

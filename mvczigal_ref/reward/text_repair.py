@@ -1,4 +1,4 @@
-"""Prompts as the tokenizers of OpenAI's CLIP and of OpenCLIP clean them before cutting words."""
+"""Cleaning of prompts, as in the tokenizers of OpenAI's CLIP and of OpenCLIP."""
 
 from html import unescape
 
@@ -8,17 +8,17 @@ __all__ = ["repaired"]
 
 
 def repaired(text: str) -> str:
-    """Mend broken characters, typographic marks and HTML's names, and lower the case.
+    """Repair broken characters, typographic marks and HTML entities, and lower the case.
 
     Source:
-        Radford et al., CLIP, arXiv:2103.00020, its released tokenizer, which OpenCLIP kept: ftfy,
-        HTML's names twice, white space as one space, lower case. No deviation.
+        Radford et al., CLIP, arXiv:2103.00020, its released tokenizer, which OpenCLIP took over:
+        ftfy, HTML entities twice, white space as one space, lower case. No deviation.
 
     Args:
         text: A prompt.
 
     Returns:
-        What that tokenizer cuts into words.
+        The text that the tokenizer cuts into words.
 
     Examples:
         >>> repaired(" Red &amp;amp; white,  a cat\u2019s nose ")

@@ -11,7 +11,7 @@ __all__ = ["WorldJointView", "WorldPerView"]
 
 
 class WorldPerView:
-    """`world.per_view`: each view against the nearest render of its prompt [dB]."""
+    """`world.per_view`: match of each view with the nearest render of its prompt [dB]."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerViewReward:
         """Score each view; see :func:`mvczigal_ref.tiny_world.score.per_view_score`."""
@@ -19,7 +19,7 @@ class WorldPerView:
 
 
 class WorldJointView:
-    """`world.joint`: all views against the nearest single object [dB].
+    """`world.joint`: match of all views with the nearest single object of the prompt [dB].
 
     Args:
         rig: The cameras that the views were taken with.

@@ -1,4 +1,4 @@
-"""Find a published scorer's files, and build its network from them strictly."""
+"""Find a published scorer's files, and build its network from exactly their tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ __all__ = [
 _Network = TypeVar("_Network", bound=nn.Module)
 _Renaming = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 Source = str | Path
-# Whatever of these lies in a tokenizer's folder decides its ids.
+# Those of these files that lie in a tokenizer's folder decide its ids.
 _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -36,16 +36,16 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """Where a checkpoint is published, for the loader and for who must download it."""
+    """Address of a published checkpoint, for the loader and its messages."""
 
     repo: str
-    """Id on the Hugging Face hub."""
+    """Id of the repository on the Hugging Face hub."""
 
     files: tuple[str, ...]
-    """Names under which one file is published, the preferred one first."""
+    """Names under which the file is published, the preferred one first."""
 
     size: str
-    """Of that file, with its unit."""
+    """Size of the file, with its unit."""
 
 
 def locate(
@@ -57,20 +57,20 @@ def locate(
 ) -> Path:
     """Find a file in a folder, or in a hub repository and its cache.
 
-    A converted file, of the published name but for the suffix ``.safetensors``, goes first.
+    A converted file, with the published name and the suffix ``.safetensors``, is preferred.
 
     Args:
         source: A folder, a hub id, or the file itself.
-        published: What is looked for, and what the message tells to download.
+        published: File to find, and to download according to the message.
         local_files_only: If true, a hub id is looked up in the cache alone.
-        files: Names of a companion to look for instead, such as ``config.json``; where
-            ``source`` is a file, beside it.
+        files: Names of a companion to find instead, such as ``config.json``; it lies beside
+            ``source`` if that is a file.
 
     Returns:
         The file on the disk.
 
     Raises:
-        CheckpointError: If there is none; the message says where to get it and how large it is.
+        CheckpointError: If there is none; says where to get it and how large it is.
     """
     folder = Path(source)
     if folder.is_file() and files is None:
@@ -80,11 +80,11 @@ def locate(
     for name in dict.fromkeys([*([] if files else converted), *names]):
         place = str(folder.parent if folder.is_file() else source)
         try:
-            found = cached_file(place, name, local_files_only=local_files_only)
+            path = cached_file(place, name, local_files_only=local_files_only)
         except OSError:
             continue
-        if found is not None:
-            return note(Path(found))
+        if path is not None:
+            return note(Path(path))
     allowed = ", or allow it with `local_files_only=False`" if local_files_only else ""
     size = "" if files else f" ({published.size})"
     msg = (
@@ -108,7 +108,7 @@ def load_tokenizer(
     Args:
         kind: Class of the tokenizer.
         source: A folder or a hub id.
-        published: Its files, any of which must be there.
+        published: Files of the tokenizer; at least one must be there.
         vocab_size: Rows of the network's embedding [1].
         local_files_only: If true, a hub id is looked up in the cache alone.
 
@@ -117,9 +117,9 @@ def load_tokenizer(
 
     Raises:
         CheckpointError: If it is absent or damaged, has more tokens than the embedding has rows,
-            or splits words in another way than the published one of its size.
+            or splits words in another way than the published tokenizer of its size.
     """
-    # Without its files the class would build an empty vocabulary and say nothing.
+    # Without its files the class would silently build an empty vocabulary.
     path = locate(source, published, local_files_only=local_files_only, files=published.files)
     for name in _TOKENIZER_FILES:
         if (path.parent / name).is_file():
@@ -146,17 +146,17 @@ def build_network(
 ) -> _Network:
     """Build a frozen network around a checkpoint's tensors.
 
-    No random number is drawn: the network is laid out without memory, its layout is held against
-    the file in the file's own names, and copies of the file's tensors become the parameters.
-    Position indices, which older files hold, are counted anew.
+    No random number is drawn: the network is built without memory, its names and shapes are
+    compared with the file's, and copies of the file's tensors become the parameters. Position
+    indices, which older files hold, are counted anew.
 
     Args:
         build: Makes the network.
         tensors: The checkpoint, by its published names.
-        source: Where they came from, for the message.
-        dtype: Of the parameters: float32 or bfloat16.
-        to_published: Turns a state dict of the network's into one by the published names.
-        from_published: The inverse.
+        source: Origin of the tensors, for the message.
+        dtype: Floating type of the parameters, float32 or bfloat16.
+        to_published: Renames a state dict of the network to the published names.
+        from_published: Inverse of ``to_published``.
 
     Returns:
         The network in evaluation mode, without gradients, on the CPU.
@@ -171,9 +171,9 @@ def build_network(
     with torch.device("meta"), described_by(f"the settings of {source}"):
         network = build()
     held = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
-    # Copying into tensors without memory does nothing; what stays is the comparison.
+    # Copying into tensors without memory does nothing; only the comparison remains.
     load_strict(to_published(network.state_dict()), held, source=source)
-    # Copied even where the type fits: a file's alignment would show in a product's last bit.
+    # Copied even where the type fits: a file's alignment would change a product's last bit.
     values = {name: value.to(dtype, copy=True) for name, value in from_published(held).items()}
     network.load_state_dict(values, assign=True)
     for name, buffer in list(network.named_buffers()):
@@ -188,8 +188,8 @@ def renamed(name: str, table: Sequence[tuple[str, str]]) -> str:
     """Replace every part of a name that a table names, in the table's order.
 
     Args:
-        name: Of a tensor.
-        table: Pairs of old and new part.
+        name: Name of a tensor.
+        table: Pairs of an old and a new part.
 
     Returns:
         The new name.

@@ -1,1 +1,1 @@
-"""Tiny world: a grammar of prompts, an analytic renderer, and scorers that know the truth."""
+"""Tiny world: a grammar of prompts, an analytic renderer, and exact scorers."""

@@ -13,17 +13,17 @@ from mvczigal_ref.tiny_world.scene import WORLD_RIG, azimuth_index, sample_scene
 
 __all__ = ["hand_built_sets", "other_prompt"]
 
-_BESIDE = (0, 1, 2, 1, 0, 7, 6, 7)  # by azimuth: the side that shows the part, nearest in shape
+_BESIDE = (0, 1, 2, 1, 0, 7, 6, 7)  # by azimuth: the near side of the most alike outline
 
 
 def other_prompt(prompt: str) -> str:
-    """Say the same of another body colour: the next that is not the part's.
+    """Replace the body colour by the next colour that is not the part's.
 
     Args:
-        prompt: A sentence of the grammar.
+        prompt: Sentence of the grammar.
 
     Returns:
-        A sentence that the first one's objects do not fit.
+        A sentence that does not fit objects of the first.
 
     Raises:
         ConfigError: If the prompt is not in the grammar.
@@ -32,27 +32,27 @@ def other_prompt(prompt: str) -> str:
         >>> other_prompt("a red cube with a green nose")
         'a blue cube with a green nose'
     """
-    said, colours = parse(prompt), list(COLOURS)
-    turn = colours[colours.index(said.body_colour) + 1 :] + colours
-    return str(replace(said, body_colour=next(c for c in turn if c != said.part_colour)))
+    parsed, colours = parse(prompt), list(COLOURS)
+    turn = colours[colours.index(parsed.body_colour) + 1 :] + colours
+    return str(replace(parsed, body_colour=next(c for c in turn if c != parsed.part_colour)))
 
 
 def hand_built_sets(prompts: Sequence[str], *, generator: torch.Generator) -> dict[str, Images]:
-    """Build one set of views a prompt and kind of fault, from the same objects.
+    """Build one set of views per prompt and kind, all of the same objects.
 
-    ``real`` is an honest object. ``part_in_every_view`` turns each camera that would see the far
-    side, where the part hides, to the near side. ``back_is_front`` shows the front camera's view
-    to the back camera too, ``front_copied`` to all. In ``headings_disagree`` each camera sees the
-    object under a heading of its own; ``blurred_mean`` is the mean over headings.
-    ``part_missing`` has a part in the body's colour, ``wrong_prompt`` the body of
-    :func:`other_prompt`. ``blank`` is the background, ``noise`` uniform.
+    ``real`` is an honest object. ``part_in_every_view`` replaces every view from the far side,
+    where the part is hidden, by one from the near side. ``back_is_front`` repeats the front
+    camera's view at the back camera, ``front_copied`` at all cameras. In ``headings_disagree``
+    each camera sees another heading of the object; ``blurred_mean`` is the mean over headings.
+    ``part_missing`` has a part in the body's colour, ``wrong_prompt`` the body colour of
+    :func:`other_prompt`. ``blank`` is the background, ``noise`` is uniform.
 
     Args:
         prompts: Sentences of the grammar.
         generator: Draws nuisance, heading and noise.
 
     Returns:
-        Images in [0, 1] by those names, from the cameras of ``WORLD_RIG``.
+        Images in [0, 1] by kind, from the cameras of ``WORLD_RIG``.
 
     Raises:
         ConfigError: If a prompt is not in the grammar.
@@ -67,7 +67,7 @@ def hand_built_sets(prompts: Sequence[str], *, generator: torch.Generator) -> di
     azimuth, every = azimuth_index(WORLD_RIG), torch.arange(len(prompts))
     headings = len(Nuisance.HEADINGS)
     seen = azimuth[torch.randint(headings, (len(prompts),), generator=generator)]
-    own = torch.randint(headings, seen.shape, generator=generator)
+    mixed = torch.randint(headings, seen.shape, generator=generator)
     front = seen[:, :1]  # the rig's first camera
 
     def views(at: Tensor, colours: Tensor = scenes.colours) -> Images:
@@ -82,7 +82,7 @@ def hand_built_sets(prompts: Sequence[str], *, generator: torch.Generator) -> di
         "part_in_every_view": views(torch.tensor(_BESIDE)[seen]),
         "back_is_front": views(torch.where(seen == (front + 4) % 8, front, seen)),
         "front_copied": views(front.expand_as(seen)),
-        "headings_disagree": views(azimuth[own, torch.arange(seen.shape[1])]),
+        "headings_disagree": views(azimuth[mixed, torch.arange(seen.shape[1])]),
         "blurred_mean": torch.stack([views(row.expand_as(seen)) for row in azimuth]).mean(0),
         "part_missing": views(seen, no_part),
         "wrong_prompt": views(seen, wrong),

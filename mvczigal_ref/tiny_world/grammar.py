@@ -1,7 +1,7 @@
-"""The closed grammar of the tiny world: every prompt, and what it says.
+"""The closed grammar of the tiny world: all its prompts, and their meaning.
 
 ``a red cube with a white nose``: a shape, its colour, one part, the part's
-colour. Size, heading and the part's height and size are left unsaid.
+colour. Size, heading and the part's height and size are left open.
 """
 
 import random
@@ -14,11 +14,11 @@ from mvczigal_ref.errors import ConfigError, quoted
 __all__ = ["COLOURS", "PARTS", "SHAPES", "Prompt", "all_prompts", "parse", "split_prompts"]
 
 SHAPES: Final = ("ball", "cube", "cone", "can")
-"""Bodies."""
+"""Shapes of bodies."""
 
 
 PARTS: Final = ("nose", "fin")
-"""What sticks out of a body: a ball, or an ellipsoid twice as tall as wide."""
+"""Parts that stick out of a body: a ball, or an ellipsoid twice as tall as wide."""
 
 
 COLOURS: Final[dict[str, tuple[float, float, float]]] = {
@@ -39,19 +39,19 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """What one sentence of the grammar says."""
+    """Meaning of one sentence of the grammar."""
 
     body_colour: str
-    """One of ``COLOURS``."""
+    """Colour of the body, one of ``COLOURS``."""
 
     shape: str
-    """One of ``SHAPES``."""
+    """Shape of the body, one of ``SHAPES``."""
 
     part_colour: str
-    """Another of ``COLOURS``."""
+    """Colour of the part, another of ``COLOURS``."""
 
     part: str
-    """One of ``PARTS``."""
+    """Kind of the part, one of ``PARTS``."""
 
     def __str__(self) -> str:
         """Return the sentence."""
@@ -108,26 +108,26 @@ def parse(prompt: str) -> Prompt:
     """Read a sentence of the grammar.
 
     Args:
-        prompt: Such as ``a red cube with a white nose``; case and outer blanks
-            do not matter.
+        prompt: Sentence such as ``a red cube with a white nose``; case and outer
+            blanks do not matter.
 
     Returns:
-        What it says.
+        Its meaning.
 
     Raises:
-        ConfigError: If the sentence is not in the grammar; the message says
-            which words may stand where.
+        ConfigError: If the sentence is not in the grammar; the message lists the
+            possible words.
 
     Examples:
         >>> parse("a red cube with a white nose").part_colour
         'white'
     """
-    found = _PATTERN.fullmatch(prompt.strip().lower())
-    if found is not None:
-        said = Prompt(**found.groupdict())
-        colours = {said.body_colour, said.part_colour}
-        if len(colours & COLOURS.keys()) == 2 and said.shape in SHAPES and said.part in PARTS:
-            return said
+    match = _PATTERN.fullmatch(prompt.strip().lower())
+    if match is not None:
+        parsed = Prompt(**match.groupdict())
+        colours = {parsed.body_colour, parsed.part_colour}
+        if len(colours & COLOURS.keys()) == 2 and parsed.shape in SHAPES and parsed.part in PARTS:
+            return parsed
     msg = (
         f"`prompt` must read 'a COLOUR SHAPE with an OTHER-COLOUR PART', with colours of "
         f"{', '.join(COLOURS)}, a shape of {', '.join(SHAPES)} and a part of "

@@ -36,29 +36,29 @@ BACKGROUND: Final = 0.45
 
 
 HALF_WIDTH: Final = 0.92
-"""Half the width of the square that a camera sees [world units]."""
+"""Half the edge of the square that a camera sees [world units]."""
 
 
 IMAGE_SIZE: Final = 32
-"""Pixels along an edge."""
+"""Pixels along an edge of an image."""
 
 
 AMBIENT: Final = 0.55
-"""Brightness of a surface seen edge-on; one that faces the camera has 1 [1]."""
+"""Brightness of a surface seen edge-on [1]; a surface that faces the camera has 1."""
 
 
-_AXES = {"nose": (1.0, 1.0, 1.0), "fin": (0.72, 0.72, 1.44)}  # of the part, in part radii
+_AXES = {"nose": (1.0, 1.0, 1.0), "fin": (0.72, 0.72, 1.44)}  # half axes of the part [part radii]
 
 
-_SUNK = 0.9  # share of the body's reach at which the part's centre lies
+_SUNK = 0.9  # distance of the part's centre from the axis, relative to the body's reach
 
 
-_CHUNK = 4  # geometries cast at once: their rays stay in the cache
+_CHUNK = 4  # geometries cast at once, so that their rays fit in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Nuisance:
-    """What a prompt leaves unsaid about the solid, one value a geometry."""
+    """Measures of the solids that prompts leave open, one value per geometry."""
 
     size: Float[Tensor, " n"]
     """Radius of the ball; the other bodies scale with it [world units]."""
@@ -83,8 +83,8 @@ class Nuisance:
         """Draw nuisances, each value uniform in its range.
 
         Args:
-            n: Geometries [1].
-            generator: On the CPU.
+            n: Number of geometries [1].
+            generator: CPU generator of the draws.
 
         Returns:
             ``n`` independent draws, fp32.
@@ -95,12 +95,12 @@ class Nuisance:
 
     @classmethod
     def grid(cls, sizes: int = 5, heights: int = 6, radii: int = 3) -> "Nuisance":
-        """List every combination of evenly spaced values, the cell centres of the ranges.
+        """Combine evenly spaced values: every range is cut into cells, whose centres are taken.
 
         Args:
-            sizes: Values of the size [1].
-            heights: Values of the part's height [1].
-            radii: Values of the part's radius [1].
+            sizes: Number of sizes [1].
+            heights: Number of heights of the part [1].
+            radii: Number of radii of the part [1].
 
         Returns:
             ``sizes * heights * radii`` geometries, fp32.
@@ -130,16 +130,16 @@ class Nuisance:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Bodies with a part: everything but colour and heading."""
+    """Bodies of one shape with one kind of part, without colour and heading."""
 
     shape: str
-    """Of every body, one of ``SHAPES``."""
+    """Shape of every body, one of ``SHAPES``."""
 
     part: str
-    """Of every body, one of ``PARTS``."""
+    """Kind of every part, one of ``PARTS``."""
 
     nuisance: Nuisance
-    """One entry a body."""
+    """Sizes and places, one entry per body."""
 
 
 def render_maps(
@@ -160,12 +160,12 @@ def render_maps(
     .. math:: 0.55 + 0.45 \max(0, n \cdot d)
 
     Args:
-        geometry: Bodies and parts; their dtype, fp32 or fp64, is the maps'.
+        geometry: Bodies and parts, in fp32 or fp64; the maps have the same dtype.
         azimuth_deg: Camera azimuth minus heading [degrees].
-        elevation_deg: Camera elevation [degrees], 0 if absent.
+        elevation_deg: Camera elevation [degrees]; 0 if absent.
         image_size: Pixels along an edge.
-        half_width: Half the frame [world units].
-        supersample: Rays along a pixel's edge.
+        half_width: Half the edge of the frame [world units].
+        supersample: Rays along a pixel's edge [1].
 
     Returns:
         Shaded body, shaded part, and coverage, each in [0, 1].
@@ -215,7 +215,7 @@ def _plane(n: int, half_width: float, like: Tensor) -> tuple[Tensor, Tensor]:
 def _cast(
     shape: str, part: str, nuisance: Nuisance, origin: Vector, towards: Vector
 ) -> Float[Tensor, "n view 3 ray"]:
-    """Cast every ray at every geometry; the solid that is left last hides the other."""
+    """Cast every ray at every geometry; the solid that the ray leaves last hides the other."""
     size, height, radius = (
         value[:, None, None]
         for value in (nuisance.size, nuisance.part_height, nuisance.part_radius)
@@ -244,18 +244,18 @@ def _shade(normal: Vector, towards: Vector) -> Float[Tensor, "*rays"]:
 
 
 def colour_maps(prompt: Prompt) -> Float[Tensor, "3 rgb"]:
-    """Return what each map adds to a pixel above the background.
+    """Return the colour that each map adds to the background.
 
     Args:
-        prompt: What the sentence says.
+        prompt: Meaning of a sentence.
 
     Returns:
-        Of body, part and coverage: the body's colour, the part's colour, and
-        minus the background, which coverage takes away [RGB].
+        The body's colour, the part's colour, and minus the background, which the
+        covered share of a pixel loses [RGB].
 
     Examples:
-        >>> said = Prompt(body_colour="red", shape="ball", part_colour="white", part="nose")
-        >>> colour_maps(said)[1]
+        >>> prompt = Prompt(body_colour="red", shape="ball", part_colour="white", part="nose")
+        >>> colour_maps(prompt)[1]
         tensor([0.9800, 0.9800, 0.9800])
     """
     grey = (-BACKGROUND,) * 3

@@ -1,4 +1,4 @@
-"""Scenes of the tiny world: its cameras, and sets of rendered objects to learn from."""
+"""Scenes of the tiny world: its cameras, and sets of rendered objects to train on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,17 +37,17 @@ WORLD_RIG: Final[OrthographicRig] = replace(PAPER_RIG, half_width=HALF_WIDTH)
 
 
 AZIMUTHS: Final[tuple[int, ...]] = tuple(range(0, 360, 45))
-"""Every camera azimuth relative to a heading that the rig meets [deg]."""
+"""All azimuths at which the rig's cameras see an object, relative to its heading [deg]."""
 
 
 FRONT_DEG: Final = -90
-"""Camera that an object with heading 0 faces [deg]."""
+"""Azimuth of the camera that an object with heading 0 faces [deg]."""
 
 
 def azimuth_index(
     rig: OrthographicRig, heading_deg: Sequence[int] = Nuisance.HEADINGS
 ) -> Int[Tensor, "heading view"]:
-    r"""Find which of the eight relative azimuths each camera sees, heading by heading.
+    r"""Index the relative azimuth at which each camera sees the object, for each heading.
 
     .. math:: i_{hv} = (\alpha_v + 90 - h) / 45 \bmod 8
 
@@ -73,7 +73,7 @@ def azimuth_index(
     if any(rig.elevation_deg) or not torch.equal(index, index.round()):
         msg = (
             "`rig` must stand at elevation 0 and azimuths that are multiples of 45 degrees, where "
-            f"the tiny world's judges know every view; got azimuths {rig.azimuth_deg} and "
+            f"the tiny world's judges have every view; got azimuths {rig.azimuth_deg} and "
             f"elevations {rig.elevation_deg}."
         )
         raise ConfigError(msg)
@@ -88,10 +88,10 @@ class SceneSet:
     """Shaded body, shaded part and coverage [1]; half precision to save memory."""
 
     colours: Float[Tensor, "object 3 rgb"]
-    """What each map adds to a pixel [RGB]."""
+    """Colours of the three maps [RGB]; see :func:`colour_maps`."""
 
     prompt_index: Int[Tensor, " object"]
-    """Which prompt of the list that was asked for."""
+    """Index of each object's prompt in the list of prompts."""
 
     size: Float[Tensor, " object"]
     """Radius of the ball; the other bodies scale with it [world units]."""
@@ -99,11 +99,11 @@ class SceneSet:
     def images(
         self, index: Int[Tensor, " n"], azimuth: Int[Tensor, "n view"]
     ) -> Float[Tensor, "n view rgb height width"]:
-        """Colour some objects as seen from some azimuths.
+        """Colour some objects, seen from some azimuths.
 
         Args:
-            index: Objects.
-            azimuth: Indices into ``AZIMUTHS``, a row an object.
+            index: Indices of the objects.
+            azimuth: Indices into ``AZIMUTHS``, one row per object.
 
         Returns:
             Images in [0, 1].
@@ -115,11 +115,11 @@ class SceneSet:
 def sample_scenes(
     prompts: Sequence[str], *, per_prompt: int, generator: torch.Generator
 ) -> SceneSet:
-    """Draw and render objects for prompts, nuisance uniform.
+    """Draw and render objects for prompts, with uniform nuisances.
 
     Args:
         prompts: Sentences of the grammar.
-        per_prompt: Objects a prompt.
+        per_prompt: Objects per prompt [1].
         generator: Draws size, part height and part radius.
 
     Returns:
@@ -155,16 +155,16 @@ def render_prompts(
     rig: OrthographicRig = WORLD_RIG,
     image_size: int = IMAGE_SIZE,
 ) -> Images:
-    """Render one real object a prompt, nuisance and heading drawn at random.
+    """Render one real object per prompt, with nuisance and heading drawn at random.
 
     Args:
         prompts: Sentences of the grammar.
-        generator: Draws what the prompts leave unsaid.
-        rig: Any cameras; their distance does not matter.
+        generator: Draws sizes, places and headings.
+        rig: Any cameras; their distance has no effect.
         image_size: Pixels along an edge.
 
     Returns:
-        Images in [0, 1], one object a prompt, one view a camera.
+        Images in [0, 1], one object per prompt, one view per camera.
 
     Raises:
         ConfigError: If a prompt is not in the grammar.

@@ -1,13 +1,13 @@
-r"""The tiny world's two judges, exact and closed-form.
+r"""The tiny world's two judges, exact and in closed form.
 
-Both compare images with every valid render of the prompt, in decibels against
-the render's own foreground:
+Both compare images with every valid render of the prompt, in decibels relative to
+the render's foreground:
 
 .. math:: \mathrm{dB}(x, r) = -10 \log_{10}\Big(
     \frac{\lVert x - r \rVert^2}{\lVert r - \mathrm{background} \rVert^2} + 0.02\Big)
 
-so a perfect match is 17 and a blank image about 0. The renders are a grid of 90
-geometries, from the eight azimuths that headings of the rig meet.
+so a perfect match has 17 and a blank image about 0. The renders are a grid of 90
+geometries, each from the eight azimuths of the rig.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,11 +35,11 @@ from mvczigal_ref.tiny_world.scene import AZIMUTHS, WORLD_RIG, azimuth_index
 __all__ = ["FLOOR", "PART_BONUS", "joint_view_score", "per_view_score"]
 
 FLOOR: Final = 0.02
-"""Relative error below which a match counts as perfect [1]."""
+"""Relative error that is added to every match, which bounds the score [1]."""
 
 
 PART_BONUS: Final = 6.0
-"""What a render that shows the named part gains on the per-view judge [dB]."""
+"""Bonus on the per-view judge of a render that shows the named part [dB]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class _Atlas:
     gram: Float[Tensor, "geometry azimuth 3 3"]
     """Inner products of each render's three maps."""
     bonus: Float[Tensor, "geometry azimuth"]
-    """What the render gains on the per-view judge [dB]."""
+    """Bonus of each render on the per-view judge [dB]."""
 
     def to(self, like: Tensor) -> "_Atlas":
-        """Bring the tables to the device and dtype of what is compared with them."""
+        """Move the tables to the device and dtype of the images compared with them."""
         return _Atlas(self.maps.to(like), self.gram.to(like), self.bonus.to(like))
 
 
@@ -68,10 +68,10 @@ def _atlas(shape: str, part: str) -> _Atlas:
     return _Atlas(maps, maps @ maps.mT, bonus)
 
 
-_Above = Float[Tensor, "object view rgb pixel"]  # images less the background
+_Above = Float[Tensor, "object view rgb pixel"]  # images minus the background
 
 
-_Colours = Float[Tensor, "object 3 rgb"]  # what each map adds to a pixel
+_Colours = Float[Tensor, "object 3 rgb"]  # of the three maps
 
 
 _PerView = Float[Tensor, "object view"]
@@ -83,9 +83,9 @@ def _errors(
 ) -> tuple[Float[Tensor, "object geometry azimuth view"], Float[Tensor, "object geometry azimuth"]]:
     """Return each view's squared error against every render, and each render's energy.
 
-    To find the best match; squares that cancel leave a perfect one 1e-6 of its energy off.
+    Good enough to find the best match: cancelling squares leave an error of 1e-6 of the energy.
     """
-    # <x, r> = sum over maps of <x . colour, map>: three products however many colours
+    # <x, r> = sum over maps of <x . colour, map>: three products for any number of colours
     seen = torch.einsum("ovcp,omc->ovmp", above, colours)
     inner = torch.einsum("gamp,ovmp->ogav", atlas.maps, seen)
     energy = torch.einsum("gamn,omn->oga", atlas.gram, colours @ colours.mT)
@@ -96,7 +96,7 @@ def _errors(
 def _measure(
     above: _Above, maps: Float[Tensor, "object view 3 pixel"], colours: _Colours
 ) -> tuple[_PerView, _PerView]:
-    """Return the squared error against one render a view, pixel by pixel, and its energy."""
+    """Return the squared error against one render per view, summed over pixels, and its energy."""
     render = torch.einsum("ovmp,omc->ovcp", maps, colours)
     return (above - render).square().sum((-2, -1)), render.square().sum((-2, -1))
 
@@ -108,22 +108,22 @@ def _decibel(error: Float[Tensor, "*n"], energy: Float[Tensor, "*#n"]) -> Float[
 def _families(
     images: Images, prompts: Sequence[str]
 ) -> Iterator[tuple[list[int], _Above, _Atlas, _Colours]]:
-    """Gather the objects of each shape and part, which share every render but its colours."""
-    said = [parse(sentence) for sentence in prompts]
+    """Group the objects by shape and part: those of one group share all renders but the colours."""
+    parsed = [parse(sentence) for sentence in prompts]
     groups: dict[tuple[str, str], list[int]] = {}
-    for i, prompt in enumerate(said):
+    for i, prompt in enumerate(parsed):
         groups.setdefault((prompt.shape, prompt.part), []).append(i)
     for family, index in groups.items():
         above = (images[index] - BACKGROUND).flatten(-2)
-        colours = torch.stack([colour_maps(said[i]) for i in index]).to(images)
+        colours = torch.stack([colour_maps(parsed[i]) for i in index]).to(images)
         yield index, above, _atlas(*family).to(images), colours
 
 
 def _checked(images: Images, prompts: Sequence[str]) -> Images:
-    """Refuse what no render can be compared with; give the images in fp32 or wider."""
+    """Refuse images that no render can be compared with; return them in fp32 or wider."""
     if images.shape[0] != len(prompts):
         msg = (
-            f"`prompts` must hold one sentence an object; got {len(prompts)} for "
+            f"`prompts` must hold one sentence per object; got {len(prompts)} for "
             f"{images.shape[0]} objects."
         )
         raise ValueError(msg)
@@ -137,16 +137,16 @@ def _checked(images: Images, prompts: Sequence[str]) -> Images:
 
 
 def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
-    r"""Judge each view alone: does it show what the prompt names?
+    r"""Judge each view alone: does it show the object of the prompt?
 
     .. math:: \max_{g, a} \big[\mathrm{dB}(x, r_{g,a})
         + 6 \min(1, \tfrac{\text{part visible in } r_{g,a}}{\text{half its best}})\big]
 
-    over geometries g and azimuths a. The judge knows no camera, so a view
-    that shows the part is worth more than one that rightly hides it.
+    over geometries g and azimuths a. The judge does not know the cameras, so a view that
+    shows the part scores more than one that rightly hides it.
 
     Args:
-        images: Views in [0, 1], one object a prompt. Gradient flows, through
+        images: Views in [0, 1], one object per prompt. Gradient flows, through
             the best match.
         prompts: Sentences of the grammar.
 
@@ -177,7 +177,7 @@ def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
 def joint_view_score(
     images: Images, prompts: Sequence[str], *, rig: OrthographicRig = WORLD_RIG
 ) -> JointViewReward:
-    r"""Judge all views together: does ONE object explain every camera?
+    r"""Judge all views together: is there ONE object that matches every camera?
 
     .. math:: \max_{g, h} -10\log_{10}\Big(
         \frac{\sum_v \lVert x_v - r_{g, a(v,h)} \rVert^2}
@@ -186,7 +186,7 @@ def joint_view_score(
     over geometries g and headings h, each view at its own camera.
 
     Args:
-        images: Views in [0, 1], one object a prompt, one view a camera. Gradient
+        images: Views in [0, 1], one object per prompt, one view per camera. Gradient
             flows, through the best match.
         prompts: Sentences of the grammar.
         rig: The cameras; elevation 0, azimuths in multiples of 45 degrees.
@@ -205,7 +205,7 @@ def joint_view_score(
     """
     images = _checked(images, prompts)
     if images.shape[1] != rig.num_views:
-        msg = f"`images` must hold {rig.num_views} views, one a camera; got {images.shape[1]}."
+        msg = f"`images` must hold {rig.num_views} views, one per camera; got {images.shape[1]}."
         raise ValueError(msg)
     azimuth = azimuth_index(rig).to(images.device)
     view = torch.arange(rig.num_views, device=images.device)

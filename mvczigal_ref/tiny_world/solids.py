@@ -1,8 +1,8 @@
-r"""Where a ray enters and leaves the solids of the tiny world, and the normal where it leaves.
+r"""Solids of the tiny world: the point at which a ray leaves one, and the normal there.
 
-A ray is :math:`p + t d`, with :math:`d` towards the camera, so what the camera sees is where the
-ray leaves. Vectors have their components on the first axis; rays are all later axes. Lengths are
-world units.
+A ray is :math:`p + t d`, with :math:`d` towards the camera, so the camera sees the point at which
+the ray leaves. Vectors have their components on the first axis; rays are all later axes. Lengths
+are in world units.
 """
 
 import math
@@ -18,13 +18,13 @@ Vector = Float[Tensor, "xyz *#rays"]
 
 
 Exit = tuple[Bool[Tensor, "*rays"], Float[Tensor, "*rays"], Vector]
-"""Whether a ray meets the solid, where it leaves [world units], and the outward normal there."""
+"""Hit of a ray, its t where it leaves the solid [world units], and the outward normal there."""
 
 
 _Interval = tuple[Tensor, Tensor]
 
 
-_CUBE, _CAN_RADIUS, _CAN_HALF = 0.8, 0.72, 0.95  # in sizes, as all that follow
+_CUBE, _CAN_RADIUS, _CAN_HALF = 0.8, 0.72, 0.95  # in sizes, like the next line
 
 
 _CONE_BASE, _CONE_FLOOR, _CONE_APEX = 0.95, 0.85, 0.95
@@ -66,11 +66,11 @@ def body_exit(shape: str, p: Vector, d: Vector, size: Float[Tensor, "*#rays"]) -
 
 
 def body_reach(shape: str, height: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Tell how far a body of size 1 reaches towards +x at a height.
+    """Return how far a body of size 1 extends towards +x at a height.
 
     Args:
         shape: ``ball``, ``cube``, ``can`` or ``cone``.
-        height: Above the origin [sizes]; inside the body.
+        height: Height above the origin, inside the body [sizes].
 
     Returns:
         Distance from the axis of z to the surface [sizes].
@@ -115,7 +115,7 @@ def _finite(t: Tensor) -> Tensor:
 
 
 def _quadratic(a: Tensor, b: Tensor, c: Tensor) -> _Interval:
-    """Return where a t^2 + 2 b t + c <= 0, for a > 0; empty as (inf, -inf)."""
+    """Return the interval of a t^2 + 2 b t + c <= 0, for a > 0; (inf, -inf) if empty."""
     disc = b * b - a * c
     root = disc.clamp(min=0).sqrt()
     # The sum that does not cancel gives one root; their product c / a gives the other.
@@ -127,7 +127,7 @@ def _quadratic(a: Tensor, b: Tensor, c: Tensor) -> _Interval:
 
 
 def _slab(p: Tensor, d: Tensor, low: Tensor, high: Tensor) -> _Interval:
-    """Return where low <= p + t d <= high along one axis."""
+    """Return the interval of t with low <= p + t d <= high along one axis."""
     safe = torch.where(d.abs() < 1e-9, torch.full_like(d, 1e-9), d)
     one, two = (low - p) / safe, (high - p) / safe
     return torch.minimum(one, two), torch.maximum(one, two)

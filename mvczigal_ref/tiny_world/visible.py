@@ -1,4 +1,4 @@
-"""Whether a set of views shows the part that its prompt names, in its colour."""
+"""Visibility of the named part, in its colour, in a set of views."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -25,13 +25,13 @@ from mvczigal_ref.tiny_world.scene import FRONT_DEG, WORLD_RIG
 
 __all__ = ["colour_area", "part_visible", "views_showing_part"]
 
-_SHARE: Final = 0.5  # of the smallest part's area
+_SHARE: Final = 0.5  # least area of a visible part, relative to the smallest part's
 
 
 def colour_area(
     images: Float[Tensor, "*batch rgb height width"], colour: str
 ) -> Int[Tensor, "*batch"]:
-    r"""Count the 2 x 2 blocks of pixels that one of the grammar's colours explains best.
+    r"""Count the 2 x 2 blocks of pixels whose nearest colour is a given one.
 
     A pixel x belongs to the nearest of the background and the colours c under any shading,
 
@@ -45,7 +45,7 @@ def colour_area(
         colour: One of ``COLOURS``.
 
     Returns:
-        Blocks of that colour; they may overlap [1].
+        Blocks of that colour [1]; they may overlap.
 
     Examples:
         >>> red = torch.tensor([0.9, 0.1, 0.1])[:, None, None].expand(3, 4, 4)
@@ -67,16 +67,16 @@ def colour_area(
 def part_visible(
     images: Images, prompts: Sequence[str], *, rig: OrthographicRig = WORLD_RIG
 ) -> Bool[Tensor, " object"]:
-    """Tell of each object whether some view shows the named part in its colour.
+    """Tell, for each object, whether some view shows the named part in its colour.
 
-    The part counts as shown where its colour covers at least half of the area
-    that the smallest part covers in the view that shows it best. Wherever
-    the colour stands in the image is right.
+    The part counts as shown where its colour covers at least half of the area that the smallest
+    part covers in the view that shows it best. The place of the colour in the image does not
+    matter.
 
     Args:
-        images: Views in [0, 1], one object a prompt, one view a camera.
+        images: Views in [0, 1], one object per prompt, one view per camera.
         prompts: Sentences of the grammar.
-        rig: The cameras; any number, anywhere.
+        rig: Any number of cameras, in any place.
 
     Returns:
         True where the part is shown.
@@ -92,7 +92,7 @@ def part_visible(
     """
     if images.shape[:2] != (len(prompts), rig.num_views):
         msg = (
-            f"`images` must hold an object a prompt and a view a camera, {len(prompts)} and "
+            f"`images` must hold an object per prompt and a view per camera, {len(prompts)} and "
             f"{rig.num_views}; got {tuple(images.shape[:2])}."
         )
         raise ValueError(msg)
@@ -102,15 +102,15 @@ def part_visible(
 def views_showing_part(
     images: Images, prompts: Sequence[str], *, rig: OrthographicRig = WORLD_RIG
 ) -> Bool[Tensor, "object view"]:
-    """Tell of each view by itself whether it shows the named part in its colour.
+    """Tell, for each view, whether it shows the named part in its colour.
 
-    As :func:`part_visible`, of any number of views from anywhere. A side view may show a part in
-    part and yet not enough of it, so compare the share of such views with that of real renders.
+    The rule is that of :func:`part_visible`; views may come from any cameras. A side view may show
+    too little of a part to count, so compare the share of such views with that of real renders.
 
     Args:
-        images: Views in [0, 1], one object a prompt.
+        images: Views in [0, 1], one object per prompt.
         prompts: Sentences of the grammar.
-        rig: Cameras of which one must show the part best.
+        rig: Cameras on which the smallest part's best view is measured.
 
     Returns:
         True where the part is shown.
@@ -123,23 +123,23 @@ def views_showing_part(
         tensor([[False, False]])
     """
     if images.shape[0] != len(prompts):
-        msg = f"`prompts` must hold one an object, {images.shape[0]}; got {len(prompts)}."
+        msg = f"`prompts` must hold one per object, {images.shape[0]}; got {len(prompts)}."
         raise ValueError(msg)
     if images.shape[-2] != images.shape[-1]:
         msg = f"`images` must be square, as every frame; got {tuple(images.shape[-2:])} pixels."
         raise ValueError(msg)
     shown = [
-        colour_area(views, said.part_colour) >= _least_area(said, rig, images.shape[-1])
-        for views, said in zip(images, map(parse, prompts), strict=True)
+        colour_area(views, prompt.part_colour) >= _least_area(prompt, rig, images.shape[-1])
+        for views, prompt in zip(images, map(parse, prompts), strict=True)
     ]
     return torch.stack(shown) if shown else images.new_zeros(images.shape[:2], dtype=torch.bool)
 
 
 @lru_cache(maxsize=512)
-def _least_area(said: Prompt, rig: OrthographicRig, image_size: int) -> float:
+def _least_area(prompt: Prompt, rig: OrthographicRig, image_size: int) -> float:
     """Return the area that the part must cover, measured on renders of the smallest."""
-    maps = _smallest(said.shape, said.part, rig, image_size)
-    area = colour_area(paint(maps, colour_maps(said)), said.part_colour)
+    maps = _smallest(prompt.shape, prompt.part, rig, image_size)
+    area = colour_area(paint(maps, colour_maps(prompt)), prompt.part_colour)
     return _SHARE * float(area.amax(-1).min())  # the best of all cameras
 
 

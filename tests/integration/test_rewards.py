@@ -82,7 +82,7 @@ def test_a_run_trains_on_all_of_them_by_name_and_weight(places, prompts, tmp_pat
             assert row[f"{kind}_reward/{arm}"] == pytest.approx(total, rel=1e-4, abs=1e-5)
     assert row["grad_norm"] > 0
     assert any(bool(value.any()) for k, value in parameters(tmp_path).items() if "lora_B" in k)
-    # Two objects in both arms, two held-out ones before and after: a pass each for all four axes.
+    # Two slices, two held-out objects before and after: a pass each for both arms and all axes.
     assert len(passes) == 6
     assert asked.count(1) == 6 * asked.count(6) > 0
 

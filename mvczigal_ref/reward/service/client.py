@@ -1,10 +1,11 @@
-"""Scorers that ask a service, and cannot be told from the scorer that it runs."""
+"""Scorers that ask a service, with the interface of the scorer that it runs."""
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, get_args
+from typing import ClassVar, Final, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.errors import NonFiniteError
@@ -12,7 +13,7 @@ from mvczigal_ref.reward.service.cache import ScoreCache, content_key
 from mvczigal_ref.reward.service.connection import BadAnswerError, Connection, Patience
 from mvczigal_ref.reward.service.terms import Kind, Limits, ScorerInfo
 from mvczigal_ref.reward.service.wire import Head, Pixels, Scores, decode_scores, to_pixels
-from mvczigal_ref.shapes import Images, JointViewReward, PerViewReward
+from mvczigal_ref.shapes import Images
 
 __all__ = ["RemoteJointView", "RemotePerView", "RemoteScorer"]
 
@@ -20,22 +21,22 @@ _HEADROOM: Final = 1024  # bytes of a head besides its prompts
 
 
 class RemoteScorer:
-    """What a service's two kinds of clients share.
+    """Common part of the two clients of a service, which differ in the kind of scorer.
 
-    Images are sent in groups of fixed objects. A group is known from the cache as a whole or
-    sent as a whole, so that what the cache holds cannot change what a scorer computes together,
-    and with that the last bits of its scores.
+    Images are sent in groups of consecutive objects. Scores of a group are all taken from the
+    cache or all asked for, so that the cache cannot change which objects are scored
+    together, and with them the last bits of the scores.
 
     Args:
-        url: The service, such as ``http://127.0.0.1:8763``. It is first asked when the scorer
-            is first called, or by `info`.
-        objects: Objects in a request, at most; at least 1. The service's own limits count too.
+        url: Address of the service, such as ``http://127.0.0.1:8763``. It is first asked at the
+            first call, or by `info`.
+        objects: Most objects in a request [1]; at least 1. The service's own limits hold too.
         dtype: ``float32`` sends images as they are, rounded to fp32 if they are wider;
             ``uint8`` rounds to multiples of 1/255, for a quarter of the bytes.
-        patience: How long to wait, and how often to try.
-        cache: Scores that need not be asked for again; none if absent.
-        clock: Gives the time [s].
-        sleep: Waits [s].
+        patience: Bounds on the wait for the service.
+        cache: Scores that need not be asked for again; None stores none.
+        clock: Returns the time [s].
+        sleep: Waits for some seconds.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -67,70 +68,89 @@ class RemoteScorer:
         self._service: tuple[ScorerInfo, int, int] | None = None
 
     def info(self) -> ScorerInfo:
-        """Learn which scorer answers, waiting for it if need be.
+        """Ask which scorer the service runs, waiting for it if necessary.
 
         Returns:
-            Its name, version and kind; the same from then on.
+            The scorer's name, version and kind, which stay the same from then on.
 
         Raises:
             ValueError: If the scorer is of the other kind.
             ScorerUnavailableError: If there is no usable answer.
         """
-        return self._met()[0]
+        return self._described()[0]
 
-    def _met(self) -> tuple[ScorerInfo, int, int]:
-        """Give who answers, and the objects and bytes that it takes in a request."""
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " object *view"]:
+        """Score each view, or each object by all its views: see `PerViewScorer`, `JointViewScorer`.
+
+        Args:
+            images: Decoded views in [0, 1].
+            prompts: One prompt per object.
+
+        Returns:
+            One reward per view, or one per object, in the scorer's dtype but at least fp32, on
+            the images' device; without gradient [reward units].
+
+        Raises:
+            ValueError: If arguments disagree, or the service refuses them.
+            NonFiniteError: If an image is not finite.
+            ScorerUnavailableError: If there is no usable answer for as long as patience lasts.
+        """
+        scores = self._scores(images, prompts)
+        return scores if self.kind == "per_view" else scores[:, 0]
+
+    def _described(self) -> tuple[ScorerInfo, int, int]:
+        """Return the service's scorer, and the objects and bytes that it takes in a request."""
         if self._service is None:
-            self._service = self._connection.persist(self._meet)
-            found = self._service[0].kind
-            if found != self.kind:
+            self._service = self._connection.persist(self._ask_version)
+            kind = self._service[0].kind
+            if kind != self.kind:
                 self._service = None
                 msg = (
                     f"`url` must be of a {self.kind} scorer; the one at {self._connection.url} "
-                    f"is {found}."
+                    f"is {kind}."
                 )
                 raise ValueError(msg)
         return self._service
 
-    def _meet(self) -> tuple[ScorerInfo, int, int]:
-        said = self._connection.get("/version")
+    def _ask_version(self) -> tuple[ScorerInfo, int, int]:
+        answer = self._connection.get("/version")
         try:
-            info = ScorerInfo(**{name: said[name] for name in ("name", "version", "kind")})
+            info = ScorerInfo(**{name: answer[name] for name in ("name", "version", "kind")})
             names = ("objects", "body_bytes")
-            limits = Limits(**{name: said["limits"][name] for name in names})
+            limits = Limits(**{name: answer["limits"][name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
             msg = f"/version names no scorer: {error!r}"
             raise BadAnswerError(msg) from error
         return info, int(limits.objects), int(limits.body_bytes)
 
-    def _ask(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """Score each object, one row each."""
+    def _scores(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "object score"]:
+        """Score each object, one row per object."""
         if len(prompts) != images.shape[0]:
             msg = (
-                f"`prompts` must hold one an object; got {len(prompts)} for {images.shape[0]} "
+                f"`prompts` must hold one per object; got {len(prompts)} for {images.shape[0]} "
                 "objects."
             )
             raise ValueError(msg)
         _check(images)
-        info, most, room = self._met()
+        info, most, room = self._described()
         views = images.shape[1]
         size = images[0].numel() * (4 if self._dtype == "float32" else 1) if len(prompts) else 1
         words = 6 * max(map(len, prompts), default=0) + 4
         group = max(1, min(self._objects, most, (room - _HEADROOM) // (size + words)))
-        found: list[Scores] = []
+        rows: list[Scores] = []
         for start in range(0, len(prompts), group):
             part = slice(start, start + group)
-            found += self._group(info, images[part], prompts[part])
-        wide = any(scores.dtype == "float64" for scores in found)
+            rows += self._group(info, images[part], prompts[part])
+        wide = any(scores.dtype == "float64" for scores in rows)
         table = torch.empty(
             (len(prompts), info.count(views)), dtype=torch.float64 if wide else torch.float32
         )
-        for row, scores in enumerate(found):
-            table[row] = scores.tensor()[0]
+        for index, scores in enumerate(rows):
+            table[index] = scores.tensor()[0]
         return table.to(images.device)
 
     def _group(self, info: ScorerInfo, images: Images, prompts: Sequence[str]) -> list[Scores]:
-        """Score objects that travel together, one record each."""
+        """Score objects that are sent together, one record per object."""
         pixels = [image.tobytes() for image in to_pixels(images, self._dtype)]
         shape, views = tuple(images.shape), images.shape[1]
         keys = []
@@ -139,16 +159,16 @@ class RemoteScorer:
                 content_key(info, prompt, shape=shape[1:], dtype=self._dtype, pixels=content)
                 for prompt, content in zip(prompts, pixels, strict=True)
             ]
-            known = [self._cache.get(key, info=info, views=views) for key in keys]
-            if all(scores is not None for scores in known):
-                return [scores for scores in known if scores is not None]
+            cached = [self._cache.get(key, info=info, views=views) for key in keys]
+            if all(scores is not None for scores in cached):
+                return [scores for scores in cached if scores is not None]
         head = Head(kind=self.kind, prompts=tuple(prompts), shape=shape, dtype=self._dtype)
         body = b"".join([head.encode(), *pixels])
 
         def attempt() -> Scores:
-            said: dict[str, Any] = self._connection.post("/score", body)
+            content = self._connection.post("/score", body)
             try:
-                return decode_scores(said, info=info, objects=len(prompts), views=views)
+                return decode_scores(content, info=info, objects=len(prompts), views=views)
             except ValueError as error:
                 raise BadAnswerError(str(error)) from error
 
@@ -161,55 +181,19 @@ class RemoteScorer:
 
 
 class RemotePerView(RemoteScorer):
-    """Judge every image on its own, by asking a service; built as a `RemoteScorer`."""
+    """Per-view scorer that asks a service; built as a `RemoteScorer`."""
 
     kind: ClassVar[Kind] = "per_view"
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> PerViewReward:
-        """Score each view of each object; see `PerViewScorer`.
-
-        Args:
-            images: Decoded views in [0, 1].
-            prompts: One prompt an object.
-
-        Returns:
-            One reward a view, in the scorer's dtype but fp32 at least, on the images' device;
-            without gradient [reward units].
-
-        Raises:
-            ValueError: If arguments disagree, or the service refuses them.
-            NonFiniteError: If an image is not finite.
-            ScorerUnavailableError: If there is no usable answer for as long as patience lasts.
-        """
-        return self._ask(images, prompts)
-
 
 class RemoteJointView(RemoteScorer):
-    """Judge all views of an object together, by asking a service; built as a `RemoteScorer`."""
+    """Joint-view scorer that asks a service; built as a `RemoteScorer`."""
 
     kind: ClassVar[Kind] = "joint"
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> JointViewReward:
-        """Score each object by the whole set of its views; see `JointViewScorer`.
-
-        Args:
-            images: Decoded views in [0, 1].
-            prompts: One prompt an object.
-
-        Returns:
-            One reward an object, in the scorer's dtype but fp32 at least, on the images' device;
-            without gradient [reward units].
-
-        Raises:
-            ValueError: If arguments disagree, or the service refuses them.
-            NonFiniteError: If an image is not finite.
-            ScorerUnavailableError: If there is no usable answer for as long as patience lasts.
-        """
-        return self._ask(images, prompts)[:, 0]
-
 
 def _check(images: Images) -> None:
-    """Refuse what the service would; name a view whose picture is broken."""
+    """Refuse images that the service would refuse; name the view of a non-finite one."""
     broken = ~images.isfinite()
     outside = (images < 0) | (images > 1)
     for wrong in (broken, outside):
@@ -217,7 +201,7 @@ def _check(images: Images) -> None:
             object, view, *pixel = (int(i) for i in wrong.nonzero()[0])
             value = float(images[(object, view, *pixel)])
             if wrong is broken:
-                # The object's index is of this call, and known to no one else.
+                # The object's index counts in this call, so it would mislead the caller.
                 raise NonFiniteError("images", view=view, value=value)
             msg = f"`images` must be in [0, 1]; got {value!r} at object {object}, view {view}."
             raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""One HTTP exchange at a time with a scorer's service, and how long to try again."""
+"""HTTP exchanges with a scorer's service, one at a time, and their repetition after failures."""
 
 import http.client
 import logging
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 from mvczigal_ref.errors import ScorerUnavailableError
+from mvczigal_ref.language.bounded_http import printable, read_bounded, split_url
 from mvczigal_ref.reward.service.terms import RefusedError
 from mvczigal_ref.reward.service.wire import CONTENT_TYPE, parse_object
 
@@ -20,37 +20,37 @@ __all__ = ["BadAnswerError", "Connection", "Patience"]
 _LOG: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _ANSWER_BYTES: Final = 2**20
-_WORDS: Final = 400  # of what a stranger said, in a message
-# Of a server, or of one before it, that may answer in a while.
+_WORDS: Final = 400  # most characters of a service's answer in a message
+# Statuses of a server, or of a proxy before it, that may answer later.
 _LATER: Final = (408, 429, 502, 503, 504)
 
 
 class BadAnswerError(Exception):
-    """An answer that no service should give; the next may be better."""
+    """A wrong answer of a service; another try may get a right one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
-    """How long a remote scorer is waited for.
+    """Bounds on the wait for a remote scorer.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
     timeout_s: float = 120.0
-    """One exchange, from connecting to the last byte; positive [s]."""
+    """Longest duration of one exchange, from connecting to the last byte [s]; positive."""
 
     wait_s: float = 600.0
-    """From a call's first failure, until no further exchange begins; 0 or more [s]."""
+    """Time after a call's first failure in which further exchanges may begin [s]; 0 or more."""
 
     bad_answers: int = 4
-    """Exchanges in a call that may end in a wrong answer; at least 1."""
+    """Wrong answers after which a call gives up [1]; at least 1."""
 
     first_pause_s: float = 0.5
-    """Before the second exchange; each later pause is twice as long; positive [s]."""
+    """Pause before the second exchange, doubled for each further one [s]; positive."""
 
     longest_pause_s: float = 30.0
-    """Which no pause exceeds; positive [s]."""
+    """Longest pause between two exchanges [s]; positive."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -65,16 +65,16 @@ class Patience:
 class Connection:
     """A service's address; every exchange opens a connection of its own.
 
-    Proxies of the environment are not used, and redirections not followed.
+    Proxies named in the environment are not used, and redirections are not followed.
 
     Args:
-        url: Such as ``http://127.0.0.1:8763``.
-        patience: How long to try.
-        clock: Gives the time [s].
-        sleep: Waits [s].
+        url: Address such as ``http://127.0.0.1:8763``.
+        patience: Bounds on the wait.
+        clock: Returns the time [s].
+        sleep: Waits for some seconds.
 
     Raises:
-        ValueError: If the URL is none of HTTP, or holds more than an address and a path.
+        ValueError: If it is no URL of HTTP, or holds more than an address and a path.
     """
 
     def __init__(
@@ -85,12 +85,8 @@ class Connection:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        parts = urlsplit(url)
-        extra = parts.query or parts.fragment or "@" in parts.netloc
-        if parts.scheme not in ("http", "https") or not parts.hostname or extra:
-            msg = f"`url` must be like http://127.0.0.1:8763; got {url!r}."
-            raise ValueError(msg)
-        self.url, self._host, self._port = url, parts.hostname, parts.port
+        parts = split_url(url, name="url")
+        self.url, self._host, self._port = url, parts.hostname or "", parts.port
         self._path, self._secure = parts.path.rstrip("/"), parts.scheme == "https"
         self._patience, self._clock, self._sleep = patience, clock, sleep
 
@@ -98,7 +94,7 @@ class Connection:
         """Ask once.
 
         Args:
-            path: Such as ``/version``.
+            path: Path such as ``/version``.
 
         Returns:
             The answer.
@@ -111,11 +107,11 @@ class Connection:
         return self._exchange("GET", path, None)
 
     def post(self, path: str, body: bytes) -> dict[str, Any]:
-        """Send once.
+        """Send a body once.
 
         Args:
-            path: Such as ``/score``.
-            body: A request.
+            path: Path such as ``/score``.
+            body: Body of the request.
 
         Returns:
             The answer.
@@ -128,17 +124,17 @@ class Connection:
         return self._exchange("POST", path, body)
 
     def persist(self, attempt: Callable[[], _T]) -> _T:
-        """Try until it works, or for as long as patience lasts; an outage is logged once.
+        """Repeat an attempt until it succeeds or patience ends; an outage is logged once.
 
         Args:
-            attempt: One exchange or several, from the start.
+            attempt: Makes one exchange or several, from the start.
 
         Returns:
-            What it returned.
+            The result of the attempt.
 
         Raises:
-            ScorerUnavailableError: If patience is at an end.
-            RefusedError: From the attempt, at once.
+            ScorerUnavailableError: If patience ends.
+            RefusedError: If an attempt is refused; there is no second one.
         """
         patience, pause = self._patience, self._patience.first_pause_s
         bad, began = 0, None
@@ -153,7 +149,7 @@ class Connection:
                     _LOG.warning("the scorer at %s is back after %.1f s", self.url, waited)
                 return result
             now = self._clock()
-            reason = f"{type(cause).__name__}: {cause}"[:_WORDS]
+            reason = printable(f"{type(cause).__name__}: {cause}"[:_WORDS])
             if began is None:
                 began = now
                 _LOG.warning(
@@ -177,7 +173,7 @@ class Connection:
         connection = kind(self._host, self._port, timeout=self._patience.timeout_s)
         try:
             connection.connect()
-            # A socket's own time-out begins anew with every byte that drips in.
+            # A socket's own time-out begins anew with every byte.
             late = threading.Event()
             watch = threading.Timer(self._patience.timeout_s, _hang_up, (connection.sock, late))
             watch.daemon = True
@@ -204,7 +200,7 @@ def _send(
     with suppress(BrokenPipeError, ConnectionResetError):
         connection.request(method, path, body, {"Content-Type": CONTENT_TYPE})
     with connection.getresponse() as response:
-        return response.status, response.read(_ANSWER_BYTES + 1)
+        return response.status, read_bounded(response, _ANSWER_BYTES + 1)
 
 
 def _hang_up(connection: socket.socket, late: threading.Event) -> None:
@@ -214,17 +210,17 @@ def _hang_up(connection: socket.socket, late: threading.Event) -> None:
 
 
 def _checked(status: int, raw: bytes) -> dict[str, Any]:
-    """Sort answers into those to use, to wait after, to give up after, and wrong ones."""
+    """Return a good answer; raise for one to wait after, a final refusal, and a wrong answer."""
     try:
         if len(raw) > _ANSWER_BYTES:
             msg = f"it is longer than {_ANSWER_BYTES} bytes"
             raise ValueError(msg)  # noqa: TRY301
-        said = parse_object(raw)
+        answer = parse_object(raw)
     except ValueError as error:
-        said, fault = {}, str(error)
+        answer, fault = {}, str(error)
     else:
         fault = ""
-    words = str(said.get("error", "no reason"))[:_WORDS]
+    words = printable(str(answer.get("error", "no reason"))[:_WORDS])
     if status in _LATER:
         raise ConnectionError(f"status {status}: {words}")
     if 400 <= status < 500:
@@ -233,4 +229,4 @@ def _checked(status: int, raw: bytes) -> dict[str, Any]:
         raise BadAnswerError(f"status {status}: {words}")
     if fault:
         raise BadAnswerError(f"the answer cannot be read: {fault}")
-    return said
+    return answer

@@ -1,5 +1,6 @@
 """Run any scorer as an HTTP service: `POST /score`, `GET /health`, `GET /version`."""
 
+import io
 import ipaddress
 import json
 import logging
@@ -12,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
+from mvczigal_ref.reward.service.bounds import BoundedServer, Incoming, Memory, Places
 from mvczigal_ref.reward.service.terms import Kind, Limits, RefusedError, ScorerInfo
 from mvczigal_ref.reward.service.wire import (
     CONTENT_TYPE,
@@ -27,9 +30,6 @@ from mvczigal_ref.reward.service.wire import (
     parse_head,
 )
 from mvczigal_ref.shapes import Images
-
-if TYPE_CHECKING:
-    pass  # import gone
 
 __all__ = ["Handler", "Scorer", "ScorerServer", "serve", "serving"]
 
@@ -40,23 +40,23 @@ Scorer = Callable[[Images, Sequence[str]], Tensor]
 _LOG: Final = logging.getLogger(__name__)
 
 
-_LAST_CALL_S: Final = 10.0
+_LAST_CALL_S: Final = 10.0  # most time that the end waits for the scorer
 
 
-class ScorerServer(ThreadingHTTPServer):
+class ScorerServer(BoundedServer):
     """A service bound to its port; `serve_forever` answers.
 
     Args:
-        scorer: Called by one request at a time, in threads, without gradients.
-        info: What it is called.
+        scorer: Called for one request at a time, in threads, without gradients.
+        info: Name, version and kind of the scorer.
         host: Address to bind.
-        port: Port to bind; 0 for any that is free.
-        limits: What is accepted.
-        allow_remote: Whether other machines may be let in. There is no password: whoever
-            reaches the port can use it.
+        port: Port to bind; 0 for any free one.
+        limits: Limits on requests.
+        allow_remote: Whether other machines may reach the service. There is no password:
+            whoever reaches the port can use it.
 
     Raises:
-        ValueError: If the address is not of this machine alone, and that was not asked for.
+        ValueError: If other machines can reach the address and ``allow_remote`` is false.
         OSError: If the address cannot be bound.
     """
 
@@ -80,8 +80,10 @@ class ScorerServer(ThreadingHTTPServer):
             )
             raise ValueError(msg)
         self.scorer, self.info, self.limits = scorer, info, limits or Limits()
+        self.allow_remote = allow_remote
         self.turn = threading.Lock()
-        self.room = threading.BoundedSemaphore(self.limits.requests)
+        self.places = Places(self.limits.requests)
+        self.memory = Memory(self.limits.requests * self.limits.body_bytes)
         self.answered = 0
         if ":" in host:
             self.address_family = socket.AF_INET6
@@ -95,12 +97,12 @@ class ScorerServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where clients find it."""
+        """Address for clients."""
         host = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
         return f"http://{host}:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log what a connection met, and go on with the others."""
+        """Log the failure of a connection, and serve the others."""
         _LOG.info("connection of %s ended early", client_address, exc_info=True)
 
 
@@ -119,18 +121,18 @@ def serve(
     """Serve a scorer until Ctrl-C.
 
     Args:
-        scorer: Called by one request at a time.
-        name: As a configuration names it.
-        version: Changes whenever its scores may; clients' caches go by it.
-        kind: One number a view, or one an object.
+        scorer: Called for one request at a time.
+        name: Name of the scorer in a configuration.
+        version: Version that changes whenever scores may change; clients' caches depend on it.
+        kind: Kind of the scorer: one number per view, or one per object.
         host: Address to bind.
-        port: Port to bind; 0 for any that is free.
-        limits: What is accepted.
-        allow_remote: Whether ``host`` may be reached from other machines; there is no password.
-        say: Told one line when clients may come, and one at the end.
+        port: Port to bind; 0 for any free one.
+        limits: Limits on requests.
+        allow_remote: Whether other machines may reach the service; there is no password.
+        say: Takes one line when the service begins, and one when it ends.
 
     Raises:
-        ValueError: If ``host`` is not of this machine alone, and that was not asked for.
+        ValueError: If other machines can reach ``host`` and ``allow_remote`` is false.
         OSError: If the address cannot be bound.
     """
     info = ScorerInfo(name=name, version=version, kind=kind)
@@ -142,7 +144,7 @@ def serve(
             say(f"serving {name} ({kind}, {version}) at {server.url}{open_to} (Ctrl-C stops)")
             server.serve_forever()
         except KeyboardInterrupt:
-            # A scorer that is cut off by the end of the process may crash it.
+            # The end of the process during a scorer's work may crash it.
             server.turn.acquire(timeout=_LAST_CALL_S)
             say(f"stopped after {server.answered} answers")
 
@@ -155,16 +157,16 @@ def serving(
     port: int = 0,
     limits: Limits | None = None,
 ) -> Iterator[ScorerServer]:
-    """Serve a scorer from a thread of this process, for this machine, while inside.
+    """Serve a scorer from a thread of this process, for this machine, inside a context.
 
     Args:
-        scorer: Called by one request at a time.
-        info: What it is called.
-        port: Port to bind; 0 for any that is free.
-        limits: What is accepted.
+        scorer: Called for one request at a time.
+        info: Name, version and kind of the scorer.
+        port: Port to bind; 0 for any free one.
+        limits: Limits on requests.
 
     Yields:
-        The server; its ``url`` is for clients.
+        The server; clients use its ``url``.
 
     Examples:
         >>> import torch
@@ -194,6 +196,12 @@ def _is_loopback(host: str) -> bool:
 _HEAD: Final = 4  # bytes of the head's length
 
 
+_NO_HOST: Final = "Host must name this machine, such as 127.0.0.1."
+
+
+_PIECE: Final = 2**20  # bytes read at a time
+
+
 _DRAIN_BYTES: Final = 2**26
 
 
@@ -201,21 +209,27 @@ _DRAIN_S: Final = 2.0
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection, one request."""
+    """Handler of one connection, which carries one request."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mvczigal", ""
     server: "ScorerServer"
 
     def setup(self) -> None:
-        """Bound each wait for the client."""
+        """Bound the time in which the request, header and body together, must arrive."""
         super().setup()
         self.connection.settimeout(self.server.limits.read_s)
+        deadline = time.monotonic() + self.server.limits.read_s
+        self.rfile.close()
+        self.rfile = io.BufferedReader(Incoming(self.connection, deadline))
+        self._held = 0
 
     def do_GET(self) -> None:
-        """Say that the service is there, or what it is."""
+        """Answer about the service's health, or its scorer and limits."""
         server = self.server
-        if self.path == "/health":
+        if not self._is_addressed():
+            self.send_error(421, _NO_HOST)
+        elif self.path == "/health":
             self._answer(200, {"status": "ok", "answered": server.answered})
         elif self.path == "/version":
             self._answer(200, {**asdict(server.info), "limits": asdict(server.limits)})
@@ -223,22 +237,20 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404, "there are /score, /health and /version.")
 
     def do_POST(self) -> None:
-        """Score, or say why not."""
-        if not self.server.room.acquire(blocking=False):
-            status, said = 503, {"error": "too many requests are waiting; try again later."}
-        else:
-            try:
-                status, said = 200, self._score()
-            except RefusedError as error:
-                status, said = error.status, {"error": str(error)}
-            except OSError:
-                raise  # of the connection: there is no one to answer
-            except Exception as error:
-                _LOG.exception("%s failed", self.server.info.name)
-                status, said = 500, {"error": f"{type(error).__name__}: {error}"}
-            finally:
-                self.server.room.release()
-        self._answer(status, said)
+        """Score, or refuse with the reason."""
+        content: Mapping[str, Any]
+        try:
+            status, content = 200, self._score()
+        except RefusedError as error:
+            status, content = error.status, {"error": str(error)}
+        except OSError:
+            raise  # of the connection: there is no one to answer
+        except Exception as error:
+            _LOG.exception("%s failed", self.server.info.name)
+            status, content = 500, {"error": f"{type(error).__name__}: {error}"}
+        finally:
+            self.server.memory.give(self._held)
+        self._answer(status, content)
         if status != 200:
             self._drain()
 
@@ -254,6 +266,7 @@ class Handler(BaseHTTPRequestHandler):
     def _score(self) -> dict[str, Any]:
         """Read, check, wait for a turn, score."""
         server = self.server
+        server.places.require_free()  # so that no body is sent in vain
         head_bytes, length = self._lengths()
         head = parse_head(self._read(head_bytes), kind=server.info.kind, limits=server.limits)
         if length != _HEAD + head_bytes + head.image_bytes:
@@ -262,39 +275,52 @@ class Handler(BaseHTTPRequestHandler):
                 f"`dtype` say; got {length}."
             )
             raise RefusedError(msg)
-        images = from_pixels(self._read(head.image_bytes), head)
-        with server.turn, torch.no_grad():
+        body = self._read(head.image_bytes)
+        with server.places.one(), server.turn, torch.no_grad():
             if self._is_gone():
-                raise ConnectionAbortedError("the client did not wait for its turn")
+                raise ConnectionAbortedError("the client hung up before its turn")
+            images = from_pixels(body, head)  # only here, as it may take five times the memory
             try:
                 reward = server.scorer(images, list(head.prompts))
-            except ValueError as error:  # it would refuse again
+            except ValueError as error:  # would be raised again
                 raise RefusedError(str(error), status=422) from error
             except OSError as error:  # not the connection's
                 msg = f"{type(error).__name__}: {error}"
                 raise RuntimeError(msg) from error
-            said = encode_scores(server.info, reward, objects=head.shape[0], views=head.shape[1])
+            answer = encode_scores(server.info, reward, objects=head.shape[0], views=head.shape[1])
             server.answered += 1
-        return said
+        return answer
+
+    def _is_addressed(self) -> bool:
+        """Return whether the client named this machine; a web page under another name may not.
+
+        A page whose name resolves to this machine could otherwise use the service in a browser.
+        """
+        try:
+            hosts = [urlsplit(f"//{name}").hostname for name in self.headers.get_all("Host", [])]
+        except ValueError:
+            hosts = [None]
+        return self.server.allow_remote or all(_is_loopback(host or "") for host in hosts)
 
     def _lengths(self) -> tuple[int, int]:
-        """Check what comes before the head; give the head's length and the body's."""
+        """Check the header of the request; return the lengths of the head and of the body."""
         limits = self.server.limits
+        if not self._is_addressed():
+            raise RefusedError(_NO_HOST, status=421)
         if self.path != "/score":
             raise RefusedError("there is /score.", status=404)
         if self.headers.get("Content-Type") != CONTENT_TYPE:
             msg = f"Content-Type must be {CONTENT_TYPE}."
             raise RefusedError(msg, status=415)
-        said = self.headers.get_all("Content-Length", [])
-        if len(said) != 1 or "Transfer-Encoding" in self.headers:
-            raise RefusedError("the body's length must be said, once.", status=411)
-        if not re.fullmatch("[0-9]{1,18}", said[0]):
+        lengths = self.headers.get_all("Content-Length", [])
+        if len(lengths) != 1 or "Transfer-Encoding" in self.headers:
+            raise RefusedError("Content-Length must be given, once.", status=411)
+        if not re.fullmatch("[0-9]{1,18}", lengths[0]):
             raise RefusedError("Content-Length must be a number.")
-        length = int(said[0])
+        length = int(lengths[0])
         if length > limits.body_bytes:
             msg = f"`body_bytes` must be at most {limits.body_bytes} in a request; got {length}."
             raise RefusedError(msg, status=413)
-        self._deadline = time.monotonic() + limits.read_s
         (head_bytes,) = struct.unpack("<I", self._read(min(length, _HEAD)).ljust(_HEAD, b"\xff"))
         if _HEAD + head_bytes > length:
             raise RefusedError("the body must hold its head.")
@@ -304,22 +330,22 @@ class Handler(BaseHTTPRequestHandler):
         return head_bytes, length
 
     def _read(self, count: int) -> bytearray:
-        """Read so many bytes before the deadline, however slowly they drip."""
-        data = bytearray(count)
-        view = memoryview(data)
-        while view:
-            self.connection.settimeout(max(1e-3, self._deadline - time.monotonic()))
+        """Read this many bytes before the deadline; memory grows with the bytes received."""
+        data = bytearray()
+        while len(data) < count:
             try:
-                got = self.rfile.readinto1(view)
+                piece = self.rfile.read1(min(count - len(data), _PIECE))
             except TimeoutError:
-                raise RefusedError("the body came too slowly.", status=408) from None
-            if not got:
+                raise RefusedError("the request came too slowly.", status=408) from None
+            if not piece:
                 raise ConnectionAbortedError("the client hung up in the middle of its request")
-            view = view[got:]
+            self.server.memory.take(len(piece))
+            self._held += len(piece)
+            data += piece
         return data
 
     def _is_gone(self) -> bool:
-        """Say whether the client has hung up, by looking without taking."""
+        """Return whether the client has hung up, without taking a byte."""
         self.connection.settimeout(0)
         try:
             return not self.connection.recv(1, socket.MSG_PEEK)
@@ -328,8 +354,8 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.connection.settimeout(self.server.limits.read_s)
 
-    def _answer(self, status: int, said: Mapping[str, Any]) -> None:
-        body = json.dumps(said, allow_nan=False).encode()
+    def _answer(self, status: int, content: Mapping[str, Any]) -> None:
+        body = json.dumps(content, allow_nan=False).encode()
         self.close_connection = True
         self.send_response(status)
         for name, value in (
@@ -342,7 +368,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _drain(self) -> None:
-        """Take what the client still sends: closing on it could destroy the answer on its way."""
+        """Read the rest that the client sends: closing at once could destroy the answer."""
         end, left = time.monotonic() + _DRAIN_S, _DRAIN_BYTES
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)

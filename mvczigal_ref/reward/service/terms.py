@@ -1,24 +1,24 @@
-"""What a scorer's service and its client agree on: limits, who answers, and how it fails."""
+"""Terms between a scorer's service and its client: limits, the scorer's name, refusals."""
 
 from dataclasses import dataclass, fields
 from typing import Final, Literal, get_args
 
-from mvczigal_ref.errors import ScorerUnavailableError
+from mvczigal_ref.errors import ScorerUnavailableError, quoted
 
 __all__ = ["Kind", "Limits", "RefusedError", "ScorerInfo", "ScorerUnavailableError"]
 
 Kind = Literal["per_view", "joint"]
-"""Whether a scorer gives one number a view or one an object."""
+"""Kind of a scorer: ``per_view`` gives one number per view, ``joint`` one per object."""
 
-_NAME_CHARS: Final = 200
+_NAME_CHARS: Final = 200  # most characters of a name or version
 
 
 class RefusedError(ValueError):
-    """A request that would be refused however often it were sent.
+    """A request that the service refuses; sending it again would not help.
 
     Args:
-        message: What was wrong.
-        status: Of HTTP.
+        message: Reason of the refusal.
+        status: HTTP status.
     """
 
     def __init__(self, message: str, *, status: int = 400) -> None:
@@ -28,32 +28,32 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a service accepts; every number is positive.
+    """Limits on the requests to a service; every number is positive.
 
     Raises:
-        ValueError: If one is not.
+        ValueError: If a number is not positive.
     """
 
     body_bytes: int = 256 * 2**20
-    """A request's whole body [bytes]."""
+    """Longest body of a request [bytes]."""
 
     objects: int = 256
-    """Objects in a request."""
+    """Most objects in a request [1]."""
 
     views: int = 32
-    """Views of an object."""
+    """Most views of an object [1]."""
 
     image_size: int = 2048
-    """Longer edge of an image [px]."""
+    """Longest edge of an image [px]."""
 
     prompt_chars: int = 4096
-    """Characters of a prompt."""
+    """Most characters of a prompt [1]."""
 
     requests: int = 8
-    """Requests held at a time, the one that is being scored among them."""
+    """Most whole requests held at a time, including the one that is being scored [1]."""
 
     read_s: float = 60.0
-    """Time that a request may take to arrive [s]."""
+    """Longest time in which a request, header and body together, must arrive [s]."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -63,45 +63,49 @@ class Limits:
 
     @property
     def head_bytes(self) -> int:
-        """Longest head that these limits leave room for [bytes]."""
+        """Longest head that fits these limits [bytes]."""
         # JSON writes a control character in six bytes, and every other in fewer.
         return 512 + self.objects * (6 * self.prompt_chars + 4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScorerInfo:
-    """Which scorer answers: scores under equal infos are comparable.
+    """Name, version and kind of a scorer; scores under equal infos are comparable.
 
     Raises:
-        ValueError: If a text is empty or long, or there is no such kind.
+        ValueError: If a text is empty, long or not printable, or there is no such kind.
     """
 
     name: str
-    """As a configuration names it."""
+    """Name of the scorer in a configuration."""
 
     version: str
-    """Changes whenever scores may: of the code, and of the weights where there are any."""
+    """Version of code and weights; it changes whenever scores may change."""
 
     kind: Kind
-    """One number a view, or one an object."""
+    """Kind of the scorer: one number per view, or one per object."""
 
     def __post_init__(self) -> None:
-        for what in ("name", "version"):
-            text = getattr(self, what)
-            if not isinstance(text, str) or not 0 < len(text) <= _NAME_CHARS:
-                msg = f"`{what}` must be a text of 1 to {_NAME_CHARS} characters; got {text!r}."
+        for field in ("name", "version"):
+            text = getattr(self, field)
+            fits = isinstance(text, str) and 0 < len(text) <= _NAME_CHARS and text.isprintable()
+            if not fits:
+                msg = (
+                    f"`{field}` must be a printable text of 1 to {_NAME_CHARS} characters; got "
+                    f"{quoted(text)}."
+                )
                 raise ValueError(msg)
         if self.kind not in get_args(Kind):
-            msg = f"`kind` must be one of {list(get_args(Kind))}; got {self.kind!r}."
+            msg = f"`kind` must be one of {list(get_args(Kind))}; got {quoted(self.kind)}."
             raise ValueError(msg)
 
     def count(self, views: int) -> int:
-        """Say how many scores an object has.
+        """Return the number of scores of an object.
 
         Args:
-            views: Its views.
+            views: Views of the object [1].
 
         Returns:
-            As many, or 1.
+            ``views`` for a per-view scorer, 1 for a joint one.
         """
         return views if self.kind == "per_view" else 1

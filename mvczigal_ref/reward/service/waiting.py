@@ -1,4 +1,4 @@
-"""Scorers that others serve: what counts as an outage, and a wait that ends at a stop."""
+"""Outages of served scorers, and a wait for them that ends when the run is stopped."""
 
 import signal
 import threading
@@ -14,15 +14,14 @@ from mvczigal_ref.shapes import Images
 
 __all__ = ["Asked", "Waiting"]
 
-_GLANCE_S: Final = 0.2
-"""Between two looks at whether a stop was asked for [s]."""
+_GLANCE_S: Final = 0.2  # between two checks for a stop
 
 
 class Waiting:
-    """How a scorer that others serve is waited for.
+    """Wait for a served scorer, which SIGTERM and Ctrl-C end.
 
-    A run turns SIGTERM and Ctrl-C into a note to stop after the iteration in hand. An outage
-    would keep that iteration in hand for as long as the wait lasts, so the wait ends there.
+    On these signals a run stops after the current iteration. In an outage, that iteration would
+    last as long as the wait, so the wait ends at the signal.
 
     Examples:
         >>> Waiting().sleep(0.0)
@@ -33,10 +32,10 @@ class Waiting:
 
     @contextmanager
     def hearing(self) -> Iterator[None]:
-        """Hear SIGTERM and Ctrl-C while inside; whoever took note of them before still does.
+        """Notice SIGTERM and Ctrl-C inside; the handlers that were set before are called too.
 
-        Nothing is changed where a signal would end the process or raise, nor outside the main
-        thread, which alone hears signals.
+        Nothing changes where a signal would end the process or raise, or outside the main
+        thread, the only one that gets signals.
 
         Yields:
             Nothing.
@@ -63,10 +62,10 @@ class Waiting:
         """Wait, in any thread.
 
         Args:
-            seconds: How long [s].
+            seconds: Length of the wait [s].
 
         Raises:
-            ScorerUnavailableError: If a stop was asked for before or meanwhile.
+            ScorerUnavailableError: If a stop was asked for, before or during the wait.
         """
         end = time.monotonic() + seconds
         while True:
@@ -80,13 +79,13 @@ class Waiting:
 
 
 class Asked:
-    """A scorer that others serve: whatever keeps it from answering is an outage.
+    """A served scorer, whose failures to answer all count as an outage.
 
     Args:
-        scorer: Asks them.
-        faults: What it raises where they do not answer.
-        waiting: How it waits for them.
-        version: Of what answers, as far as it can be known here.
+        scorer: Scorer that asks the service.
+        faults: Exceptions that it raises if the service does not answer.
+        waiting: Wait for the service.
+        version: Version of the scorer that the service runs, as far as it is visible here.
     """
 
     def __init__(
@@ -100,17 +99,17 @@ class Asked:
         self.scorer, self.faults, self.waiting, self.version = scorer, faults, waiting, version
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Any:  # noqa: ANN401 - either kind
-        """Score as the scorer does.
+        """Call the scorer.
 
         Args:
             images: Decoded views in [0, 1].
-            prompts: One prompt an object.
+            prompts: One prompt per object.
 
         Returns:
-            What the scorer returns [reward units].
+            Rewards of the scorer [reward units].
 
         Raises:
-            ScorerUnavailableError: If it does not answer, or a stop was asked for meanwhile.
+            ScorerUnavailableError: If it does not answer, or a stop was asked for.
         """
         try:
             with self.waiting.hearing():

@@ -1,8 +1,8 @@
-"""What a scorer and its client say to each other: JSON and raw little-endian pixels.
+"""Format of requests and answers: JSON and raw little-endian pixels.
 
-A request's body is the length of its head (four bytes, little-endian), the head (JSON: kind,
-prompts, shape and dtype of the images), and the images. An answer is JSON. Nothing on the wire
-can name code to run, and everything is measured against limits before room is made for it.
+The body of a request is the length of its head (four bytes, little-endian), the head (JSON: kind,
+prompts, shape and dtype of the images), and the images. An answer is JSON. Nothing in them can
+name code to run, and every length is checked against a limit before memory is taken for it.
 """
 
 import json
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 Pixels = Literal["float32", "uint8"]
-"""How images travel: as they are, or rounded to a quarter of the bytes."""
+"""Type of sent pixels: ``float32`` as they are, ``uint8`` rounded, in a quarter of the bytes."""
 
 CONTENT_TYPE: Final = "application/x-mvczigal-images"
-"""Of a request: no web page may send it elsewhere without asking first."""
+"""Content type of a request, which no web page may send to another site unasked."""
 
 _NUMPY: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1")}
 _AXES: Final = ("objects", "views", "rgb", "height", "width")
@@ -44,33 +44,33 @@ _AXES: Final = ("objects", "views", "rgb", "height", "width")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """What a request says of its images."""
+    """Head of a request, which describes its images."""
 
     kind: Kind
-    """What the client takes the scorer for."""
+    """Kind of scorer that the client expects."""
 
     prompts: tuple[str, ...]
-    """One an object."""
+    """Prompts, one per object."""
 
     shape: tuple[int, ...]
-    """Objects, views, 3, height and width."""
+    """Shape of the images: objects, views, 3, height and width."""
 
     dtype: Pixels
-    """Of a pixel."""
+    """Type of a pixel."""
 
     @property
     def image_bytes(self) -> int:
-        """What follows the head [bytes]."""
+        """Length of the images after the head [bytes]."""
         return math.prod(self.shape) * _NUMPY[self.dtype].itemsize
 
     def encode(self) -> bytes:
-        """Write the head as a request begins.
+        """Write the head as the beginning of a request.
 
         Returns:
-            Its length and its text.
+            Length and text of the head.
 
         Raises:
-            ValueError: If a prompt has no UTF-8.
+            ValueError: If a prompt has no form in UTF-8.
         """
         text = json.dumps(asdict(self), ensure_ascii=False).encode()
         return struct.pack("<I", len(text)) + text
@@ -81,16 +81,16 @@ class Scores:
     """Scores of some objects, exact: every float32 or float64 is a Python float."""
 
     rows: tuple[tuple[float, ...], ...]
-    """An object a row; one number a view, or one."""
+    """Scores, one row per object: one number per view, or a single one."""
 
     dtype: Literal["float32", "float64"]
-    """In which the scorer gave them."""
+    """Type in which the scorer gave its scores."""
 
     def tensor(self) -> Tensor:
-        """Give the scores as they were before they travelled.
+        """Return the scores in the scorer's own type.
 
         Returns:
-            One row an object.
+            One row per object.
         """
         return torch.tensor(self.rows, dtype=getattr(torch, self.dtype))
 
@@ -100,23 +100,23 @@ def to_pixels(images: Images, dtype: Pixels) -> np.ndarray[Any, np.dtype[Any]]:
 
     Args:
         images: Views in [0, 1].
-        dtype: ``float32`` for the same numbers, ``uint8`` for the nearest multiples of 1/255.
+        dtype: ``float32`` keeps the numbers, ``uint8`` takes the nearest multiples of 1/255.
 
     Returns:
         A contiguous little-endian array of the same shape.
     """
-    moved = images.detach().cpu().float()
+    pixels = images.detach().cpu().float()
     if dtype == "uint8":
-        moved = (moved * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(moved.numpy(), dtype=_NUMPY[dtype])
+        pixels = (pixels * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.numpy(), dtype=_NUMPY[dtype])
 
 
 def from_pixels(body: bytearray, head: Head) -> Images:
     """Turn received bytes into images.
 
     Args:
-        body: As many bytes as the head says; the images share them.
-        head: Shape and dtype.
+        body: Pixels, as many bytes as the head states; the images share this memory.
+        head: Head with shape and dtype.
 
     Returns:
         Views in [0, 1], fp32.
@@ -126,7 +126,7 @@ def from_pixels(body: bytearray, head: Head) -> Images:
     """
     array = np.frombuffer(body, dtype=_NUMPY[head.dtype]).reshape(head.shape)
     if head.dtype == "uint8":
-        return torch.from_numpy(array).float() / 255
+        return torch.from_numpy(array).float().div_(255)
     images = torch.from_numpy(array.astype(np.float32, copy=False))
     if not bool(((images >= 0) & (images <= 1)).all()):
         raise RefusedError("every pixel must be in [0, 1]; got one that is not.")
@@ -137,13 +137,13 @@ def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
     """Read one JSON object, strictly.
 
     Args:
-        raw: UTF-8.
+        raw: JSON text in UTF-8.
 
     Returns:
         The object.
 
     Raises:
-        ValueError: If it is anything else, or has a word for a number that is not finite.
+        ValueError: If it is anything else, or has a word for a non-finite number.
     """
     try:
         value = json.loads(raw.decode(), parse_constant=_no_constant)
@@ -156,12 +156,12 @@ def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
 
 
 def parse_head(raw: bytes | bytearray, *, kind: Kind, limits: Limits) -> Head:
-    """Read a request's head and hold it against the limits.
+    """Read a request's head and check it against the limits.
 
     Args:
-        raw: The head's text.
-        kind: Of the scorer that is asked.
-        limits: What it accepts.
+        raw: Text of the head.
+        kind: Kind of the service's scorer.
+        limits: Limits of the service.
 
     Returns:
         The head.
@@ -170,57 +170,58 @@ def parse_head(raw: bytes | bytearray, *, kind: Kind, limits: Limits) -> Head:
         RefusedError: If it is no head, is for a scorer of another kind, or exceeds a limit.
     """
     try:
-        said = parse_object(raw)
+        entries = parse_object(raw)
     except ValueError as error:
         msg = f"the request's head cannot be read: {error}."
         raise RefusedError(msg) from error
-    if said.keys() != {"kind", "prompts", "shape", "dtype"}:
+    if entries.keys() != {"kind", "prompts", "shape", "dtype"}:
         raise RefusedError("the request's head must have kind, prompts, shape and dtype alone.")
-    if said["kind"] != kind:
-        msg = f"`kind` must be {kind!r}, the scorer's; got {str(said['kind'])[:50]!r}."
+    if entries["kind"] != kind:
+        msg = f"`kind` must be {kind!r}, the scorer's; got {str(entries['kind'])[:50]!r}."
         raise RefusedError(msg, status=409)
-    if said["dtype"] not in get_args(Pixels):
-        msg = f"`dtype` must be one of {list(get_args(Pixels))}; got {str(said['dtype'])[:50]!r}."
+    dtype = entries["dtype"]
+    if dtype not in get_args(Pixels):
+        msg = f"`dtype` must be one of {list(get_args(Pixels))}; got {str(dtype)[:50]!r}."
         raise RefusedError(msg, status=415)
-    prompts, shape = said["prompts"], said["shape"]
+    prompts, shape = entries["prompts"], entries["shape"]
     if not _are(prompts, str) or not all(map(_has_utf8, prompts)):
         raise RefusedError("`prompts` must be a list of texts.")
     if not _are(shape, int) or len(shape) != len(_AXES) or shape[2] != 3 or min(shape) < 1:
         raise RefusedError("`shape` must be five positive numbers, the third of them 3.")
     if shape[0] != len(prompts):
-        msg = f"`prompts` must hold one an object; got {len(prompts)} for {shape[0]} objects."
+        msg = f"`prompts` must hold one per object; got {len(prompts)} for {shape[0]} objects."
         raise RefusedError(msg)
     longest = max(map(len, prompts))
-    for what, value, limit in (
+    for name, value, limit in (
         ("objects", shape[0], limits.objects),
         ("views", shape[1], limits.views),
         ("image_size", max(shape[3:]), limits.image_size),
         ("prompt_chars", longest, limits.prompt_chars),
     ):
         if value > limit:
-            msg = f"`{what}` must be at most {limit} in a request; got {str(value)[:20]}."
+            msg = f"`{name}` must be at most {limit} in a request; got {str(value)[:20]}."
             raise RefusedError(msg, status=413)
-    return Head(kind=kind, prompts=tuple(prompts), shape=tuple(shape), dtype=said["dtype"])
+    return Head(kind=kind, prompts=tuple(prompts), shape=tuple(shape), dtype=dtype)
 
 
 def encode_scores(info: ScorerInfo, reward: Tensor, *, objects: int, views: int) -> dict[str, Any]:
     """Check a scorer's rewards and write them as JSON values.
 
     Args:
-        info: Of the scorer.
-        reward: What it returned.
-        objects: Objects that it was given.
-        views: Views of each.
+        info: Info of the scorer.
+        reward: Rewards that it returned.
+        objects: Objects that it was given [1].
+        views: Views of each object [1].
 
     Returns:
-        The answer; its floats read back to the same bits.
+        The answer; its floats are read back to the same bits.
 
     Raises:
-        ValueError: If the reward has another shape, or a number that is not finite.
+        ValueError: If the reward has another shape, or a non-finite number.
     """
-    wanted = (objects, views) if info.kind == "per_view" else (objects,)
-    if tuple(reward.shape) != wanted or not reward.is_floating_point():
-        msg = f"reward must be floats of shape {wanted}; got {reward.dtype} {tuple(reward.shape)}."
+    shape = (objects, views) if info.kind == "per_view" else (objects,)
+    if tuple(reward.shape) != shape or not reward.is_floating_point():
+        msg = f"reward must be floats of shape {shape}; got {reward.dtype} {tuple(reward.shape)}."
         raise ValueError(msg)
     wide = reward.detach().cpu()
     wide = wide if wide.dtype == torch.float64 else wide.float()
@@ -232,26 +233,28 @@ def encode_scores(info: ScorerInfo, reward: Tensor, *, objects: int, views: int)
     return {**asdict(info), "dtype": name, "scores": wide.reshape(objects, -1).tolist()}
 
 
-def decode_scores(said: Mapping[str, Any], *, info: ScorerInfo, objects: int, views: int) -> Scores:
-    """Read the scores of an answer and check all that can be checked.
+def decode_scores(
+    answer: Mapping[str, Any], *, info: ScorerInfo, objects: int, views: int
+) -> Scores:
+    """Read the scores of an answer, and check their origin, number, type and values.
 
     Args:
-        said: The answer.
-        info: Of the scorer that was asked.
-        objects: Objects that it was given.
-        views: Views of each.
+        answer: Answer of the service.
+        info: Info of the scorer that was asked.
+        objects: Objects that it was given [1].
+        views: Views of each object [1].
 
     Returns:
-        One row an object.
+        One row per object.
 
     Raises:
         ValueError: If another scorer answers, or counts, types or numbers are wrong.
     """
-    who = {field.name: said.get(field.name) for field in fields(info)}
+    who = {field.name: answer.get(field.name) for field in fields(info)}
     if who != asdict(info):
         msg = f"the scorer must be {asdict(info)}; the answer is from {who}"
         raise ValueError(msg)
-    dtype, rows = said.get("dtype"), said.get("scores")
+    dtype, rows = answer.get("dtype"), answer.get("scores")
     if dtype != "float32" and dtype != "float64":
         msg = f"`dtype` must be float32 or float64; got {dtype!r}"
         raise ValueError(msg)
@@ -269,7 +272,7 @@ def decode_scores(said: Mapping[str, Any], *, info: ScorerInfo, objects: int, vi
 
 
 def _are(value: object, kind: type | tuple[type, ...]) -> TypeGuard[list[Any]]:
-    """Say whether a value is a list of one type; True and False are no numbers."""
+    """Return whether a value is a list of one type; True and False do not count as numbers."""
     return isinstance(value, list) and all(
         isinstance(x, kind) and not isinstance(x, bool) for x in value
     )

@@ -1,8 +1,9 @@
-"""Language models of a few lines, for tests."""
+"""Language models of a few lines, and a reader of captions, for tests."""
 
 import hashlib
+import re
 
-__all__ = ["Scripted", "Talker"]
+__all__ = ["Scripted", "Talker", "read_caption"]
 
 
 class Scripted:
@@ -34,3 +35,11 @@ class Talker:
         number = int.from_bytes(digest, "little")
         # One answer in five is no caption.
         return "Here is it: a cat" if number % 5 == 0 else f"a cat on mat {number % self.words}."
+
+
+def read_caption(caption):
+    """Take a caption of the tiny world apart: its plain sentence, its size and its side."""
+    article, size, rest, side = re.fullmatch(
+        r"(an? )(?:(small|large) )?(.*?)(?: at (left|right))?", caption
+    ).groups()
+    return article + rest, size, side

@@ -77,8 +77,8 @@ def test_the_caption_is_taken_out_of_the_answer(answer, caption):
         ("A cat. I added a lamp.", "speaks of the caption"),
         ("A cat, unlike the original caption", "speaks of the caption"),
         ("As an AI, a cat", "speaks of the caption"),
-        ("a cat a cat a cat a cat", "four times over"),
-        ("Blue light. Blue light. Blue light. Blue light.", "four times over"),
+        ("a cat a cat a cat a cat", "the same four times"),
+        ("Blue light. Blue light. Blue light. Blue light.", "the same four times"),
     ],
 )
 def test_what_is_no_caption_is_refused_with_its_reason(answer, reason):
@@ -105,7 +105,7 @@ def test_a_bound_is_the_longest_that_passes(words, more):
 
     assert CaptionRules(max_characters=len(text) + more).read(text) == text
     if len(text) > 1:
-        with pytest.raises(CaptionError, match=f"{len(text)} characters, and at most"):
+        with pytest.raises(CaptionError, match=f"{len(text)} characters; at most"):
             CaptionRules(max_characters=len(text) - 1).read(text)
 
 
@@ -115,7 +115,7 @@ def test_sentences_are_counted(end):
     text = " ".join(f"Number {number}{end}" for number in "abc")
 
     assert CaptionRules(max_sentences=3).read(text) == text
-    with pytest.raises(CaptionError, match="3 sentences, and at most 2"):
+    with pytest.raises(CaptionError, match="3 sentences; at most 2"):
         CaptionRules(max_sentences=2).read(text)
 
 

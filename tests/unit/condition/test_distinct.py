@@ -75,5 +75,7 @@ def test_a_table_is_narrowed_to_a_columns_prompts():
 @pytest.mark.parametrize("texts", [[], [[]], [["a"], ["a", "b"]]])
 def test_rows_that_do_not_fit_are_refused(texts):
     """There is nothing to say of them."""
-    with pytest.raises(ValueError, match=r"`texts` must hold one text a prompt in every condition"):
+    with pytest.raises(
+        ValueError, match=r"`texts` must hold one text per prompt in every condition"
+    ):
         distinct_texts(texts)

@@ -96,7 +96,7 @@ def test_raises_for_a_sample_without_a_caption(workers):
 )
 def test_rejects_groups_that_are_not_one_a_prompt(images, got):
     """Or that are empty."""
-    with pytest.raises(ValueError, match=f"`images` must hold one group a prompt, 3.*{got}"):
+    with pytest.raises(ValueError, match=f"`images` must hold one group per prompt, 3.*{got}"):
         OnlineEnhancer(Talker())(PROMPTS, images, seed=0)
 
 

@@ -242,7 +242,7 @@ def test_rejects_a_file_that_is_absent_or_empty(tmp_path):
 def test_rejects_an_enhancer_with_a_memory(tmp_path):
     """What it served before would change the file."""
     enhancer = OfflineEnhancer(Talker(), num_captions=1, memory=CaptionMemory())
-    with pytest.raises(ValueError, match="`enhancer` must keep no memory"):
+    with pytest.raises(ValueError, match="`enhancer` must have no memory"):
         enhance(tmp_path / "captions.jsonl", enhancer=enhancer)
 
 

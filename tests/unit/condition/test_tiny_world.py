@@ -48,7 +48,7 @@ def test_only_the_words_that_may_be_changed_are(words):
 
 
 def test_another_seed_draws_other_edits():
-    """Otherwise a run would see K captions a prompt for ever."""
+    """Otherwise a run would see K captions per prompt for ever."""
     edit = GrammarEditor(num_captions=4)
     drawn = {edit(["a red cube with a white nose"], seed=seed)[0] for seed in range(8)}
 

@@ -1,7 +1,8 @@
-"""`models.chat`, `models.bounded_http`: oracle, laws, errors. A real server answers."""
+"""`language.chat`, `language.bounded_http`: oracle, laws, errors. A real server answers."""
 
 import json
 import time
+import tracemalloc
 
 import pytest
 import torch
@@ -242,6 +243,91 @@ def test_a_key_that_comes_back_is_not_told(monkeypatch):
         endpoint(stub.url, api_key_env="JUDGE_KEY").ask("?")
 
     assert KEY not in str(caught.value)
+
+
+def quoting(status_line):
+    """Answer by a line that is no HTTP."""
+
+    def reply(handler, request):
+        handler.wfile.write(status_line)
+        handler.close_connection = True
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        raw(f"<html>{KEY}</html>".encode()),
+        raw(json.dumps({"error": KEY}).encode()),
+        raw(json.dumps({"choices": [{"message": {"content": [KEY]}}]}).encode()),
+        quoting(f"Bearer {KEY}\r\n\r\n".encode()),
+    ],
+    ids=["page", "other JSON", "no text", "no HTTP"],
+)
+def test_a_key_in_a_failed_answer_is_not_told(reply, monkeypatch, pauses):
+    """Whatever the status is."""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with serve(reply) as stub, pytest.raises((ChatAnswerError, ChatUnavailableError)) as caught:
+        endpoint(stub.url, api_key_env="JUDGE_KEY").ask("?")
+
+    assert "[key]" in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [KEY, 'sk-"quoted"\\key'])
+def test_a_key_in_an_answer_is_left_out(key, monkeypatch):
+    """A caption or a judge's message would quote it; JSON may write it otherwise."""
+    monkeypatch.setenv("JUDGE_KEY", key)
+    body = json.dumps({"choices": key}).encode()
+    with serve(chat(f"You are {key}."), raw(body)) as stub:
+        asked = endpoint(stub.url, api_key_env="JUDGE_KEY")
+
+        assert asked.ask("?") == "You are [key]."
+        with pytest.raises(ChatAnswerError, match=r"\[key\]"):
+            asked.ask("?")
+
+
+def test_escape_codes_do_not_reach_the_terminal(pauses):
+    """A line that is no HTTP is quoted without them."""
+    reply = quoting(b"\x1b[2J\x1b]0;owned\x07 \r\n\r\n")
+    with serve(reply) as stub, pytest.raises(ChatUnavailableError) as caught:
+        endpoint(stub.url).ask("?")
+
+    assert str(caught.value).isprintable()
+
+
+def endless_chunk(handler, request):
+    """Send one chunk of size -1, and bytes for as long as they are taken."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+    for _ in range(200):
+        handler.wfile.write(b"a" * 2**20)
+
+
+def test_a_chunk_without_end_is_bounded(pauses):
+    """The body is read up to the bound, whatever size the server names."""
+    tracemalloc.start()
+    try:
+        with serve(endless_chunk) as stub, pytest.raises(ChatAnswerError, match="at most"):
+            endpoint(stub.url).ask("?")
+        assert tracemalloc.get_traced_memory()[1] < 16 * module.MAX_BODY_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_url_with_a_password_is_not_quoted():
+    """Nor one with a query, which may hold a key."""
+    for url in (
+        "http://me:secret@host/v1",
+        "http://me:secret@host:port",
+        "http://me:secret@[host",
+        "me:secret@host",
+        "http://host/v1?key=secret",
+        "http://me:secret@ho\u2100st",
+    ):
+        with pytest.raises(ValueError, match="`base_url` must hold a host") as caught:
+            ChatEndpoint(url, "judge")
+        assert "secret" not in str(caught.value)
 
 
 def test_a_body_without_end_is_refused(pauses):

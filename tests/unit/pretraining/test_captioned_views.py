@@ -5,7 +5,6 @@ from dataclasses import fields
 import pytest
 import torch
 
-from mvczigal_ref.condition.description import parse_description
 from mvczigal_ref.condition.measured import describe
 from mvczigal_ref.condition.protocol import CaptionError
 from mvczigal_ref.diffusion.flow_schedule import shift_sigma
@@ -14,6 +13,7 @@ from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.pretraining.captioned_views import CaptionedViews, captions
 from mvczigal_ref.tiny_world.grammar import all_prompts
 from mvczigal_ref.tiny_world.scene import sample_scenes
+from tests.unit.condition.fakes import read_caption
 
 PROMPTS = ["a red ball with a white nose", "a blue can with a yellow fin"]
 
@@ -55,9 +55,9 @@ def test_captions_are_read_by_the_measuring_enhancer():
     """Of every prompt: itself, and one word more."""
     added = [(None, None), ("small", None), ("large", None), (None, "left"), (None, "right")]
     for prompt in all_prompts():
-        read = [parse_description(caption) for caption in captions(prompt)]
+        read = [read_caption(caption) for caption in captions(prompt)]
 
-        assert [str(said) for said, _, _ in read] == [prompt] * 5
+        assert [plain for plain, _, _ in read] == [prompt] * 5
         assert [(size, side) for _, size, side in read] == added
 
 
@@ -66,7 +66,7 @@ def test_what_a_caption_adds_is_what_is_measured(views):
     images, _, _, said = drawn(views, 96, described=1.0)
     sides, sizes = [], []
     for image, caption in zip(images, said, strict=True):
-        _, size, side = parse_description(caption)
+        _, size, side = read_caption(caption)
         try:
             found = describe(image)
         except CaptionError:  # the part is hidden
@@ -87,7 +87,7 @@ def test_a_plain_caption_is_the_prompt_of_its_image(views):
     """The measured colours, shape and part are those that it names."""
     for image, caption in zip(*drawn(views, 12, seed=1)[::3], strict=True):
         try:
-            assert str(describe(image).said) == caption
+            assert str(describe(image).prompt) == caption
         except CaptionError:
             continue
 

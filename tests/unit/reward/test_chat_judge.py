@@ -380,7 +380,7 @@ def test_refuses_another_number_of_views():
 def test_refuses_other_than_one_prompt_an_object(prompts):
     """Before anything is asked."""
     judge = ChatJudge(endpoint("http://127.0.0.1:9/v1"))
-    with pytest.raises(ValueError, match="`prompts` must be one text an object, 1"):
+    with pytest.raises(ValueError, match="`prompts` must be one text per object, 1"):
         judge(grey([0.1]), prompts)
 
 

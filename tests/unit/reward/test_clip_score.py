@@ -297,7 +297,7 @@ def test_the_published_tokenizer_is_the_default(folder):
 @pytest.mark.parametrize("prompts", [["a"], ["a", "b", "c"], "ab", []])
 def test_rejects_anything_but_one_prompt_an_object(scorer, prompts):
     """A bare string has a length too."""
-    with pytest.raises(ValueError, match=r"`prompts` must be one text an object, of 2 objects"):
+    with pytest.raises(ValueError, match=r"`prompts` must be one text per object, of 2 objects"):
         scorer(tiny.views(), prompts)
 
 

@@ -98,9 +98,9 @@ def test_no_code_in_a_file_is_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("beside", "told"),
     [
-        (np.float64(0.5), "asks for Python's numpy"),
-        (argparse.Namespace(lr=1), r"asks for Python's argparse\.Namespace"),
-        (Thief(), "asks for Python's builtins.print"),
+        (np.float64(0.5), "needs Python's numpy"),
+        (argparse.Namespace(lr=1), r"needs Python's argparse\.Namespace"),
+        (Thief(), "needs Python's builtins.print"),
     ],
     ids=["number", "settings", "code"],
 )

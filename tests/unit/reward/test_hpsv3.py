@@ -292,7 +292,7 @@ def test_refuses_a_prompt_that_steers_the_network(scorer, images, token):
 @pytest.mark.parametrize("prompts", [[], ["a"], ["a", "b", "c"]])
 def test_refuses_other_than_one_prompt_an_object(scorer, images, prompts):
     """No prompt is used twice or dropped."""
-    with pytest.raises(ValueError, match="`prompts` must be one text an object, 2"):
+    with pytest.raises(ValueError, match="`prompts` must be one text per object, 2"):
         scorer(images, prompts)
 
 

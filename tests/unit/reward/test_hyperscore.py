@@ -397,7 +397,9 @@ def test_rejects_two_text_towers():
     """The published file holds one twice; the released code would run the second."""
     name = "text_encoder.ln_final.bias"
     torn = checkpoint() | {name: checkpoint()[name] + 1.0}
-    with pytest.raises(CheckpointError, match=rf"text tower twice alike; got others in {name}\."):
+    with pytest.raises(
+        CheckpointError, match=rf"copies of the text tower; they differ in {name}\."
+    ):
         build_hyperscore(torn, size=SIZE, source="model.pth")
 
 
@@ -411,7 +413,9 @@ def test_says_where_an_absent_checkpoint_is_published(tmp_path, name):
 @pytest.mark.parametrize("num_views", [1, 3])
 def test_rejects_another_number_of_views(num_views):
     """A score of fewer views is another quantity."""
-    with pytest.raises(ValueError, match=rf"`images` must show 2 views an object; got {num_views}"):
+    with pytest.raises(
+        ValueError, match=rf"`images` must show 2 views per object; got {num_views}"
+    ):
         scorer()(pictures(3, num_views, 3, 8, 8), PROMPTS)
 
 

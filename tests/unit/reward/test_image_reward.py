@@ -229,7 +229,7 @@ def test_another_models_configuration_is_refused(tmp_path, folder):
 
 def test_rejects_what_is_out_of_range(folder, scorer):
     """A bare string has a length too."""
-    with pytest.raises(ValueError, match=r"`prompts` must be one text an object, of 2 objects"):
+    with pytest.raises(ValueError, match=r"`prompts` must be one text per object, of 2 objects"):
         scorer(tiny.views(), "ab")
     with pytest.raises(ValueError, match=r"`chunk_size` must be positive; got 0"):
         load(folder, folder, chunk_size=0)

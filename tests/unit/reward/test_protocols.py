@@ -19,7 +19,7 @@ def test_any_callable_is_a_scorer(protocol):
 
 
 def test_a_scorer_serves_where_the_protocol_is_asked_for():
-    """Called by position with images and prompts, it returns one number a view."""
+    """Called by position with images and prompts, it returns one number per view."""
     scorer: PerViewScorer = brightness
     images = torch.stack([torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)])
 

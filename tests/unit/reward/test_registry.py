@@ -40,7 +40,7 @@ def test_each_name_is_its_scorer():
 
 
 def test_the_worlds_scorers_are_its_scores(images):
-    """Unchanged, one a view and one an object."""
+    """Unchanged, one per view and one per object."""
     per_view, joint = WorldPerView()(images, PROMPTS), WorldJointView()(images, PROMPTS)
 
     assert torch.equal(per_view, per_view_score(images, PROMPTS))
@@ -146,7 +146,7 @@ def test_whatever_keeps_a_service_from_answering_is_an_outage(images):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("world.joint", "judges otherwise: name it in `reward.joint`"),
+        ("world.joint", "is a joint scorer: name it in `reward.joint`"),
         ("pikscore", "names the unknown scorer 'pikscore'; the nearest is 'pickscore'"),
         ("world.per-view", "the nearest is 'world.per_view'"),
     ],
@@ -160,7 +160,7 @@ def test_rejects_an_unknown_per_view_scorer(name, complaint):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("world.per_view", "judges otherwise: name it in `reward.per_view`"),
+        ("world.per_view", "is a per_view scorer: name it in `reward.per_view`"),
         ("hyperscore.textures", "the nearest is 'hyperscore.texture'"),
     ],
 )
@@ -174,7 +174,7 @@ def test_rejects_an_unknown_joint_scorer(name, complaint):
     ("reward", "guard", "complaint"),
     [
         ({"per_view": {"world.per_view": 1, "clip": 1}}, {}, "`reward.per_view` names the unknown"),
-        ({"weights": {"pickscore": "x"}}, {}, "`reward.weights` names 'pickscore', which no rew"),
+        ({"weights": {"pickscore": "x"}}, {}, "`reward.weights` names 'pickscore', a scorer that"),
         ({"url": {"world.jont": "x"}}, {}, "the nearest is 'world.joint'"),
         (
             {"per_view": "pickscore", "weights": {"pickscore": "/absent/folder"}},

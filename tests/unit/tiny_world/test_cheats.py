@@ -32,7 +32,7 @@ def sets():
 
 @pytest.fixture(scope="module")
 def means():
-    """Give the mean (per-view, joint) score of every kind, one a seed, on the held-out prompts."""
+    """Give the mean (per-view, joint) score of every kind, per seed, on the held-out prompts."""
     _, prompts = split_prompts()
     table = {}
     for seed in SEEDS:

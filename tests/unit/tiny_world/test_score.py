@@ -251,7 +251,9 @@ def test_gradient_flows_through_the_best_match(score):
 def test_counts_and_pixels_must_agree(score):
     """A sentence an object, and the tiny world's size."""
     images = torch.zeros(2, 6, 3, 32, 32)
-    with pytest.raises(ValueError, match="`prompts` must hold one sentence an object; got 1 for 2"):
+    with pytest.raises(
+        ValueError, match="`prompts` must hold one sentence per object; got 1 for 2"
+    ):
         score(images, PROMPTS[:1])
     with pytest.raises(ValueError, match=r"`images` must be 32x32 pixels.*got 32x16"):
         score(images[..., :16], PROMPTS)
@@ -266,7 +268,7 @@ def test_a_wrong_word_is_told_the_vocabulary(score):
 
 def test_joint_refuses_another_number_of_views():
     """One view a camera."""
-    with pytest.raises(ValueError, match="`images` must hold 6 views, one a camera; got 5"):
+    with pytest.raises(ValueError, match="`images` must hold 6 views, one per camera; got 5"):
         joint_view_score(torch.zeros(2, 5, 3, 32, 32), PROMPTS)
 
 

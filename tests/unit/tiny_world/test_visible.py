@@ -176,7 +176,7 @@ def test_each_view_shows_the_part_by_itself(scenes):
     assert shown[:, 0].all()
     assert not shown[:, 4].any()
     assert shown[:, [1, 7]].all()
-    with pytest.raises(ValueError, match="`prompts` must hold one an object, 1; got 2"):
+    with pytest.raises(ValueError, match="`prompts` must hold one per object, 1; got 2"):
         views_showing_part(torch.zeros(1, 3, 3, 32, 32), PROMPTS[:2])
 
 
@@ -197,10 +197,10 @@ def test_no_object_is_no_answer():
 
 
 def test_counts_and_pixels_must_agree():
-    """An object a prompt, a view a camera, square images, a known prompt."""
-    with pytest.raises(ValueError, match=r"`images` must hold an object a prompt.*got \(2, 6\)"):
+    """An object per prompt, a view per camera, square images, a known prompt."""
+    with pytest.raises(ValueError, match=r"`images` must hold an object per prompt.*got \(2, 6\)"):
         part_visible(torch.zeros(2, 6, 3, 32, 32), PROMPTS[:1])
-    with pytest.raises(ValueError, match=r"`images` must hold an object a prompt.*got \(1, 5\)"):
+    with pytest.raises(ValueError, match=r"`images` must hold an object per prompt.*got \(1, 5\)"):
         part_visible(torch.zeros(1, 5, 3, 32, 32), PROMPTS[:1])
     with pytest.raises(ValueError, match=r"`images` must be square.*got \(32, 16\)"):
         part_visible(torch.zeros(1, 6, 3, 32, 16), PROMPTS[:1])

@@ -280,7 +280,7 @@ def test_silence_comes_to_an_end():
         client = remote(server)
         client.info()
         hurried = remote(server, patience=Patience(timeout_s=0.1, wait_s=0.0))
-        hurried._service = client._met()
+        hurried._service = client._described()
         with pytest.raises(ScorerUnavailableError, match="TimeoutError"):
             hurried(noise(), PROMPTS)
 
@@ -342,7 +342,7 @@ def test_rejects_images_out_of_range(value):
 
 def test_rejects_arguments_that_disagree():
     """A prompt an object; a positive number of objects; one of two dtypes."""
-    with pytest.raises(ValueError, match="`prompts` must hold one an object; got 1 for 3"):
+    with pytest.raises(ValueError, match="`prompts` must hold one per object; got 1 for 3"):
         RemotePerView("http://127.0.0.1:9")(noise(), ["a"])
     with pytest.raises(ValueError, match="`objects` must be at least 1; got 0"):
         RemotePerView("http://127.0.0.1:9", objects=0)

@@ -3,6 +3,7 @@
 import logging
 import socket
 import time
+import tracemalloc
 
 import pytest
 
@@ -142,6 +143,58 @@ def test_answers_are_sorted(answer, error, message):
         connect(server.url)[0].get("/version")
 
 
+def endless_chunk(connection):
+    """Send one chunk of size -1, and bytes for as long as they are taken."""
+    connection.sendall(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+    for _ in range(200):
+        connection.sendall(b"a" * 2**20)
+
+
+def test_a_chunk_without_end_is_bounded():
+    """The answer is read up to the bound, whatever size the service names."""
+    tracemalloc.start()
+    try:
+        with (
+            Scripted(endless_chunk) as server,
+            pytest.raises(BadAnswerError, match="longer than 1048576 bytes"),
+        ):
+            connect(server.url)[0].get("/version")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("status", [400, 500, 503])
+def test_escape_codes_do_not_reach_the_terminal(status):
+    """The service's words are shown without them."""
+    with (
+        Scripted(http(status, {"error": "\x1b[2J\x07bad\nluck"})) as server,
+        pytest.raises((BadAnswerError, ConnectionError, RefusedError)) as caught,
+    ):
+        connect(server.url)[0].get("/version")
+
+    assert str(caught.value).isprintable()
+    assert "bad luck" in str(caught.value)
+
+
+def test_escape_codes_of_a_wrong_answer_are_not_logged(caplog):
+    """Neither in the log nor in the error."""
+    connection, _ = connect()
+    with pytest.raises(ScorerUnavailableError) as caught:
+        connection.persist(failing(*[BadAnswerError("\x1b[2J")] * 3))
+
+    assert all(text.isprintable() for text in (str(caught.value), *caplog.messages))
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@host", "me:secret@host", "http://h/?k=secret"])
+def test_a_url_with_a_password_is_not_quoted(url):
+    """The message says what is wrong without it."""
+    with pytest.raises(ValueError, match=r"`url` must hold a host.* no password") as caught:
+        connect(url)
+
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("answer", [b"", b"\x00\xff\r\n\r\n", b"HTTP/1.1 200"])
 def test_what_is_no_http_is_an_outage_or_a_wrong_answer(answer):
     """And is tried again."""
@@ -198,7 +251,7 @@ def test_an_exchange_ends_in_time(answer, limit):
 )
 def test_rejects_what_is_no_address(url):
     """HTTP or HTTPS, a host, perhaps a port and a path."""
-    with pytest.raises(ValueError, match=r"`url` must be like|Port"):
+    with pytest.raises(ValueError, match=r"`url` must (be like|hold a host)"):
         connect(url)
 
 

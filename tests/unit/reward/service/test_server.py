@@ -1,5 +1,6 @@
-"""`reward.service.server` and `.handler`: what is answered, what is refused, and when."""
+"""`reward.service.server` and `.bounds`: what is answered, what is refused, and when."""
 
+import errno
 import http.client
 import json
 import select
@@ -7,14 +8,19 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from pathlib import Path
+from socketserver import TCPServer
 
 import pytest
 import torch
 
+from mvczigal_ref.reward.service import bounds
+from mvczigal_ref.reward.service import server as service
+from mvczigal_ref.reward.service.bounds import Memory
 from mvczigal_ref.reward.service.server import ScorerServer, serve, serving
-from mvczigal_ref.reward.service.terms import Limits
-from mvczigal_ref.reward.service.wire import CONTENT_TYPE, Head, to_pixels
+from mvczigal_ref.reward.service.terms import Limits, RefusedError
+from mvczigal_ref.reward.service.wire import CONTENT_TYPE, Head, from_pixels, to_pixels
 from tests.unit.reward.service.doubles import JOINT, PER_VIEW, PROMPTS, corner, lightest, noise
 
 LONG = 30  # seconds that no test takes
@@ -47,7 +53,7 @@ def send(server, raw):
 
 def post(*lines, path="/score"):
     """Write a request's header."""
-    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: 127.0.0.1", *lines, "", ""]).encode()
 
 
 TYPE = f"Content-Type: {CONTENT_TYPE}"
@@ -118,7 +124,7 @@ def test_scores_one_request_at_a_time_without_gradients():
         inside.append(1)
         modes.append(torch.is_grad_enabled())
         if len(modes) == 1:
-            while server.room._value:  # until all have come
+            while server.places.taken < 3:  # until all have come
                 time.sleep(0.005)
             time.sleep(0.1)
         most.append(len(inside))
@@ -180,13 +186,13 @@ def test_who_did_not_wait_is_not_scored():
         with socket.create_connection(("127.0.0.1", server.server_port)) as client:
             client.sendall(post(TYPE, f"Content-Length: {len(content)}") + content)
             # The house is full once the second request is inside.
-            while server.room._value:
+            while server.places.taken < 2:
                 time.sleep(0.005)
         free.set()
         first.join()
         # When both have left, the second has had its turn.
-        for _ in range(2):
-            assert server.room.acquire(timeout=LONG)
+        while server.places.taken:
+            time.sleep(0.005)
 
     assert calls == [PROMPTS]
 
@@ -288,6 +294,145 @@ def test_does_not_wait_for_a_body_that_drips():
 
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"too slowly" in answer
+
+
+def test_does_not_wait_for_a_header_that_drips():
+    """Header and body have one time limit together."""
+    with (
+        serving(corner, info=PER_VIEW, limits=Limits(read_s=0.3)) as server,
+        socket.create_connection(("127.0.0.1", server.server_port), timeout=LONG) as client,
+    ):
+        start = time.monotonic()
+        client.sendall(b"POST /score HTTP/1.1\r\nX: ")
+        while not select.select([client], [], [], 0.01)[0]:
+            client.sendall(b"x")
+
+        assert time.monotonic() - start < 5
+
+
+def silent(server, content):
+    """Send the beginning of a request, and nothing more."""
+    client = socket.create_connection(("127.0.0.1", server.server_port), timeout=LONG)
+    client.sendall(content)
+    return client
+
+
+def until(condition):
+    """Wait for a condition of the service's threads."""
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_silent_clients_take_no_place():
+    """A place is for a request that has come as a whole."""
+    content = body(noise())
+    begun = post(TYPE, f"Content-Length: {len(content)}") + content[:-1]
+    with serving(corner, info=PER_VIEW, limits=Limits(requests=1)) as server:
+        clients = [silent(server, begun) for _ in range(3)]
+        until(lambda: server.memory.held == 3 * (len(content) - 1))
+
+        assert ask(server, "POST", "/score", content)[0] == 200
+        for client in clients:
+            client.close()
+        until(lambda: server.memory.held == 0)
+
+
+def test_memory_grows_with_the_bytes_received():
+    """Not with the length that a client names; it is given back."""
+    shape = (16, 6, 3, 512, 512)
+    head = Head(kind="per_view", prompts=("a",) * 16, shape=shape, dtype="uint8").encode()
+    begun = post(TYPE, f"Content-Length: {len(head) + 16 * 6 * 3 * 512 * 512}") + head + b"x" * 100
+    with serving(corner, info=PER_VIEW) as server:
+        tracemalloc.start()
+        try:
+            with silent(server, begun):
+                until(lambda: server.memory.held == len(head) + 100)
+            until(lambda: server.memory.held == 0)
+            assert tracemalloc.get_traced_memory()[1] < 2**23
+        finally:
+            tracemalloc.stop()
+
+
+def test_images_are_made_one_request_at_a_time(server, monkeypatch):
+    """Bytes become four times as many when they become numbers."""
+    turns = []
+
+    def watched(content, head):
+        turns.append(server.turn.locked())
+        return from_pixels(content, head)
+
+    monkeypatch.setattr(service, "from_pixels", watched)
+
+    assert ask(server, "POST", "/score", body(noise(), dtype="uint8"))[0] == 200
+    assert turns == [True]
+
+
+def test_all_bodies_together_are_bounded():
+    """The one that goes beyond is refused, and may come again later."""
+    memory = Memory(10)
+    memory.take(6)
+    with pytest.raises(RefusedError, match="too many requests") as caught:
+        memory.take(5)
+    memory.give(6)
+    memory.take(10)
+
+    assert caught.value.status == 503
+
+
+def test_connections_are_bounded(monkeypatch):
+    """One too many is closed, and there is room again once another has gone."""
+    monkeypatch.setattr(bounds, "_CONNECTIONS", 2)
+    with serving(corner, info=PER_VIEW) as server:
+        clients = [silent(server, b"") for _ in range(3)]
+
+        assert clients[2].recv(1) == b""
+        for client in clients:
+            client.close()
+        until(lambda: server.connections._value == 2)
+        assert ask(server, "GET", "/health")[0] == 200
+
+
+def test_the_service_outlives_a_lack_of_descriptors(monkeypatch):
+    """It pauses and accepts again."""
+    accept, failures = TCPServer.get_request, []
+
+    def lacking(self):
+        if len(failures) < 3:
+            failures.append(time.monotonic())
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(bounds, "_PAUSE_S", 0.02)
+    monkeypatch.setattr(TCPServer, "get_request", lacking)
+    with serving(corner, info=PER_VIEW) as server:
+        assert ask(server, "GET", "/health")[0] == 200
+
+    assert len(failures) == 3
+    assert failures[2] - failures[0] >= 0.04
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8763", 200),
+        ("localhost", 200),
+        ("[::1]:1", 200),
+        ("example.org", 421),
+        ("127.0.0.1.example.org:8763", 421),
+        ("192.168.0.1", 421),
+        ("", 421),
+        ("[", 421),
+    ],
+)
+def test_another_host_is_refused(server, host, status):
+    """A web page whose name leads to this machine gets no answer from its browser."""
+    content = body(noise())
+    headers = {"Content-Type": CONTENT_TYPE, "Host": host}
+
+    assert ask(server, "GET", "/version", None, headers)[0] == status
+    assert ask(server, "POST", "/score", content, headers)[0] == status
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_rejects_limits_and_names_that_are_none():
     """A limit is positive, and a scorer has a name, a version and one of two kinds."""
     with pytest.raises(ValueError, match="`views` must be positive; got 0"):
         Limits(views=0)
-    with pytest.raises(ValueError, match="`version` must be a text of 1 to 200"):
+    with pytest.raises(ValueError, match="`version` must be a printable text of 1 to 200"):
         ScorerInfo(name="a", version="", kind="joint")
-    with pytest.raises(ValueError, match="`name` must be a text of 1 to 200"):
+    with pytest.raises(ValueError, match="`name` must be a printable text of 1 to 200"):
         ScorerInfo(name="a" * 201, version="1", kind="joint")
