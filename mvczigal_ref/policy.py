@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 CameraFeatures = tuple[Float[Tensor, "view _channels _height _width"], ...]
-"""The camera encoder's output, one tensor a level, each level of its own size [1]."""
+"""The camera encoder's output, one tensor per level, each level of its own size [1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class Conditioning:
     """Original height and width, crop top and left, target height and width [px]."""
 
     camera_features: CameraFeatures
-    """One tensor a level of the camera encoder [1]."""
+    """One tensor per level of the camera encoder [1]."""
 
     num_views: int
     """Views of one object; the length of every camera feature."""
@@ -67,7 +67,7 @@ class Conditioning:
         for level, feature in enumerate(self.camera_features):
             if feature.shape[0] != self.num_views:
                 msg = (
-                    f"`camera_features` must hold one map a view; level {level} holds "
+                    f"`camera_features` must hold one map per view; level {level} holds "
                     f"{feature.shape[0]} for `num_views` {self.num_views}. Encode the rig whose "
                     "views are sampled."
                 )
@@ -82,7 +82,7 @@ class Conditioning:
         for name, value in sizes.items():
             if value.shape[0] != self.num_objects:
                 msg = (
-                    f"`{name}` must hold one row an object; got {value.shape[0]} rows for "
+                    f"`{name}` must hold one row per object; got {value.shape[0]} rows for "
                     f"{self.num_objects} objects in `prompt_embeds`."
                 )
                 raise ValueError(msg)
@@ -304,7 +304,7 @@ def step_transition(
         steps: Indices into the sampling grid.
 
     Returns:
-        Mean and denoised latents, one a step, object and view; one standard deviation a
+        Mean and denoised latents, one per step, object and view; one standard deviation a
         step. In the dtype of ``output``.
 
     Examples:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 ActionReduction = Literal["mean", "sum"]
-"""How a stored log-density sums up a latent's elements: one number a view is kept."""
+"""How a stored log-density sums up a latent's elements: one number per view is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +156,7 @@ class GroupDecision:
                 flows.
 
         Returns:
-            One entry a member, members first.
+            One entry per member, members first.
 
         Examples:
             >>> zero = torch.zeros(1, 6, 1, 1, 1, 1)

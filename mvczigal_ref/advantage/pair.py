@@ -24,16 +24,16 @@ class PairAdvantages:
     """
 
     per_view_zigzag: PerViewReward
-    """Of the zigzag arm, one a view [1]."""
+    """Of the zigzag arm, one per view [1]."""
 
     per_view_standard: PerViewReward
-    """Of the standard arm, one a view [1]."""
+    """Of the standard arm, one per view [1]."""
 
     joint_view_zigzag: JointViewReward
-    """Of the zigzag arm, one an object [1]."""
+    """Of the zigzag arm, one per object [1]."""
 
     joint_view_standard: JointViewReward
-    """Of the standard arm, one an object [1]."""
+    """Of the standard arm, one per object [1]."""
 
 
 def pair_advantages(
@@ -53,7 +53,7 @@ def pair_advantages(
     one's own objects of the result.
 
     Source:
-        Released trainer of arXiv:2505.20107, with the joint values left one an object
+        Released trainer of arXiv:2505.20107, with the joint values left one per object
         until :func:`advantage_gap` repeats them over views.
 
     Args:
@@ -165,7 +165,7 @@ def advantage_gap(advantages: PairAdvantages, *, share: float) -> PerViewReward:
         share: :math:`m`, the joint reward's part of the mixture [1] in [0, 1].
 
     Returns:
-        Zigzag minus standard [1], one a view; positive where zigzag did better.
+        Zigzag minus standard [1], one per view; positive where zigzag did better.
 
     Raises:
         ValueError: If ``share`` is not in [0, 1].

@@ -190,7 +190,7 @@ class FlowSampler:
             reduction: As in :func:`mvczigal_ref.diffusion.gaussian.log_prob`.
 
         Returns:
-            One number a latent; with "none" one an element.
+            One number per latent; with "none" one an element.
 
         Raises:
             ValueError: If no step, or the int ``step``, has a log-density.

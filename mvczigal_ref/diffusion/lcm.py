@@ -62,7 +62,7 @@ def lcm_transition(
     Args:
         output: The network's output at ``latent_t``. Gradient flows.
         latent_t: :math:`x_t`. Gradient flows.
-        timestep: :math:`t`, the training-time noise index [timesteps]; one number a latent.
+        timestep: :math:`t`, the training-time noise index [timesteps]; one number per latent.
         alpha_bar_t: :math:`\bar\alpha_t` [1], in (0, 1).
         alpha_bar_prev: :math:`\bar\alpha_s` of the next lower level [1], in (0, 1).
         prediction_type: What ``output`` is.

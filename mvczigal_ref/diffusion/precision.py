@@ -119,10 +119,10 @@ def working_dtype(**tensors: Tensor) -> torch.dtype:
 
 
 def per_latent(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Append the three axes of a latent to one number a latent, in ``dtype``.
+    """Append the three axes of a latent to one number per latent, in ``dtype``.
 
     Args:
-        value: One number a latent, shape ``(*batch)`` or broadcastable to it.
+        value: One number per latent, shape ``(*batch)`` or broadcastable to it.
         dtype: The dtype to return; the number is rounded once, here.
 
     Returns:

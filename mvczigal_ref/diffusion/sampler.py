@@ -38,7 +38,7 @@ def level_at(table: Tensor, step: int | Tensor) -> Tensor:
     """Look a level up without reading the index from its device.
 
     Args:
-        table: One entry a step.
+        table: One entry per step.
         step: An int, which is checked, or int64 indices, which must hold 0..num_steps-1.
 
     Returns:
@@ -97,7 +97,7 @@ def moved(table: Tensor, device: Device, dtype: torch.dtype | None) -> Tensor:
     """Return a table of signal shares elsewhere.
 
     Args:
-        table: One entry a step.
+        table: One entry per step.
         device: Where to; None stays.
         dtype: float32 or float64; None stays.
 
@@ -124,7 +124,7 @@ class Transition:
     """Mean of the next latent; gradient flows to the network's output."""
 
     std: BatchShape
-    """Standard deviation of the next latent, one number a latent; no gradient."""
+    """Standard deviation of the next latent, one number per latent; no gradient."""
 
     denoised: BatchLatent
     """The clean latent that the step believes in; the last step's is decoded to the image."""

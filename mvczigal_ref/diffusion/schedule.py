@@ -282,7 +282,7 @@ def clean_and_noise(
     Args:
         output: The network's output. Gradient flows.
         latent_t: The latent that it saw. Gradient flows.
-        alpha_bar_t: Signal share at that latent's level [1], in (0, 1); one number a latent.
+        alpha_bar_t: Signal share at that latent's level [1], in (0, 1); one number per latent.
         prediction_type: What ``output`` is.
 
     Returns:

@@ -82,7 +82,7 @@ def learn(
         optimizer,
         batches,
         partial(_loss, config),
-        parameters=list(system.trained().values()),
+        parameters=system.trained(),
         world=world,
         settings=group_update_settings(config),
         old=partial(parameters_as, system.trained(), old),
@@ -102,7 +102,7 @@ def _follow(
     if forward.old_decay_unit == "optimizer_step":
         count = (iteration + 1) * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
     decay = old_policy_decay(count, rate=forward.old_decay_rate, largest=forward.old_decay_largest)
-    return mixed_parameters(old, system.trained(), kept=decay)
+    return mixed_parameters(old, system.trained(), old_share=decay)
 
 
 def _levels(system: System, config: TrainConfig, iteration: int) -> tuple[float, ...]:

@@ -48,7 +48,7 @@ def step_weights(
         decisions: What is trained.
 
     Returns:
-        A weight a decision, 1 on average [1].
+        A weight per decision, 1 on average [1].
     """
     if config.objective.step_weight == "equal":
         return (1.0,) * len(decisions)

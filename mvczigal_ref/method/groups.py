@@ -214,7 +214,7 @@ def learn(
         optimizer,
         batches,
         group_objective(config, system.sampler),
-        parameters=list(system.trained().values()),
+        parameters=system.trained(),
         world=world,
         settings=settings,
         reference=system.backbone.without_lora if config.objective.kl_weight else None,

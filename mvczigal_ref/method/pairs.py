@@ -160,7 +160,7 @@ def learn(
         optimizer,
         batches,
         pair_objective(config),
-        parameters=list(system.trained().values()),
+        parameters=system.trained(),
         world=world,
         settings=pair_update_settings(system, config),
         loss_scale=loss_scale,

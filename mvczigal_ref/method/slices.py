@@ -30,7 +30,7 @@ class Share:
         """Cut and share out, the same slices whatever the number of processes.
 
         Args:
-            config: Objects an iteration and a slice, optimiser steps an epoch.
+            config: Objects an iteration and a slice, optimiser steps per epoch.
             world: This process among all.
 
         Returns:
@@ -103,7 +103,7 @@ class Share:
         """Collect every process's values, in the iteration's object order, on the CPU.
 
         Args:
-            own: One tensor a slice of this process, objects first, in the order of ``objects``.
+            own: One tensor per slice of this process, objects first, in the order of ``objects``.
             world: This process among all.
 
         Returns:

@@ -101,7 +101,7 @@ def branch_network_rows(
         fine_steps: Steps of the grid itself before them.
 
     Returns:
-        One number a call, in order: each trunk's step before the branches that it begins.
+        One number per call, in order: each trunk's step before the branches that it begins.
 
     Raises:
         ValueError: As :func:`branched_rollout`.

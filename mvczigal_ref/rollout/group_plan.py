@@ -20,7 +20,7 @@ class GroupPlan:
     """Initial noises a prompt."""
 
     widths: tuple[int, ...]
-    """Branches of every node, one number a step; 1 where nothing divides."""
+    """Branches of every node, one number per step; 1 where nothing divides."""
 
     stochastic_steps: tuple[int, ...]
     """Steps that draw noise, increasing; all others follow the ODE."""

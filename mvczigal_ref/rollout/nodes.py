@@ -99,12 +99,12 @@ class NodeStep:
             step: Index into the grid.
 
         Returns:
-            As :func:`~mvczigal_ref.policy.step_transition`, one entry a node.
+            As :func:`~mvczigal_ref.policy.step_transition`, one entry per node.
         """
         return step_transition(sampler, output, latent, _steps(latent, step))
 
     def finish(self, sampler: Sampler, latent: NodeLatent) -> NodeLatent:
-        """Follow a deterministic sampler to the end of its grid, one call a step.
+        """Follow a deterministic sampler to the end of its grid, one call per step.
 
         Args:
             sampler: Its means are followed.

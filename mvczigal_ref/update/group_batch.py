@@ -98,10 +98,10 @@ class GroupBatch:
     """Of the prompts, or of other captions in their place."""
 
     advantage: tuple[StoredTable, ...]
-    """A table a decision, under this condition [1]."""
+    """A table per decision, under this condition [1]."""
 
     step_weight: tuple[float, ...]
-    """A weight a decision [1]."""
+    """A weight per decision [1]."""
 
     objects: tuple[int, ...]
     """Index of each prompt within the iteration, for messages."""
@@ -119,7 +119,7 @@ class GroupBatch:
         tables = (self.advantage, self.step_weight)
         if not count or any(len(table) != count for table in tables):
             msg = (
-                "`decisions`, `advantage` and `step_weight` must have one entry a decision, at "
+                "`decisions`, `advantage` and `step_weight` must have one entry per decision, at "
                 f"least one; got {count}, {', '.join(str(len(t)) for t in tables)}."
             )
             raise ValueError(msg)
@@ -127,7 +127,7 @@ class GroupBatch:
         for name, values in per_prompt.items():
             if values is not None and len(values) != len(self.objects):
                 msg = (
-                    f"`{name}` must have one entry a prompt, {len(self.objects)}; "
+                    f"`{name}` must have one entry per prompt, {len(self.objects)}; "
                     f"got {len(values)}."
                 )
                 raise ValueError(msg)

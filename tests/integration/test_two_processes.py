@@ -132,7 +132,7 @@ def test_scores_before_training_are_bit_for_bit_those_of_one(one, two, name):
 FAULTS = {
     "reward": {"type": "NonFiniteError", "object": 3, "view": 4, "step": None},
     "loss": {"type": "NonFiniteError", "object": 3, "view": 2, "step": 0},
-    "gradient": {"type": "NonFiniteError", "object": 3, "view": 2, "step": 0},
+    "gradient": {"type": "NonFiniteError", "object": None, "view": None, "step": None},
     "parameter": {"type": "NonFiniteError", "object": 2, "view": 0, "step": None},
     "judge": {"type": "OSError", "object": None, "view": None, "step": None},
 }
