@@ -90,7 +90,8 @@ def mixed_parameters(
         The new values.
 
     Examples:
-        >>> mixed_parameters({"w": torch.zeros(1)}, {"w": torch.ones(1)}, old_share=0.75)["w"].item()
+        >>> zero, one = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+        >>> mixed_parameters(zero, one, old_share=0.75)["w"].item()
         0.25
     """
     return {

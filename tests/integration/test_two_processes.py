@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mvczigal_ref import iteration
-from tests.integration.faults import patched
 from tests.integration.runs import (
     checkpoints,
     evaluations,
@@ -19,7 +17,7 @@ from tests.integration.runs import (
     run,
     small_config,
 )
-from tests.integration.worker import SHARED, Rollouts
+from tests.integration.worker import SHARED, noted
 
 FULL = {**SHARED, "model": {"finetune": "full"}}
 TOGETHER = {"whole": SHARED, "full": FULL}
@@ -69,10 +67,9 @@ def one(prompts, tmp_path_factory):
     """Where one process ran what has no fault, and its rollouts."""
     folder, said = tmp_path_factory.mktemp("one"), {}
     for name, sections in TOGETHER.items():
-        rollouts = Rollouts()
-        with patched(iteration, "paired_rollout", rollouts):
+        said[name] = {}
+        with noted(said[name]):
             run(small_config(prompts, **sections), folder / name)
-        said[name] = rollouts.seen
     return folder, said
 
 

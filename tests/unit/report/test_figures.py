@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from mvczigal_ref.report.figures import draw, draw_histogram, smooth
 from mvczigal_ref.report.panels import Curve, Panel, panels
 from mvczigal_ref.training.tracking import read_metrics
+from tests.iterations import FORWARD, ONE_VIEW, ZIGAL, Said, config_of, learn
 from tests.unannotated import without_shape_checks
-from tests.unit import test_group_iteration as of_groups
-from tests.unit import test_iteration as of_pairs
 from tests.unit.report.folders import KEYS, metrics
 from tests.unit.training import test_trainer as of_runs
 
@@ -137,12 +136,11 @@ def written(folder, record):
     """Names of the metrics that real iterations of every kind write, and the loop around them."""
     kl = {"objective.kl_weight": 0.1}
     with without_shape_checks():
-        _, pairs, *_ = of_pairs.learn(of_pairs.config_of(), iterations=1)
-        _, groups, *_ = of_groups.learn(
-            of_groups.config_of(of_groups.ONE_VIEW, kl), iterations=1,
-            enhancer=of_groups.Said("prompt 7"),
+        _, pairs, *_ = learn(config_of(ZIGAL), iterations=1)
+        _, groups, *_ = learn(
+            config_of(ONE_VIEW, kl), iterations=1, enhancer=Said("prompt 7"),
         )  # fmt: skip
-        _, forward, *_ = of_groups.learn(of_groups.config_of(of_groups.FORWARD), iterations=1)
+        _, forward, *_ = learn(config_of(FORWARD), iterations=1)
     guarded = of_runs.config(1, guard=of_runs.GUARD, evaluate_every=1)
     of_runs.go(guarded, folder, record)
     (run,) = read_metrics(folder / "metrics.jsonl")
