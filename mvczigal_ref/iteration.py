@@ -71,7 +71,7 @@ def run_iteration(
 
     Args:
         system: Networks, sampler and scorers; the trainable parameters change.
-        optimizer: Over the system's trainable parameters.
+        optimizer: Optimiser over the system's trainable parameters.
         constraint: Multiplier and threshold of the last iteration.
         prompts: Prompts of this iteration, one per object, over all processes.
         iteration: Index of the iteration; names its noise.

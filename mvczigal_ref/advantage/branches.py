@@ -116,7 +116,7 @@ def depth_advantages(
         clip: Largest magnitude kept [1]; positive, ``math.inf`` for no clip.
 
     Returns:
-        Advantages [1], a table per depth.
+        Advantages [1], one table per depth.
 
     Raises:
         ValueError: As :func:`~mvczigal_ref.advantage.group.group_advantages`.
@@ -137,10 +137,10 @@ def leaf_advantages(
 
     Source:
         Ours: a table to train whole paths with, in which the steps that leaves share count
-        once a leaf.
+        once per leaf.
 
     Args:
-        advantages: A table per depth, the leaves' last, as :func:`depth_advantages` returns
+        advantages: One table per depth, the leaves' last, as :func:`depth_advantages` returns
             them [1].
 
     Returns:
@@ -157,7 +157,7 @@ def leaf_advantages(
     sizes = [row.shape[-1] for row in advantages]
     if not leaves or any(not size or leaves % size for size in sizes):
         msg = (
-            "`advantages` must hold a table per depth, whose nodes divide the leaves of the last; "
+            "`advantages` must hold one table per depth, whose nodes divide the last one's leaves; "
             f"got {sizes}; pass what `depth_advantages` returns."
         )
         raise ValueError(msg)

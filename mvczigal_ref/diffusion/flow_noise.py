@@ -254,7 +254,7 @@ def cps_unscaled_log_prob(
         reduction: "mean", as released, "sum" or "none", over c, h, w.
 
     Returns:
-        One number per latent [squared latent units], not positive; with "none" one an element.
+        One number per latent [squared latent units], not positive; with "none" one per element.
 
     Raises:
         ValueError: If ``reduction`` is unknown or a tensor is half precision.

@@ -22,7 +22,7 @@ from mvczigal_ref.shapes import BatchLatent, BatchShape
 __all__ = ["Reduction", "check_std", "joint_log_prob", "kl_divergence", "log_prob", "sample"]
 
 Reduction = Literal["mean", "sum", "none"]
-"""Over channels, height and width: the mean, the sum (the true density), or not at all."""
+"""Reduction over channels, height and width: the mean, the sum (the true density), or none."""
 
 _REDUCTIONS = get_args(Reduction)
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
@@ -82,7 +82,7 @@ def log_prob(
         reduction: "sum" [nats], "mean" [nats/element] or "none" [nats], over c, h, w.
 
     Returns:
-        One number per latent, shape ``(*batch)``; with "none" one an element.
+        One number per latent, shape ``(*batch)``; with "none" one per element.
 
     Raises:
         ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, or a
@@ -154,7 +154,7 @@ def kl_divergence(
         reduction: "sum" [nats], "mean" [nats/element] or "none" [nats], over c, h, w.
 
     Returns:
-        One number per latent, not negative; with "none" one an element.
+        One number per latent, not negative; with "none" one per element.
 
     Raises:
         ValueError: If a spread is a float that is not positive, ``reduction`` is unknown, or a

@@ -1,4 +1,4 @@
-"""What every function of this package shares: checks of its arguments, and the broadcast."""
+"""Precision: checks of the arguments of this package's functions, and their broadcast."""
 
 import math
 
@@ -46,7 +46,7 @@ def require_full_dtype(name: str, dtype: torch.dtype) -> None:
     """Refuse a dtype narrower than fp32 where one is asked for.
 
     Args:
-        name: What the caller calls the setting.
+        name: Name that the caller gives the setting.
         dtype: The dtype.
 
     Raises:
@@ -64,7 +64,7 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is not one of the words that a setting knows.
 
     Args:
-        name: What the caller calls the setting.
+        name: Name that the caller gives the setting.
         value: The word.
         choices: The words that it may be.
 

@@ -31,7 +31,7 @@ StepIndex = int | Int[Tensor, "*#batch"]
 
 
 Device = torch.device | str | None
-"""Where to; None stays."""
+"""Device to move to; None stays."""
 
 
 def level_at(table: Tensor, step: int | Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def moved(table: Tensor, device: Device, dtype: torch.dtype | None) -> Tensor:
 
     Args:
         table: One entry per step.
-        device: Where to; None stays.
+        device: Device to move to; None stays.
         dtype: float32 or float64; None stays.
 
     Returns:
@@ -171,7 +171,7 @@ def require_density(name: str, steps: Sequence[int], sampler: Sampler) -> None:
     """Refuse steps that a sampler gives no spread.
 
     Args:
-        name: What the caller calls the steps.
+        name: Name that the caller gives the steps.
         steps: Those that are to be scored [index into the grid].
         sampler: Grid and transition kernel.
 

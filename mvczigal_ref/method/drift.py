@@ -24,7 +24,7 @@ def caption_drift(
     Args:
         conditions: Columns of distinct texts of each slice.
         decisions: Decisions of each slice under every column.
-        iteration: Its slices are gathered from all processes.
+        iteration: Iteration whose slices are gathered from all processes.
 
     Returns:
         One table per decision [unit of the log-density]; None without captions.

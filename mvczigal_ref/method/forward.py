@@ -44,12 +44,12 @@ def learn(
 
     Args:
         system: Network and sampler; the trainable parameters change.
-        optimizer: Over the trainable parameters.
+        optimizer: Optimiser over the trainable parameters.
         samples: One record per slice of this process.
         conditions: The prompts' own conditioning of each slice; captions are not read.
         advantages: Advantages of all prompts.
-        iteration: Its index names levels and noise; the sections ``objective``, ``forward`` and
-            ``optim`` are read.
+        iteration: Iteration whose index names levels and noise; the sections ``objective``,
+            ``forward`` and ``optim`` are read.
         old: Trainable parameters of the policy that sampled.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
@@ -92,11 +92,11 @@ def forward_batches(
     """Put this process's slices together, each with noise at every level.
 
     Args:
-        system: Its sampler's grid and its latents' shape are read.
+        system: System whose grid and latents' shape are read.
         samples: One record per slice of this process.
         conditions: The prompts' own conditioning of each slice.
         advantages: Advantages of all prompts.
-        iteration: Its index names levels and noise.
+        iteration: Iteration whose index names levels and noise.
 
     Returns:
         One batch per slice, with the same levels for all.

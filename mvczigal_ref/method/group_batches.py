@@ -73,7 +73,7 @@ def slice_batches(
     """Put one slice together, one batch per column of distinct texts; weights are 1 on average.
 
     Args:
-        system: Its device and sampler are read.
+        system: System whose device and sampler are read.
         objects: Objects of the slice.
         decisions: Decisions under every column, from :func:`decisions_under`.
         condition: Columns of distinct texts, the prompts' own first.

@@ -112,7 +112,7 @@ def learn(
 
     Args:
         system: Network and sampler; the trainable parameters change.
-        optimizer: Over the trainable parameters.
+        optimizer: Optimiser over the trainable parameters.
         samples: One record per slice of this process.
         conditions: Columns of distinct texts of each slice, the prompts' own first.
         advantages: Advantages of all prompts.

@@ -39,7 +39,7 @@ def pair_update_settings(system: System, config: TrainConfig) -> UpdateSettings:
     """Gather the settings of a pair's replay.
 
     Args:
-        system: Its sampler says whether the image shows the last action.
+        system: System whose sampler says whether the image shows the last action.
         config: The run.
 
     Returns:

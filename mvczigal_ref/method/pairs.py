@@ -105,7 +105,7 @@ def learn(
 
     Args:
         system: Network and sampler; the trainable parameters change.
-        optimizer: Over the trainable parameters.
+        optimizer: Optimiser over the trainable parameters.
         samples: One record per slice of this process.
         conditions: The prompts' own conditioning of each slice.
         advantages: Gaps of all pairs.

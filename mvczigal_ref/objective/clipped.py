@@ -137,7 +137,7 @@ def reference_kl(
         reduction: "sum" [nats], "mean" [nats/element] or "none" [nats], over c, h, w.
 
     Returns:
-        One number per latent, not negative; with "none" one an element.
+        One number per latent, not negative; with "none" one per element.
 
     Raises:
         ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, or a
@@ -185,7 +185,7 @@ def reference_kl_without_step_length(
         reduction: As in :func:`reference_kl`.
 
     Returns:
-        One number per latent, not negative; with "none" one an element.
+        One number per latent, not negative; with "none" one per element.
 
     Raises:
         ValueError: As :func:`reference_kl`, or if ``step_length`` is a float that is not

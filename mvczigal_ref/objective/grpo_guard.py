@@ -45,7 +45,7 @@ def guarded_log_ratio(
         mean: :math:`\mu_\theta`. Gradient flows.
         mean_old: :math:`\mu_{\theta'}`, stored when sampling. No gradient flows.
         std: :math:`\sigma` of the transition, its step length included; positive.
-        reduction: How ``log_ratio`` was reduced: "sum" or "mean".
+        reduction: Reduction of ``log_ratio``: "sum" or "mean".
 
     Returns:
         One number per latent [latent unit].
@@ -100,7 +100,7 @@ def guard_loss(
         std: :math:`\sigma` of the transition, its step length included; positive.
         step_length: :math:`\Delta t` [noise level], one number per latent or one for all;
             positive.
-        reduction: How ``log_ratio`` was reduced: "sum" or "mean".
+        reduction: Reduction of ``log_ratio``: "sum" or "mean".
         clip_range: Largest trusted change of a guarded ratio [1]; positive.
         kl: Divergence of each transition from the reference. Gradient flows.
         kl_weight: :math:`\beta`; finite, not negative.

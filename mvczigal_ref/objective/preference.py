@@ -99,8 +99,8 @@ def preference_gradients(
         :func:`~mvczigal_ref.objective.reward_difference.reward_difference_gradients`.
 
     Args:
-        log_ratio_zigzag: Of the first arm; only its value is read.
-        log_ratio_standard: Of the second.
+        log_ratio_zigzag: Log-ratio of the first arm; only its value is read.
+        log_ratio_standard: Log-ratio of the second arm; only its value is read.
         advantage_gap: First arm minus second [1].
         scale: Slope of the logistic [1 / unit of the log-ratios]; positive.
         clip_range: As in :func:`preference_loss`.

@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveStats:
-    """How far the policy has moved from its sampling snapshot; carries no gradient."""
+    """Distance of the policy from its sampling snapshot; carries no gradient."""
 
     approx_kl: Scalar
     """Half the mean square of the log-ratios of both arms, which estimates the KL

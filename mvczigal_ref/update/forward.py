@@ -195,7 +195,7 @@ def update_forward(
 
     Args:
         policy: A flow's network.
-        optimizer: Over ``parameters``.
+        optimizer: Optimiser over ``parameters``.
         batches: This process's slices, optimiser step by optimiser step.
         objective: Gives a level's loss with gradient.
         parameters: Trainable parameters; by name, so that an error can name one.

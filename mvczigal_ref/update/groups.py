@@ -199,13 +199,13 @@ def update_groups(
     Args:
         policy: The network.
         sampler: The kernel that drew the members.
-        optimizer: Over ``parameters``.
+        optimizer: Optimiser over ``parameters``.
         batches: This process's slices, optimiser step by optimiser step, each under all of its
             conditions.
         objective: Gives a decision's loss with gradient.
         parameters: Trainable parameters; by name, so that an error can name one.
         world: This process among all; gradients are averaged over it.
-        settings: How decisions are cut up and replayed.
+        settings: Cuts, guidance and reduction of the replay.
         reference: Reference policy that the objective holds the policy near; None if it does not.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 

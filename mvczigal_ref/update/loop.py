@@ -59,7 +59,7 @@ class GradientStats:
 
 @runtime_checkable
 class Microbatch(Protocol):
-    """Some elements whose share of the gradient is made in one go."""
+    """Some elements whose share of the gradient is computed at once."""
 
     @property
     def count(self) -> int:
@@ -87,7 +87,7 @@ class Microbatch(Protocol):
             Sums for the metrics.
 
         Raises:
-            NonFiniteError: If a number is not finite; names object, view and step.
+            NonFiniteError: If a number is non-finite; names object, view and step.
         """
         ...
 
@@ -197,7 +197,7 @@ def update_parameters(
     cut into microbatches and shared among processes.
 
     Args:
-        optimizer: Over ``parameters``.
+        optimizer: Optimiser over ``parameters``.
         work: This process's microbatches, optimiser step by optimiser step.
         parameters: Trainable parameters; by name, so that an error can name one.
         world: This process among all; gradients are averaged over it.

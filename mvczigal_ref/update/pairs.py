@@ -289,13 +289,13 @@ def update_policy(
     Args:
         policy: The network.
         sampler: The kernel that sampled the pairs.
-        optimizer: Over ``parameters``.
+        optimizer: Optimiser over ``parameters``.
         batches: This process's pairs, one rollout slice each, optimiser step by
             optimiser step.
         objective: Gives a loss and both derivatives from numbers alone.
         parameters: Trainable parameters; by name, so that an error can name one.
         world: This process among all; gradients are averaged over it.
-        settings: How pairs are cut up and replayed.
+        settings: Cuts, guidance and reduction of the replay.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
@@ -333,7 +333,7 @@ def update_policy(
 
 
 def _pieces(batch: PairBatch, size: int | None) -> list[PairBatch]:
-    """Cut a slice into what one network call replays; one that is not cut is handed on whole."""
+    """Cut a slice into pieces, of which each is one network call; one that fits stays whole."""
     objects = batch.advantage_gap.shape[0]
     if size is None or size >= objects:
         return [batch]
@@ -341,6 +341,6 @@ def _pieces(batch: PairBatch, size: int | None) -> list[PairBatch]:
 
 
 def _runs(settings: UpdateSettings) -> list[Sequence[int]]:
-    """Cut the steps into what one network call replays."""
+    """Cut the steps into runs, of which each is one network call."""
     length = settings.steps_per_microbatch
     return [settings.steps[i : i + length] for i in range(0, len(settings.steps), length)]

@@ -22,7 +22,7 @@ def named_parameters(parameters: Parameters) -> Mapping[str, Tensor]:
     """Name parameters by their place where they have no names.
 
     Args:
-        parameters: By name or in order.
+        parameters: Parameters by name or in order.
 
     Returns:
         The same parameters by name.

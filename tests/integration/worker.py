@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mvczigal_ref.distributed import World, world
-from mvczigal_ref.method.sample import sample
+from mvczigal_ref.method.sample import draw_pair, noise_of
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.training import loop as training_loop
 from mvczigal_ref.training.loop import Events
@@ -36,12 +36,19 @@ def noted(digests):
     right = training_loop.run_iteration
 
     def run_iteration(system, optimizer, constraint, prompts, **how):
-        for part in Share.of(how["config"], how["world"]).parts(prompts):
-            pair = sample(system, part, how["config"], how["iteration"], old=how.get("old")).pair
+        config, index = how["config"], how["iteration"]
+        for part in Share.of(config, how["world"]).parts(prompts):
+            pair = draw_pair(
+                system,
+                system.conditioning(part.prompts),
+                noise_of(system, part.objects, index, seed=config.run.seed),
+                config=config,
+                policy=system.policy.forward,  # whose calls are not counted
+            )
             arms = [pair.zigzag, pair.standard]
             kept = [x for arm in arms for x in (arm.state, arm.action, arm.log_prob, arm.denoised)]
             bits = b"".join(tensor.contiguous().numpy().tobytes() for tensor in kept)
-            digests[f"{how['iteration']} {part.objects.start}"] = sha256(bits).hexdigest()
+            digests[f"{index} {part.objects.start}"] = sha256(bits).hexdigest()
         return right(system, optimizer, constraint, prompts, **how)
 
     with faults.patched(training_loop, "run_iteration", run_iteration):

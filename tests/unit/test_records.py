@@ -136,11 +136,11 @@ def test_narrowing_a_rollout_takes_the_same_objects_of_both_arms(start, length):
     ("changes", "message"),
     [
         ({"num_views": 0}, "`num_views` must be at least 1; got 0"),
-        ({"num_views": 3}, "`camera_features` must hold one map a view; level 0 holds 2"),
+        ({"num_views": 3}, "`camera_features` must hold one map per view; level 0 holds 2"),
         ({"pooled_prompt_embeds": torch.zeros(2, 6)}, "`pooled_prompt_embeds` must hold one row"),
         (
             {"time_ids": torch.zeros(4, 6)},
-            "`time_ids` must hold one row an object; got 4 rows for 3",
+            "`time_ids` must hold one row per object; got 4 rows for 3",
         ),
         ({"negative_prompt_embeds": torch.zeros(1, 4, 5)}, "must be given together"),
         ({"negative_pooled_prompt_embeds": torch.zeros(1, 6)}, "must be given together"),

@@ -37,7 +37,7 @@ def replayed(*, reference=True, old=True):
 
 
 def apart(one, other, reduction):
-    """Give half the squared distance of two means, an entry a member."""
+    """Give half the squared distance of two means, an entry per member."""
     rows = (one - other).flatten(-3).flatten(0, -2).tolist()
     return [sum(x * x for x in row) / (len(row) if reduction == "mean" else 1) / 2 for row in rows]
 

@@ -334,7 +334,7 @@ def test_diffusion_samplers_have_groups_as_well(kind):
 
 
 def test_one_network_call_serves_all_that_share_a_state():
-    """The first decision has one state a prompt, the second one a member."""
+    """The first decision has one state a prompt, the second one per member."""
     policy, sampler = Recorded(LinearPolicy(*GAINS)), flow(4)
     batch = batch_of(drawn(policy.policy, sampler))
     update(policy, sampler, [[batch]])

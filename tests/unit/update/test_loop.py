@@ -169,7 +169,7 @@ def test_cuts_are_what_was_asked_for():
         policy.calls.clear()
         update(policy, sampler, batches, lr=0.0, parameters=[policy.policy.gain], **cut)
 
-        # On the sampling parameters each microbatch is one call an arm.
+        # On the sampling parameters each microbatch is one call per arm.
         assert [call.rows for call in policy.calls] == [n for n in rows for _ in range(2)]
 
 
