@@ -24,7 +24,7 @@ class ConstraintState:
     ``threshold_decay=1.0``.
 
     Raises:
-        ValueError: If ``multiplier`` is negative or not finite, or ``threshold`` is not
+        ValueError: If ``multiplier`` is negative or non-finite, or ``threshold`` is not
             finite.
     """
 

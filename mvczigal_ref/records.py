@@ -243,7 +243,7 @@ class GroupTrajectory:
         """Give every leaf the log-densities of its own path; what leaves share is repeated.
 
         Returns:
-            One number a stochastic step [nats or nats/element]; no steps give an empty table.
+            One number per stochastic step [nats or nats/element]; no steps give an empty table.
 
         Examples:
             >>> zero, two = torch.zeros(1, 4, 1, 1, 1, 1), torch.ones(1, 2, 1, 1, 1, 1)

@@ -198,7 +198,7 @@ def combined_group_advantages(
 
     Raises:
         ValueError: As :func:`group_advantages`, or if there is no table, if names or shapes
-            differ, if a weight is not finite, or if ``combine`` is unknown.
+            differ, if a weight is non-finite, or if ``combine`` is unknown.
         NonFiniteError: If a reward is NaN or infinite; names its table and index.
 
     Examples:
@@ -256,7 +256,7 @@ def _check_count(count: int, ddof: int, spread: str) -> None:
 
 
 def _check_table(name: str, reward: Tensor) -> None:
-    """Refuse rewards that are empty, narrow or not finite, saying where."""
+    """Refuse rewards that are empty, narrow or non-finite, saying where."""
     require_full_precision(**{name: reward})
     if reward.numel() == 0:
         msg = f"`{name}` must not be empty; got shape {tuple(reward.shape)}; score a sample."

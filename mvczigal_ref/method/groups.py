@@ -72,12 +72,11 @@ def compare(
     weights = {**rewards.weights, "": 1.0}
     advantages = []
     for condition in range(next(iter(rewards.per_view.values())).shape[0]):
+        of_views = {name: table[condition].movedim(-1, 0) for name, table in per_view.items()}
+        of_objects = {name: table[condition] for name, table in joint.items()}
         by_view, by_object = (
             advantages_of(tables, weights={name: weights[name] for name in tables})
-            for tables in (
-                {name: table[condition].movedim(-1, 0) for name, table in per_view.items()},
-                {name: table[condition] for name, table in joint.items()},
-            )
+            for tables in (of_views, of_objects)
         )
         advantages.append(
             tuple(
@@ -106,7 +105,7 @@ def learn(
     """Replay every decision under every condition, and change the parameters.
 
     Source:
-        arXiv:2603.12648 (MV-GRPO): the loss is
+        arXiv:2603.12648 (MV-GRPO): with the clipped surrogate and groups the loss is
         :func:`~mvczigal_ref.objective.augmented_conditions.augmented_conditions_loss`; a text that
         several of a prompt's conditions share is replayed once, with their weights added up.
 

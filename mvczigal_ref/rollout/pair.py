@@ -56,7 +56,7 @@ def paired_rollout(
         camera_scale: Strength of the camera features while denoising [1].
         inversion_camera_scale: Strength of the camera features while inverting [1].
         zigzag_steps: Leading steps that are zigzagged.
-        zigzag_rounds: Inversions a zigzagged step.
+        zigzag_rounds: Inversions per zigzagged step.
         storage_dtype: Dtype of stored latents.
         reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].

@@ -59,7 +59,7 @@ def zigzag_rollout(
         camera_scale: Strength of the camera features while denoising [1].
         inversion_camera_scale: Strength of the camera features while inverting [1].
         zigzag_steps: Leading steps that are zigzagged; 0 is plain sampling.
-        zigzag_rounds: Inversions a zigzagged step; at least 1.
+        zigzag_rounds: Inversions per zigzagged step; at least 1.
         storage_dtype: Dtype of stored latents.
         reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].

@@ -133,7 +133,7 @@ def optimizer_step(
         refuse_zero: Raises if the gradient should not be exactly zero, called only then.
 
     Returns:
-        Norm before clipping, without the scale [gradient units]; not finite if a gradient that
+        Norm before clipping, without the scale [gradient units]; non-finite if a gradient that
         was scaled overflowed, and then parameters are unchanged.
 
     Raises:
@@ -205,7 +205,7 @@ def update_parameters(
         max_grad_norm: Largest Euclidean norm of the gradient [gradient units].
         clip_range: Unit of the replay's deviation [nats or nats/element].
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
-            An optimiser step whose scaled gradient is not finite is left out.
+            An optimiser step whose scaled gradient is non-finite is left out.
         growth_interval: Finite optimiser steps after which it doubles [optimiser steps].
 
     Returns:
@@ -322,10 +322,11 @@ def _refuse_zero(totals: Sequence[GradientStats], world: World, scale: float) ->
     if not world.anywhere(bool(torch.stack([stats.asks for stats in totals]).any())):
         return
     msg = (
-        "the gradient of all that trains is exactly zero over a whole optimiser step, though "
-        f"advantages differ: with a loss scale of {scale:g} all of it rounds away in the network's "
-        "dtype, or the network's output is detached from what trains. Set `optim.loss_scale` "
-        'higher, or `model.dtype` to "bf16" or "fp32"; `mvczigal check` measures what survives.'
+        "the gradient of all trainable parameters is exactly zero over a whole optimiser step, "
+        f"though advantages differ: with a loss scale of {scale:g} all of it rounds away in the "
+        "network's dtype, or the network's output is detached from the parameters. Set "
+        '`optim.loss_scale` higher, or `model.dtype` to "bf16" or "fp32"; `mvczigal check` '
+        "measures what survives."
     )
     raise ZeroGradientError(msg)
 
