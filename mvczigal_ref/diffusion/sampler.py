@@ -179,6 +179,7 @@ def require_density(name: str, steps: Sequence[int], sampler: Sampler) -> None:
         ValueError: If a step has no log-density.
 
     Examples:
+        >>> from mvczigal_ref.diffusion.lcm import LcmSampler
         >>> sampler = LcmSampler.create(num_steps=2, alpha_bar=torch.linspace(0.9, 0.1, 1000))
         >>> require_density("steps", [0, 1], sampler)
     """
