@@ -67,12 +67,12 @@ def _loss(
     objective, length = config.objective, _step_length(sampler, decision)
     kl = None
     if decision.mean_reference is not None:
-        shape: dict[str, Any] = {"std": decision.std, "reduction": objective.reduction}
+        settings: dict[str, Any] = {"std": decision.std, "reduction": objective.reduction}
         if objective.kl_form == "divergence" or length is None or not _spread_has_length(sampler):
-            kl = reference_kl(decision.mean, decision.mean_reference, **shape)
+            kl = reference_kl(decision.mean, decision.mean_reference, **settings)
         else:
             kl = reference_kl_without_step_length(
-                decision.mean, decision.mean_reference, step_length=length, **shape
+                decision.mean, decision.mean_reference, step_length=length, **settings
             )
     if kl is not None:
         kl = kl * decision.repeats
