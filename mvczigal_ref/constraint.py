@@ -13,7 +13,7 @@ from mvczigal_ref.errors import NonFiniteError
 __all__ = ["ConstraintOrder", "ConstraintState", "constraint_step"]
 
 ConstraintOrder = Literal["threshold_first", "multiplier_first"]
-"""Which of the two numbers moves first within a step."""
+"""Order within a step: the number that moves first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class ConstraintState:
     ``threshold_decay=1.0``.
 
     Raises:
-        ValueError: If ``multiplier`` is negative or not finite, or ``threshold`` is not
+        ValueError: If ``multiplier`` is negative or non-finite, or ``threshold`` is not
             finite.
     """
 
@@ -106,9 +106,9 @@ def constraint_step(
         step_size_satisfied: :math:`\alpha` at or above the threshold [1 / reward units];
             finite, not negative.
         multiplier_max: :math:`\lambda_{max}` [1]; positive, ``math.inf`` for none.
-        threshold_decay: :math:`d`, what is kept of the threshold [1] in [0, 1]; 1.0 fixes
+        threshold_decay: :math:`d`, share of the threshold that stays [1], in [0, 1]; 1.0 fixes
             it.
-        order: Which number moves first.
+        order: Number that moves first.
 
     Returns:
         The state for the next iteration.

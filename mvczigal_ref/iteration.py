@@ -15,6 +15,7 @@ from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method import method_of
 from mvczigal_ref.method.caption import caption_log, describe
+from mvczigal_ref.method.protocol import Iteration
 from mvczigal_ref.method.sample import decode, sample
 from mvczigal_ref.method.score import score
 from mvczigal_ref.method.slices import Share
@@ -39,7 +40,7 @@ class IterationResult:
     are judged under their prompts alone."""
 
     old: dict[str, Tensor] | None = None
-    """Trained parameters of the policy that samples next, where it is not the one that learns."""
+    """Trainable parameters of the policy that samples next, where it is not the one that learns."""
 
     loss_scale: LossScale | None = None
     """Factor on the loss in the next backward pass; None where gradients do not need it."""
@@ -69,8 +70,8 @@ def run_iteration(
         the constraint says which of its two numbers moves first.
 
     Args:
-        system: Networks, sampler and scorers; the trained parameters change.
-        optimizer: Over the system's trained parameters.
+        system: Networks, sampler and scorers; the trainable parameters change.
+        optimizer: Optimiser over the system's trainable parameters.
         constraint: Multiplier and threshold of the last iteration.
         prompts: Prompts of this iteration, one per object, over all processes.
         iteration: Index of the iteration; names its noise.
@@ -78,7 +79,7 @@ def run_iteration(
         world: This process among all.
         timer: Measures the stages.
         enhancer: Makes captions beside the prompts; None is the prompts alone.
-        old: Trained parameters of the policy that samples, where it follows the one that learns
+        old: Trainable parameters of the policy that samples, where it follows the one that learns
             (DiffusionNFT); None is the policy itself.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
@@ -89,12 +90,13 @@ def run_iteration(
         ValueError: If there is not one prompt per object, or window, tree and grid do not fit.
         CaptionError: If captions cannot be made.
         ConfigError: If the objects cannot be shared out equally.
-        NonFiniteError: If a reward, log-density, loss or gradient is not finite; says where.
+        NonFiniteError: If a reward, log-density, loss or gradient is non-finite; says where.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If replay does not reproduce the rollout on equal slices.
     """
-    method, share = method_of(config), Share.of(config, world)
-    parts, conditions, scores = share.parts(prompts), [], []
+    here = Iteration(config=config, world=world, share=Share.of(config, world), index=iteration)
+    method, parts = method_of(config), here.share.parts(prompts)
+    conditions, scores = [], []
     with timer("rollout"):
         samples = [sample(system, part, config, iteration, old=old) for part in parts]
     for part, drawn in zip(parts, samples, strict=True):
@@ -105,24 +107,20 @@ def run_iteration(
         with timer("reward"):
             scores.append(score(system, images, conditions[-1].columns))
     with timer("reward"):
-        rewards = share.gather_rewards(scores, world)
+        rewards = here.share.gather_rewards(scores, world)
         rewards.require_finite()  # the constraint's mean would not say whose it was
         joint_mean = method.joint_mean(rewards)
         constraint = constraint_step(constraint, joint_mean, **_constraint_settings(config))
     with timer("advantage"):
-        advantages = method.compare(
-            rewards, samples, multiplier=constraint.multiplier, share=share, config=config,
-            world=world, iteration=iteration,
-        )  # fmt: skip
+        advantages = method.compare(rewards, samples, here, multiplier=constraint.multiplier)
     with timer("update"):
         learned = method.learn(
-            system, optimizer, samples, conditions, advantages, share=share, config=config,
-            world=world, iteration=iteration, old=old, loss_scale=loss_scale,
-        )  # fmt: skip
-    metrics = _metrics(method.reward_metrics(rewards), constraint, joint_mean, learned.metrics)
+            system, optimizer, samples, conditions, advantages, here, old=old, loss_scale=loss_scale
+        )
+    metrics = {**method.reward_metrics(rewards), **_metrics(constraint, joint_mean)}
     return IterationResult(
-        constraint, metrics, captions=caption_log(parts, conditions, rewards, learned.drift),
-        old=learned.old, loss_scale=learned.loss_scale,
+        constraint, metrics | learned.metrics, old=learned.old, loss_scale=learned.loss_scale,
+        captions=caption_log(parts, conditions, rewards, learned.drift),
     )  # fmt: skip
 
 
@@ -136,16 +134,9 @@ def _constraint_settings(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _metrics(
-    rewards: dict[str, float],
-    constraint: ConstraintState,
-    joint_mean: float,
-    update: dict[str, float],
-) -> dict[str, float]:
+def _metrics(constraint: ConstraintState, joint_mean: float) -> dict[str, float]:
     return {
-        **rewards,
         "multiplier": constraint.multiplier,
         "threshold": constraint.threshold,
         "slack": constraint.slack(joint_mean),
-        **update,
     }

@@ -1,4 +1,4 @@
-"""A network as the rest of the package sees it, and one step's Gaussian made from it.
+"""A network as the rest of the package sees it, and one step's Gaussian from its output.
 
 Sampling and replay both call :func:`step_transition`, so on equal slices they
 compute the same bits.
@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 CameraFeatures = tuple[Float[Tensor, "view _channels _height _width"], ...]
-"""The camera encoder's output, one tensor a level, each level of its own size [1]."""
+"""The camera encoder's output, one tensor per level, each level of its own size [1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditioning:
-    """What a policy knows beside the latents, each thing stored once.
+    """Inputs of a policy beside the latents, each stored once.
 
-    Text is stored once an object and cameras once a view; the network expands
+    Text is stored once per object and cameras once per view; the network expands
     both to rows. The negative prompt may be stored once for all objects.
     """
 
@@ -42,13 +42,13 @@ class Conditioning:
     """Token features of each prompt [1]."""
 
     pooled_prompt_embeds: Float[Tensor, "object pooled"]
-    """One feature vector a prompt [1]."""
+    """One feature vector per prompt [1]."""
 
     time_ids: Float[Tensor, "object 6"]
     """Original height and width, crop top and left, target height and width [px]."""
 
     camera_features: CameraFeatures
-    """One tensor a level of the camera encoder [1]."""
+    """One tensor per level of the camera encoder [1]."""
 
     num_views: int
     """Views of one object; the length of every camera feature."""
@@ -57,7 +57,7 @@ class Conditioning:
     """Token features to guide away from: one for all objects, or one each [1]."""
 
     negative_pooled_prompt_embeds: Float[Tensor, "negative pooled"] | None = None
-    """Their pooled features [1]."""
+    """Pooled features to guide away from: one for all objects, or one each [1]."""
 
     def __post_init__(self) -> None:
         """Refuse parts that disagree about objects or views."""
@@ -67,7 +67,7 @@ class Conditioning:
         for level, feature in enumerate(self.camera_features):
             if feature.shape[0] != self.num_views:
                 msg = (
-                    f"`camera_features` must hold one map a view; level {level} holds "
+                    f"`camera_features` must hold one map per view; level {level} holds "
                     f"{feature.shape[0]} for `num_views` {self.num_views}. Encode the rig whose "
                     "views are sampled."
                 )
@@ -82,7 +82,7 @@ class Conditioning:
         for name, value in sizes.items():
             if value.shape[0] != self.num_objects:
                 msg = (
-                    f"`{name}` must hold one row an object; got {value.shape[0]} rows for "
+                    f"`{name}` must hold one row per object; got {value.shape[0]} rows for "
                     f"{self.num_objects} objects in `prompt_embeds`."
                 )
                 raise ValueError(msg)
@@ -104,7 +104,7 @@ class Conditioning:
         """Narrow to some objects; cameras and a shared negative prompt stay whole.
 
         Args:
-            index: Which objects, as a slice of the object axis.
+            index: Objects, as a slice of the object axis.
 
         Returns:
             A record of views onto the same memory.
@@ -175,7 +175,7 @@ class Conditioning:
         """Move, and where asked cast, every tensor.
 
         Args:
-            device: Where to; unchanged when None.
+            device: Device to move to; None stays.
             dtype: Floating type to cast to; unchanged when None.
 
         Returns:
@@ -247,7 +247,7 @@ def network_output(
         latent_t: States at ``steps``, in any floating dtype; handed on in fp32 or
             wider [1]. Gradient flows.
         steps: Indices into the sampling grid; read on the device alone.
-        conditioning: Of the objects, once each.
+        conditioning: Text and cameras of the objects, once each.
         guidance_scale: Strength of the prompt [1].
         camera_scale: Strength of the camera features [1].
 
@@ -304,7 +304,7 @@ def step_transition(
         steps: Indices into the sampling grid.
 
     Returns:
-        Mean and denoised latents, one a step, object and view; one standard deviation a
+        Mean and denoised latents, one per step, object and view; one standard deviation per
         step. In the dtype of ``output``.
 
     Examples:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 ActionReduction = Literal["mean", "sum"]
-"""How a stored log-density sums up a latent's elements: one number a view is kept."""
+"""Reduction of a stored log-density over a latent's elements, to one number per view."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +35,10 @@ class Trajectory:
     """One arm's sampled decisions for some objects, detached."""
 
     state: Float[Tensor, "step object view c h w"]
-    """What the network saw, in the storage dtype [1]."""
+    """Latents that the network saw, in the storage dtype [1]."""
 
     action: Float[Tensor, "step object view c h w"]
-    """What was drawn there, rounded to the storage dtype before it was scored [1]."""
+    """Latents that were drawn there, rounded to the storage dtype before they were scored [1]."""
 
     log_prob: Float[Tensor, "step object view"]
     """Log-density of each action when it was drawn, fp32 or wider [nats or nats/element].
@@ -53,7 +53,7 @@ class Trajectory:
         """Narrow to some objects.
 
         Args:
-            index: Which objects, as a slice of the object axis.
+            index: Objects, as a slice of the object axis.
 
         Returns:
             A record of views onto the same memory.
@@ -88,7 +88,7 @@ class PairedRollout:
         """Narrow to some objects.
 
         Args:
-            index: Which objects, as a slice of the object axis.
+            index: Objects, as a slice of the object axis.
 
         Returns:
             A record of views onto the same memory.
@@ -100,7 +100,7 @@ class PairedRollout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupDecision:
-    """What the members of every group drew at one stochastic step, detached.
+    """Actions that the members of every group drew at one stochastic step, detached.
 
     A state is stored once for all members that drew from it, and one network call at it
     scores them all.
@@ -110,23 +110,24 @@ class GroupDecision:
     """Index into the sampling grid, 0 the noisiest."""
 
     depth: int
-    """Which of the tables of ``depth_advantages`` holds these members; 0 without a tree."""
+    """Index of the ``depth_advantages`` table that holds these members; 0 without a tree."""
 
     state: Float[Tensor, "prompt parent view c h w"]
-    """What the network saw, in the storage dtype [1]."""
+    """Latents that the network saw, in the storage dtype [1]."""
 
     action: Float[Tensor, "prompt member view c h w"]
-    """What was drawn there, rounded to the storage dtype before it was scored [1]."""
+    """Latents that were drawn there, rounded to the storage dtype before they were scored [1]."""
 
     log_prob: Float[Tensor, "prompt member view"]
     """Log-density of each action when it was drawn, fp32 or wider [nats or nats/element]."""
 
     mean: Float[Tensor, "prompt parent view c h w"] | None = None
-    """Of the Gaussian that each parent's actions were drawn from [1]; None where not kept."""
+    """Mean of the Gaussian that each parent's actions were drawn from [1]; None where the rollout
+    did not keep it."""
 
     @property
     def branches(self) -> int:
-        """Members a parent."""
+        """Members per parent."""
         return self.action.shape[1] // self.state.shape[1]
 
     def network_state(self) -> Float[Tensor, "parent prompt view c h w"]:
@@ -149,14 +150,14 @@ class GroupDecision:
         return torch.full((self.state.shape[1],), self.step, device=self.state.device)
 
     def members_of(self, by_parent: Float[Tensor, "parent ..."]) -> Float[Tensor, "member ..."]:
-        """Repeat what belongs to a parent for its members.
+        """Repeat each parent's entry for its members.
 
         Args:
-            by_parent: Such as the mean of a transition at :meth:`network_state`. Gradient
-                flows.
+            by_parent: One entry per parent, such as the mean of a transition at
+                :meth:`network_state`. Gradient flows.
 
         Returns:
-            One entry a member, members first.
+            One entry per member, members first.
 
         Examples:
             >>> zero = torch.zeros(1, 6, 1, 1, 1, 1)
@@ -172,7 +173,7 @@ class GroupDecision:
         """Cut into runs of parents, each with its members.
 
         Args:
-            size: Parents a run; None is all.
+            size: Parents per run; None is all.
 
         Returns:
             Records of views onto the same memory, in order.
@@ -186,7 +187,7 @@ class GroupDecision:
         """Narrow to some parents and their members.
 
         Args:
-            index: Which parents, as a slice of the parent axis with step 1.
+            index: Parents, as a slice of the parent axis with step 1.
 
         Returns:
             A record of views onto the same memory.
@@ -205,7 +206,7 @@ class GroupDecision:
         """Narrow to some prompts.
 
         Args:
-            index: Which prompts, as a slice of the prompt axis or one by one.
+            index: Prompts, as a slice of the prompt axis or one by one.
 
         Returns:
             A record of views onto the same memory for a slice, of copies else.
@@ -222,16 +223,16 @@ class GroupDecision:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupTrajectory:
-    """Groups of samples, a group a prompt, and their stochastic steps alone, detached."""
+    """Groups of samples, one group per prompt, and their stochastic steps alone, detached."""
 
     decisions: tuple[GroupDecision, ...]
-    """One a stochastic step, from noise to image; none where all follow the ODE."""
+    """One decision per stochastic step, from noise to image; none where all follow the ODE."""
 
     denoised: Float[Tensor, "prompt member view c h w"]
     """Final latents of all leaves, to decode [1]; not rounded."""
 
     branching: tuple[int, ...]
-    """Members a parent at each place where a group divides, as ``fuse_leaf_rewards`` takes it."""
+    """Members per parent at each place where a group divides, as ``fuse_leaf_rewards`` takes it."""
 
     @property
     def stochastic_steps(self) -> tuple[int, ...]:
@@ -242,7 +243,7 @@ class GroupTrajectory:
         """Give every leaf the log-densities of its own path; what leaves share is repeated.
 
         Returns:
-            One number a stochastic step [nats or nats/element]; no steps give an empty table.
+            One number per stochastic step [nats or nats/element]; no steps give an empty table.
 
         Examples:
             >>> zero, two = torch.zeros(1, 4, 1, 1, 1, 1), torch.ones(1, 2, 1, 1, 1, 1)
@@ -271,7 +272,7 @@ class GroupTrajectory:
         """Narrow to some prompts.
 
         Args:
-            index: Which prompts, as a slice of the prompt axis.
+            index: Prompts, as a slice of the prompt axis.
 
         Returns:
             A record of views onto the same memory.
@@ -288,13 +289,13 @@ class BranchTrajectory:
     """Single stochastic steps off deterministic trunks, each finished by itself, detached."""
 
     decisions: tuple[GroupDecision, ...]
-    """One a step that branched, from noise to image; its parents are the trunks."""
+    """One decision per step that branched, from noise to image; its parents are the trunks."""
 
     denoised: Float[Tensor, "step granularity prompt member view c h w"]
     """Final latents of every branch, once a finishing grid, to decode [1]; not rounded."""
 
     num_trunks: int
-    """Trunks a prompt."""
+    """Trunks per prompt."""
 
     def reward_table(
         self, reward: Float[Tensor, "step granularity prompt member"]
@@ -322,7 +323,7 @@ class BranchTrajectory:
         """Narrow to some prompts.
 
         Args:
-            index: Which prompts, as a slice of the prompt axis.
+            index: Prompts, as a slice of the prompt axis.
 
         Returns:
             A record of views onto the same memory.

@@ -1,7 +1,7 @@
 """Advantages of rollouts that branch: trees, and single branches off one trunk.
 
 A tree's nodes of one depth lie in order along one axis: the children of node ``n`` are the
-nodes ``n * b`` to ``n * b + b - 1`` of the next depth, ``b`` branches a node.
+nodes ``n * b`` to ``n * b + b - 1`` of the next depth, ``b`` branches per node.
 """
 
 import math
@@ -30,7 +30,7 @@ def fuse_leaf_rewards(
         q_\ell = \frac{e^{\beta s_\ell}}{\sum_{m \in L(n)} e^{\beta s_m}}
 
     with :math:`s_\ell` the log-probability of the path to the leaf. What the leaves of a node
-    share of their paths cancels, so one number a leaf serves all depths. At
+    share of their paths cancels, so one number per leaf serves all depths. At
     :math:`\beta = 0` the weights are equal.
 
     Source:
@@ -39,7 +39,7 @@ def fuse_leaf_rewards(
     Args:
         leaf_reward: :math:`R_\ell`, leaves of one tree last and in order, fp32 or fp64
             [reward units]. Gradient flows.
-        branching: Branches of each node, one number a depth from the root; 16 leaves are
+        branching: Branches of each node, one number per depth from the root; 16 leaves are
             ``(2, 2, 2, 2)``.
         leaf_log_prob: :math:`s_\ell`, from the root [nats]; needed where
             ``inverse_temperature`` is positive. No gradient flows.
@@ -79,7 +79,7 @@ def fuse_leaf_rewards(
         if leaf_log_prob.shape != leaf_reward.shape:
             msg = (
                 f"`leaf_log_prob` must have the shape of `leaf_reward`, "
-                f"{tuple(leaf_reward.shape)}; got {tuple(leaf_log_prob.shape)}; one a leaf."
+                f"{tuple(leaf_reward.shape)}; got {tuple(leaf_log_prob.shape)}; one per leaf."
             )
             raise ValueError(msg)
         score = inverse_temperature * leaf_log_prob.detach().to(leaf_reward.dtype)
@@ -116,7 +116,7 @@ def depth_advantages(
         clip: Largest magnitude kept [1]; positive, ``math.inf`` for no clip.
 
     Returns:
-        Advantages [1], a table a depth.
+        Advantages [1], one table per depth.
 
     Raises:
         ValueError: As :func:`~mvczigal_ref.advantage.group.group_advantages`.
@@ -137,10 +137,10 @@ def leaf_advantages(
 
     Source:
         Ours: a table to train whole paths with, in which the steps that leaves share count
-        once a leaf.
+        once per leaf.
 
     Args:
-        advantages: A table a depth, the leaves' last, as :func:`depth_advantages` returns
+        advantages: One table per depth, the leaves' last, as :func:`depth_advantages` returns
             them [1].
 
     Returns:
@@ -157,7 +157,7 @@ def leaf_advantages(
     sizes = [row.shape[-1] for row in advantages]
     if not leaves or any(not size or leaves % size for size in sizes):
         msg = (
-            "`advantages` must hold a table a depth, whose nodes divide the leaves of the last; "
+            "`advantages` must hold one table per depth, whose nodes divide the last one's leaves; "
             f"got {sizes}; pass what `depth_advantages` returns."
         )
         raise ValueError(msg)

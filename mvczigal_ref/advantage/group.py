@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 GroupSpread = Literal["group", "batch"]
-"""Whose standard deviation divides: each group's own, or that of all samples of all groups."""
+"""Samples whose standard deviation divides: each group's own, or those of all groups."""
 
 CombineRewards = Literal["advantages", "rewards"]
 """Standardise each reward and add the results, or add the rewards and standardise the sum."""
@@ -64,7 +64,7 @@ def group_advantages(
     Args:
         reward: Rewards, the group's samples last, fp32 or fp64 [reward units]. Gradient
             flows, though rewards seldom carry any.
-        spread: Whose deviation divides.
+        spread: Samples whose deviation divides.
         ddof: 0 to divide by n, 1 by n - 1.
         delta: Added to each deviation [reward units]; positive.
         clip: Largest magnitude kept [1]; positive, ``math.inf`` for no clip.
@@ -118,8 +118,8 @@ def ragged_group_advantages(
 
     Args:
         reward: Rewards, fp32 or fp64 [reward units]. Gradient flows.
-        group: Which group each sample belongs to; any integers.
-        spread: Whose deviation divides.
+        group: Group that each sample belongs to; any integers.
+        spread: Samples whose deviation divides.
         ddof: 0 to divide by n, 1 by n - 1.
         delta: Added to each deviation [reward units]; positive.
         clip: Largest magnitude kept [1]; positive, ``math.inf`` for no clip.
@@ -187,8 +187,8 @@ def combined_group_advantages(
     Args:
         rewards: Tables by scorer, of one shape, the group's samples last [reward units].
         weights: One finite weight for every name in ``rewards`` [1, or 1 / reward units].
-        combine: What is added.
-        spread: Whose deviation divides.
+        combine: Numbers that are added: rewards or advantages.
+        spread: Samples whose deviation divides.
         ddof: 0 to divide by n, 1 by n - 1.
         delta: Added to each deviation [reward units]; positive.
         clip: Largest magnitude of the result [1]; positive, ``math.inf`` for no clip.
@@ -198,7 +198,7 @@ def combined_group_advantages(
 
     Raises:
         ValueError: As :func:`group_advantages`, or if there is no table, if names or shapes
-            differ, if a weight is not finite, or if ``combine`` is unknown.
+            differ, if a weight is non-finite, or if ``combine`` is unknown.
         NonFiniteError: If a reward is NaN or infinite; names its table and index.
 
     Examples:
@@ -256,7 +256,7 @@ def _check_count(count: int, ddof: int, spread: str) -> None:
 
 
 def _check_table(name: str, reward: Tensor) -> None:
-    """Refuse rewards that are empty, narrow or not finite, saying where."""
+    """Refuse rewards that are empty, narrow or non-finite, saying where."""
     require_full_precision(**{name: reward})
     if reward.numel() == 0:
         msg = f"`{name}` must not be empty; got shape {tuple(reward.shape)}; score a sample."

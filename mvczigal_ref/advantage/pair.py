@@ -13,7 +13,7 @@ from mvczigal_ref.shapes import JointViewReward, PerViewReward
 __all__ = ["AdvantageMode", "PairAdvantages", "advantage_gap", "joint_share", "pair_advantages"]
 
 AdvantageMode = Literal["constrained", "joint", "per_view", "weighted_sum"]
-"""Which rewards drive the update: MVC-ZigAL, MV-ZigAL, single views, WS-ZigAL."""
+"""Rewards that drive the update: MVC-ZigAL, MV-ZigAL, single views, WS-ZigAL."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,16 +24,16 @@ class PairAdvantages:
     """
 
     per_view_zigzag: PerViewReward
-    """Of the zigzag arm, one a view [1]."""
+    """Per-view advantage of the zigzag arm, one number per view [1]."""
 
     per_view_standard: PerViewReward
-    """Of the standard arm, one a view [1]."""
+    """Per-view advantage of the standard arm, one number per view [1]."""
 
     joint_view_zigzag: JointViewReward
-    """Of the zigzag arm, one an object [1]."""
+    """Joint advantage of the zigzag arm, one number per object [1]."""
 
     joint_view_standard: JointViewReward
-    """Of the standard arm, one an object [1]."""
+    """Joint advantage of the standard arm, one number per object [1]."""
 
 
 def pair_advantages(
@@ -53,15 +53,15 @@ def pair_advantages(
     one's own objects of the result.
 
     Source:
-        Released trainer of arXiv:2505.20107, with the joint values left one an object
+        Released trainer of arXiv:2505.20107, with the joint values left one per object
         until :func:`advantage_gap` repeats them over views.
 
     Args:
         per_view_zigzag: Raw per-view rewards of the zigzag arm, fp32 or fp64
             [reward units].
-        per_view_standard: The same of the standard arm, object for object.
+        per_view_standard: Per-view rewards of the standard arm, object for object.
         joint_view_zigzag: Raw joint rewards of the zigzag arm [reward units].
-        joint_view_standard: The same of the standard arm, object for object.
+        joint_view_standard: Joint rewards of the standard arm, object for object.
         eps: Added to each standard deviation [reward units]; positive.
 
     Returns:
@@ -118,7 +118,7 @@ def joint_share(
         standardised.
 
     Args:
-        mode: Which rewards drive the update.
+        mode: Rewards that drive the update.
         multiplier: :math:`\lambda` [1]; finite, not negative; read in mode
             ``"constrained"``.
         joint_weight: :math:`w` [1] in [0, 1]; read in mode ``"weighted_sum"``.
@@ -165,7 +165,7 @@ def advantage_gap(advantages: PairAdvantages, *, share: float) -> PerViewReward:
         share: :math:`m`, the joint reward's part of the mixture [1] in [0, 1].
 
     Returns:
-        Zigzag minus standard [1], one a view; positive where zigzag did better.
+        Zigzag minus standard [1], one per view; positive where zigzag did better.
 
     Raises:
         ValueError: If ``share`` is not in [0, 1].

@@ -20,7 +20,7 @@ A weighted sum over scorers and views rounds by a few of them, and more would hi
 
 
 def check_rewards(**tables: Float[Tensor, "..."]) -> None:
-    """Refuse reward tables that are empty, narrow or not finite, saying where.
+    """Refuse reward tables that are empty, narrow or non-finite, saying where.
 
     Reads each table back from its device once; keep it out of sampling steps.
 

@@ -87,7 +87,7 @@ def ddim_transition(
         alpha_bar_prev: :math:`\bar\alpha_s` of the next lower level [1], in
             (``alpha_bar_t``, 1); equal levels have spread 0 and no density.
         eta: :math:`\eta`, stochasticity [1], in [0, 1].
-        prediction_type: What ``output`` is.
+        prediction_type: Meaning of ``output``.
 
     Returns:
         Mean and spread of :math:`x_s`, and ``denoised`` :math:`= \hat x_0`. A step without
@@ -120,8 +120,8 @@ def ddim_transition(
     )
     noise_t, noise_prev = 1.0 - alpha_bar_t, 1.0 - alpha_bar_prev
     # 1 - abar_s - sigma^2 loses its digits near the clean end; here nothing is subtracted.
-    kept = alpha_bar_t * noise_prev / (alpha_bar_prev * noise_t)
-    direction = noise_prev * ((1.0 - eta**2) + eta**2 * kept)
+    survival = alpha_bar_t * noise_prev / (alpha_bar_prev * noise_t)
+    direction = noise_prev * ((1.0 - eta**2) + eta**2 * survival)
     drawn = noise_prev * (alpha_bar_prev - alpha_bar_t) / (alpha_bar_prev * noise_t)
     std = (drawn * eta**2).sqrt()
     mean = per_latent(alpha_bar_prev.sqrt(), dtype) * clean
@@ -150,7 +150,7 @@ def ddim_invert(
         latent_prev: :math:`y`, at the lower level. Gradient flows.
         alpha_bar_prev: :math:`\bar\alpha_s` of the level that ``latent_prev`` is at [1].
         alpha_bar_t: :math:`\bar\alpha_t` of the level to reach [1].
-        prediction_type: What ``output`` is.
+        prediction_type: Meaning of ``output``.
 
     Returns:
         :math:`\tilde x_t`.
@@ -193,7 +193,7 @@ class DdimSampler:
     """Signal share one stride lower; below timestep 0 it is that of timestep 0 [1]."""
 
     prediction_type: PredictionType
-    """What the network's output is."""
+    """Meaning of the network's output."""
 
     eta: float = 1.0
     """Stochasticity of a step [1], in [0, 1]."""
@@ -213,7 +213,7 @@ class DdimSampler:
         Args:
             num_steps: Length of the grid [steps].
             alpha_bar: Signal share at every training timestep [1]; its dtype is the tables'.
-            prediction_type: What the network's output is.
+            prediction_type: Meaning of the network's output.
             eta: Stochasticity [1], in [0, 1].
             steps_offset: Lowest timestep of the grid [timesteps].
 
@@ -297,7 +297,7 @@ class DdimSampler:
 
         Args:
             action: The next latent. Gradient flows.
-            transition: What :meth:`transition` returned for ``step``. Gradient flows.
+            transition: Gaussian that :meth:`transition` returned for ``step``. Gradient flows.
             step: Index into the grid.
             reduction: As in :func:`mvczigal_ref.diffusion.gaussian.log_prob`.
 
@@ -352,7 +352,7 @@ class DdimSampler:
         """Return a copy with its tables elsewhere.
 
         Args:
-            device: Where to; None stays.
+            device: Device to move to; None stays.
             dtype: Dtype of the signal shares, float32 or float64; None stays.
 
         Returns:

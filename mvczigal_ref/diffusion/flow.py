@@ -31,7 +31,7 @@ def flow_latent(clean: BatchLatent, noise: BatchLatent, *, sigma: BatchShape) ->
     Args:
         clean: :math:`x_0`. Gradient flows.
         noise: :math:`\epsilon`. Gradient flows.
-        sigma: :math:`s`, noise level [1], in [0, 1]; one number a latent.
+        sigma: :math:`s`, noise level [1], in [0, 1]; one number per latent.
 
     Returns:
         :math:`x_s`.
@@ -87,7 +87,7 @@ def flow_clean_and_noise(
     Args:
         velocity: :math:`v`, the network's output. Gradient flows.
         latent_t: :math:`x_s`, the latent that it saw. Gradient flows.
-        sigma_t: :math:`s`, its noise level [1], in [0, 1]; one number a latent.
+        sigma_t: :math:`s`, its noise level [1], in [0, 1]; one number per latent.
 
     Returns:
         ``clean_pred`` and ``noise_pred``, in the wider dtype of the two latents.

@@ -37,7 +37,7 @@ def require_noise_scale(noise_scale: float, *, most: float = math.inf) -> None:
         most: The largest that the kernel knows [1].
 
     Raises:
-        ValueError: If it is negative, above ``most`` or not finite.
+        ValueError: If it is negative, above ``most`` or non-finite.
 
     Examples:
         >>> require_noise_scale(0.7)
@@ -81,7 +81,7 @@ def flow_sde_transition(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= \hat x_0`.
 
     Raises:
-        ValueError: If ``noise_scale`` is negative or not finite, or a tensor is half precision.
+        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision.
 
     Examples:
         >>> step = flow_sde_transition(
@@ -132,7 +132,7 @@ def constant_noise_transition(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= \hat x_0`.
 
     Raises:
-        ValueError: If ``noise_scale`` is negative or not finite, or a tensor is half precision.
+        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision.
 
     Examples:
         >>> step = constant_noise_transition(
@@ -254,7 +254,7 @@ def cps_unscaled_log_prob(
         reduction: "mean", as released, "sum" or "none", over c, h, w.
 
     Returns:
-        One number a latent [squared latent units], not positive; with "none" one an element.
+        One number per latent [squared latent units], not positive; with "none" one per element.
 
     Raises:
         ValueError: If ``reduction`` is unknown or a tensor is half precision.

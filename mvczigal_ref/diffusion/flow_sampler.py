@@ -55,10 +55,10 @@ class FlowSampler:
     """Noise level of each step [1]."""
 
     sigma_prev: StepSigma
-    """That of the next lower level [1]."""
+    """Noise level that each step ends at [1]."""
 
     kernel: FlowKernel
-    """How a step draws noise."""
+    """Kernel by which a step draws noise."""
 
     noise_scale: float
     """Stochasticity in the kernel's own measure [1]; 0 for "ode" alone."""
@@ -89,7 +89,7 @@ class FlowSampler:
                 most 1, with "ode" 0.
             image_is_denoised: Whether the image is the last step's clean prediction, as in
                 DanceGRPO, or its action, as in Flow-GRPO.
-            num_train_timesteps: What level 1 is called [timesteps]; at least 1.
+            num_train_timesteps: Timestep of level 1 [timesteps]; at least 1.
 
         Returns:
             The sampler, its tables on ``sigmas``' device and in its dtype.
@@ -184,13 +184,13 @@ class FlowSampler:
 
         Args:
             action: The next latent. Gradient flows.
-            transition: What :meth:`transition` returned for ``step``. Gradient flows.
+            transition: Gaussian that :meth:`transition` returned for ``step``. Gradient flows.
             step: Index into the grid. An int is checked; a tensor must hold
                 0..num_density_steps-1, and what it holds above is NaN.
             reduction: As in :func:`mvczigal_ref.diffusion.gaussian.log_prob`.
 
         Returns:
-            One number a latent; with "none" one an element.
+            One number per latent; with "none" one per element.
 
         Raises:
             ValueError: If no step, or the int ``step``, has a log-density.
@@ -243,7 +243,7 @@ class FlowSampler:
         """Return a copy with its tables elsewhere.
 
         Args:
-            device: Where to; None stays.
+            device: Device to move to; None stays.
             dtype: float32 or float64; None stays.
 
         Returns:

@@ -22,7 +22,7 @@ from mvczigal_ref.shapes import BatchLatent, BatchShape
 __all__ = ["Reduction", "check_std", "joint_log_prob", "kl_divergence", "log_prob", "sample"]
 
 Reduction = Literal["mean", "sum", "none"]
-"""Over channels, height and width: the mean, the sum (the true density), or not at all."""
+"""Reduction over channels, height and width: the mean, the sum (the true density), or none."""
 
 _REDUCTIONS = get_args(Reduction)
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
@@ -39,7 +39,7 @@ def sample(mean: BatchLatent, std: float | BatchShape, noise: BatchLatent) -> Ba
 
     Args:
         mean: :math:`\mu`. Gradient flows.
-        std: :math:`\sigma`, one number a latent or one for all; positive. Only a Python float is
+        std: :math:`\sigma`, one number per latent or one for all; positive. Only a Python float is
             checked here, a tensor never leaves its device: see :func:`check_std`. Gradient flows.
         noise: :math:`\xi`, standard normal. Gradient flows.
 
@@ -77,12 +77,12 @@ def log_prob(
     Args:
         action: :math:`a`. Gradient flows.
         mean: :math:`\mu`. Gradient flows.
-        std: :math:`\sigma`, one number a latent or one for all; positive. Only a Python float is
+        std: :math:`\sigma`, one number per latent or one for all; positive. Only a Python float is
             checked here, a tensor never leaves its device: see :func:`check_std`. Gradient flows.
         reduction: "sum" [nats], "mean" [nats/element] or "none" [nats], over c, h, w.
 
     Returns:
-        One number a latent, shape ``(*batch)``; with "none" one an element.
+        One number per latent, shape ``(*batch)``; with "none" one per element.
 
     Raises:
         ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, or a
@@ -112,11 +112,11 @@ def joint_log_prob(
         arXiv:2505.20107, the multi-view decision process: given the state, views are independent.
 
     Args:
-        log_prob: One number a view, the views last [nats or nats/element]. Gradient flows.
+        log_prob: One number per view, the views last [nats or nats/element]. Gradient flows.
         reduction: "sum" for the joint density, "mean" to keep the scale of one view.
 
     Returns:
-        One number an object.
+        One number per object.
 
     Raises:
         ValueError: If ``reduction`` is unknown or ``log_prob`` is half precision.
@@ -154,7 +154,7 @@ def kl_divergence(
         reduction: "sum" [nats], "mean" [nats/element] or "none" [nats], over c, h, w.
 
     Returns:
-        One number a latent, not negative; with "none" one an element.
+        One number per latent, not negative; with "none" one per element.
 
     Raises:
         ValueError: If a spread is a float that is not positive, ``reduction`` is unknown, or a

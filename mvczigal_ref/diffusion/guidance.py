@@ -1,4 +1,4 @@
-"""How strongly the prompt pulls: two predictions mixed, or a number told to the network."""
+"""Guidance: two predictions mixed, or a guidance scale given to the network."""
 
 import torch
 from jaxtyping import Float
@@ -58,13 +58,13 @@ def guidance_embedding(
         were trained with.
 
     Args:
-        guidance_scale: :math:`w` [1], one number a row. Gradient flows.
+        guidance_scale: :math:`w` [1], one number per row. Gradient flows.
         width: Length of the embedding, ``time_cond_proj_dim`` of the network; at least 4. An odd
             width ends with a 0.
         dtype: dtype of the result; angles are computed in it, or in fp32 if it is narrower.
 
     Returns:
-        One embedding a row.
+        One embedding per row.
 
     Raises:
         ValueError: If ``width`` is below 4.

@@ -62,10 +62,10 @@ def lcm_transition(
     Args:
         output: The network's output at ``latent_t``. Gradient flows.
         latent_t: :math:`x_t`. Gradient flows.
-        timestep: :math:`t`, the training-time noise index [timesteps]; one number a latent.
+        timestep: :math:`t`, the training-time noise index [timesteps]; one number per latent.
         alpha_bar_t: :math:`\bar\alpha_t` [1], in (0, 1).
         alpha_bar_prev: :math:`\bar\alpha_s` of the next lower level [1], in (0, 1).
-        prediction_type: What ``output`` is.
+        prediction_type: Meaning of ``output``.
         sigma_data: :math:`\sigma_d`, spread of clean latents [1]; positive.
         timestep_scaling: :math:`k` [1]; positive.
 
@@ -129,7 +129,7 @@ def lcm_invert(
         timestep_prev: :math:`s`, the level that ``latent_prev`` is at [timesteps].
         alpha_bar_prev: :math:`\bar\alpha_s` [1], in (0, 1).
         alpha_bar_t: :math:`\bar\alpha_t` of the level to reach [1], in (0, 1).
-        prediction_type: What ``output`` is.
+        prediction_type: Meaning of ``output``.
         sigma_data: :math:`\sigma_d`, spread of clean latents [1]; positive.
         timestep_scaling: :math:`k` of the boundary scalings [1]; positive.
 
@@ -189,7 +189,7 @@ class LcmSampler:
     """Training-time noise index of each step [timesteps]."""
 
     timesteps_prev: Timesteps
-    """That of the next lower level; the lowest level has none and names itself [timesteps]."""
+    """Timestep of the next lower level; the lowest level has none and names itself [timesteps]."""
 
     alpha_bar_t: StepAlphaBar
     """Signal share at ``timesteps`` [1]."""
@@ -198,7 +198,7 @@ class LcmSampler:
     """Signal share at ``timesteps_prev`` [1]."""
 
     prediction_type: PredictionType
-    """What the network's output is."""
+    """Meaning of the network's output."""
 
     sigma_data: float = 0.5
     """Spread of clean latents in the boundary scalings [1]."""
@@ -222,7 +222,7 @@ class LcmSampler:
         Args:
             num_steps: Length of the grid [steps].
             alpha_bar: Signal share at every training timestep [1]; its dtype is the tables'.
-            prediction_type: What the network's output is.
+            prediction_type: Meaning of the network's output.
             original_num_steps: Length of the grid that the network was distilled on [steps].
             sigma_data: Spread of clean latents [1]; positive.
             timestep_scaling: Factor on the timestep [1]; positive.
@@ -332,7 +332,7 @@ class LcmSampler:
         """Return a copy with its tables elsewhere.
 
         Args:
-            device: Where to; None stays.
+            device: Device to move to; None stays.
             dtype: Dtype of the signal shares, float32 or float64; None stays.
 
         Returns:

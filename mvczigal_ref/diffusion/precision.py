@@ -1,4 +1,4 @@
-"""What every function of this package shares: checks of its arguments, and the broadcast."""
+"""Precision: checks of the arguments of this package's functions, and their broadcast."""
 
 import math
 
@@ -46,7 +46,7 @@ def require_full_dtype(name: str, dtype: torch.dtype) -> None:
     """Refuse a dtype narrower than fp32 where one is asked for.
 
     Args:
-        name: What the caller calls the setting.
+        name: Name that the caller gives the setting.
         dtype: The dtype.
 
     Raises:
@@ -64,7 +64,7 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is not one of the words that a setting knows.
 
     Args:
-        name: What the caller calls the setting.
+        name: Name that the caller gives the setting.
         value: The word.
         choices: The words that it may be.
 
@@ -119,10 +119,10 @@ def working_dtype(**tensors: Tensor) -> torch.dtype:
 
 
 def per_latent(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Append the three axes of a latent to one number a latent, in ``dtype``.
+    """Append the three axes of a latent to one number per latent, in ``dtype``.
 
     Args:
-        value: One number a latent, shape ``(*batch)`` or broadcastable to it.
+        value: One number per latent, shape ``(*batch)`` or broadcastable to it.
         dtype: The dtype to return; the number is rounded once, here.
 
     Returns:

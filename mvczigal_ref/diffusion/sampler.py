@@ -31,14 +31,14 @@ StepIndex = int | Int[Tensor, "*#batch"]
 
 
 Device = torch.device | str | None
-"""Where to; None stays."""
+"""Device to move to; None stays."""
 
 
 def level_at(table: Tensor, step: int | Tensor) -> Tensor:
     """Look a level up without reading the index from its device.
 
     Args:
-        table: One entry a step.
+        table: One entry per step.
         step: An int, which is checked, or int64 indices, which must hold 0..num_steps-1.
 
     Returns:
@@ -97,8 +97,8 @@ def moved(table: Tensor, device: Device, dtype: torch.dtype | None) -> Tensor:
     """Return a table of signal shares elsewhere.
 
     Args:
-        table: One entry a step.
-        device: Where to; None stays.
+        table: One entry per step.
+        device: Device to move to; None stays.
         dtype: float32 or float64; None stays.
 
     Returns:
@@ -124,7 +124,7 @@ class Transition:
     """Mean of the next latent; gradient flows to the network's output."""
 
     std: BatchShape
-    """Standard deviation of the next latent, one number a latent; no gradient."""
+    """Standard deviation of the next latent, one number per latent; no gradient."""
 
     denoised: BatchLatent
     """The clean latent that the step believes in; the last step's is decoded to the image."""
@@ -171,7 +171,7 @@ def require_density(name: str, steps: Sequence[int], sampler: Sampler) -> None:
     """Refuse steps that a sampler gives no spread.
 
     Args:
-        name: What the caller calls the steps.
+        name: Name that the caller gives the steps.
         steps: Those that are to be scored [index into the grid].
         sampler: Grid and transition kernel.
 

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
-"""What the network's output is: the noise, the velocity v, or the clean latent."""
+"""Meaning of the network's output: the noise, the velocity v, or the clean latent."""
 
 ShiftMode = Literal["interpolated", "default"]
 """Shift grows with the timestep in log-SNR, or is the same at every timestep."""
@@ -282,8 +282,8 @@ def clean_and_noise(
     Args:
         output: The network's output. Gradient flows.
         latent_t: The latent that it saw. Gradient flows.
-        alpha_bar_t: Signal share at that latent's level [1], in (0, 1); one number a latent.
-        prediction_type: What ``output`` is.
+        alpha_bar_t: Signal share at that latent's level [1], in (0, 1); one number per latent.
+        prediction_type: Meaning of ``output``.
 
     Returns:
         ``clean_pred`` and ``noise_pred``, in the wider dtype of the two latents.

@@ -53,13 +53,13 @@ def describe(
     config: TrainConfig,
     iteration: int,
 ) -> Conditions:
-    """Describe one slice's samples by captions, and encode what they say beside the prompts.
+    """Describe one slice's samples by captions, and encode them beside the prompts.
 
     Source:
         arXiv:2603.12648 (MV-GRPO), the augmented condition space.
 
     Args:
-        system: Its text encoders encode.
+        system: System whose text encoders encode.
         enhancer: Makes the captions; None is the prompts alone.
         part: The slice.
         images: Decoded samples in [0, 1].
@@ -146,15 +146,15 @@ def caption_record(
     rows = [
         {
             "prompt": prompt,
-            "caption": made.caption,
-            "instruction": made.instruction,
-            "sample": made.sample,
+            "caption": caption.caption,
+            "instruction": caption.instruction,
+            "sample": caption.sample,
             "reward_under_prompt": float(reward[0, place].mean()),
             "reward_under_caption": float(reward[1 + index, place].mean()),
             "drift": by_step[:, place, index].tolist(),
         }
         for place, (prompt, row) in enumerate(zip(prompts, captions, strict=True))
-        for index, made in enumerate(row)
+        for index, caption in enumerate(row)
     ]
     return {"captions": rows, "drift_counts": counts}
 
@@ -180,7 +180,7 @@ def drift_histogram(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Add up the histograms of some iterations.
 
     Args:
-        rows: What :func:`caption_record` made of each.
+        rows: Record of each iteration, from :func:`caption_record`.
 
     Returns:
         Counts, one more than there are edges; all 0 without rows.

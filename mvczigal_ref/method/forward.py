@@ -9,12 +9,11 @@ from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
-from mvczigal_ref.distributed import World
 from mvczigal_ref.method.caption import Conditions
-from mvczigal_ref.method.groups import compare, group_update_settings, joint_mean, reward_metrics
-from mvczigal_ref.method.protocol import Advantages, Learned
+from mvczigal_ref.method.group_batches import group_update_settings
+from mvczigal_ref.method.groups import compare, joint_mean, reward_metrics
+from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
 from mvczigal_ref.method.sample import noise_of
-from mvczigal_ref.method.slices import Share
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss, old_policy_decay
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.records import Samples
@@ -24,7 +23,7 @@ from mvczigal_ref.update.forward import ForwardBatch, NoisedSamples, update_forw
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import mixed_parameters, parameters_as
 
-__all__ = ["compare", "joint_mean", "learn", "reward_metrics"]
+__all__ = ["compare", "forward_batches", "joint_mean", "learn", "reward_metrics"]
 
 
 def learn(
@@ -33,12 +32,9 @@ def learn(
     samples: Sequence[Samples],
     conditions: Sequence[Conditions],
     advantages: Advantages,
+    iteration: Iteration,
     *,
-    share: Share,
-    config: TrainConfig,
-    world: World,
-    iteration: int,
-    old: Mapping[str, Tensor] | None,
+    old: Mapping[str, Tensor] | None = None,
     loss_scale: LossScale | None = None,
 ) -> Learned:
     """Noise the samples, fit velocities to them, and change the parameters.
@@ -47,16 +43,14 @@ def learn(
         arXiv:2509.16117 (DiffusionNFT).
 
     Args:
-        system: Network and sampler; the trained parameters change.
-        optimizer: Over the trained parameters.
+        system: Network and sampler; the trainable parameters change.
+        optimizer: Optimiser over the trainable parameters.
         samples: One record per slice of this process.
         conditions: The prompts' own conditioning of each slice; captions are not read.
         advantages: Advantages of all prompts.
-        share: Objects of each slice.
-        config: The sections ``objective``, ``forward`` and ``optim`` are read.
-        world: This process among all.
-        iteration: Index of the iteration; names levels and noise.
-        old: Trained parameters of the policy that sampled.
+        iteration: Iteration whose index names levels and noise; the sections ``objective``,
+            ``forward`` and ``optim`` are read.
+        old: Trainable parameters of the policy that sampled.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
@@ -65,33 +59,57 @@ def learn(
 
     Raises:
         ValueError: If ``old`` is missing.
-        NonFiniteError: If a number is not finite; says where.
+        NonFiniteError: If a number is non-finite; says where.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
     """
     if old is None:
         msg = "`old` must hold the parameters of the policy that samples; got None."
         raise ValueError(msg)
-    levels = _levels(system, config, iteration)
-    batches = [
-        _noised(system, objects, part, condition.conditioning[0], advantages[0][0], levels, config,
-                iteration)
-        for objects, part, condition in zip(share.objects, samples, conditions, strict=True)
-    ]  # fmt: skip
+    config = iteration.config
     metrics, loss_scale = update_forward(
         system.policy,
         optimizer,
-        batches,
+        forward_batches(system, samples, conditions, advantages, iteration),
         partial(_loss, config),
-        parameters=list(system.trained().values()),
-        world=world,
+        parameters=system.trained(),
+        world=iteration.world,
         settings=group_update_settings(config),
         old=partial(parameters_as, system.trained(), old),
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
         loss_scale=loss_scale,
     )
-    return Learned(
-        metrics=metrics, old=_follow(old, system, config, iteration), loss_scale=loss_scale
-    )
+    follower = _follow(old, system, config, iteration.index)
+    return Learned(metrics=metrics, old=follower, loss_scale=loss_scale)
+
+
+def forward_batches(
+    system: System,
+    samples: Sequence[Samples],
+    conditions: Sequence[Conditions],
+    advantages: Advantages,
+    iteration: Iteration,
+) -> list[ForwardBatch]:
+    """Put this process's slices together, each with noise at every level.
+
+    Args:
+        system: System whose grid and latents' shape are read.
+        samples: One record per slice of this process.
+        conditions: The prompts' own conditioning of each slice.
+        advantages: Advantages of all prompts.
+        iteration: Iteration whose index names levels and noise.
+
+    Returns:
+        One batch per slice, with the same levels for all.
+    """
+    levels = _levels(system, iteration.config, iteration.index)
+    return [
+        _noised(
+            system, objects, part, condition.conditioning[0], advantages[0][0], levels, iteration
+        )
+        for objects, part, condition in zip(
+            iteration.share.objects, samples, conditions, strict=True
+        )
+    ]
 
 
 def _follow(
@@ -102,7 +120,7 @@ def _follow(
     if forward.old_decay_unit == "optimizer_step":
         count = (iteration + 1) * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
     decay = old_policy_decay(count, rate=forward.old_decay_rate, largest=forward.old_decay_largest)
-    return mixed_parameters(old, system.trained(), kept=decay)
+    return mixed_parameters(old, system.trained(), old_share=decay)
 
 
 def _levels(system: System, config: TrainConfig, iteration: int) -> tuple[float, ...]:
@@ -127,11 +145,10 @@ def _noised(
     conditioning: Conditioning,
     advantage: Tensor,
     levels: tuple[float, ...],
-    config: TrainConfig,
-    iteration: int,
+    iteration: Iteration,
 ) -> ForwardBatch:
     """Put one slice together, with noise of its own for every level and sample."""
-    noise = noise_of(system, objects, iteration, seed=config.run.seed)
+    noise = noise_of(system, objects, iteration.index, seed=iteration.config.run.seed)
     members = [(member,) for member in range(samples.denoised.shape[1])]
     return ForwardBatch(
         clean=samples.denoised.transpose(0, 1),

@@ -45,10 +45,10 @@ def step_weights(
     Args:
         config: ``objective.step_weight`` is read.
         sampler: Knows each step's noise.
-        decisions: What is trained.
+        decisions: Decisions that are trained.
 
     Returns:
-        A weight a decision, 1 on average [1].
+        One weight per decision, 1 on average [1].
     """
     if config.objective.step_weight == "equal":
         return (1.0,) * len(decisions)
@@ -64,24 +64,24 @@ def step_weights(
 def _loss(
     config: TrainConfig, sampler: Sampler, decision: ReplayedDecision
 ) -> tuple[Scalar, SurrogateStats]:
-    wanted, length = config.objective, _step_length(sampler, decision)
+    objective, length = config.objective, _step_length(sampler, decision)
     kl = None
     if decision.mean_reference is not None:
-        told: dict[str, Any] = {"std": decision.std, "reduction": wanted.reduction}
-        if wanted.kl_form == "divergence" or length is None or not _spread_has_length(sampler):
-            kl = reference_kl(decision.mean, decision.mean_reference, **told)
+        settings: dict[str, Any] = {"std": decision.std, "reduction": objective.reduction}
+        if objective.kl_form == "divergence" or length is None or not _spread_has_length(sampler):
+            kl = reference_kl(decision.mean, decision.mean_reference, **settings)
         else:
             kl = reference_kl_without_step_length(
-                decision.mean, decision.mean_reference, step_length=length, **told
+                decision.mean, decision.mean_reference, step_length=length, **settings
             )
     if kl is not None:
         kl = kl * decision.repeats
     shared: dict[str, Any] = {
-        "clip_range": wanted.clip_range if wanted.clip else float("inf"),
+        "clip_range": objective.clip_range if objective.clip else float("inf"),
         "kl": kl,
-        "kl_weight": wanted.kl_weight,
+        "kl_weight": objective.kl_weight,
     }
-    if wanted.kind == "guard" and length is not None and decision.mean_old is not None:
+    if objective.kind == "guard" and length is not None and decision.mean_old is not None:
         return guard_loss(
             decision.log_ratio,
             decision.advantage * decision.weight,
@@ -89,7 +89,7 @@ def _loss(
             mean_old=decision.mean_old,
             std=decision.std,
             step_length=length,
-            reduction=wanted.reduction,
+            reduction=objective.reduction,
             **shared,
         )
     return clipped_surrogate_loss(
@@ -101,7 +101,7 @@ def _loss(
 
 
 def _spread_has_length(sampler: Sampler) -> bool:
-    """Tell whether a step's spread grows with its length; CPS's is that of its noise level."""
+    """Check whether a step's spread grows with its length; CPS's is that of its noise level."""
     return isinstance(sampler, FlowSampler) and sampler.kernel != "cps"
 
 

@@ -4,7 +4,6 @@ A pair is a group of two, sample 0 the zigzag arm and sample 1 the standard one.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,29 +11,18 @@ from torch import Tensor
 from mvczigal_ref.advantage.pair import PairAdvantages, advantage_gap, joint_share, pair_advantages
 from mvczigal_ref.advantage.standardise import standardise
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.distributed import World
 from mvczigal_ref.method.caption import Conditions
-from mvczigal_ref.method.protocol import Advantages, Learned
-from mvczigal_ref.method.slices import Share
-from mvczigal_ref.objective.preference import preference_gradients
-from mvczigal_ref.objective.reward_difference import reward_difference_gradients
+from mvczigal_ref.method.pair_settings import pair_objective, pair_update_settings
+from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
 from mvczigal_ref.records import Samples
 from mvczigal_ref.reward.aggregate import weighted_sum
 from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.rollout.noise import derived_generator
 from mvczigal_ref.system import System
 from mvczigal_ref.update.loss_scale import LossScale
-from mvczigal_ref.update.pairs import PairBatch, PairObjective, update_policy
-from mvczigal_ref.update.replay import UpdateSettings
+from mvczigal_ref.update.pairs import PairBatch, update_policy
 
-__all__ = [
-    "compare",
-    "joint_mean",
-    "learn",
-    "pair_objective",
-    "pair_update_settings",
-    "reward_metrics",
-]
+__all__ = ["compare", "joint_mean", "learn", "pair_update_settings", "reward_metrics"]
 
 ARMS = ("zigzag", "standard")
 """Names of a pair's samples, in order."""
@@ -43,12 +31,9 @@ ARMS = ("zigzag", "standard")
 def compare(
     rewards: RewardTable,
     samples: Sequence[Samples],
+    iteration: Iteration,
     *,
     multiplier: float,
-    share: Share,
-    config: TrainConfig,
-    world: World,
-    iteration: int,
 ) -> Advantages:
     """Standardise both arms' rewards, and subtract the standard arm's from the zigzag arm's.
 
@@ -59,24 +44,23 @@ def compare(
     Args:
         rewards: Rewards of all pairs.
         samples: Not read.
+        iteration: The sections ``reward`` and ``advantage`` are read, and the index by the control
+            that shuffles.
         multiplier: Multiplier of the constraint [1].
-        share: Not read.
-        config: The sections ``reward`` and ``advantage`` are read.
-        world: Not read.
-        iteration: Index of the iteration, for the control that shuffles.
 
     Returns:
         The gap of every pair and view [1].
 
     Raises:
-        NonFiniteError: If a reward is not finite.
+        NonFiniteError: If a reward is non-finite.
     """
+    config = iteration.config
     weight = joint_share(
         config.advantage.mode, multiplier=multiplier, joint_weight=config.advantage.joint_weight
     )
     gap = advantage_gap(_advantages(rewards, config), share=weight)
     if config.advantage.shuffle:
-        generator = derived_generator(config.run.seed, iteration, "shuffle")
+        generator = derived_generator(config.run.seed, iteration.index, "shuffle")
         gap = gap[torch.randperm(len(gap), generator=generator)]
     return [(gap,)]
 
@@ -112,26 +96,20 @@ def learn(
     samples: Sequence[Samples],
     conditions: Sequence[Conditions],
     advantages: Advantages,
+    iteration: Iteration,
     *,
-    share: Share,
-    config: TrainConfig,
-    world: World,
-    iteration: int,
-    old: Mapping[str, Tensor] | None,
+    old: Mapping[str, Tensor] | None = None,
     loss_scale: LossScale | None = None,
 ) -> Learned:
     """Replay both arms of every pair, and change the parameters.
 
     Args:
-        system: Network and sampler; the trained parameters change.
-        optimizer: Over the trained parameters.
+        system: Network and sampler; the trainable parameters change.
+        optimizer: Optimiser over the trainable parameters.
         samples: One record per slice of this process.
         conditions: The prompts' own conditioning of each slice.
         advantages: Gaps of all pairs.
-        share: Objects of each slice.
-        config: The sections ``objective`` and ``optim`` are read.
-        world: This process among all.
-        iteration: Not read.
+        iteration: The sections ``objective`` and ``optim`` are read.
         old: Not read.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
@@ -139,7 +117,7 @@ def learn(
         Means over the update, and the loss scale of the next.
 
     Raises:
-        NonFiniteError: If a number is not finite; says where.
+        NonFiniteError: If a number is non-finite; says where.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If replay does not reproduce the rollout on equal slices.
     """
@@ -151,7 +129,9 @@ def learn(
             advantage_gap=gap[objects.start : objects.stop],
             first_object=objects.start,
         )
-        for objects, part, condition in zip(share.objects, samples, conditions, strict=True)
+        for objects, part, condition in zip(
+            iteration.share.objects, samples, conditions, strict=True
+        )
         if part.pair is not None
     ]
     metrics, loss_scale = update_policy(
@@ -159,64 +139,13 @@ def learn(
         system.sampler,
         optimizer,
         batches,
-        pair_objective(config),
-        parameters=list(system.trained().values()),
-        world=world,
-        settings=pair_update_settings(system, config),
+        pair_objective(iteration.config),
+        parameters=system.trained(),
+        world=iteration.world,
+        settings=pair_update_settings(system, iteration.config),
         loss_scale=loss_scale,
     )
     return Learned(metrics=metrics, loss_scale=loss_scale)
-
-
-def pair_objective(config: TrainConfig) -> PairObjective:
-    """Bind the settings of the loss: the reward difference of ZigAL and RDL, or DPO's preference.
-
-    Args:
-        config: The section ``objective`` is read.
-
-    Returns:
-        The loss and both its derivatives.
-    """
-    objective = config.objective
-    if objective.kind == "preference":
-        return partial(
-            preference_gradients,
-            scale=objective.preference_scale,
-            clip_range=objective.clip_range,
-        )
-    return partial(
-        reward_difference_gradients,
-        clip_range=objective.clip_range if objective.clip else float("inf"),
-        temperature=objective.temperature,
-    )
-
-
-def pair_update_settings(system: System, config: TrainConfig) -> UpdateSettings:
-    """Gather the settings of a pair's replay.
-
-    Args:
-        system: Its sampler says whether the image shows the last action.
-        config: The run.
-
-    Returns:
-        The trained steps, cuts, passes, guidance and clip range.
-    """
-    steps = list(range(system.sampler.num_steps))
-    if system.sampler.last_action_is_image_independent and not config.objective.train_last_action:
-        steps.pop()
-    return UpdateSettings(
-        steps=steps,
-        steps_per_microbatch=config.optim.steps_per_microbatch,
-        objects_per_microbatch=config.run.replay_objects_per_slice,
-        epochs=config.optim.epochs_per_iteration,
-        optimizer_steps=config.optim.optimizer_steps_per_epoch,
-        max_grad_norm=config.optim.max_grad_norm,
-        scale_growth_interval=config.optim.loss_scale_growth_interval,
-        clip_range=config.objective.clip_range,
-        guidance_scale=config.sampler.guidance_scale,
-        camera_scale=config.sampler.camera_scale,
-        reduction=config.objective.reduction,
-    )
 
 
 def reward_metrics(rewards: RewardTable) -> dict[str, float]:

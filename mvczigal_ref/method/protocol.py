@@ -1,4 +1,4 @@
-"""Method, the protocol of a family of algorithms, and Learned, the outcome of its update."""
+"""Method, the protocol of a family of algorithms, and the records that it takes and gives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.system import System
 from mvczigal_ref.update.loss_scale import LossScale
 
-__all__ = ["Advantages", "Drift", "Learned", "Method"]
+__all__ = ["Advantages", "Drift", "Iteration", "Learned", "Method"]
 
 Advantages = Sequence[tuple[Float[Tensor, "prompt ... view"], ...]]
 """Advantages of all prompts [1]: per condition one table per decision; of pairs one table alone,
@@ -26,6 +26,23 @@ the gap of each."""
 Drift = tuple[Float[Tensor, "prompt caption _ view"], ...]
 """Change of log-density under each caption: one table per decision, over its members [unit of the
 log-density]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Iteration:
+    """Settings and place of one iteration."""
+
+    config: TrainConfig
+    """Settings of the run."""
+
+    world: World
+    """This process among all."""
+
+    share: Share
+    """Slices of this process."""
+
+    index: int
+    """Iterations before this one; names its noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +56,7 @@ class Learned:
     """Change of every sample's log-density under each caption; None without captions."""
 
     old: dict[str, Tensor] | None = None
-    """Trained parameters of the policy that samples next, where it is not the one that learns."""
+    """Trainable parameters of the policy that samples next, where it is not the one that learns."""
 
     loss_scale: LossScale | None = None
     """Factor on the loss in the next backward pass; None where gradients do not need it."""
@@ -61,12 +78,9 @@ class Method(Protocol):
         self,
         rewards: RewardTable,
         samples: Sequence[Samples],
+        iteration: Iteration,
         *,
         multiplier: float,
-        share: Share,
-        config: TrainConfig,
-        world: World,
-        iteration: int,
     ) -> Advantages:
         """Turn the rewards of all prompts into advantages."""
         ...
@@ -78,12 +92,9 @@ class Method(Protocol):
         samples: Sequence[Samples],
         conditions: Sequence[Conditions],
         advantages: Advantages,
+        iteration: Iteration,
         *,
-        share: Share,
-        config: TrainConfig,
-        world: World,
-        iteration: int,
-        old: Mapping[str, Tensor] | None,
+        old: Mapping[str, Tensor] | None = None,
         loss_scale: LossScale | None = None,
     ) -> Learned:
         """Replay this process's samples with gradients, and change the parameters."""

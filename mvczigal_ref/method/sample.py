@@ -71,7 +71,7 @@ def noise_of(system: System, objects: range, iteration: int | str, *, seed: int)
     """Name the noise of some objects of an iteration.
 
     Args:
-        system: Its latents' shape and device are read.
+        system: System whose latents' shape and device are read.
         objects: Indices within the iteration.
         iteration: Index of the iteration, or a name of its own.
         seed: Seed of the run.
@@ -181,7 +181,7 @@ def decode(
     """Decode every sample that is judged.
 
     Args:
-        system: Its autoencoder decodes.
+        system: System whose autoencoder decodes.
         samples: One slice's.
 
     Returns:

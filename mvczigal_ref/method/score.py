@@ -24,7 +24,7 @@ def score(
     """Judge every sample under every condition; equal texts of a prompt are asked once.
 
     Args:
-        system: Its scorers are asked.
+        system: System whose scorers are asked.
         images: Decoded samples in [0, 1].
         columns: Distinct texts of the prompts, their own first.
 

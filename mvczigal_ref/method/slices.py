@@ -23,14 +23,14 @@ class Share:
     """Objects of each slice that this process computes, optimiser step by optimiser step."""
 
     order: list[int]
-    """Where each gathered object belongs in the iteration."""
+    """Place of each gathered object in the iteration."""
 
     @classmethod
     def of(cls, config: TrainConfig, world: World) -> "Share":
         """Cut and share out, the same slices whatever the number of processes.
 
         Args:
-            config: Objects an iteration and a slice, optimiser steps an epoch.
+            config: Objects per iteration and per slice, optimiser steps per epoch.
             world: This process among all.
 
         Returns:
@@ -56,12 +56,12 @@ class Share:
         num_slices = config.run.objects_per_iteration // size
         unit = groups * world.size
         if num_slices % unit:
-            wanted = -(-num_slices // unit) * unit * size
+            nearest = -(-num_slices // unit) * unit * size
             msg = (
                 f"`run.objects_per_iteration` makes {num_slices} slices of "
                 f"`run.objects_per_slice` = {size}, which must be a multiple of {unit}: "
                 f"`optim.optimizer_steps_per_epoch` = {groups} times {world.size} processes. "
-                f"The nearest valid value of `run.objects_per_iteration` is {wanted}."
+                f"The nearest valid value of `run.objects_per_iteration` is {nearest}."
             )
             raise ConfigError(msg)
         every = [
@@ -98,12 +98,12 @@ class Share:
         ]
 
     def gather(
-        self, own: Sequence[Shaped[Tensor, " part *rest"]], world: World
+        self, parts: Sequence[Shaped[Tensor, " part *rest"]], world: World
     ) -> Shaped[Tensor, " object *rest"]:
         """Collect every process's values, in the iteration's object order, on the CPU.
 
         Args:
-            own: One tensor a slice of this process, objects first, in the order of ``objects``.
+            parts: One tensor per slice of this process, objects first, in the order of ``objects``.
             world: This process among all.
 
         Returns:
@@ -111,7 +111,7 @@ class Share:
         """
         place = torch.empty(len(self.order), dtype=torch.long)
         place[torch.tensor(self.order)] = torch.arange(len(self.order))
-        return world.gather_objects(torch.cat(list(own))).cpu()[place]
+        return world.gather_objects(torch.cat(list(parts))).cpu()[place]
 
     def gather_rewards(self, parts: Sequence[RewardTable], world: World) -> RewardTable:
         """Collect every process's rewards, in the iteration's object order, on the CPU.

@@ -40,7 +40,7 @@ def stochastic_steps(config: TrainConfig, *, most: int, iteration: int) -> tuple
     Args:
         config: The section ``rollout`` is read.
         most: Steps from the first on that can.
-        iteration: Its index.
+        iteration: Index of the iteration.
 
     Returns:
         Increasing steps.
@@ -86,7 +86,7 @@ def trained_decisions(config: TrainConfig, *, count: int, iteration: int) -> tup
     Args:
         config: ``objective.train_share`` is read.
         count: Decisions of the iteration [1].
-        iteration: Its index.
+        iteration: Index of the iteration.
 
     Returns:
         Increasing places among them.
@@ -111,8 +111,8 @@ def plan_of(config: TrainConfig, system: System, iteration: int) -> GroupPlan:
 
     Args:
         config: The sections ``rollout`` and ``objective`` are read.
-        system: Its sampler's grid.
-        iteration: Its index.
+        system: System whose sampler's grid is read.
+        iteration: Index of the iteration.
 
     Returns:
         The plan.
@@ -142,7 +142,7 @@ def check_steps(system: System, config: TrainConfig) -> None:
     """Refuse windows and trees that do not fit the grid, before any long work.
 
     Args:
-        system: Its sampler's grid.
+        system: System whose sampler's grid is read.
         config: The sections ``rollout`` and ``sampler`` are read.
 
     Raises:

@@ -42,7 +42,8 @@ def augmented_conditions_loss(
         weights are its mean over conditions.
 
     Args:
-        log_ratio: Under each condition, fp32 or fp64 [nats, or nats/element]. Gradient flows.
+        log_ratio: Log-ratio under each condition, fp32 or fp64 [nats, or nats/element]. Gradient
+            flows.
         advantage: :math:`A`, standardised within each condition's group [1]. No gradient
             flows.
         clip_range: Largest trusted change of a ratio [1]; positive.
@@ -103,11 +104,11 @@ def probability_drift(
         arXiv:2603.12648 (MV-GRPO), its figure on how well samples fit augmented conditions.
 
     Args:
-        log_prob: Under every condition, the prompt's own first, all of one policy [nats, or
-            nats/element]. No gradient flows.
+        log_prob: Log-density under every condition, the prompt's own first, all of one policy
+            [nats, or nats/element]. No gradient flows.
 
     Returns:
-        Not negative, one an augmented condition, sample and step [unit of ``log_prob``];
+        Not negative, one per augmented condition, sample and step [unit of ``log_prob``];
         empty where there is the prompt alone.
 
     Raises:

@@ -133,11 +133,11 @@ def reference_kl(
     Args:
         mean: :math:`\mu_\theta`. Gradient flows.
         mean_reference: :math:`\mu_{ref}` from the same state. No gradient flows.
-        std: :math:`\sigma` of the transition, one number a latent or one for all; positive.
+        std: :math:`\sigma` of the transition, one number per latent or one for all; positive.
         reduction: "sum" [nats], "mean" [nats/element] or "none" [nats], over c, h, w.
 
     Returns:
-        One number a latent, not negative; with "none" one an element.
+        One number per latent, not negative; with "none" one per element.
 
     Raises:
         ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, or a
@@ -180,12 +180,12 @@ def reference_kl_without_step_length(
         mean: :math:`\mu_\theta`. Gradient flows.
         mean_reference: :math:`\mu_{ref}` from the same state. No gradient flows.
         std: :math:`\sigma` of the transition, with its step length; positive.
-        step_length: :math:`\Delta t` [noise level], one number a latent or one for all;
+        step_length: :math:`\Delta t` [noise level], one number per latent or one for all;
             positive.
         reduction: As in :func:`reference_kl`.
 
     Returns:
-        One number a latent, not negative; with "none" one an element.
+        One number per latent, not negative; with "none" one per element.
 
     Raises:
         ValueError: As :func:`reference_kl`, or if ``step_length`` is a float that is not
@@ -223,7 +223,7 @@ def tempflow_step_weights(std: Float[Tensor, " step"]) -> Float[Tensor, " step"]
         std: Spread of every trained transition, its step length included; positive.
 
     Returns:
-        One weight a step [1], positive, of mean 1.
+        One weight per step [1], positive, of mean 1.
 
     Raises:
         ValueError: If ``std`` is empty, of half precision, or not positive and finite.

@@ -34,7 +34,7 @@ class NftStats:
     """Mean scaled error of the new velocity, whatever the sample's worth [latent unit]."""
 
     negative_loss: Scalar
-    """The same of its mirror image [latent unit]."""
+    """Mean scaled error of the mirrored velocity, whatever the sample's worth [latent unit]."""
 
     optimality: Scalar
     """Mean share of the positive fit [1], in [0, 1]."""
@@ -243,11 +243,11 @@ def _check_latents(
     latents |= {"latent_t": latent_t, "clean": clean}
     numbers = {"level": level, "advantage": advantage}
     require_full_precision(**latents, **numbers)
-    wanted = dict.fromkeys(latents, velocity.shape) | dict.fromkeys(numbers, velocity.shape[:-3])
+    shapes = dict.fromkeys(latents, velocity.shape) | dict.fromkeys(numbers, velocity.shape[:-3])
     for name, tensor in (latents | numbers).items():
-        if tensor.shape != wanted[name]:
+        if tensor.shape != shapes[name]:
             msg = (
-                f"`{name}` must have shape {tuple(wanted[name])} to fit `velocity`; got "
+                f"`{name}` must have shape {tuple(shapes[name])} to fit `velocity`; got "
                 f"{tuple(tensor.shape)}; expand it."
             )
             raise ValueError(msg)

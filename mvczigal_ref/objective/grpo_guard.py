@@ -45,10 +45,10 @@ def guarded_log_ratio(
         mean: :math:`\mu_\theta`. Gradient flows.
         mean_old: :math:`\mu_{\theta'}`, stored when sampling. No gradient flows.
         std: :math:`\sigma` of the transition, its step length included; positive.
-        reduction: How ``log_ratio`` was reduced: "sum" or "mean".
+        reduction: Reduction of ``log_ratio``: "sum" or "mean".
 
     Returns:
-        One number a latent [latent unit].
+        One number per latent [latent unit].
 
     Raises:
         ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, or a
@@ -93,14 +93,14 @@ def guard_loss(
         arXiv:2510.22319 (GRPO-Guard); the divergence is Flow-GRPO's and not divided.
 
     Args:
-        log_ratio: :math:`l` before guarding, one number a latent. Gradient flows.
+        log_ratio: :math:`l` before guarding, one number per latent. Gradient flows.
         advantage: :math:`A`, expanded to that shape [1]. No gradient flows.
         mean: :math:`\mu_\theta`. Gradient flows.
         mean_old: :math:`\mu_{\theta'}`, stored when sampling. No gradient flows.
         std: :math:`\sigma` of the transition, its step length included; positive.
-        step_length: :math:`\Delta t` [noise level], one number a latent or one for all;
+        step_length: :math:`\Delta t` [noise level], one number per latent or one for all;
             positive.
-        reduction: How ``log_ratio`` was reduced: "sum" or "mean".
+        reduction: Reduction of ``log_ratio``: "sum" or "mean".
         clip_range: Largest trusted change of a guarded ratio [1]; positive.
         kl: Divergence of each transition from the reference. Gradient flows.
         kl_weight: :math:`\beta`; finite, not negative.

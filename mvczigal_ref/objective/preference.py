@@ -1,12 +1,19 @@
 """Prefer the better trajectory of a pair, as far as a logistic model of preferences asks for."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mvczigal_ref.diffusion.precision import require_full_precision, require_positive
-from mvczigal_ref.objective.reward_difference import ObjectiveStats, RewardDifferenceGradients
+from mvczigal_ref.diffusion.precision import require_positive
+from mvczigal_ref.objective.reward_difference import (
+    ObjectiveStats,
+    RewardDifferenceGradients,
+    check_paired,
+    pair_gradients,
+)
 from mvczigal_ref.shapes import Scalar
 
 __all__ = ["preference_gradients", "preference_loss"]
@@ -57,19 +64,11 @@ def preference_loss(
         [-0.5, 0.5]
     """
     require_positive(scale=scale)
-    tensors = {
-        "log_ratio_zigzag": log_ratio_zigzag,
-        "log_ratio_standard": log_ratio_standard,
-        "advantage_gap": advantage_gap,
-    }
-    require_full_precision(**tensors)
-    for name, tensor in tensors.items():
-        if tensor.shape != log_ratio_zigzag.shape:
-            msg = (
-                f"`{name}` must have the shape of `log_ratio_zigzag`, "
-                f"{tuple(log_ratio_zigzag.shape)}; got {tuple(tensor.shape)}; expand it."
-            )
-            raise ValueError(msg)
+    check_paired(
+        log_ratio_zigzag=log_ratio_zigzag,
+        log_ratio_standard=log_ratio_standard,
+        advantage_gap=advantage_gap,
+    )
     gap = advantage_gap.detach()
     # torch takes a gap that is not a number for a tie.
     sign = gap.sign().where(~gap.isnan(), gap)
@@ -99,8 +98,8 @@ def preference_gradients(
         :func:`~mvczigal_ref.objective.reward_difference.reward_difference_gradients`.
 
     Args:
-        log_ratio_zigzag: Of the first arm; only its value is read.
-        log_ratio_standard: Of the second.
+        log_ratio_zigzag: Log-ratio of the first arm; only its value is read.
+        log_ratio_standard: Log-ratio of the second arm; only its value is read.
         advantage_gap: First arm minus second [1].
         scale: Slope of the logistic [1 / unit of the log-ratios]; positive.
         clip_range: As in :func:`preference_loss`.
@@ -116,11 +115,5 @@ def preference_gradients(
         >>> preference_gradients(zero, zero, torch.ones(1), scale=2.0, clip_range=1.0).zigzag
         tensor([-1.])
     """
-    with torch.enable_grad():
-        zigzag = log_ratio_zigzag.detach().requires_grad_()
-        standard = log_ratio_standard.detach().requires_grad_()
-        loss, stats = preference_loss(
-            zigzag, standard, advantage_gap, scale=scale, clip_range=clip_range
-        )
-        by_zigzag, by_standard = torch.autograd.grad(loss, (zigzag, standard))
-    return RewardDifferenceGradients(loss.detach(), stats, by_zigzag, by_standard)
+    loss = partial(preference_loss, scale=scale, clip_range=clip_range)
+    return pair_gradients(loss, log_ratio_zigzag, log_ratio_standard, advantage_gap)

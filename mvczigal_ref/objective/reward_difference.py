@@ -5,7 +5,9 @@ and a standard one it is zigzag advantage learning (ZigAL). Nothing here knows w
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,8 @@ from mvczigal_ref.shapes import Scalar
 __all__ = [
     "ObjectiveStats",
     "RewardDifferenceGradients",
+    "check_paired",
+    "pair_gradients",
     "reward_difference_gradients",
     "reward_difference_loss",
 ]
@@ -25,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveStats:
-    """How far the policy has moved from its sampling snapshot; carries no gradient."""
+    """Distance of the policy from its sampling snapshot; carries no gradient."""
 
     approx_kl: Scalar
     """Half the mean square of the log-ratios of both arms, which estimates the KL
@@ -105,7 +109,7 @@ def reward_difference_loss(
     """
     _check_setting("clip_range", clip_range, math.inf)
     _check_setting("temperature", temperature, math.nextafter(math.inf, 0.0))
-    _check_paired(
+    check_paired(
         log_ratio_zigzag=log_ratio_zigzag,
         log_ratio_standard=log_ratio_standard,
         advantage_gap=advantage_gap,
@@ -168,12 +172,34 @@ def reward_difference_gradients(
         >>> gradients.zigzag.tolist(), gradients.standard.tolist()
         ([-1.0, 1.0], [1.0, -1.0])
     """
+    loss = partial(reward_difference_loss, clip_range=clip_range, temperature=temperature)
+    return pair_gradients(loss, log_ratio_zigzag, log_ratio_standard, advantage_gap)
+
+
+def pair_gradients(
+    pair_loss: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ObjectiveStats]],
+    log_ratio_zigzag: Float[Tensor, "*sample"],
+    log_ratio_standard: Float[Tensor, "*sample"],
+    advantage_gap: Float[Tensor, "*sample"],
+) -> RewardDifferenceGradients:
+    """Differentiate any pair loss by each arm's log-probability, from the values alone.
+
+    Source:
+        The chain rule, see :func:`reward_difference_gradients`.
+
+    Args:
+        pair_loss: From both log-ratios and the advantage gap to loss and diagnostics.
+        log_ratio_zigzag: Log-ratio of the first arm; only its value is read.
+        log_ratio_standard: Log-ratio of the second arm; only its value is read.
+        advantage_gap: First arm minus second [1].
+
+    Returns:
+        Loss, diagnostics and both derivatives, detached.
+    """
     with torch.enable_grad():
         zigzag = log_ratio_zigzag.detach().requires_grad_()
         standard = log_ratio_standard.detach().requires_grad_()
-        loss, stats = reward_difference_loss(
-            zigzag, standard, advantage_gap, clip_range=clip_range, temperature=temperature
-        )
+        loss, stats = pair_loss(zigzag, standard, advantage_gap)
         by_zigzag, by_standard = torch.autograd.grad(loss, (zigzag, standard))
     return RewardDifferenceGradients(loss.detach(), stats, by_zigzag, by_standard)
 
@@ -186,8 +212,15 @@ def _check_setting(name: str, value: float, largest: float) -> None:
         raise ValueError(msg)
 
 
-def _check_paired(**tensors: Tensor) -> None:
-    """Refuse arms that would broadcast or round; annotations are checked in tests alone."""
+def check_paired(**tensors: Tensor) -> None:
+    """Refuse arms that would broadcast or round; annotations are checked in tests alone.
+
+    Args:
+        **tensors: Tensors of one shape, by the name of their argument.
+
+    Raises:
+        ValueError: If a tensor is half precision or has not the shape of the first.
+    """
     require_full_precision(**tensors)
     (first, expected), *rest = ((name, tuple(tensor.shape)) for name, tensor in tensors.items())
     for name, shape in rest:

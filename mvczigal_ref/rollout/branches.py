@@ -81,7 +81,7 @@ def branch_network_rows(
     strides: Sequence[int] = (1,),
     fine_steps: int = 0,
 ) -> tuple[int, ...]:
-    r"""Count the rows of every network call of :func:`branched_rollout`, a prompt and view.
+    r"""Count the rows of every network call of :func:`branched_rollout`, per prompt and view.
 
     .. math:: \text{calls} = k_{last} + 1 + \sum_k \sum_g N_{kg},
         \qquad \text{rows} = R\,(k_{last} + 1) + R B \sum_k \sum_g N_{kg}
@@ -95,13 +95,13 @@ def branch_network_rows(
     Args:
         num_steps: Steps of the grid :math:`T`.
         steps: Steps that branch :math:`k`, increasing.
-        branches: Of every trunk at each of ``steps`` :math:`B`.
-        num_trunks: Of every prompt :math:`R`.
+        branches: Branches of every trunk at each of ``steps`` :math:`B`.
+        num_trunks: Trunks of every prompt :math:`R`.
         strides: Finishing strides :math:`g`.
         fine_steps: Steps of the grid itself before them.
 
     Returns:
-        One number a call, in order: each trunk's step before the branches that it begins.
+        One number per call, in order: each trunk's step before the branches that it begins.
 
     Raises:
         ValueError: As :func:`branched_rollout`.
@@ -157,18 +157,18 @@ def branched_rollout(
     Args:
         policy: The network.
         sampler: Grid and noise of the branches.
-        conditioning: Of the prompts that ``noise`` names.
+        conditioning: Text and cameras of the prompts that ``noise`` names.
         noise: Initial noise of every trunk, and noise of every branch: that of the group
             rollout which divides at the same step.
         steps: Steps that branch, increasing; none where the image is read off before the action.
-        branches: Of every trunk at each of ``steps``.
-        num_trunks: Of every prompt, each with its own initial noise.
+        branches: Branches of every trunk at each of ``steps``.
+        num_trunks: Trunks of every prompt, each with its own initial noise.
         strides: Finishing strides, each a grid of :func:`finishing_sampler`.
         fine_steps: Steps of the grid itself before them.
         guidance_scale: Strength of the prompt [1].
         camera_scale: Strength of the camera features [1].
         storage_dtype: Dtype of stored latents.
-        reduction: Of the log-density over channels, height and width: "mean"
+        reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
         nodes_per_call: Nodes of every prompt that go through the network together; None is
             all. Other cuts may round differently.

@@ -52,13 +52,13 @@ def group_rollout(
         policy: The network.
         sampler: Grid and transition kernel; a :class:`FlowSampler`, or any other whose noise
             all steps draw.
-        conditioning: Of the prompts that ``noise`` names.
+        conditioning: Text and cameras of the prompts that ``noise`` names.
         noise: Initial noise, and step noise of every member.
-        plan: Where groups divide, and which steps draw noise.
+        plan: Places where groups divide, and steps that draw noise.
         guidance_scale: Strength of the prompt [1].
         camera_scale: Strength of the camera features [1].
         storage_dtype: Dtype of stored latents.
-        reduction: Of the log-density over channels, height and width: "mean"
+        reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
         nodes_per_call: Nodes of every prompt that go through the network together; None is
             all. Other cuts may round differently.
@@ -66,7 +66,7 @@ def group_rollout(
 
     Returns:
         Decisions at the stochastic steps and final latents, without gradient; ``num_steps``
-        network calls, the one at step t on ``plan.nodes[t]`` rows a prompt and view.
+        network calls, the one at step t on ``plan.nodes[t]`` rows per prompt and view.
 
     Raises:
         ValueError: If the plan is of another grid, a stochastic step has no spread, a step has

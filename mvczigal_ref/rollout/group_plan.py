@@ -1,4 +1,4 @@
-"""Where a group of samples divides, and which of its steps draw noise.
+"""Plan of a group: the places where it divides, and the steps that draw noise.
 
 A rollout of a group walks a tree from noise to image: its roots have initial noise of their own,
 a node is one latent of every prompt, and the leaves are the group's members.
@@ -17,10 +17,10 @@ class GroupPlan:
     """The shape of every prompt's group; see :meth:`group` and :meth:`tree`."""
 
     num_roots: int
-    """Initial noises a prompt."""
+    """Initial noises per prompt."""
 
     widths: tuple[int, ...]
-    """Branches of every node, one number a step; 1 where nothing divides."""
+    """Branches of every node, one number per step; 1 where nothing divides."""
 
     stochastic_steps: tuple[int, ...]
     """Steps that draw noise, increasing; all others follow the ODE."""
@@ -31,7 +31,7 @@ class GroupPlan:
             msg = f"`num_roots` must be at least 1; got {self.num_roots}."
             raise ValueError(msg)
         if not self.widths or min(self.widths) < 1:
-            msg = f"`widths` must hold a number of at least 1 a step; got {self.widths}."
+            msg = f"`widths` must hold a number of at least 1 per step; got {self.widths}."
             raise ValueError(msg)
         require_steps("stochastic_steps", self.stochastic_steps, num_steps=self.num_steps)
         for step, width in enumerate(self.widths):
@@ -59,11 +59,12 @@ class GroupPlan:
         Source:
             Independent noise and all steps but the last are Flow-GRPO (arXiv:2505.05470); shared
             noise, DanceGRPO (arXiv:2505.07818). A window with shared noise is Flow-GRPO-Fast's
-            branching form: one trajectory of the ODE a prompt up to the window.
+            branching form: one trajectory of the ODE per prompt up to the window.
 
         Args:
-            size: Members a group; at least 1.
-            stochastic_steps: Such as a window of ``rollout.windows``, increasing.
+            size: Members per group; at least 1.
+            stochastic_steps: Steps that draw noise, such as a window of ``rollout.windows``,
+                increasing.
             num_steps: Steps of the grid.
             shared_noise: Whether all members have the same initial noise.
 
@@ -113,7 +114,7 @@ class GroupPlan:
             stochastic_steps: Steps that draw noise, increasing; those of ``branching`` and
                 any after the first of them.
             num_steps: Steps of the grid.
-            num_roots: Initial noises a prompt; at least 1.
+            num_roots: Initial noises per prompt; at least 1.
 
         Returns:
             The plan.
@@ -147,7 +148,7 @@ class GroupPlan:
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        """Nodes that each network call sees; it has so many rows a prompt and view."""
+        """Nodes that each network call sees, which are its rows per prompt and view."""
         return tuple(self._nodes_after(step) for step in range(self.num_steps))
 
     @property
@@ -156,7 +157,7 @@ class GroupPlan:
         return tuple(width for width in (self.num_roots, *self.widths) if width > 1) or (1,)
 
     def depth(self, step: int) -> int:
-        """Return which table of ``depth_advantages`` holds the nodes that a step draws.
+        """Return the index of the ``depth_advantages`` table that holds the nodes a step draws.
 
         Args:
             step: A stochastic step.
@@ -174,7 +175,7 @@ class GroupPlan:
             taken: Steps taken; 0 names the roots.
 
         Returns:
-            One path a node, of ``taken`` + 1 numbers.
+            One path per node, of ``taken`` + 1 numbers.
         """
         return list(itertools.product(*map(range, (self.num_roots, *self.widths[:taken]))))
 
@@ -187,7 +188,7 @@ def require_steps(name: str, steps: Sequence[int], *, num_steps: int) -> None:
     """Refuse steps that are not in a grid, or not in its order.
 
     Args:
-        name: What the caller calls the steps.
+        name: Name that the caller gives the steps.
         steps: Indices into a grid.
         num_steps: Steps of the grid.
 

@@ -1,7 +1,7 @@
 """Steps of many nodes at once: what rollouts of groups and of branches have in common.
 
 Inside a rollout nodes come first, ``(node, prompt, view, c, h, w)``: they take the place of the
-step axis of ``network_output``, all at one step, so a call knows each prompt once a node.
+step axis of ``network_output``, all at one step, so a call knows each prompt once per node.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class NodeStep:
     """The network."""
 
     conditioning: Conditioning
-    """Of the prompts, once each."""
+    """Text and cameras of the prompts, once each."""
 
     guidance_scale: float
     """Strength of the prompt [1]."""
@@ -67,7 +67,7 @@ class NodeStep:
 
         Args:
             sampler: Knows the step's timestep.
-            latent: What the network sees, in any floating dtype [1].
+            latent: Latents that the network sees, in any floating dtype [1].
             step: Index into the grid.
 
         Returns:
@@ -94,20 +94,20 @@ class NodeStep:
 
         Args:
             sampler: The transition kernel.
-            output: What :meth:`output` returned at ``latent``.
-            latent: What the network saw [1].
+            output: Prediction that :meth:`output` returned at ``latent``.
+            latent: Latents that the network saw [1].
             step: Index into the grid.
 
         Returns:
-            As :func:`~mvczigal_ref.policy.step_transition`, one entry a node.
+            As :func:`~mvczigal_ref.policy.step_transition`, one entry per node.
         """
         return step_transition(sampler, output, latent, _steps(latent, step))
 
     def finish(self, sampler: Sampler, latent: NodeLatent) -> NodeLatent:
-        """Follow a deterministic sampler to the end of its grid, one call a step.
+        """Follow a deterministic sampler to the end of its grid, one call per step.
 
         Args:
-            sampler: Its means are followed.
+            sampler: Sampler whose means are followed.
             latent: At its first step [1].
 
         Returns:
@@ -126,9 +126,9 @@ def initial_nodes(
     """Draw every root's initial noise.
 
     Args:
-        noise: Of the prompts.
+        noise: Noise of the prompts.
         paths: One a root.
-        storage_dtype: Of the latents that will be stored.
+        storage_dtype: Dtype of the latents that will be stored.
 
     Returns:
         Standard normal, in fp32 or in a wider ``storage_dtype`` [1].
@@ -149,12 +149,12 @@ def draw_decision(
     """Draw the members of every node, round them as the state is, and score them.
 
     Args:
-        state: What the network saw, in the storage dtype [1].
+        state: Latents that the network saw, in the storage dtype [1].
         transition: Every node's Gaussian.
         noise: Standard normal, a multiple of the nodes, those of one node adjacent [1].
         step: Index into the grid.
-        depth: Of the members, see :class:`GroupDecision`.
-        reduction: Of the log-density over channels, height and width: "mean"
+        depth: Depth of the members, see :class:`GroupDecision`.
+        reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
         keep_mean: Whether the record holds the Gaussians' means.
 
@@ -182,19 +182,20 @@ def check_settings(
     """Refuse noise of other prompts, and a reduction that a decision cannot hold.
 
     Args:
-        conditioning: Of the prompts.
-        noise: Of the same prompts.
-        reduction: Of the log-density.
+        conditioning: Text and cameras of the prompts.
+        noise: Noise of the same prompts.
+        reduction: Reduction of the log-density.
 
     Raises:
         ValueError: If prompts or views differ in number, or ``reduction`` is unknown.
     """
     require_choice("reduction", reduction, get_args(ActionReduction))
-    known = conditioning.num_objects, conditioning.num_views
+    conditioned = conditioning.num_objects, conditioning.num_views
     named = len(noise.objects), noise.shape[0]
-    if known != named:
+    if conditioned != named:
         msg = (
-            f"`conditioning` must be of the prompts and views of `noise`, {named}; got {known}. "
+            f"`conditioning` must be of the prompts and views of `noise`, {named}; got "
+            f"{conditioned}. "
             "Narrow it with `.objects`."
         )
         raise ValueError(msg)

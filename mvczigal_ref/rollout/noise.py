@@ -28,7 +28,7 @@ def derived_generator(*names: int | str) -> torch.Generator:
         twister that close seeds correlate, so the names are hashed.
 
     Args:
-        *names: Such as run seed, iteration, object, arm and step; 1 and "1" differ.
+        *names: Names such as run seed, iteration, object, arm and step; 1 and "1" differ.
 
     Returns:
         A generator whose stream differs whenever a name does.
@@ -59,7 +59,7 @@ class SeededNoise:
     """Views, channels, height and width of one object's latents."""
 
     device: torch.device | str = "cpu"
-    """Where the noise is used; it is always drawn on the CPU, in fp32."""
+    """Device that the noise is used on; it is always drawn on the CPU, in fp32."""
 
     def initial(self) -> ObjectLatent:
         """Draw x_T, shared by both arms of a pair.
@@ -79,7 +79,7 @@ class SeededNoise:
         """Give one arm's step noise.
 
         Args:
-            name: Of the arm; arms have independent noise.
+            name: Name of the arm; arms have independent noise.
 
         Returns:
             A function of step and draw, standard normal, fp32 [1].
@@ -95,8 +95,8 @@ class SeededNoise:
         of more branches, only adds members.
 
         Args:
-            paths: The branch taken at each place where the group divides, one path a member.
-            *names: What the noise is for.
+            paths: The branch taken at each place where the group divides, one path per member.
+            *names: Names of the noise's purpose.
 
         Returns:
             Standard normal, fp32 [1].

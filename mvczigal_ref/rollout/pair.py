@@ -1,4 +1,4 @@
-"""Paired rollouts: two trajectories from one initial noise, their first call made once."""
+"""Paired rollouts: two trajectories from one initial noise, with one first network call."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -47,18 +47,18 @@ def paired_rollout(
         policy: The network.
         sampler: Grid, transition kernel and inversion.
         latent: x_T of both arms [1]; None is the seeded noise's own.
-        conditioning: Of the same objects; must be given.
+        conditioning: Text and cameras of the same objects; must be given.
         noise: Step noise, independent for both arms; must be given. Seeded noise, or one's own
             sources under the names "zigzag" and "standard".
-        pairing: What the first arm is.
+        pairing: Kind of the first arm.
         guidance_scale: Strength of the prompt while denoising [1].
-        inversion_guidance_scale: The same while inverting [1].
+        inversion_guidance_scale: Strength of the prompt while inverting [1].
         camera_scale: Strength of the camera features while denoising [1].
-        inversion_camera_scale: The same while inverting [1].
+        inversion_camera_scale: Strength of the camera features while inverting [1].
         zigzag_steps: Leading steps that are zigzagged.
-        zigzag_rounds: Inversions a zigzagged step.
+        zigzag_rounds: Inversions per zigzagged step.
         storage_dtype: Dtype of stored latents.
-        reduction: Of the log-density over channels, height and width: "mean"
+        reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
 
     Returns:

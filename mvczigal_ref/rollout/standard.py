@@ -25,7 +25,7 @@ class Recorder:
     Args:
         storage_dtype: Dtype of stored latents; an action is rounded to it
             before it is scored, so that replay scores the very same numbers.
-        reduction: Of the log-density over channels, height and width: "mean"
+        reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
 
     Raises:
@@ -55,7 +55,7 @@ class Recorder:
         """Draw an action and round it; it is not recorded yet.
 
         Args:
-            transition: Of one step.
+            transition: Gaussian of one step.
             noise: Standard normal [1]; None takes the mean.
 
         Returns:
@@ -70,8 +70,8 @@ class Recorder:
         """Score a rounded action and keep it.
 
         Args:
-            state: What the network saw, rounded [1].
-            action: What was drawn there, rounded [1].
+            state: Latents that the network saw, rounded [1].
+            action: Latents that were drawn there, rounded [1].
             transition: The Gaussian that it was drawn from, not rounded.
         """
         log_prob = gaussian.log_prob(
@@ -119,7 +119,7 @@ def first_output(
         policy: The network.
         sampler: The sampling grid.
         latent: x_T, already rounded to the storage dtype [1].
-        conditioning: Of the same objects.
+        conditioning: Text and cameras of the same objects.
         guidance_scale: Strength of the prompt [1].
         camera_scale: Strength of the camera features [1].
 
@@ -152,7 +152,7 @@ def standard_rollout(
     reduction: ActionReduction = "mean",
     shared_output: Float[Tensor, "1 object view c h w"] | None = None,
 ) -> Trajectory:
-    r"""Sample one trajectory an object.
+    r"""Sample one trajectory per object.
 
     .. math:: x_{t-1} \sim \mathcal{N}(\mu_\theta(x_t), \sigma_t^2 I), \quad t = T, \dots, 1
 
@@ -167,14 +167,14 @@ def standard_rollout(
         policy: The network.
         sampler: Grid and transition kernel.
         latent: x_T [1].
-        conditioning: Of the same objects.
+        conditioning: Text and cameras of the same objects.
         noise: Step noise; draw 0 of every step is read.
         guidance_scale: Strength of the prompt [1].
         camera_scale: Strength of the camera features [1].
         storage_dtype: Dtype of stored latents.
-        reduction: Of the log-density over channels, height and width: "mean"
+        reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
-        shared_output: The network's output at x_T, if already known.
+        shared_output: The network's output at x_T, if it has been computed.
 
     Returns:
         States, actions, log-densities (NaN where a step draws no noise) and final latents,
@@ -210,8 +210,8 @@ def standard_rollout(
     state = recorder.round(latent)
     draw_noise = step_noise(sampler, noise)
     for step, index in enumerate(step_indices(sampler, latent.device)):
-        known = shared_output if step == 0 else None
-        output = denoise(state[None], index) if known is None else known
+        shared = shared_output if step == 0 else None
+        output = denoise(state[None], index) if shared is None else shared
         transition = step_transition(sampler, output, state[None], index)
         action = recorder.act(transition, draw_noise(step, 0))
         recorder.record(state, action, transition)
@@ -235,11 +235,11 @@ def step_noise(sampler: Sampler, noise: NoiseSource) -> Callable[[int, int], Obj
 
 
 def step_indices(sampler: Sampler, device: torch.device) -> Sequence[Tensor]:
-    """Give every step's index as a tensor of one element, made on the device at once.
+    """Give every step's index as a tensor of one element, all moved to the device at once.
 
     Args:
         sampler: The sampling grid.
-        device: Where the latents are.
+        device: Device of the latents.
 
     Returns:
         ``num_steps`` tensors, 0 the noisiest.

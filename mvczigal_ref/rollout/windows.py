@@ -1,4 +1,4 @@
-"""Which steps of a rollout draw noise and are trained; the others follow the ODE.
+"""Windows: the steps of a rollout that draw noise and are trained; the others follow the ODE.
 
 Every schedule is a pure function of the iteration: nothing is stored, so a resumed run goes on
 as if it had never stopped. A window is never cut short by the end of the grid.
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 WindowEnd = Literal["stay", "restart"]
-"""What a moving window does after its last place: stay there, or go back to the first."""
+"""Behaviour of a moving window after its last place: stay there, or go back to the first."""
 
 
 def fixed_window(*, start: int, size: int, num_steps: int, spacing: int = 1) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ def sliding_window(
         num_steps: Steps of the grid :math:`T`.
         interval: Iterations at each place :math:`\tau`; positive.
         stride: Steps from a place to the next :math:`s`; positive.
-        end: What follows the last place.
+        end: Behaviour after the last place.
 
     Returns:
         Indices of the stochastic steps, increasing.
@@ -196,7 +196,7 @@ def decaying_window(
         decay_after: :math:`k_0`, the last start at which the full interval is spent; not
             negative.
         stride: Steps from a place to the next; positive.
-        end: What follows the last place.
+        end: Behaviour after the last place.
 
     Returns:
         Indices of the stochastic steps, increasing.

@@ -34,7 +34,7 @@ def zigzag_rollout(
     reduction: ActionReduction = "mean",
     shared_output: Float[Tensor, "1 object view c h w"] | None = None,
 ) -> Trajectory:
-    r"""Sample one zigzag trajectory an object.
+    r"""Sample one zigzag trajectory per object.
 
     .. math::
         y &\sim \mathrm{denoise}(x, t; w_{high}) \\
@@ -52,18 +52,18 @@ def zigzag_rollout(
         policy: The network.
         sampler: Grid, transition kernel and inversion.
         latent: x_T, the paired standard trajectory's [1].
-        conditioning: Of the same objects.
+        conditioning: Text and cameras of the same objects.
         noise: Step noise; draw 0 denoises first, draw r after round r.
         guidance_scale: :math:`w_{high}` [1].
         inversion_guidance_scale: :math:`w_{low}` [1].
         camera_scale: Strength of the camera features while denoising [1].
-        inversion_camera_scale: The same while inverting [1].
+        inversion_camera_scale: Strength of the camera features while inverting [1].
         zigzag_steps: Leading steps that are zigzagged; 0 is plain sampling.
-        zigzag_rounds: Inversions a zigzagged step; at least 1.
+        zigzag_rounds: Inversions per zigzagged step; at least 1.
         storage_dtype: Dtype of stored latents.
-        reduction: Of the log-density over channels, height and width: "mean"
+        reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
-        shared_output: The network's output at x_T, if already known.
+        shared_output: The network's output at x_T, if it has been computed.
 
     Returns:
         States, actions, log-densities (NaN where a step draws no noise) and final latents,
@@ -119,8 +119,8 @@ def zigzag_rollout(
     state = recorder.round(latent)
     draw_noise = step_noise(sampler, noise)
     for step, index in enumerate(step_indices(sampler, latent.device)):
-        known = shared_output if step == 0 else None
-        output = denoise(state[None], index) if known is None else known
+        shared = shared_output if step == 0 else None
+        output = denoise(state[None], index) if shared is None else shared
         transition = step_transition(sampler, output, state[None], index)
         action = recorder.act(transition, draw_noise(step, 0))
         for draw in range(1, 1 + (zigzag_rounds if step < zigzag_steps else 0)):

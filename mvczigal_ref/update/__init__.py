@@ -18,7 +18,6 @@ from mvczigal_ref.update.loop import (
     GradientStats,
     Microbatch,
     check_on_policy,
-    locate_non_finite_gradient,
     optimizer_step,
     update_parameters,
 )
@@ -60,7 +59,6 @@ __all__ = [
     "check_on_policy",
     "decision_under",
     "follow_parameters",
-    "locate_non_finite_gradient",
     "loss_scale_step",
     "mixed_parameters",
     "optimizer_step",

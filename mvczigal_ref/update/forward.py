@@ -1,6 +1,6 @@
 """The update on the forward process: samples noised again, and velocities fitted to them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -8,23 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.diffusion.flow import flow_latent
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.policy import Conditioning, Policy
 from mvczigal_ref.update.loop import (
-    Culprit,
     GradientStats,
     asks_for_change,
     dealt,
     update_parameters,
 )
 from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.parameters import Parameters
 from mvczigal_ref.update.replay import ReplaySettings
 
 __all__ = ["ForwardBatch", "ForwardObjective", "NoisedSamples", "update_forward"]
 
 Elsewhere = Callable[[], AbstractContextManager[None]]
-"""Gives the policy other parameters for a while."""
+"""Parameter swap: gives the policy other parameters for a while."""
 
 MemberLatent = Float[Tensor, "member prompt view c h w"]
 
@@ -37,16 +38,16 @@ class ForwardBatch:
     """Samples that were judged [1]."""
 
     noise: Float[Tensor, "level member prompt view c h w"]
-    """Standard normal, for each level anew [1]."""
+    """Standard-normal noise of each sample, drawn anew for each level [1]."""
 
     levels: tuple[float, ...]
     """Noise levels [1]."""
 
     conditioning: Conditioning
-    """Of the prompts."""
+    """Text and cameras of the prompts."""
 
     advantage: Float[Tensor, "member prompt view"]
-    """Of each sample [1]."""
+    """Advantage of each sample [1]."""
 
     first_object: int
     """Index of the first prompt within the iteration, for messages."""
@@ -54,16 +55,16 @@ class ForwardBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoisedSamples:
-    """What an objective may ask of samples at one noise level."""
+    """Samples at one noise level, and the velocities that an objective reads."""
 
     velocity: MemberLatent
-    """Of the policy. Gradient flows."""
+    """Velocity of the policy [1]. Gradient flows."""
 
     velocity_old: MemberLatent
-    """Of the policy that sampled."""
+    """Velocity of the policy that sampled [1]."""
 
     velocity_reference: MemberLatent | None
-    """Of the reference network; None where there is none."""
+    """Velocity of the reference policy [1]; None where there is none."""
 
     latent_t: MemberLatent
     """The noised samples [1]."""
@@ -72,10 +73,10 @@ class NoisedSamples:
     """The samples [1]."""
 
     level: Float[Tensor, "member prompt view"]
-    """Noise level [1]."""
+    """Noise level of each sample [1]."""
 
     advantage: Float[Tensor, "member prompt view"]
-    """Of each sample [1]."""
+    """Advantage of each sample [1]."""
 
 
 ForwardObjective = Callable[[NoisedSamples], tuple[Tensor, dict[str, Tensor]]]
@@ -102,7 +103,7 @@ class _Microbatch:
 
     @property
     def place(self) -> str:
-        """Say which slice this is, for messages."""
+        """Slice that this is, for messages."""
         return f"the slice that starts at object {self.batch.first_object}"
 
     def accumulate(self, *, weight: float, on_policy: bool) -> GradientStats:
@@ -110,7 +111,7 @@ class _Microbatch:
         del on_policy
         noised, latent_t = self._noised()
         noised.velocity.retain_grad()
-        loss, told = self.objective(noised)
+        loss, means = self.objective(noised)
         if not bool(loss.detach().isfinite()):
             raise self._culprit(latent_t, float(loss.detach()))
         (weight * loss).backward()
@@ -123,21 +124,8 @@ class _Microbatch:
             asks=asks_for_change(noised.velocity),
             count=self.count,
             num_log_ratios=0,
-            extra={name: value * self.count for name, value in told.items()},
+            extra={name: value * self.count for name, value in means.items()},
         )
-
-    def scores(self) -> Iterator[tuple[Tensor, Culprit]]:
-        """Predict once more, to search for what made a gradient non-finite."""
-        velocity = self._velocity(self._latent()).mean((-3, -2, -1))
-        first = self.batch.first_object
-        yield (
-            velocity,
-            lambda index: NonFiniteError("gradient", object=first + index[1], view=index[2]),
-        )
-
-    def _latent(self) -> MemberLatent:
-        level, clean = self.batch.levels[self.index], self.batch.clean
-        return (1.0 - level) * clean + level * self.batch.noise[self.index]
 
     def _velocity(self, latent_t: MemberLatent) -> MemberLatent:
         members = latent_t.shape[0]
@@ -151,7 +139,13 @@ class _Microbatch:
         return output.reshape(latent_t.shape)
 
     def _noised(self) -> tuple[NoisedSamples, MemberLatent]:
-        batch, latent_t = self.batch, self._latent()
+        batch, level = self.batch, self.batch.levels[self.index]
+        shape, device = batch.advantage.shape, batch.clean.device
+        latent_t = flow_latent(
+            batch.clean,
+            batch.noise[self.index],
+            sigma=torch.full(shape, level, dtype=torch.float64, device=device),
+        )
         reference = None
         with torch.no_grad():
             with self.old():
@@ -165,13 +159,13 @@ class _Microbatch:
             velocity_reference=reference,
             latent_t=latent_t,
             clean=batch.clean,
-            level=torch.full_like(batch.advantage, batch.levels[self.index]),
+            level=torch.full_like(batch.advantage, level),
             advantage=batch.advantage,
         )
         return noised, latent_t
 
     def _culprit(self, latent_t: MemberLatent, loss: float) -> NonFiniteError:
-        """Name the sample whose velocity or advantage is not finite, or none."""
+        """Name the sample whose velocity or advantage is non-finite, or none."""
         velocity = self._velocity(latent_t).detach().sum((-3, -2, -1))
         for name, table in (("advantage", self.batch.advantage), ("velocity", velocity)):
             bad = (~table.isfinite()).nonzero().tolist()
@@ -187,7 +181,7 @@ def update_forward(
     batches: Sequence[ForwardBatch],
     objective: ForwardObjective,
     *,
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     world: World,
     settings: ReplaySettings,
     old: Elsewhere,
@@ -201,23 +195,25 @@ def update_forward(
 
     Args:
         policy: A flow's network.
-        optimizer: Over ``parameters``.
+        optimizer: Optimiser over ``parameters``.
         batches: This process's slices, optimiser step by optimiser step.
         objective: Gives a level's loss with gradient.
-        parameters: What trains.
+        parameters: Trainable parameters; by name, so that an error can name one.
         world: This process among all; gradients are averaged over it.
         settings: Guidance, epochs and optimiser steps.
         old: Gives the policy the parameters that sampled.
-        reference: Gives it those that training started from; None without a penalty.
+        reference: Gives the policy the parameters that training started from; None without a
+            penalty.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
-        Means over the update: loss, grad_norm, and what the objective tells; and the loss scale
-        of the next.
+        Means over the update: loss, grad_norm, and the objective's own means; and the loss scale of
+        the next.
 
     Raises:
         ValueError: If the batches cannot be dealt out to the optimiser steps equally.
-        NonFiniteError: If a number is not finite; names object and view.
+        NonFiniteError: If a number is non-finite; names object and view, or the parameter whose
+            gradient it is.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
     """
     return update_parameters(

@@ -1,4 +1,4 @@
-"""What an update over groups is given: decisions, advantages, and an objective."""
+"""Records of an update over groups: decisions, advantages, and what an objective reads."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -31,54 +31,55 @@ MemberLatent = Float[Tensor, "member prompt view c h w"]
 
 
 Reference = Callable[[], AbstractContextManager[None]]
-"""Turns the policy into the network that training started from, for a while."""
+"""Parameter swap: turns the policy into the reference policy for a while."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayedDecision:
-    """What an objective may ask of one decision under the present parameters."""
+    """One decision under the present parameters, as an objective reads it."""
 
     log_ratio: MemberTable
-    """New log-density minus the old one, under one condition [nats or nats/element]. Gradient
-    flows."""
+    """New log-density of each action minus its old one, both under one condition [nats or
+    nats/element]. Gradient flows."""
 
     advantage: MemberTable
-    """Of each member [1]."""
+    """Advantage of each member under that condition [1]."""
 
     weight: MemberTable
-    """Of each term [1]."""
+    """Weight of each member's term in the loss, over its step and conditions; 1 on average [1]."""
 
     repeats: MemberTable
-    """How many conditions each term stands for, as a share of the mean [1]."""
+    """Number of conditions that each term stands for, divided by its mean [1]."""
 
     mean: MemberLatent
-    """Of the Gaussians [1]. Gradient flows."""
+    """Mean of each member's Gaussian [1]. Gradient flows."""
 
     std: MemberTable
-    """Their standard deviation [1]."""
+    """Standard deviation of each member's Gaussian [1]."""
 
     step: int
     """Index into the sampling grid."""
 
     mean_old: MemberLatent | None
-    """When the actions were drawn [1]; None where the rollout did not keep it."""
+    """Mean of each member's Gaussian when its action was drawn [1]; None where the rollout did not
+    keep it."""
 
     mean_reference: MemberLatent | None
-    """Under the reference network [1]; None where there is none."""
+    """Mean of each member's Gaussian under the reference policy [1]; None where there is none."""
 
 
 @runtime_checkable
 class GroupDiagnostics(Protocol):
-    """What an objective tells beside its loss."""
+    """Numbers that an objective gives beside its loss."""
 
     @property
     def clip_fraction(self) -> Tensor:
-        """Share of ratios beyond the clip range."""
+        """Share of ratios beyond the clip range [1]."""
         ...
 
     @property
     def reference_kl(self) -> Tensor:
-        """Mean divergence from the reference; 0 if none."""
+        """Mean divergence from the reference policy; 0 without one."""
         ...
 
 
@@ -88,30 +89,30 @@ GroupObjective = Callable[[ReplayedDecision], tuple[Tensor, GroupDiagnostics]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupBatch:
-    """One slice of prompts under one condition each: what is replayed together."""
+    """Prompts of one slice under one condition each, replayed together."""
 
     decisions: tuple[GroupDecision, ...]
-    """What the members drew, with the densities that the network which sampled gives it under
-    this condition."""
+    """Actions that the members drew, with the log-densities that the sampling policy gives them
+    under this condition."""
 
     conditioning: Conditioning
-    """Of the prompts, or of other captions in their place."""
+    """Text and cameras of the prompts, or of other captions in their place."""
 
     advantage: tuple[StoredTable, ...]
-    """A table a decision, under this condition [1]."""
+    """Advantages under this condition, one table per decision [1]."""
 
     step_weight: tuple[float, ...]
-    """A weight a decision [1]."""
+    """Weight of each decision's step, one number per decision [1]."""
 
     objects: tuple[int, ...]
     """Index of each prompt within the iteration, for messages."""
 
     condition_weight: tuple[float, ...] | None = None
-    """What those of each prompt's conditions weigh together that this one stands for, where a
-    condition weighs 1 on average [1]; None is 1 each."""
+    """Weight of each prompt under this text: the sum over the conditions with this text, each of
+    which weighs 1 on average [1]; None is 1 each."""
 
     repeats: tuple[int, ...] | None = None
-    """How many conditions of each prompt this one stands for; None is 1 each."""
+    """Number of each prompt's conditions with this text; None is 1 each."""
 
     def __post_init__(self) -> None:
         """Refuse tables that do not fit the decisions."""
@@ -119,7 +120,7 @@ class GroupBatch:
         tables = (self.advantage, self.step_weight)
         if not count or any(len(table) != count for table in tables):
             msg = (
-                "`decisions`, `advantage` and `step_weight` must have one entry a decision, at "
+                "`decisions`, `advantage` and `step_weight` must have one entry per decision, at "
                 f"least one; got {count}, {', '.join(str(len(t)) for t in tables)}."
             )
             raise ValueError(msg)
@@ -127,7 +128,7 @@ class GroupBatch:
         for name, values in per_prompt.items():
             if values is not None and len(values) != len(self.objects):
                 msg = (
-                    f"`{name}` must have one entry a prompt, {len(self.objects)}; "
+                    f"`{name}` must have one entry per prompt, {len(self.objects)}; "
                     f"got {len(values)}."
                 )
                 raise ValueError(msg)

@@ -19,13 +19,13 @@ from mvczigal_ref.update.group_batch import (
     ReplayedDecision,
 )
 from mvczigal_ref.update.loop import (
-    Culprit,
     GradientStats,
     asks_for_change,
     dealt,
     update_parameters,
 )
 from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.parameters import Parameters
 from mvczigal_ref.update.replay import GroupUpdateSettings, member_transition, score_members
 
 __all__ = ["GroupMicrobatch", "update_groups"]
@@ -39,37 +39,38 @@ class GroupMicrobatch:
     """The network."""
 
     sampler: Sampler
-    """The kernel that drew the members."""
+    """Kernel that drew the members."""
 
     decision: GroupDecision
-    """The members, as the network that sampled sees them under this condition."""
+    """States and actions, with the densities that the network which sampled gives the actions
+    under this condition."""
 
     conditioning: Conditioning
-    """Of the prompts."""
+    """Text and cameras of the prompts, or of other captions in their place."""
 
     advantage: MemberTable
-    """Under this condition [1]."""
+    """Advantage of each member under this condition [1]."""
 
     weight: tuple[float, ...]
-    """Of each prompt's terms, added up over the conditions that they stand for [1]."""
+    """Weight of each prompt's terms, added up over the conditions that they stand for [1]."""
 
     repeats: tuple[int, ...]
-    """How many conditions each prompt's terms stand for."""
+    """Number of conditions that each prompt's terms stand for."""
 
     objects: tuple[int, ...]
     """Index of each prompt within the iteration."""
 
     objective: GroupObjective
-    """Gives a loss with gradient."""
+    """Loss of a replayed decision, with gradient."""
 
     reference: Reference | None
-    """Where the objective holds the policy near it."""
+    """Reference policy that the objective holds the policy near; None if it does not."""
 
     settings: GroupUpdateSettings
     """Guidance and reduction."""
 
     exact: bool = True
-    """Slices are those of the rollout, so the first ratio is 1."""
+    """Whether slices are those of the rollout, so that the first ratio is 1."""
 
     @property
     def count(self) -> int:
@@ -79,7 +80,7 @@ class GroupMicrobatch:
 
     @property
     def place(self) -> str:
-        """Say which decision this is, for messages."""
+        """Decision that this is, for messages."""
         state = self.decision.state
         return (
             f"step {self.decision.step} of the slice that starts at object {self.objects[0]} "
@@ -98,27 +99,27 @@ class GroupMicrobatch:
             Sums for the metrics.
 
         Raises:
-            NonFiniteError: If a log-density or the loss is not finite.
+            NonFiniteError: If a log-density or the loss is non-finite.
         """
         del on_policy
         mean_reference = None
         if self.reference is not None:
             with torch.no_grad(), self.reference():
                 mean_reference = self._transition().mean
-        found = self._transition()
-        found.mean.retain_grad()
-        score = score_members(self.decision, found, settings=self.settings)
+        transition = self._transition()
+        transition.mean.retain_grad()
+        score = score_members(self.decision, transition, settings=self.settings)
         log_ratio = score - self.decision.log_prob.transpose(0, 1)
         repeats = self._relative(self.repeats, log_ratio)
         old = self.decision.mean
-        loss, told = self.objective(
+        loss, diagnostics = self.objective(
             ReplayedDecision(
                 log_ratio=log_ratio,
                 advantage=self.advantage.to(log_ratio.dtype),
                 weight=self._relative(self.weight, log_ratio),
                 repeats=repeats,
-                mean=found.mean,
-                std=found.std,
+                mean=transition.mean,
+                std=transition.std,
                 step=self.decision.step,
                 mean_old=None if old is None else self.decision.members_of(old.transpose(0, 1)),
                 mean_reference=mean_reference,
@@ -127,22 +128,21 @@ class GroupMicrobatch:
         ratio = log_ratio.detach()
         self._check_finite(ratio, loss.detach())
         (weight * loss).backward()
-        extra = {} if mean_reference is None else {"reference_kl": told.reference_kl * self.count}
+        extra = (
+            {}
+            if mean_reference is None
+            else {"reference_kl": diagnostics.reference_kl * self.count}
+        )
         return GradientStats(
             loss=loss.detach() * self.count,
             log_ratio_square=(repeats * ratio.square()).mean() * self.count,
-            clipped=told.clip_fraction * self.count,
+            clipped=diagnostics.clip_fraction * self.count,
             deviation=ratio.abs().max(),
-            asks=asks_for_change(found.mean),
+            asks=asks_for_change(transition.mean),
             count=self.count,
             num_log_ratios=self.count,
             extra=extra,
         )
-
-    def scores(self) -> Iterator[tuple[Tensor, Culprit]]:
-        """Replay once more, to search for what made a gradient non-finite."""
-        table = score_members(self.decision, self._transition(), settings=self.settings)
-        yield table, lambda index: self._error("gradient", index)
 
     def _relative(self, values: Sequence[float | int], like: Tensor) -> Tensor:
         """Share out what belongs to prompts, so that a mean over terms is one over elements."""
@@ -155,7 +155,7 @@ class GroupMicrobatch:
         )
 
     def _check_finite(self, log_ratio: Tensor, loss: Tensor) -> None:
-        """Name the first log-ratio or advantage that is not finite, or what made the loss so."""
+        """Name the first non-finite log-ratio or advantage, or the ratio that made the loss so."""
         if bool(log_ratio.isfinite().all() & loss.isfinite()):
             return
         for name, table in (("log_ratio", log_ratio), ("advantage", self.advantage)):
@@ -185,7 +185,7 @@ def update_groups(
     batches: Sequence[Sequence[GroupBatch]],
     objective: GroupObjective,
     *,
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     world: World,
     settings: GroupUpdateSettings,
     reference: Reference | None = None,
@@ -199,14 +199,14 @@ def update_groups(
     Args:
         policy: The network.
         sampler: The kernel that drew the members.
-        optimizer: Over ``parameters``.
+        optimizer: Optimiser over ``parameters``.
         batches: This process's slices, optimiser step by optimiser step, each under all of its
             conditions.
         objective: Gives a decision's loss with gradient.
-        parameters: What trains.
+        parameters: Trainable parameters; by name, so that an error can name one.
         world: This process among all; gradients are averaged over it.
-        settings: How decisions are cut up and replayed.
-        reference: Network that the objective holds the policy near; None if it does not.
+        settings: Cuts, guidance and reduction of the replay.
+        reference: Reference policy that the objective holds the policy near; None if it does not.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
@@ -215,7 +215,8 @@ def update_groups(
 
     Raises:
         ValueError: If the batches cannot be dealt out to the optimiser steps equally.
-        NonFiniteError: If a number is not finite; names object, view and step.
+        NonFiniteError: If a number is non-finite; names object, view and step, or the parameter
+            whose gradient it is.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If the first ratio is not exactly 1.
     """
@@ -258,7 +259,7 @@ def _microbatches(
     reference: Reference | None,
     settings: GroupUpdateSettings,
 ) -> Iterator[GroupMicrobatch]:
-    """Cut one decision into what one network call replays."""
+    """Cut one decision into microbatches, of which each is one network call."""
     first, ones = 0, (1,) * len(batch.objects)
     weights = batch.condition_weight or ones
     for decision in batch.decisions[index].split(settings.nodes_per_call):

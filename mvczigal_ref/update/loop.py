@@ -1,40 +1,36 @@
 """Loop of every update: microbatches, gradient norm, optimiser steps, epochs."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
 from mvczigal_ref.shapes import Scalar
 from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
+from mvczigal_ref.update.parameters import Parameters, named_parameters
 
 __all__ = [
-    "Culprit",
     "GradientStats",
     "Microbatch",
     "asks_for_change",
     "check_on_policy",
     "dealt",
-    "locate_non_finite_gradient",
     "optimizer_step",
     "update_parameters",
 ]
 
-Culprit = Callable[[Sequence[int]], NonFiniteError]
-"""From the index of a table's entry to the error that names where it belongs."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradientStats:
-    """What one accumulation saw: sums over its elements or log-ratios, detached."""
+    """Sums over the elements or log-ratios of one accumulation, detached."""
 
     loss: Scalar
     """Sum of the loss over elements [1]."""
@@ -55,7 +51,7 @@ class GradientStats:
     """Elements, over which the loss is a mean."""
 
     num_log_ratios: int
-    """Log-ratios: one an element, or one for each arm of a pair."""
+    """Log-ratios: one per element, or one per arm of a pair."""
 
     extra: Mapping[str, Scalar] = field(default_factory=dict)
     """Further sums over elements, by the name of their metric."""
@@ -63,7 +59,7 @@ class GradientStats:
 
 @runtime_checkable
 class Microbatch(Protocol):
-    """Some elements whose share of the gradient is made in one go."""
+    """Some elements whose share of the gradient is computed at once."""
 
     @property
     def count(self) -> int:
@@ -77,7 +73,7 @@ class Microbatch(Protocol):
 
     @property
     def place(self) -> str:
-        """Say which part of the iteration this is, for messages."""
+        """Part of the iteration that this is, for messages."""
         ...
 
     def accumulate(self, *, weight: float, on_policy: bool) -> GradientStats:
@@ -91,24 +87,17 @@ class Microbatch(Protocol):
             Sums for the metrics.
 
         Raises:
-            NonFiniteError: If a number is not finite; names object, view and step.
-        """
-        ...
-
-    def scores(self) -> Iterator[tuple[Tensor, Culprit]]:
-        """Replay once more, to search for what made a gradient non-finite.
-
-        Returns:
-            Tables with gradient, and who is at fault by a table's index.
+            NonFiniteError: If a number is non-finite; names object, view and step.
         """
         ...
 
 
 def asks_for_change(output: Tensor) -> Bool[Tensor, ""]:
-    """Find out whether a loss asks for a change of what a network gave, after its backward pass.
+    """Find out whether a loss asks for a change of a network's output, after its backward pass.
 
     Args:
-        output: In the type of the loss, so that nothing has rounded away; it retains its gradient.
+        output: Output in the dtype of the loss, so that nothing has rounded away; it retains its
+            gradient.
 
     Returns:
         Whether any derivative by it is not 0.
@@ -119,11 +108,10 @@ def asks_for_change(output: Tensor) -> Bool[Tensor, ""]:
 
 def optimizer_step(
     optimizer: torch.optim.Optimizer,
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     *,
     max_grad_norm: float,
     loss_scale: float = 1.0,
-    locate: Callable[[], NonFiniteError] | None = None,
     refuse_zero: Callable[[], None] | None = None,
 ) -> float:
     r"""Take the loss scale out, clip the gradient's norm, change the parameters.
@@ -138,18 +126,19 @@ def optimizer_step(
 
     Args:
         optimizer: Holds ``parameters``.
-        parameters: Trained parameters, with their gradients.
+        parameters: Trainable parameters, with their gradients; by name, so that an error can name
+            one.
         max_grad_norm: :math:`c`, the largest Euclidean norm [gradient units]; positive.
         loss_scale: :math:`s`, a power of two that the gradient holds as a factor [1].
-        locate: Finds out who made a non-finite gradient, called only then.
         refuse_zero: Raises if the gradient should not be exactly zero, called only then.
 
     Returns:
-        Norm before clipping, without the scale [gradient units]; not finite if a gradient that
+        Norm before clipping, without the scale [gradient units]; non-finite if a gradient that
         was scaled overflowed, and then parameters are unchanged.
 
     Raises:
-        NonFiniteError: If the norm is not finite at a scale of 1; parameters are unchanged.
+        NonFiniteError: If a gradient is non-finite at a scale of 1; names its parameter.
+            Parameters are unchanged.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -159,46 +148,32 @@ def optimizer_step(
         >>> weight.data
         tensor([-0.6000, -0.8000])
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    named = named_parameters(parameters)
+    gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
     if loss_scale != 1.0:
-        for gradient in gradients:
+        for gradient in gradients.values():
             gradient /= loss_scale
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    norm = get_total_norm(gradients.values())
     if not math.isfinite(norm):
         optimizer.zero_grad()
         if loss_scale > 1.0:
-            return norm
-        raise locate() if locate else NonFiniteError("gradient_norm", value=norm)
+            return float(norm)
+        raise _non_finite(gradients, float(norm))
+    clip_grads_with_norm_(named.values(), max_grad_norm, norm)
     # The norm of the smallest numbers rounds to 0.
-    if norm == 0.0 and refuse_zero and not any(bool(g.any()) for g in gradients):
+    if norm == 0.0 and refuse_zero and not any(bool(g.any()) for g in gradients.values()):
         refuse_zero()
     optimizer.step()
     optimizer.zero_grad()
-    return norm
+    return float(norm)
 
 
-def locate_non_finite_gradient(
-    tables: Iterable[tuple[Tensor, Culprit]], parameters: Sequence[Tensor]
-) -> NonFiniteError:
-    """Find the first number of some tables whose gradient is not finite.
-
-    One backward pass for every number: slow, and run only when a run has failed.
-
-    Args:
-        tables: Such as log-densities with gradient, and who is at fault by a table's index.
-        parameters: Trained parameters.
-
-    Returns:
-        The error to raise; it names no place if every number's gradient is finite.
-    """
-    for table, culprit in tables:
-        for index in torch.ones_like(table).nonzero().tolist():
-            found = torch.autograd.grad(
-                table[tuple(index)], parameters, retain_graph=True, allow_unused=True
-            )
-            if not all(g is None or bool(g.isfinite().all()) for g in found):
-                return culprit(index)
-    return NonFiniteError("gradient_norm")
+def _non_finite(gradients: Mapping[str, Tensor], norm: float) -> NonFiniteError:
+    """Name the first parameter whose gradient is non-finite, or the norm of finite ones."""
+    for name, gradient in gradients.items():
+        if not bool(gradient.isfinite().all()):
+            return NonFiniteError(f"gradient_norm of {name}", value=norm)
+    return NonFiniteError("gradient_norm", value=norm)
 
 
 Slice = TypeVar("Slice")
@@ -208,7 +183,7 @@ def update_parameters(
     optimizer: torch.optim.Optimizer,
     work: Sequence[Sequence[Microbatch]],
     *,
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     world: World,
     epochs: int,
     max_grad_norm: float,
@@ -222,15 +197,15 @@ def update_parameters(
     cut into microbatches and shared among processes.
 
     Args:
-        optimizer: Over ``parameters``.
+        optimizer: Optimiser over ``parameters``.
         work: This process's microbatches, optimiser step by optimiser step.
-        parameters: What trains.
+        parameters: Trainable parameters; by name, so that an error can name one.
         world: This process among all; gradients are averaged over it.
-        epochs: Passes over ``work``.
+        epochs: Passes over ``work`` [1].
         max_grad_norm: Largest Euclidean norm of the gradient [gradient units].
         clip_range: Unit of the replay's deviation [nats or nats/element].
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
-            An optimiser step whose scaled gradient is not finite is left out.
+            An optimiser step whose scaled gradient is non-finite is left out.
         growth_interval: Finite optimiser steps after which it doubles [optimiser steps].
 
     Returns:
@@ -242,7 +217,8 @@ def update_parameters(
         steps in which the loss asked for no change, where there are some.
 
     Raises:
-        NonFiniteError: If a number is not finite; names object, view and step.
+        NonFiniteError: If a number is non-finite; names object, view and step, or the parameter
+            whose gradient it is.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If the first ratio is not exactly 1 on equal slices.
     """
@@ -262,14 +238,12 @@ def update_parameters(
             if on_policy:
                 check_on_policy(stats, microbatch)
                 deviations.append(stats.deviation)
-        world.mean_gradients(parameters)
-        tables = chain.from_iterable(microbatch.scores() for microbatch in microbatches)
+        world.mean_gradients(named_parameters(parameters).values())
         norm = optimizer_step(
             optimizer,
             parameters,
             max_grad_norm=max_grad_norm,
             loss_scale=scale,
-            locate=partial(locate_non_finite_gradient, tables, parameters),
             refuse_zero=partial(_refuse_zero, totals[first:], world, scale),
         )
         finite = math.isfinite(norm)
@@ -280,26 +254,27 @@ def update_parameters(
             skipped += 1
         if loss_scale is not None:
             loss_scale = loss_scale_step(loss_scale, finite=finite, growth_interval=growth_interval)
-    found = {**_means(totals, world), "grad_norm": sum(norms) / len(norms) if norms else math.nan}
+    mean_norm = sum(norms) / len(norms) if norms else math.nan
+    metrics = {**_means(totals, world), "grad_norm": mean_norm}
     if loss_scale is not None:
-        found |= {"loss_scale": loss_scale.scale, "skipped_steps": float(skipped)}
+        metrics |= {"loss_scale": loss_scale.scale, "skipped_steps": float(skipped)}
     if idle:
-        found["idle_steps"] = float(idle)
+        metrics["idle_steps"] = float(idle)
     if totals[0].num_log_ratios:
         worst = world.gather_objects(torch.stack(deviations).max()[None]).max()
-        found["replay_deviation"] = float(worst) / clip_range
-    return found, loss_scale
+        metrics["replay_deviation"] = float(worst) / clip_range
+    return metrics, loss_scale
 
 
 def dealt(batches: Sequence[Slice], optimizer_steps: int) -> list[Sequence[Slice]]:
     """Deal slices out to the optimiser steps of a pass, in order.
 
     Args:
-        batches: This process's, optimiser step by optimiser step.
-        optimizer_steps: Parameter changes a pass.
+        batches: This process's slices, optimiser step by optimiser step.
+        optimizer_steps: Parameter changes per pass.
 
     Returns:
-        One run of slices an optimiser step.
+        One run of slices per optimiser step.
 
     Raises:
         ValueError: If they cannot be dealt out equally.
@@ -322,9 +297,9 @@ def check_on_policy(stats: GradientStats, microbatch: Microbatch) -> None:
     """Refuse a first replay that does not reproduce the sampled log-densities.
 
     Args:
-        stats: Of a microbatch, on the sampling parameters.
-        microbatch: What was replayed. Where its slices are not those of the rollout, the
-            deviation is only reported.
+        stats: Sums of a microbatch on the sampling parameters.
+        microbatch: The microbatch. Where its slices are not those of the rollout, the deviation is
+            only reported.
 
     Raises:
         ReplayMismatchError: If slices are equal and a log-ratio is not 0; says what may differ.
@@ -347,10 +322,11 @@ def _refuse_zero(totals: Sequence[GradientStats], world: World, scale: float) ->
     if not world.anywhere(bool(torch.stack([stats.asks for stats in totals]).any())):
         return
     msg = (
-        "the gradient of all that trains is exactly zero over a whole optimiser step, though "
-        f"advantages differ: with a loss scale of {scale:g} all of it rounds away in the network's "
-        "dtype, or the network's output is detached from what trains. Set `optim.loss_scale` "
-        'higher, or `model.dtype` to "bf16" or "fp32"; `mvczigal check` measures what survives.'
+        "the gradient of all trainable parameters is exactly zero over a whole optimiser step, "
+        f"though advantages differ: with a loss scale of {scale:g} all of it rounds away in the "
+        "network's dtype, or the network's output is detached from the parameters. Set "
+        '`optim.loss_scale` higher, or `model.dtype` to "bf16" or "fp32"; `mvczigal check` '
+        "measures what survives."
     )
     raise ZeroGradientError(msg)
 

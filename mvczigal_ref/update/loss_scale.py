@@ -57,7 +57,7 @@ def loss_scale_step(state: LossScale, *, finite: bool, growth_interval: int = 20
         The state for the next optimiser step.
 
     Raises:
-        NonFiniteError: If the factor is 1 already: the gradient itself is not finite.
+        NonFiniteError: If the factor is 1 already: the gradient itself is non-finite.
         ValueError: If ``growth_interval`` is less than 1.
 
     Examples:

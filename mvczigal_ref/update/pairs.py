@@ -1,6 +1,6 @@
 """Update from pairs: both arms replayed, one graph after the other."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,8 +13,9 @@ from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.policy import Conditioning, Policy
 from mvczigal_ref.records import PairedRollout, Trajectory
 from mvczigal_ref.shapes import PerViewReward
-from mvczigal_ref.update.loop import Culprit, GradientStats, dealt, update_parameters
+from mvczigal_ref.update.loop import GradientStats, dealt, update_parameters
 from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.parameters import Parameters
 from mvczigal_ref.update.replay import StepLogProb, UpdateSettings, replay_log_prob
 
 __all__ = [
@@ -34,17 +35,17 @@ class PairGradients(Protocol):
 
     @property
     def loss(self) -> Tensor:
-        """Mean over the elements."""
+        """Mean of the loss over the elements [1]."""
         ...
 
     @property
     def zigzag(self) -> Tensor:
-        """By the first arm's log-probabilities."""
+        """Derivative of the loss by the first arm's log-probabilities."""
         ...
 
     @property
     def standard(self) -> Tensor:
-        """By the second arm's."""
+        """Derivative of the loss by the second arm's log-probabilities."""
         ...
 
 
@@ -57,13 +58,13 @@ class PairBatch:
     """Pairs that are replayed together: one slice of objects."""
 
     rollout: PairedRollout
-    """What was sampled."""
+    """Both arms of every pair."""
 
     conditioning: Conditioning
-    """Of the same objects."""
+    """Text and cameras of the same objects."""
 
     advantage_gap: PerViewReward
-    """Zigzag minus standard [1]."""
+    """Advantage of the zigzag arm minus that of the standard arm [1]."""
 
     first_object: int
     """Index of the first object within the iteration, for messages."""
@@ -72,7 +73,7 @@ class PairBatch:
         """Narrow to some objects.
 
         Args:
-            index: Which objects, as a slice of the object axis with step 1.
+            index: Objects, as a slice of the object axis with step 1.
 
         Returns:
             A record of views onto the same memory.
@@ -111,7 +112,7 @@ def accumulate_pairs(
         policy: The network; its gradients grow.
         sampler: The kernel that sampled the pairs.
         batch: Some pairs.
-        steps: Steps replayed together, in one network call an arm.
+        steps: Steps replayed together, in one network call per arm.
         objective: Gives the loss and both derivatives from numbers alone.
         weight: This microbatch's share of the whole loss, times the loss scale [1].
         on_policy: Whether the parameters are those that sampled. Then the
@@ -123,7 +124,7 @@ def accumulate_pairs(
         Sums for the metrics.
 
     Raises:
-        NonFiniteError: If a log-density or the loss is not finite; names object, view and step.
+        NonFiniteError: If a log-density or the loss is non-finite; names object, view and step.
     """
     index = list(steps)
     old_zigzag = batch.rollout.zigzag.log_prob[index]
@@ -177,7 +178,7 @@ def replay(
         sampler: The kernel that sampled the pairs.
         batch: Some pairs.
         trajectory: One arm of them.
-        steps: Which steps.
+        steps: Steps to score.
         settings: Guidance and reduction.
 
     Returns:
@@ -198,7 +199,7 @@ def replay(
 def _check_finite(
     loss: Tensor, batch: PairBatch, steps: Sequence[int], **tables: StepLogProb
 ) -> None:
-    """Name the first entry of the first table that is not finite, or what made the loss so."""
+    """Name the first non-finite entry of the first table, or the entry that made the loss so."""
     finite = torch.stack([table.isfinite().all() for table in tables.values()])
     if bool(finite.all() & loss.isfinite()):
         return
@@ -235,7 +236,7 @@ class PairMicrobatch:
     """The pairs."""
 
     steps: Sequence[int]
-    """Steps replayed together, in one network call an arm."""
+    """Steps replayed together, in one network call per arm."""
 
     objective: PairObjective
     """Gives a loss and both derivatives from numbers alone."""
@@ -253,7 +254,7 @@ class PairMicrobatch:
 
     @property
     def place(self) -> str:
-        """Say which slice this is, for messages."""
+        """Slice that this is, for messages."""
         state = self.batch.rollout.zigzag.state
         return (
             f"the slice that starts at object {self.batch.first_object} (storage {state.dtype}, "
@@ -267,20 +268,6 @@ class PairMicrobatch:
             weight=weight, on_policy=on_policy, settings=self.settings,
         )  # fmt: skip
 
-    def scores(self) -> Iterator[tuple[Tensor, Culprit]]:
-        """Replay both arms, to search for what made a gradient non-finite."""
-        for trajectory in (self.batch.rollout.zigzag, self.batch.rollout.standard):
-            table = replay(
-                self.policy, self.sampler, self.batch, trajectory, self.steps, self.settings
-            )
-            yield table, self._culprit
-
-    def _culprit(self, index: Sequence[int]) -> NonFiniteError:
-        step, item, view = index
-        return NonFiniteError(
-            "gradient", object=self.batch.first_object + item, view=view, step=self.steps[step]
-        )
-
 
 def update_policy(
     policy: Policy,
@@ -289,7 +276,7 @@ def update_policy(
     batches: Sequence[PairBatch],
     objective: PairObjective,
     *,
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     world: World,
     settings: UpdateSettings,
     loss_scale: LossScale | None = None,
@@ -302,13 +289,13 @@ def update_policy(
     Args:
         policy: The network.
         sampler: The kernel that sampled the pairs.
-        optimizer: Over ``parameters``.
+        optimizer: Optimiser over ``parameters``.
         batches: This process's pairs, one rollout slice each, optimiser step by
             optimiser step.
         objective: Gives a loss and both derivatives from numbers alone.
-        parameters: What trains.
+        parameters: Trainable parameters; by name, so that an error can name one.
         world: This process among all; gradients are averaged over it.
-        settings: How pairs are cut up and replayed.
+        settings: Cuts, guidance and reduction of the replay.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
@@ -316,7 +303,8 @@ def update_policy(
 
     Raises:
         ValueError: If the batches cannot be dealt out to the optimiser steps equally.
-        NonFiniteError: If a number is not finite; names object, view and step.
+        NonFiniteError: If a number is non-finite; names object, view and step, or the parameter
+            whose gradient it is.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If the first ratio is not exactly 1 on equal slices.
     """
@@ -345,7 +333,7 @@ def update_policy(
 
 
 def _pieces(batch: PairBatch, size: int | None) -> list[PairBatch]:
-    """Cut a slice into what one network call replays; one that is not cut is handed on whole."""
+    """Cut a slice into pieces, of which each is one network call; one that fits stays whole."""
     objects = batch.advantage_gap.shape[0]
     if size is None or size >= objects:
         return [batch]
@@ -353,6 +341,6 @@ def _pieces(batch: PairBatch, size: int | None) -> list[PairBatch]:
 
 
 def _runs(settings: UpdateSettings) -> list[Sequence[int]]:
-    """Cut the steps into what one network call replays."""
+    """Cut the steps into runs, of which each is one network call."""
     length = settings.steps_per_microbatch
     return [settings.steps[i : i + length] for i in range(0, len(settings.steps), length)]

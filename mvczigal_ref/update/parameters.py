@@ -1,12 +1,39 @@
 """Parameter averages, and parameters that are swapped for a while."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["follow_parameters", "mixed_parameters", "parameters_as"]
+__all__ = [
+    "Parameters",
+    "follow_parameters",
+    "mixed_parameters",
+    "named_parameters",
+    "parameters_as",
+]
+
+Parameters = Mapping[str, Tensor] | Sequence[Tensor]
+"""Trainable parameters, by name or in order."""
+
+
+def named_parameters(parameters: Parameters) -> Mapping[str, Tensor]:
+    """Name parameters by their place where they have no names.
+
+    Args:
+        parameters: Parameters by name or in order.
+
+    Returns:
+        The same parameters by name.
+
+    Examples:
+        >>> list(named_parameters([torch.zeros(1), torch.zeros(1)]))
+        ['parameters[0]', 'parameters[1]']
+    """
+    if isinstance(parameters, Mapping):
+        return parameters
+    return {f"parameters[{place}]": value for place, value in enumerate(parameters)}
 
 
 @torch.no_grad()
@@ -22,8 +49,8 @@ def follow_parameters(
         arXiv:2505.05470 (Flow-GRPO), which evaluates and keeps the average.
 
     Args:
-        average: By name, in the parameters' types.
-        parameters: By the same names.
+        average: Average by name, in the parameters' dtypes.
+        parameters: Parameters by the same names.
         decay: :math:`\bar d` [1], in [0, 1).
         steps: :math:`n`, optimiser steps so far.
 
@@ -46,28 +73,29 @@ def follow_parameters(
     if not 0.0 <= decay < 1.0 or steps < 0:
         msg = f"`decay` must be in [0, 1) and `steps` not negative; got {decay} and {steps}."
         raise ValueError(msg)
-    return mixed_parameters(average, parameters, kept=min(decay, (1 + steps) / (10 + steps)))
+    return mixed_parameters(average, parameters, old_share=min(decay, (1 + steps) / (10 + steps)))
 
 
 def mixed_parameters(
-    old: Mapping[str, Tensor], parameters: Mapping[str, Tensor], *, kept: float
+    old: Mapping[str, Tensor], parameters: Mapping[str, Tensor], *, old_share: float
 ) -> dict[str, Tensor]:
     r"""Move some values towards the parameters: :math:`d\, \theta' + (1 - d)\, \theta`.
 
     Args:
-        old: By name.
-        parameters: By the same names. No gradient flows.
-        kept: :math:`d`, share of the old values [1].
+        old: Old values by name.
+        parameters: Parameters by the same names. No gradient flows.
+        old_share: :math:`d`, share of the old values [1].
 
     Returns:
         The new values.
 
     Examples:
-        >>> mixed_parameters({"w": torch.zeros(1)}, {"w": torch.ones(1)}, kept=0.75)["w"].item()
+        >>> zero, one = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+        >>> mixed_parameters(zero, one, old_share=0.75)["w"].item()
         0.25
     """
     return {
-        name: kept * old[name] + (1.0 - kept) * parameter.detach()
+        name: old_share * old[name] + (1.0 - old_share) * parameter.detach()
         for name, parameter in parameters.items()
     }
 
@@ -76,11 +104,11 @@ def mixed_parameters(
 def parameters_as(
     trained: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Give trained parameters other values for a while.
+    """Give trainable parameters other values for a while.
 
     Args:
-        trained: Parameters by name, changed in place.
-        values: What they are meanwhile.
+        trained: Trainable parameters by name, changed in place.
+        values: Values that they have meanwhile.
 
     Yields:
         Nothing.
@@ -93,12 +121,12 @@ def parameters_as(
         >>> weight.item()
         1.0
     """
-    kept = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
     _overwrite(trained, values)
     try:
         yield
     finally:
-        _overwrite(trained, kept)
+        _overwrite(trained, before)
 
 
 @torch.no_grad()

@@ -26,18 +26,18 @@ __all__ = [
 ]
 
 StepLogProb = Float[Tensor, "step object view"]
-"""One log-density a step, object and view [nats or nats/element]."""
+"""One log-density per step, object and view [nats or nats/element]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplaySettings:
-    """How stored actions are replayed, and how often the parameters change."""
+    """Settings of a replay, and of the parameter changes that it makes."""
 
     epochs: int = 1
     """Passes over an iteration's samples."""
 
     optimizer_steps: int = 1
-    """Parameter changes a pass; divides the slices."""
+    """Parameter changes per pass; divides the slices."""
 
     max_grad_norm: float = 5.0
     """Largest Euclidean norm of the gradient [gradient units]."""
@@ -46,16 +46,16 @@ class ReplaySettings:
     """Finite gradients after which a loss scale doubles [optimiser steps]."""
 
     clip_range: float = 1e-2
-    """Beyond it a log-ratio counts as clipped [nats or nats/element]."""
+    """Largest log-ratio that does not count as clipped [nats or nats/element]."""
 
     guidance_scale: float
-    """As in the rollout [1]."""
+    """Strength of the prompt, as in the rollout [1]."""
 
     camera_scale: float = 1.0
-    """As in the rollout [1]."""
+    """Strength of the camera features, as in the rollout [1]."""
 
     reduction: ActionReduction = "mean"
-    """As in the rollout."""
+    """Reduction of a log-density over a latent's elements, as in the rollout."""
 
     def __post_init__(self) -> None:
         """Refuse an update that would train nothing."""
@@ -68,7 +68,7 @@ class ReplaySettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateSettings(ReplaySettings):
-    """How stored pairs are cut up and replayed."""
+    """Settings of a replay of stored pairs, and of the cuts that it is made in."""
 
     steps: Sequence[int]
     """Sampling steps whose actions are trained; at least one."""
@@ -112,7 +112,7 @@ def require_counts(**counts: int | None) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupUpdateSettings(ReplaySettings):
-    """How the decisions of groups are cut up and replayed."""
+    """Settings of a replay of groups' decisions, and of the cuts that it is made in."""
 
     nodes_per_call: int | None = None
     """Parents of every prompt in one network call, as in the rollout; None is all."""
@@ -149,9 +149,9 @@ def replay_log_prob(
     Args:
         policy: The network.
         sampler: The kernel that sampled the trajectory.
-        trajectory: Of the objects in ``conditioning``.
-        steps: Which steps, in any order, all in one network call.
-        conditioning: Of the objects.
+        trajectory: Trajectory of the objects in ``conditioning``.
+        steps: Steps to score, in any order, all in one network call.
+        conditioning: Text and cameras of the objects.
         guidance_scale: As in the rollout [1].
         camera_scale: As in the rollout [1].
         reduction: As in the rollout.
@@ -221,7 +221,7 @@ def member_transition(
     Args:
         policy: The network.
         sampler: The kernel that drew the members.
-        decision: Of the prompts in ``conditioning``.
+        decision: Decision of the prompts in ``conditioning``.
         conditioning: The prompts, or other captions in their place.
         settings: Guidance, as in the rollout.
 
@@ -238,12 +238,12 @@ def member_transition(
         guidance_scale=settings.guidance_scale,
         camera_scale=settings.camera_scale,
     )
-    found = step_transition(sampler, output, state, steps)
-    mean = decision.members_of(found.mean)
+    by_parent = step_transition(sampler, output, state, steps)
+    mean = decision.members_of(by_parent.mean)
     return Transition(
         mean=mean,
-        std=decision.members_of(found.std).expand(mean.shape[:3]),
-        denoised=decision.members_of(found.denoised),
+        std=decision.members_of(by_parent.std).expand(mean.shape[:3]),
+        denoised=decision.members_of(by_parent.denoised),
     )
 
 
@@ -254,7 +254,7 @@ def score_members(
 
     Args:
         decision: Holds the actions.
-        transition: Their Gaussians, from :func:`member_transition`. Gradient flows.
+        transition: Gaussians of the actions, from :func:`member_transition`. Gradient flows.
         settings: The reduction, as in the rollout.
 
     Returns:
@@ -287,7 +287,7 @@ def replay_decision(
     Args:
         policy: The network.
         sampler: The kernel that drew the actions.
-        decision: Of the prompts in ``conditioning``.
+        decision: Decision of the prompts in ``conditioning``.
         conditioning: The prompts, or other captions in their place.
         settings: Guidance and reduction, as in the rollout.
         nodes_per_call: Parents of every prompt that go through the network together, as in the
@@ -336,7 +336,7 @@ def decision_under(
     Args:
         policy: The network that drew the actions, unchanged since.
         sampler: The kernel that drew them.
-        decision: Of the prompts in ``conditioning``.
+        decision: Decision of the prompts in ``conditioning``.
         conditioning: Other captions in the prompts' place.
         settings: Guidance and reduction, as in the rollout.
         nodes_per_call: As in :func:`replay_decision`.
@@ -360,7 +360,7 @@ def _replayed(
     """Score every action, and give the mean at every parent."""
     scores, means = [], []
     for part in decision.split(nodes_per_call):
-        found = member_transition(policy, sampler, part, conditioning, settings=settings)
-        scores.append(score_members(part, found, settings=settings))
-        means.append(found.mean[:: part.branches])
+        transition = member_transition(policy, sampler, part, conditioning, settings=settings)
+        scores.append(score_members(part, transition, settings=settings))
+        means.append(transition.mean[:: part.branches])
     return torch.cat(scores).transpose(0, 1), torch.cat(means).transpose(0, 1)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.method import sample as sampling
-from tests.integration.faults import patched
 from tests.integration.runs import (
     checkpoints,
     evaluations,
@@ -19,7 +17,7 @@ from tests.integration.runs import (
     run,
     small_config,
 )
-from tests.integration.worker import SHARED, Rollouts
+from tests.integration.worker import SHARED, noted
 
 FULL = {**SHARED, "model": {"finetune": "full"}}
 TOGETHER = {"whole": SHARED, "full": FULL}
@@ -69,10 +67,9 @@ def one(prompts, tmp_path_factory):
     """Where one process ran what has no fault, and its rollouts."""
     folder, said = tmp_path_factory.mktemp("one"), {}
     for name, sections in TOGETHER.items():
-        rollouts = Rollouts()
-        with patched(sampling, "paired_rollout", rollouts):
+        said[name] = {}
+        with noted(said[name]):
             run(small_config(prompts, **sections), folder / name)
-        said[name] = rollouts.seen
     return folder, said
 
 
@@ -132,7 +129,7 @@ def test_scores_before_training_are_bit_for_bit_those_of_one(one, two, name):
 FAULTS = {
     "reward": {"type": "NonFiniteError", "object": 3, "view": 4, "step": None},
     "loss": {"type": "NonFiniteError", "object": 3, "view": 2, "step": 0},
-    "gradient": {"type": "NonFiniteError", "object": 3, "view": 2, "step": 0},
+    "gradient": {"type": "NonFiniteError", "object": None, "view": None, "step": None},
     "parameter": {"type": "NonFiniteError", "object": 2, "view": 0, "step": None},
     "judge": {"type": "OSError", "object": None, "view": None, "step": None},
 }

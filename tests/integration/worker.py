@@ -4,14 +4,16 @@ import json
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 from mvczigal_ref.distributed import World, world
-from mvczigal_ref.method import sample as sampling
+from mvczigal_ref.method.sample import draw_pair, noise_of
+from mvczigal_ref.method.slices import Share
+from mvczigal_ref.training import loop as training_loop
 from mvczigal_ref.training.loop import Events
 from tests.integration import faults
 from tests.integration.runs import run, small_config
@@ -28,20 +30,29 @@ class Stop(Events):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Rollouts:
-    """Notes the digest of every trajectory by iteration and first object."""
+@contextmanager
+def noted(digests):
+    """Note the digest of every trajectory by iteration and first object, sampled once more."""
+    right = training_loop.run_iteration
 
-    def __init__(self):
-        self.seen = {}
-        self.right = sampling.paired_rollout
+    def run_iteration(system, optimizer, constraint, prompts, **how):
+        config, index = how["config"], how["iteration"]
+        for part in Share.of(config, how["world"]).parts(prompts):
+            pair = draw_pair(
+                system,
+                system.conditioning(part.prompts),
+                noise_of(system, part.objects, index, seed=config.run.seed),
+                config=config,
+                policy=system.policy.forward,  # whose calls are not counted
+            )
+            arms = [pair.zigzag, pair.standard]
+            kept = [x for arm in arms for x in (arm.state, arm.action, arm.log_prob, arm.denoised)]
+            bits = b"".join(tensor.contiguous().numpy().tobytes() for tensor in kept)
+            digests[f"{index} {part.objects.start}"] = sha256(bits).hexdigest()
+        return right(system, optimizer, constraint, prompts, **how)
 
-    def __call__(self, policy, sampler, latent, conditioning, noise, **settings):
-        pair = self.right(policy, sampler, latent, conditioning, noise, **settings)
-        arms = [pair.zigzag, pair.standard]
-        parts = [x for arm in arms for x in (arm.state, arm.action, arm.log_prob, arm.denoised)]
-        bits = b"".join(part.contiguous().numpy().tobytes() for part in parts)
-        self.seen[f"{noise.iteration} {noise.objects[0]}"] = sha256(bits).hexdigest()
-        return pair
+    with faults.patched(training_loop, "run_iteration", run_iteration):
+        yield
 
 
 def cases(prompts: str, here: World):
@@ -71,26 +82,23 @@ def work(folder: Path, prompts: str) -> None:
     """Do them all; write what each raised."""
     torch.set_num_threads(1)
     here = world("cpu")
-    said, rollouts = {}, Rollouts()
-    sampling.paired_rollout = rollouts
+    said = {}
     for name, config, fault, events in cases(prompts, here):
-        rollouts.seen = {}
+        digests = {}
         try:
-            with fault:
+            with fault, noted(digests):
                 tell(config, folder / name, here, events)
             raised = None
         except (Exception, KeyboardInterrupt) as error:
             place = {k: getattr(error, k, None) for k in ("object", "view", "step")}
             raised = {"type": type(error).__name__, "text": str(error), **place}
-        said[name] = {"raised": raised, "rollouts": rollouts.seen}
+        said[name] = {"raised": raised, "rollouts": digests}
     (folder / f"{here.rank}_of_{here.size}.json").write_text(json.dumps(said), "utf-8")
     here.close()
 
 
 def tell(config, folder, here, events) -> None:
     """Run, with events in every process, not in the main one alone."""
-    from mvczigal_ref.training import loop as training_loop
-
     right = training_loop.run_iteration
 
     def run_iteration(*args, iteration, **kwargs):

@@ -16,13 +16,13 @@ from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
-from mvczigal_ref.method import pairs as method
-from mvczigal_ref.method import sample as sampling
+from mvczigal_ref.method import pairs
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system.networks import DTYPES
 from mvczigal_ref.training.prompts import prompt_batch
 from mvczigal_ref.training.tracking import StageTimer
 from tests.analytic_system import PROMPTS, CoupledPolicy, analytic_system
+from tests.iterations import staged
 from tests.oracles import scaled_linear_alpha_bar
 
 ITERATIONS = 3
@@ -137,9 +137,6 @@ def runs():
     ours, theirs = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DTYPES, "fp32", torch.float64)
-        rollouts = _spied(patch, "paired_rollout")
-        updates = _spied(patch, "update_policy")
-        tables = _spied(patch, "pair_advantages")
         system = analytic_system(config)
         system = replace(
             system,
@@ -158,9 +155,8 @@ def runs():
         )
         state = ConstraintState()
         for index in range(ITERATIONS):
-            for seen in (rollouts, updates, tables):
-                seen.clear()
             prompts = prompt_batch(PROMPTS, seed=0, iteration=index, count=4)
+            stages = staged(system, config, index=index, prompts=prompts)
             result = run_iteration(
                 system,
                 optimizer,
@@ -172,25 +168,22 @@ def runs():
                 timer=StageTimer(),
             )
             state = result.constraint
+            ((gap,),) = pairs.compare(
+                stages.rewards, stages.samples, stages.here, multiplier=state.multiplier
+            )
             ours.append(
                 {
                     **result.metrics,
                     "gradient": optimizer.seen[-1],
-                    "gap": torch.cat([batch.advantage_gap for batch in updates[0][0][3]]),
+                    "gap": gap,
                     "parameters": torch.cat([p.detach().flatten() for p in trained]),
                 }
             )
-            pairs = [result for _, _, result in rollouts]
-            named = tables[0][1]
+            per_view, joint = stages.rewards.per_view_total()[0], stages.rewards.joint_total()[0]
             measured = released.update(
-                _joined([pair.standard for pair in pairs]),
-                _joined([pair.zigzag for pair in pairs]),
-                (
-                    named["per_view_standard"],
-                    named["per_view_zigzag"],
-                    named["joint_view_standard"],
-                    named["joint_view_zigzag"],
-                ),
+                _joined([part.pair.standard for part in stages.samples]),
+                _joined([part.pair.zigzag for part in stages.samples]),
+                (per_view[:, 1], per_view[:, 0], joint[:, 1], joint[:, 0]),
                 [system.conditioning([prompt]) for prompt in prompts],
                 system.sampler.timesteps.tolist(),
             )
@@ -204,19 +197,6 @@ def runs():
                 }
             )
     return config, ours, theirs
-
-
-def _spied(patch, name):
-    """Note arguments and results of a stage that the iteration calls."""
-    stage = sampling if name == "paired_rollout" else method
-    seen, original = [], getattr(stage, name)
-
-    def spy(*arguments, **named):
-        seen.append((arguments, named, original(*arguments, **named)))
-        return seen[-1][-1]
-
-    patch.setattr(stage, name, spy)
-    return seen
 
 
 def _fp64_sampler(config):

@@ -113,7 +113,7 @@ def test_granularities_and_rewards_are_standardised_one_by_one_and_added(
 
 @given(trees(), st.floats(-5.0, 5.0))
 def test_what_leaves_share_of_their_paths_cancels(tree, shift):
-    """One number a leaf, from the root, serves every depth."""
+    """One number per leaf, from the root, serves every depth."""
     branching, reward, score = tree
     how = {"branching": branching, "inverse_temperature": 0.7}
     one = fuse_leaf_rewards(reward, leaf_log_prob=score, **how)
@@ -267,7 +267,7 @@ def test_refuses_paths_of_another_shape_and_half_precision():
 @pytest.mark.parametrize("sizes", [(), (2, 3), (0, 2), (3, 0)])
 def test_refuses_depths_that_are_no_tree(sizes):
     """A depth's nodes divide the leaves."""
-    with pytest.raises(ValueError, match="`advantages` must hold a table a depth, whose nodes"):
+    with pytest.raises(ValueError, match="`advantages` must hold one table per depth, whose nodes"):
         leaf_advantages([torch.ones(size) for size in sizes])
 
 

@@ -236,7 +236,7 @@ def test_released_trainer_gap(case):
     """The recorded difference is standard minus zigzag, a view at a time."""
     golden = tensors("objective", f"mvzigal_loss_{case}")
     made_with = constants("objective", f"mvzigal_loss_{case}")
-    # There each view has a joint advantage of its own: an object a view.
+    # There each view has a joint advantage of its own: an object per view.
     advantages = PairAdvantages(
         per_view_zigzag=golden["adv2"][:, None],
         per_view_standard=golden["adv1"][:, None],

@@ -121,6 +121,18 @@ def test_sixteen_units_of_the_largest_reward_are_rounding(value, units, dtype):
     assert not equal_up_to_rounding(pair)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_larger_magnitude_is_the_unit(sign):
+    """Of the highest and the lowest reward, whichever it is."""
+    unit = torch.finfo(torch.float64).eps
+    pair = sign * torch.tensor([1.0, 1.0 - 16 * unit], dtype=torch.float64)
+
+    assert equal_up_to_rounding(pair)
+    assert not equal_up_to_rounding(
+        sign * torch.tensor([1.0, 1.0 - 17 * unit], dtype=torch.float64)
+    )
+
+
 # -- gradients -----------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ DANCE = golden.names("flow", "dance_flux_step_")
 
 
 def column(level):
-    """Bring one number a latent to the latent's axes."""
+    """Bring one number per latent to the latent's axes."""
     return level[..., None, None, None]
 
 

@@ -90,7 +90,7 @@ def test_it_is_a_sampler(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (4, 2, 3), (1, 3), (2, 1)])
 def test_a_tensor_of_steps_is_every_step_by_itself(kernel, shape):
-    """One call over steps, objects and views gives the bits of one call a latent."""
+    """One call over steps, objects and views gives the bits of one call per latent."""
     sampler = built(kernel)
     batch = torch.broadcast_shapes(shape, {(1, 3): (2, 3), (2, 1): (2, 3)}.get(shape, shape))
     step = torch.arange(24)[: torch.Size(shape).numel()].reshape(shape) % 4

@@ -27,7 +27,7 @@ SPREADS = st.floats(0.01, 10.0)
 
 @st.composite
 def gaussians(draw, count=2):
-    """Draw latents and as many spreads, one number a latent."""
+    """Draw latents and as many spreads, one number per latent."""
     drawn = draw(latents(count))
     batch = drawn[0].shape[:-3]
     spreads = st.lists(SPREADS, min_size=batch.numel(), max_size=batch.numel())

@@ -9,9 +9,9 @@ from mvczigal_ref.method.group_loss import group_objective, step_weights
 from mvczigal_ref.records import GroupDecision
 from mvczigal_ref.system.sampler import build_sampler
 from mvczigal_ref.update.group_batch import ReplayedDecision
+from tests.iterations import FLOW, GROUP, config_of
 from tests.strategies import randn
 from tests.unit.diffusion.flow_cases import step_oracle
-from tests.unit.method.test_sample import FLOW, GROUP, config_of
 
 STD, STEP, CLIP, KL = 0.4, 1, 0.05, 0.3
 SHIFTED = {**FLOW, **GROUP, "flow.shift": 3.0}  # no two steps are equally long
@@ -37,7 +37,7 @@ def replayed(*, reference=True, old=True):
 
 
 def apart(one, other, reduction):
-    """Give half the squared distance of two means, an entry a member."""
+    """Give half the squared distance of two means, an entry per member."""
     rows = (one - other).flatten(-3).flatten(0, -2).tolist()
     return [sum(x * x for x in row) / (len(row) if reduction == "mean" else 1) / 2 for row in rows]
 

@@ -9,40 +9,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvczigal_ref.config import from_dict
+from mvczigal_ref.advantage.branches import (
+    depth_advantages,
+    fuse_leaf_rewards,
+    granular_advantages,
+)
+from mvczigal_ref.diffusion.gaussian import joint_log_prob
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.method.groups import sample_advantages
+from mvczigal_ref.method.group_advantages import sample_advantages
 from mvczigal_ref.method.sample import draw_samples
 from mvczigal_ref.method.steps import check_steps, plan_of, stochastic_steps
+from mvczigal_ref.records import BranchTrajectory, GroupTrajectory
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.windows import random_steps
 from tests.analytic_system import PROMPTS, analytic_system
+from tests.iterations import FLOW, GROUP, config_of
 from tests.strategies import randn
 from tests.unannotated import without_shape_checks
 
-FLOW = {
-    "model.network": "flow",
-    "sampler.kind": "flow",
-    "reward.joint": "per_view",
-    "advantage.mode": "per_view",
-}
-GROUP = {"objective.kind": "policy_gradient", "rollout.kind": "group", "rollout.members": 3}
 TREE = {**FLOW, **GROUP, "rollout.kind": "tree", "rollout.split_steps": [0, 2]}
 BRANCHES = {**FLOW, **GROUP, "rollout.kind": "branches", "rollout.trunks": 2}
 ALONE = {"": 1.0}
-
-
-def config_of(*parts, **dotted):
-    """Configure four steps; settings are named by dotted path."""
-    nested = {}
-    for path, value in {
-        "sampler.prediction_type": "epsilon",
-        **{k: v for part in parts for k, v in part.items()},
-        **dotted,
-    }.items():
-        section, _, name = path.rpartition(".")
-        nested.setdefault(section, {})[name] = value
-    return from_dict(nested)
 
 
 def draw(config, *, iteration=0, objects=(0, 1)):
@@ -229,6 +216,63 @@ def test_an_action_that_no_image_shows_is_dropped_unless_asked_for(kind, trained
     samples = draw(config_of(how, {"sampler.kind": kind}))
 
     assert len(samples.decisions) == (4 if trained else 3)
+
+
+@pytest.mark.parametrize(("ddof", "clip"), [(0, math.inf), (1, 0.8)])
+def test_a_tree_has_the_published_depth_advantages(ddof, clip):
+    """Of one reward and each group's own spread, nodes fused by likelihood."""
+    how = {
+        "advantage.fusion_inverse_temperature": 0.3, "advantage.ddof": ddof, "advantage.delta": 0.1,
+        "advantage.clip": 1e9 if clip == math.inf else clip,
+    }  # fmt: skip
+    config = config_of(TREE, how)
+    samples = draw(config)
+    reward = randn(2, samples.denoised.shape[1], seed=7, dtype=torch.float64)
+    log_prob = randn(*reward.shape, seed=8, dtype=torch.float64)
+    fused = fuse_leaf_rewards(
+        reward, branching=samples.branching, leaf_log_prob=log_prob, inverse_temperature=0.3
+    )
+    published = depth_advantages(fused, ddof=ddof, delta=0.1, clip=clip)
+    tables = advantages(config, samples, reward, leaf_log_prob=log_prob)
+
+    assert {d.depth for d in samples.decisions} == {0, 1}
+    for decision, table in zip(samples.decisions, tables, strict=True):
+        torch.testing.assert_close(table, published[decision.depth], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("strides", [[1], [1, 2]])
+def test_branches_have_the_published_granular_advantages(strides):
+    """Rewards are laid out as the record of a branched rollout lays them out."""
+    config = config_of(BRANCHES, {"rollout.strides": strides})
+    samples = draw(config)
+    steps, grids = len(samples.decisions), len(strides)
+    record = BranchTrajectory(
+        decisions=samples.decisions,
+        denoised=samples.denoised.unflatten(1, (steps, grids, -1)).movedim(0, 2),
+        num_trunks=config.rollout.trunks,
+    )
+    reward = randn(2, steps * grids * record.denoised.shape[3], seed=9, dtype=torch.float64)
+    by_step = reward.unflatten(1, (steps, grids, -1)).movedim(0, 2)
+    published = granular_advantages(
+        {"": record.reward_table(by_step)}, weights=ALONE, ddof=config.advantage.ddof,
+        delta=config.advantage.delta, clip=config.advantage.clip,
+    )  # fmt: skip
+    tables = advantages(config, samples, reward)
+
+    assert len(tables) == steps
+    for table, expected in zip(tables, published, strict=True):
+        torch.testing.assert_close(table, expected.flatten(1), rtol=1e-12, atol=1e-12)
+
+
+def test_a_leaf_s_path_has_the_joint_log_density_of_its_views():
+    """Added up over the steps of its path."""
+    samples = draw(config_of(TREE))
+    tree = GroupTrajectory(
+        decisions=samples.decisions, denoised=samples.denoised, branching=samples.branching
+    )
+    by_step = joint_log_prob(tree.leaf_log_prob(), reduction="sum")
+
+    torch.testing.assert_close(samples.leaf_log_prob, by_step.sum(0), rtol=1e-6, atol=1e-6)
 
 
 # -- laws --------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def shares(config, size):
     return [Share.of(config, World(rank=rank, size=size)) for rank in range(size)]
 
 
-# Objects a slice, optimiser steps, and slices a step that 1, 2 and 4 processes can share.
+# Objects a slice, optimiser steps, and slices per step that 1, 2 and 4 processes can share.
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([4, 8]))
 
 

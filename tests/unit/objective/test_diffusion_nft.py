@@ -30,7 +30,7 @@ STATS = (
 
 
 def batch(five, advantages=None, levels=None):
-    """Name five latents, and give each row a level and an advantage."""
+    """Name five latents, and give each row per level and an advantage."""
     shape = five[0].shape[:-3]
     count = shape.numel()
     advantages = advantages or [0.7 * (-1.5) ** k for k in range(count)]

@@ -10,9 +10,8 @@ from safetensors.torch import save_file
 from mvczigal_ref.config import load_config, to_dict
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.update.loss_scale import LossScale
+from tests.iterations import FORWARD, ONE_VIEW, ZIGAL, Said, config_of, learn
 from tests.unannotated import without_shape_checks
-from tests.unit import test_group_iteration as of_groups
-from tests.unit import test_iteration as of_pairs
 
 KEYS = (
     *("per_view_reward/zigzag", "per_view_reward/standard", "per_view_reward/gap"),
@@ -53,12 +52,12 @@ def learnt(kind):
     kl = {"objective.kl_weight": 0.1}
     with without_shape_checks():
         if kind == "pairs":
-            _, rows, *_ = of_pairs.learn(of_pairs.config_of(), **how)
+            _, rows, *_ = learn(config_of(ZIGAL), **how)
         elif kind == "groups":
-            config = of_groups.config_of(of_groups.ONE_VIEW, kl)
-            _, rows, *_ = of_groups.learn(config, enhancer=of_groups.Said("prompt 7"), **how)
+            config = config_of(ONE_VIEW, kl)
+            _, rows, *_ = learn(config, enhancer=Said("prompt 7"), **how)
         else:
-            _, rows, *_ = of_groups.learn(of_groups.config_of(of_groups.FORWARD), **how)
+            _, rows, *_ = learn(config_of(FORWARD), **how)
     rows = [{"iteration": iteration, **row} for iteration, row in enumerate(rows)]
     for row in rows:
         row |= {"seconds/rollout": 2.0, "seconds/decode": 1.0, "seconds/update": 3.0}

@@ -134,7 +134,7 @@ def test_with_all_steps_it_is_plain_sampling(kind, storage):
 
 @given(st.integers(0, 3), st.integers(1, 3))
 def test_a_shared_prefix_is_computed_and_stored_once(start, size):
-    """One row a prompt and view up to the window; the state there is every member's."""
+    """One row per prompt and view up to the window; the state there is every member's."""
     policy, window = Recorded(LinearPolicy(0.5)), tuple(range(start, min(start + 2, 4)))
     record = roll(group_rollout, policy, flow(4), noise(), group(size, window))
     first, *later = record.decisions
@@ -177,7 +177,7 @@ def test_members_with_shared_noise_are_equal_until_they_divide():
     ],
 )
 def test_network_calls_of_each_method(plan, rows):
-    """One call a step, at its level, without gradient, on the rows that the plan states."""
+    """One call per step, at its level, without gradient, on the rows that the plan states."""
     sampler, policy = flow(plan.num_steps), Recorded(LinearPolicy(0.5))
     drawn = noise((0,), (1, 1, 1, 1))
     roll(group_rollout, policy, sampler, drawn, plan, camera_scale=0.25)
@@ -261,7 +261,7 @@ def test_leaves_follow_their_own_ancestors():
     large = roll(group_rollout, LinearPolicy(0.5), flow(4), noise(), tree({0: 2, 2: 3}))
     small = roll(group_rollout, LinearPolicy(0.5), flow(4), noise(), tree({0: 2, 2: 2}))
 
-    # Leaves of three branches a node, less the third of each.
+    # Leaves of three branches per node, less the third of each.
     assert torch.equal(large.denoised[:, [0, 1, 3, 4]], small.denoised)
     assert (large.branching, [decision.depth for decision in large.decisions]) == (
         (2, 3),

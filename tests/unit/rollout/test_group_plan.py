@@ -48,7 +48,7 @@ def test_a_group_divides_once(shared_noise, size, num_steps, data):
 
 @given(plans())
 def test_leaves_are_the_product_of_the_branches(plan):
-    """And the branches are those of the reward tree, a table a depth."""
+    """And the branches are those of the reward tree, a table per depth."""
     rewards = fuse_leaf_rewards(
         torch.arange(plan.num_leaves, dtype=torch.float64), branching=plan.branching
     )
@@ -96,8 +96,8 @@ def test_fewer_branches_are_a_part_of_the_same_tree(plan, step):
     ("settings", "message"),
     [
         ({"num_roots": 0}, "`num_roots` must be at least 1; got 0"),
-        ({"widths": ()}, r"`widths` must hold a number of at least 1 a step; got \(\)"),
-        ({"widths": (1, 0, 1)}, r"`widths` must hold a number of at least 1 a step; got \(1, 0"),
+        ({"widths": ()}, r"`widths` must hold a number of at least 1 per step; got \(\)"),
+        ({"widths": (1, 0, 1)}, r"`widths` must hold a number of at least 1 per step; got \(1, 0"),
         ({"widths": (1, 1, 2)}, r"outside `stochastic_steps` = \(0, 1\); got 2 at step 2"),
         ({"widths": (1, 2, 1)}, "must not begin before the group divides; got step 0"),
         ({"stochastic_steps": (1, 0)}, r"`stochastic_steps` must increase .* got \[1, 0\]"),

@@ -23,8 +23,8 @@ from mvczigal_ref.training.tracking import StageTimer
 from mvczigal_ref.update.loss_scale import LossScale
 from tests.analytic_system import PROMPTS as NUMBERED
 from tests.analytic_system import analytic_system
+from tests.iterations import FORWARD
 from tests.unit.method.test_sample import FLOW, GROUP, config_of
-from tests.unit.test_group_iteration import FORWARD
 
 PROMPTS = ["a red ball", "a blue cube"]
 CONSTRAINT = ConstraintState(multiplier=0.1 + 0.2, threshold=-1 / 3, initialised=True)

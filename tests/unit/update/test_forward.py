@@ -14,7 +14,6 @@ from mvczigal_ref.update.replay import ReplaySettings
 from tests.policies import DetachedPolicy, LinearPolicy, Recorded, numbered
 from tests.strategies import randn
 from tests.unit.rollout.flow_cases import GUIDANCE, velocity
-from tests.unit.update.test_step import _SpoilsBackward
 
 GAIN, OLD, HOME = 0.5, 0.4, -0.2
 MIX, CLIP, KL = 0.7, 2.0, 0.3
@@ -201,22 +200,6 @@ def test_a_loss_that_overflows_is_told_with_its_value():
     batch.clean.mul_(1e200)
     with pytest.raises(NonFiniteError, match=r"`loss` must be finite; got (inf|nan)"):
         update(policy, [batch])
-
-
-def test_a_gradient_that_is_not_finite_is_traced():
-    """To the sample whose derivative it is."""
-    policy = LinearPolicy(GAIN)
-
-    def spoilt(latent_t, timestep, conditioning, **how):
-        output = policy(latent_t, timestep, conditioning, **how)
-        bad = torch.zeros_like(output, dtype=torch.bool)
-        if torch.is_grad_enabled():
-            bad[2 * 4 + 1 * 2 + 1] = True  # member 2, prompt 1, view 1
-        return _SpoilsBackward.apply(output, bad)
-
-    spoilt.policy = policy
-    with pytest.raises(NonFiniteError, match=r"`gradient`.* at object 5, view 1"):
-        update(spoilt, [batch_of((4, 5))])
 
 
 def test_slices_that_cannot_be_dealt_out_are_refused():

@@ -23,7 +23,6 @@ from tests import oracles
 from tests.policies import DetachedPolicy, LinearPolicy, Recorded, numbered
 from tests.trajectories import noise, sampler_of
 from tests.unit.rollout.flow_cases import GUIDANCE, STORAGE, float_step, flow, plans, roll
-from tests.unit.update.test_step import _SpoilsBackward
 
 SHAPE = (2, 1, 2, 2)
 GAINS = (0.5, 0.2, -0.1)
@@ -335,7 +334,7 @@ def test_diffusion_samplers_have_groups_as_well(kind):
 
 
 def test_one_network_call_serves_all_that_share_a_state():
-    """The first decision has one state a prompt, the second one a member."""
+    """The first decision has one state a prompt, the second one per member."""
     policy, sampler = Recorded(LinearPolicy(*GAINS)), flow(4)
     batch = batch_of(drawn(policy.policy, sampler))
     update(policy, sampler, [[batch]])
@@ -408,28 +407,11 @@ def test_an_advantage_that_is_not_finite_is_named(bad):
     assert policy.gain.tolist() == list(GAINS)
 
 
-def test_a_gradient_that_is_not_finite_is_traced():
-    """To the log-density whose derivative it is."""
-    policy, sampler = LinearPolicy(*GAINS), flow(4)
-    batch = batch_of(drawn(policy, sampler))
-
-    def spoilt(latent_t, timestep, conditioning, **how):
-        output = policy(latent_t, timestep, conditioning, **how)
-        bad = torch.zeros_like(output, dtype=torch.bool)
-        if torch.is_grad_enabled() and len(output) > 4:  # the second decision's states
-            bad[2 * 4 + 1 * 2 + 1] = True  # of member 2, prompt 1, view 1
-        return _SpoilsBackward.apply(output, bad)
-
-    spoilt.parameters = policy.parameters
-    with pytest.raises(NonFiniteError, match=r"`gradient`.* at object 1, view 1, step 2"):
-        update(spoilt, sampler, [[batch]])
-
-
 def test_tables_that_do_not_fit_are_refused():
-    """One advantage table a decision."""
+    """One advantage table per decision."""
     policy, sampler = LinearPolicy(*GAINS), flow(4)
     record = drawn(policy, sampler)
-    with pytest.raises(ValueError, match="one entry a decision, at least one; got 2, 1, 2"):
+    with pytest.raises(ValueError, match="one entry per decision, at least one; got 2, 1, 2"):
         batch_of(record, advantage=(record.decisions[0].log_prob,))
     with pytest.raises(ValueError, match="`nodes_per_call` must be at least 1; got 0"):
         told(nodes_per_call=0)

@@ -72,10 +72,6 @@ class Part:
             num_log_ratios=0,
         )
 
-    def scores(self):
-        """Name nobody."""
-        return iter(())
-
 
 def update(network, parts, scale, *, world=None, optimizer=None, growth_interval=2000):
     """Take one optimiser step, by plain gradient descent unless told otherwise."""

@@ -19,7 +19,6 @@ from tests.trajectories import sampler_of
 from tests.unit.models.small import conditioning
 from tests.unit.update.network import network_log_prob, network_pair, tuned_policy
 from tests.unit.update.pairs import GUIDANCE, gaps, objective_of, sampled, settings_of, whole_loss
-from tests.unit.update.test_step import _SpoilsBackward
 
 GAINS = (0.5, 0.2, -0.1)
 
@@ -29,10 +28,11 @@ def update(
 ):
     """Update by plain gradient descent; return the metrics."""
     parameters = parameters or [policy.gain]
+    trained = parameters.values() if isinstance(parameters, dict) else parameters
     metrics, _ = update_policy(
         policy,
         sampler,
-        torch.optim.SGD(parameters, lr=lr),
+        torch.optim.SGD(trained, lr=lr),
         batches,
         objective or objective_of(),
         parameters=parameters,
@@ -169,7 +169,7 @@ def test_cuts_are_what_was_asked_for():
         policy.calls.clear()
         update(policy, sampler, batches, lr=0.0, parameters=[policy.policy.gain], **cut)
 
-        # On the sampling parameters each microbatch is one call an arm.
+        # On the sampling parameters each microbatch is one call per arm.
         assert [call.rows for call in policy.calls] == [n for n in rows for _ in range(2)]
 
 
@@ -348,23 +348,25 @@ def test_no_gap_is_no_change():
 
 
 class SpoiltBackward(LinearPolicy):
-    """The gradient through one row of one timestep is not finite."""
+    """The gradient through every output is not finite."""
 
     def forward(self, latent_t, timestep, conditioning, **told):
-        """Spoil view 1 of object 4 at timestep 499."""
+        """Spoil the gradient, and leave the output."""
         output = super().forward(latent_t, timestep, conditioning, **told)
-        number = conditioning.prompt_embeds[:, 0, 0].repeat_interleave(conditioning.num_views)
-        spoilt = (number == 4) & (torch.arange(len(output)) % conditioning.num_views == 1)
-        spoilt &= timestep.expand(len(output)) == 499
-        return _SpoilsBackward.apply(output, spoilt[:, None, None, None].expand_as(output))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * math.inf)
+        return output
 
 
-def test_locates_a_gradient_that_is_not_finite():
-    """Every log-density is finite; object, view and step are found, and nothing changes."""
+@pytest.mark.parametrize("name", ["gain", None])
+def test_a_gradient_that_is_not_finite_is_named(name):
+    """By its parameter, though every log-density is finite; nothing changes."""
     policy, sampler = SpoiltBackward(*GAINS), sampler_of("lcm", 2)
     batches = sampled(policy, sampler, [3, 3], gap=gaps(6))
-    with pytest.raises(NonFiniteError, match=r"`gradient`.* at object 4, view 1, step 1"):
-        update(policy, sampler, batches)
+    parameters = {name: policy.gain} if name else [policy.gain]
+    what = f"gradient_norm of {name}" if name else r"gradient_norm of parameters\[0\]"
+    with pytest.raises(NonFiniteError, match=f"`{what}` must be finite"):
+        update(policy, sampler, batches, parameters=parameters)
 
     assert torch.equal(policy.gain.data, torch.tensor(GAINS, dtype=torch.float64))
     assert policy.gain.grad is None

@@ -1,4 +1,4 @@
-"""`caption_log`: each number in its own field, and histograms that can be added."""
+"""`method.caption`: each number in its own field, and histograms that can be added."""
 
 import math
 from collections import Counter

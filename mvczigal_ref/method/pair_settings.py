@@ -1,0 +1,63 @@
+"""Settings of a pair's loss and replay, as a configuration asks for them."""
+
+from functools import partial
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.objective.preference import preference_gradients
+from mvczigal_ref.objective.reward_difference import reward_difference_gradients
+from mvczigal_ref.system import System
+from mvczigal_ref.update.pairs import PairObjective
+from mvczigal_ref.update.replay import UpdateSettings
+
+__all__ = ["pair_objective", "pair_update_settings"]
+
+
+def pair_objective(config: TrainConfig) -> PairObjective:
+    """Bind the settings of the loss: the reward difference of ZigAL and RDL, or DPO's preference.
+
+    Args:
+        config: The section ``objective`` is read.
+
+    Returns:
+        The loss and both its derivatives.
+    """
+    objective = config.objective
+    if objective.kind == "preference":
+        return partial(
+            preference_gradients,
+            scale=objective.preference_scale,
+            clip_range=objective.clip_range,
+        )
+    return partial(
+        reward_difference_gradients,
+        clip_range=objective.clip_range if objective.clip else float("inf"),
+        temperature=objective.temperature,
+    )
+
+
+def pair_update_settings(system: System, config: TrainConfig) -> UpdateSettings:
+    """Gather the settings of a pair's replay.
+
+    Args:
+        system: System whose sampler says whether the image shows the last action.
+        config: The run.
+
+    Returns:
+        The trained steps, cuts, passes, guidance and clip range.
+    """
+    steps = list(range(system.sampler.num_steps))
+    if system.sampler.last_action_is_image_independent and not config.objective.train_last_action:
+        steps.pop()
+    return UpdateSettings(
+        steps=steps,
+        steps_per_microbatch=config.optim.steps_per_microbatch,
+        objects_per_microbatch=config.run.replay_objects_per_slice,
+        epochs=config.optim.epochs_per_iteration,
+        optimizer_steps=config.optim.optimizer_steps_per_epoch,
+        max_grad_norm=config.optim.max_grad_norm,
+        scale_growth_interval=config.optim.loss_scale_growth_interval,
+        clip_range=config.objective.clip_range,
+        guidance_scale=config.sampler.guidance_scale,
+        camera_scale=config.sampler.camera_scale,
+        reduction=config.objective.reduction,
+    )
