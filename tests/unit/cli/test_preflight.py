@@ -16,7 +16,7 @@ from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters,
 
 GIB = 2**30
 PARTS = (
-    "unet", "trained", "text_encoders", "vae", "scorers", "features", "optimizer", "rollouts",
+    "network", "trained", "text_encoders", "vae", "scorers", "features", "optimizer", "rollouts",
     "gradients", "sampling", "decoding", "scoring", "replay", "saved", "saved_checkpointed",
     "saved_plain",
 )  # fmt: skip
@@ -38,7 +38,7 @@ PLAN = Plan(
         backward=5 * 10**12, decode=6 * 10**12,
     ),
     parameters=Parameters(
-        unet=2_977_228_804, camera_encoder=1, trained=2, text_encoders=3, vae=4, scorers=5
+        network=2_977_228_804, camera_encoder=1, trained=2, text_encoders=3, vae=4, scorers=5
     ),
     memory=MEMORY,
 )  # fmt: skip
@@ -74,7 +74,7 @@ def test_a_plan_is_printed_with_every_number():
     text = text_of(*plan_tables(PLAN))
 
     for row in (
-        ("objects", "64 over 4 processes"), ("unet [parameters]", "2,977,228,804"),
+        ("objects", "64 over 4 processes"), ("network [parameters]", "2,977,228,804"),
         ("calls of pickscore", "8"), ("latent", "4 x 96 x 96"), ("sampling", "68", "1.00"),
         ("replay without gradient", "16", "2.00"), ("recomputation", "63", "4.00"),
         ("all", "273", "21.00"), ("optimiser", "64.00"), ("peak in update", "4607.00"),
