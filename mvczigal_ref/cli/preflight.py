@@ -12,11 +12,15 @@ from rich.table import Table
 from mvczigal_ref.cli.processes import join
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.attempts import Verdict
 from mvczigal_ref.preflight.check import check
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.plan_record import Plan
+from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.scorers import check_judges
+from mvczigal_ref.training.prompts import run_prompts
+from mvczigal_ref.training.tracking import check_trackers
 
 __all__ = ["check_tables", "plan_tables", "run_check", "run_plan"]
 
@@ -90,13 +94,20 @@ def run_check(config: TrainConfig) -> None:
         config: The run.
 
     Raises:
-        ConfigError: If there is no such device, the run is of another kind, or its scorers could
-            not judge it.
+        ConfigError: If there is no such device, or training would refuse the run: its slices,
+            windows, prompts, scorers, captions or trackers.
         CheckpointError: If weights cannot be read.
         SystemExit: If something does not hold.
     """
+    world = join(config.run.device)
+    Share.of(config, world)
+    prompts, _ = run_prompts(config)
     check_judges(config)
-    verdict = check(config, device=join(config.run.device).device)
+    check_trackers(config.run.trackers)
+    # A language model of this process is loaded by training alone.
+    if not config.objective.compares_pairs and config.condition.enhancer != "local":
+        build_enhancer(config.condition, device=world.device, prompts=prompts)
+    verdict = check(config, device=world.device)
     console = Console()
     console.print(check_tables(verdict))
     if not verdict.passed:
@@ -125,10 +136,10 @@ def check_tables(verdict: Verdict) -> Table:
         One row per finding, for a console.
     """
     held = "all of it holds" if verdict.passed else "training would go wrong here"
-    table = Table("what must hold", "", "found", caption=f"{held}; {verdict.seconds:.0f} s")
+    table = Table("what must hold", "", "finding", caption=f"{held}; {verdict.seconds:.0f} s")
     for finding in verdict.findings:
         mark = "[green]yes[/]" if finding.passed else "[red]NO[/]"
-        table.add_row(escape(finding.name), mark, escape(finding.told))
+        table.add_row(escape(finding.name), mark if finding.tried else "-", escape(finding.reason))
     return table
 
 

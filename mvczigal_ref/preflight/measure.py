@@ -18,9 +18,9 @@ __all__ = ["GraphCost", "Meter", "fused_attention", "measure_graph", "storage_by
 class Meter(TorchDispatchMode):
     """Count FLOPs, and follow the bytes of every storage from its making to its end.
 
-    Storages of ``present`` tensors, and views of any, cost nothing. Works on real tensors and on the
-    meta device alike; what a library takes for itself, such as a convolution's workspace, is not
-    seen.
+    Storages of ``present`` tensors, and views of any, cost nothing. Works on real tensors and on
+    the meta device alike; what a library takes for itself, such as a convolution's workspace, is
+    not seen.
 
     Args:
         present: Tensors that were there before.
@@ -37,8 +37,8 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self.flops = self.flops_with_gradient = 0
-        # Storages stay known for as long as they live, so that no index is given twice.
-        self._known = {(s := t.untyped_storage())._cdata: s for t in present}
+        # These storages stay alive for as long as they live, so that no index is given twice.
+        self._before = {(s := t.untyped_storage())._cdata: s for t in present}
         self._held: dict[int, tuple[int, Any]] = {}
 
     def __torch_dispatch__(
@@ -64,7 +64,7 @@ class Meter(TorchDispatchMode):
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         index = storage._cdata
-        if index in self._known or index in self._held:
+        if index in self._before or index in self._held:
             return
 
         def gone(_: object) -> None:
@@ -108,11 +108,11 @@ class GraphCost:
     """One forward pass that keeps its graph, and the backward pass through it."""
 
     forward: int
-    """[FLOP]"""
+    """Forward pass [FLOP]."""
     recompute: int
     """Forward pass, done once more in the backward pass [FLOP]."""
     backward: int
-    """[FLOP]"""
+    """Backward pass, without what it computes once more [FLOP]."""
     saved: int
     """Tensors that the graph keeps between the two passes, the output too [bytes]."""
     peak: int

@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from mvczigal_ref.condition.distinct import TextColumn
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.groups import group_update_settings
 from mvczigal_ref.method.pairs import pair_update_settings
@@ -179,9 +178,7 @@ def _of_groups(
     settings = group_update_settings(config)
     captions = _num_captions(config, samples=samples.denoised.shape[1])
     pieces = [
-        piece
-        for decision in samples.decisions
-        for piece in decision.split(settings.nodes_per_call)
+        piece for decision in samples.decisions for piece in decision.split(settings.nodes_per_call)
     ]
     by_shape = {
         Replay(piece.state.shape[0], *(t.shape[1] for t in (piece.state, piece.action))): piece

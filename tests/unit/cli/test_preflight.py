@@ -42,8 +42,8 @@ PLAN = Plan(
     ),
     memory=MEMORY,
 )  # fmt: skip
-BAD = Finding(name="first ratio is 1, [fp16] storage", passed=False, told="dropout is on")
-GOOD = replace(BAD, passed=True, told="exactly 1")
+BAD = Finding(name="first ratio is 1, [fp16] storage", passed=False, reason="dropout is on")
+GOOD = replace(BAD, passed=True, reason="exactly 1")
 
 
 def text_of(*tables):

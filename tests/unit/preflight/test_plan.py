@@ -128,7 +128,9 @@ def test_what_waits_elsewhere_is_counted_while_it_works():
 
     assert (here.offloaded, away.offloaded) == (False, True)
     assert 0 < here.network - away.network < 0.5 * here.network  # the camera encoder
-    assert here.resident == (base - away.network + here.network + here.text_encoders + here.vae + 8 * GB)
+    assert here.resident == (
+        base - away.network + here.network + here.text_encoders + here.vae + 8 * GB
+    )
     assert here.rollouts > 0 == away.rollouts
     # A compiled network samples with its graph.
     assert away.sampling > here.saved_plain > here.sampling
