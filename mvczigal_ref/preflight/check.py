@@ -58,8 +58,11 @@ def check(
     Examples:
         >>> from mvczigal_ref.config import from_dict
         >>> from mvczigal_ref.models.tiny import tiny_components
+        >>> config = from_dict(
+        ...     {"sampler": {"num_steps": 2}, "optim": {"optimizer_steps_per_epoch": 1}}
+        ... )
         >>> check(
-        ...     from_dict({"sampler": {"num_steps": 2}}),
+        ...     config,
         ...     device=torch.device("cpu"),
         ...     components=tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1)),
         ... ).passed

@@ -24,7 +24,7 @@ class Footprint:
     parameters: int
     """Numbers that its networks hold [parameters]."""
     weights: int
-    """Their memory [bytes]."""
+    """Memory of these numbers [bytes]."""
     working: int
     """Its image network on one chunk, at its peak [bytes]."""
 

@@ -11,8 +11,10 @@ from rich.console import Console
 from mvczigal_ref.cli import preflight as planning
 from mvczigal_ref.cli.preflight import check_tables, plan_tables, run_check, run_plan
 from mvczigal_ref.config import load_config
+from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.preflight.attempts import Finding, Verdict
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
+from mvczigal_ref.recipes import recipe
 
 GIB = 2**30
 PARTS = (
@@ -117,7 +119,7 @@ def test_a_bad_verdict_is_the_exit_status(monkeypatch, finding):
         return Verdict(findings=(finding,), seconds=1.0)
 
     monkeypatch.setattr(planning, "check", tried)
-    config = load_config(overrides=["run.device=cpu"])
+    config = load_config(recipe("tiny"), overrides=["run.device=cpu"])
     if finding.passed:
         run_check(config)
     else:
@@ -126,3 +128,20 @@ def test_a_bad_verdict_is_the_exit_status(monkeypatch, finding):
         assert stopped.value.code == 1
 
     assert seen == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("tiny", "run.objects_per_iteration=32", "optim.optimizer_steps_per_epoch=3"), "nearest"),
+        (("tiny", "run.prompts=absent.txt"), "absent.txt"),
+        (("tiny_mv_grpo_llm", "condition.instructions=[shape]"), "condition.enhancer"),
+    ],
+)
+def test_what_training_refuses_is_refused_before_anything_is_tried(monkeypatch, words, message):
+    """Slices that cannot be shared out, and prompts and captions that are not there."""
+    monkeypatch.setattr(planning, "check", lambda *_, **__: pytest.fail("tried"))
+    name, *settings = words
+    config = load_config(recipe(name), overrides=["run.device=cpu", *settings])
+    with pytest.raises(ConfigError, match=message):
+        run_check(config)
