@@ -15,6 +15,7 @@ from mvczigal_ref.method.groups import group_update_settings
 from mvczigal_ref.method.sample import draw_samples
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.preflight.trial import Place, Trial
+from mvczigal_ref.preflight.workload import num_captions
 from mvczigal_ref.records import GroupDecision, Samples
 from mvczigal_ref.system import System
 from mvczigal_ref.training.state import initial_loss_scale
@@ -135,6 +136,7 @@ class GroupTrial(Trial):
         """Give the share of these elements in the loss of an optimiser step."""
         config = self.config
         objects = config.run.objects_per_iteration / config.optim.optimizer_steps_per_epoch
+        objects *= 1 + num_captions(config, samples=samples.denoised.shape[1])
         if config.optim.step_per_decision:
             return self.objects / objects
         members = sum(one.action.shape[1] for one in samples.decisions)

@@ -22,7 +22,7 @@ from mvczigal_ref.update.replay import (
     score_members,
 )
 
-__all__ = ["Replay", "SampledCall", "Workload", "workload_of"]
+__all__ = ["Replay", "SampledCall", "Workload", "num_captions", "workload_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Workload:
     """Calls of the rollout, in order."""
 
     samples: int
-    """Images sets that are judged for each prompt [samples]."""
+    """Samples of each prompt that are judged [samples]."""
 
     stored: Sequence[Tensor]
     """Tensors that wait for the update."""
@@ -176,7 +176,7 @@ def _of_groups(
 ) -> Workload:
     """Replay every decision under every text of a prompt."""
     settings = group_update_settings(config)
-    captions = _num_captions(config, samples=samples.denoised.shape[1])
+    captions = num_captions(config, samples=samples.denoised.shape[1])
     pieces = [
         piece for decision in samples.decisions for piece in decision.split(settings.nodes_per_call)
     ]
@@ -250,8 +250,20 @@ def _of_forward_process(
     )
 
 
-def _num_captions(config: TrainConfig, *, samples: int) -> int:
-    """Count the captions of a prompt: one per sample where samples are described."""
+def num_captions(config: TrainConfig, *, samples: int) -> int:
+    """Count the captions of a prompt: one per sample where samples are described.
+
+    Args:
+        config: The section ``condition`` is read.
+        samples: Samples of each prompt [samples].
+
+    Returns:
+        Captions, equal ones among them; 0 without an enhancer.
+
+    Examples:
+        >>> num_captions(TrainConfig(), samples=8)
+        0
+    """
     condition = config.condition
     if condition.enhancer == "none":
         return 0

@@ -410,6 +410,15 @@ def test_every_element_of_a_group_weighs_what_it_weighs_in_the_run():
     assert share == pytest.approx(2 / 4 / len(samples.decisions))
 
 
+def test_captions_share_the_weight_with_the_prompt():
+    """By hand: one of 32 objects in one optimiser step, under its prompt and two captions."""
+    trial = trial_of(*flow_system("tiny_mv_grpo_vlm", "run.objects_per_iteration=32"), 1)
+    samples = trial.sample("fp32")
+
+    assert trial.config.optim.optimizer_steps_per_epoch == 1
+    assert trial._share(samples, samples.decisions[0]) == pytest.approx(1 / 32 / 3)
+
+
 # -- errors -------------------------------------------------------------------------------
 
 
