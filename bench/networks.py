@@ -14,7 +14,7 @@ from transformers import CLIPModel
 from mvczigal_ref.config import TrainConfig, scorer_weights
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.tiny import tiny_tokenizer
-from mvczigal_ref.preflight.meta_networks import meta_components
+from mvczigal_ref.preflight.meta_networks import meta_multiview_components
 from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.clip_score import PickScore
 from mvczigal_ref.reward.hpsv2 import vit_h_14
@@ -64,7 +64,7 @@ def materialise(module: nn.Module, device: torch.device, *, seed: int = 0) -> nn
 
 def random_components(config: TrainConfig, device: torch.device, *, seed: int = 0) -> Components:
     """Build every network of a run; tokenizers are the tiny ones, at the real length."""
-    parts, _ = meta_components(config)
+    parts, _ = meta_multiview_components(config)
     parts = replace(
         parts,
         tokenizer=tiny_tokenizer(length=parts.text_encoder.config.max_position_embeddings),

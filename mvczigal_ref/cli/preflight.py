@@ -1,4 +1,4 @@
-"""What a run will take, and whether this machine can train, as a person asks for it."""
+"""Cost of a run, and a trial of this machine, as a person asks for them."""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +12,15 @@ from rich.table import Table
 from mvczigal_ref.cli.launch import join
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.attempts import Verdict
 from mvczigal_ref.preflight.check import check
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.plan_record import Plan
+from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.scorers import check_judges
+from mvczigal_ref.training.prompts import run_prompts
+from mvczigal_ref.training.tracking import check_trackers
 
 __all__ = ["check_tables", "plan_tables", "run_check", "run_plan"]
 
@@ -24,16 +28,18 @@ _GIB = 2**30
 
 
 _PARTS = {
-    "unet": "frozen UNet and camera encoder",
+    "network": "frozen network and camera encoder",
     "trained": "trained weights",
     "text_encoders": "text encoders",
     "vae": "autoencoder",
     "scorers": "scorers",
     "features": "camera features",
     "optimizer": "optimiser",
+    "copies": "copies of the trained weights",
     "rollouts": "stored rollouts",
     "gradients": "gradients",
     "sampling": "a sampling call",
+    "images": "decoded images of a slice",
     "decoding": "decoding",
     "scoring": "images and scoring",
     "replay": "a replay with its backward pass",
@@ -46,118 +52,136 @@ _CALLS = {
     "rollout": "sampling",
     "value": "replay without gradient",
     "replay": "replay with gradient",
+    "reference": "reference policy",
+    "old": "policy that sampled",
     "recompute": "recomputation",
     "backward": "backward",
 }
 
 
 def run_plan(config: TrainConfig, *, processes: int, file: Path | None) -> None:
-    """Print what an iteration of a run takes.
+    """Print the cost of one iteration of a run.
 
     Args:
         config: The run.
         processes: Of the run, each with a GPU of its own.
-        file: Where all numbers go as JSON too, if anywhere.
+        file: JSON file for all numbers; None writes none.
 
     Raises:
-        ConfigError: If the run's geometry is impossible; names the nearest that is not.
+        ConfigError: If the run's geometry is impossible; names the nearest that is possible.
     """
     console = Console()
-    found = plan(config, world_size=processes)
-    for table in plan_tables(found):
+    cost = plan(config, world_size=processes)
+    for table in plan_tables(cost):
         console.print(table)
-    console.print(f"sizes: {found.source}", markup=False, highlight=False, soft_wrap=True)
+    notes = [f"sizes: {cost.source}"]
+    if cost.conditions > 1:
+        notes.append(
+            f"captions: {cost.conditions - 1} per prompt, all taken to differ, which is the most "
+            "that an iteration can cost; equal ones of a prompt cost nothing"
+        )
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     if file is not None:
-        peaks = {"peak": found.memory.peak, "stages": dict(found.memory.stages)}
-        atomic_write(file, to_json(json.loads(json.dumps(asdict(found))) | {"peaks": peaks}))
+        peaks = {"peak": cost.memory.peak, "stages": dict(cost.memory.stages)}
+        atomic_write(file, to_json(json.loads(json.dumps(asdict(cost))) | {"peaks": peaks}))
 
 
 def run_check(config: TrainConfig) -> None:
-    """Try whether this machine trains a run as it should, and print what was found.
+    """Try whether this machine trains a run as it should, and print the findings.
 
     Args:
         config: The run.
 
     Raises:
-        ConfigError: If there is no such device, the run is of another kind, or its scorers could
-            not judge it.
+        ConfigError: If there is no such device, or training would refuse the run: its slices,
+            windows, prompts, scorers, captions or trackers.
         CheckpointError: If weights cannot be read.
         SystemExit: If something does not hold.
     """
+    world = join(config.run.device)
+    Share.of(config, world)
+    prompts, _ = run_prompts(config)
     check_judges(config)
-    verdict = check(config, device=join(config.run.device).device)
+    check_trackers(config.run.trackers)
+    # A language model of this process is loaded by training alone.
+    if not config.objective.compares_pairs and config.condition.enhancer != "local":
+        build_enhancer(config.condition, device=world.device, prompts=prompts)
+    verdict = check(config, device=world.device)
     console = Console()
     console.print(check_tables(verdict))
     if not verdict.passed:
         raise SystemExit(1)
 
 
-def plan_tables(found: Plan) -> tuple[Table, ...]:
+def plan_tables(cost: Plan) -> tuple[Table, ...]:
     """Lay out a plan.
 
     Args:
-        found: Of any run.
+        cost: Plan of any run.
 
     Returns:
         Counts, network calls and memory, for a console.
     """
-    return _counts(found), _work(found), _memory(found)
+    return _counts(cost), _work(cost), _memory(cost)
 
 
 def check_tables(verdict: Verdict) -> Table:
     """Lay out a verdict.
 
     Args:
-        verdict: Of any run.
+        verdict: Verdict of any run.
 
     Returns:
-        A row a finding, for a console.
+        One row per finding, for a console.
     """
     held = "all of it holds" if verdict.passed else "training would go wrong here"
-    table = Table("what must hold", "", "found", caption=f"{held}; {verdict.seconds:.0f} s")
+    table = Table("what must hold", "", "finding", caption=f"{held}; {verdict.seconds:.0f} s")
     for finding in verdict.findings:
         mark = "[green]yes[/]" if finding.passed else "[red]NO[/]"
-        table.add_row(escape(finding.name), mark, escape(finding.told))
+        table.add_row(escape(finding.name), mark if finding.tried else "-", escape(finding.reason))
     return table
 
 
-def _counts(found: Plan) -> Table:
+def _counts(cost: Plan) -> Table:
     table = Table("one iteration", "", title="counts")
     for label, value in {
-        "objects": f"{found.objects} over {found.processes} processes",
-        "objects a process": found.objects_per_process,
-        "views an object": found.views,
-        "latent": " x ".join(map(str, found.latent)),
-        "images a process": found.images,
-        "parameter changes": found.optimizer_steps,
-        **{f"calls of {name}": calls for name, calls in found.scorer_calls.items()},
+        "objects": f"{cost.objects} over {cost.processes} processes",
+        "objects per process": cost.objects_per_process,
+        "views per object": cost.views,
+        "samples per object": cost.samples,
+        "texts per object": cost.conditions,
+        "latent": " x ".join(map(str, cost.latent)),
+        "images per process": cost.images,
+        "parameter changes": cost.optimizer_steps,
+        **{f"calls of {name}": calls for name, calls in cost.scorer_calls.items()},
         **{
             f"{name.replace('_', ' ')} [parameters]": f"{value:,}"
-            for name, value in asdict(found.parameters).items()
+            for name, value in asdict(cost.parameters).items()
         },
     }.items():
         table.add_row(escape(label), escape(str(value)))
     return table
 
 
-def _work(found: Plan) -> Table:
-    table = Table("a process", title="network calls")
+def _work(cost: Plan) -> Table:
+    table = Table("per process", title="network calls")
     for heading in ("calls", "TFLOP"):
         table.add_column(heading, justify="right")
-    flops: Mapping[str, int] = asdict(found.flops)
+    flops: Mapping[str, int] = asdict(cost.flops)
     for name, label in _CALLS.items():
-        table.add_row(label, f"{getattr(found.calls, name):,}", f"{flops[name] / 1e12:,.2f}")
-    table.add_row("autoencoder", "", f"{found.flops.decode / 1e12:,.2f}")
-    table.add_row("all", f"{found.calls.total:,}", f"{found.flops.total / 1e12:,.2f}")
+        table.add_row(label, f"{getattr(cost.calls, name):,}", f"{flops[name] / 1e12:,.2f}")
+    table.add_row("autoencoder", "", f"{cost.flops.decode / 1e12:,.2f}")
+    table.add_row("all", f"{cost.calls.total:,}", f"{cost.flops.total / 1e12:,.2f}")
     return table
 
 
-def _memory(found: Plan) -> Table:
-    table = Table("a process", title="memory", caption="without what torch's libraries take")
+def _memory(cost: Plan) -> Table:
+    table = Table("per process", title="memory", caption="without what torch's libraries take")
     table.add_column("GiB", justify="right")
     for name, label in _PARTS.items():
-        table.add_row(label, f"{getattr(found.memory, name) / _GIB:.2f}")
+        table.add_row(label, f"{getattr(cost.memory, name) / _GIB:.2f}")
     table.add_section()
-    for stage, peak in found.memory.stages.items():
+    for stage, peak in cost.memory.stages.items():
         table.add_row(f"peak in {stage}", f"{peak / _GIB:.2f}")
     return table

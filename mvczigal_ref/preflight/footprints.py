@@ -1,4 +1,4 @@
-"""What scorers that compute in this process hold, by their sizes on the meta device."""
+"""Footprints of the scorers in this process, by their sizes on the meta device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,25 +19,25 @@ __all__ = ["Footprint", "scorer_footprint"]
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one scorer takes in this process."""
+    """Weights and work of one scorer in this process."""
 
     parameters: int
-    """[parameters]"""
+    """Numbers that its networks hold [parameters]."""
     weights: int
-    """[bytes]"""
+    """Memory of these numbers [bytes]."""
     working: int
     """Its image network on one chunk, at its peak [bytes]."""
 
 
 NOTHING = Footprint(0, 0, 0)
-"""Of a scorer that is served elsewhere, or has no network."""
+"""Footprint of a scorer that is served elsewhere, or has no network."""
 
 
 def scorer_footprint(name: str, options: ScorerOptions) -> Footprint:
-    """Find out what a scorer takes here; sizes are the published ones.
+    """Measure the footprint of a scorer here; sizes are the published ones.
 
     Args:
-        name: Of the scorer, of either kind.
+        name: Name of the scorer, of either kind.
         options: Its dtype, the size of a chunk, and whether a service has it.
 
     Returns:
@@ -76,7 +76,7 @@ def _clip(config: Callable[[], CLIPConfig]) -> _Built:
 
 
 def _vit_l_14() -> CLIPConfig:
-    """Of `openai/clip-vit-large-patch14`."""
+    """Sizes of `openai/clip-vit-large-patch14`."""
     text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
     vision = {
         "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -101,7 +101,7 @@ def _hyperscore() -> _Built:
 
 
 def _hpsv3() -> _Built:
-    """Of Qwen2-VL-7B; its images have sizes of their own, so that its work is not counted."""
+    """Sizes of Qwen2-VL-7B; its images have sizes of their own, so that its work is not counted."""
     text = {
         "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
         "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152_064,

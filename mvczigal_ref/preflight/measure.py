@@ -1,4 +1,4 @@
-"""What a piece of code costs, operator by operator: FLOPs, and the bytes of what is alive."""
+"""Cost of a piece of code, operator by operator: FLOPs, and the bytes of what is alive."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,12 +18,12 @@ __all__ = ["GraphCost", "Meter", "fused_attention", "measure_graph", "storage_by
 class Meter(TorchDispatchMode):
     """Count FLOPs, and follow the bytes of every storage from its making to its end.
 
-    Storages of ``known`` tensors, and views of any, cost nothing. Works on real tensors and on the
-    meta device alike; what a library takes for itself, such as a convolution's workspace, is not
-    seen.
+    Storages of ``present`` tensors, and views of any, cost nothing. Works on real tensors and on
+    the meta device alike; what a library takes for itself, such as a convolution's workspace, is
+    not seen.
 
     Args:
-        known: Tensors that were there before.
+        present: Tensors that were there before.
 
     Examples:
         >>> a = torch.empty(4, 8, device="meta")
@@ -33,12 +33,12 @@ class Meter(TorchDispatchMode):
         (256, 64, 64)
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, present: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.live = self.peak = 0
         self.flops = self.flops_with_gradient = 0
-        # Storages stay known for as long as they live, so that no index is given twice.
-        self._known = {(s := t.untyped_storage())._cdata: s for t in known}
+        # These storages stay alive for as long as they live, so that no index is given twice.
+        self._before = {(s := t.untyped_storage())._cdata: s for t in present}
         self._held: dict[int, tuple[int, Any]] = {}
 
     def __torch_dispatch__(
@@ -57,14 +57,14 @@ class Meter(TorchDispatchMode):
             self.flops += flops
             if torch.is_grad_enabled():  # in a backward pass: what is computed once more
                 self.flops_with_gradient += flops
-        for made in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(made, Tensor):
-                self._see(made.untyped_storage())
+        for output in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(output, Tensor):
+                self._see(output.untyped_storage())
         return result
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         index = storage._cdata
-        if index in self._known or index in self._held:
+        if index in self._before or index in self._held:
             return
 
         def gone(_: object) -> None:
@@ -108,25 +108,25 @@ class GraphCost:
     """One forward pass that keeps its graph, and the backward pass through it."""
 
     forward: int
-    """[FLOP]"""
+    """Forward pass [FLOP]."""
     recompute: int
-    """Of the forward pass, done once more in the backward pass [FLOP]."""
+    """Forward pass, done once more in the backward pass [FLOP]."""
     backward: int
-    """[FLOP]"""
+    """Backward pass, without what it computes once more [FLOP]."""
     saved: int
-    """What the graph keeps between the two passes, the output too [bytes]."""
+    """Tensors that the graph keeps between the two passes, the output too [bytes]."""
     peak: int
-    """Most that both passes hold beside what was there before [bytes]."""
+    """The most that both passes hold beside what was there before [bytes]."""
 
 
 def measure_graph(
-    function: Callable[[], Tensor], *, known: Iterable[Tensor], backward: bool = True
+    function: Callable[[], Tensor], *, present: Iterable[Tensor], backward: bool = True
 ) -> GraphCost:
     """Measure a function with gradient.
 
     Args:
         function: Without arguments; returns a tensor. Its computation may be on the meta device.
-        known: Tensors that were there before, and gradients that are added to.
+        present: Tensors that were there before, and gradients that are added to.
         backward: Whether the backward pass is wanted; if not, its numbers are 0 and the peak is
             that of the forward pass.
 
@@ -136,11 +136,11 @@ def measure_graph(
     Examples:
         >>> weight = torch.empty(8, 8, device="meta", requires_grad=True)
         >>> row = torch.empty(1, 8, device="meta")
-        >>> cost = measure_graph(lambda: row @ weight, known=[weight, row])
+        >>> cost = measure_graph(lambda: row @ weight, present=[weight, row])
         >>> cost.forward, cost.backward, cost.saved
         (128, 128, 32)
     """
-    with Meter(known) as meter, fused_attention(), torch.enable_grad():
+    with Meter(present) as meter, fused_attention(), torch.enable_grad():
         output = function()
         forward, saved, again = meter.flops, meter.live, 0
         meter.flops_with_gradient = 0

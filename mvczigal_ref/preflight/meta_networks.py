@@ -10,11 +10,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.tiny import tiny_tokenizer
+from mvczigal_ref.preflight.meta_flow import meta_flow_components
 from mvczigal_ref.system.networks import DTYPES, PUBLISHED, weights_folder
 
-__all__ = ["meta_components"]
+__all__ = ["meta_components", "meta_multiview_components"]
 
 _UNET: dict[str, Any] = {
     "sample_size": 128,
@@ -58,22 +60,40 @@ _TEXT: tuple[dict[str, Any], dict[str, Any]] = (
 )  # fmt: skip
 
 
-def meta_components(config: TrainConfig) -> tuple[Components, str]:
+def meta_components(config: TrainConfig) -> tuple[Components | FlowComponents, str]:
     """Lay out a run's networks on the meta device.
 
     Args:
-        config: Where ``model.weights`` names a folder, the sizes in it are read; those of the
-            published models are known.
+        config: ``model.weights`` names a folder, whose sizes are read, or a published model.
 
     Returns:
-        The networks in the types in which they are loaded, and where their sizes are from. Their
-        tokenizers are none of theirs.
+        Networks in the types in which they are loaded, and the source of their sizes. Their
+        tokenizers are the tiny ones.
+
+    Raises:
+        ConfigError: If there is no such folder, or it holds networks of another kind.
+    """
+    if config.model.network == "flow":
+        return meta_flow_components(config)
+    return meta_multiview_components(config)
+
+
+def meta_multiview_components(config: TrainConfig) -> tuple[Components, str]:
+    """Lay out the multi-view pipeline on the meta device.
+
+    Args:
+        config: ``model.weights`` names a folder, whose sizes are read, or a published model.
+
+    Returns:
+        As :func:`meta_components`.
 
     Raises:
         ConfigError: If there is no such folder, or it holds networks of another kind.
 
     Examples:
-        >>> components, source = meta_components(TrainConfig(model={"weights": "lcm_sdxl"}))
+        >>> from mvczigal_ref.config import ModelConfig
+        >>> config = TrainConfig(model=ModelConfig(weights="lcm_sdxl"))
+        >>> components, source = meta_multiview_components(config)
         >>> source, sum(p.numel() for p in components.policy.unet.parameters())
         ('the published lcm_sdxl', 2977228804)
     """

@@ -1,4 +1,4 @@
-"""What a plan says: counts, FLOPs and bytes of one iteration on one process."""
+"""Plan: counts, operations and bytes of one iteration on one process."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,20 +11,25 @@ class Calls:
     """Network calls of one process in one iteration; a doubled batch is one call."""
 
     rollout: int
-    """Without gradient, to sample; inversions among them [calls]."""
+    """Calls without gradient, to sample; inversions among them [calls]."""
     value: int
-    """Without gradient, once the parameters have changed: the second arm's density [calls]."""
+    """Calls without gradient that score stored actions: of a pair's second arm once the parameters
+    have changed, and of groups under their captions [calls]."""
     replay: int
-    """With gradient [calls]."""
+    """Calls with gradient [calls]."""
     recompute: int
     """Forward passes that checkpointing makes once more [calls]."""
     backward: int
-    """[calls]"""
+    """Backward passes [calls]."""
+    reference: int = 0
+    """Calls without gradient of the reference policy, that the objective stays near [calls]."""
+    old: int = 0
+    """Calls without gradient of the policy that sampled, on the forward process [calls]."""
 
     @property
     def forward(self) -> int:
         """Calls that a program makes itself: all but recomputation and backward passes."""
-        return self.rollout + self.value + self.replay
+        return self.rollout + self.value + self.reference + self.old + self.replay
 
     @property
     def total(self) -> int:
@@ -34,24 +39,28 @@ class Calls:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flops:
-    """Floating-point operations of one process in one iteration, by what they are for [FLOP]."""
+    """Floating-point operations of one process in one iteration, by their purpose [FLOP]."""
 
     rollout: int
-    """Of :attr:`Calls.rollout`."""
+    """Operations of :attr:`Calls.rollout`."""
     value: int
-    """Of :attr:`Calls.value`."""
+    """Operations of :attr:`Calls.value`."""
     replay: int
-    """Of :attr:`Calls.replay`."""
+    """Operations of :attr:`Calls.replay`."""
     recompute: int
-    """Of :attr:`Calls.recompute`."""
+    """Operations of :attr:`Calls.recompute`."""
     backward: int
-    """Of :attr:`Calls.backward`."""
+    """Operations of :attr:`Calls.backward`."""
     decode: int
-    """Of the autoencoder."""
+    """Operations of the autoencoder."""
+    reference: int = 0
+    """Operations of :attr:`Calls.reference`."""
+    old: int = 0
+    """Operations of :attr:`Calls.old`."""
 
     @property
     def total(self) -> int:
-        """All of them but the scorers'."""
+        """All of them but those of scorers, text encoders and language models."""
         return _sum(self)
 
 
@@ -59,14 +68,14 @@ class Flops:
 class Parameters:
     """Numbers that networks hold [parameters]."""
 
-    unet: int
-    """Frozen network with its row attention, without what is trained beside it."""
+    network: int
+    """Frozen UNet with its row attention, or transformer, without its trained parameters."""
     camera_encoder: int
-    """Of the cameras' maps."""
+    """Encoder of the cameras' maps; 0 for networks without."""
     trained: int
-    """A LoRA, or all of the UNet, which then counts here alone."""
+    """A LoRA, or all of the network, which then counts here alone."""
     text_encoders: int
-    """Both."""
+    """All of them."""
     vae: int
     """The autoencoder."""
     scorers: int
@@ -79,50 +88,56 @@ class Memory:
 
     Fields up to ``optimizer`` are there all along; where frozen parts are offloaded, those of
     them that are not are in the stages in which they work. What torch's allocator, its libraries
-    and the driver take for themselves is not in it.
+    and the driver take for themselves is not in it, nor is a language model in this process.
     """
 
-    unet: int
-    """Frozen weights of the UNet, and of the camera encoder unless it is offloaded."""
+    network: int
+    """Frozen weights of the network, and of the camera encoder unless it is offloaded."""
     trained: int
     """Trained weights."""
     text_encoders: int
-    """Weights."""
+    """Weights of the text encoders."""
     vae: int
-    """Weights."""
+    """Weights of the autoencoder."""
     scorers: int
-    """Weights."""
+    """Weights of the scorers."""
     features: int
-    """Of the cameras."""
+    """Features of the cameras."""
     optimizer: int
     """Both moments."""
     rollouts: int
-    """All stored trajectories of an iteration; 0 where they are on the CPU."""
+    """All stored samples of an iteration, with the noise that the forward process gives them; 0
+    where they are on the CPU."""
     gradients: int
-    """Of the trained weights."""
+    """Gradients of the trained weights."""
     sampling: int
     """One call of a rollout, at its peak."""
     decoding: int
-    """Decoding one slice's second arm beside the images of its first; with the autoencoder's
-    weights where they are offloaded."""
+    """Decoding one slice; with the autoencoder's weights where they are offloaded."""
     scoring: int
-    """The images of both arms and the hungriest scorer on one chunk; with its weights where they
+    """The images of one slice and the hungriest scorer on one chunk; with its weights where they
     are offloaded."""
     replay: int
     """One microbatch with its backward pass, at its peak."""
     saved: int
-    """What one microbatch's graph keeps, as configured; a part of ``replay``."""
+    """Activations that one microbatch's graph keeps, as configured; a part of ``replay``."""
     saved_checkpointed: int
     """The same with gradient checkpointing."""
     saved_plain: int
     """The same without."""
+    images: int = 0
+    """Decoded images of one slice; a part of ``decoding`` and of ``scoring``. The last slice's
+    stay during the update."""
+    copies: int = 0
+    """Further copies of the trained weights: their average, and those of the policy that samples
+    where it follows the one that learns; there all along."""
     offloaded: bool = False
     """Whether text encoders, autoencoder and scorers are there only while they work."""
 
     @property
     def resident(self) -> int:
-        """What is there all along."""
-        always = self.unet + self.trained + self.features + self.optimizer
+        """Bytes that are there all along."""
+        always = self.network + self.trained + self.features + self.optimizer + self.copies
         waiting = self.text_encoders + self.vae + self.scorers
         return always if self.offloaded else always + waiting
 
@@ -136,7 +151,7 @@ class Memory:
             **prompts,
             "rollout": base + self.sampling,
             "reward": base + max(self.decoding, self.scoring),
-            "update": base + self.gradients + self.replay,
+            "update": base + self.images + self.gradients + self.replay,
         }
 
     @property
@@ -147,22 +162,22 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What one iteration of a run takes."""
+    """Counts, operations and bytes of one iteration of a run."""
 
     source: str
-    """Where the sizes of the networks are from."""
+    """Source of the networks' sizes."""
     processes: int
     """Processes of the run."""
     objects: int
     """Prompts of an iteration, over all processes [objects]."""
     objects_per_process: int
-    """Prompts of each [objects]."""
+    """Prompts of each process [objects]."""
     views: int
-    """Of an object [views]."""
+    """Views of an object [views]."""
     latent: tuple[int, int, int]
     """Channels, height and width of a view's latent."""
     images: int
-    """Decoded by one process: both arms of its objects [images]."""
+    """Images that one process decodes: every sample of its objects [images]."""
     scorer_calls: Mapping[str, int]
     """Calls of one process to each scorer [calls]."""
     optimizer_steps: int
@@ -172,9 +187,14 @@ class Plan:
     flops: Flops
     """Operations."""
     parameters: Parameters
-    """Sizes."""
+    """Sizes of the networks."""
     memory: Memory
     """Peak memory."""
+    samples: int = 2
+    """Samples of each prompt that are judged [samples]."""
+    conditions: int = 1
+    """Texts that each prompt's samples are judged and learnt under; more than its own where there
+    are captions, which are all taken to differ: the most that an iteration can cost."""
 
 
 def _sum(record: Flops) -> int:

@@ -1,34 +1,46 @@
-"""One slice of pairs, and ways to sample it, replay it, learn from it and compare."""
+"""Trial: one slice of a run that is sampled, replayed, learnt from and compared."""
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mvczigal_ref.config import Dtype, TrainConfig
 from mvczigal_ref.distributed import World
-from mvczigal_ref.method.pairs import pair_update_settings
-from mvczigal_ref.method.sample import draw_pair
-from mvczigal_ref.objective.reward_difference import reward_difference_gradients
 from mvczigal_ref.policy import Conditioning
-from mvczigal_ref.records import PairedRollout, Trajectory
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.system import System
-from mvczigal_ref.training.state import TrainingState, begin, initial_loss_scale
-from mvczigal_ref.update.loss_scale import loss_scale_step
-from mvczigal_ref.update.pairs import PairBatch, accumulate_pairs
-from mvczigal_ref.update.replay import replay_log_prob
+from mvczigal_ref.training.state import TrainingState, begin
 
-__all__ = ["Trial", "copies", "fingerprints", "gradients", "in_fp32", "moments", "put_back"]
+__all__ = [
+    "Place",
+    "Trial",
+    "copies",
+    "fingerprints",
+    "gradients",
+    "in_fp32",
+    "moments",
+    "put_back",
+]
 
 _PROMPT = "a red cube with a white nose"
 
 
-class Trial:
-    """One slice of pairs, and ways to sample, replay and learn from it."""
+class Trial(ABC):
+    """One slice of a run, and ways to sample it, replay it and learn from it."""
+
+    zero_tolerance: ClassVar[float] = 0.0
+    """Largest gradient of no advantage, as a share of that of an advantage of 1 [1]."""
+
+    goal: ClassVar[str] = "raises the log-density"
+    """Effect that an advantage of 1 must have."""
+
+    no_density: ClassVar[str | None] = None
+    """Reason why actions have no log-density; None where they have one."""
 
     def __init__(self, system: System, config: TrainConfig, objects: int) -> None:
         self.system, self.config, self.objects = system, config, objects
@@ -36,30 +48,23 @@ class Trial:
 
     @property
     def conditioning(self) -> Conditioning:
-        """What the network is told."""
+        """Features of the prompts."""
         return self.system.conditioning(self.prompts)
 
-    def sample(self, storage: Dtype) -> PairedRollout:
-        """Sample pairs as an iteration does."""
-        config, system = self.config, self.system
-        noise = SeededNoise(
-            seed=config.run.seed, iteration="check", objects=range(self.objects),
-            shape=system.latent_shape, device=system.device,
-        )  # fmt: skip
-        stored = replace(config, model=replace(config.model, storage_dtype=storage))
-        return draw_pair(system, self.conditioning, noise, config=stored)
+    @abstractmethod
+    def sample(self, storage: Dtype) -> Any:  # noqa: ANN401 - of each kind its own record
+        """Sample as an iteration does, stored in a dtype."""
 
-    def replay(self, arm: Trajectory, step: int, *, gradient: bool = True) -> Tensor:
-        """Score one step's actions as an update does."""
-        with torch.set_grad_enabled(gradient):
-            return replay_log_prob(
-                self.system.policy, self.system.sampler, arm, [step], self.conditioning,
-                guidance_scale=self.config.sampler.guidance_scale,
-                camera_scale=self.config.sampler.camera_scale,
-                reduction=self.config.objective.reduction,
-            ).detach()  # fmt: skip
+    @abstractmethod
+    def drawn(self, samples: Any) -> Sequence[Tensor]:  # noqa: ANN401
+        """Give everything that was drawn."""
 
-    def learn(self, pair: PairedRollout, step: int, *, advantage: float) -> float:
+    @abstractmethod
+    def places(self, samples: Any) -> Sequence["Place"]:  # noqa: ANN401
+        """Give every replay that an update may make; the first is learnt from."""
+
+    @abstractmethod
+    def learn(self, samples: Any, step: int, *, advantage: float) -> float:  # noqa: ANN401
         """Leave the gradient of the run's loss in the parameters, for one advantage of all.
 
         Every element weighs what it weighs in an optimiser step of the run, and the loss is
@@ -68,55 +73,25 @@ class Trial:
         Returns:
             The loss scale that the gradient was made with, before it was taken out [1].
         """
-        state = initial_loss_scale(self.config)
-        while state is not None:
-            self._accumulate(pair, step, advantage, scale=state.scale)
-            found = gradients(self.system).values()
-            if state.scale == 1.0 or all(bool(gradient.isfinite().all()) for gradient in found):
-                for gradient in found:
-                    gradient /= state.scale
-                return state.scale
-            state = loss_scale_step(state, finite=False)
-        self._accumulate(pair, step, advantage, scale=1.0)
-        return 1.0
 
-    def rescored(self, pair: PairedRollout, step: int) -> PairedRollout:
+    @abstractmethod
+    def rescored(self, samples: Any, step: int) -> Any:  # noqa: ANN401
         """Give a step's actions the density that the network has now."""
-        arms = {}
-        for name in ("zigzag", "standard"):
-            arm: Trajectory = getattr(pair, name)
-            log_prob = arm.log_prob.clone()
-            log_prob[step] = self.replay(arm, step, gradient=False)[0]
-            arms[name] = replace(arm, log_prob=log_prob)
-        return replace(pair, **arms)
 
-    def _accumulate(
-        self, pair: PairedRollout, step: int, advantage: float, *, scale: float
-    ) -> None:
-        run, settings = self.config, pair_update_settings(self.system, self.config)
-        objects = run.run.objects_per_iteration / settings.optimizer_steps
-        share = self.objects / (len(settings.steps) * objects)
-        for parameter in self.system.trained().values():
-            parameter.grad = None
-        accumulate_pairs(
-            self.system.policy,
-            self.system.sampler,
-            PairBatch(
-                rollout=pair,
-                conditioning=self.conditioning,
-                advantage_gap=torch.full_like(pair.standard.log_prob[0], advantage),
-                first_object=0,
-            ),
-            [step],
-            partial(
-                reward_difference_gradients,
-                clip_range=run.objective.clip_range if run.objective.clip else float("inf"),
-                temperature=run.objective.temperature,
-            ),
-            weight=scale * share,
-            on_policy=True,
-            settings=replace(settings, steps=[step]),
-        )
+    @abstractmethod
+    def progress(self, samples: Any) -> float:  # noqa: ANN401
+        """Measure what an advantage of 1 must raise."""
+
+    def noise(self) -> SeededNoise:
+        """Name the noise of the slice."""
+        return SeededNoise(
+            seed=self.config.run.seed, iteration="check", objects=range(self.objects),
+            shape=self.system.latent_shape, device=self.system.device,
+        )  # fmt: skip
+
+    def stored_in(self, storage: Dtype) -> TrainConfig:
+        """Give the run's settings with another storage dtype."""
+        return replace(self.config, model=replace(self.config.model, storage_dtype=storage))
 
     def state(self) -> TrainingState:
         """Begin a run, its threshold given so that nothing is scored."""
@@ -126,11 +101,28 @@ class Trial:
         return state
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Every network, part by part."""
+        """Give every network, part by part."""
         yield "network", self.system.policy
         yield "autoencoder", self.system.components.vae
         for index, encoder in enumerate(self.system.backbone.text_encoders, 1):
             yield f"text encoder {index}", encoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """One replay of stored samples."""
+
+    name: str
+    """Its place in the samples, for messages."""
+
+    replay: Callable[[bool], Tensor]
+    """Replays with gradient or without; gives densities, or velocities where there are none."""
+
+    stored: Tensor | None
+    """Log-densities of the same actions when they were drawn; None where there are none."""
+
+    finite: Tensor
+    """Table that is not finite where the network's output is not."""
 
 
 def fingerprints(trial: Trial) -> dict[str, int]:
@@ -150,7 +142,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def gradients(system: System) -> dict[str, Tensor]:
-    """Find the gradients that there are."""
+    """Collect the gradients of what trains, by name."""
     return {name: p.grad for name, p in system.trained().items() if p.grad is not None}
 
 

@@ -1,4 +1,4 @@
-"""How often the network is called in a run's training, counted on a part of its objects."""
+"""Network calls of a run's training, counted on a part of its objects."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,17 +21,17 @@ __all__ = ["network_calls"]
 def network_calls(config: TrainConfig, **built: Any) -> list[int]:  # noqa: ANN401 - as build_system
     """Count the latents that the network sees in each iteration of a run.
 
-    An iteration is done for every choice of steps that the run meets, of two objects an
+    An iteration is done for every choice of steps that the run meets, of two objects per
     optimiser step, since calls grow with the objects. Where there are captions it has all
     objects, for equal captions of a prompt cost no call; how many are equal changes as the run
-    learns, and what it really took is in its metrics.
+    learns, and the true number is in its metrics.
 
     Args:
         config: The run.
         **built: For :func:`~mvczigal_ref.system.build_system`, such as ``components``.
 
     Returns:
-        Rows of all forward passes, one number an iteration [latents]; backward passes are not
+        Rows of all forward passes, one number per iteration [latents]; backward passes are not
         counted.
     """
     small, objects = config, config.run.objects_per_iteration

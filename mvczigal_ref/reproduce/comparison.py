@@ -37,13 +37,13 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What one method gained."""
+    """Gain of one method."""
 
     method: Method
     """The method."""
 
     iterations: int
-    """Of each run, so that the calls are equal."""
+    """Iterations of each run, so that the calls are equal; the mean where windows are drawn."""
 
     calls: int
     """Latents that the network saw in a run's training, forward passes alone; mean [latents]."""
@@ -58,7 +58,7 @@ class Outcome:
     """Paired held-out gains, by score [reward units]."""
 
     drift: tuple[int, ...] = ()
-    """How often captions moved log-densities by how much, over ``DRIFT_EDGES``; none without
+    """Histogram of the change of log-density under captions, over ``DRIFT_EDGES``; empty without
     captions."""
 
 
@@ -67,10 +67,10 @@ class Comparison:
     """All methods of one paper."""
 
     methods: MethodSet
-    """What was compared."""
+    """Methods that were compared."""
 
     outcomes: tuple[Outcome, ...]
-    """In the same order."""
+    """Gains in the same order."""
 
     def paired(self, score: str) -> tuple[float, float] | None:
         """Compare the set's pair of methods, prompt by prompt and seed by seed.
@@ -82,10 +82,10 @@ class Comparison:
             Mean difference of the gains, second minus first, and its standard error over seeds
             and prompts; None where one of the two was not run.
         """
-        found = {outcome.method.recipe: outcome.gains[score] for outcome in self.outcomes}
-        if not all(name in found for name in self.methods.pair):
+        gains = {outcome.method.recipe: outcome.gains[score] for outcome in self.outcomes}
+        if not all(name in gains for name in self.methods.pair):
             return None
-        first, second = (found[name] for name in self.methods.pair)
+        first, second = (gains[name] for name in self.methods.pair)
         return gain_over_seeds(second - first)
 
 
@@ -119,11 +119,11 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         config: The run.
         folder: Run folder; a stopped run goes on, and one that was evaluated otherwise is
             evaluated again.
-        events: Told of progress.
+        events: Listens to progress.
 
     Returns:
         Tables ``before`` and ``after`` by score, and of its iterations the network calls, the
-        wall seconds, and what was written down of captions.
+        wall seconds, and the record of captions.
 
     Raises:
         CheckpointError: If the folder holds a run of other settings.
@@ -131,7 +131,7 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
     if not is_finished(folder, config):
         train(config, folder, world=World(), events=events)
     metrics = read_metrics(folder / "metrics.jsonl")
-    found: dict[str, Any] = {
+    outcome: dict[str, Any] = {
         "calls": sum(row["network_calls"] for row in metrics),
         "seconds": sum(
             value for row in metrics for name, value in row.items() if name.startswith("seconds/")
@@ -139,8 +139,9 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         "captions": read_metrics(folder / "captions.jsonl"),
     }
     for occasion in ("before", "after"):  # the last one, where a run was made longer
-        found[occasion] = load_file(max((folder / "evaluations").glob(f"{occasion}_*.safetensors")))
-    return found
+        files = (folder / "evaluations").glob(f"{occasion}_*.safetensors")
+        outcome[occasion] = load_file(max(files))
+    return outcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +152,7 @@ class PlannedRun:
     """Its settings, length and seed among them."""
 
     folder: Path
-    """Where it is, or will be."""
+    """Run folder, made when the run begins."""
 
 
 def _silence(run: PlannedRun) -> AbstractContextManager[Events]:
@@ -164,17 +165,17 @@ def planned_runs(
 ) -> tuple[tuple[PlannedRun, ...], ...]:
     """Give every method as many iterations as its network calls allow, before any long work.
 
-    The budget is what the first method takes for its own number of iterations, both counted with
-    the first seed.
+    The budget is that of the first method for its own number of iterations with the first seed.
+    Where the seed draws the steps, every run is counted with its own.
 
     Args:
-        methods: What is compared.
-        folder: Holds a run folder a method and seed.
-        seeds: Of the runs; at least one.
+        methods: Methods that are compared.
+        folder: Holds one run folder per method and seed.
+        seeds: Seeds of the runs; at least one.
         overrides: Settings of all methods, as ``section.name=value``, after the set's own.
 
     Returns:
-        Per method one run a seed.
+        Per method one run per seed.
 
     Raises:
         CheckpointError: If a run folder holds a run of other settings.
@@ -182,31 +183,38 @@ def planned_runs(
     """
     plain = [recipe(method.recipe) for method in methods.methods]
     words = [*methods.settings, *overrides]
-    wanted = [
+    settings = [
         [load_config(one, overrides=[*words, f"run.seed={seed}"]) for seed in seeds]
         for one in plain
     ]
-    budget, found = 0, []
-    for method, one, configs in zip(methods.methods, plain, wanted, strict=True):
-        calls = network_calls(configs[0])
-        budget = budget or sum(calls)
-        iterations = max(1, round(budget * len(calls) / sum(calls)))
-        length = [f"run.iterations={iterations}"]
-        if one.optim.decay_iterations == one.run.iterations:
-            # A learning rate that falls to 0 at the recipe's end still does.
-            length.append(f"optim.decay_iterations={iterations}")
-        found.append(
-            tuple(
+    budget, planned = 0, []
+    for method, one, configs in zip(methods.methods, plain, settings, strict=True):
+        calls: list[int] = []
+        runs = []
+        for config in configs:
+            if not calls or _draws_steps(config):
+                calls = network_calls(config)
+            budget = budget or sum(calls)
+            iterations = max(1, round(budget * len(calls) / sum(calls)))
+            length = [f"run.iterations={iterations}"]
+            if one.optim.decay_iterations == one.run.iterations:
+                # A learning rate that falls to 0 at the recipe's end still does.
+                length.append(f"optim.decay_iterations={iterations}")
+            runs.append(
                 PlannedRun(
                     config=load_config(config, overrides=length),
                     folder=folder / f"{method.recipe}-{config.run.seed}",
                 )
-                for config in configs
             )
-        )
-    for run in chain.from_iterable(found):
+        planned.append(tuple(runs))
+    for run in chain.from_iterable(planned):
         find_checkpoint(run.folder, run.config)
-    return tuple(found)
+    return tuple(planned)
+
+
+def _draws_steps(config: TrainConfig) -> bool:
+    """Tell whether the seed decides which steps draw noise or are trained, so that calls differ."""
+    return config.rollout.window == "random" or config.objective.train_share < 1.0
 
 
 def compare(
@@ -218,39 +226,39 @@ def compare(
     """Run every method with every seed; finished runs are not repeated.
 
     Args:
-        methods: What is compared.
+        methods: Methods that are compared.
         runs: From :func:`planned_runs`.
-        tell: Asked for the listener of each run.
+        tell: Gives the listener of each run.
 
     Returns:
         The comparison.
     """
     outcomes = []
-    for method, mine in zip(methods.methods, runs, strict=True):
-        found = []
-        for run in mine:
+    for method, by_seed in zip(methods.methods, runs, strict=True):
+        gains = []
+        for run in by_seed:
             with tell(run) as events:
-                found.append(run_gain(run.config, run.folder, events=events))
-        outcomes.append(_outcome(method, methods.scores, mine[0].config, found))
+                gains.append(run_gain(run.config, run.folder, events=events))
+        outcomes.append(_outcome(method, methods.scores, by_seed, gains))
     return Comparison(methods=methods, outcomes=tuple(outcomes))
 
 
 def _outcome(
     method: Method,
     scores: Sequence[str],
-    config: TrainConfig,
+    planned: Sequence[PlannedRun],
     runs: Sequence[dict[str, Any]],
 ) -> Outcome:
     return Outcome(
         method=method,
-        iterations=config.run.iterations,
-        calls=round(sum(found["calls"] for found in runs) / len(runs)),
-        seconds=sum(found["seconds"] for found in runs) / len(runs),
+        iterations=round(sum(run.config.run.iterations for run in planned) / len(planned)),
+        calls=round(sum(run["calls"] for run in runs) / len(runs)),
+        seconds=sum(run["seconds"] for run in runs) / len(runs),
         drift=_drift(runs),
         before={name: float(runs[0]["before"][name].double().mean()) for name in scores},
         gains={
             name: torch.stack(
-                [(found["after"][name] - found["before"][name]).double().mean(0) for found in runs]
+                [(run["after"][name] - run["before"][name]).double().mean(0) for run in runs]
             )
             for name in scores
         },
@@ -258,5 +266,5 @@ def _outcome(
 
 
 def _drift(runs: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-    rows = [row for found in runs for row in found["captions"]]
+    rows = [row for run in runs for row in run["captions"]]
     return tuple(drift_histogram(rows)) if rows else ()

@@ -1,4 +1,4 @@
-"""Which methods are compared, and what their papers say of them."""
+"""Methods that are compared, and the gains that their papers publish."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,13 +11,13 @@ class Method:
     """One row of a comparison."""
 
     name: str
-    """What the paper calls it."""
+    """Name in the paper."""
 
     recipe: str
-    """What runs it here."""
+    """Recipe that runs it here."""
 
     published: tuple[float | None, ...] = ()
-    """The paper's gains over its base model, one a column of its table; None where it has none."""
+    """Gains over the paper's base model, one per column of its table; None where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,13 +25,13 @@ class MethodSet:
     """One paper's comparison."""
 
     title: str
-    """What is compared, and where."""
+    """Subject of the comparison, and its paper."""
 
     published: tuple[str, ...]
-    """What the paper measured, one a column."""
+    """Measures of the paper, one per column."""
 
     scores: tuple[str, ...]
-    """Fields of an evaluation, what is measured here."""
+    """Scores that are measured here, by their fields of an evaluation."""
 
     methods: tuple[Method, ...]
     """In the paper's order; the first one's calls are the budget of all."""
@@ -40,8 +40,8 @@ class MethodSet:
     """Recipes that are compared by a paired test, the second minus the first."""
 
     settings: tuple[str, ...] = ()
-    """Of all methods, as ``section.name=value``; whoever asks for the comparison has the last
-    word."""
+    """Settings of all methods, as ``section.name=value``; whoever asks for the comparison has the
+    last word."""
 
 
 COMPARISONS: Final = {

@@ -17,13 +17,13 @@ _NAMES = {"per_view": "per view", "joint": "joint"}
 
 
 def markdown(comparison: Comparison) -> str:
-    """Lay a comparison out: what is measured here beside what is published.
+    """Lay a comparison out: gains that are measured here beside the published ones.
 
     Args:
-        comparison: Of one paper's methods.
+        comparison: Comparison of one paper's methods.
 
     Returns:
-        A heading, a table with a row a method, the scores before training, and the paired test.
+        A heading, a table with one row per method, the scores before training, and the paired test.
         Gains stand in errors twice: with seeds and prompts as random, and with prompts alone.
     """
     methods = comparison.methods
@@ -32,7 +32,7 @@ def markdown(comparison: Comparison) -> str:
         *(f"{_NAMES[score]}: gain ± SE (SEs; over prompts alone)" for score in methods.scores),
         "iterations",
         "latents through the network (forward)",
-        "s a run",
+        "s per run",
         *(f"published: {name}" for name in methods.published),
     ]
     lines = [f"### {methods.title}", "", _row(head), _row(["---"] * len(head))]
@@ -51,9 +51,9 @@ def markdown(comparison: Comparison) -> str:
     lines += ["", f"Before training: {', '.join(before)}."]
     first, second = methods.pair
     for score in methods.scores:
-        found = comparison.paired(score)
-        if found is not None:
-            mean, error = found
+        difference = comparison.paired(score)
+        if difference is not None:
+            mean, error = difference
             lines += [
                 "",
                 f"`{second}` minus `{first}`, paired, {_NAMES[score]}: {mean:+.2f} ± {error:.2f}"
@@ -66,7 +66,7 @@ def figure(comparison: Comparison) -> str:
     """Draw the gains with their errors, best first, and below how far captions drift.
 
     Args:
-        comparison: Of one paper's methods.
+        comparison: Comparison of one paper's methods.
 
     Returns:
         An SVG file's text.
@@ -78,10 +78,10 @@ def figure(comparison: Comparison) -> str:
     drawing = Figure(figsize=(7.0, sum(heights)), layout="constrained")
     axes, *below = drawing.subplots(len(heights), height_ratios=heights, squeeze=False).flat
     for place, score in enumerate(scores):
-        found = [gain_over_seeds(outcome.gains[score]) for outcome in shown]
+        gains = [gain_over_seeds(outcome.gains[score]) for outcome in shown]
         rows = [row + 0.18 * (place - (len(scores) - 1) / 2) for row in range(len(shown))]
         axes.errorbar(
-            [mean for mean, _ in found], rows, xerr=[error for _, error in found],
+            [mean for mean, _ in gains], rows, xerr=[error for _, error in gains],
             fmt="o" if place == 0 else "s", markersize=4, capsize=3, label=_NAMES[score],
         )  # fmt: skip
     axes.axvline(0.0, color="0.5", linewidth=0.8)
@@ -99,7 +99,7 @@ def figure(comparison: Comparison) -> str:
 
 
 def _draw_drift(axes: Axes, captioned: Sequence[Outcome]) -> None:
-    """Draw each method's histogram; captions that change nothing at all are told in words."""
+    """Draw each method's histogram; captions that change nothing at all are named in words."""
     ratio = DRIFT_EDGES[1] / DRIFT_EDGES[0]
     bounds = [*DRIFT_EDGES, DRIFT_EDGES[-1] * ratio]
     for outcome in captioned:
@@ -117,8 +117,8 @@ def _draw_drift(axes: Axes, captioned: Sequence[Outcome]) -> None:
 
 def _before(comparison: Comparison, score: str) -> str:
     """Give the score of all methods; those that sample otherwise start from another."""
-    found = sorted(outcome.before[score] for outcome in comparison.outcomes)
-    least, most = f"{found[0]:.2f}", f"{found[-1]:.2f}"
+    scores = sorted(outcome.before[score] for outcome in comparison.outcomes)
+    least, most = f"{scores[0]:.2f}", f"{scores[-1]:.2f}"
     return least if least == most else f"{least} to {most}"
 
 

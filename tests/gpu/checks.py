@@ -14,7 +14,7 @@ from bench.networks import random_scorers, random_system
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.plan_record import Plan
-from mvczigal_ref.preflight.trial import Trial
+from mvczigal_ref.preflight.trial_pairs import PairTrial
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.records import PairedRollout
 from mvczigal_ref.system import System
@@ -88,13 +88,13 @@ def iterate_within(
     return Fitted(runs=found, planned=plan(config))
 
 
-def sampled(config: TrainConfig, device: torch.device) -> tuple[Trial, PairedRollout]:
+def sampled(config: TrainConfig, device: torch.device) -> tuple[PairTrial, PairedRollout]:
     """Sample one slice of pairs with a random network, as an iteration does."""
-    trial = Trial(random_system(config, device), config, config.run.objects_per_slice)
+    trial = PairTrial(random_system(config, device), config, config.run.objects_per_slice)
     return trial, trial.sample(config.model.storage_dtype)
 
 
-def replay_deviation(trial: Trial, pair: PairedRollout) -> float:
+def replay_deviation(trial: PairTrial, pair: PairedRollout) -> float:
     """Give the largest log-ratio of a replay with gradient; 0 where every first ratio is 1."""
     return max(
         float((trial.replay(arm, step) - arm.log_prob[step]).abs().max())
@@ -103,7 +103,7 @@ def replay_deviation(trial: Trial, pair: PairedRollout) -> float:
     )
 
 
-def rescored(trial: Trial, pair: PairedRollout) -> torch.Tensor:
+def rescored(trial: PairTrial, pair: PairedRollout) -> torch.Tensor:
     """Score both arms' actions with the network as it is now: arm, step, object, view."""
     return torch.stack(
         [

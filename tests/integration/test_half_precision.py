@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mvczigal_ref.config import load_config
-from mvczigal_ref.preflight.trial import Trial, gradients
+from mvczigal_ref.preflight.trial import gradients
+from mvczigal_ref.preflight.trial_pairs import PairTrial
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.scorers import no_scorers
@@ -29,7 +30,7 @@ def shipped(dtype, scale):
         ]
     )  # fmt: skip
     system = build_system(config, device=torch.device("cpu"), scorers=no_scorers())
-    return Trial(system, config, 1)
+    return PairTrial(system, config, 1)
 
 
 def lora_b(trial, pair):

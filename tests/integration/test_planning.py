@@ -11,19 +11,21 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvczigal_ref.config import load_config
+from mvczigal_ref.condition.protocol import Caption
+from mvczigal_ref.config import load_config, scorer_weights
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.method import groups
 from mvczigal_ref.method import sample as sampling
-from mvczigal_ref.models.components import load_components
 from mvczigal_ref.preflight.costs import Costs, SampledCall
-from mvczigal_ref.preflight.measure import storage_bytes
+from mvczigal_ref.preflight.measure import GraphCost, storage_bytes
 from mvczigal_ref.preflight.meta_networks import meta_components
 from mvczigal_ref.preflight.plan import plan
-from mvczigal_ref.recipes import recipe
+from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.records import Trajectory
 from mvczigal_ref.reward.mixture import Mixture
+from mvczigal_ref.reward.registry import VIEW_MEAN
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.scorers import no_scorers
 from mvczigal_ref.training.tracking import StageTimer
@@ -43,40 +45,43 @@ planned = cache(plan)
 CROSS = {1280: 60, 640: 10}
 
 
-def mixture(name, scorer):
-    """Let a scorer go by a name."""
-    return Mixture(scorers={name: scorer}, weights={name: 1.0})
-
-
 class Watched:
     """A system whose network and scorers note how they are used."""
 
     def __init__(self, config):
-        components = load_components(config.model.weights)
-        system = build_system(config, device=torch.device("cpu"), components=components)
+        system = build_system(config, device=torch.device("cpu"), scorers=no_scorers())
         self.seen = Counter()
+        joint = config.reward.joint
         scorers = {
-            "per_view": mixture("world.per_view", self.scorer("per_view")),
-            "joint": mixture("world.joint", self.scorer("joint")),
+            "per_view": self.scorers(config.reward.per_view, views=True),
+            "joint": None if joint == VIEW_MEAN else self.scorers(joint, views=False),
         }
         self.system = replace(system, **scorers)
         self.config, self.inside = config, False
-        policy = system.components.policy
+        policy = self.system.components.policy
         policy.register_forward_pre_hook(self.enter)
         policy.register_forward_hook(self.leave)
-        policy.unet.mid_block.resnets[1].register_forward_pre_hook(self.block)
+        if config.model.network == "flow":
+            block = policy.transformer.single_transformer_blocks[0]
+        else:
+            block = policy.unet.mid_block.resnets[1]
+        block.register_forward_pre_hook(self.block)
         self.optimizer = torch.optim.AdamW(list(self.system.trained().values()), lr=1e-4)
 
-    def scorer(self, name):
-        """Score cheaply and count."""
+    def scorers(self, scorers, *, views):
+        """Score cheaply and count, by the names of the run's own scorers."""
 
-        def score(images, prompts):
-            self.seen[name] += 1
-            self.seen["images"] += images.shape[0] * images.shape[1] if name == "joint" else 0
-            table = images.mean((2, 3, 4))
-            return table if name == "per_view" else table.mean(1)
+        def scorer(name):
+            def score(images, prompts):
+                self.seen[name] += 1
+                self.seen[f"images of {name}"] += images.shape[0] * images.shape[1]
+                table = images.mean((2, 3, 4)) + torch.arange(images.shape[0])[:, None]
+                return table if views else table.mean(1)
 
-        return score
+            return score
+
+        weights = scorer_weights(scorers)
+        return Mixture(scorers={name: scorer(name) for name in weights}, weights=weights)
 
     def enter(self, *_):
         self.inside = True
@@ -91,12 +96,39 @@ class Watched:
         self.seen["recompute"] += not self.inside
 
     def iterate(self, index=0):
-        """Run one real iteration."""
+        """Run one real iteration, under as many distinct captions as there can be."""
+        old, enhancer = None, None
+        if self.config.objective.kind == "forward_process":
+            old = {name: p.detach().clone() for name, p in self.system.trained().items()}
+        if self.config.condition.enhancer != "none":
+            enhancer = Distinct(self.config.rollout.members)
         prompts = ["a red cube"] * self.config.run.objects_per_iteration
         return run_iteration(
             self.system, self.optimizer, ConstraintState(), prompts, iteration=index,
-            config=self.config, world=World(), timer=StageTimer(),
+            config=self.config, world=World(), timer=StageTimer(), old=old, enhancer=enhancer,
         )  # fmt: skip
+
+
+class Distinct:
+    """Captions of which no two are equal."""
+
+    needs_images = False
+
+    def __init__(self, count):
+        self.count = count
+
+    def num_captions(self, group_size):
+        """Give K."""
+        del group_size
+        return self.count
+
+    def __call__(self, prompts, images=None, *, seed):
+        """Number them."""
+        del images, seed
+        return [
+            tuple(Caption(caption=f"{prompt} {n}", instruction="none") for n in range(self.count))
+            for prompt in prompts
+        ]
 
 
 # -- oracle: a real iteration -----------------------------------------------------------------
@@ -123,35 +155,116 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sections", cases(RUNS))
-def test_counts_are_those_of_a_real_iteration(sections, monkeypatch):
-    """Network, scorer and optimiser calls, images and stored bytes, exactly."""
-    config = config_of(**sections)
-    found, watched, pairs = planned(config), Watched(config), []
-    original = sampling.paired_rollout
+def assert_counts(config, monkeypatch, record, tensors):
+    """Hold a plan's counts and stored bytes against one real iteration."""
+    module, name = record
+    cost, watched, stored = planned(config), Watched(config), []
+    original = getattr(module, name)
 
     def spy(*arguments, **named):
-        pairs.append(original(*arguments, **named))
-        return pairs[-1]
+        output = original(*arguments, **named)
+        stored.extend(tensors(output))
+        return output
 
-    monkeypatch.setattr(sampling, "paired_rollout", spy)
+    monkeypatch.setattr(module, name, spy)
     changes = []
     watched.optimizer.register_step_post_hook(lambda *_: changes.append(1))
     watched.system.conditioning(["a red cube"])  # a run encodes a prompt once, not every iteration
     watched.iterate()
-    seen, calls = watched.seen, found.calls
+    seen, calls = watched.seen, cost.calls
 
-    assert (seen["without"], seen["with gradient"]) == (calls.rollout + calls.value, calls.replay)
+    without = calls.rollout + calls.value + calls.reference + calls.old
+    assert (seen["without"], seen["with gradient"]) == (without, calls.replay)
     assert (seen["backward"], seen["recompute"]) == (calls.backward, calls.recompute)
-    assert found.scorer_calls == {"world.per_view": seen["per_view"], "world.joint": seen["joint"]}
-    assert (len(changes), seen["images"]) == (found.optimizer_steps, found.images)
-    stored = [
-        getattr(arm, part)
-        for pair in pairs
-        for arm in (pair.zigzag, pair.standard)
-        for part in ("state", "action", "log_prob", "denoised")
+    assert cost.scorer_calls == {name: seen[name] for name in cost.scorer_calls}
+    assert len(changes) == cost.optimizer_steps
+    for scorer in cost.scorer_calls:
+        assert seen[f"images of {scorer}"] == cost.images * cost.conditions
+    return cost, storage_bytes(stored)
+
+
+@pytest.mark.parametrize("sections", cases(RUNS))
+def test_counts_are_those_of_a_real_iteration(sections, monkeypatch):
+    """Network, scorer and optimiser calls, images and stored bytes, exactly."""
+    cost, stored = assert_counts(
+        config_of(**sections),
+        monkeypatch,
+        (sampling, "paired_rollout"),
+        lambda pair: [
+            getattr(arm, part)
+            for arm in (pair.zigzag, pair.standard)
+            for part in ("state", "action", "log_prob", "denoised")
+        ],
+    )
+
+    assert stored == cost.memory.rollouts
+
+
+SMALL = (
+    "run.objects_per_iteration=4", "run.objects_per_slice=2", "optim.optimizer_steps_per_epoch=2",
+    "sampler.num_steps=4",
+)  # fmt: skip
+GROUPS = {
+    "group, checkpointed, two epochs": (
+        "tiny_flow_grpo", "rollout.members=3", "rollout.nodes_per_call=2",
+        "model.gradient_checkpointing=true", "optim.epochs_per_iteration=2",
+    ),
+    "guard near its reference": (
+        "tiny_grpo_guard", "rollout.members=2", "objective.kl_weight=0.1",
+    ),
+    "tree": ("tiny_branch_grpo", "rollout.nodes_per_call=3"),
+    "branches, a change per decision": ("tiny_g2rpo", "rollout.members=2"),
+    "branches of several trunks": ("tiny_tempflow_grpo", "rollout.members=2"),
+    "captions": ("tiny_mv_grpo_vlm", "rollout.members=3", "objective.kl_weight=0.1"),
+    "captions and guard": ("tiny_mv_grpo_vlm", "rollout.members=2", "objective.kind=guard"),
+    "pairs as groups": ("tiny_mvc_zigpg", "sampler.num_steps=2"),
+}  # fmt: skip
+
+
+def small_run(name, *words):
+    """Shrink a recipe."""
+    return load_config(recipe(name), overrides=[*SMALL, *words])
+
+
+@pytest.mark.parametrize("words", cases(GROUPS))
+def test_counts_of_groups_are_those_of_a_real_iteration(words, monkeypatch):
+    """Groups, trees and branches, as those of pairs, under as many texts as there can be."""
+    config, stored = small_run(*words), []
+    original = groups.decision_under
+
+    def described(*arguments, **named):
+        stored.append(original(*arguments, **named))
+        return stored[-1]
+
+    monkeypatch.setattr(groups, "decision_under", described)
+    samples = []
+
+    def tensors(output):
+        samples.append(output)
+        return ()
+
+    cost, _ = assert_counts(config, monkeypatch, (sampling, "draw_samples"), tensors)
+    decisions = [decision for part in samples for decision in part.decisions] + stored
+    parts = [
+        getattr(d, name) for d in decisions for name in ("state", "action", "log_prob", "mean")
     ]
-    assert storage_bytes(stored) == found.memory.rollouts
+    parts += [t for part in samples for t in (part.denoised, part.leaf_log_prob)]
+
+    assert storage_bytes(part for part in parts if part is not None) == cost.memory.rollouts
+    captions = config.rollout.members if config.condition.enhancer != "none" else 0
+    assert cost.conditions == 1 + captions
+
+
+def test_counts_of_the_forward_process_are_those_of_a_real_iteration(monkeypatch):
+    """The policy that learns, the one that sampled and the reference, at every level."""
+    config = small_run("tiny_diffusion_nft", "rollout.members=3", "forward.levels=3")
+    cost, samples = assert_counts(
+        config, monkeypatch, (sampling, "draw_samples"), lambda output: [output.denoised]
+    )
+
+    assert cost.calls.old == cost.calls.reference == cost.calls.replay == 2 * 3
+    assert cost.memory.rollouts == samples * (1 + 3)  # a noise for each level
+    assert cost.memory.copies == 2 * cost.memory.trained
 
 
 EVEN = {name: sections for name, sections in RUNS.items() if "uneven" not in name}
@@ -163,20 +276,40 @@ def test_operations_are_those_of_a_real_iteration(sections):
 
     Torch's own counter does not see its fused attention for CPUs.
     """
-    config = config_of(**sections)
-    found, watched = planned(config), Watched(config)
+    assert_operations(config_of(**sections))
+
+
+COUNTED_GROUPS = {
+    "group near its reference": (
+        "tiny_flow_grpo", "rollout.members=2", "objective.kl_weight=0.1",
+        "model.gradient_checkpointing=true",
+    ),
+    "branches": ("tiny_g2rpo", "rollout.members=2"),
+    "forward process": ("tiny_diffusion_nft", "rollout.members=2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", cases(COUNTED_GROUPS))
+def test_operations_of_groups_are_those_of_a_real_iteration(words):
+    """Within 1 %, the reference's without the LoRA."""
+    assert_operations(small_run(*words))
+
+
+def assert_operations(config):
+    """Hold a plan's operations against torch's own count of one real iteration."""
+    cost, watched = planned(config), Watched(config)
     watched.system.conditioning(["a red cube"])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         watched.iterate()
 
-    assert counter.get_total_flops() == pytest.approx(found.flops.total, rel=0.01)
+    assert counter.get_total_flops() == pytest.approx(cost.flops.total, rel=0.01)
 
 
 @pytest.mark.parametrize("finetune", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_weights_are_those_of_real_networks(finetune):
     """Parameters by part, their bytes, the gradients' and the optimiser's, exactly."""
     config = config_of(model={"finetune": finetune})
-    found, watched = planned(config), Watched(config)
+    cost, watched = planned(config), Watched(config)
     parts, trained = watched.system.components, list(watched.system.trained().values())
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -186,27 +319,27 @@ def test_weights_are_those_of_real_networks(finetune):
         return storage_bytes([t for m in modules for t in (*m.parameters(), *m.buffers())])
 
     moments = [t for state in watched.optimizer.state.values() for t in state.values() if t.ndim]
-    assert found.memory.optimizer == storage_bytes(moments)
-    assert found.memory.trained == found.memory.gradients == storage_bytes(trained)
-    assert found.memory.unet + found.memory.trained == bytes_of(parts.policy)
-    assert found.memory.text_encoders == bytes_of(parts.text_encoder, parts.text_encoder_2)
-    assert found.memory.vae == bytes_of(parts.vae)
-    assert found.memory.features == storage_bytes(watched.system.camera_features)
-    assert found.parameters.trained == sum(p.numel() for p in trained)
-    counts = found.parameters
-    assert counts.unet + counts.camera_encoder + counts.trained == sum(
+    assert cost.memory.optimizer == storage_bytes(moments)
+    assert cost.memory.trained == cost.memory.gradients == storage_bytes(trained)
+    assert cost.memory.network + cost.memory.trained == bytes_of(parts.policy)
+    assert cost.memory.text_encoders == bytes_of(parts.text_encoder, parts.text_encoder_2)
+    assert cost.memory.vae == bytes_of(parts.vae)
+    assert cost.memory.features == storage_bytes(watched.system.camera_features)
+    assert cost.parameters.trained == sum(p.numel() for p in trained)
+    counts = cost.parameters
+    assert counts.network + counts.camera_encoder + counts.trained == sum(
         p.numel() for p in parts.policy.parameters()
     )
 
 
 @contextmanager
-def saved_bytes(known):
+def saved_bytes(present):
     """Measure what autograd keeps, by its own hooks: nothing of the plan's is used."""
-    kept, own = {}, {t.untyped_storage()._cdata for t in known}
+    kept, before = {}, {t.untyped_storage()._cdata for t in present}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in before:
             kept[storage._cdata] = storage
         return tensor
 
@@ -219,18 +352,20 @@ def saved_bytes(known):
 def test_activations_are_those_that_autograd_keeps():
     """Of one microbatch on the CPU, within 3 %: the graph's own output and scalars differ."""
     config = config_of()
-    found, system = planned(config), Watched(config).system
-    told = system.conditioning(["a red cube"])
+    cost, system = planned(config), Watched(config).system
+    conditioning = system.conditioning(["a red cube"])
     state = torch.zeros(2, 1, *system.latent_shape)
     trajectory = Trajectory(
         state=state, action=state, log_prob=state[..., 0, 0, 0], denoised=state[0]
     )
     policy = system.components.policy
     with saved_bytes([*policy.parameters(), *policy.buffers(), state]) as total:
-        kept = replay_log_prob(policy, system.sampler, trajectory, [0], told, guidance_scale=2.0)
+        kept = replay_log_prob(
+            policy, system.sampler, trajectory, [0], conditioning, guidance_scale=2.0
+        )
     del kept
 
-    assert total[0] == pytest.approx(found.memory.saved_plain, rel=0.03)
+    assert total[0] == pytest.approx(cost.memory.saved_plain, rel=0.03)
 
 
 # -- the published size -----------------------------------------------------------------
@@ -260,3 +395,54 @@ def test_one_object_costs_what_was_counted():
     encoders = (components.text_encoder, components.text_encoder_2)
     assert sum(p.numel() for m in encoders for p in m.parameters()) == TEXT_ENCODERS
     assert sum(p.numel() for p in components.vae.parameters()) == VAE
+
+
+SIZES = {
+    "flow_grpo": (11_901_408_320, (123_060_480, 4_762_310_656)),
+    "grpo_guard_sd3": (2_243_171_520, (123_650_304, 694_659_840, 4_762_310_656)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_flow_transformers_have_their_published_sizes(name):
+    """FLUX.1-dev and Stable Diffusion 3.5 Medium, with T5-XXL and their CLIPs [parameters]."""
+    config = load_config(recipe(name))
+    components, _ = meta_components(config)
+    network, encoders = SIZES[name]
+    sizes = [sum(p.numel() for p in encoder.parameters()) for encoder in components.text_encoders]
+
+    assert sum(p.numel() for p in components.policy.parameters()) == network
+    assert tuple(sizes) == encoders
+
+
+@pytest.mark.slow
+def test_a_call_of_flux_costs_what_is_counted_by_hand():
+    """Within 1 %, without the LoRA: matrices of 12 d^2 per token and block, and the attention."""
+    config = load_config(recipe("flow_grpo"))
+    components, _ = meta_components(config)
+    system = build_system(
+        config, device=torch.device("meta"), components=components, scorers=no_scorers()
+    )
+    with system.backbone.without_lora():
+        flops, _ = Costs(system=system, config=config).sampled(SampledCall(1, 3.5))
+    blocks, width, tokens = 19 + 38, 3072, 32**2 + 128
+    matrices = 2 * 12 * width**2 * blocks * tokens
+    attention = 4 * tokens**2 * width * blocks
+
+    assert flops == pytest.approx(matrices + attention, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_planned(name, monkeypatch):
+    """Each learns from something; the cost of a call is measured elsewhere."""
+    nothing = GraphCost(forward=0, recompute=0, backward=0, saved=0, peak=0)
+    monkeypatch.setattr(Costs, "replayed", lambda *_, **__: nothing)
+    monkeypatch.setattr(Costs, "sampled", lambda *_: (0, 0))
+    monkeypatch.setattr(Costs, "reference", lambda *_: 0)
+    monkeypatch.setattr(Costs, "decoded", lambda *_: (0, 0, 0))
+    cost = plan(load_config(recipe(name)))
+
+    assert cost.calls.rollout > 0
+    assert cost.calls.replay >= cost.optimizer_steps

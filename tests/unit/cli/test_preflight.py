@@ -11,12 +11,14 @@ from rich.console import Console
 from mvczigal_ref.cli import preflight as planning
 from mvczigal_ref.cli.preflight import check_tables, plan_tables, run_check, run_plan
 from mvczigal_ref.config import load_config
+from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.preflight.attempts import Finding, Verdict
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
+from mvczigal_ref.recipes import recipe
 
 GIB = 2**30
 PARTS = (
-    "unet", "trained", "text_encoders", "vae", "scorers", "features", "optimizer", "rollouts",
+    "network", "trained", "text_encoders", "vae", "scorers", "features", "optimizer", "rollouts",
     "gradients", "sampling", "decoding", "scoring", "replay", "saved", "saved_checkpointed",
     "saved_plain",
 )  # fmt: skip
@@ -38,12 +40,12 @@ PLAN = Plan(
         backward=5 * 10**12, decode=6 * 10**12,
     ),
     parameters=Parameters(
-        unet=2_977_228_804, camera_encoder=1, trained=2, text_encoders=3, vae=4, scorers=5
+        network=2_977_228_804, camera_encoder=1, trained=2, text_encoders=3, vae=4, scorers=5
     ),
     memory=MEMORY,
 )  # fmt: skip
-BAD = Finding(name="first ratio is 1, [fp16] storage", passed=False, told="dropout is on")
-GOOD = replace(BAD, passed=True, told="exactly 1")
+BAD = Finding(name="first ratio is 1, [fp16] storage", passed=False, reason="dropout is on")
+GOOD = replace(BAD, passed=True, reason="exactly 1")
 
 
 def text_of(*tables):
@@ -74,7 +76,7 @@ def test_a_plan_is_printed_with_every_number():
     text = text_of(*plan_tables(PLAN))
 
     for row in (
-        ("objects", "64 over 4 processes"), ("unet [parameters]", "2,977,228,804"),
+        ("objects", "64 over 4 processes"), ("network [parameters]", "2,977,228,804"),
         ("calls of pickscore", "8"), ("latent", "4 x 96 x 96"), ("sampling", "68", "1.00"),
         ("replay without gradient", "16", "2.00"), ("recomputation", "63", "4.00"),
         ("all", "273", "21.00"), ("optimiser", "64.00"), ("peak in update", "4607.00"),
@@ -117,7 +119,7 @@ def test_a_bad_verdict_is_the_exit_status(monkeypatch, finding):
         return Verdict(findings=(finding,), seconds=1.0)
 
     monkeypatch.setattr(planning, "check", tried)
-    config = load_config(overrides=["run.device=cpu"])
+    config = load_config(recipe("tiny"), overrides=["run.device=cpu"])
     if finding.passed:
         run_check(config)
     else:
@@ -126,3 +128,20 @@ def test_a_bad_verdict_is_the_exit_status(monkeypatch, finding):
         assert stopped.value.code == 1
 
     assert seen == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("tiny", "run.objects_per_iteration=32", "optim.optimizer_steps_per_epoch=3"), "nearest"),
+        (("tiny", "run.prompts=absent.txt"), "absent.txt"),
+        (("tiny_mv_grpo_llm", "condition.instructions=[shape]"), "condition.enhancer"),
+    ],
+)
+def test_what_training_refuses_is_refused_before_anything_is_tried(monkeypatch, words, message):
+    """Slices that cannot be shared out, and prompts and captions that are not there."""
+    monkeypatch.setattr(planning, "check", lambda *_, **__: pytest.fail("tried"))
+    name, *settings = words
+    config = load_config(recipe(name), overrides=["run.device=cpu", *settings])
+    with pytest.raises(ConfigError, match=message):
+        run_check(config)

@@ -1,6 +1,7 @@
-"""`checking`: a sound system passes; each injected fault is found and told by its cause."""
+"""`preflight.check`: a sound system passes; each injected fault is named by its cause."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,12 +9,13 @@ from torch import nn
 
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.preflight import attempts
-from mvczigal_ref.preflight import trial as trial_module
+from mvczigal_ref.preflight import attempts, trial_pairs
 from mvczigal_ref.preflight.attempts import ATTEMPTS, Finding, Verdict
-from mvczigal_ref.preflight.check import check, check_system
-from mvczigal_ref.preflight.trial import Trial, in_fp32
+from mvczigal_ref.preflight.check import check, check_system, trial_of
+from mvczigal_ref.preflight.trial import in_fp32
+from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.scorers import no_scorers
 
@@ -33,11 +35,23 @@ def built(*words):
     return system, config
 
 
-def told(attempt, system, config):
-    """Try one thing; give what was told of each finding that does not hold, by its name."""
-    findings = list(attempt(Trial(system, config, 1)))
+def flow_system(name, *words):
+    """Build a recipe of groups on the narrowest transformer, and its configuration."""
+    small = ("sampler.num_steps=3", "model.lora_rank=2", "rollout.members=2")
+    config = load_config(recipe(name), overrides=[*small, *words])
+    parts = tiny_flow_components(
+        seed=0, num_heads=1, head_width=8, num_layers=1, num_single_layers=1,
+        vae_channels=(8, 8, 8), text_width=8,
+    )  # fmt: skip
+    system = build_system(config, device=CPU, components=parts, scorers=no_scorers())
+    return system, config
+
+
+def failures(attempt, system, config):
+    """Try one law; give the reason of each finding that does not hold, by its name."""
+    findings = list(attempt(trial_of(system, config, 1)))
     assert findings
-    return {finding.name: finding.told for finding in findings if not finding.passed}
+    return {finding.name: finding.reason for finding in findings if not finding.passed}
 
 
 # -- laws ---------------------------------------------------------------------------------
@@ -60,7 +74,7 @@ def test_a_sound_system_passes_and_is_left_as_it_was(dtype):
 
 def test_a_verdict_is_as_good_as_its_worst_finding():
     """One that fails is enough."""
-    good = Finding(name="a", passed=True, told="")
+    good = Finding(name="a", passed=True, reason="")
 
     assert Verdict(findings=(good,), seconds=0.0).passed
     assert not Verdict(findings=(good, replace(good, passed=False)), seconds=0.0).passed
@@ -80,7 +94,7 @@ def test_dropout_is_named():
     block(system).to_out[1] = nn.Dropout(0.5).train()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        ratio, repeats = told(RATIO, system, config), told(REPEATS, system, config)
+        ratio, repeats = failures(RATIO, system, config), failures(REPEATS, system, config)
 
     assert len(ratio) == 3
     assert all("dropout is on, in unet.mid_block" in text for text in ratio.values())
@@ -95,8 +109,8 @@ def test_random_numbers_are_told_from_other_differences():
         lambda _m, _i, o: o + 1e-3 * torch.randn(o.shape, generator=generator)
     )
 
-    assert all("draws random numbers" in text for text in told(RATIO, system, config).values())
-    assert "twice is not the same" in told(REPEATS, system, config)["replay repeats"]
+    assert all("draws random numbers" in text for text in failures(RATIO, system, config).values())
+    assert "twice is not the same" in failures(REPEATS, system, config)["replay repeats"]
 
 
 def when_learning(change):
@@ -113,25 +127,25 @@ def test_a_difference_that_gradients_make_is_told_as_one():
     """Another camera scale with gradient: only the ratio notices."""
     system, config = built()
     system.policy.register_forward_pre_hook(when_learning(1.5), with_kwargs=True)
-    ratio = told(RATIO, system, config)
+    ratio = failures(RATIO, system, config)
 
     assert len(ratio) == 3
     assert all("right without gradient" in text for text in ratio.values())
     assert all("4 places, at step 0 of the zigzag arm" in text for text in ratio.values())
-    assert told(REPEATS, system, config) == {}
+    assert failures(REPEATS, system, config) == {}
 
 
 def test_another_guidance_in_replay_is_told_as_one(monkeypatch):
     """Sampling and replay are each right by themselves."""
     system, config = built()
-    original = trial_module.replay_log_prob
+    original = trial_pairs.replay_log_prob
     monkeypatch.setattr(
-        trial_module,
+        trial_pairs,
         "replay_log_prob",
         lambda *arguments, **named: original(*arguments, **{**named, "camera_scale": 0.5}),
     )
 
-    ratio = told(RATIO, system, config)
+    ratio = failures(RATIO, system, config)
     assert all("tell the network different things" in text for text in ratio.values())
 
 
@@ -140,39 +154,37 @@ def test_an_output_that_is_not_finite_names_the_type():
     system, config = built()
     system.policy.register_forward_hook(lambda _m, _i, o: o * float("nan"))
     verdict = check_system(system, config)
-    told_of = {finding.name: finding.told for finding in verdict.findings if not finding.passed}
+    reasons = {finding.name: finding.reason for finding in verdict.findings if not finding.passed}
 
-    assert "not finite in fp32" in told_of["first ratio is 1, fp32 storage"]
-    assert "stopped by NonFiniteError" in told_of["no advantage, no gradient"]
-    assert "stopped by NonFiniteError" in told_of["frozen weights stay"]
+    assert "not finite in fp32" in reasons["first ratio is 1, fp32 storage"]
+    assert "stopped by NonFiniteError" in reasons["no advantage, no gradient"]
+    assert "stopped by NonFiniteError" in reasons["frozen weights stay"]
 
 
 def with_objective(monkeypatch, change):
     """Change the objective's derivatives."""
-    original = trial_module.reward_difference_gradients
+    original = trial_pairs.pair_objective
     monkeypatch.setattr(
-        trial_module,
-        "reward_difference_gradients",
-        lambda zigzag, standard, gap, **named: change(original, zigzag, standard, gap, named),
+        trial_pairs, "pair_objective", lambda config: partial(change, original(config))
     )
 
 
 def test_a_loss_that_adds_something_is_found(monkeypatch):
     """Without an advantage there must be no gradient."""
     system, config = built()
-    with_objective(monkeypatch, lambda f, z, s, gap, named: f(z, s, gap + 0.1, **named))
+    with_objective(monkeypatch, lambda f, z, s, gap: f(z, s, gap + 0.1))
 
-    assert "get a gradient" in told(ZERO, system, config)["no advantage, no gradient"]
+    assert "get a gradient" in failures(ZERO, system, config)["no advantage, no gradient"]
 
 
 def test_a_wrong_sign_is_found(monkeypatch):
     """However short the step, the log-density falls."""
     system, config = built()
-    with_objective(monkeypatch, lambda f, z, s, gap, named: f(z, s, -gap, **named))
-    found = told(LEARNING, system, config)
+    with_objective(monkeypatch, lambda f, z, s, gap: f(z, s, -gap))
+    faults = failures(LEARNING, system, config)
 
-    assert found.keys() == {"an advantage of 1 raises the log-density"}
-    assert "wrong sign" in found["an advantage of 1 raises the log-density"]
+    assert faults.keys() == {"an advantage of 1 raises the log-density"}
+    assert "wrong sign" in faults["an advantage of 1 raises the log-density"]
 
 
 def test_too_large_a_step_is_told_from_a_wrong_one(monkeypatch):
@@ -185,26 +197,31 @@ def test_too_large_a_step_is_told_from_a_wrong_one(monkeypatch):
         return 1e-3 if factor < 1.0 else -1e-3
 
     monkeypatch.setattr(attempts, "_rise", rises_later)
-    found = told(LEARNING, system, config)["an advantage of 1 raises the log-density"]
+    faults = failures(LEARNING, system, config)["an advantage of 1 raises the log-density"]
 
-    assert "only 0.1 of a step raises it: `optim.lr` = 3 is too large. Try 0.3." in found
+    assert "only 0.1 of a step raises it: `optim.lr` = 3 is too large. Try 0.3." in faults
 
 
 @pytest.mark.parametrize(("scale", "lost"), [("1", True), ("null", False)])
-def test_a_gradient_that_rounds_away_is_found(scale, lost):
+def test_a_gradient_that_rounds_away_is_found(scale, lost, monkeypatch):
     """At the weight of the run: here of as many objects as leave nothing of it in fp16."""
+    original = trial_pairs.accumulate_pairs
+    monkeypatch.setattr(
+        trial_pairs,
+        "accumulate_pairs",
+        lambda *arguments, weight, **named: original(*arguments, weight=weight / 800, **named),
+    )
     system, config = built(
         "model.dtype=fp16",
         f"optim.loss_scale={scale}",
-        "run.objects_per_iteration=80000",
-        "objective.temperature=100",
+        "run.objects_per_iteration=10000",
         "optim.optimizer_steps_per_epoch=1",
     )
-    found = told(SURVIVAL, system, config)
+    faults = failures(SURVIVAL, system, config)
 
-    assert bool(found) == lost
+    assert bool(faults) == lost
     if lost:
-        text = found["gradients survive the dtype"]
+        text = faults["gradients survive the dtype"]
         assert text.startswith("100.0% of its numbers are exactly 0 that are not in fp32; its cos")
         assert "rounds away in fp16: set `optim.loss_scale` higher, or `model.dtype`" in text
 
@@ -213,17 +230,17 @@ def test_gradients_are_those_of_the_run_s_own_weight(monkeypatch):
     """An element's share of an optimiser step, whatever number of objects is tried."""
     system, config = built("run.objects_per_iteration=24", "sampler.num_steps=4")
     weights = []
-    original = trial_module.accumulate_pairs
+    original = trial_pairs.accumulate_pairs
     monkeypatch.setattr(
-        trial_module,
+        trial_pairs,
         "accumulate_pairs",
-        lambda *told, weight, **named: (
+        lambda *arguments, weight, **named: (
             weights.append(weight),
-            original(*told, weight=weight, **named),
+            original(*arguments, weight=weight, **named),
         ),
     )
     for objects in (1, 2):
-        trial = Trial(system, config, objects)
+        trial = trial_of(system, config, objects)
         trial.learn(trial.sample("fp32"), 0, advantage=1.0)
 
     # 24 objects in two optimiser steps, three of four steps trained.
@@ -245,11 +262,11 @@ def test_half_precision_comes_back_to_the_bit():
 def test_an_overflow_in_a_check_halves_the_scale():
     """As it would in the run."""
     system, config = built("model.dtype=fp16", "optim.loss_scale=4294967296")
-    trial = Trial(system, config, 1)
+    trial = trial_of(system, config, 1)
     scale = trial.learn(trial.sample("fp16"), 0, advantage=1.0)
 
     assert 1.0 < scale < 2.0**32
-    assert told(SURVIVAL, system, config) == {}
+    assert failures(SURVIVAL, system, config) == {}
 
 
 def test_a_detached_output_is_found():
@@ -257,9 +274,9 @@ def test_a_detached_output_is_found():
     system, config = built()
     parameter = next(iter(system.trained().values()))
     system.policy.register_forward_hook(lambda _m, _i, o: o.detach() + 0.0 * parameter.sum())
-    found = told(LEARNING, system, config)
+    faults = failures(LEARNING, system, config)
 
-    assert "no gradient reaches what trains" in found["an advantage of 1 raises the log-density"]
+    assert "no gradient reaches what trains" in faults["an advantage of 1 raises the log-density"]
 
 
 def test_a_base_weight_that_changes_is_named():
@@ -273,8 +290,8 @@ def test_a_base_weight_that_changes_is_named():
 
     system.policy.unet.conv_in.register_forward_pre_hook(write)
 
-    found = told(LEARNING, system, config)["frozen weights stay"]
-    assert found.startswith("network: unet.conv_in.bias and 0 others changed")
+    faults = failures(LEARNING, system, config)["frozen weights stay"]
+    assert faults.startswith("network: unet.conv_in.bias and 0 others changed")
 
 
 def test_a_weight_that_wants_a_gradient_and_is_not_trained_is_named():
@@ -282,9 +299,9 @@ def test_a_weight_that_wants_a_gradient_and_is_not_trained_is_named():
     system, config = built()
     system.components.vae.decoder.conv_in.bias.requires_grad_(requires_grad=True)
 
-    found = told(LEARNING, system, config)["frozen weights stay"]
+    faults = failures(LEARNING, system, config)["frozen weights stay"]
     assert (
-        found == "autoencoder: decoder.conv_in.bias and 0 others want a gradient and are not "
+        faults == "autoencoder: decoder.conv_in.bias and 0 others want a gradient and are not "
         "trained."
     )
 
@@ -302,7 +319,7 @@ def test_a_state_that_is_rounded_is_found(monkeypatch):
         return state
 
     monkeypatch.setattr(attempts, "resume", rounded)
-    assert "is not what was saved" in told(RELOAD, system, config)["a saved state comes back"]
+    assert "is not what was saved" in failures(RELOAD, system, config)["a saved state comes back"]
 
 
 def test_a_state_that_is_not_written_is_found(monkeypatch):
@@ -310,16 +327,109 @@ def test_a_state_that_is_not_written_is_found(monkeypatch):
     system, config = built()
     monkeypatch.setattr(attempts, "find_checkpoint", lambda *_: None)
 
-    assert "nothing was written" in told(RELOAD, system, config)["a saved state comes back"]
+    assert "nothing was written" in failures(RELOAD, system, config)["a saved state comes back"]
+
+
+# -- groups, branches and the forward process --------------------------------------------
+
+
+GROUPS = {
+    "groups": ("tiny_flow_grpo",),
+    "guard in fp16": ("tiny_grpo_guard", "model.dtype=fp16"),
+    "near the reference": ("tiny_flow_grpo", "objective.kl_weight=0.1"),
+    "tree": ("tiny_branch_grpo", "rollout.split_steps=[0]"),
+    "branches": ("tiny_g2rpo", "rollout.window_size=1"),
+    "captions": ("tiny_mv_grpo_vlm",),
+}
+
+
+@pytest.mark.parametrize("words", GROUPS.values(), ids=GROUPS)
+def test_sound_groups_pass(words):
+    """Every law is tried, and nothing is changed."""
+    system, config = flow_system(*words)
+    before = {name: p.detach().clone() for name, p in system.trained().items()}
+    verdict = check_system(system, config)
+
+    assert verdict.passed, verdict.findings
+    assert all(finding.tried for finding in verdict.findings)
+    for name, parameter in system.trained().items():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+def test_captions_double_the_replays():
+    """Each decision is scored under its prompt and under a caption."""
+    plain, captioned = (
+        trial_of(*flow_system(name), 1) for name in ("tiny_flow_grpo_fast", "tiny_mv_grpo_vlm")
+    )
+    places = [trial.places(trial.sample("fp32")) for trial in (plain, captioned)]
+
+    names = [[place.name for place in one] for one in places]
+    assert len(names[0]) == 1
+    assert names[1] == [names[0][0], f"{names[0][0]}, under a caption"]
+
+
+def test_the_forward_process_has_no_ratio_and_says_so():
+    """Everything else is tried; the error of its fit falls."""
+    verdict = check_system(*flow_system("tiny_diffusion_nft"))
+    by_name = {finding.name: finding for finding in verdict.findings}
+
+    assert verdict.passed, verdict.findings
+    assert [name for name, finding in by_name.items() if not finding.tried] == [
+        f"first ratio is 1, {storage} storage" for storage in ("fp32", "bf16", "fp16")
+    ]
+    assert "asks for no density" in by_name["first ratio is 1, fp32 storage"].reason
+    assert "an advantage of 1 fits its sample better" in by_name
+
+
+def test_dropout_is_named_in_groups_too():
+    """And whatever needs the ratio is stopped by it."""
+    system, config = flow_system("tiny_flow_grpo")
+    block_ = system.policy.transformer.single_transformer_blocks[0]
+    block_.proj_out = nn.Sequential(block_.proj_out, nn.Dropout(0.5).train())
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        verdict = check_system(system, config)
+    reasons = {finding.name: finding.reason for finding in verdict.findings if not finding.passed}
+
+    assert "dropout is on, in transformer.single" in reasons["first ratio is 1, fp32 storage"]
+    assert "sampling repeats" in reasons
+    assert "stopped by ReplayMismatchError" in reasons["no advantage, no gradient"]
+
+
+def test_every_element_of_a_group_weighs_what_it_weighs_in_the_run():
+    """By hand: two of eight objects, of an optimiser step's four, and one of three decisions."""
+    system, config = flow_system(
+        "tiny_flow_grpo", "run.objects_per_iteration=8", "optim.optimizer_steps_per_epoch=2",
+        "sampler.num_steps=4", "rollout.window=all",
+    )  # fmt: skip
+    trial = trial_of(system, config, 2)
+    samples = trial.sample("fp32")
+
+    share = trial._share(samples, samples.decisions[0])
+    assert share == pytest.approx(2 / 4 / len(samples.decisions))
+
+
+def test_captions_share_the_weight_with_the_prompt():
+    """By hand: one of 32 objects in one optimiser step, under its prompt and two captions."""
+    trial = trial_of(*flow_system("tiny_mv_grpo_vlm", "run.objects_per_iteration=32"), 1)
+    samples = trial.sample("fp32")
+
+    assert trial.config.optim.optimizer_steps_per_epoch == 1
+    assert trial._share(samples, samples.decisions[0]) == pytest.approx(1 / 32 / 3)
 
 
 # -- errors -------------------------------------------------------------------------------
 
 
-def test_another_kind_of_run_is_refused():
-    """Groups have no pairs."""
-    config = load_config(
-        overrides=["rollout.kind=group", "objective.kind=policy_gradient", "sampler.kind=ddim"]
-    )
-    with pytest.raises(ConfigError, match=r"tries pairs .* got `rollout.kind` = \"group\""):
+def test_what_training_would_refuse_is_refused():
+    """A window that does not fit, before anything is tried."""
+    with pytest.raises(ConfigError, match=r"`rollout` does not fit `sampler`"):
+        check_system(*flow_system("tiny_branch_grpo", "rollout.split_steps=[7]"))
+
+
+def test_slices_that_cannot_be_shared_out_are_refused():
+    """As in training, before anything is built."""
+    config = load_config(overrides=["run.objects_per_iteration=2", "run.objects_per_slice=2"])
+    with pytest.raises(ConfigError, match="nearest valid value"):
         check(config, device=CPU, components=components())

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.preflight import plan as estimate
 from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
 from mvczigal_ref.preflight.measure import Meter, fused_attention, measure_graph
 from mvczigal_ref.preflight.plan import plan
+from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.builders import ScorerOptions
 from tests.unit.preflight.small import config_of
 
@@ -35,9 +37,9 @@ def sized_scorers(monkeypatch):
 
 def test_a_meter_follows_what_lives():
     """By hand: 4x8 fp32 is 128 bytes; a view is free, a dropped tensor is given back."""
-    known = torch.empty(4, 8, device=META)
-    with Meter([known]) as meter:
-        first = known + 1
+    present = torch.empty(4, 8, device=META)
+    with Meter([present]) as meter:
+        first = present + 1
         view = first.T
         assert meter.live == 128
         second = view @ first
@@ -53,13 +55,13 @@ def test_a_graph_costs_what_it_keeps():
     weight = torch.empty(8, 8, device=META, requires_grad=True)
     row = torch.empty(4, 8, device=META)
     weight.grad = torch.empty_like(weight)
-    known = [weight, weight.grad, row]
-    plain = measure_graph(lambda: (row @ weight).square(), known=known)
+    present = [weight, weight.grad, row]
+    plain = measure_graph(lambda: (row @ weight).square(), present=present)
     checkpointed = measure_graph(
         lambda: torch.utils.checkpoint.checkpoint(
             lambda: (row @ weight).square() @ weight, use_reentrant=False
         ),
-        known=known,
+        present=present,
     )
 
     product = 2 * 4 * 8 * 8
@@ -122,11 +124,13 @@ def test_what_waits_elsewhere_is_counted_while_it_works():
     told = {"views_per_decode": 1, "storage_device": "cpu", "compile": "inductor"}
     here = planned(config_of()).memory
     away = plan(config_of(model={"offload_frozen": True, **told})).memory
-    base = here.trained + here.optimizer + here.features + away.unet
+    base = here.trained + here.optimizer + here.features + away.network
 
     assert (here.offloaded, away.offloaded) == (False, True)
-    assert 0 < here.unet - away.unet < 0.5 * here.unet  # the camera encoder
-    assert here.resident == (base - away.unet + here.unet + here.text_encoders + here.vae + 8 * GB)
+    assert 0 < here.network - away.network < 0.5 * here.network  # the camera encoder
+    assert here.resident == (
+        base - away.network + here.network + here.text_encoders + here.vae + 8 * GB
+    )
     assert here.rollouts > 0 == away.rollouts
     # A compiled network samples with its graph.
     assert away.sampling > here.saved_plain > here.sampling
@@ -137,7 +141,7 @@ def test_what_waits_elsewhere_is_counted_while_it_works():
         "prompts": base + here.text_encoders,
         "rollout": base + away.sampling,
         "reward": base + away.scoring,
-        "update": base + here.gradients + here.replay,
+        "update": base + here.images + here.gradients + here.replay,
     }
     assert here.stages.keys() == {"rollout", "reward", "update"}
 
@@ -189,10 +193,19 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         plan(config_of(model={"weights": str(tmp_path)}))
 
 
-def test_groups_are_refused():
-    """They are not counted."""
+def test_a_tree_that_does_not_fit_its_grid_is_refused():
+    """As training would refuse it."""
     config = config_of(
-        rollout={"kind": "group"}, objective={"kind": "policy_gradient"}, sampler={"kind": "ddim"}
+        rollout={"kind": "tree", "split_steps": (7,)},
+        objective={"kind": "policy_gradient"},
+        sampler={"kind": "ddim"},
     )
-    with pytest.raises(ConfigError, match=r"a plan counts pairs"):
+    with pytest.raises(ConfigError, match=r"`rollout` does not fit `sampler`"):
+        plan(config)
+
+
+def test_a_pipeline_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    """The published ones, and folders of either family."""
+    config = load_config(recipe("tiny_flow_grpo"), overrides=[f"model.weights={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"one of \['black-forest-labs/FLUX.1-dev', .* folder"):
         plan(config)

@@ -9,10 +9,10 @@ from tests.unit.preflight.small import folder
 
 
 def test_an_iteration_of_lcm_sdxl_simple_makes_fewer_calls(monkeypatch):
-    """130 against 178 a process of four, and 408 sampled view batches against 432.
+    """130 against 178 per process of four, and 408 sampled view batches against 432.
 
-    Released, 4 prompts a process at 8 steps: sampling 8 + 10 calls of 24 views; training 4 x 8 x 2
-    forward calls of 6 views, as many recomputed, and 4 x 8 backward calls through both arms.
+    Released, 4 prompts per process at 8 steps: sampling 8 + 10 calls of 24 views; training 4 x 8
+    x 2 forward calls of 6 views, as many recomputed, and 4 x 8 backward calls through both arms.
     Ours, 2 slices of 12 views: sampling 2 x (2 x 8 - 1 + 2), the pair's first call made once;
     training 2 x 8 x 2 forward, as many recomputed, as many backward. In training both pass 384
     views forward.

@@ -288,6 +288,26 @@ def test_methods_get_as_many_iterations_as_their_calls_allow(counted, tmp_path):
     assert (one.config.run.iterations, one.config.optim.decay_iterations) == (20, 20)
 
 
+def test_runs_whose_steps_are_drawn_are_counted_seed_by_seed(monkeypatch, tmp_path):
+    """Others are counted once, with the first seed."""
+    counted = []
+
+    def calls(config):
+        counted.append((config.recipe, config.run.seed))
+        seeded = 400 if config.recipe == "tiny_dance_grpo" and config.run.seed else 200
+        return [seeded] * config.run.iterations
+
+    monkeypatch.setattr("mvczigal_ref.reproduce.comparison.network_calls", calls)
+    chosen = [m for m in COMPARISONS["flow"].methods if "dance" in m.recipe or "nft" in m.recipe]
+    methods = replace(COMPARISONS["flow"], methods=tuple(reversed(chosen)))
+    runs = planned_runs(methods, tmp_path, seeds=[0, 3], overrides=["run.iterations=20"])
+
+    assert counted == [
+        ("tiny_diffusion_nft", 0), ("tiny_dance_grpo", 0), ("tiny_dance_grpo", 3),
+    ]  # fmt: skip
+    assert [[run.config.run.iterations for run in one] for one in runs] == [[20, 20], [20, 10]]
+
+
 def test_every_run_is_told_of_and_counted(counted, monkeypatch, tmp_path):
     """Gains by method and seed; calls are the mean of what the runs say."""
     seen, told = [], []
