@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mvczigal_ref.config import Dtype
 from mvczigal_ref.distributed import World
-from mvczigal_ref.method.groups import group_update_settings
+from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.sample import draw_samples
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss
 from mvczigal_ref.preflight.trial import Place, Trial, copies

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mvczigal_ref.config import Dtype
 from mvczigal_ref.distributed import World
+from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.group_loss import group_objective, step_weights
-from mvczigal_ref.method.groups import group_update_settings
 from mvczigal_ref.method.sample import draw_samples
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.preflight.trial import Place, Trial

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.method.groups import group_update_settings
-from mvczigal_ref.method.pairs import pair_update_settings
+from mvczigal_ref.method.group_batches import group_update_settings
+from mvczigal_ref.method.pair_settings import pair_update_settings
 from mvczigal_ref.method.sample import draw_samples, noise_of
 from mvczigal_ref.policy import Conditioning, Policy
 from mvczigal_ref.records import GroupDecision, PairedRollout, Samples, Trajectory
