@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.config import Dtype
-from mvczigal_ref.method.pairs import pair_objective, pair_update_settings
+from mvczigal_ref.method.pair_settings import pair_objective, pair_update_settings
 from mvczigal_ref.method.sample import draw_pair
 from mvczigal_ref.preflight.trial import Place, Trial, gradients
 from mvczigal_ref.records import PairedRollout, Trajectory
