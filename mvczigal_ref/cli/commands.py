@@ -218,7 +218,7 @@ def _refuse_other_settings(command: Score | ServeReward) -> None:
 def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> RewardConfig:
     """Read where scorers are to be found, from options and from `reward.` settings."""
     _refuse_other_settings(command)
-    values = to_dict(load_config(overrides=command.settings))["reward"]
+    values = to_dict(load_config(overrides=command.settings, training=False))["reward"]
     for field, option, place in (
         ("weights", "--weights", command.weights),
         ("tokenizers", "--tokenizer", command.tokenizer),
@@ -250,7 +250,7 @@ def _policy_config(
         base = run_config(run)
     else:
         base = recipe(name or _RECIPE)
-    config = load_config(base, overrides=words)
+    config = load_config(base, overrides=words, training=False)
     allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
     for word in words:
         if not word.startswith(allowed):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mvczigal_ref.config.loading import to_dict
+from mvczigal_ref.config.reads import unread_settings
 from mvczigal_ref.config.train import TrainConfig
 
 __all__ = ["fingerprint", "fingerprinted", "settings_difference"]
@@ -59,7 +60,8 @@ _NOT_IN_FINGERPRINT = (
 def fingerprinted(config: TrainConfig) -> dict[str, Any]:
     """Give the settings that a run's numbers depend on.
 
-    Length, evaluation, saving, trackers, device and the recipe's name are left out.
+    Length, evaluation, saving, trackers, device and the recipe's name are left out. A setting that
+    the method does not read has its default.
 
     Args:
         config: The configuration.
@@ -67,7 +69,10 @@ def fingerprinted(config: TrainConfig) -> dict[str, Any]:
     Returns:
         Nested dictionaries, as `to_dict` gives them.
     """
-    values = to_dict(config)
+    values, default = to_dict(config), to_dict(TrainConfig())
+    for path in unread_settings(config):
+        section, _, name = path.rpartition(".")
+        values[section][name] = default[section][name]
     for path in _NOT_IN_FINGERPRINT:
         section, _, name = path.rpartition(".")
         del (values[section] if section else values)[name]

@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from mvczigal_ref.config.reads import unread
 from mvczigal_ref.config.train import TrainConfig
 from mvczigal_ref.config.types import Name, Text
 from mvczigal_ref.errors import ConfigError, quoted
@@ -76,30 +77,45 @@ def load_config(
     *,
     file: str | Path | None = None,
     overrides: Sequence[str] = (),
+    training: bool = True,
 ) -> TrainConfig:
     """Change a configuration by a file, then by `section.name=value` words.
+
+    A changed setting that the chosen method would not read is refused. What a run wrote as its
+    config.json, all sections together, is taken as it is.
 
     Args:
         base: Where to start, usually a recipe; None is the defaults.
         file: YAML or JSON file of settings by section, or None.
         overrides: Words such as `objective.clip_range=1e-3`; a later one wins.
+        training: Whether all of it is for a run; where some of it is for something else, such as
+            sampling, no setting is refused as unread.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: If a key is unknown or repeated, a value is refused, or the file is not one.
+        ConfigError: If a key is unknown or repeated, a value is refused or cannot act, or the
+            file is not one.
 
     Examples:
         >>> load_config(overrides=["optim.lr=1e-4", "run.trackers=[tensorboard]"]).optim.lr
         0.0001
     """
-    values = to_dict(base if base is not None else TrainConfig())
+    base = base if base is not None else TrainConfig()
+    values = to_dict(base)
     if file is not None:
-        _update(values, read_settings(Path(file)))
+        settings = read_settings(Path(file))
+        whole = values.keys() <= settings.keys()
+        _update(values, settings)
+        if whole:
+            base = from_dict(values)
     for word in overrides:
         _update(values, _parse_override(word))
-    return from_dict(values)
+    config = from_dict(values)
+    for problem in unread(config, base) if training else ():
+        raise ConfigError(problem)
+    return config
 
 
 def _settable(kind: type, prefix: str = "") -> dict[str, Any]:
