@@ -63,7 +63,8 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
         yield (
             f"`optim.decay_iterations` must be at least `run.iterations` = {run.iterations}, or 0 "
             f"for a rate that does not fall; got {decay}, after which nothing would be learnt. Set "
-            f"it to {run.iterations}."
+            f"it to {run.iterations}. A run keeps the value that it began with: where it has "
+            "ended, `--from RUN` begins a new one with its parameters."
         )
     yield from _grid_contradictions(config)
     yield from _length_contradictions(config)
