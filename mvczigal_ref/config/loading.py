@@ -138,7 +138,7 @@ def _refuse_unknown(values: Mapping[str, Any], prefix: str = "") -> None:
             raise unknown_setting(path, _PATHS)
         if dataclasses.is_dataclass(_PATHS[path]):
             if not isinstance(value, Mapping):
-                first = next(known for known in _PATHS if known.startswith(f"{path}."))
+                first = next(member for member in _PATHS if member.startswith(f"{path}."))
                 raise ConfigError(
                     f"`{path}` must be a section of settings; got {quoted(value)}. "
                     f"Set one of its members, such as `{first}`."
@@ -301,12 +301,12 @@ def read_value(text: str) -> Any:  # noqa: ANN401 - whatever YAML can say
         raise ConfigError(f"it is not YAML as it should be: {reason}.") from error
 
 
-def unknown_setting(path: str, known: Iterable[str]) -> ConfigError:
+def unknown_setting(path: str, paths: Iterable[str]) -> ConfigError:
     """Make the error of a setting that does not exist, naming the nearest that does.
 
     Args:
         path: Dotted path of the unknown setting.
-        known: Dotted paths that exist.
+        paths: Dotted paths that exist.
 
     Returns:
         The error, to be raised by the caller.
@@ -317,16 +317,16 @@ def unknown_setting(path: str, known: Iterable[str]) -> ConfigError:
     """
     shown = _shown(path)
     return ConfigError(
-        f"unknown setting `{shown}`; the nearest name is `{nearest_name(shown, known)}`."
+        f"unknown setting `{shown}`; the nearest name is `{nearest_name(shown, paths)}`."
     )
 
 
-def nearest_name(name: str, known: Iterable[str]) -> str:
+def nearest_name(name: str, names: Iterable[str]) -> str:
     """Find the dotted name that someone may have meant.
 
     Args:
         name: What was written.
-        known: Names that exist; at least one.
+        names: Names that exist; at least one.
 
     Returns:
         The likest of them.
@@ -341,7 +341,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
     # A right name in the wrong section is near too.
     leaf = name.rpartition(".")[2]
-    return max(known, key=lambda k: max(likeness(name, k), likeness(leaf, k.rpartition(".")[2])))
+    return max(names, key=lambda k: max(likeness(name, k), likeness(leaf, k.rpartition(".")[2])))
 
 
 def _shown(name: str) -> str:

@@ -202,7 +202,7 @@ def sample_objects(
 
     Args:
         system: Network, sampler and cameras.
-        prompts: One an object that ``noise`` names.
+        prompts: One per object that ``noise`` names.
         noise: Initial and step noise; plain sampling and zigzag share the initial.
         config: Guidance, camera scale, zigzag and storage dtype are read.
         zigzag: Sample with ZMV-Sampling instead of plainly.
@@ -305,8 +305,8 @@ def evaluate(
         >>> system = build_system(
         ...     config, device=torch.device("cpu"), components=tiny_components(seed=0)
         ... )
-        >>> said = ["a red ball with a white nose"]
-        >>> evaluate(system, said, config=config, world=World(), num_noises=2).joint.shape
+        >>> prompts = ["a red ball with a white nose"]
+        >>> evaluate(system, prompts, config=config, world=World(), num_noises=2).joint.shape
         torch.Size([2, 1])
     """
     if not prompts:

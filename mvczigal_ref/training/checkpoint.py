@@ -92,14 +92,8 @@ def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any])
 
 
 _FORMAT = "mvczigal-ref checkpoint"
-
-
 _VERSION = 1
-
-
 _MANIFEST = "manifest.json"
-
-
 _NAME = re.compile(r"iteration_(\d{6,})")
 
 

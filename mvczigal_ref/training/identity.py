@@ -174,6 +174,6 @@ def _content(file: Path) -> bytes:
             return hashlib.file_digest(stream, "sha256").digest()
         digest = hashlib.sha256()
         for part in range(_PARTS + 1):
-            stream.seek((size - _PART) * part // _PARTS)
+            stream.seek(max(0, size - _PART) * part // _PARTS)
             digest.update(stream.read(_PART))
         return digest.digest()

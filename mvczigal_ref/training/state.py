@@ -50,7 +50,7 @@ class TrainingState:
     """
 
     system: System
-    """Its trained parameters change."""
+    """Network, sampler and scorers; the trained parameters change."""
 
     optimizer: torch.optim.Optimizer
     """Over the trained parameters."""
@@ -77,7 +77,7 @@ class TrainingState:
     """Factor on the loss in the next backward pass; None where gradients do not need it."""
 
     guard: GuardState | None = None
-    """What the held-out guard remembers; None before its first check."""
+    """Memory of the held-out guard; None before its first check."""
 
     pending: dict[str, float | None] | None = None
     """Metrics of the last iteration while something is still to be measured after it."""

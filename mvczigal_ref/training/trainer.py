@@ -47,7 +47,7 @@ from mvczigal_ref.training.tracking import check_trackers
 __all__ = ["RunResult", "export_policy", "train"]
 
 POLICY = "policy"
-"""Sub-folder of a run that has ended: what it trained, as other tools load it."""
+"""Sub-folder of a run that has ended: its trained parameters, as other tools load them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
