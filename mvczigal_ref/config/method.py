@@ -193,7 +193,7 @@ class AdvantageConfig:
     clip: Positive = 5.0
     """Largest magnitude of an advantage within a group [1]; larger ones are cut."""
     fusion_inverse_temperature: NonNegative = 0.0
-    """Inverse temperature of leaves in a tree's nodes [1/nat]: likelier ones count more; 0 is alike."""
+    """Inverse temperature by which likelier leaves of a tree count more [1/nat]; 0 is all alike."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)

@@ -103,10 +103,10 @@ Remove the file.
         msg = f"cannot read the scores in {str(path)!r}: {error}. Remove the file."
         raise CheckpointError(msg) from error
     measured, sealed, seal = metadata.get(MEASURED, "").partition(_SEALED)
-    if sealed and seal != seal_evaluation(scores, path.stem, measured):
+    if sealed and seal != seal_evaluation(scores, path, measured):
         msg = (
             f"cannot read the scores in {str(path)!r}: they are not what was written under that "
-            "name. Remove the file."
+            "iteration. Remove the file."
         )
         raise CheckpointError(msg)
     return scores, metadata
@@ -117,30 +117,31 @@ def sealed_evaluation(scores: Evaluation, path: Path, measured: str) -> bytes:
 
     Args:
         scores: Scores to keep.
-        path: File that they are for: under another name they are refused.
+        path: File that they are for: under that of another iteration they are refused.
         measured: Circumstances of the measurement.
 
     Returns:
         Bytes of a safetensors file.
     """
     # One entry alone: several would be written in any order, and files would not be equal.
-    metadata = {MEASURED: measured + _SEALED + seal_evaluation(scores, path.stem, measured)}
+    metadata = {MEASURED: measured + _SEALED + seal_evaluation(scores, path, measured)}
     content: bytes = save(_tensors(scores), metadata=metadata)
     return content
 
 
-def seal_evaluation(scores: Evaluation, name: str, measured: str) -> str:
-    """Digest scores, their name and circumstances.
+def seal_evaluation(scores: Evaluation, path: Path, measured: str) -> str:
+    """Digest scores, their iteration and circumstances.
 
     Args:
         scores: Scores of an occasion.
-        name: Stem of their file, such as ``before_000000``.
+        path: Their file; the iteration that ends its name is read.
         measured: Circumstances of the measurement.
 
     Returns:
         SHA-256 in hexadecimal.
     """
-    digest = hashlib.sha256(f"{name}\0{measured}\0".encode())
+    iteration = path.stem.rpartition("_")[2]
+    digest = hashlib.sha256(f"{iteration}\0{measured}\0".encode())
     digest.update(save(_tensors(scores)))
     return digest.hexdigest()
 

@@ -49,6 +49,7 @@ def require_records(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: If a file is cut, doubled, changed or of another run; names it.
     """
+    _require_beginning(folder)
     for name, seal in state.get("records", {}).items():
         rows, count = read_metrics(folder / name), seal["rows"]
         if _seal(rows[:count]) != seal:
@@ -73,9 +74,22 @@ def check_records(folder: Path) -> None:
     Examples:
         >>> check_records(Path("absent"))
     """
+    _require_beginning(folder)
     newest = latest_checkpoint(folder / "checkpoints")
     if newest is not None:
         require_records(folder, load_state(newest))
+
+
+def _require_beginning(folder: Path) -> None:
+    """Refuse metrics whose first rows are missing."""
+    path = folder / _FILES[0]
+    rows = read_metrics(path)
+    if rows and rows[0]["iteration"] != 0:
+        msg = (
+            f"line 1 of {str(path)!r} must be of iteration 0; got {rows[0]['iteration']}. Restore "
+            "the file."
+        )
+        raise CheckpointError(msg)
 
 
 def _seal(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         One dictionary per iteration, each with the key `iteration`.
 
     Raises:
-        CheckpointError: If a line before the last is damaged, or rows are not 0, 1, 2 and so on.
+        CheckpointError: If a line before the last is damaged, or an iteration is missing, repeated
+            or out of order.
     """
     if not path.exists():
         return []
@@ -97,10 +98,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 f"{quoted(line)}. Restore the file."
             )
             raise CheckpointError(msg) from error
-        if rows[-1]["iteration"] != number - 1:
+        if rows[-1]["iteration"] != rows[0]["iteration"] + number - 1:
             msg = (
-                f"line {number} of {str(path)!r} must be of iteration {number - 1}, as rows are "
-                f"0, 1, 2 and so on; got {rows[-1]['iteration']}. Restore the file."
+                f"line {number} of {str(path)!r} must be of iteration "
+                f"{rows[0]['iteration'] + number - 1}, as one row follows another; got "
+                f"{rows[-1]['iteration']}. Restore the file."
             )
             raise CheckpointError(msg)
     return rows

@@ -144,12 +144,12 @@ def test_a_flipped_bit_is_refused(made, tmp_path, place):
     assert made == [2]
 
 
-def test_scores_under_another_name_are_refused(made, tmp_path):
+def test_scores_of_another_iteration_are_refused(made, tmp_path):
     """Those of after training are not those of before."""
     judge(tmp_path)("after", 4)
     folder = tmp_path / "evaluations"
     (folder / "after_000004.safetensors").rename(folder / "before_000000.safetensors")
-    with pytest.raises(CheckpointError, match="not what was written under that name"):
+    with pytest.raises(CheckpointError, match="not what was written under that iteration"):
         judge(tmp_path)("before", 0)
     assert made == [2]
 
