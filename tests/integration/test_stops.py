@@ -13,10 +13,13 @@ from tests.integration.runs import assert_same_run, cases, checkpoints, metrics,
 
 NAN = float("nan")
 FAULTS = {
-    "reward": (faults.scorer_fault, {"what": "per_view_zigzag", "object": 1, "view": 4}),
+    "reward": (
+        faults.scorer_fault,
+        {"what": "reward/world.per_view of sample 1", "object": 1, "view": 4},
+    ),
     "infinite reward": (
         lambda switch: faults.scorer_fault(switch, value=-float("inf")),
-        {"what": "per_view_zigzag", "object": 1, "view": 4},
+        {"what": "reward/world.per_view of sample 1", "object": 1, "view": 4},
     ),
     "parameter": (faults.parameter_fault, {"object": 0, "view": 0}),
     "loss": (
