@@ -86,7 +86,7 @@ _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # A word after one of these is its value, whatever it looks like.
 _TAKES_TEXT = (
     "--config", "--out", "--run", "--weights", "--lora", "--json", "--prompts", "--recipe",
-    "--prompt", "--tokenizer", "--url", "--model", "--api-key-env",
+    "--prompt", "--tokenizer", "--url", "--model", "--api-key-env", "--from",
 )  # fmt: skip
 # A word of these that names something on the disk is that, though it look like a setting.
 _NAMES_FILES = ("score", "export", "report", "convert-reward", "enhance")

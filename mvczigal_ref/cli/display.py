@@ -108,6 +108,14 @@ class TrainingDisplay(Events):
         self._end_stage()
         self._stage = self._progress.add_task(text, total=None, status="")
 
+    def note(self, text: str) -> None:
+        """Print a line.
+
+        Args:
+            text: The line.
+        """
+        self._print(text)
+
     def iteration(self, finished: int, total: int, metrics: Mapping[str, float | None]) -> None:
         """Show an iteration's numbers."""
         now = time.monotonic()

@@ -130,7 +130,7 @@ def policy_config(
         base = load_config(file=run / "config.json")
     else:
         base = named_recipe(name or _RECIPE)
-    config = load_config(base, overrides=words)
+    config = load_config(base, overrides=words, training=False)
     allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
     for word in words:
         if not word.startswith(allowed):
@@ -139,7 +139,9 @@ def policy_config(
             msg = f"`{path}` changes nothing here; only settings that start with {read} do."
             raise ConfigError(msg)
     return (
-        config if weights is None else load_config(config, overrides=[f"model.weights={weights}"])
+        config
+        if weights is None
+        else load_config(config, overrides=[f"model.weights={weights}"], training=False)
     )
 
 

@@ -227,7 +227,7 @@ def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> "Rew
     from mvczigal_ref.config import from_dict, load_config, to_dict
 
     _refuse_other_settings(command)
-    values = to_dict(load_config(overrides=command.settings))["reward"]
+    values = to_dict(load_config(overrides=command.settings, training=False))["reward"]
     for field, option, place in (
         ("weights", "--weights", command.weights),
         ("tokenizers", "--tokenizer", command.tokenizer),

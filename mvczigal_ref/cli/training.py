@@ -49,6 +49,12 @@ class Train:
         int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")
     ] = None
     """Seed of the run, short for run.seed=INT."""
+    start: Annotated[
+        str | None,
+        arg(name="from", metavar="RUN[@ITERATION]|LORA", help_behavior_hint="(default: anew)"),
+    ] = None
+    """Run, checkpoint or exported LoRA whose parameters a new run begins with, under any other
+    settings."""
     processes: int = 1
     """Processes on this machine that share the work, one per GPU or CPU core; leave it out under
     a launcher."""
@@ -95,6 +101,10 @@ def train(command: Train) -> None:
     from mvczigal_ref.method.slices import Share
 
     Share.of(config, World(rank=0, size=command.processes))
+    if command.start is not None:
+        from mvczigal_ref.training.origin import read_origin
+
+        read_origin(command.start, config)  # refused before any process starts
     if status := launch(command.processes, train_words(command)):
         raise SystemExit(status)
 
@@ -120,7 +130,7 @@ def train_run(command: Train, config: "TrainConfig") -> None:
     resumed = (folder / "config.json").is_file()
     _say(console, f"{'going on with' if resumed else 'training into'} {folder}")
     try:
-        _run(config, folder, console, here)
+        _run(config, folder, console, here, start=command.start)
     except REFUSED as error:
         if isinstance(error, ServiceUnavailableError):
             _say(console, _where(folder))
@@ -139,14 +149,16 @@ def train_run(command: Train, config: "TrainConfig") -> None:
         here.close()
 
 
-def _run(config: "TrainConfig", folder: Path, console: "Console", here: "World") -> None:
+def _run(
+    config: "TrainConfig", folder: Path, console: "Console", here: "World", *, start: str | None
+) -> None:
     from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
     from mvczigal_ref.report import write_report
     from mvczigal_ref.report.run_folder import reward_unit, score_tables
     from mvczigal_ref.training.trainer import train
 
     with TrainingDisplay(console, config) as display:
-        result = train(config, folder, world=here, events=display)
+        result = train(config, folder, world=here, events=display, start=start)
     if here.is_main:
         gains = {name: getattr(result, table) for name, table in score_tables(config).items()}
         console.print(gain_table(gains, unit=reward_unit(config), before="before", after="after"))
@@ -189,6 +201,7 @@ def train_words(command: Train) -> list[str]:
     for option, path in (("--config", command.config), ("--out", command.out)):
         words += [option, str(path)] if path is not None else []
     words += ["--seed", str(command.seed)] if command.seed is not None else []
+    words += ["--from", command.start] if command.start is not None else []
     several = command.processes > 1
     return [*words, "--processes", str(command.processes)] if several else words
 

@@ -6,9 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from mvczigal_ref.config.loading import to_dict
+from mvczigal_ref.config.reads import unread_settings
 from mvczigal_ref.config.train import TrainConfig
 
-__all__ = ["fingerprint", "fingerprinted", "settings_difference"]
+__all__ = ["differing_settings", "fingerprint", "fingerprinted", "settings_difference"]
+
+
+def differing_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """List the settings in which two runs differ.
+
+    Args:
+        there: All settings of the other run, as `to_dict` gives them.
+        here: Those of this run.
+
+    Returns:
+        Sentence for each, with both values.
+
+    Examples:
+        >>> differing_settings({"run": {"seed": 0}}, {"run": {"seed": 3}})
+        ['`run.seed` is 0 there and 3 here']
+    """
+    return [
+        f"`{section}.{name}` is {value!r} there and {here[section][name]!r} here"
+        for section, values in there.items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+        if value != here[section][name]
+    ]
 
 
 def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -25,15 +49,10 @@ def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> st
         >>> settings_difference({"run": {"seed": 0}}, {"run": {"seed": 3}})
         '`run.seed` is 0 there and 3 here'
     """
-    return "; ".join(
-        f"`{section}.{name}` is {value!r} there and {here[section][name]!r} here"
-        for section, values in there.items()
-        for name, value in values.items()
-        if value != here[section][name]
-    )
+    return "; ".join(differing_settings(there, here))
 
 
-# What may differ between a run and its continuation: no number of training depends on it.
+# Settings that may differ between a run and its continuation: no number of training depends on it.
 _NOT_IN_FINGERPRINT = (
     "recipe",
     "condition.url",
@@ -59,7 +78,8 @@ _NOT_IN_FINGERPRINT = (
 def fingerprinted(config: TrainConfig) -> dict[str, Any]:
     """Give the settings that a run's numbers depend on.
 
-    Length, evaluation, saving, trackers, device and the recipe's name are left out.
+    Length, evaluation, saving, trackers, device and the recipe's name are left out. A setting that
+    the method does not read has its default.
 
     Args:
         config: The configuration.
@@ -67,7 +87,10 @@ def fingerprinted(config: TrainConfig) -> dict[str, Any]:
     Returns:
         Nested dictionaries, as `to_dict` gives them.
     """
-    values = to_dict(config)
+    values, default = to_dict(config), to_dict(TrainConfig())
+    for path in unread_settings(config):
+        section, _, name = path.rpartition(".")
+        values[section][name] = default[section][name]
     for path in _NOT_IN_FINGERPRINT:
         section, _, name = path.rpartition(".")
         del (values[section] if section else values)[name]

@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from mvczigal_ref.config.reads import unread
 from mvczigal_ref.config.train import TrainConfig
 from mvczigal_ref.config.types import Name, Text
 from mvczigal_ref.errors import ConfigError, quoted
@@ -76,30 +77,45 @@ def load_config(
     *,
     file: str | Path | None = None,
     overrides: Sequence[str] = (),
+    training: bool = True,
 ) -> TrainConfig:
     """Change a configuration by a file, then by `section.name=value` words.
+
+    A changed setting that the chosen method would not read is refused. What a run wrote as its
+    config.json, all sections together, is taken as it is.
 
     Args:
         base: Where to start, usually a recipe; None is the defaults.
         file: YAML or JSON file of settings by section, or None.
         overrides: Words such as `objective.clip_range=1e-3`; a later one wins.
+        training: Whether all of it is for a run; where some of it is for something else, such as
+            sampling, no setting is refused as unread.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: If a key is unknown or repeated, a value is refused, or the file is not one.
+        ConfigError: If a key is unknown or repeated, a value is refused or cannot act, or the
+            file is not one.
 
     Examples:
         >>> load_config(overrides=["optim.lr=1e-4", "run.trackers=[tensorboard]"]).optim.lr
         0.0001
     """
-    values = to_dict(base if base is not None else TrainConfig())
+    base = base if base is not None else TrainConfig()
+    values = to_dict(base)
     if file is not None:
-        _update(values, read_settings(Path(file)))
+        settings = read_settings(Path(file))
+        whole = values.keys() <= settings.keys()
+        _update(values, settings)
+        if whole:
+            base = from_dict(values)
     for word in overrides:
         _update(values, _parse_override(word))
-    return from_dict(values)
+    config = from_dict(values)
+    for problem in unread(config, base) if training else ():
+        raise ConfigError(problem)
+    return config
 
 
 def _settable(kind: type, prefix: str = "") -> dict[str, Any]:
@@ -122,7 +138,7 @@ def _refuse_unknown(values: Mapping[str, Any], prefix: str = "") -> None:
             raise unknown_setting(path, _PATHS)
         if dataclasses.is_dataclass(_PATHS[path]):
             if not isinstance(value, Mapping):
-                first = next(known for known in _PATHS if known.startswith(f"{path}."))
+                first = next(member for member in _PATHS if member.startswith(f"{path}."))
                 raise ConfigError(
                     f"`{path}` must be a section of settings; got {quoted(value)}. "
                     f"Set one of its members, such as `{first}`."
@@ -285,12 +301,12 @@ def read_value(text: str) -> Any:  # noqa: ANN401 - whatever YAML can say
         raise ConfigError(f"it is not YAML as it should be: {reason}.") from error
 
 
-def unknown_setting(path: str, known: Iterable[str]) -> ConfigError:
+def unknown_setting(path: str, paths: Iterable[str]) -> ConfigError:
     """Make the error of a setting that does not exist, naming the nearest that does.
 
     Args:
         path: Dotted path of the unknown setting.
-        known: Dotted paths that exist.
+        paths: Dotted paths that exist.
 
     Returns:
         The error, to be raised by the caller.
@@ -301,16 +317,16 @@ def unknown_setting(path: str, known: Iterable[str]) -> ConfigError:
     """
     shown = _shown(path)
     return ConfigError(
-        f"unknown setting `{shown}`; the nearest name is `{nearest_name(shown, known)}`."
+        f"unknown setting `{shown}`; the nearest name is `{nearest_name(shown, paths)}`."
     )
 
 
-def nearest_name(name: str, known: Iterable[str]) -> str:
+def nearest_name(name: str, names: Iterable[str]) -> str:
     """Find the dotted name that someone may have meant.
 
     Args:
         name: What was written.
-        known: Names that exist; at least one.
+        names: Names that exist; at least one.
 
     Returns:
         The likest of them.
@@ -325,7 +341,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
     # A right name in the wrong section is near too.
     leaf = name.rpartition(".")[2]
-    return max(known, key=lambda k: max(likeness(name, k), likeness(leaf, k.rpartition(".")[2])))
+    return max(names, key=lambda k: max(likeness(name, k), likeness(leaf, k.rpartition(".")[2])))
 
 
 def _shown(name: str) -> str:

@@ -42,47 +42,48 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class RolloutConfig:
-    """What is sampled of a prompt, and which steps draw noise."""
+    """Samples of a prompt, and the steps that draw noise."""
 
     kind: Literal["pair", "group", "tree", "branches"] = "pair"
-    """Two trajectories; a group that divides once; a tree; or single steps off trunks of the ODE,
-    each finished by itself."""
+    """Shape of what is sampled of a prompt: two trajectories; a group that divides once; a tree; or
+    single steps off trunks of the ODE, each finished by itself."""
     members: Size = 4
-    """Samples of a group, or branches of a trunk at each step [samples]."""
+    """Samples of a group, or branches of a trunk at each step [samples]; of a group at least 2."""
     shared_noise: bool = False
-    """Give a group's members the same initial noise."""
+    """Whether all members of a group begin with the same initial noise."""
     window: Literal["all", "fixed", "random", "sliding", "decaying"] = "all"
     """Steps that draw noise: all that can, or a window of them; the others follow the ODE."""
     window_size: Size = 2
-    """Steps of the window [steps]."""
+    """Length of the window of steps that draw noise [steps]."""
     window_start: CountOrZero = 0
     """First step of a fixed window, or the first start of a random one [step]."""
     window_last_start: CountOrZero = 0
     """Last start of a random window [step]."""
     window_spacing: Count = 1
-    """From one step of a fixed window to the next [steps]."""
+    """Distance from one step of a fixed window to the next [steps]."""
     window_stride: Count = 1
-    """From one place of a moving window to the next [steps]."""
+    """Distance from one place of a moving window to the next [steps]."""
     window_interval: Count = 25
-    """Iterations that a moving window stays at a place [iterations]."""
+    """Duration for which a moving window stays at a place [iterations]."""
     window_decay: NonNegative = 0.0
-    """How much faster a decaying window moves on with each step [1/step]."""
+    """Rate at which a decaying window gets faster with each step [1/step]; 0 slides steadily."""
     window_decay_after: CountOrZero = 0
-    """Last place at which it stays the whole interval [step]."""
+    """Last place at which a decaying window stays the whole interval [step]."""
     window_end: Literal["stay", "restart"] = "stay"
-    """What a moving window does after its last place: stay there, or go back to the first."""
+    """End of a moving window's way: it stays at its last place, or goes back to the first."""
     split_steps: tuple[CountOrZero, ...] = ()
-    """Steps at which a tree divides [steps]."""
+    """Steps at which a tree divides [step], the first 0; a tree needs one."""
     split_width: Size = 2
-    """Branches of each node there [branches]."""
+    """Branches of each node where a tree divides [branches]; at least 2."""
     trunks: Size = 1
-    """Trunks of a prompt, each with its own initial noise [trunks]."""
+    """Trunks per prompt, each with its own initial noise [trunks]."""
     strides: tuple[Count, ...] = (1,)
-    """Strides of the grids that finish each branch [steps]."""
+    """Strides of the grids on which each branch is finished, one grid per stride [steps]."""
     fine_steps: CountOrZero = 0
     """Steps of the plain grid that a branch's finish takes before its stride begins [steps]."""
     nodes_per_call: Count | None = None
-    """Latents of every prompt's group in one network call [latents]; None is all."""
+    """Latents of each prompt's group that go through the network together [latents]; None is
+    all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -90,22 +91,22 @@ class ConditionConfig:
     """Captions under which a group is judged and learnt beside its prompt."""
 
     enhancer: Literal["none", "world", "world_edits", "stored", "chat", "local"] = "none"
-    """Who makes them: nobody; measurements of the tiny world's images; changes of one word of the
-    tiny world's prompts; a file that `mvczigal
-    enhance` wrote; a vision-language model that is served, or one in this process."""
+    """Source of captions: none; measurements of the tiny world's images; changes of one word of the
+    tiny world's prompts; a file that `mvczigal enhance` wrote; a vision-language model that is
+    served; or one in this process."""
     num_captions: Size = 4
-    """Captions a prompt where no image is described [captions]; else it is one a sample."""
+    """Captions per prompt of "world_edits" and "stored" [captions]; others make one per sample."""
     file: Name | None = None
-    """The file [path]."""
+    """File of captions that "stored" reads [path]."""
     model: Name | None = None
-    """Name of the served model, or folder of the local one."""
+    """Name of the model that "chat" asks, or folder of the one that "local" loads."""
     url: Name | None = None
-    """Address of the served model's OpenAI-compatible endpoint."""
+    """Address of the OpenAI-compatible endpoint that "chat" asks."""
     api_key_env: Name | None = None
-    """Environment variable that holds its key."""
+    """Environment variable that holds the endpoint's key; None sends no key."""
     instructions: Names = ()
-    """What captions may be asked to add, or which words of the world's may change, by name; empty
-    is all that the enhancer knows."""
+    """Names of what captions may be asked to add, or of the world's words that may change; empty is
+    all that the enhancer knows."""
     weight: NonNegative = 1.0
     """Weight of each caption in the objective, where the prompt's is 1 [1]."""
 
@@ -115,15 +116,15 @@ class ForwardConfig:
     """DiffusionNFT's loss on noised samples."""
 
     mix: Positive = 1.0
-    """How far the fitted velocities lie from the old one, b of the paper [1]."""
+    """Distance of the fitted velocities from the old one, b of the paper [1]; positive."""
     levels: Size = 2
-    """Noise levels at which each sample is fitted, drawn anew each iteration [levels]."""
+    """Noise levels at which each sample is fitted, drawn anew in each iteration [levels]."""
     old_decay_rate: NonNegative = 0.001
-    """How much more of the old policy is kept with each `old_decay_unit` [1/unit]."""
+    """Growth of the share of the old policy that stays, per `old_decay_unit` [1/unit]."""
     old_decay_largest: HalfOpenShare = 0.5
-    """Most of the old policy that is kept [1]."""
+    """Largest share of the old policy that stays [1], in [0, 1)."""
     old_decay_unit: Literal["iteration", "optimizer_step"] = "iteration"
-    """What that rate counts: iterations before this one, or optimiser steps up to now, as
+    """Unit of `old_decay_rate`: iterations before this one, or optimiser steps up to now, as in
     DiffusionNFT's released trainer."""
 
 
@@ -134,7 +135,7 @@ class ZigzagConfig:
     steps: CountOrZero = 1
     """Leading steps that are zigzagged [steps]; `sampler.num_steps` zigzags all of them."""
     rounds: Count = 1
-    """Inversions a zigzagged step makes [1]; at least 1."""
+    """Inversions that each zigzagged step makes [inversions]; at least 1."""
     inversion_guidance_scale: NonNegative = 1.0
     """Guidance while inverting, w_low of the paper [1]; 1 is unguided."""
     inversion_camera_scale: NonNegative = 1.0
@@ -143,7 +144,7 @@ class ZigzagConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class RewardConfig:
-    """Which scorers judge the images, how they are added, and where they are."""
+    """Scorers that judge the images, how they are added, and where they are."""
 
     per_view: Scorers = "world.per_view"
     """Scorer of one image by name, or several by name and weight, as {a: 1, b: 0.5}."""
@@ -151,16 +152,16 @@ class RewardConfig:
     """Scorer of all the views of an object, or several by name and weight; "per_view" is the
     mean of the per-view reward, where nothing judges all views."""
     combine: Literal["rewards", "advantages"] = "rewards"
-    """Add weighted raw rewards and standardise the sum, or standardise each and add those."""
+    """Sum of several scorers: of their weighted raw rewards, or of their standardised ones."""
     weights: Texts = Table()
-    """A scorer's folder, file or hub id; the published one where none is named. A name before
-    the dot is of all its axes. For a chat judge, the model's name at its server."""
+    """Folder, file or hub id of a scorer, by its name; the published one where none is named. A
+    name before the dot is of all its axes. Of a chat judge, the model's name at its server."""
     tokenizers: Texts = Table()
-    """A scorer's tokenizer, as folder or hub id, where it does not lie with the weights."""
+    """Folder or hub id of a scorer's tokenizer, by its name, where it is not with the weights."""
     url: Texts = Table()
-    """Service of a scorer that runs elsewhere, by `mvczigal serve-reward` or for chat."""
+    """Address of a scorer, by its name, that runs elsewhere: `mvczigal serve-reward`, or chat."""
     device: Name = "auto"
-    """Torch device of the scorers; "auto" is the run's."""
+    """Torch device of the scorers' networks; "auto" is the run's."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Dtype of the scorers' networks."""
     images_per_chunk: Count = 32
@@ -175,24 +176,24 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class AdvantageConfig:
-    """How the two rewards become one advantage a view."""
+    """From two rewards to one advantage per view."""
 
     mode: Literal["constrained", "joint", "per_view", "weighted_sum"] = "constrained"
-    """Mix by the multiplier, use one reward alone, or mix by a fixed weight."""
+    """Mixture of both rewards: by the multiplier, one alone, or by a fixed weight."""
     joint_weight: Share = 0.5
     """Weight of the joint reward in mode "weighted_sum" [1], in [0, 1]."""
     shuffle: bool = False
-    """Permute the advantages over objects: a control that must not learn."""
+    """Whether advantages are permuted over objects: a control that must not learn."""
     spread: Literal["group", "batch"] = "group"
-    """Whose standard deviation divides a group's rewards: its own, or that of the iteration."""
+    """Standard deviation that divides a group's rewards: its own, or that of the iteration."""
     ddof: Literal[0, 1] = 0
-    """What that deviation's divisor lacks to the number of samples [samples]."""
+    """Delta degrees of freedom of that standard deviation [samples]: its divisor is n - ddof."""
     delta: Positive = 1e-4
-    """Added to that deviation [reward units]."""
+    """Constant added to a group's standard deviation before it divides [reward units]."""
     clip: Positive = 5.0
-    """Largest magnitude of a group's advantage [1]."""
+    """Largest magnitude of an advantage within a group [1]; larger ones are cut."""
     fusion_inverse_temperature: NonNegative = 0.0
-    """How much more a tree's likelier leaves count in its inner nodes [1/nat]; 0 is alike."""
+    """Inverse temperature by which likelier leaves of a tree count more [1/nat]; 0 is all alike."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -202,30 +203,31 @@ class ObjectiveConfig:
     kind: Literal[
         "reward_difference", "preference", "policy_gradient", "guard", "forward_process"
     ] = "reward_difference"
-    """RDL and ZigAL, or DPO, of pairs; the clipped surrogate of PG and GRPO, GRPO-Guard's, or
-    DiffusionNFT's loss on the forward process."""
+    """Kind of loss: RDL and ZigAL, or DPO, of pairs; the clipped surrogate of PG and GRPO,
+    GRPO-Guard's, or DiffusionNFT's on the forward process."""
     pairing: Literal["zigzag", "standard"] = "zigzag"
-    """What the first arm is: a zigzag trajectory, or a second standard one (MV-RDL)."""
+    """First arm of a pair: a zigzag trajectory, or a second standard one (MV-RDL)."""
     clip_range: Positive = 1e-2
     """Half-width of the trust region on a log-ratio [nats/element, or nats if summed]."""
     clip: bool = True
-    """Clip pessimistically, as the released code; False is the paper's formula."""
+    """Whether log-ratios are clipped pessimistically, as in the released code; false is the
+    formula of the paper."""
     temperature: Positive = 1.0
     """Log-ratio that one unit of advantage asks for, eta of the paper [nats/element]."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Log-density of a latent: per element, or of the whole latent."""
+    """Unit of a latent's log-density: the mean per element, or the sum of the whole latent."""
     train_last_action: bool = False
-    """Train on the last LCM action too, on which the image cannot depend."""
+    """Whether the last action is trained too, on which the image cannot depend."""
     preference_scale: Positive = 1.0
     """Slope of the preference's logistic, beta of DPO [elements/nat, or 1/nat if summed]."""
     kl_weight: NonNegative = 0.0
     """Weight of the divergence from the network without its LoRA [1/unit of the divergence]."""
     kl_form: Literal["divergence", "without_step_length"] = "divergence"
-    """The divergence of two Gaussians, or Flow-GRPO's released stand-in."""
+    """Form of that divergence: of two Gaussians, or Flow-GRPO's released stand-in."""
     step_weight: Literal["equal", "noise"] = "equal"
-    """Weigh steps alike, or by the noise they add, as TempFlow-GRPO."""
+    """Weight of each step: all alike, or by the noise that it adds, as in TempFlow-GRPO."""
     train_share: Share = 1.0
-    """Share of the stochastic steps that is trained, drawn anew each iteration [1]."""
+    """Share of the stochastic steps that is trained, drawn anew in each iteration [1]; 1 is all."""
 
     @property
     def compares_pairs(self) -> bool:
@@ -235,12 +237,12 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class ConstraintConfig:
-    """The dual step on the multiplier, and the threshold's curriculum."""
+    """Dual step on the multiplier, and the threshold's curriculum."""
 
     step_size_violated: NonNegative = 0.1
     """Multiplier's step size while the joint reward is below the threshold [1/reward unit]."""
     step_size_satisfied: NonNegative = 0.01
-    """Multiplier's step size otherwise [1/reward unit]."""
+    """Multiplier's step size while the joint reward reaches the threshold [1/reward unit]."""
     multiplier_init: NonNegative = 0.0
     """Multiplier before the first iteration [1], at most `multiplier_max`."""
     multiplier_max: Cap = 5.0
@@ -251,9 +253,9 @@ class ConstraintConfig:
     """Training prompts sampled before the first iteration, whose mean joint reward becomes the
     threshold [objects]; 0 leaves it to the first batch. Not read with `threshold_init`."""
     threshold_decay: Share = 0.99
-    """Share of the threshold that an iteration keeps [1]; 1 holds it fixed."""
+    """Share of the threshold that stays with each iteration [1], in [0, 1]; 1 holds it fixed."""
     order: Literal["threshold_first", "multiplier_first"] = "threshold_first"
-    """Which of the two moves first; the released code moves the threshold."""
+    """First to move, the threshold or the multiplier; the released code moves the threshold."""
 
 
 def scorer_weights(scorers: str | Mapping[str, float]) -> dict[str, float]:

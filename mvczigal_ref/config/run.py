@@ -24,7 +24,7 @@ __all__ = ["GuardConfig", "OptimConfig", "RunConfig"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class GuardConfig:
-    """Held-out scores that are watched: what training must not spoil while its reward rises."""
+    """Held-out scores that training must not spoil while its reward rises."""
 
     every: CountOrZero = 0
     """Iterations between checks on the held-out prompts [iterations]; 0 is no guard."""
@@ -33,33 +33,34 @@ class GuardConfig:
     joint: Names = ()
     """Scorers of all the views of an object that are watched and not trained on."""
     diversity: bool = False
-    """Count a fall of diversity as a watched score's; it is measured and shown anyway."""
+    """Whether a fall of diversity counts as a watched score's; it is measured and shown anyway."""
     noises: Size = 2
-    """Initial noises a prompt [noises]; diversity needs two."""
+    """Initial noises per held-out prompt [noises]; diversity needs two."""
     margin: Positive = 2.0
     """Fall of a watched mean that is too much, in `guard.unit`."""
     unit: Literal["standard_errors", "reward"] = "standard_errors"
-    """The margin's unit: standard errors of the paired fall over prompts, or reward units."""
+    """Unit of `guard.margin`: standard errors of the paired fall over prompts, or reward units."""
     fallen: Literal["any", "all"] = "any"
-    """How many of the watched scores must have fallen by the margin."""
+    """Number of watched scores that must have fallen by the margin: any one, or all."""
     action: Literal["stop", "return"] = "stop"
-    """End the run where it is, or at the parameters of its best check."""
+    """Action on a fall: end the run where it is, or at the parameters of its best check."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class OptimConfig:
-    """AdamW, and how often it steps."""
+    """AdamW, its rate, and how often it steps."""
 
     lr: Rate = 2e-3
-    """Learning rate [1]."""
+    """Learning rate of AdamW [parameter units per step]; positive, at most 1000."""
     betas: tuple[HalfOpenShare, HalfOpenShare] = (0.9, 0.999)
-    """Decay of the two moments [1], each in [0, 1)."""
+    """Decays of AdamW's two moments [1], each in [0, 1)."""
     eps: Positive = 1e-8
-    """Added to the root of the second moment [gradient units]."""
+    """Constant added to the root of AdamW's second moment [gradient units]; positive."""
     weight_decay: RateOrZero = 1e-4
-    """Decoupled weight decay [1]."""
+    """Decoupled weight decay of AdamW [1]; at least 0."""
     max_grad_norm: Positive = 5.0
-    """Largest Euclidean norm of the whole gradient [loss units per parameter unit]."""
+    """Largest Euclidean norm of the whole gradient, which is scaled down to it [loss units per
+    parameter unit]."""
     loss_scale: PowerOfTwo | None = None
     """Factor on the loss in the first backward pass [1], a power of two in [1, 2^32], which lifts
     gradients over the smallest number of fp16; it halves when one overflows. 1 is no scale; None
@@ -67,9 +68,9 @@ class OptimConfig:
     loss_scale_growth_interval: Count = 2000
     """Finite gradients after which the loss scale doubles [optimiser steps]."""
     epochs_per_iteration: Count = 1
-    """Passes over an iteration's trajectories [passes]."""
+    """Passes over the trajectories of an iteration [passes]."""
     optimizer_steps_per_epoch: Count = 2
-    """Parameter changes in one pass [steps]."""
+    """Parameter changes in one pass over an iteration's trajectories [steps]."""
     steps_per_microbatch: Count = 1
     """Sampling steps replayed in one network call [steps]; 1 keeps the first ratio exactly 1."""
     warmup_iterations: CountOrZero = 0
@@ -77,7 +78,7 @@ class OptimConfig:
     decay_iterations: CountOrZero = 0
     """Iterations over which the learning rate falls linearly to 0 [iterations]; 0 is none."""
     step_per_decision: bool = False
-    """Change the parameters after each stochastic step of a group, and not once."""
+    """Whether parameters change after each stochastic step of a group, and not once for all."""
     average_decay: HalfOpenShare = 0.0
     """Decay of the average of the parameters that is evaluated and kept in their place [1], in
     [0, 1); 0 is no average."""
@@ -87,7 +88,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class RunConfig:
-    """How long a run is, how it is cut up, and what it writes."""
+    """Length of a run, its slices, and what it writes."""
 
     iterations: Count = 60
     """Passes from rollout to constraint [iterations]."""
@@ -96,22 +97,24 @@ class RunConfig:
     objects_per_slice: Size = 8
     """Objects that go through the network together [objects]; divides the iteration's."""
     replay_objects_per_slice: Size | None = None
-    """The same in replay [objects]; None is equal, the only value with a first ratio of 1."""
+    """Objects that are replayed together [objects]; None is as many as were sampled together, the
+    only value with a first ratio of exactly 1."""
     prompts: Name = "world.train"
-    """A named list, or the path of a text file with one prompt a line."""
+    """Training prompts: "world.train", or the path of a text file with one prompt per line."""
     held_out: Name = "world.held_out"
-    """The same for the prompts that are evaluated and never trained on."""
+    """Prompts that are evaluated and never trained on: "world.held_out", or the path of a text file
+    with one prompt per line."""
     seed: Seed = 0
-    """Seed of every generator of the run."""
+    """Seed of every generator of the run; in [0, 2^63)."""
     checkpoint_every: Count = 10
     """Iterations between checkpoints [iterations]; the last iteration always writes one."""
     keep_checkpoints: Count = 3
-    """Checkpoints kept, the newest first [checkpoints]."""
+    """Newest checkpoints that stay on the disk [checkpoints]; at least 1."""
     evaluate_every: CountOrZero = 0
     """Iterations between evaluations [iterations]; 0 evaluates before and after only."""
     evaluation_noises: Size = 4
-    """Initial noises a held-out prompt is evaluated on [noises]."""
+    """Initial noises on which each held-out prompt is evaluated [noises]."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers beside the metrics file; each is an extra to install."""
     device: Name = "auto"
-    """Torch device, or "auto" for an accelerator where there is one."""
+    """Torch device of the run, or "auto" for an accelerator where there is one."""

@@ -1,4 +1,4 @@
-"""Settings of what acts: the networks, the sampler, and the flow kernel."""
+"""Settings of the networks, the sampler, and the flow kernel."""
 
 from typing import Literal
 
@@ -25,7 +25,7 @@ __all__ = ["FlowConfig", "ModelConfig", "SamplerConfig"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class ModelConfig:
-    """Which network is trained, and which of its weights."""
+    """Network that is trained, and its weights."""
 
     network: Literal["multiview", "flow"] = "multiview"
     """Kind of network: the multi-view UNet, or a flow transformer of one view (FLUX.1, SD3)."""
@@ -33,18 +33,18 @@ class ModelConfig:
     """Folder of the pipeline's weights [path]; "tiny" and "tiny_flow" are the shipped ones,
     "lcm_sdxl" and "sdxl" the published ones, each part from where it is published."""
     sources: Texts = Table()
-    """Where published parts come from instead: folder or hub id of base, unet, vae or adapter."""
+    """Folder or hub id of a published model's part, by its name: base, unet, vae or adapter."""
     rig: Literal["world", "paper"] = "world"
     """Cameras: six orthographic ones, in the tiny world's frame or in the paper's."""
     azimuths: tuple[Real, ...] = ()
-    """Angles around the object of other cameras in that frame, one a view, -90 in front [deg];
+    """Angles around the object of other cameras in that frame, one per view, -90 in front [deg];
     empty leaves the rig's own. The tiny world's judges know its own cameras alone."""
     elevation: Elevation | None = None
     """Angle of all cameras above the horizon [deg], in [-90, 90]; None leaves the rig's own."""
     image_size: Size = 32
     """Edge of an image [px]."""
     finetune: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters or every weight of the network."""
+    """Trainable parameters: low-rank adapters, or every weight of the network."""
     lora_rank: Size = 8
     """Rank of an adapter [columns]; at least 1."""
     lora_alpha: Positive = 8.0
@@ -52,42 +52,42 @@ class ModelConfig:
     dtype: Dtype = "fp32"
     """Dtype of the network's frozen weights and activations."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, one more forward."""
+    """Whether the backward pass computes activations again: less memory, one more forward pass."""
     storage_dtype: Dtype = "fp32"
     """Dtype in which sampled latents are stored; they are rounded first and scored after."""
     storage_device: Literal["device", "cpu"] = "device"
-    """Where noise and sampled latents are: beside the network, or on the CPU, from where each
-    call fetches its own."""
+    """Device of noise and sampled latents: that of the network, or the CPU, from where each call
+    fetches its part."""
     offload_frozen: bool = False
-    """Keep text encoders, autoencoder, camera encoder and scorers on the CPU but while they
+    """Whether text encoders, autoencoder, camera encoder and scorers are on the CPU but while they
     work: less memory on the device, the same numbers."""
     views_per_decode: CountOrZero = 0
     """Images that the autoencoder decodes together [images]; 0 is all of a slice."""
     channels_last: bool = False
-    """Lay the channels of an image side by side in memory; convolutions may round otherwise."""
+    """Whether channels of an image lie side by side in memory; convolutions may round otherwise."""
     compile: Literal["none", "eager", "inductor"] = "none"
-    """What `torch.compile` makes of the trained network, for sampling and training alike; "eager"
-    traces it and makes nothing of it."""
+    """Backend of `torch.compile` for the trained network, in sampling and training alike; "eager"
+    traces it and compiles nothing, "none" does neither."""
     tf32: bool = False
-    """Round factors of fp32 products to TF32, in the whole process; read on CUDA devices alone."""
+    """Whether factors of fp32 products are rounded to TF32, in the whole process; on CUDA alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class SamplerConfig:
-    """The sampling grid, and the guidance along it."""
+    """Sampling grid, and the guidance along it."""
 
     kind: Literal["lcm", "ddim", "flow"] = "lcm"
-    """Transition kernel; that of a flow is told by the section `flow`."""
+    """Transition kernel; the section `flow` sets that of a flow."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
-    """What the network predicts; the tiny weights predict velocity, SDXL noise."""
+    """Prediction of the network; the tiny weights predict velocity, SDXL noise."""
     num_steps: Size = 4
     """Denoising steps of one trajectory [steps]; at least 1."""
     evaluation_steps: CountOrZero = 0
-    """The same where held-out prompts are scored [steps]; 0 is `num_steps`."""
+    """Denoising steps where held-out prompts are scored [steps]; 0 is `sampler.num_steps`."""
     guidance_scale: NonNegative = 7.0
     """Guidance of sampling and of training, w_high of the paper [1]; 1 is unguided."""
     negative_prompt: Text = ""
-    """What guidance leads away from where the network has no guidance embedding."""
+    """Text that guidance leads away from, where the network has no guidance embedding."""
     eta: NonNegative = 1.0
     """Stochasticity of DDIM [1]; 0 is its deterministic limit. LCM does not read it."""
     snr_shift: Positive = 1.0
@@ -98,16 +98,17 @@ class SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class FlowConfig:
-    """How a flow model's steps draw noise, and where its noise levels lie."""
+    """Noise of a flow model's steps, and its noise levels."""
 
     kernel: Literal["sde", "constant", "cps"] = "sde"
-    """Flow-GRPO's, DanceGRPO's, or coefficient-preserving sampling."""
+    """Kernel of the steps that draw noise: Flow-GRPO's, DanceGRPO's, or coefficient-preserving
+    sampling."""
     noise_scale: Positive = 0.7
     """Stochasticity in the kernel's own measure [1]; at most 1 for "cps"."""
     shift: Positive | None = None
-    """Shift of the noise levels [1]; None is what the network was trained with."""
+    """Shift of the noise levels [1]; None is the one that the network was trained with."""
     image_is_denoised: bool = False
-    """Decode the last step's clean prediction, as DanceGRPO, and not its action."""
+    """Whether the last step's clean prediction is decoded, as in DanceGRPO, and not its action."""
     text_length: Count | None = None
-    """Length of every prompt for T5, cut or padded [tokens], at most its tokenizer's; None is the
-    pipeline's default, 512 for FLUX.1 and 256 for Stable Diffusion 3."""
+    """Length to which prompts are cut or padded for T5 [tokens], at most its tokenizer's; None is
+    the pipeline's default, 512 for FLUX.1 and 256 for Stable Diffusion 3."""

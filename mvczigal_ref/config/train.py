@@ -1,12 +1,8 @@
 """TrainConfig, the whole configuration of a run, and the sections that exclude each other."""
 
+import dataclasses
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass  # import gone
-import dataclasses
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -32,7 +28,7 @@ _MOST_STEPS = {"lcm": 50, "ddim": 1000, "flow": 1000}
 
 
 def contradictions(config: "TrainConfig") -> Iterable[str]:
-    """Find what single settings cannot say: sections that exclude each other.
+    """Find sections that exclude each other, which no single setting can show.
 
     Args:
         config: Every setting is valid by itself.
@@ -63,7 +59,8 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
         yield (
             f"`optim.decay_iterations` must be at least `run.iterations` = {run.iterations}, or 0 "
             f"for a rate that does not fall; got {decay}, after which nothing would be learnt. Set "
-            f"it to {run.iterations}."
+            f"it to {run.iterations}. A run keeps the value that it began with: where it has "
+            "ended, `--from RUN` begins a new one with its parameters."
         )
     yield from _grid_contradictions(config)
     yield from _length_contradictions(config)
@@ -108,7 +105,7 @@ def _grid_contradictions(config: "TrainConfig") -> Iterable[str]:
 
 
 def _length_contradictions(config: "TrainConfig") -> Iterable[str]:
-    """Find what would not happen within the run."""
+    """Find events that would come after the end of the run."""
     optim, iterations = config.optim, config.run.iterations
     for name, length, acts, remedy in (
         ("optim.warmup_iterations", optim.warmup_iterations, True, "0 for none"),
@@ -136,9 +133,9 @@ def _guard_contradictions(config: "TrainConfig") -> Iterable[str]:
         yield "`guard.noises` must be at least 2 where `guard.diversity` counts; got 1."
 
 
-def _nearest_divisor(whole: int, wanted: int) -> int:
+def _nearest_divisor(whole: int, size: int) -> int:
     small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
-    return min(sorted({*small, *(whole // n for n in small)}), key=lambda n: abs(n - wanted))
+    return min(sorted({*small, *(whole // n for n in small)}), key=lambda n: abs(n - size))
 
 
 def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
@@ -329,32 +326,32 @@ def _condition_contradictions(config: "TrainConfig") -> Iterable[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class TrainConfig:
-    """Everything that a training run is told."""
+    """Settings of a training run, all sections together."""
 
     recipe: Name = "custom"
     """Name of the recipe that this configuration started from."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """Network and trained weights."""
     sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
-    """Sampling grid and guidance."""
+    """Sampling grid, and guidance along it."""
     flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
     """Noise of a flow model's steps."""
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
-    """What is sampled of a prompt."""
+    """Samples of a prompt."""
     zigzag: ZigzagConfig = dataclasses.field(default_factory=ZigzagConfig)
-    """The zigzag arm."""
+    """Zigzag arm of a pair."""
     condition: ConditionConfig = dataclasses.field(default_factory=ConditionConfig)
     """Captions beside the prompt."""
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     """Scorers."""
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
-    """What is watched on held-out prompts."""
+    """Held-out scores that are watched."""
     advantage: AdvantageConfig = dataclasses.field(default_factory=AdvantageConfig)
     """From rewards to advantages."""
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
-    """The loss."""
+    """Loss over pairs or groups."""
     forward: ForwardConfig = dataclasses.field(default_factory=ForwardConfig)
-    """The loss on the forward process."""
+    """Loss on the forward process."""
     constraint: ConstraintConfig = dataclasses.field(default_factory=ConstraintConfig)
     """Multiplier and threshold."""
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)

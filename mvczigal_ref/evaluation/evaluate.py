@@ -1,5 +1,6 @@
 """Scores of a policy on prompts and noises, and the paired comparison of two."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from mvczigal_ref.advantage.standardise import check_rewards
@@ -31,7 +33,13 @@ __all__ = [
     "paired_gain",
     "read_evaluation",
     "sample_objects",
+    "sealed_evaluation",
 ]
+
+MEASURED = "measured"
+"""Metadata that tells under which circumstances scores were measured."""
+
+_SEALED = "; sha256 "
 
 _OCCASION = "evaluation"  # its noise is apart from every iteration's
 
@@ -47,7 +55,7 @@ class Evaluation:
     """Joint-view score [reward units]."""
 
     images: Images
-    """Of the first noise, for the prompts asked for."""
+    """Images of the first noise, for the prompts asked for, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +72,7 @@ class PairedGain:
     """Mean of the paired differences [reward units]."""
 
     standard_error: float
-    """Of the gain, over prompts [reward units]."""
+    """Standard error of the gain over prompts [reward units]."""
 
 
 def read_evaluation(path: Path) -> tuple[Evaluation, dict[str, str]]:
@@ -89,10 +97,57 @@ Remove the file.
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            return Evaluation(**tensors), file.metadata() or {}
+            metadata = file.metadata() or {}
+        scores = Evaluation(**tensors)
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         msg = f"cannot read the scores in {str(path)!r}: {error}. Remove the file."
         raise CheckpointError(msg) from error
+    measured, sealed, seal = metadata.get(MEASURED, "").partition(_SEALED)
+    if sealed and seal != seal_evaluation(scores, path, measured):
+        msg = (
+            f"cannot read the scores in {str(path)!r}: they are not what was written under that "
+            "iteration. Remove the file."
+        )
+        raise CheckpointError(msg)
+    return scores, metadata
+
+
+def sealed_evaluation(scores: Evaluation, path: Path, measured: str) -> bytes:
+    """Give scores as the content of a file that :func:`read_evaluation` checks.
+
+    Args:
+        scores: Scores to keep.
+        path: File that they are for: under that of another iteration they are refused.
+        measured: Circumstances of the measurement.
+
+    Returns:
+        Bytes of a safetensors file.
+    """
+    # One entry alone: several would be written in any order, and files would not be equal.
+    metadata = {MEASURED: measured + _SEALED + seal_evaluation(scores, path, measured)}
+    content: bytes = save(_tensors(scores), metadata=metadata)
+    return content
+
+
+def seal_evaluation(scores: Evaluation, path: Path, measured: str) -> str:
+    """Digest scores, their iteration and circumstances.
+
+    Args:
+        scores: Scores of an occasion.
+        path: Their file; the iteration that ends its name is read.
+        measured: Circumstances of the measurement.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    iteration = path.stem.rpartition("_")[2]
+    digest = hashlib.sha256(f"{iteration}\0{measured}\0".encode())
+    digest.update(save(_tensors(scores)))
+    return digest.hexdigest()
+
+
+def _tensors(scores: Evaluation) -> dict[str, Tensor]:
+    return {"per_view": scores.per_view, "joint": scores.joint, "images": scores.images}
 
 
 def paired_gain(
@@ -148,7 +203,7 @@ def sample_objects(
 
     Args:
         system: Network, sampler and cameras.
-        prompts: One an object that ``noise`` names.
+        prompts: One per object that ``noise`` names.
         noise: Initial and step noise; plain sampling and zigzag share the initial.
         config: Guidance, camera scale, zigzag and storage dtype are read.
         zigzag: Sample with ZMV-Sampling instead of plainly.
@@ -228,7 +283,7 @@ def evaluate(
     Args:
         system: Network, sampler and scorers.
         prompts: Such as the held-out ones; at least one.
-        config: As :func:`sample_objects`; also objects a slice.
+        config: As :func:`sample_objects`; also objects per slice.
         world: Processes share out the slices where they divide evenly, and all
             do everything where not.
         num_noises: Initial noises a prompt; at least 1.
@@ -251,8 +306,8 @@ def evaluate(
         >>> system = build_system(
         ...     config, device=torch.device("cpu"), components=tiny_components(seed=0)
         ... )
-        >>> said = ["a red ball with a white nose"]
-        >>> evaluate(system, said, config=config, world=World(), num_noises=2).joint.shape
+        >>> prompts = ["a red ball with a white nose"]
+        >>> evaluate(system, prompts, config=config, world=World(), num_noises=2).joint.shape
         torch.Size([2, 1])
     """
     if not prompts:
@@ -269,24 +324,25 @@ def evaluate(
     per_view, joint = [], []
     for index in mine:
         part = slices[index]
-        said = [prompts[i % len(prompts)] for i in part]
+        texts = [prompts[i % len(prompts)] for i in part]
         images = sample_objects(
-            system, said, _noise(system, part, seed), config=config, zigzag=zigzag
+            system, texts, _noise(system, part, seed), config=config, zigzag=zigzag
         )
-        by_view, by_object = system.score(images, said)
+        by_view, by_object = system.score(images, texts)
         per_view.append(by_view)
         joint.append(by_object)
     by_view, by_object = torch.cat(per_view), torch.cat(joint)
     if even:
         by_view, by_object = world.gather_objects(by_view), world.gather_objects(by_object)
     check_rewards(per_view_reward=by_view, joint_view_reward=by_object)
-    kept = range(min(keep_images, len(prompts)))
+    first_prompts = range(min(keep_images, len(prompts)))
     shown = [
         sample_objects(
-            system, [prompts[i] for i in kept[first : first + size]],
-            _noise(system, kept[first : first + size], seed), config=config, zigzag=zigzag,
+            system, [prompts[i] for i in first_prompts[first : first + size]],
+            _noise(system, first_prompts[first : first + size], seed), config=config,
+            zigzag=zigzag,
         )
-        for first in range(0, len(kept), size)
+        for first in range(0, len(first_prompts), size)
     ]  # fmt: skip
     nothing = torch.zeros(0, system.num_views, 3, system.image_size, system.image_size)
     return Evaluation(

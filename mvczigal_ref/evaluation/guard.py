@@ -24,32 +24,32 @@ MarginUnit = Literal["standard_errors", "reward"]
 
 
 Scores = Mapping[str, tuple[float, ...]]
-"""Per score, one number a prompt [reward units]."""
+"""One number per prompt, by score [reward units]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardCheck:
-    """What one look at the held-out prompts found; the prompts are in one order throughout."""
+    """Scores of one look at the held-out prompts, which are in one order throughout."""
 
     iteration: int
-    """Iterations finished."""
+    """Iterations that were finished at the look [iterations]."""
 
     trained: Scores
     """Rewards that the run trains on."""
 
     watched: Scores
-    """Scores that it does not."""
+    """Scores that the run does not train on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardState:
-    """What the guard remembers between two checks."""
+    """Memory of the guard between two checks."""
 
     best: GuardCheck
     """The newest check at which no watched mean lay below the best check's before it."""
 
     latest: GuardCheck
-    """The last check."""
+    """Last check."""
 
     fired: bool = False
     """Whether the latest check was one too many."""
@@ -95,7 +95,7 @@ class GuardState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardVerdict:
-    """What the rule says of a check."""
+    """Verdict of the rule on a check."""
 
     fired: bool
     """Whether to stop, or to return to the best check."""
@@ -137,7 +137,7 @@ def guard_step(
 
     Args:
         state: After the last check; None before the first.
-        check: What was found now.
+        check: Scores of now.
         margin: :math:`m`, in ``unit``; positive.
         unit: ``standard_errors`` needs two prompts or more.
         fallen: How many watched scores must have fallen.
@@ -163,12 +163,12 @@ def guard_step(
     if not (margin > 0.0 and math.isfinite(margin)):
         msg = f"`margin` must be positive and finite; got {margin!r}; the default is 2.0."
         raise ValueError(msg)
-    for name, value, known in (
+    for name, value, choices in (
         ("unit", unit, ("standard_errors", "reward")),
         ("fallen", fallen, ("any", "all")),
     ):
-        if value not in known:
-            msg = f"`{name}` must be one of {list(known)}; got {value!r}."
+        if value not in choices:
+            msg = f"`{name}` must be one of {list(choices)}; got {value!r}."
             raise ValueError(msg)
     best = check if state is None else state.best
     _require_comparable(best, check, unit)
@@ -198,7 +198,7 @@ def mean_pairwise_distance(
         \sqrt{\tfrac1F \sum_f (z_{pif} - z_{pjf})^2}
 
     Args:
-        features: One vector a sample, in any feature space; two samples a prompt or more
+        features: One vector per sample, in any feature space; two samples per prompt or more
             [feature units]. Gradient flows where samples differ.
 
     Returns:
@@ -215,7 +215,7 @@ def mean_pairwise_distance(
     count = features.shape[1]
     if count < 2 or features.shape[2] == 0:
         msg = (
-            "`features` must hold two samples a prompt or more, each with a feature; got shape "
+            "`features` must hold two samples per prompt or more, each with a feature; got shape "
             f"{tuple(features.shape)}. Sample each prompt from several noises."
         )
         raise ValueError(msg)
@@ -228,7 +228,7 @@ def mean_pairwise_distance(
 
 def _gains(before: Scores, after: Scores) -> dict[str, tuple[float, float]]:
     """Mean and standard error of the paired differences, exact sums: prompts have no order."""
-    found = {}
+    gains = {}
     for name, values in after.items():
         change = [a - b for a, b in zip(values, before[name], strict=True)]
         count = len(change)
@@ -237,8 +237,8 @@ def _gains(before: Scores, after: Scores) -> dict[str, tuple[float, float]]:
         if count > 1:
             squares = math.fsum((x - mean) ** 2 for x in change)
             error = math.sqrt(squares / (count * (count - 1)))
-        found[name] = (mean, error)
-    return found
+        gains[name] = (mean, error)
+    return gains
 
 
 def _require_comparable(best: GuardCheck, check: GuardCheck, unit: MarginUnit) -> None:

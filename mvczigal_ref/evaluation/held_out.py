@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save
-
-from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config import TrainConfig, fingerprint
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.evaluation.evaluate import Evaluation, evaluate, read_evaluation
+from mvczigal_ref.evaluation.evaluate import (
+    MEASURED,
+    Evaluation,
+    evaluate,
+    read_evaluation,
+    sealed_evaluation,
+)
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.system import System
 
@@ -25,7 +29,7 @@ class HeldOut:
     """Network, sampler and scorers."""
 
     prompts: Sequence[str]
-    """What is scored."""
+    """Prompts that are scored."""
 
     folder: Path
     """The run folder."""
@@ -39,7 +43,7 @@ class HeldOut:
     def __call__(self, name: str, iteration: int) -> Evaluation:
         """Read the scores of an occasion, or measure and keep them.
 
-        What was measured on other noises or another number of steps is measured again.
+        Scores of other noises, another number of steps or other settings are measured again.
 
         Args:
             name: Such as ``before``.
@@ -55,20 +59,19 @@ class HeldOut:
         self.refuse_other_prompts()
         path = self._listed.parent / f"{name}_{iteration:06d}.safetensors"
         noises = self.config.run.evaluation_noises
-        # One entry alone: several would be written in any order, and files would not be equal.
-        measured = {"measured": f"{noises} noises, {self._num_steps} steps"}
+        older = f"{noises} noises, {self._num_steps} steps"
+        measured = f"{older}, run {fingerprint(self.config)[:16]}"
         if path.is_file():
-            scores, written = read_evaluation(path)
-            if written == measured:
+            scores, metadata = read_evaluation(path)
+            if metadata.get(MEASURED, "").partition(";")[0] in (measured, older):
                 return scores
         scores = evaluate(
             self.system, self.prompts, config=self.config, world=self.world, num_noises=noises
         )
         self.world.barrier()  # until all have looked for the file
         if self.world.is_main:
-            named = {"per_view": scores.per_view, "joint": scores.joint, "images": scores.images}
             atomic_write(self._listed, to_json(list(self.prompts)))
-            atomic_write(path, save(named, metadata=measured))
+            atomic_write(path, sealed_evaluation(scores, path, measured))
         self.world.barrier()
         return scores
 

@@ -33,7 +33,7 @@ class Watch:
     """Network, sampler, trained and watched scorers."""
 
     prompts: Sequence[str]
-    """What is scored."""
+    """Prompts that are scored."""
 
     config: TrainConfig
     """Settings of the run."""
@@ -63,7 +63,7 @@ class Watch:
             iteration: Iterations finished.
 
         Returns:
-            What the rule is told, one number a prompt; and the metrics' means, diversity among
+            Check for the rule, one number per prompt; and the metrics' means, diversity among
             them. The same in every process.
 
         Raises:
@@ -76,24 +76,24 @@ class Watch:
         features = tables.pop("features").view(guard.noises, prompts, -1).transpose(0, 1)
         scores = {name: t.double().view(guard.noises, prompts) for name, t in tables.items()}
         check_rewards(**scores)
-        found = {name: tuple(table.mean(0).tolist()) for name, table in scores.items()}
+        means = {name: tuple(table.mean(0).tolist()) for name, table in scores.items()}
         mode = self.config.advantage.mode
         trained = [mode] if mode in ("per_view", "joint") else ["per_view", "joint"]
         if guard.noises > 1:
-            found["diversity"] = tuple(mean_pairwise_distance(features.double()).tolist())
-        metrics = {f"guard/{name}": sum(row) / prompts for name, row in found.items()}
+            means["diversity"] = tuple(mean_pairwise_distance(features.double()).tolist())
+        metrics = {f"guard/{name}": sum(row) / prompts for name, row in means.items()}
         if not guard.diversity:
-            found.pop("diversity", None)
+            means.pop("diversity", None)
         check = GuardCheck(
             iteration=iteration,
-            trained={name: found[name] for name in trained},
-            watched={name: row for name, row in found.items() if name not in trained},
+            trained={name: means[name] for name in trained},
+            watched={name: row for name, row in means.items() if name not in trained},
         )
         return check, metrics
 
     @torch.no_grad()
     def _tables(self) -> dict[str, Tensor]:
-        """One row a sample, noise by noise through the prompts, on the CPU."""
+        """One row per sample, noise by noise through the prompts, on the CPU."""
         system, size = self.system, self.config.run.objects_per_slice
         total = self.config.guard.noises * len(self.prompts)
         slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
@@ -101,18 +101,18 @@ class Watch:
         mine = self.world.slice_share(len(slices)) if even else range(len(slices))
         rows: dict[str, list[Tensor]] = {}
         for part in (slices[index] for index in mine):
-            said = [self.prompts[i % len(self.prompts)] for i in part]
+            texts = [self.prompts[i % len(self.prompts)] for i in part]
             noise = SeededNoise(
                 seed=0, iteration=_OCCASION, objects=part, shape=system.latent_shape,
                 device=system.device,
             )  # fmt: skip
-            images = sample_objects(system, said, noise, config=self.config)
-            per_view, joint = system.score(images, said)
+            images = sample_objects(system, texts, noise, config=self.config)
+            per_view, joint = system.score(images, texts)
             scored = {
                 "per_view": per_view.mean(-1),
                 "joint": joint,
-                **{k: s(images, said).mean(-1) for k, s in system.watched_per_view.items()},
-                **{k: s(images, said) for k, s in system.watched_joint.items()},
+                **{k: s(images, texts).mean(-1) for k, s in system.watched_per_view.items()},
+                **{k: s(images, texts) for k, s in system.watched_joint.items()},
                 "features": object_features(images, list(system.watched_per_view.values())),
             }
             for name, values in scored.items():
@@ -131,7 +131,7 @@ def object_features(
     Args:
         images: Decoded views in [0, 1].
         scorers: Of these, the first with a method ``image_features``, from images to one vector
-            a view, is asked. If there is none, a view's vector is its colour, averaged over
+            per view, is asked. If there is none, a view's vector is its colour, averaged over
             squares of an eighth of its edge.
 
     Returns:
@@ -144,7 +144,7 @@ def object_features(
     for scorer in scorers:
         described = getattr(scorer, "image_features", None)
         if described is not None:
-            found: Tensor = described(images)
-            return found.flatten(1)
+            features: Tensor = described(images)
+            return features.flatten(1)
     pooled = adaptive_avg_pool2d(images.flatten(0, 1), _GRID)
     return pooled.reshape(images.shape[0], -1)

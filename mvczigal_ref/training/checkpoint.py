@@ -29,7 +29,9 @@ __all__ = [
     "join_optimizer_state",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_state",
     "prune_checkpoints",
+    "require_same_run",
     "save_checkpoint",
     "split_optimizer_state",
 ]
@@ -90,14 +92,8 @@ def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any])
 
 
 _FORMAT = "mvczigal-ref checkpoint"
-
-
 _VERSION = 1
-
-
 _MANIFEST = "manifest.json"
-
-
 _NAME = re.compile(r"iteration_(\d{6,})")
 
 
@@ -107,7 +103,7 @@ _REPLACED = ".replaced"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """What a checkpoint holds."""
+    """Content of a checkpoint."""
 
     iteration: int
     """Iterations finished when it was written."""
@@ -120,7 +116,7 @@ class Checkpoint:
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """What the run is to be judged by: the average of its parameters, if it has one."""
+        """Parameters that the run is judged by: their average, if it has one."""
         return self.tensors.get("average", self.tensors["policy"])
 
 
@@ -148,7 +144,7 @@ def save_checkpoint(
         OSError: If the disk does not take it; nothing of it is left.
         ValueError: If a group's name cannot name a file, or the state would not come back equal.
     """
-    target = folder / f"iteration_{iteration:06d}"
+    target = folder / _name(iteration)
     text = to_json(state)
     if json.loads(text) != state:
         msg = "`state` must be JSON that reads back equal; use lists and text keys, not tuples."
@@ -205,9 +201,8 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
         saved = from_dict(json.loads((path / "config.json").read_text("utf-8")))
     except ConfigError as error:
         raise _refuse(path, f"this package cannot read its settings: {error}") from error
-    if config is not None and fingerprint(saved) != fingerprint(config):
-        differing = settings_difference(fingerprinted(saved), fingerprinted(config))
-        raise _refuse(path, f"it belongs to another configuration: {differing}")
+    if config is not None:
+        require_same_run(path, saved, config)
     groups = [name for name in manifest["files"] if name.endswith(".safetensors")]
     return Checkpoint(
         iteration=manifest["iteration"],
@@ -215,6 +210,40 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
         state=json.loads((path / "state.json").read_text("utf-8")),
         config=saved,
     )
+
+
+def require_same_run(path: Path, saved: TrainConfig, config: TrainConfig) -> None:
+    """Refuse a checkpoint of another configuration.
+
+    Args:
+        path: The checkpoint's folder, for the message.
+        saved: Configuration of the run that wrote it.
+        config: Configuration that is to go on with it.
+
+    Raises:
+        CheckpointError: If a setting that the run's numbers depend on differs.
+    """
+    differing = settings_difference(fingerprinted(saved), fingerprinted(config))
+    if differing:
+        raise _refuse(path, f"it belongs to another configuration: {differing}")
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint holds beside tensors, without reading those.
+
+    Args:
+        path: The checkpoint's folder.
+
+    Returns:
+        Its JSON values.
+
+    Raises:
+        CheckpointError: If manifest or values are damaged.
+    """
+    manifest = _read_manifest(path)
+    _require_file(path, "state.json", manifest["files"]["state.json"])
+    state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
+    return state
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -228,8 +257,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
     Returns:
         The checkpoint's folder, or None if there is none.
     """
-    found = _checkpoints(folder)
-    return found[-1] if found else None
+    paths = _checkpoints(folder)
+    return paths[-1] if paths else None
 
 
 def prune_checkpoints(folder: Path, *, keep: int) -> None:
@@ -277,13 +306,13 @@ def clean_leftovers(folder: Path) -> None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Every folder that is named as a checkpoint, oldest first."""
-    found: dict[int, Path] = {}
+    paths: dict[int, Path] = {}
     # A replaced checkpoint counts only while nothing has taken its place.
     for path in sorted(folder.glob("iteration_*"), reverse=True):
         match = _NAME.fullmatch(path.name.removesuffix(_REPLACED))
         if match is not None and path.is_dir():
-            found[int(match[1])] = path
-    return [found[iteration] for iteration in sorted(found)]
+            paths[int(match[1])] = path
+    return [paths[iteration] for iteration in sorted(paths)]
 
 
 def _is_whole(path: Path) -> bool:
@@ -298,16 +327,21 @@ def _verify(path: Path) -> dict[str, Any]:
     """Check every byte; give the manifest."""
     manifest = _read_manifest(path)
     for name, written in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise _refuse(path, f"its file {name!r} is missing")
-        found = _measure(file)
-        if found["bytes"] != written["bytes"]:
-            sizes = f"{found['bytes']} bytes of {written['bytes']}"
-            raise _refuse(path, f"its file {name!r} has {sizes}")
-        if found != written:
-            raise _refuse(path, f"the content of its file {name!r} is not what was written")
+        _require_file(path, name, written)
     return manifest
+
+
+def _require_file(path: Path, name: str, written: Mapping[str, Any]) -> None:
+    """Refuse a file that is not what the manifest says."""
+    file = path / name
+    if not file.is_file():
+        raise _refuse(path, f"its file {name!r} is missing")
+    measure = _measure(file)
+    if measure["bytes"] != written["bytes"]:
+        sizes = f"{measure['bytes']} bytes of {written['bytes']}"
+        raise _refuse(path, f"its file {name!r} has {sizes}")
+    if measure != written:
+        raise _refuse(path, f"the content of its file {name!r} is not what was written")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -320,11 +354,19 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise _refuse(path, f"its {_MANIFEST} is not one of a {_FORMAT}")
     if manifest.get("version") != _VERSION:
-        found = manifest.get("version")
-        raise _refuse(path, f"its format is version {found!r}; this package reads {_VERSION}")
+        version = manifest.get("version")
+        raise _refuse(path, f"its format is version {version!r}; this package reads {_VERSION}")
     if not written or manifest.get("sha256") != _seal(manifest):
         raise _refuse(path, f"its {_MANIFEST} is not what was written")
+    # A name that is no checkpoint's is the caller's; one that is must be its own.
+    name = _NAME.fullmatch(path.name.removesuffix(_REPLACED))
+    if name is not None and int(name[1]) != manifest["iteration"]:
+        raise _refuse(path, f"it was written as {_name(manifest['iteration'])!r} and renamed")
     return manifest
+
+
+def _name(iteration: int) -> str:
+    return f"iteration_{iteration:06d}"
 
 
 def _refuse(path: Path, reason: str) -> CheckpointError:

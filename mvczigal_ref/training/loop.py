@@ -1,4 +1,4 @@
-"""The iterations of a run, and what is measured and written after each."""
+"""Loop of a run: its iterations, and what is measured and written after each."""
 
 import os
 import signal
@@ -29,13 +29,20 @@ __all__ = ["Events", "TrainingLoop", "stop_on_terminate"]
 
 
 class Events:
-    """What a run tells whoever watches it; the base class says nothing."""
+    """News of a run for whoever watches it; the base class says nothing."""
 
     def stage(self, text: str) -> None:
         """Hear that something long begins.
 
         Args:
             text: What it is.
+        """
+
+    def note(self, text: str) -> None:
+        """Hear something that a person should read, once.
+
+        Args:
+            text: One line.
         """
 
     def iteration(self, finished: int, total: int, metrics: Mapping[str, float | None]) -> None:
@@ -137,8 +144,8 @@ class TrainingLoop:
     def _check(self) -> bool:
         """Let the guard look, if it is time; say whether this is its best check."""
         state, guard = self._state, self._state.config.guard
-        known = state.guard is not None and state.guard.latest.iteration == state.finished
-        if known or not self._watch.due(state.finished):
+        checked = state.guard is not None and state.guard.latest.iteration == state.finished
+        if checked or not self._watch.due(state.finished):
             return False
         with self._timer("guard"), state.kept():
             check, metrics = self._watch(state.finished)

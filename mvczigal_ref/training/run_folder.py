@@ -1,4 +1,4 @@
-"""What a run folder holds: its newest checkpoint and its policy, or another run's remains."""
+"""Run folder: its newest checkpoint and its policy, or the remains of another run."""
 
 import json
 from collections.abc import Mapping
@@ -12,12 +12,18 @@ from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.system import System, build_system
-from mvczigal_ref.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from mvczigal_ref.training.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    require_same_run,
+)
+from mvczigal_ref.training.identity import in_places, require_same_weights
 
 __all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest", "load_policy"]
 
 SUMMARY = "summary.json"
-"""What a run that has ended leaves last; gone while it goes on."""
+"""File that a run which has ended leaves last; gone while it goes on."""
 
 
 # A folder that holds one of these holds a run.
@@ -46,7 +52,9 @@ def find_checkpoint(folder: Path, config: TrainConfig) -> Checkpoint | None:
     newest = latest_checkpoint(folder / "checkpoints")
     if newest is None:
         return None
-    checkpoint = load_checkpoint(newest, config=config)
+    checkpoint = load_checkpoint(newest)
+    saved = in_places(checkpoint.config, checkpoint.state.get("paths"))
+    require_same_run(newest, saved, in_places(config))
     if checkpoint.iteration > config.run.iterations:
         msg = (
             f"`run.iterations` must be at least {checkpoint.iteration}, what {str(newest)!r} has "
@@ -76,7 +84,8 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
     _refuse_foreign(folder, config)
     if not (folder / SUMMARY).is_file():
         return False
-    return to_dict(load_config(file=folder / "config.json")) == to_dict(config)
+    saved = load_config(file=folder / "config.json")
+    return to_dict(in_places(saved)) == to_dict(in_places(config))
 
 
 def load_newest(folder: Path) -> Checkpoint:
@@ -125,7 +134,8 @@ def load_policy(
         one, and the run's configuration.
 
     Raises:
-        CheckpointError: If the folder is no run, or its checkpoint is damaged.
+        CheckpointError: If the folder is no run, its checkpoint is damaged, or its base weights
+            have changed.
 
     Examples:
         >>> load_policy(Path("absent"), device=torch.device("cpu"))
@@ -134,6 +144,7 @@ def load_policy(
 training wrote.
     """
     checkpoint = load_newest(folder)
+    require_same_weights(checkpoint.config, checkpoint.state)
     system = build_system(checkpoint.config, device=device, scorers=scorers)
     load_strict(system.trained(), checkpoint.kept, source=f"the checkpoint of {str(folder)!r}")
     return system, checkpoint.config
@@ -143,9 +154,9 @@ def _refuse_foreign(folder: Path, config: TrainConfig) -> None:
     """Refuse a folder that holds another run, or files of a run that is not there."""
     path = folder / "config.json"
     if not path.is_file():
-        found = [name for name in _WRITTEN if (folder / name).exists()]
-        if found:
-            msg = f"{str(folder)!r} holds {', '.join(found)} of a run without its config.json. "
+        remains = [name for name in _WRITTEN if (folder / name).exists()]
+        if remains:
+            msg = f"{str(folder)!r} holds {', '.join(remains)} of a run without its config.json. "
             raise CheckpointError(msg + "Restore that file, or choose another folder.")
         return
     try:
@@ -158,10 +169,12 @@ def _refuse_foreign(folder: Path, config: TrainConfig) -> None:
     if missing:
         msg = f"{str(path)!r} is no run's configuration: it lacks {', '.join(missing)}. "
         raise CheckpointError(msg + "Choose another folder.")
-    differing = settings_difference(fingerprinted(saved), fingerprinted(config))
+    there, here = in_places(saved), in_places(config)
+    differing = settings_difference(fingerprinted(there), fingerprinted(here))
     if differing:
         msg = (
             f"{str(folder)!r} holds another run (recipe {saved.recipe!r}): {differing}. "
-            "Choose another folder, or pass that run's own settings to go on with it."
+            "Choose another folder, or pass that run's own settings to go on with it. `--from "
+            f"{folder}` with another `--out` begins a new run with its parameters."
         )
         raise CheckpointError(msg)

@@ -1,4 +1,4 @@
-"""What a training run changes: made at its beginning, saved, and made again."""
+"""State that a training run changes: made at its beginning, saved, and made again."""
 
 import hashlib
 import math
@@ -30,7 +30,9 @@ from mvczigal_ref.training.checkpoint import (
     save_checkpoint,
     split_optimizer_state,
 )
+from mvczigal_ref.training.identity import absolute_paths
 from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.records import seal_records
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import follow_parameters, parameters_as
 
@@ -48,7 +50,7 @@ class TrainingState:
     """
 
     system: System
-    """Its trained parameters change."""
+    """Network, sampler and scorers; the trained parameters change."""
 
     optimizer: torch.optim.Optimizer
     """Over the trained parameters."""
@@ -75,10 +77,16 @@ class TrainingState:
     """Factor on the loss in the next backward pass; None where gradients do not need it."""
 
     guard: GuardState | None = None
-    """What the held-out guard remembers; None before its first check."""
+    """Memory of the held-out guard; None before its first check."""
 
     pending: dict[str, float | None] | None = None
     """Metrics of the last iteration while something is still to be measured after it."""
+
+    weights: dict[str, str] | None = None
+    """Place and digest of the base weights; None where the networks were handed over loaded."""
+
+    origin: dict[str, Any] | None = None
+    """Record of the run or LoRA with whose parameters the run began; None of the base weights."""
 
     @property
     def logged(self) -> int:
@@ -115,7 +123,7 @@ class TrainingState:
         )
 
     def kept(self) -> AbstractContextManager[None]:
-        """Put what is evaluated and kept in the parameters' place, for a while.
+        """Put the average in the parameters' place, for a while: it is evaluated and exported.
 
         Returns:
             Gives the average its turn; changes nothing where there is none.
@@ -135,10 +143,10 @@ class TrainingState:
         """
         best = 0 if self.guard is None else self.guard.best.iteration
         checkpoint = load_checkpoint(folder / _BEST / _name(best), config=self.config)
-        found = resume(self.system, self.config, self.prompts, checkpoint)
-        self.optimizer, self.constraint = found.optimizer, found.constraint
-        self.old, self.average = found.old, found.average
-        self.loss_scale = found.loss_scale
+        best_state = resume(self.system, self.config, self.prompts, checkpoint)
+        self.optimizer, self.constraint = best_state.optimizer, best_state.constraint
+        self.old, self.average = best_state.old, best_state.average
+        self.loss_scale = best_state.loss_scale
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint and remove old ones; for the main process alone.
@@ -146,11 +154,11 @@ class TrainingState:
         Args:
             folder: The run folder.
         """
-        self._write(folder / "checkpoints")
+        self._write(folder, "checkpoints")
         prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
-        kept = "" if self.guard is None else _name(self.guard.best.iteration)
+        best = "" if self.guard is None else _name(self.guard.best.iteration)
         for path in (folder / _BEST).glob("iteration_*"):
-            if path.name != kept:  # which the checkpoint just written does not need any more
+            if path.name != best:  # which the checkpoint just written does not need any more
                 shutil.rmtree(path)
 
     def keep_best(self, folder: Path) -> None:
@@ -159,9 +167,9 @@ class TrainingState:
         Args:
             folder: The run folder.
         """
-        self._write(folder / _BEST)
+        self._write(folder, _BEST)
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, name: str) -> None:
         tensors, rest = split_optimizer_state(self.optimizer.state_dict())
         trained = {name: p.detach() for name, p in self.system.trained().items()}
         numbers: dict[str, Any] = {
@@ -173,9 +181,13 @@ class TrainingState:
             "prompt_position": self.finished * self.config.run.objects_per_iteration,
             "guard": None if self.guard is None else self.guard.as_json(),
             "pending": None if self.pending is None else _finite(self.pending),
+            "records": seal_records(folder, finished=self.finished, logged=self.logged),
+            "weights": self.weights,
+            "paths": absolute_paths(self.config),
+            "origin": self.origin,
         }
         save_checkpoint(
-            folder,
+            folder / name,
             self.finished,
             tensors={
                 "policy": trained,
@@ -216,11 +228,11 @@ def begin(
         >>> begin(system, config, World(), ["a red ball with a white nose"]).constraint.multiplier
         0.0
     """
-    wanted = config.constraint
-    threshold = wanted.threshold_init
-    if threshold is None and wanted.threshold_objects:
+    settings = config.constraint
+    threshold = settings.threshold_init
+    if threshold is None and settings.threshold_objects:
         chosen = prompt_batch(
-            prompts, seed=config.run.seed, iteration=0, count=wanted.threshold_objects
+            prompts, seed=config.run.seed, iteration=0, count=settings.threshold_objects
         )
         scores = evaluate(
             system, chosen, config=config, world=world, num_noises=1, seed=config.run.seed,
@@ -228,7 +240,7 @@ def begin(
         )  # fmt: skip
         threshold = float(scores.joint.double().mean())
     constraint = ConstraintState(
-        multiplier=wanted.multiplier_init,
+        multiplier=settings.multiplier_init,
         threshold=threshold or 0.0,
         initialised=threshold is not None,
     )
@@ -282,12 +294,16 @@ def resume(
         system, optimizer, constraint, checkpoint.iteration, prompts, config,
         guard=None if guard is None else GuardState.from_json(guard),
         pending=checkpoint.state.get("pending"),
+        weights=checkpoint.state.get("weights"),
+        origin=checkpoint.state.get("origin"),
         # Runs of before there was one begin with it where they are.
         loss_scale=initial_loss_scale(config) if scale is None else LossScale(**scale),
         old=_saved_values(
-            system, checkpoint, "old", wanted=config.objective.kind == "forward_process"
+            system, checkpoint, "old", present=config.objective.kind == "forward_process"
         ),
-        average=_saved_values(system, checkpoint, "average", wanted=config.optim.average_decay > 0),
+        average=_saved_values(
+            system, checkpoint, "average", present=config.optim.average_decay > 0
+        ),
     )  # fmt: skip
 
 
@@ -326,10 +342,10 @@ def _trained_values(system: System) -> dict[str, torch.Tensor]:
 
 
 def _saved_values(
-    system: System, checkpoint: Checkpoint, name: str, *, wanted: bool
+    system: System, checkpoint: Checkpoint, name: str, *, present: bool
 ) -> dict[str, torch.Tensor] | None:
     """Read parameters beside those that learn, where the run has some."""
-    if not wanted:
+    if not present:
         return None
     values = _trained_values(system)
     load_strict(values, checkpoint.tensors.get(name, {}), source=f"the checkpoint's {name} policy")

@@ -1,4 +1,4 @@
-"""What a run reports: one JSON line an iteration, trackers, seconds and memory."""
+"""Reports of a run: one JSON line per iteration, trackers, seconds and memory."""
 
 import hashlib
 import importlib.util
@@ -18,7 +18,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from torch import nn
 
 from mvczigal_ref.config import TrainConfig, to_dict
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
 from mvczigal_ref.files import atomic_write, writing
 
 __all__ = [
@@ -35,7 +35,7 @@ Number = float | int | bool | None
 
 
 class MetricsLog:
-    """A JSON Lines file with one line an iteration, each on the disk before the next begins.
+    """A JSON Lines file with one line per iteration, each on the disk before the next begins.
 
     Args:
         path: The file; it need not exist.
@@ -77,22 +77,34 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         path: The file; one that does not exist holds nothing.
 
     Returns:
-        One dictionary an iteration, each with the key `iteration`.
+        One dictionary per iteration, each with the key `iteration`.
 
     Raises:
-        ValueError: If a line before the last is damaged.
+        CheckpointError: If a line before the last is damaged, or an iteration is missing, repeated
+            or out of order.
     """
     if not path.exists():
         return []
-    *lines, _torn = path.read_text("utf-8").split("\n")
+    # Bytes that are no UTF-8 make a line that is no JSON, or a text that no run writes.
+    *lines, _torn = path.read_bytes().decode("utf-8", "replace").split("\n")
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             rows.append({"iteration": int(row["iteration"]), **row})
         except (ValueError, TypeError, KeyError) as error:
-            msg = f"line {number} of {str(path)!r} must be an iteration's metrics; got {line!r}."
-            raise ValueError(msg) from error
+            msg = (
+                f"line {number} of {str(path)!r} must be an iteration's metrics; got "
+                f"{quoted(line)}. Restore the file."
+            )
+            raise CheckpointError(msg) from error
+        if rows[-1]["iteration"] != rows[0]["iteration"] + number - 1:
+            msg = (
+                f"line {number} of {str(path)!r} must be of iteration "
+                f"{rows[0]['iteration'] + number - 1}, as one row follows another; got "
+                f"{rows[-1]['iteration']}. Restore the file."
+            )
+            raise CheckpointError(msg)
     return rows
 
 
@@ -235,15 +247,15 @@ def network_rows(policy: nn.Module) -> Iterator[Callable[[], int]]:
         >>> rows()
         7
     """
-    found = 0
+    total = 0
 
     def count(module: object, arguments: tuple[Any, ...]) -> None:
         del module
-        nonlocal found
-        found += arguments[0].shape[0]
+        nonlocal total
+        total += arguments[0].shape[0]
 
     with policy.register_forward_pre_hook(count):
-        yield lambda: found
+        yield lambda: total
 
 
 def peak_memory(device: torch.device) -> int:
@@ -267,8 +279,8 @@ def _tracker(name: str, folder: Path, finished: int) -> GeneralTracker:
         # Curves of iterations that the run does again are hidden, not drawn twice.
         return TensorBoardTracker("tensorboard", str(folder), purge_step=finished)
     # The same folder is the same run, and another of the same name is another.
-    own = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return WandBTracker("mvczigal", name=folder.name, id=own, dir=str(folder), resume="allow")
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return WandBTracker("mvczigal", name=folder.name, id=name, dir=str(folder), resume="allow")
 
 
 def _line(row: Mapping[str, Any]) -> str:

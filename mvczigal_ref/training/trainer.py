@@ -31,8 +31,15 @@ from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
 from mvczigal_ref.training.checkpoint import latest_checkpoint
+from mvczigal_ref.training.identity import (
+    in_places,
+    require_same_weights,
+    weights_identity,
+)
 from mvczigal_ref.training.loop import Events, TrainingLoop, stop_on_terminate
+from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
+from mvczigal_ref.training.records import require_records
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.state import TrainingState, begin, resume
 from mvczigal_ref.training.tracking import check_trackers
@@ -40,12 +47,12 @@ from mvczigal_ref.training.tracking import check_trackers
 __all__ = ["RunResult", "export_policy", "train"]
 
 POLICY = "policy"
-"""Sub-folder of a run that has ended: what it trained, as other tools load it."""
+"""Sub-folder of a run that has ended: its trained parameters, as other tools load them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """What a finished run reports."""
+    """Outcome of a finished run."""
 
     folder: Path
     """The run folder."""
@@ -57,7 +64,7 @@ class RunResult:
     """Held-out joint score, before and after."""
 
     guard: GuardState | None = None
-    """What the held-out guard found, where there is one."""
+    """State of the held-out guard at the end; None without one."""
 
 
 def train(
@@ -68,6 +75,7 @@ def train(
     events: Events | None = None,
     components: Components | FlowComponents | None = None,
     held_out: list[str] | None = None,
+    start: str | Path | None = None,
 ) -> RunResult:
     """Train from a configuration, or go on from a run folder's newest checkpoint.
 
@@ -85,13 +93,16 @@ def train(
         events: Told of progress, in the main process.
         components: Models already loaded, changed in place.
         held_out: Prompts to evaluate on; those that ``run.held_out`` names if absent.
+        start: Run folder, ``RUN@ITERATION``, or exported LoRA with whose parameters a new run
+            begins, in place of the base weights'; optimiser, constraint and iterations begin anew.
+            A resume may leave it out. See :func:`~mvczigal_ref.training.origin.read_origin`.
 
     Returns:
         Held-out scores before and after, on paired noises.
 
     Raises:
-        CheckpointError: If the folder holds another run, or a damaged checkpoint; nothing
-            in it is changed.
+        CheckpointError: If the folder holds another run, or a damaged checkpoint or file beside
+            it, the base weights have changed, or ``start`` does not fit; nothing is changed.
         ConfigError: If settings contradict the number of processes, prompts are refused, or a
             tracker cannot start; nothing is loaded then.
         DiskFullError: If the disk is full; names what was written and the last checkpoint.
@@ -135,7 +146,7 @@ def train(
                 if world.is_main:
                     ownership.enter_context(owned(folder))
                 world.barrier()  # until the folder is ours
-                return _train(config, folder, world, tell, components, held_out, met)
+                return _train(config, folder, world, tell, components, held_out, start, met)
         except ServiceUnavailableError:
             # Captions and scores come before changes: the state is the last finished iteration's.
             if world.is_main:
@@ -157,6 +168,7 @@ def _train(
     tell: Events,
     components: Components | FlowComponents | None,
     held_out: list[str] | None,
+    start: str | Path | None,
     met: list[TrainingState],
 ) -> RunResult:
     """Train; put the state where the caller finds it as soon as there is one."""
@@ -166,6 +178,13 @@ def _train(
             warnings.simplefilter("ignore")  # the main process warns
         prompts, chosen = run_prompts(config, held_out=held_out)
     checkpoint = find_checkpoint(folder, config)
+    origin = None if start is None else read_origin(start, config)
+    record = origin_of(folder, origin, checkpoint)
+    weights = None if components is not None else weights_identity(config)
+    if checkpoint is not None:
+        require_records(folder, checkpoint.state)
+        if weights is not None:
+            require_same_weights(config, checkpoint.state, identity=weights)
     check_judges(config)
     if world.is_main:
         check_trackers(config.run.trackers)
@@ -180,25 +199,32 @@ def _train(
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
     judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
     judge.refuse_other_prompts()
+    first = begin_from(folder, system, origin, record)
     if not config.objective.compares_pairs:
         check_steps(system, config)
     world.barrier()  # until nobody refuses any more
     if world.is_main:
         sweep(folder)
         (folder / SUMMARY).unlink(missing_ok=True)  # the run goes on: it has not ended
-        atomic_write(folder / "config.json", to_json(to_dict(config)))
+        if first is not None and record is None:
+            write_origin(folder, first)
+        atomic_write(folder / "config.json", to_json(to_dict(in_places(config))))
+    if origin is not None and record is None:
+        for line in origin.lines:
+            tell.note(line)
     tell.stage("scoring held-out prompts before training")
-    judge("before", 0)
+    before = judge("before", 0)  # of the parameters that the run begins with
     if checkpoint is None:
         state = begin(system, config, world, prompts)
     else:
         state = resume(system, config, prompts, checkpoint)
+    state.weights = weights if state.weights is None else state.weights
+    state.origin = None if first is None else first[0]
     met.append(state)
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
     tell.stage("scoring held-out prompts after training")
-    before = judge("before", 0)
     with state.kept():
         after = judge("after", state.finished)
     result = RunResult(

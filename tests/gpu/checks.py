@@ -56,7 +56,8 @@ TINY = (
 
 def configured(*words: str, tiny: bool = False, name: str = "lcm_sdxl_simple") -> TrainConfig:
     """Give a published recipe's settings, or the same on the tiny network; last words win."""
-    return load_config(recipe(name), overrides=[*(TINY if tiny else ()), *words])
+    words = (*(TINY if tiny else ()), *words)
+    return load_config(recipe(name), overrides=words, training=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,33 @@ def refused(capsys, *argv):
     return said.err
 
 
+# -- a start from another run --------------------------------------------------------------
+
+
+def test_a_new_run_begins_with_another_run_s_parameters(finished, words, tmp_path, capsys):
+    """At any of its iterations, under another rate, which is said; and goes on without the word."""
+    folder = tmp_path / "next"
+    again = ["train", "tiny", *words, "optim.lr=1e-4", "--out", str(folder)]
+    assert main([*again, "--from", f"{finished}@1"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    first = load_file(folder / "checkpoints" / "iteration_000000" / "policy.safetensors")
+    begun = load_file(finished / "checkpoints" / "iteration_000001" / "policy.safetensors")
+
+    assert f"beginning a new run with the parameters of '{finished}' after 1 iterations" in text
+    assert "optim.lr" in text
+    assert first.keys() == begun.keys()
+    assert all(torch.equal(first[name], begun[name]) for name in begun)
+    assert main(again) == 0
+
+
+def test_a_start_that_is_not_there_is_refused(words, tmp_path, capsys):
+    """Before anything is written."""
+    error = refused(capsys, "train", "tiny", *words, "--out", tmp_path / "x", "--from", "absent@3")
+
+    assert "`--from` must name a run folder, RUN@ITERATION, or an exported LoRA" in error
+    assert not (tmp_path / "x").exists()
+
+
 # -- help --------------------------------------------------------------------------------
 
 

@@ -30,7 +30,8 @@ def configured(name: str, folder: Path, *words: str) -> TrainConfig:
     folder.mkdir(exist_ok=True)
     few = PAIRS if recipe(name).objective.compares_pairs else GROUPS
     prompts = f"run.prompts={write_prompts(folder)}"
-    return load_config(recipe(name), overrides=[*SMALL, *few, prompts, *words])
+    # Made small by the same words whatever the method, which reads some of them.
+    return load_config(recipe(name), overrides=[*SMALL, *few, prompts, *words], training=False)
 
 
 def components(config: TrainConfig):

@@ -256,17 +256,17 @@ def test_a_rule_refuses_what_breaks_it_and_nothing_beside(rule):
     """With a sentence that names the setting."""
     broken, said, beside = RULES[rule]
     with pytest.raises(ConfigError) as caught:
-        load_config(overrides=broken)
+        load_config(overrides=broken, training=False)
 
     assert said in str(caught.value)
     assert str(caught.value).endswith(".")
-    assert list(contradictions(load_config(overrides=beside))) == []
+    assert list(contradictions(load_config(overrides=beside, training=False))) == []
 
 
 def test_every_sentence_has_its_case(monkeypatch):
     """Each that is written there is said of a configuration above."""
     monkeypatch.setattr("mvczigal_ref.config.train.contradictions", lambda config: ())
-    told = [load_config(overrides=broken) for broken, _, _ in RULES.values()]
+    told = [load_config(overrides=broken, training=False) for broken, _, _ in RULES.values()]
     said = "\n".join(sentence for config in told for sentence in contradictions(config))
     written = [
         max((n.value for n in ast.walk(node) if isinstance(n, ast.Constant)), key=len)

@@ -262,5 +262,5 @@ def test_refuses_to_watch_nothing():
 @pytest.mark.parametrize("shape", [(2, 1, 3), (2, 2, 0)])
 def test_refuses_samples_that_have_no_distance(shape):
     """One sample, or no feature."""
-    with pytest.raises(ValueError, match="`features` must hold two samples a prompt or more"):
+    with pytest.raises(ValueError, match="`features` must hold two samples per prompt or more"):
         mean_pairwise_distance(torch.zeros(shape))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.distributed import World
@@ -126,6 +127,43 @@ def test_damaged_scores_are_refused_with_the_remedy(made, tmp_path):
     assert str(caught.value).startswith(f"cannot read the scores in '{path}': ")
     assert str(caught.value).endswith(". Remove the file.")
     path.unlink()
+    judge(tmp_path)("before", 0)
+    assert made == [2, 2]
+
+
+@pytest.mark.parametrize("place", [-1, -200, 300])
+def test_a_flipped_bit_is_refused(made, tmp_path, place):
+    """In scores, images or names, by the file's name; nothing is measured again."""
+    path = tmp_path / "evaluations" / "before_000000.safetensors"
+    judge(tmp_path)("before", 0)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"before_000000\.safetensors': .* Remove the file\."):
+        judge(tmp_path)("before", 0)
+    assert made == [2]
+
+
+def test_scores_of_another_iteration_are_refused(made, tmp_path):
+    """Those of after training are not those of before."""
+    judge(tmp_path)("after", 4)
+    folder = tmp_path / "evaluations"
+    (folder / "after_000004.safetensors").rename(folder / "before_000000.safetensors")
+    with pytest.raises(CheckpointError, match="not what was written under that iteration"):
+        judge(tmp_path)("before", 0)
+    assert made == [2]
+
+
+def test_scores_of_another_run_are_measured_again(made, tmp_path):
+    """Of other settings, as of other noises; those of a version that sealed nothing are taken."""
+    config = from_dict({"run": {"evaluation_noises": 2, "seed": 7}})
+    judge(tmp_path)("before", 0)
+    judge(tmp_path, config=config)("before", 0)
+    assert made == [2, 2]
+
+    path = tmp_path / "evaluations" / "before_000000.safetensors"
+    steps = system().evaluation_sampler.num_steps
+    save_file(load_file(path), path, metadata={"measured": f"2 noises, {steps} steps"})
     judge(tmp_path)("before", 0)
     assert made == [2, 2]
 

@@ -1,0 +1,325 @@
+"""Settings that act, and when: one that the chosen method would not read is refused.
+
+The table below holds every setting once. A new one must be entered, which a test makes sure of.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from mvczigal_ref.config.method import scorer_weights
+from mvczigal_ref.config.train import TrainConfig
+from mvczigal_ref.errors import quoted
+
+__all__ = ["ALWAYS", "SOMETIMES", "Condition", "is_read", "unread", "unread_settings"]
+
+EMBED_GUIDANCE = ("tiny", "lcm_sdxl")
+"""Weights whose network reads the guidance scale itself, and so no negative prompt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """Circumstance under which some settings act."""
+
+    acts: Callable[[TrainConfig], bool]
+    """Whether they act in a configuration."""
+
+    words: str
+    """The circumstance as a message ends: `... is read only {words}`."""
+
+
+def is_read(config: TrainConfig, path: str) -> bool:
+    """Say whether a setting acts in a configuration.
+
+    Args:
+        config: Any.
+        path: Dotted path of the setting.
+
+    Returns:
+        False where nothing depends on its value.
+
+    Examples:
+        >>> is_read(TrainConfig(), "sampler.eta"), is_read(TrainConfig(), "sampler.num_steps")
+        (False, True)
+    """
+    return path not in SOMETIMES or SOMETIMES[path].acts(config)
+
+
+def unread_settings(config: TrainConfig) -> list[str]:
+    """List the settings that do nothing in a configuration, whatever their values.
+
+    Args:
+        config: Any.
+
+    Returns:
+        Dotted paths.
+
+    Examples:
+        >>> "zigzag.steps" in unread_settings(TrainConfig())
+        False
+    """
+    return [path for path, condition in SOMETIMES.items() if not condition.acts(config)]
+
+
+def unread(config: TrainConfig, base: TrainConfig) -> Iterable[str]:
+    """Find settings that were changed and cannot act.
+
+    Args:
+        config: After the change.
+        base: Before it. A recipe's own value is never a fault, nor is the default.
+
+    Yields:
+        A sentence for each, with the remedy.
+
+    Examples:
+        >>> from mvczigal_ref.config import SamplerConfig
+        >>> list(unread(TrainConfig(sampler=SamplerConfig(eta=0.5)), TrainConfig()))
+        ['`sampler.eta` is read only with `sampler.kind` = "ddim", and would change nothing here; \
+got 0.5. Leave it out, or choose that.']
+    """
+    default = TrainConfig()
+    for path in unread_settings(config):
+        value = _value(config, path)
+        if value not in (_value(default, path), _value(base, path)):
+            yield (
+                f"`{path}` is read only {SOMETIMES[path].words}, and would change nothing here; "
+                f"got {quoted(value)}. Leave it out, or choose that."
+            )
+
+
+def _value(config: TrainConfig, path: str) -> Any:  # noqa: ANN401 - of any setting
+    section, _, name = path.rpartition(".")
+    return getattr(getattr(config, section), name) if section else getattr(config, name)
+
+
+def _pairs(config: TrainConfig) -> bool:
+    return config.objective.compares_pairs
+
+
+def _forward(config: TrainConfig) -> bool:
+    return config.objective.kind == "forward_process"
+
+
+def _flow(config: TrainConfig) -> bool:
+    return config.sampler.kind == "flow"
+
+
+def _windowed(config: TrainConfig) -> bool:
+    return config.rollout.kind != "pair" and not _forward(config)
+
+
+def _window(*kinds: str) -> Condition:
+    names = " or ".join(f'"{kind}"' for kind in kinds)
+    return Condition(
+        lambda config: _windowed(config) and config.rollout.window in kinds,
+        f"with `rollout.window` = {names} of a group, tree or branches",
+    )
+
+
+def _captions(*enhancers: str) -> Condition:
+    names = " or ".join(f'"{enhancer}"' for enhancer in enhancers)
+    return Condition(
+        lambda config: config.condition.enhancer in enhancers,
+        f"with `condition.enhancer` = {names}",
+    )
+
+
+def _scorers(config: TrainConfig) -> list[str]:
+    reward, guard = config.reward, config.guard
+    names = [*scorer_weights(reward.per_view), *scorer_weights(reward.joint)]
+    return names + ([*guard.per_view, *guard.joint] if guard.every else [])
+
+
+def _computes_scores(config: TrainConfig) -> bool:
+    """Tell whether a scorer has a network in this process."""
+    served = config.reward.url
+    return any(
+        name != "per_view"
+        and not name.startswith("world.")
+        and not {name, name.partition(".")[0]} & served.keys()
+        for name in _scorers(config)
+    )
+
+
+def _doubles(config: TrainConfig) -> bool:
+    """Tell whether guidance could double the batch."""
+    scale = config.sampler.guidance_scale
+    if _zigzags(config):
+        scale = max(scale, config.zigzag.inversion_guidance_scale)
+    return scale > 1.0 and config.model.weights not in EMBED_GUIDANCE
+
+
+def _zigzags(config: TrainConfig) -> bool:
+    return config.rollout.kind == "pair" and config.objective.pairing == "zigzag"
+
+
+def _scales_loss(config: TrainConfig) -> bool:
+    scale = config.optim.loss_scale
+    return config.model.dtype == "fp16" if scale is None else scale != 1.0
+
+
+def _clips(config: TrainConfig) -> bool:
+    return not _forward(config) and (config.objective.clip or config.objective.kind == "preference")
+
+
+_TABLE: Mapping[Condition, tuple[str, ...]] = {
+    Condition(lambda c: c.model.weights in ("lcm_sdxl", "sdxl"),
+              'with `model.weights` = "lcm_sdxl" or "sdxl"'): ("model.sources",),
+    Condition(lambda c: c.model.network == "multiview", 'with `model.network` = "multiview"'): (
+        "model.rig", "model.azimuths", "model.elevation", "sampler.camera_scale",
+    ),
+    Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
+        "model.lora_rank", "model.lora_alpha",
+    ),
+    Condition(lambda c: not _flow(c), 'with `sampler.kind` = "lcm" or "ddim"'): (
+        "sampler.prediction_type", "sampler.snr_shift",
+    ),
+    Condition(lambda c: c.sampler.kind == "ddim", 'with `sampler.kind` = "ddim"'): ("sampler.eta",),
+    Condition(_doubles, "where guidance is above 1 and the network has no guidance embedding"): (
+        "sampler.negative_prompt",
+    ),
+    Condition(_flow, 'with `sampler.kind` = "flow"'): (
+        "flow.shift", "flow.image_is_denoised", "flow.text_length",
+    ),
+    Condition(lambda c: _flow(c) and not _forward(c),
+              'with `sampler.kind` = "flow", where steps draw noise'): (
+        "flow.kernel", "flow.noise_scale",
+    ),
+    Condition(lambda c: c.rollout.kind in ("group", "branches"),
+              'with `rollout.kind` = "group" or "branches"'): ("rollout.members",),
+    Condition(lambda c: c.rollout.kind == "group", 'with `rollout.kind` = "group"'): (
+        "rollout.shared_noise",
+    ),
+    Condition(_windowed, "where a group, tree or branches draw noise"): ("rollout.window",),
+    _window("fixed", "random", "sliding", "decaying"): ("rollout.window_size",),
+    _window("fixed", "random"): ("rollout.window_start",),
+    _window("random"): ("rollout.window_last_start",),
+    _window("fixed"): ("rollout.window_spacing",),
+    _window("sliding", "decaying"): (
+        "rollout.window_stride", "rollout.window_interval", "rollout.window_end",
+    ),
+    _window("decaying"): ("rollout.window_decay", "rollout.window_decay_after"),
+    Condition(lambda c: c.rollout.kind == "tree", 'with `rollout.kind` = "tree"'): (
+        "rollout.split_steps", "rollout.split_width", "advantage.fusion_inverse_temperature",
+    ),
+    Condition(lambda c: c.rollout.kind == "branches", 'with `rollout.kind` = "branches"'): (
+        "rollout.trunks", "rollout.strides", "rollout.fine_steps",
+    ),
+    Condition(lambda c: c.rollout.kind != "pair",
+              'with `rollout.kind` = "group", "tree" or "branches"'): ("rollout.nodes_per_call",),
+    Condition(lambda c: c.rollout.kind == "pair", 'with `rollout.kind` = "pair"'): (
+        "objective.pairing",
+    ),
+    Condition(_zigzags, 'with `rollout.kind` = "pair" and `objective.pairing` = "zigzag"'): (
+        "zigzag.steps",
+    ),
+    Condition(lambda c: _zigzags(c) and c.zigzag.steps > 0,
+              'with `rollout.kind` = "pair", `objective.pairing` = "zigzag" and a positive '
+              "`zigzag.steps`"): (
+        "zigzag.rounds", "zigzag.inversion_guidance_scale", "zigzag.inversion_camera_scale",
+    ),
+    _captions("world", "world_edits", "stored", "chat", "local"): ("condition.weight",),
+    _captions("world_edits", "stored"): ("condition.num_captions",),
+    _captions("stored"): ("condition.file",),
+    _captions("chat", "local"): ("condition.model",),
+    _captions("chat"): ("condition.url", "condition.api_key_env"),
+    _captions("world", "world_edits", "chat", "local"): ("condition.instructions",),
+    Condition(lambda c: not (isinstance(c.reward.per_view, str)
+                             and isinstance(c.reward.joint, str)),
+              "where a reward adds several scorers"): ("reward.combine",),
+    Condition(_computes_scores, "where a scorer has a network in this process"): (
+        "reward.device", "reward.dtype", "reward.images_per_chunk",
+    ),
+    Condition(lambda c: bool(c.reward.url), "with `reward.url`"): (
+        "reward.timeout", "reward.wait",
+    ),
+    Condition(lambda c: any(name.startswith("chat_judge") for name in _scorers(c)),
+              "with a chat judge among the scorers"): ("reward.api_key_env",),
+    Condition(lambda c: c.guard.every > 0, "with a positive `guard.every`"): (
+        "guard.per_view", "guard.joint", "guard.diversity", "guard.noises", "guard.margin",
+        "guard.unit", "guard.fallen", "guard.action",
+    ),
+    Condition(lambda c: c.advantage.mode == "weighted_sum",
+              'with `advantage.mode` = "weighted_sum"'): ("advantage.joint_weight",),
+    Condition(lambda c: not _pairs(c),
+              'with `objective.kind` = "policy_gradient", "guard" or "forward_process"'): (
+        "advantage.spread", "advantage.ddof", "advantage.delta", "advantage.clip",
+        "objective.kl_weight",
+    ),
+    Condition(_clips, 'with `objective.clip` = true or `objective.kind` = "preference", and not '
+              'with "forward_process"'): ("objective.clip_range",),
+    Condition(lambda c: c.objective.kind in ("reward_difference", "policy_gradient", "guard"),
+              'with `objective.kind` = "reward_difference", "policy_gradient" or "guard"'): (
+        "objective.clip",
+    ),
+    Condition(lambda c: c.objective.kind == "reward_difference",
+              'with `objective.kind` = "reward_difference"'): ("objective.temperature",),
+    Condition(lambda c: not _forward(c), 'with an `objective.kind` other than "forward_process"'): (
+        "objective.reduction",
+    ),
+    Condition(lambda c: c.rollout.kind == "pair" and not _flow(c),
+              'with `rollout.kind` = "pair" and `sampler.kind` = "lcm" or "ddim"'): (
+        "objective.train_last_action",
+    ),
+    Condition(lambda c: c.objective.kind == "preference",
+              'with `objective.kind` = "preference"'): ("objective.preference_scale",),
+    Condition(lambda c: c.objective.kl_weight > 0 and _flow(c) and not _forward(c)
+              and c.flow.kernel != "cps",
+              'with a positive `objective.kl_weight`, on steps of `flow.kernel` = "sde" or '
+              '"constant"'): ("objective.kl_form",),
+    Condition(lambda c: c.objective.kind in ("policy_gradient", "guard"),
+              'with `objective.kind` = "policy_gradient" or "guard"'): (
+        "objective.step_weight", "objective.train_share", "optim.step_per_decision",
+    ),
+    Condition(_forward, 'with `objective.kind` = "forward_process"'): (
+        "forward.mix", "forward.levels", "forward.old_decay_rate", "forward.old_decay_largest",
+        "forward.old_decay_unit",
+    ),
+    Condition(lambda c: c.advantage.mode == "constrained",
+              'with `advantage.mode` = "constrained"'): (
+        "constraint.step_size_violated", "constraint.step_size_satisfied",
+        "constraint.multiplier_init", "constraint.multiplier_max", "constraint.threshold_init",
+        "constraint.threshold_decay", "constraint.order",
+    ),
+    Condition(lambda c: c.advantage.mode == "constrained" and c.constraint.threshold_init is None,
+              'with `advantage.mode` = "constrained" and no `constraint.threshold_init`'): (
+        "constraint.threshold_objects",
+    ),
+    Condition(_scales_loss, 'with an `optim.loss_scale` other than 1, or `model.dtype` = "fp16"'): (
+        "optim.loss_scale_growth_interval",
+    ),
+    Condition(lambda c: c.optim.average_decay > 0, "with a positive `optim.average_decay`"): (
+        "optim.average_every",
+    ),
+    Condition(_pairs, 'with `objective.kind` = "reward_difference" or "preference"'): (
+        "optim.steps_per_microbatch", "run.replay_objects_per_slice",
+    ),
+}  # fmt: skip
+
+SOMETIMES: Mapping[str, Condition] = {
+    path: condition for condition, paths in _TABLE.items() for path in paths
+}
+"""Condition under which each setting acts that does not always act."""
+
+ALWAYS: tuple[str, ...] = (
+    "recipe",
+    "model.network", "model.weights", "model.image_size", "model.finetune", "model.dtype",
+    "model.gradient_checkpointing", "model.storage_dtype", "model.storage_device",
+    "model.offload_frozen", "model.views_per_decode", "model.channels_last", "model.compile",
+    "model.tf32",
+    "sampler.kind", "sampler.num_steps", "sampler.evaluation_steps", "sampler.guidance_scale",
+    "rollout.kind",
+    "condition.enhancer",
+    # Names of no scorer of the run are refused when scorers are looked up.
+    "reward.per_view", "reward.joint", "reward.weights", "reward.tokenizers", "reward.url",
+    "guard.every",
+    "advantage.mode", "advantage.shuffle",
+    "objective.kind",
+    "optim.lr", "optim.betas", "optim.eps", "optim.weight_decay", "optim.max_grad_norm",
+    "optim.loss_scale", "optim.epochs_per_iteration", "optim.optimizer_steps_per_epoch",
+    "optim.warmup_iterations", "optim.decay_iterations", "optim.average_decay",
+    "run.iterations", "run.objects_per_iteration", "run.objects_per_slice", "run.prompts",
+    "run.held_out", "run.seed", "run.checkpoint_every", "run.keep_checkpoints",
+    "run.evaluate_every", "run.evaluation_noises", "run.trackers", "run.device",
+)  # fmt: skip
+"""Settings that every run reads."""

@@ -1,0 +1,179 @@
+"""Identity of the weights that a run began with: their content, wherever they lie."""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.sources import SdxlSources, find_file
+from mvczigal_ref.system.networks import PUBLISHED, published_sources, weights_folder
+
+__all__ = ["absolute_paths", "in_places", "require_same_weights", "weights_identity"]
+
+_PATHS = ("model.weights", "run.prompts", "run.held_out", "condition.file")
+
+_SHIPPED = ("tiny", "tiny_flow")
+
+
+_WHOLE = 2**26  # files up to this size are read whole, larger ones in parts [bytes]
+
+
+_PARTS = 256  # of a large file, evenly spaced, beside its beginning
+
+
+_PART = 2**16  # size of one [bytes]
+
+
+_READ = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+def absolute_paths(config: TrainConfig) -> dict[str, str]:
+    """Find where the files and folders that a configuration names lie.
+
+    Args:
+        config: The run.
+
+    Returns:
+        Absolute path by setting, of those that name something on this disk.
+
+    Examples:
+        >>> absolute_paths(TrainConfig())
+        {}
+    """
+    paths = {}
+    for setting in _PATHS:
+        section, _, name = setting.partition(".")
+        value = getattr(getattr(config, section), name)
+        if value is None or value in (*PUBLISHED, *_SHIPPED) or value.startswith("world."):
+            continue
+        path = Path(value).expanduser()
+        with suppress(OSError):  # of a name too long
+            if path.exists():
+                paths[setting] = str(path.absolute())
+    return paths
+
+
+def in_places(config: TrainConfig, paths: Mapping[str, str] | None = None) -> TrainConfig:
+    """Write paths out, so that they mean the same in any folder.
+
+    Args:
+        config: The run.
+        paths: Absolute paths by setting, as a checkpoint keeps them; found anew if absent.
+
+    Returns:
+        The configuration with absolute paths.
+
+    Examples:
+        >>> in_places(TrainConfig()) == TrainConfig()
+        True
+    """
+    for setting, path in (absolute_paths(config) if paths is None else paths).items():
+        section, _, name = setting.partition(".")
+        part: Any = getattr(config, section)
+        config = replace(config, **{section: replace(part, **{name: path})})
+    return config
+
+
+def weights_identity(config: TrainConfig) -> dict[str, str]:
+    """Digest the base weights that a configuration names.
+
+    Of a file over 64 MiB the size, the first 64 KiB, where the names and shapes of its tensors
+    are, and 256 parts of 64 KiB are read, so that any network takes seconds at most.
+
+    Args:
+        config: The section ``model`` is read.
+
+    Returns:
+        Absolute path, or revision on the hub, and SHA-256; of published models by part.
+
+    Examples:
+        >>> sorted(weights_identity(TrainConfig()))
+        ['place', 'sha256']
+    """
+    model = config.model
+    if model.weights not in PUBLISHED:
+        return _of_place(weights_folder(model.weights))
+    sources = published_sources(model.weights, model.sources)
+    parts = {
+        name: _of_source(str(getattr(sources, name)), sources)
+        for name in ("base", "unet", "vae", "adapter")
+        if getattr(sources, name) is not None
+    }
+    return {
+        key: "; ".join(f"{name}: {part[key]}" for name, part in parts.items())
+        for key in ("place", "sha256")
+    }
+
+
+def require_same_weights(
+    config: TrainConfig, state: Mapping[str, Any], *, identity: Mapping[str, str] | None = None
+) -> None:
+    """Refuse to go on with a checkpoint on other base weights than it was trained on.
+
+    Args:
+        config: The run.
+        state: JSON values of the checkpoint; those of an older version say nothing.
+        identity: From :func:`weights_identity`; computed if absent.
+
+    Raises:
+        CheckpointError: If the weights have changed, or are looked up elsewhere.
+    """
+    then = state.get("weights")
+    if then is None:
+        return
+    now = weights_identity(config) if identity is None else identity
+    if now["sha256"] == then["sha256"]:
+        return
+    moved = now["place"] != then["place"]
+    reason = (
+        f"were in {then['place']!r} and are looked up in {now['place']!r}"
+        if moved
+        else (f"in {now['place']!r} have changed since")
+    )
+    msg = (
+        f"`model.weights` = {config.model.weights!r} must be the base weights that the run began "
+        f"with; they {reason}. Restore them, start where a relative path leads to them, or begin a "
+        "new run from an exported policy by `--from`."
+    )
+    raise CheckpointError(msg)
+
+
+def _of_source(source: str, sources: SdxlSources) -> dict[str, str]:
+    """Digest a local folder or file; of a hub repository take the revision that is cached."""
+    place = Path(source).expanduser()
+    if place.exists():
+        return _of_place(place)
+    for name in ("model_index.json", "config.json", "unet/config.json", "README.md"):
+        path, _ = find_file(source, name, sources)
+        if path is not None and "snapshots" in path.parts:
+            revision = path.parts[path.parts.index("snapshots") + 1]
+            return {"place": source, "sha256": revision}
+    return {"place": source, "sha256": source}
+
+
+def _of_place(place: Path) -> dict[str, str]:
+    place = place.absolute()
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file() and file.suffix in _READ:
+            name = "" if file == place else file.relative_to(place).as_posix()
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+            digest.update(_content(file))
+    return {"place": str(place), "sha256": digest.hexdigest()}
+
+
+def _content(file: Path) -> bytes:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= _WHOLE:
+            return hashlib.file_digest(stream, "sha256").digest()
+        digest = hashlib.sha256()
+        for part in range(_PARTS + 1):
+            stream.seek(max(0, size - _PART) * part // _PARTS)
+            digest.update(stream.read(_PART))
+        return digest.digest()

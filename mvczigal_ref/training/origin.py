@@ -1,0 +1,294 @@
+"""Origin of a run: another run's checkpoint, or an exported LoRA, from which a new run begins."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mvczigal_ref.config import TrainConfig, to_dict
+from mvczigal_ref.config.fingerprint import differing_settings
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.loading import load_strict
+from mvczigal_ref.models.lora_reading import PEFT_FILE
+from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
+from mvczigal_ref.system import System
+from mvczigal_ref.training.checkpoint import Checkpoint, load_checkpoint
+from mvczigal_ref.training.identity import require_same_weights
+from mvczigal_ref.training.run_folder import load_newest
+
+__all__ = ["ORIGIN", "Origin", "begin_from", "origin_of", "read_origin", "write_origin"]
+
+ORIGIN = "origin.json"
+"""File of a run folder that tells its origin; the parameters lie beside it."""
+
+
+_TENSORS = "origin.safetensors"
+
+
+# Parameters fit nothing that differs in one of these.
+_SHAPES = ("model.network", "model.finetune", "model.lora_rank", "model.lora_alpha")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Parameters that a new run begins with, and where they are from."""
+
+    place: str
+    """Absolute path of the run folder, checkpoint, or LoRA."""
+
+    iteration: int | None
+    """Iterations that its run had finished; None of an exported LoRA."""
+
+    sha256: str
+    """Digest of the file of parameters."""
+
+    differences: tuple[str, ...]
+    """Sentence for each setting that differs from the other run's; empty of an exported LoRA."""
+
+    lora: Path | None = None
+    """File of an exported LoRA; None of a run."""
+
+    tensors: Mapping[str, Tensor] | None = None
+    """Trained parameters by name; None of an exported LoRA."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Lines that tell a person where the run begins and what differs."""
+        at = "" if self.iteration is None else f" after {self.iteration} iterations"
+        unknown = self.lora is not None
+        differ = [f"  {line}" for line in self.differences]
+        more = ["the settings that it was trained with are not known"] if unknown else differ
+        return (
+            f"beginning a new run with the parameters of {self.place!r}{at}; optimiser, "
+            "constraint, averages and the count of iterations begin anew",
+            *(more or ["no setting differs"]),
+        )
+
+    def apply(self, system: System) -> None:
+        """Put the parameters into a system that holds new ones.
+
+        Args:
+            system: Its trained parameters change.
+
+        Raises:
+            CheckpointError: If they do not fit.
+        """
+        if self.tensors is not None:
+            load_strict(system.trained(), self.tensors, source=self.place)
+        elif self.lora is not None:
+            system.backbone.load_lora(self.lora)
+
+
+def read_origin(start: str | Path, config: TrainConfig) -> Origin:
+    """Read what a new run is to begin with, before any model is loaded.
+
+    Args:
+        start: A run folder, `RUN@ITERATION` for one of its checkpoints, a checkpoint's folder,
+            or an exported LoRA: a PEFT folder, one that holds diffusers' file, or the file.
+        config: The new run; network, kind of training, rank and alpha must be the origin's.
+
+    Returns:
+        The parameters that were learnt, not their average, which an export holds.
+
+    Raises:
+        CheckpointError: If there is nothing of the kind, it is damaged or not finite, or does not
+            fit the new run.
+
+    Examples:
+        >>> read_origin("absent@3", TrainConfig())
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: `--from` must name a run folder, RUN@ITERATION, or an \
+exported LoRA; got 'absent@3'.
+    """
+    path, iteration = _place(start)
+    if iteration is None and (path.is_file() or _lora_file(path) is not None):
+        return _of_lora(path, config)
+    if (path / "manifest.json").is_file():
+        checkpoint = load_checkpoint(path)
+    elif (path / "checkpoints").is_dir():
+        checkpoint = load_newest(path) if iteration is None else _at(path, iteration)
+    else:
+        msg = (
+            "`--from` must name a run folder, RUN@ITERATION, or an exported LoRA; got "
+            f"{str(start)!r}."
+        )
+        raise CheckpointError(msg)
+    return _of_checkpoint(path, checkpoint, config)
+
+
+def origin_of(
+    folder: Path, origin: Origin | None, checkpoint: Checkpoint | None = None
+) -> dict[str, Any] | None:
+    """Compare what a run folder tells of its origin with what is asked for.
+
+    Args:
+        folder: The run folder; it need not exist.
+        origin: What is asked for, or None to go on with what is there.
+        checkpoint: The folder's newest, which tells its origin too.
+
+    Returns:
+        The record of a run that has begun, with `place`, `iteration`, `sha256` of the source and
+        `parameters`, the digest of what lies beside it; None of a run that begins, or that began
+        with the base weights.
+
+    Raises:
+        CheckpointError: If the run has begun from something else, or its record is damaged.
+    """
+    path = folder / ORIGIN
+    if not (folder / "config.json").is_file():
+        return None
+    record: dict[str, Any] | None = None
+    if path.is_file():
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            _ = (record["place"], record["iteration"], record["sha256"], record["parameters"])
+        except (ValueError, TypeError, KeyError) as error:
+            msg = f"{str(path)!r} must tell the run's origin; it is damaged. Restore the file."
+            raise CheckpointError(msg) from error
+    if checkpoint is not None and checkpoint.state.get("origin") != record:
+        msg = (
+            f"{str(path)!r} must tell the origin that the run's checkpoints tell; it is "
+            f"{'missing' if record is None else 'another'}. Restore the file."
+        )
+        raise CheckpointError(msg)
+    if origin is not None and (record is None or record["sha256"] != origin.sha256):
+        place = "its base weights" if record is None else repr(record["place"])
+        msg = (
+            f"{str(folder)!r} holds a run that began with {place}; got `--from` "
+            f"{origin.place!r}. Choose another folder, or leave `--from` out to go on."
+        )
+        raise CheckpointError(msg)
+    return record
+
+
+def begin_from(
+    folder: Path, system: System, origin: Origin | None, record: dict[str, Any] | None
+) -> tuple[dict[str, Any], bytes] | None:
+    """Put the parameters of a run's origin into its system.
+
+    Args:
+        folder: The run folder.
+        system: With new parameters, which change.
+        origin: From :func:`read_origin`, for a run that begins.
+        record: From :func:`origin_of`, for one that has begun.
+
+    Returns:
+        The record and the tensors' file, for :func:`write_origin`; None without an origin.
+
+    Raises:
+        CheckpointError: If the parameters do not fit, or their copy in the folder is damaged.
+    """
+    if record is not None:
+        path = folder / _TENSORS
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            msg = f"cannot read the run's first parameters in {str(path)!r}: {error}. Restore it."
+            raise CheckpointError(msg) from error
+        if hashlib.sha256(content).hexdigest() != record["parameters"]:
+            msg = f"{str(path)!r} must hold the run's first parameters; it is damaged. Restore it."
+            raise CheckpointError(msg)
+        load_strict(system.trained(), load(content), source=str(path))
+        return record, content
+    if origin is None:
+        return None
+    origin.apply(system)
+    content = save({k: v.detach().cpu().contiguous() for k, v in system.trained().items()})
+    record = {
+        "place": origin.place,
+        "iteration": origin.iteration,
+        "sha256": origin.sha256,
+        "differences": list(origin.differences),
+        "parameters": hashlib.sha256(content).hexdigest(),
+    }
+    return record, content
+
+
+def write_origin(folder: Path, content: tuple[dict[str, Any], bytes]) -> None:
+    """Keep a run's origin in its folder, so that it goes on without the other run.
+
+    Args:
+        folder: The run folder.
+        content: From :func:`begin_from`.
+    """
+    record, tensors = content
+    atomic_write(folder / _TENSORS, tensors)
+    atomic_write(folder / ORIGIN, to_json(record))
+
+
+def _place(start: str | Path) -> tuple[Path, int | None]:
+    text = str(start)
+    path = Path(text).expanduser()
+    name, at, number = text.rpartition("@")
+    if not path.exists() and at and number.isascii() and number.isdigit():
+        return Path(name).expanduser().absolute(), int(number)
+    return path.absolute(), None
+
+
+def _at(folder: Path, iteration: int) -> Checkpoint:
+    """Read one checkpoint of a run, the guard's best one too."""
+    name = f"iteration_{iteration:06d}"
+    for place in ("checkpoints", "best"):
+        if (folder / place / name).is_dir():
+            return load_checkpoint(folder / place / name)
+    paths = [*(folder / "checkpoints").glob("iteration_*"), *(folder / "best").glob("iteration_*")]
+    numbers = sorted({int(path.name[10:]) for path in paths if path.name[10:].isdigit()})
+    msg = (
+        f"`--from` must name a checkpoint that {str(folder)!r} holds, of the iterations {numbers}; "
+        f"got {iteration}."
+    )
+    raise CheckpointError(msg)
+
+
+def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> Origin:
+    there, here = to_dict(checkpoint.config), to_dict(config)
+    for setting in _SHAPES:
+        section, _, name = setting.partition(".")
+        if there[section][name] != here[section][name]:
+            msg = (
+                f"`{setting}` must be {there[section][name]!r}, that of {str(path)!r}, whose "
+                f"parameters the run is to begin with; got {here[section][name]!r}."
+            )
+            raise CheckpointError(msg)
+    tensors = checkpoint.tensors["policy"]
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            msg = (
+                f"`--from` must name finite parameters; got non-finite numbers in {name!r} of "
+                f"{str(path)!r} after {checkpoint.iteration} iterations. Name an earlier "
+                "checkpoint, as RUN@ITERATION."
+            )
+            raise CheckpointError(msg)
+    require_same_weights(config, checkpoint.state)
+    return Origin(
+        place=str(path),
+        iteration=checkpoint.iteration,
+        sha256=hashlib.sha256(save(dict(tensors))).hexdigest(),
+        differences=tuple(differing_settings(there, here)),
+        tensors=tensors,
+    )
+
+
+def _of_lora(path: Path, config: TrainConfig) -> Origin:
+    if config.model.finetune != "lora":
+        msg = (
+            f'`model.finetune` must be "lora" to begin with the LoRA {str(path)!r}; got '
+            f'"{config.model.finetune}". Merge the LoRA and name the folder as `model.weights`.'
+        )
+        raise CheckpointError(msg)
+    file = path if path.is_file() else _lora_file(path)
+    if file is None:
+        raise CheckpointError(f"`--from` must name a LoRA; {str(path)!r} holds none.")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Origin(place=str(path), iteration=None, sha256=digest, differences=(), lora=file)
+
+
+def _lora_file(folder: Path) -> Path | None:
+    files = (folder / name for name in (PEFT_FILE, DIFFUSERS_LORA_FILE))
+    return next((file for file in files if file.is_file()), None)

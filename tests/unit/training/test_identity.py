@@ -1,0 +1,108 @@
+"""`identity`: base weights that changed under a path are not gone on with."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mvczigal_ref.config import from_dict, to_dict
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import to_json
+from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.training import identity
+from mvczigal_ref.training.identity import (
+    absolute_paths,
+    in_places,
+    require_same_weights,
+    weights_identity,
+)
+from mvczigal_ref.training.run_folder import find_checkpoint, load_policy
+from tests.unit.training.test_state import config, stepped
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder of base weights."""
+    folder = tmp_path / "weights"
+    tiny_components(seed=0, channels=(16, 16, 16), num_heads=(1, 1, 1)).save(folder)
+    return folder
+
+
+def change(folder):
+    """Change one number of one file."""
+    path = next(iter(sorted(folder.rglob("*.safetensors"))))
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, path)
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [2**26, 0])
+def test_the_identity_is_the_content_wherever_it_lies(weights, tmp_path, monkeypatch, whole):
+    """A copy is the same, one changed number is not; so of large files, which are read in parts."""
+    monkeypatch.setattr(identity, "_WHOLE", whole)
+    one = weights_identity(config(model={"weights": str(weights)}))
+    copy = shutil.copytree(weights, tmp_path / "copy")
+    two = weights_identity(config(model={"weights": str(copy)}))
+    change(copy)
+    three = weights_identity(config(model={"weights": str(copy)}))
+
+    assert one["sha256"] == two["sha256"] != three["sha256"]
+    assert one["place"] == str(weights) != two["place"]
+
+
+def test_a_published_model_is_known_by_its_parts(weights):
+    """Folders by content, hub repositories by their cached revision or name."""
+    parts = {"base": str(weights), "unet": str(weights), "vae": "a/b", "adapter": str(weights)}
+    settings = {"model": {"weights": "lcm_sdxl", "sources": parts}}
+    known = weights_identity(from_dict(settings))
+
+    assert known["place"].count(str(weights)) == 3
+    assert "vae: a/b" in known["sha256"]
+
+
+def test_a_relative_path_is_the_same_as_its_absolute_one(weights, tmp_path, monkeypatch):
+    """From the same folder, by either; and from another, by the absolute one."""
+    monkeypatch.chdir(tmp_path)
+    relative = config(model={"weights": "weights"})
+    absolute = config(model={"weights": str(weights)})
+    assert absolute_paths(relative)["model.weights"] == str(weights)
+    assert in_places(relative).model == absolute.model
+    stepped(relative, tmp_path / "run")
+    written = to_json(to_dict(in_places(relative)))  # as training does
+    (tmp_path / "run" / "config.json").write_text(written)
+
+    assert find_checkpoint(tmp_path / "run", absolute).iteration == 2
+    monkeypatch.chdir("/")
+    assert find_checkpoint(tmp_path / "run", absolute).iteration == 2
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+def test_changed_weights_are_refused(weights, tmp_path):
+    """On a resume and where the policy is rebuilt; without a word of the run they pass."""
+    chosen = config(model={"weights": str(weights)})
+    state = stepped(chosen, tmp_path / "run")
+    state.weights = weights_identity(chosen)
+    state.save(tmp_path / "run")
+    checkpoint = find_checkpoint(tmp_path / "run", chosen)
+    require_same_weights(chosen, checkpoint.state)
+    load_policy(tmp_path / "run", device=torch.device("cpu"))
+
+    change(weights)
+    for use in (
+        lambda: require_same_weights(chosen, checkpoint.state),
+        lambda: load_policy(tmp_path / "run", device=torch.device("cpu")),
+    ):
+        with pytest.raises(CheckpointError, match=r"`model\.weights` = .* have changed since"):
+            use()
+    elsewhere = replace(chosen, model=replace(chosen.model, weights=str(tmp_path / "other")))
+    with pytest.raises(CheckpointError, match=r"were in '.*weights' and are looked up in '.*other"):
+        require_same_weights(elsewhere, checkpoint.state)
+    require_same_weights(chosen, {})
