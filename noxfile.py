@@ -56,7 +56,7 @@ def _pytest(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, formatting, docstrings and the layers' import contract."""
+    """Check style, formatting, docstrings, the layers' import contract and plain English."""
     # Of these only import-linter reads the package, and it does not import it. pydoclint cannot
     # share an environment with tyro: both install a module named docstring_parser.
     session.install(*CONSTRAINTS, "ruff", "pydoclint", "import-linter")
@@ -64,6 +64,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("pydoclint", "--quiet", "mvczigal_ref")
     session.run("lint-imports", "--no-cache")
+    session.run("python", "-m", "tests.english")
 
 
 @nox.session(venv_backend="none")

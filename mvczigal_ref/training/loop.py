@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -70,7 +71,7 @@ class TrainingLoop:
     ) -> None:
         self._state, self._judge, self._watch = state, judge, watch
         self._enhancer = enhancer
-        self._folder, self._tell, self._world = folder, tell, world
+        self._folder, self._tell, self._world, self._idle = folder, tell, world, False
         self._timer, done = StageTimer(world.device), state.logged
         self._log = MetricsLog(folder / "metrics.jsonl", finished=done) if world.is_main else None
         captioned = world.is_main and enhancer is not None
@@ -135,11 +136,22 @@ class TrainingLoop:
         state.pending = None
         with suppress(OSError):  # a terminal that has gone must not cost what is to be saved
             self._tell.iteration(state.finished, run.iterations, metrics)
+            self._note_idle_steps(iteration, metrics)
         stop = self._world.anywhere(stopped())
         if stop or last or best or state.finished % run.checkpoint_every == 0:
             self._save()
         if stop:
             raise KeyboardInterrupt
+
+    def _note_idle_steps(self, iteration: int, metrics: Mapping[str, Any]) -> None:
+        """Say once that optimiser steps asked for no change."""
+        if metrics.get("idle_steps") and not self._idle:
+            self._idle = True
+            self._tell.note(
+                f"iteration {iteration}: {metrics['idle_steps']:.0f} optimiser steps changed "
+                "nothing, since every advantage was equal or every ratio clipped; `idle_steps` "
+                "counts them from now on."
+            )
 
     def _check(self) -> bool:
         """Let the guard look, if it is time; say whether this is its best check."""

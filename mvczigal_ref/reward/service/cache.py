@@ -40,9 +40,9 @@ def content_key(
         >>> content_key(info, "grey", shape=(1, 3, 1, 1), dtype="uint8", pixels=b"777")[:8]
         '46daabe3'
     """
-    said = {**asdict(info), "prompt": prompt, "shape": list(shape), "dtype": dtype}
+    question = {**asdict(info), "prompt": prompt, "shape": list(shape), "dtype": dtype}
     # A JSON object tells where it ends, so no prompt can be taken for pixels.
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode())
     digest.update(pixels)
     return digest.hexdigest()
 
@@ -89,14 +89,14 @@ class ScoreCache:
             Its one row, or None if it is not known, or its file is damaged.
         """
         with self._lock:
-            found = self._known.get(key)
-            if found is not None:
+            scores = self._known.get(key)
+            if scores is not None:
                 self._known.move_to_end(key)
-                return found
-        found = self._read(key, info, views)
-        if found is not None:
-            self._remember(key, found)
-        return found
+                return scores
+        scores = self._read(key, info, views)
+        if scores is not None:
+            self._remember(key, scores)
+        return scores
 
     def put(self, key: str, scores: Scores, *, info: ScorerInfo) -> None:
         """Remember one object.
@@ -109,11 +109,11 @@ class ScoreCache:
         self._remember(key, scores)
         if self._folder is None:
             return
-        said: dict[str, Any] = {**asdict(info), **asdict(scores)}
-        said["scores"] = said.pop("rows")
+        entry: dict[str, Any] = {**asdict(info), **asdict(scores)}
+        entry["scores"] = entry.pop("rows")
         try:
             self._make_room(self._folder)
-            atomic_write(self._path(self._folder, key), json.dumps(said))
+            atomic_write(self._path(self._folder, key), json.dumps(entry))
         except OSError as error:
             # Scores can be had again: no reason to end a run.
             _LOG.warning("scores are no longer kept in %s: %s", self._folder, error)
@@ -146,8 +146,8 @@ class ScoreCache:
         if self._folder is None:
             return None
         try:
-            said = parse_object(self._path(self._folder, key).read_bytes())
-            return decode_scores(said, info=info, objects=1, views=views)
+            entry = parse_object(self._path(self._folder, key).read_bytes())
+            return decode_scores(entry, info=info, objects=1, views=views)
         except (OSError, ValueError):
             return None
 

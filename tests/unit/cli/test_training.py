@@ -85,10 +85,10 @@ def test_a_seed_is_the_setting(runs, tmp_path, monkeypatch):
 
 def test_words_of_a_command_are_the_command(runs):
     """What is printed to go on is read as the same."""
-    command = Train(recipe="tiny", settings=("optim.lr=1",), seed=3, processes=2)
+    command = Train(recipe="tiny", settings=("optim.lr=1",), seed=3, start="runs/a@4", processes=2)
 
     assert train_words(command) == [
-        "train", "tiny", "optim.lr=1", "--seed", "3", "--processes", "2",
+        "train", "tiny", "optim.lr=1", "--seed", "3", "--from", "runs/a@4", "--processes", "2",
     ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -697,6 +698,28 @@ def test_weights_and_held_out_prompts_come_from_the_configuration(record, tmp_pa
     go(found, tmp_path / "run", record, components=None, prompts=None)
 
     assert record.measured[0][1] == split_prompts()[1]
+
+
+def test_steps_that_change_nothing_are_told_once(record, monkeypatch, tmp_path):
+    """With the likely reasons; the metrics count them all."""
+    original = training_loop.run_iteration
+
+    def idle(*arguments, **named):
+        result = original(*arguments, **named)
+        return replace(result, metrics={**result.metrics, "idle_steps": 2.0})
+
+    class Notes(Events):
+        texts: ClassVar[list[str]] = []
+
+        def note(self, text):
+            self.texts.append(text)
+
+    monkeypatch.setattr(training_loop, "run_iteration", idle)
+    go(config(3), tmp_path, record, events=Notes())
+
+    (text,) = Notes.texts
+    assert "iteration 0: 2 optimiser steps changed nothing, since every advantage was equal" in text
+    assert [row["idle_steps"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [2.0] * 3
 
 
 # -- errors ------------------------------------------------------------------------------
