@@ -106,6 +106,7 @@ def run_iteration(
             conditions.append(describe(system, enhancer, part, images, config, iteration))
         with timer("reward"):
             scores.append(score(system, images, conditions[-1].columns))
+        del images  # gigabytes at full size
     with timer("reward"):
         rewards = here.share.gather_rewards(scores, world)
         rewards.require_finite()  # the constraint's mean would not say whose it was

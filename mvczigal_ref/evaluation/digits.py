@@ -40,7 +40,7 @@ def decimals_of(error: float, *values: float) -> int:
 
     Args:
         error: Standard error, in the unit of the values.
-        values: Numbers whose size counts where the error is 0 or not finite.
+        *values: Numbers whose size counts where the error is 0 or not finite.
 
     Returns:
         Decimals of the error and of every value that it belongs to.
@@ -58,7 +58,7 @@ def decimals_of_size(*values: float) -> int:
     """Count decimals by the largest of some numbers: two, or four significant digits below 1.
 
     Args:
-        values: Numbers of one unit, whose error is unknown.
+        *values: Numbers of one unit, whose error is unknown.
 
     Returns:
         Decimals, at least 2.

@@ -126,8 +126,7 @@ class Memory:
     saved_plain: int
     """The same without."""
     images: int = 0
-    """Decoded images of one slice; a part of ``decoding`` and of ``scoring``. The last slice's
-    stay during the update."""
+    """Decoded images of one slice; a part of ``decoding`` and of ``scoring``."""
     copies: int = 0
     """Further copies of the trained weights: their average, and those of the policy that samples
     where it follows the one that learns; there all along."""
@@ -151,7 +150,7 @@ class Memory:
             **prompts,
             "rollout": base + self.sampling,
             "reward": base + max(self.decoding, self.scoring),
-            "update": base + self.images + self.gradients + self.replay,
+            "update": base + self.gradients + self.replay,
         }
 
     @property

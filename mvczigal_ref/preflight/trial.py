@@ -70,6 +70,11 @@ class Trial(ABC):
         Every element weighs what it weighs in an optimiser step of the run, and the loss is
         scaled as there.
 
+        Args:
+            samples: Samples of one slice.
+            step: Index of the trained step or decision.
+            advantage: The advantage, or the gap of every pair [1].
+
         Returns:
             The loss scale that the gradient was made with, before it was taken out [1].
         """
@@ -163,6 +168,9 @@ def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @contextmanager
 def in_fp32(network: nn.Module) -> Iterator[bool]:
     """Widen what a network holds in half precision, for a while; no bit of it is lost.
+
+    Args:
+        network: Its half-precision parameters and buffers are fp32 meanwhile.
 
     Yields:
         Whether there was anything to widen.

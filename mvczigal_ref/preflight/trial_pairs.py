@@ -66,6 +66,11 @@ class PairTrial(Trial):
         Every element weighs what it weighs in an optimiser step of the run, and the loss is
         scaled as there.
 
+        Args:
+            samples: Samples of one slice.
+            step: Index of the trained step or decision.
+            advantage: The advantage, or the gap of every pair [1].
+
         Returns:
             The loss scale that the gradient was made with, before it was taken out [1].
         """

@@ -48,6 +48,7 @@ def flow_grpo() -> TrainConfig:
             lora_alpha=128.0,
             dtype="bf16",
             gradient_checkpointing=True,
+            views_per_decode=4,
             tf32=True,
         ),
         sampler=SamplerConfig(kind="flow", num_steps=6, evaluation_steps=28, guidance_scale=3.5),

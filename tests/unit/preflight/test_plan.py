@@ -141,7 +141,7 @@ def test_what_waits_elsewhere_is_counted_while_it_works():
         "prompts": base + here.text_encoders,
         "rollout": base + away.sampling,
         "reward": base + away.scoring,
-        "update": base + here.images + here.gradients + here.replay,
+        "update": base + here.gradients + here.replay,
     }
     assert here.stages.keys() == {"rollout", "reward", "update"}
 
