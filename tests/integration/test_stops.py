@@ -27,7 +27,7 @@ FAULTS = {
         faults.loss_fault,
         {"what": "log_ratio_zigzag", "object": 1, "view": 2, "step": 0},
     ),
-    "gradient": (faults.gradient_fault, {"what": "gradient", "object": 1, "view": 2, "step": 0}),
+    "gradient": (faults.gradient_fault, {"object": None, "view": None, "step": None}),
 }
 
 
