@@ -29,7 +29,7 @@ def caption_drift(
     Returns:
         One table per decision [unit of the log-density]; None without captions.
     """
-    if conditions[0].columns[0].conditions[0] == (0,) and len(conditions[0].columns) == 1:
+    if not conditions[0].captions[0]:
         return None
     tables = []
     for index in range(len(decisions[0][0])):

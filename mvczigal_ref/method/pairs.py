@@ -14,7 +14,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.caption import Conditions
 from mvczigal_ref.method.pair_settings import pair_objective, pair_update_settings
 from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
-from mvczigal_ref.records import Samples
+from mvczigal_ref.records import PairedRollout, Samples
 from mvczigal_ref.reward.aggregate import weighted_sum
 from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.rollout.noise import derived_generator
@@ -124,7 +124,7 @@ def learn(
     gap = advantages[0][0].to(system.device)
     batches = [
         PairBatch(
-            rollout=part.pair,
+            rollout=_pair(part),
             conditioning=condition.conditioning[0],
             advantage_gap=gap[objects.start : objects.stop],
             first_object=objects.start,
@@ -132,7 +132,6 @@ def learn(
         for objects, part, condition in zip(
             iteration.share.objects, samples, conditions, strict=True
         )
-        if part.pair is not None
     ]
     metrics, loss_scale = update_policy(
         system.policy,
@@ -146,6 +145,14 @@ def learn(
         loss_scale=loss_scale,
     )
     return Learned(metrics=metrics, loss_scale=loss_scale)
+
+
+def _pair(samples: Samples) -> PairedRollout:
+    """Take the trajectories of a slice that was sampled to compare pairs."""
+    if samples.pair is None:
+        msg = "`samples` must hold the pairs of every slice; got a slice without. Sample pairs."
+        raise ValueError(msg)
+    return samples.pair
 
 
 def reward_metrics(rewards: RewardTable) -> dict[str, float]:

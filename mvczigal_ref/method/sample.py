@@ -123,7 +123,11 @@ def draw_samples(
         "nodes_per_call": rollout.nodes_per_call,
         "keep_mean": config.objective.kind == "guard",
     }
-    if rollout.kind == "branches" and isinstance(system.sampler, FlowSampler):
+    if rollout.kind == "branches":
+        if not isinstance(system.sampler, FlowSampler):
+            name = type(system.sampler).__name__
+            msg = f"`sampler` must be a flow's, whose ODE is the trunk of branches; got {name}."
+            raise TypeError(msg)
         steps = stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)
         return _of_branches(
             branched_rollout(

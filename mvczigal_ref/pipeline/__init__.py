@@ -1,5 +1,9 @@
 """Text to multiview as a diffusers pipeline."""
 
-from mvczigal_ref.pipeline.text_to_multiview import TextToMultiviewOutput, TextToMultiviewPipeline
+from mvczigal_ref.pipeline.text_to_multiview import (
+    NEGATIVE_PROMPT,
+    TextToMultiviewOutput,
+    TextToMultiviewPipeline,
+)
 
-__all__ = ["TextToMultiviewOutput", "TextToMultiviewPipeline"]
+__all__ = ["NEGATIVE_PROMPT", "TextToMultiviewOutput", "TextToMultiviewPipeline"]

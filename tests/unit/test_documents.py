@@ -221,7 +221,8 @@ def test_settings_can_break(hooks, tmp_path, monkeypatch):
     for path in hooks.CONFIG.glob("*.py"):
         (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
     run = tmp_path / "run.py"
-    run.write_text(run.read_text("utf-8").replace('    """Learning rate [1]."""\n', ""), "utf-8")
+    text = re.sub(r'(    lr: Rate = .*\n)    """.*?"""\n', r"\1", run.read_text("utf-8"))
+    run.write_text(text, "utf-8")
     monkeypatch.setattr(hooks, "CONFIG", tmp_path)
 
     with pytest.raises(ValueError, match=r"`OptimConfig\.lr` must have a docstring"):

@@ -1,6 +1,7 @@
 """`method.pairs`: oracle, laws."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -209,3 +210,18 @@ def test_modes_are_the_advantages_own():
     """The settings know no mode that the mathematics does not."""
     for mode in ("constrained", "joint", "per_view", "weighted_sum"):
         assert 0.0 <= joint_share(mode) <= 1.0
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+def test_a_slice_without_pairs_is_refused():
+    """None is left out without a word."""
+    config = config_of(ZIGAL)
+    system = system_of(config)
+    stages = staged(system, config)
+    gap = pairs.compare(stages.rewards, stages.samples, stages.here, multiplier=0.5)
+    samples = [replace(part, pair=None) for part in stages.samples]
+    optimizer = torch.optim.SGD(list(system.trained().values()), lr=0.1)
+    with pytest.raises(ValueError, match="`samples` must hold the pairs of every slice"):
+        pairs.learn(system, optimizer, samples, stages.conditions, gap, stages.here, old=None)

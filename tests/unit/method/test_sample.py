@@ -417,3 +417,12 @@ def test_what_fits_is_let_pass(how):
     """Every kind of sample."""
     config = config_of(*how)
     check_steps(analytic_system(config), config)
+
+
+def test_branches_need_a_flow_s_sampler():
+    """No other has an ODE for the trunk; a group in its place would be something else."""
+    flow = config_of(FLOW, {**GROUP, "rollout.kind": "branches"})
+    system = analytic_system(config_of(GROUP))
+    noise = SeededNoise(seed=0, iteration=0, objects=(0,), shape=system.latent_shape)
+    with pytest.raises(TypeError, match=r"`sampler` must be a flow's.*got LcmSampler"):
+        draw_samples(system, system.conditioning(PROMPTS[:1]), noise, config=flow, iteration=0)
