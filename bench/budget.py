@@ -13,8 +13,8 @@ CPU too; there the peak is that of the process so far, and says little.
 import argparse
 import gc
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,35 +188,38 @@ def budget(
     words: Sequence[str],
     repeats: int,
     matrix: int,
-) -> dict[str, Any]:
-    """Measure every row, each dtype's matrix rate before; give all of it as JSON values."""
+    save: Callable[[dict[str, Any]], None],
+) -> list[Row]:
+    """Measure every row, each dtype's matrix rate before; save all of it after each, for JSON."""
     rates = {
         name: matrix_rate(device, DTYPES[name], size=matrix)
         for name in dict.fromkeys(point.dtype for point in points)
     }
-    rows = []
-    for point in points:
-        config = point.config(base, words)
-        rows.append(measure(point, config, device, rates[point.dtype], repeats=repeats))
-        print(f"{len(rows)} of {len(points)}: {_told(rows[-1])}", flush=True)
     cuda = device.type == "cuda"
     named = (
         torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     )
+    content = {
+        "device": named,
+        "torch": torch.__version__,
+        "recipe": base,
+        "settings": [*words],
+        "matrix_rates": {name: asdict(rate) for name, rate in rates.items()},
+    }
+    rows: list[Row] = []
+    save({**content, "rows": []})
+    for point in points:
+        config = point.config(base, words)
+        rows.append(measure(point, config, device, rates[point.dtype], repeats=repeats))
+        save({**content, "rows": [asdict(row) for row in rows]})
+        print(f"{len(rows)} of {len(points)}: {_told(rows[-1])}", flush=True)
     print("\n" + table(rows))
     for name, rate in rates.items():
         print(
             f"{name} matrix rate: {rate.flops / 1e12:.2f} TFLOP/s, {rate.size} x {rate.size}, "
             f"spread {rate.spread:.1%} over {rate.repeats}; {named}"
         )
-    return {
-        "device": named,
-        "torch": torch.__version__,
-        "recipe": base,
-        "settings": [*words],
-        "matrix_rates": {name: asdict(rate) for name, rate in rates.items()},
-        "rows": [asdict(row) for row in rows],
-    }
+    return rows
 
 
 def _told(row: Row) -> str:
@@ -247,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, default=Path("runs/budget.json"))
     parser.add_argument("--tiny", action="store_true", help="the shipped tiny network's size")
+    parser.add_argument("--strict", action="store_true", help="exit status 1 if a row failed")
     parser.add_argument("--settings", nargs="+", default=[], help="section.name=value")
     wanted = parser.parse_args(argv)
     unknown = {name for text in wanted.options for name in text.split("+")} - OPTIONS.keys()
@@ -264,16 +268,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             "objects": wanted.objects or ([1, 2] if wanted.tiny else [1, 2, 4, 8]),
         }
     )
-    found = budget(
+    rows = budget(
         points,
         device=device,
         base=wanted.recipe,
         words=[*(TINY if wanted.tiny else ()), *wanted.settings],
         repeats=wanted.repeats,
         matrix=128 if wanted.tiny else 8192,
+        save=lambda content: atomic_write(wanted.json, to_json(content)),
     )
-    atomic_write(wanted.json, to_json(json.loads(json.dumps(found))))
     print(f"written: {wanted.json}")
+    if wanted.strict and any(row.failed for row in rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

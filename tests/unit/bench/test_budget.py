@@ -159,6 +159,31 @@ def test_what_does_not_fit_is_a_row_too(monkeypatch, error):
     assert f"| plain | {found.failed} |" in budget.table([found])
 
 
+def test_each_row_is_written_once_it_is_measured(tmp_path, monkeypatch):
+    """A run that is cut in the third row leaves two; `--strict` tells that one failed."""
+    out, seen = tmp_path / "budget.json", []
+
+    def measured(point, *_, **__):
+        seen.append(len(json.loads(out.read_text("utf-8"))["rows"]))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return budget.Row(point=point, failed="out of memory")
+
+    monkeypatch.setattr(budget, "matrix_rate", lambda *_, **__: RATE)
+    monkeypatch.setattr(budget, "measure", measured)
+    argv = ["--tiny", "--device", "cpu", "--options", "plain", "--json", str(out), "--objects"]
+    with pytest.raises(KeyboardInterrupt):
+        budget.main([*argv, "1", "2", "3"])
+    assert seen == [0, 1, 2]
+    assert [row["failed"] for row in json.loads(out.read_text())["rows"]] == ["out of memory"] * 2
+
+    seen.clear()
+    budget.main([*argv, "1"])
+    with pytest.raises(SystemExit) as ended:
+        budget.main([*argv, "1", "--strict"])
+    assert ended.value.code == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [(["--options", "plain+fast", "--tiny"], "fast"), (["--device", "cpu"], "needs a CUDA device")],

@@ -46,20 +46,52 @@ ALSO_CHANGES = {
 SOURCES = json.loads((ROOT / "fixtures" / "golden" / "recipe_sources.json").read_text("utf-8"))
 TABLE = re.compile(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", re.MULTILINE)
 METHODS = (*flow.__all__, *dance.__all__)
+TRAJECTORIES = ("flow.kernel", "flow.noise_scale", "objective.clip_range", "rollout.window")
 # What every source must say, or say that it has none.
 ASKED = {
-    "model": ("weights", "image_size", "finetune", "dtype"),
-    "sampler": ("num_steps", "evaluation_steps", "guidance_scale"),
-    "flow": ("text_length",),
+    "model": ("weights", "image_size", "finetune", "dtype", "tf32"),
+    "sampler": ("kind", "num_steps", "evaluation_steps", "guidance_scale"),
+    "flow": ("text_length", "shift"),
     "rollout": ("kind",),
     "reward": ("per_view",),
     "advantage": ("spread", "ddof", "delta", "clip"),
     "objective": ("kind", "kl_weight"),
     "optim": (
-        "lr", "weight_decay", "max_grad_norm", "optimizer_steps_per_epoch", "average_decay",
+        "lr", "betas", "eps", "weight_decay", "max_grad_norm", "optimizer_steps_per_epoch",
+        "average_decay",
     ),
     "run": ("objects_per_iteration", "iterations"),
 }  # fmt: skip
+# What else a source must say, by what it says of these.
+ASKED_BY = {
+    ("model.finetune", "lora"): ("model.lora_rank", "model.lora_alpha"),
+    ("rollout.kind", "group"): ("rollout.members", "rollout.shared_noise"),
+    ("rollout.kind", "branches"): ("rollout.members",),
+    ("rollout.kind", "tree"): (
+        "rollout.split_steps", "rollout.split_width", "advantage.fusion_inverse_temperature",
+    ),
+    ("rollout.window", "fixed"): (
+        "rollout.window_start", "rollout.window_size", "rollout.window_spacing",
+    ),
+    ("rollout.window", "random"): (
+        "rollout.window_start", "rollout.window_last_start", "rollout.window_size",
+    ),
+    ("rollout.window", "sliding"): (
+        "rollout.window_size", "rollout.window_stride", "rollout.window_interval",
+        "rollout.window_end",
+    ),
+    ("objective.kind", "forward_process"): (
+        "forward.mix", "forward.levels", "forward.old_decay_rate", "forward.old_decay_largest",
+        "forward.old_decay_unit",
+    ),
+    ("objective.kind", "policy_gradient"): TRAJECTORIES,
+    ("objective.kind", "guard"): TRAJECTORIES,
+}  # fmt: skip
+# And where a recipe changes these from their defaults.
+ASKED_IF_CHANGED = (
+    "flow.image_is_denoised", "rollout.fine_steps", "reward.weights", "objective.train_share",
+    "optim.step_per_decision", "condition.enhancer", "condition.model",
+)  # fmt: skip
 MULTIVIEW = ("mv_pg", "mv_dpo", "mv_rdl", "mv_zigal", "ws_zigal", "mvc_zigpg", "mvc_zigal")
 
 
@@ -143,20 +175,29 @@ def test_every_full_size_flow_recipe_has_a_source():
     assert len(TABLE.findall(text)) == len(re.findall(r"^\| `", text, re.MULTILINE))
 
 
+def asked_of(theirs, ours):
+    """Give the settings that a source must say, by what it says and by our kind of rollout."""
+    asked = {f"{section}.{setting}" for section, names in ASKED.items() for setting in names}
+    for (path, value), more in ASKED_BY.items():
+        if theirs.get(path) == value:
+            asked |= set(more)
+    defaults = settings_of(TrainConfig())
+    asked |= {path for path in ASKED_IF_CHANGED if ours[path] != defaults[path]}
+    if theirs["rollout.kind"] == ours["rollout.kind"] == "branches":
+        asked |= {"rollout.trunks", "rollout.strides"}
+    if isinstance(theirs["reward.per_view"], dict):
+        asked |= {"reward.combine"}
+    if theirs["optim.average_decay"]:
+        asked |= {"optim.average_every"}
+    return asked
+
+
 @pytest.mark.parametrize("name", SOURCES["recipes"])
 def test_a_source_says_what_matters(name):
     """A setting that is left out of the table of sources would be compared with nothing."""
     theirs, _ = released(name)
-    asked = {f"{section}.{setting}" for section, names in ASKED.items() for setting in names}
-    ours = settings_of(recipe(name))
-    if ours["model.finetune"] == "lora":
-        asked |= {"model.lora_rank", "model.lora_alpha"}
-    if ours["rollout.kind"] == "group":
-        asked |= {"rollout.members"}
-    if ours["objective.kind"] != "forward_process":
-        asked |= {"flow.kernel", "flow.noise_scale", "objective.clip_range"}
 
-    assert asked - set(theirs) == set()
+    assert asked_of(theirs, settings_of(recipe(name))) - set(theirs) == set()
     for source in SOURCES["recipes"][name]:
         assert len(source["commit"]) == 40 if "commit" in source else "paper" in source
 
