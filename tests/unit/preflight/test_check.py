@@ -12,7 +12,7 @@ from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.preflight import attempts, trial_pairs
+from mvczigal_ref.preflight import attempts, trial_forward, trial_groups, trial_pairs
 from mvczigal_ref.preflight.attempts import ATTEMPTS, Finding, Verdict
 from mvczigal_ref.preflight.check import check, check_system, trial_of
 from mvczigal_ref.preflight.trial import in_fp32
@@ -419,6 +419,47 @@ def test_sound_groups_pass(words):
     for name, parameter in system.trained().items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
+
+
+def weakened(update, place, factor):
+    """Multiply the loss of an update, whose objective is one of its positional arguments."""
+
+    def changed(*arguments, **named):
+        objective = arguments[place]
+
+        def smaller(samples):
+            loss, stats = objective(samples)
+            return factor * loss, stats
+
+        return update(*arguments[:place], smaller, *arguments[place + 1 :], **named)
+
+    return changed
+
+
+UPDATES = {
+    "groups": ("tiny_flow_grpo", trial_groups, "update_groups", 4),
+    "forward": ("tiny_diffusion_nft", trial_forward, "update_forward", 3),
+}
+
+
+@pytest.mark.parametrize(("scale", "lost"), [("1", True), ("null", False)])
+@pytest.mark.parametrize(("name", "module", "update", "place"), UPDATES.values(), ids=UPDATES)
+def test_a_gradient_of_groups_that_rounds_away_is_measured(
+    name, module, update, place, scale, lost, monkeypatch
+):
+    """An update stops at such a gradient; the check goes on, and gives the shares."""
+    monkeypatch.setattr(module, update, weakened(getattr(module, update), place, 1e-2))
+    system, config = flow_system(
+        name, "model.dtype=fp16", f"optim.loss_scale={scale}",
+        "run.objects_per_iteration=10000", "optim.optimizer_steps_per_epoch=1",
+    )  # fmt: skip
+    faults = failures(SURVIVAL, system, config)
+
+    assert bool(faults) == lost
+    if lost:
+        text = faults["gradients survive the dtype"]
+        assert text.startswith("100.0% of its numbers are exactly 0 that are not in fp32; its cos")
+        assert "its cosine to fp32 is 0.0000; the loss scale 1; rms 0 against optim.eps" in text
 
 
 def test_captions_double_the_replays():
