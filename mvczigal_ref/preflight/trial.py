@@ -177,9 +177,9 @@ def in_fp32(network: nn.Module) -> Iterator[bool]:
     """
     held = [*network.parameters(), *network.buffers()]
     half = [(t, t.dtype) for t in held if t.dtype in (torch.float16, torch.bfloat16)]
-    for tensor, _ in half:
-        tensor.data = tensor.data.float()
     try:
+        for tensor, _ in half:
+            tensor.data = tensor.data.float()
         yield bool(half)
     finally:
         for tensor, dtype in half:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mvczigal_ref.config import Dtype
 from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import ZeroGradientError
 from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.group_loss import group_objective, step_weights
 from mvczigal_ref.method.sample import draw_samples
@@ -168,6 +169,8 @@ def scaled_gradient(
 ) -> float:
     """Leave the gradient of one optimiser step in the parameters, which do not change.
 
+    A gradient that rounds away whole, at which a run stops, is left as zeros.
+
     Args:
         system: Its trained parameters hold the gradient afterwards.
         loss_scale: Scale to begin with; it falls while the gradient overflows.
@@ -181,7 +184,10 @@ def scaled_gradient(
     scale = 1.0
     while not catcher.gradients:
         scale = 1.0 if loss_scale is None else loss_scale.scale
-        _, loss_scale = update(catcher, loss_scale)
+        try:
+            _, loss_scale = update(catcher, loss_scale)
+        except ZeroGradientError:
+            catcher.gradients = [torch.zeros_like(parameter) for parameter in parameters]
     for parameter, gradient in zip(parameters, catcher.gradients, strict=True):
         parameter.grad = gradient
     return scale

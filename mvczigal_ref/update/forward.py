@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.flow import flow_latent
@@ -121,11 +121,19 @@ class _Microbatch:
             log_ratio_square=zero,
             clipped=zero,
             deviation=zero,
-            asks=asks_for_change(noised.velocity),
+            asks=asks_for_change(noised.velocity) & self._has_goal(),
             count=self.count,
             num_log_ratios=0,
             extra={name: value * self.count for name, value in means.items()},
         )
+
+    def _has_goal(self) -> Bool[Tensor, ""]:
+        """Tell whether a sample is better or worse than average, or a reference policy pulls.
+
+        Elsewhere both fits of the loss weigh the same, and their gradients cancel but for rounding
+        and the distance to the old policy: neither must reach the parameters.
+        """
+        return self.batch.advantage.any() | (self.reference is not None)
 
     def _velocity(self, latent_t: MemberLatent) -> MemberLatent:
         members = latent_t.shape[0]

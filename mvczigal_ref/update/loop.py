@@ -103,7 +103,9 @@ def asks_for_change(output: Tensor) -> Bool[Tensor, ""]:
         Whether any derivative by it is not 0.
     """
     gradient = output.grad
-    return torch.tensor(data=False) if gradient is None else gradient.any()
+    if gradient is None:
+        return torch.zeros((), dtype=torch.bool, device=output.device)
+    return gradient.any()
 
 
 def optimizer_step(
@@ -112,7 +114,7 @@ def optimizer_step(
     *,
     max_grad_norm: float,
     loss_scale: float = 1.0,
-    refuse_zero: Callable[[], None] | None = None,
+    on_zero: Callable[[], None] | None = None,
 ) -> float:
     r"""Take the loss scale out, clip the gradient's norm, change the parameters.
 
@@ -130,7 +132,7 @@ def optimizer_step(
             one.
         max_grad_norm: :math:`c`, the largest Euclidean norm [gradient units]; positive.
         loss_scale: :math:`s`, a power of two that the gradient holds as a factor [1].
-        refuse_zero: Raises if the gradient should not be exactly zero, called only then.
+        on_zero: Called if every number of the gradient is exactly zero; raises if it should not be.
 
     Returns:
         Norm before clipping, without the scale [gradient units]; non-finite if a gradient that
@@ -161,8 +163,8 @@ def optimizer_step(
         raise _non_finite(gradients, float(norm))
     clip_grads_with_norm_(named.values(), max_grad_norm, norm)
     # The norm of the smallest numbers rounds to 0.
-    if norm == 0.0 and refuse_zero and not any(bool(g.any()) for g in gradients.values()):
-        refuse_zero()
+    if norm == 0.0 and on_zero and not any(bool(g.any()) for g in gradients.values()):
+        on_zero()
     optimizer.step()
     optimizer.zero_grad()
     return float(norm)
@@ -226,7 +228,8 @@ def update_parameters(
     totals: list[GradientStats] = []
     norms: list[float] = []
     deviations: list[Tensor] = []
-    skipped = idle = 0
+    idle: list[int] = []
+    skipped = 0
     for index, microbatches in enumerate(list(work) * epochs):
         on_policy = index == 0
         count = sum(microbatch.count for microbatch in microbatches)
@@ -244,12 +247,11 @@ def update_parameters(
             parameters,
             max_grad_norm=max_grad_norm,
             loss_scale=scale,
-            refuse_zero=partial(_refuse_zero, totals[first:], world, scale),
+            on_zero=partial(_note_zero, idle, index, totals[first:], world, scale),
         )
         finite = math.isfinite(norm)
         if finite:
             norms.append(norm)
-            idle += norm == 0.0
         else:
             skipped += 1
         if loss_scale is not None:
@@ -259,7 +261,7 @@ def update_parameters(
     if loss_scale is not None:
         metrics |= {"loss_scale": loss_scale.scale, "skipped_steps": float(skipped)}
     if idle:
-        metrics["idle_steps"] = float(idle)
+        metrics["idle_steps"] = float(len(idle))
     if totals[0].num_log_ratios:
         worst = world.gather_objects(torch.stack(deviations).max()[None]).max()
         metrics["replay_deviation"] = float(worst) / clip_range
@@ -317,9 +319,12 @@ def check_on_policy(stats: GradientStats, microbatch: Microbatch) -> None:
         raise ReplayMismatchError(msg)
 
 
-def _refuse_zero(totals: Sequence[GradientStats], world: World, scale: float) -> None:
-    """Stop where a loss asked for a change and no gradient came of it."""
+def _note_zero(
+    idle: list[int], step: int, totals: Sequence[GradientStats], world: World, scale: float
+) -> None:
+    """Note an idle step, or stop where a loss asked for a change and no gradient came of it."""
     if not world.anywhere(bool(torch.stack([stats.asks for stats in totals]).any())):
+        idle.append(step)
         return
     msg = (
         "the gradient of all trainable parameters is exactly zero over a whole optimiser step, "

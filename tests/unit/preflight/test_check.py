@@ -1,5 +1,6 @@
 """`preflight.check`: a sound system passes; each injected fault is named by its cause."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,7 @@ from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.preflight import attempts, trial_pairs
+from mvczigal_ref.preflight import attempts, trial_forward, trial_groups, trial_pairs
 from mvczigal_ref.preflight.attempts import ATTEMPTS, Finding, Verdict
 from mvczigal_ref.preflight.check import check, check_system, trial_of
 from mvczigal_ref.preflight.trial import in_fp32
@@ -37,7 +38,9 @@ def built(*words):
 
 def flow_system(name, *words):
     """Build a recipe of groups on the narrowest transformer, and its configuration."""
-    small = ("sampler.num_steps=3", "model.lora_rank=2", "rollout.members=2")
+    small = ["sampler.num_steps=3", "model.lora_rank=2"]
+    if name != "tiny_branch_grpo":  # a tree's members are its leaves
+        small.append("rollout.members=2")
     config = load_config(recipe(name), overrides=[*small, *words])
     parts = tiny_flow_components(
         seed=0, num_heads=1, head_width=8, num_layers=1, num_single_layers=1,
@@ -259,6 +262,67 @@ def test_half_precision_comes_back_to_the_bit():
     assert all(torch.equal(after[n], p) and after[n].dtype == p.dtype for n, p in before.items())
 
 
+def test_half_precision_comes_back_where_memory_ends(monkeypatch):
+    """The second tensor cannot be widened: none stays wide, and the law is not tried."""
+    system, _ = built("model.dtype=fp16")
+    before = {name: p.detach().clone() for name, p in system.policy.state_dict().items()}
+    original, half = torch.Tensor.float, []
+
+    def runs_out(tensor):
+        if tensor.dtype == torch.float16 and not tensor.requires_grad:
+            half.append(tensor)
+            if len(half) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
+        return original(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "float", runs_out)
+    with pytest.raises(torch.OutOfMemoryError), in_fp32(system.policy):
+        pass
+    after = system.policy.state_dict()
+    assert len(half) == 2
+    assert all(torch.equal(after[n], p) and after[n].dtype == p.dtype for n, p in before.items())
+
+
+@pytest.mark.parametrize(
+    ("error", "tried"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), False),
+        (RuntimeError("MPS backend out of memory"), False),
+        (RuntimeError("another"), True),
+    ],
+)
+def test_a_network_too_large_for_fp32_is_not_tried_there(error, tried, monkeypatch):
+    """Its half precision may be right, so that nothing fails; another error does."""
+    system, config = built("model.dtype=fp16")
+
+    @contextmanager
+    def runs_out(_network):
+        raise error
+        yield True
+
+    monkeypatch.setattr(attempts, "in_fp32", runs_out)
+    verdict = check_system(system, config)
+    finding = {one.name: one for one in verdict.findings}["gradients survive the dtype"]
+
+    assert verdict.passed != tried
+    assert (finding.tried, finding.passed) == (tried, not tried)
+    if not tried:
+        assert finding.reason == "not tried: no room for an fp32 copy of the network"
+
+
+def test_the_gradient_is_set_against_the_optimiser_s_smallest_number():
+    """By hand: the root of its mean square over all that trains."""
+    system, config = built("optim.eps=1e-6")
+    trial = trial_of(system, config, 1)
+    trial.learn(trial.sample("fp32"), 0, advantage=1.0)
+    numbers = torch.cat([p.grad.double().flatten() for p in system.trained().values()])
+    rms = numbers.square().mean().sqrt().item()
+    (finding,) = SURVIVAL(trial)
+
+    assert rms > 0.0
+    assert f"; rms {rms:.2g} against optim.eps 1e-06" in finding.reason
+
+
 def test_an_overflow_in_a_check_halves_the_scale():
     """As it would in the run."""
     system, config = built("model.dtype=fp16", "optim.loss_scale=4294967296")
@@ -355,6 +419,47 @@ def test_sound_groups_pass(words):
     for name, parameter in system.trained().items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
+
+
+def weakened(update, place, factor):
+    """Multiply the loss of an update, whose objective is one of its positional arguments."""
+
+    def changed(*arguments, **named):
+        objective = arguments[place]
+
+        def smaller(samples):
+            loss, stats = objective(samples)
+            return factor * loss, stats
+
+        return update(*arguments[:place], smaller, *arguments[place + 1 :], **named)
+
+    return changed
+
+
+UPDATES = {
+    "groups": ("tiny_flow_grpo", trial_groups, "update_groups", 4),
+    "forward": ("tiny_diffusion_nft", trial_forward, "update_forward", 3),
+}
+
+
+@pytest.mark.parametrize(("scale", "lost"), [("1", True), ("null", False)])
+@pytest.mark.parametrize(("name", "module", "update", "place"), UPDATES.values(), ids=UPDATES)
+def test_a_gradient_of_groups_that_rounds_away_is_measured(
+    name, module, update, place, scale, lost, monkeypatch
+):
+    """An update stops at such a gradient; the check goes on, and gives the shares."""
+    monkeypatch.setattr(module, update, weakened(getattr(module, update), place, 1e-2))
+    system, config = flow_system(
+        name, "model.dtype=fp16", f"optim.loss_scale={scale}",
+        "run.objects_per_iteration=10000", "optim.optimizer_steps_per_epoch=1",
+    )  # fmt: skip
+    faults = failures(SURVIVAL, system, config)
+
+    assert bool(faults) == lost
+    if lost:
+        text = faults["gradients survive the dtype"]
+        assert text.startswith("100.0% of its numbers are exactly 0 that are not in fp32; its cos")
+        assert "its cosine to fp32 is 0.0000; the loss scale 1; rms 0 against optim.eps" in text
 
 
 def test_captions_double_the_replays():

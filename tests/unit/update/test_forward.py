@@ -168,7 +168,29 @@ def test_optimiser_steps_share_the_slices_out():
     assert torch.equal(both.gain, one.gain)
 
 
+def test_samples_as_good_as_each_other_ask_for_nothing():
+    """Both fits pull apart as hard, but for their rounding, which may vanish."""
+    alike = batch_of(advantage=torch.zeros(3, 2, SHAPE[0], dtype=torch.float64))
+    metrics = update(DetachedPolicy(GAIN), [alike])
+
+    assert metrics["idle_steps"] == 1.0
+
+
 # -- errors ------------------------------------------------------------------------------
+
+
+def test_the_reference_alone_asks_for_a_change():
+    """Where no sample is better than another."""
+    alike = batch_of(advantage=torch.zeros(3, 2, SHAPE[0], dtype=torch.float64))
+    with pytest.raises(ZeroGradientError):
+        update(DetachedPolicy(GAIN), [alike], reference=(HOME,))
+
+
+def test_a_good_slice_beside_an_average_one_asks_for_a_change():
+    """An advantage is enough that one sample has."""
+    alike = batch_of(advantage=torch.zeros(3, 2, SHAPE[0], dtype=torch.float64))
+    with pytest.raises(ZeroGradientError):
+        update(DetachedPolicy(GAIN), [alike, batch_of((2, 3))])
 
 
 def test_a_gradient_that_never_arrives_stops_the_run():

@@ -197,6 +197,15 @@ def test_nothing_asked_is_nothing_learnt():
     assert "idle_steps" not in asking
 
 
+def test_a_norm_that_underflows_is_no_idle_step():
+    """The squares of the smallest numbers are 0, but the numbers are not, and the step is taken."""
+    network = Adapted(torch.float32)
+    metrics, _ = update(network, [Part(network, 1e-30)], None)
+
+    assert metrics["grad_norm"] == 0.0
+    assert "idle_steps" not in metrics
+
+
 def test_a_step_that_asks_nothing_after_one_that_did_is_idle():
     """Each optimiser step is judged by its own microbatches."""
     network = Adapted(torch.float32)

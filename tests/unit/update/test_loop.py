@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
 from mvczigal_ref.models.lora import lora_parameters
+from mvczigal_ref.update.loop import asks_for_change
 from mvczigal_ref.update.pairs import PairBatch, update_policy
 from tests import oracles
 from tests.compare import FP64
@@ -331,6 +332,15 @@ def test_the_better_arm_becomes_likelier(sign):
         log_prob = network_log_prob(policy, sampler, arm, [0, 1])
 
         assert wanted * (log_prob - arm.log_prob).mean().item() > 0
+
+
+def test_a_missing_gradient_is_on_the_device_of_its_output():
+    """Answers of all microbatches are put together, with and without a gradient."""
+    output = torch.zeros(2, device="meta", requires_grad=True)
+    asks = asks_for_change(output)
+
+    assert (asks.device, asks.dtype, asks.shape) == (output.device, torch.bool, ())
+    assert not asks_for_change(torch.zeros(2))
 
 
 def test_no_gap_is_no_change():

@@ -84,7 +84,7 @@ def test_finite_gradients_may_have_a_norm_that_is_not():
 def test_only_a_gradient_of_exactly_zero_is_refused():
     """A norm of the smallest numbers rounds to 0; their step is taken."""
     parameter = torch.nn.Parameter(torch.zeros(2))
-    told = {"max_grad_norm": 5.0, "refuse_zero": pytest.fail}
+    told = {"max_grad_norm": 5.0, "on_zero": pytest.fail}
     for gradient in ([1e-30, 0.0], [1.0, 0.0]):
         parameter.grad = torch.tensor(gradient)
         optimizer_step(torch.optim.SGD([parameter], lr=1.0), [parameter], **told)
