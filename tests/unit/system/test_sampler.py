@@ -38,7 +38,8 @@ def test_the_sampler_is_on_the_published_schedule(shift):
 @pytest.mark.parametrize("kind", ["lcm", "ddim"])
 def test_the_sampler_is_the_settings(kind):
     """Kernel, length, prediction and stochasticity."""
-    sampler = build(f"sampler.kind={kind}", "sampler.prediction_type=sample", "sampler.eta=0.5")
+    eta = ["sampler.eta=0.5"] if kind == "ddim" else []
+    sampler = build(f"sampler.kind={kind}", "sampler.prediction_type=sample", *eta)
 
     assert isinstance(sampler, {"lcm": LcmSampler, "ddim": DdimSampler}[kind])
     assert (sampler.num_steps, sampler.prediction_type) == (4, "sample")
