@@ -9,7 +9,7 @@ Seconds do not carry over between machines; operators do.
 
 import argparse
 import json
-import resource
+import math
 import subprocess
 import sys
 import time
@@ -25,7 +25,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.system import System, build_system
-from mvczigal_ref.training.tracking import StageTimer
+from mvczigal_ref.training.tracking import StageTimer, peak_memory
 
 PROMPTS = ("a red cube with a white nose", "a blue ball with a yellow fin")
 
@@ -128,13 +128,13 @@ def measure(name: str, repeats: int) -> dict[str, float]:
             timer=timer,
         )  # fmt: skip
 
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    base = _peak_megabytes()
     seconds = []
     for index in range(repeats):
         start = time.process_time()
         iterate(index)
         seconds.append(time.process_time() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _peak_megabytes()
     stages = timer.take()
     with CountOperators() as counter:
         iterate(repeats)
@@ -143,6 +143,12 @@ def measure(name: str, repeats: int) -> dict[str, float]:
         "megabytes": peak, "base_megabytes": base,
         "update_share": stages["seconds/update"] / sum(stages.values()),
     }  # fmt: skip
+
+
+def _peak_megabytes() -> float:
+    """Measure the most memory that this process has held; NaN where the system does not tell."""
+    peak = peak_memory(torch.device("cpu"))
+    return math.nan if peak is None else peak / 2**20
 
 
 def main() -> None:

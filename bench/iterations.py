@@ -19,7 +19,7 @@ PROMPTS = ("a red cube with a white nose", "a blue ball with a green fin")
 
 
 class PeakTimer(StageTimer):
-    """Seconds and peak memory by stage; on the CPU the peak is the process's so far."""
+    """Seconds and peak memory by stage; the CPU's is the process's so far, 0 if untold."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -36,7 +36,7 @@ class PeakTimer(StageTimer):
                 yield
         finally:
             found = peak_memory(self._where)
-            self.peaks[stage] = max(found, self.peaks.get(stage, 0))
+            self.peaks[stage] = max(found or 0, self.peaks.get(stage, 0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from mvczigal_ref.errors import RunFolderInUseError
 __all__ = ["atomic_write", "owned", "sweep", "sync", "to_json", "writing"]
 
 _LOCK = ".lock"  # names the owner while there is one
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
+_ASIDE = re.compile(r"\..+\.(\d+|gone|replaced)\.tmp")  # names that this package's writers give
 _WINDOWS = os.name == "nt"
-
 
 _WAIT = 1.0  # seconds for an owner that is about to end, as after a killed launcher
 
@@ -102,7 +103,7 @@ def owned(folder: Path) -> Iterator[None]:
     except Timeout:
         raise RunFolderInUseError(_in_use(folder)) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+        if error.errno not in _NO_LOCKS:
             raise
         text = f"the disk of {str(folder)!r} has no locks: let no other process train into it."
         warnings.warn(text, stacklevel=3)
@@ -126,7 +127,8 @@ def sweep(folder: Path) -> None:
         folder: Folder in which no other process writes; it need not exist.
     """
     for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
-        _remove(path)
+        if _ASIDE.fullmatch(path.name):
+            _remove(path)
 
 
 def sync(path: Path) -> None:

@@ -45,9 +45,10 @@ REFUSED = (
 """Errors that a process prints in one line, without a traceback."""
 
 _LIFELINE = "MVCZIGAL_LIFELINE"  # a pipe's descriptor, whose other end closes with the launcher
-_PATIENCE = 900.0  # seconds that a stop may take: the processes end their iteration and save
 _GRACE = 30.0  # seconds for the others to see that one has failed
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FAREWELL = 2.0  # seconds after a second Ctrl-C, in which they may tell how to go on
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+_STOPS = (signal.SIGTERM, signal.SIGINT, *(() if _HANGUP is None else (_HANGUP,)))
 
 
 def starts_processes(count: int) -> bool:
@@ -108,7 +109,8 @@ def launch(count: int, words: Sequence[str]) -> int:
     """Run a command in several processes, and wait for them.
 
     Without ``OMP_NUM_THREADS`` they share out the cores. SIGTERM, SIGHUP and Ctrl-C reach all of
-    them, so that they save and stop. Where one fails, the others end, too.
+    them, so that they save and stop, however long that takes; a second Ctrl-C ends them at once.
+    Where one fails, the others end, too.
 
     Args:
         count: Processes.
@@ -203,9 +205,11 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) ->
     failed, passed_on, end = None, 0, float("inf")
     while any([process.poll() is None for process in processes]):
         if passed_on < len(asked):
-            passed_on, end = len(asked), time.monotonic() + _PATIENCE
+            passed_on = len(asked)
             for process in processes:
                 process.terminate()  # a second Ctrl-C reaches them from the terminal itself
+            if signal.SIGINT in asked[1:]:
+                end = min(end, time.monotonic() + _FAREWELL)
         if failed is None:
             failed = next((i for i, p in enumerate(processes) if p.returncode), None)
             if failed is not None:

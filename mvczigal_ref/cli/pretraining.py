@@ -1,6 +1,8 @@
 """Pretrain the tiny world's weights: arguments, settings, processes, and what is shipped."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
@@ -10,12 +12,14 @@ from tyro.conf import Positional, arg
 from mvczigal_ref.cli.launch import join, launch, starts_processes
 from mvczigal_ref.cli.policy_settings import require_folder
 from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.files import owned
 
 if TYPE_CHECKING:
-    pass
+    from mvczigal_ref.distributed import World
 
 __all__ = ["Pretrain", "pretrain_weights"]
 
+_LAST_WORD = 1.0  # seconds for the main process's message: a launcher ends all as soon as one has
 _Numbers = TypeVar("_Numbers")  # settings of one kind of pretraining
 
 
@@ -47,6 +51,7 @@ def pretrain_weights(command: Pretrain) -> None:
 
     Raises:
         ConfigError: If a setting is unknown, or of the wrong kind.
+        RunFolderInUseError: If another process writes the folder.
         SystemExit: Where the processes did not end well; they have printed why.
     """
     require_folder(command.out)
@@ -64,14 +69,32 @@ def pretrain_weights(command: Pretrain) -> None:
             raise SystemExit(status)
         return
     here = join("cpu")
-    if isinstance(config, FlowPretrainConfig):
-        pretrain_flow.pretrain_flow(command.out, config)
-    else:
-        pretrain.pretrain(command.out, config)
-    if here.is_main:
-        shipping = shipped.ship_flow if flow else shipped.ship
-        print(shipping(command.out, command.out / "shipped"))
-        print(f"\nweights to ship: {command.out / 'shipped'}")
+    with _owned_by_main(command.out, here):
+        if isinstance(config, FlowPretrainConfig):
+            pretrain_flow.pretrain_flow(command.out, config)
+        else:
+            pretrain.pretrain(command.out, config)
+        if here.is_main:
+            shipping = shipped.ship_flow if flow else shipped.ship
+            print(shipping(command.out, command.out / "shipped"))
+            print(f"\nweights to ship: {command.out / 'shipped'}")
+
+
+@contextmanager
+def _owned_by_main(folder: Path, here: "World") -> Iterator[None]:
+    """Let the main process own the folder; where it may not, it alone says so."""
+    with ExitStack() as ownership:
+        try:
+            with here.together():
+                if here.is_main:
+                    ownership.enter_context(owned(folder))
+                here.barrier()  # until the folder is ours
+        except OSError as error:
+            if here.is_main:
+                raise
+            time.sleep(_LAST_WORD)
+            raise SystemExit(2) from error
+        yield
 
 
 def _words(command: Pretrain) -> list[str]:

@@ -179,8 +179,9 @@ def sample_prompts(command: Sample, config: "TrainConfig", prompts: Sequence[str
     for path in _write_pictures(command.out, prompts, images, _azimuths(system, config)):
         print(path)
     objects, views = images.shape[:2]
-    peak = f"{peak_memory(here.device) / 2**30:.2f} GiB on {here.device}"
-    print(f"{objects} x {views} views in {seconds:.2f} s; peak memory {peak}")
+    print(f"{objects} x {views} views in {seconds:.2f} s", end="")
+    peak = peak_memory(here.device)
+    print("" if peak is None else f"; peak memory {peak / 2**30:.2f} GiB on {here.device}")
 
 
 def _images(

@@ -188,22 +188,23 @@ class TrainingLoop:
 def stop_on_terminate() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM, SIGHUP and the first Ctrl-C into a checkpoint and a clean stop.
 
-    A SIGHUP that is ignored, as under nohup, stays so.
+    A SIGHUP that is ignored, as under nohup, stays so; Windows has none.
     """
+    hangup = getattr(signal, "SIGHUP", None)
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if number == signal.SIGHUP:
+        if number == hangup:
             _leave_terminal(terminals)
         asked = True
 
     terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
     stops = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        stops.append(signal.SIGHUP)
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        stops.append(hangup)
     try:
         old = {number: signal.signal(number, ask) for number in stops}
     except ValueError:  # not the main thread: signals are the caller's

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -258,17 +257,21 @@ def network_rows(policy: nn.Module) -> Iterator[Callable[[], int]]:
         yield lambda: total
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int | None:
     """Measure the most memory that this process has held.
 
     Args:
         device: A CUDA device for the tensors allocated there, else the whole process on the CPU.
 
     Returns:
-        Peak since the process began [bytes].
+        Peak since the process began [bytes]; None on the CPU under Windows, which does not tell.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # as on Windows
+        return None
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -67,7 +67,7 @@ def cells(run: Trained) -> dict[str, str]:
         "of the LoRA": f"{sum(p.numel() for p in run.lora().values()):,}",
         "rollout s": f"{seconds['rollout']:.0f}",
         "update s": f"{seconds['update']:.0f}",
-        "peak GiB": f"{peak_memory(CPU) / 2**30:.1f}",
+        "peak GiB": f"{(peak_memory(CPU) or 0) / 2**30:.1f}",
         "replay deviation": f"{run.metrics['replay_deviation']:g}",
         "gradient norm": f"{run.metrics['grad_norm']:.2e}",
     }

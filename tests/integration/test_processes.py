@@ -1,4 +1,4 @@
-"""`train --processes 2`: who listens, what is unpickled, and how the processes end together."""
+"""`--processes 2`: who listens, what is unpickled, and how the processes end together."""
 
 import os
 import signal
@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mvczigal_ref.errors import RunFolderInUseError
+from mvczigal_ref.files import owned
 from mvczigal_ref.training.tracking import read_metrics
 from tests.integration.runs import HELD_OUT, write_prompts
 
@@ -105,6 +107,24 @@ def test_nothing_listens_beyond_loopback(whole):
     """The two processes wait for each other there, and the one that starts them nowhere."""
     assert len({pid for pid, _ in whole[2]}) == 2
     assert {address for _, address in whole[2]} <= {"127.0.0.1", "::1"}
+
+
+def test_pretraining_owns_its_folder_and_listens_on_loopback(tmp_path):
+    """Its main process, before anything is written there."""
+    out, seen = tmp_path / "out", set()
+    argv = ["pretrain", "objects_per_prompt=1", "--processes", "2", "--out", out]
+    with started(tmp_path, *argv) as process:
+        while not (out / "pretrain_config.json").exists():
+            assert process.poll() is None, said(tmp_path)
+            seen |= listening(process)
+            time.sleep(0.05)
+        first, _ = process.children()
+        with pytest.raises(RunFolderInUseError, match=f"process {first.pid} "), owned(out):
+            pass
+
+    assert len({pid for pid, _ in seen}) == 2
+    assert {address for _, address in seen} <= {"127.0.0.1", "::1"}
+    assert not (tmp_path / "unpickled").exists()
 
 
 def test_processes_own_their_folder_and_end_together(words, tmp_path):

@@ -136,10 +136,18 @@ def test_json_without_words_for_it_is_refused():
 
 
 def test_what_killed_writers_left_is_swept(tmp_path):
-    """Files and folders written aside, at the top and one below; nothing else."""
-    swept = [".config.json.7.tmp", "evaluations/.before_000000.safetensors.7.tmp"]
-    kept = ["config.json", "notes.tmp", "wandb/run/.x.7.tmp", ".lock"]
-    for name in (*swept, *kept, "checkpoints/.iteration_000002.7.tmp/state.json"):
+    """Files and folders written aside, at the top and one below; nothing that others name."""
+    swept = [
+        ".config.json.7.tmp", "evaluations/.before_000000.safetensors.7.tmp",
+        "checkpoints/.iteration_000002.7.tmp/state.json",
+        "checkpoints/.iteration_000001.gone.tmp/state.json",
+        ".policy.replaced.tmp/adapter_config.json",
+    ]  # fmt: skip
+    kept = [
+        "config.json", "notes.tmp", "wandb/run/.x.7.tmp", ".lock", ".notes.tmp",
+        "wandb/.cache.tmp", "wandb/.x.old.tmp",
+    ]  # fmt: skip
+    for name in (*swept, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     sweep(tmp_path)
@@ -224,11 +232,13 @@ def test_an_owner_that_writes_nothing_leaves_nothing(tmp_path):
     assert left == ["runs", "runs/other", "runs/other/config.json", "there"]
 
 
-def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch):
-    """Rather than not at all."""
+@pytest.mark.parametrize("name", ["ENOSYS", "EOPNOTSUPP", "ENOTSUP", "ENOLCK"])
+def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, name):
+    """Rather than not at all; network file systems say it in these ways."""
+    code = getattr(errno, name)
 
     def acquire(*_, **__):
-        raise OSError(errno.ENOSYS, "Function not implemented")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(files.FileLock, "acquire", acquire)
     with pytest.warns(UserWarning, match="has no locks: let no other process"), owned(tmp_path):

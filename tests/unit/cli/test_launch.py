@@ -1,13 +1,16 @@
 """Starting the processes of a command: how many, by whom, and how they ended."""
 
+import itertools
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +35,24 @@ def stop(number, frame):
     sys.exit(130)
 signal.signal(signal.SIGTERM, stop)
 pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text("there")
+time.sleep(60)
+"""
+
+# Takes its time to save after a stop, and hears no second one.
+SLOW = """
+import os, pathlib, signal, sys, time
+def tell(text):
+    aside = pathlib.Path(sys.argv[2], "aside")
+    aside.write_text(text)
+    aside.replace(pathlib.Path(sys.argv[2], os.environ["RANK"]))
+def stop(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tell("stopping")
+    time.sleep(float(sys.argv[1]))
+    tell("saved")
+    sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+tell("there")
 time.sleep(60)
 """
 
@@ -134,6 +155,64 @@ def test_a_stop_reaches_every_process(tmp_path, monkeypatch, number):
     asking.join()
     assert [path.read_text() for path in tmp_path.iterdir()] == [str(int(signal.SIGTERM))] * 2
     assert [signal.getsignal(n) for n in launching._STOPS] == handlers
+
+
+def ask_once_there(folder, *numbers):
+    """Send this process a signal once SLOW is there, and the next one while it stops."""
+    path = folder / "0"
+
+    def ask():
+        for text, number in zip(("there", "stopping"), numbers, strict=False):
+            while not path.exists() or path.read_text() != text:
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    return asking
+
+
+def test_a_stop_has_no_deadline(tmp_path, monkeypatch):
+    """An iteration may take hours; by this clock it does."""
+    hours = itertools.count(step=10_000.0)
+    clock = SimpleNamespace(monotonic=lambda: next(hours), sleep=time.sleep)
+    monkeypatch.setattr(launching, "time", clock)
+    monkeypatch.setattr(launching, "PROGRAM", ("-c", SLOW, "0.5"))
+    asking = ask_once_there(tmp_path, signal.SIGTERM)
+
+    assert launch(1, [str(tmp_path)]) == 128 + signal.SIGTERM
+    asking.join()
+    assert (tmp_path / "0").read_text() == "saved"
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch):
+    """Not even for a process that cannot hear it."""
+    monkeypatch.setattr(launching, "_FAREWELL", 0.1)
+    monkeypatch.setattr(launching, "PROGRAM", ("-c", SLOW, "60"))
+    asking = ask_once_there(tmp_path, signal.SIGINT, signal.SIGINT)
+
+    assert launch(1, [str(tmp_path)]) == 128 + signal.SIGINT
+    asking.join()
+    assert (tmp_path / "0").read_text() == "stopping"
+
+
+def test_a_second_request_to_terminate_waits(tmp_path, monkeypatch):
+    """Schedulers repeat themselves: as in one process, it is one request."""
+    monkeypatch.setattr(launching, "_FAREWELL", 0.0)
+    monkeypatch.setattr(launching, "PROGRAM", ("-c", SLOW, "0.5"))
+    asking = ask_once_there(tmp_path, signal.SIGTERM, signal.SIGTERM)
+
+    assert launch(1, [str(tmp_path)]) == 128 + signal.SIGTERM
+    asking.join()
+    assert (tmp_path / "0").read_text() == "saved"
+
+
+def test_a_system_without_hangups_has_the_other_stops(monkeypatch):
+    """Windows has no SIGHUP."""
+    monkeypatch.delattr(signal, "SIGHUP")
+    stops = runpy.run_path(launching.__file__)["_STOPS"]
+
+    assert stops == (signal.SIGTERM, signal.SIGINT)
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path, monkeypatch):

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.recipes import recipe
 
 PROCESSES = 4
-LAUNCHERS = {"single": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP"}
+LAUNCHERS = {"single": "NO", "ddp": "MULTI_GPU"}
 
 # Published: steps, rank, rate, prompts a process and round, rounds, accumulation, iterations.
 PUBLISHED = {
@@ -71,29 +69,16 @@ def launched(name):
     """Read a launcher's file as `accelerate launch` does."""
     path = Path(str(files("mvczigal_ref.recipes") / "accelerate" / f"{name}.yaml"))
     arguments = launch_command_parser().parse_args(["--config_file", str(path), "train.py"])
-    known = set(vars(arguments))
     read, defaults, _ = _validate_launch_command(arguments)
-    return read, defaults, set(defaults.fsdp_config) - known
+    return read, defaults
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_accelerate_reads_the_launchers(name):
-    """It refuses unknown keys itself, but for those of sharding; types stay the run's own."""
-    read, defaults, unknown = launched(name)
+    """It refuses unknown keys itself; types stay the run's own."""
+    read, defaults = launched(name)
 
     assert defaults.distributed_type.value == LAUNCHERS[name]
-    assert unknown == set()
     assert read.mixed_precision == "no"
     assert not read.use_cpu
-    assert (read.use_fsdp, read.multi_gpu) == (name == "fsdp", name == "ddp")
-
-
-def test_sharding_cuts_at_blocks_that_the_network_has():
-    """Of version 2, in classes that the UNet is made of."""
-    read, _, _ = launched("fsdp")
-    environment = prepare_multi_gpu_env(read)
-    unet = tiny_components(seed=0, channels=(8, 8, 8), num_heads=(1, 1, 1)).policy.unet
-    classes = {type(module).__name__ for module in unet.modules()}
-
-    assert environment["FSDP_VERSION"] == "2"
-    assert set(environment["FSDP_TRANSFORMER_CLS_TO_WRAP"].split(",")) <= classes
+    assert read.multi_gpu == (name == "ddp")

@@ -251,6 +251,15 @@ def test_peak_memory_is_what_the_kernel_counts():
     assert peak_memory(torch.device("cpu")) == pytest.approx(kibibytes * 1024, rel=1e-2)
 
 
+def test_peak_memory_is_absent_where_the_system_does_not_tell(monkeypatch):
+    """Windows has no such module; a GPU's is torch's own."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 100)
+
+    assert peak_memory(torch.device("cpu")) is None
+    assert peak_memory(torch.device("cuda")) == 100
+
+
 def test_peak_memory_of_a_gpu_is_what_its_tensors_took(monkeypatch):
     """Asked for that device."""
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + device.index)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import signal
+import sys
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -398,6 +399,18 @@ def test_a_hangup_that_is_ignored_does_not_stop(record, tmp_path):
         signal.signal(signal.SIGHUP, before)
 
     assert [one[0] for one in record.iterations] == [0, 1]
+
+
+def test_a_system_without_hangups_and_memory_counts_trains(record, tmp_path, monkeypatch):
+    """Windows has neither; a stop saves there, too."""
+    monkeypatch.delattr(signal, "SIGHUP")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    record.signals = {0: [signal.SIGTERM]}
+    with pytest.raises(KeyboardInterrupt):
+        go(config(checkpoint_every=10), tmp_path, record)
+
+    assert saved(tmp_path) == [0, 1]
+    assert [row["peak_memory"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [None]
 
 
 def test_a_run_outlives_the_terminal_that_it_speaks_to(record, tmp_path):
