@@ -19,7 +19,6 @@ from mvczigal_ref.method.group_loss import group_objective
 from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
 from mvczigal_ref.records import Samples
 from mvczigal_ref.reward.table import RewardTable
-from mvczigal_ref.rollout.noise import derived_generator
 from mvczigal_ref.system import System
 from mvczigal_ref.update.groups import update_groups
 from mvczigal_ref.update.loss_scale import LossScale
@@ -84,11 +83,7 @@ def compare(
                 for views, whole in zip(by_view, by_object, strict=True)
             )
         )
-    if config.advantage.shuffle:
-        generator = derived_generator(config.run.seed, iteration.index, "shuffle")
-        order = torch.randperm(advantages[0][0].shape[0], generator=generator)
-        advantages = [tuple(table[order] for table in tables) for tables in advantages]
-    return advantages
+    return iteration.controlled(advantages)
 
 
 def learn(

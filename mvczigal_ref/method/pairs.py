@@ -17,7 +17,6 @@ from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
 from mvczigal_ref.records import PairedRollout, Samples
 from mvczigal_ref.reward.aggregate import weighted_sum
 from mvczigal_ref.reward.table import RewardTable
-from mvczigal_ref.rollout.noise import derived_generator
 from mvczigal_ref.system import System
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.pairs import PairBatch, update_policy
@@ -58,11 +57,7 @@ def compare(
     weight = joint_share(
         config.advantage.mode, multiplier=multiplier, joint_weight=config.advantage.joint_weight
     )
-    gap = advantage_gap(_advantages(rewards, config), share=weight)
-    if config.advantage.shuffle:
-        generator = derived_generator(config.run.seed, iteration.index, "shuffle")
-        gap = gap[torch.randperm(len(gap), generator=generator)]
-    return [(gap,)]
+    return iteration.controlled([(advantage_gap(_advantages(rewards, config), share=weight),)])
 
 
 def _advantages(rewards: RewardTable, config: TrainConfig) -> PairAdvantages:

@@ -14,6 +14,7 @@ from mvczigal_ref.method.caption import Conditions
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.records import Samples
 from mvczigal_ref.reward.table import RewardTable
+from mvczigal_ref.rollout.noise import derived_generator
 from mvczigal_ref.system import System
 from mvczigal_ref.update.loss_scale import LossScale
 
@@ -43,6 +44,21 @@ class Iteration:
 
     index: int
     """Iterations before this one; names its noise."""
+
+    def controlled(self, advantages: Advantages) -> Advantages:
+        """Shuffle prompts alike in every table, where ``advantage.shuffle`` asks for the control.
+
+        Args:
+            advantages: Advantages of all prompts.
+
+        Returns:
+            The same, or each prompt with another one's.
+        """
+        if not self.config.advantage.shuffle:
+            return advantages
+        generator = derived_generator(self.config.run.seed, self.index, "shuffle")
+        order = torch.randperm(len(advantages[0][0]), generator=generator)
+        return [tuple(table[order] for table in tables) for tables in advantages]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
