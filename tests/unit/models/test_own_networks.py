@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.hub import load_sdxl_components
-from mvczigal_ref.models.schedulers import stored_prediction
+from mvczigal_ref.models.plain_pipelines import stored_prediction
 from mvczigal_ref.models.sources import LCM_UNET, SdxlSources
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.recipes import recipe
