@@ -13,7 +13,12 @@ from transformers.utils import logging as transformers_logging
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.models.weight_files import check_safetensors, first_line, read_json
+from mvczigal_ref.models.weight_files import (
+    check_safetensors,
+    first_line,
+    pickled_weights,
+    read_json,
+)
 
 __all__ = [
     "cast_network",
@@ -127,15 +132,20 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         CheckpointError: If a file is of another kind; the message says what it is.
     """
     read_json(folder / "config.json")
-    dotted = f".{variant}" if variant else ""
+    dotted, reasons = f".{variant}" if variant else "", []
     for stem in ("diffusion_pytorch_model", "model"):
         whole = folder / f"{stem}{dotted}.safetensors"
         index = folder / f"{stem}.safetensors.index{dotted}.json"
         if whole.is_file():
             check_safetensors(whole)
-        elif index.is_file():
+            return
+        if index.is_file():
             for shard in sorted(shards_of(index)):
                 check_safetensors(folder / shard)
+            return
+        reasons.append(pickled_weights(folder, stem + dotted))
+    for reason in filter(None, reasons):
+        raise CheckpointError(f"`{folder}` must hold safetensors; {reason}.")
 
 
 def shards_of(index: Path) -> set[str]:

@@ -18,6 +18,7 @@ __all__ = [
     "describe_file",
     "described_by",
     "first_line",
+    "pickled_weights",
     "read_json",
     "read_metadata",
     "read_safetensors",
@@ -202,7 +203,9 @@ def refuse_single_file(name: str, source: str | Path) -> None:
         return
     what = describe_file(path)
     remedy = "Give the folder that holds it."
-    if what == "a safetensors file":
+    if "pickle" in what:
+        remedy = f"Give the folder that holds it, and {_conversion(path)}."
+    elif what == "a safetensors file" and not (path.parent / "config.json").is_file():
         remedy = (
             "Convert a single-file SDXL checkpoint once, `from diffusers import "
             f"StableDiffusionXLPipeline as P; P.from_single_file({str(path)!r}).save_pretrained("
@@ -213,6 +216,22 @@ def refuse_single_file(name: str, source: str | Path) -> None:
         f"which is {what}. {remedy}"
     )
     raise CheckpointError(msg)
+
+
+def pickled_weights(folder: Path, stem: str) -> str | None:
+    """Say how to convert a pickle that lies where safetensors are missing.
+
+    Args:
+        folder: Folder of a network.
+        stem: Name of the file that is missing, without its suffix.
+
+    Returns:
+        The reason and the remedy, without its end; None where there is no pickle either.
+    """
+    for path in (folder / f"{stem}.bin", folder / "pytorch_model.bin", folder / f"{stem}.pt"):
+        if path.is_file():
+            return f"it holds {path.name}, and pickles are not loaded: {_conversion(path)}"
+    return None
 
 
 def summary(names: Sequence[str], *, shown: int = _SHOWN) -> str:
@@ -284,8 +303,12 @@ def _not_safetensors(path: Path, error: Exception) -> CheckpointError:
     if what == "a safetensors file":
         what = f"a damaged one ({first_line(error)})"
     pickled = "pickle" in what or "TorchScript" in what
-    remedy = "`mvczigal convert-reward` may convert it." if pickled else "Download it again."
+    remedy = f"To read it, {_conversion(path)}." if pickled else "Download it again."
     return CheckpointError(f"`{path}` must be a whole safetensors file; it is {what}. {remedy}")
+
+
+def _conversion(path: Path) -> str:
+    return f"convert it once by `mvczigal convert-reward {path} {path.with_suffix('')}.safetensors`"
 
 
 def _archive(path: Path) -> str:
