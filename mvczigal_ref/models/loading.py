@@ -17,6 +17,7 @@ from mvczigal_ref.models.weight_files import (
     check_safetensors,
     first_line,
     pickled_weights,
+    plain_name,
     read_json,
 )
 
@@ -175,7 +176,7 @@ def _listed(faults: list[str]) -> str:
     """Give the first faults of each kind, and the number of the others."""
     kinds: dict[str, list[str]] = {}
     for fault in faults:
-        word = fault.partition(" ")[0]
+        word, fault = fault.partition(" ")[0], plain_name(fault)
         kinds.setdefault(word if word in ("missing", "unexpected") else "", []).append(fault)
     return "; ".join(
         "; ".join(each[:_SHOWN]) + (f"; and {len(each) - _SHOWN} more" * (len(each) > _SHOWN))

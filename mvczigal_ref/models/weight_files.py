@@ -19,6 +19,7 @@ __all__ = [
     "described_by",
     "first_line",
     "pickled_weights",
+    "plain_name",
     "read_json",
     "read_metadata",
     "read_safetensors",
@@ -29,6 +30,7 @@ __all__ = [
 _HEAD = 512  # bytes that tell a kind
 _LONGEST_HEADER = 100_000_000  # bytes, as in the format's own library
 _SHOWN = 4  # names in a message
+_LONGEST_NAME = 120  # characters of one
 
 # First bytes of files that are no weights, and of weights in other formats.
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -249,7 +251,24 @@ def summary(names: Sequence[str], *, shown: int = _SHOWN) -> str:
         'a, b and 1 more'
     """
     more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(plain_name, names[:shown])) + (f" and {more} more" if more > 0 else "")
+
+
+def plain_name(name: str) -> str:
+    r"""Give a name out of a file for a message: without a terminal's codes, and not at length.
+
+    Args:
+        name: Name of a tensor, a setting or a class, as a file has it.
+
+    Returns:
+        Printable text of at most 120 characters.
+
+    Examples:
+        >>> plain_name("a\x1b[2Jb")
+        'a [2Jb'
+    """
+    cut = name[:_LONGEST_NAME] + "..." * (len(name) > _LONGEST_NAME)
+    return "".join(c if c.isprintable() else " " for c in cut)
 
 
 @contextmanager
@@ -295,7 +314,7 @@ def first_line(error: BaseException) -> str:
         'no'
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160].rstrip(".: ")
+    return "".join(c if c.isprintable() else " " for c in lines[0][:160]).rstrip(".: ")
 
 
 def _not_safetensors(path: Path, error: Exception) -> CheckpointError:

@@ -22,6 +22,7 @@ from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_di
 from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.files import sync, to_json, writing
+from mvczigal_ref.training.saved_state import require_state
 
 __all__ = [
     "Checkpoint",
@@ -70,7 +71,7 @@ def split_optimizer_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
 
 
 def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Put back together what `split_optimizer_state` took apart.
+    """Put back together what :func:`split_optimizer_state` took apart.
 
     Args:
         tensors: Tensors named `<parameter>.<entry>`.
@@ -92,13 +93,9 @@ def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any])
 
 
 _FORMAT = "mvczigal-ref checkpoint"
-_VERSION = 1
-_MANIFEST = "manifest.json"
+_VERSION, _MANIFEST = 1, "manifest.json"
 _NAME = re.compile(r"iteration_(\d{6,})")
-
-
-# Ends the name of a checkpoint that a new one of its iteration is about to replace.
-_REPLACED = ".replaced"
+_REPLACED = ".replaced"  # ends the name of a checkpoint that a new one of its iteration replaces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +204,7 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
     return Checkpoint(
         iteration=manifest["iteration"],
         tensors={Path(name).stem: load_file(path / name) for name in groups},
-        state=json.loads((path / "state.json").read_text("utf-8")),
+        state=_read_state(path),
         config=saved,
     )
 
@@ -240,10 +237,8 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If manifest or values are damaged.
     """
-    manifest = _read_manifest(path)
-    _require_file(path, "state.json", manifest["files"]["state.json"])
-    state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
-    return state
+    _require_file(path, "state.json", _read_manifest(path)["files"]["state.json"])
+    return _read_state(path)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -315,6 +310,13 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [paths[iteration] for iteration in sorted(paths)]
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return require_state((path / "state.json").read_text("utf-8"))
+    except CheckpointError as error:
+        raise _refuse(path, str(error).rstrip(".")) from error
+
+
 def _is_whole(path: Path) -> bool:
     try:
         _verify(path)
@@ -336,8 +338,7 @@ def _require_file(path: Path, name: str, written: Mapping[str, Any]) -> None:
     file = path / name
     if not file.is_file():
         raise _refuse(path, f"its file {name!r} is missing")
-    measure = _measure(file)
-    if measure["bytes"] != written["bytes"]:
+    if (measure := _measure(file))["bytes"] != written["bytes"]:
         sizes = f"{measure['bytes']} bytes of {written['bytes']}"
         raise _refuse(path, f"its file {name!r} has {sizes}")
     if measure != written:

@@ -213,7 +213,9 @@ def test_a_pickle_is_not_read(own):
     file = Path(own.unet) / f"{DIFFUSERS}.safetensors"
     torch.save(load_file(file), file.with_suffix(".bin"))
     file.unlink()
-    with pytest.raises(CheckpointError, match=r"it holds diffusion_pytorch_model\.bin, and pickles"):
+    with pytest.raises(
+        CheckpointError, match=r"it holds diffusion_pytorch_model\.bin, and pickles"
+    ):
         load_sdxl_components(own)
 
 
