@@ -227,7 +227,7 @@ class ObjectiveConfig:
     step_weight: Literal["equal", "noise"] = "equal"
     """Weight of each step: all alike, or by the noise that it adds, as in TempFlow-GRPO."""
     train_share: Fraction = 1.0
-    """Fraction of the stochastic steps that is trained, drawn anew in each iteration [1]; 1 is all."""
+    """Fraction of the stochastic steps that is trained, drawn anew per iteration [1]; 1 is all."""
 
     @property
     def compares_pairs(self) -> bool:

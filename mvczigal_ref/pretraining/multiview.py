@@ -200,7 +200,7 @@ class _Fit:
     """Steps after which to stop, before the schedule ends; None for no earlier stop."""
 
     clean_until: float = 0.0
-    """Fraction of the stage over which half the views rise from clean to the others' timestep [1]."""
+    """Fraction of the stage over which half the views rise from clean to the others' step [1]."""
 
     def gap(self, step: int) -> float:
         """Distance of half of the views from their object's timestep, relative to it [1]."""
