@@ -33,7 +33,7 @@ from mvczigal_ref.report.run_folder import (
 )
 from mvczigal_ref.shapes import Images
 
-__all__ = ["verdict", "write_report"]
+__all__ = ["headline", "write_report"]
 
 _CLEAR = 2.0  # standard errors above which a change is called one
 _ANY = next(iter(RECIPES))  # a settings file that sets everything starts from any recipe
@@ -67,7 +67,7 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def verdict(gains: Mapping[str, PairedGain], *, finished: int, unit: str) -> str:
+def headline(gains: Mapping[str, PairedGain], *, finished: int, unit: str) -> str:
     """Say in a sentence what training did to the held-out scores.
 
     Args:
@@ -80,7 +80,7 @@ def verdict(gains: Mapping[str, PairedGain], *, finished: int, unit: str) -> str
 
     Examples:
         >>> gain = PairedGain(before=10.0, after=11.0, gain=1.0, standard_error=0.1)
-        >>> verdict({"joint view": gain}, finished=60, unit="dB")
+        >>> headline({"joint view": gain}, finished=60, unit="dB")
         'The joint-view score rose by 1.00 ± 0.10 dB in 60 iterations.'
     """
     done = "1 iteration" if finished == 1 else f"{finished} iterations"
@@ -132,7 +132,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "finished": finished,
         "facts": _facts(config, finished),
         "command": _command(run),
-        "verdict": verdict(gains, finished=max(run.evaluations) if gains else finished, unit=unit),
+        "headline": headline(gains, finished=max(run.evaluations) if gains else finished, unit=unit),
         "gains": gains,
         "signed": _signed,
         "noises": noises,
