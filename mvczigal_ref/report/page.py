@@ -132,7 +132,9 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "finished": finished,
         "facts": _facts(config, finished),
         "command": _command(run),
-        "headline": headline(gains, finished=max(run.evaluations) if gains else finished, unit=unit),
+        "headline": headline(
+            gains, finished=max(run.evaluations) if gains else finished, unit=unit
+        ),
         "gains": gains,
         "signed": _signed,
         "noises": noises,
