@@ -12,7 +12,7 @@ from mvczigal_ref.evaluation.evaluate import Evaluation, PairedGain, paired_gain
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.registry import VIEW_MEAN
 from mvczigal_ref.tiny_world.grammar import split_prompts
-from mvczigal_ref.training.records import check_records
+from mvczigal_ref.training.sealed_rows import check_rows
 from mvczigal_ref.training.tracking import read_metrics
 
 __all__ = [
@@ -130,7 +130,7 @@ def read_run(folder: Path) -> RunFolder:
         CheckpointError: If the folder is no run folder, or a file of scores is damaged.
     """
     config = run_config(folder)
-    check_records(folder)
+    check_rows(folder)
     files = (folder / "evaluations").glob("*_*.safetensors")
     scores = [(_iteration(path), read_evaluation(path)[0]) for path in files]
     evaluations = dict(sorted(scores, key=lambda one: one[0]))
