@@ -1,4 +1,4 @@
-"""`records`: rows beside the checkpoints that are cut, doubled, changed or another run's."""
+"""`sealed_rows`: rows beside the checkpoints that are cut, doubled, changed or another run's."""
 
 import json
 
