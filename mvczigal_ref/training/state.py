@@ -122,7 +122,7 @@ class TrainingState:
             self.average, self.system.trained(), decay=optim.average_decay, steps=steps
         )
 
-    def kept(self) -> AbstractContextManager[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Put the average in the parameters' place, for a while: it is evaluated and exported.
 
         Returns:

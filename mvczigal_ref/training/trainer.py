@@ -225,7 +225,7 @@ def _train(
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
     tell.stage("scoring held-out prompts after training")
-    with state.kept():
+    with state.averaged():
         after = judge("after", state.finished)
     result = RunResult(
         folder=folder,
@@ -235,7 +235,7 @@ def _train(
     )
     if world.is_main:
         policy: Any = system.policy
-        with state.kept():
+        with state.averaged():
             export_policy(trained_lora(policy) or policy, config, folder / POLICY)
         atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()
