@@ -1,7 +1,7 @@
 """Steps of an iteration that draw noise, and those that are trained."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class Sampled(Protocol):
     """Anything with a sampling grid, such as a system."""
 
