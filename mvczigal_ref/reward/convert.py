@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import sync
+from mvczigal_ref.files import sync, usual_mode
 from mvczigal_ref.models.weight_files import describe_file, read_safetensors, summary
 
 __all__ = ["convert_checkpoint", "read_tensors"]
@@ -118,6 +118,7 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
         msg = f"`source` must hold tensors that safetensors can; got {str(source)!r}: {error}"
         raise CheckpointError(msg) from error
     else:
+        usual_mode(aside)
         sync(aside)
         aside.replace(target)
     finally:

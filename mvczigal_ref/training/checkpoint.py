@@ -21,7 +21,7 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_dict, to_dict
 from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.files import sync, to_json, writing
+from mvczigal_ref.files import sync, to_json, usual_mode, writing
 from mvczigal_ref.training.saved_state import require_state
 
 __all__ = [
@@ -156,6 +156,7 @@ def save_checkpoint(
         aside.mkdir(parents=True)
         for group, named in tensors.items():
             save_file(_unshared(named), aside / f"{group}.safetensors")
+        usual_mode(aside)
         (aside / "state.json").write_text(text, "utf-8")
         (aside / "config.json").write_text(to_json(to_dict(config)), "utf-8")
         files = {file.name: _measure(file) for file in sorted(aside.iterdir())}
@@ -252,8 +253,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     Returns:
         The checkpoint's folder, or None if there is none.
     """
-    paths = _checkpoints(folder)
-    return paths[-1] if paths else None
+    return next(reversed(_checkpoints(folder)), None)
 
 
 def prune_checkpoints(folder: Path, *, keep: int) -> None:

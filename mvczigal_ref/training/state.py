@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,7 @@ def resume(
         CheckpointError: If tensors are not this run's, or the prompts that it has met.
     """
     for name in REQUIRED:
-        restored(name, lambda name=name: checkpoint.state[name])
+        restored(name, partial(checkpoint.state.__getitem__, name))
     if checkpoint.state["prompts"] != _digest(prompts):
         met = _digest_met(prompts, config, checkpoint.iteration)
         if checkpoint.state.get("prompts_met") != met:
