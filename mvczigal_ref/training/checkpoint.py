@@ -302,8 +302,8 @@ def clean_leftovers(folder: Path) -> None:
 def _checkpoints(folder: Path) -> list[Path]:
     """Every folder that is named as a checkpoint, oldest first."""
     paths: dict[int, Path] = {}
-    # A replaced checkpoint counts only while nothing has taken its place.
-    for path in sorted(folder.glob("iteration_*"), reverse=True):
+    # A glob would find a folder empty that may not be read. A replaced one counts without another.
+    for path in sorted(folder.iterdir() if folder.is_dir() else (), reverse=True):
         match = _NAME.fullmatch(path.name.removesuffix(_REPLACED))
         if match is not None and path.is_dir():
             paths[int(match[1])] = path

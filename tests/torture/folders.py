@@ -27,6 +27,7 @@ def config_of(folder: Path, **run_settings: object):
 
 def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> None:
     """Damage a file of a run that stopped; of every third the checkpoint is sealed anew."""
+    tally.limit = 600.0
     whole, stopped = folder / "whole", folder / "stopped"
     config = config_of(folder)
     run(config, whole)

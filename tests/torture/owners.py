@@ -35,8 +35,20 @@ def _start(config, folder: Path):
     return process, here
 
 
+def _end(process, pipe: Connection) -> str:
+    """Wait for a run and give its word."""
+    try:
+        word = pipe.recv()
+    except EOFError:
+        word = "killed"
+    process.join()
+    pipe.close()
+    return word
+
+
 def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> None:
     """Start the second at once or somewhat later; sometimes kill the first."""
+    tally.limit = 900.0  # of two processes, on a machine that may do other work
     config, whole = config_of(folder), folder / "whole"
     run(config, whole)
     for place in range(count):
@@ -47,14 +59,11 @@ def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> No
             if killed:
                 first.kill()
             second, two = _start(config, here)
-            answers = []
-            for process, pipe in ((first, one), (second, two)):
-                try:
-                    answers.append(pipe.recv())
-                except EOFError:
-                    answers.append("killed")
-                process.join()
-                pipe.close()
+            try:
+                answers = [_end(first, one), _end(second, two)]
+            finally:
+                first.kill()
+                second.kill()
             refused = [answer for answer in answers if answer not in ("done", "killed")]
             tally.note("refused") if refused else None
             assert "done" in answers, answers
