@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from tests.torture.page import HEAD, write_rows
 from tests.torture.tally import Tally
 
 AREAS = {
@@ -29,8 +30,6 @@ AREAS = {
     "trained": 300,
 }
 """Attempts of each area at scale 1; of kills at most as many as the run has file events."""
-
-HEAD = "| area | tried | held | failed | of these |\n| --- | ---: | ---: | ---: | --- |"
 
 
 def torture(area: str, *, scale: float, seed: int) -> Tally:
@@ -51,20 +50,23 @@ def main() -> int:
     parser.add_argument("--areas", nargs="+", default=list(AREAS), choices=AREAS, metavar="AREA")
     parser.add_argument("--scale", type=float, default=1.0, help="part of every area's number")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/torture.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable()
-    rows, failed = [], 0
+    rows, failed = dict[str, str](), 0
     for area in options.areas:
         started = time.monotonic()
         tally = torture(area, scale=options.scale, seed=options.seed)
         print(
             f"{area}: {time.monotonic() - started:.0f} s", *tally.failures, sep="\n  ", flush=True
         )
-        rows.append(tally.row())
+        rows[area] = tally.row(scale=options.scale, seed=options.seed)
         failed += len(tally.failures)
-    print(f"\nscale {options.scale}, seed {options.seed}\n", HEAD, *rows, sep="\n")
+    print("", HEAD, *rows.values(), sep="\n")
+    if options.write:
+        write_rows(rows)
     return int(failed > 0)
 
 

@@ -63,11 +63,12 @@ class Tally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, before)
 
-    def row(self) -> str:
+    def row(self, *, scale: float, seed: int) -> str:
         """Write a line of the table."""
         notes = ", ".join(f"{count} {what}" for what, count in sorted(self.notes.items()))
         held = self.tried - len(self.failures)
-        return f"| {self.area} | {self.tried} | {held} | {len(self.failures)} | {notes} |"
+        counts = (f"{scale:g}", seed, self.tried, held, len(self.failures))
+        return f"| {self.area} | {' | '.join(map(str, counts))} | {notes} |"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from mvczigal_ref.cli.launch import REFUSED
 from mvczigal_ref.config import TrainConfig, load_config, to_dict
-from mvczigal_ref.errors import ConfigError, NonFiniteError
+from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.system import build_system
+from mvczigal_ref.training import trainer
+from tests.integration.faults import patched
 from tests.integration.runs import metrics, run, small_config, small_flow, write_prompts
 from tests.torture.configurations import words
 from tests.torture.tally import Tally, require_line
@@ -37,14 +40,22 @@ def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> No
         here, (config, changes) = folder / "here", _accepted(chance, base, prompts)
         network = {"components": small_flow()} if config.model.network == "flow" else {}
         with tally.attempt(f"{config.recipe} {' '.join(changes)[:200]} {place}"):
+            loaded: list[bool] = []
+
+            def load(*args: object, loaded: list[bool] = loaded, **more: object) -> object:
+                loaded.append(True)
+                return build_system(*args, **more)
+
             try:
-                run(config, here, **network)
-            except NonFiniteError as error:
-                tally.note("non-finite")
-                require_line(str(error))
+                with patched(trainer, "build_system", load):
+                    run(config, here, **network)
             except REFUSED as error:
-                tally.note("refused late")
+                tally.note(type(error).__name__)
                 require_line(str(error))
+                # What numbers do is seen in training alone; what settings say, before.
+                late = loaded and isinstance(error, ConfigError | CheckpointError)
+                if late:
+                    raise
             else:
                 rows = metrics(here)
                 assert [row["iteration"] for row in rows] == list(range(config.run.iterations))
