@@ -11,7 +11,8 @@ from mvczigal_ref.method.steps import check_steps
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.preflight.attempts import ATTEMPTS, CheckResult, Finding
-from mvczigal_ref.preflight.trial import Trial, copies, put_back
+from mvczigal_ref.preflight.snapshots import copies, put_back
+from mvczigal_ref.preflight.trial import Trial
 from mvczigal_ref.preflight.trial_forward import ForwardTrial
 from mvczigal_ref.preflight.trial_groups import GroupTrial
 from mvczigal_ref.preflight.trial_pairs import PairTrial

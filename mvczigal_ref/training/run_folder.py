@@ -18,7 +18,8 @@ from mvczigal_ref.training.checkpoint import (
     load_checkpoint,
     require_same_run,
 )
-from mvczigal_ref.training.identity import in_places, require_same_weights
+from mvczigal_ref.training.identity import require_same_weights
+from mvczigal_ref.training.places import in_places
 
 __all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest", "load_policy"]
 
