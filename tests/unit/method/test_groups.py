@@ -17,7 +17,7 @@ from mvczigal_ref.method.group_batches import (
     slice_batches,
 )
 from mvczigal_ref.method.group_loss import step_weights
-from mvczigal_ref.method.protocol import Iteration
+from mvczigal_ref.method.protocol import Iteration, Learner
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.objective.augmented_conditions import augmented_conditions_loss
 from mvczigal_ref.objective.clipped import reference_kl
@@ -263,10 +263,8 @@ def test_the_trained_loss_is_the_published_one(name):
             advantages = groups.compare(stages.rewards, stages.samples, stages.here, multiplier=0.0)
             trained = list(system.trained().values())
             if ours:
-                learned = groups.learn(
-                    system, torch.optim.SGD(trained, lr=STEP), stages.samples,
-                    stages.conditions, advantages, stages.here,
-                )  # fmt: skip
+                learner = Learner(system=system, optimizer=torch.optim.SGD(trained, lr=STEP))
+                learned = groups.learn(learner, stages.under(advantages), stages.here)
             else:
                 published = Published(system, stages, advantages, config, said)
                 for _ in range(2):
