@@ -280,9 +280,7 @@ def test_the_trained_loss_is_the_published_one(name):
     start = torch.cat([p.detach().flatten() for p in system_of(config).trained().values()])
     torch.testing.assert_close(ends[0] - start, ends[1] - start, rtol=1e-4, atol=1e-8)
     assert learned.metrics["loss"] == pytest.approx(sum(losses) / 2, rel=1e-4, abs=1e-7)
-    # Where a slice's prompts have unequal repeats, the metric counts each text once.
-    tolerance = 1e-2 if name == "one prompt's alone" else 1e-6
-    assert learned.metrics["clip_fraction"] == pytest.approx(sum(fractions) / 2, abs=tolerance)
+    assert learned.metrics["clip_fraction"] == pytest.approx(sum(fractions) / 2, abs=1e-6)
     assert 0.0 < fractions[1] < 1.0
 
 
