@@ -2,7 +2,8 @@
 
 Every setting is that of the released trainer (arXiv:2505.05470, 2508.04324, 2509.16117,
 2603.12648), or docs/recipes.md says what differs and why. Rewards and prompts are the user's
-choice: ``run.prompts`` and ``run.held_out`` name text files with one prompt per line.
+choice; the lists that ``run.prompts`` and ``run.held_out`` name are published, and docs/recipes.md
+says where.
 """
 
 from dataclasses import replace
@@ -70,8 +71,8 @@ def flow_grpo() -> TrainConfig:
             iterations=1000,
             objects_per_iteration=48,
             objects_per_slice=1,
-            prompts="prompts/train.txt",
-            held_out="prompts/test.txt",
+            prompts="prompts/pickscore_train.txt",
+            held_out="prompts/pickscore_test.txt",
             evaluation_noises=1,
         ),
     )
@@ -181,5 +182,11 @@ def _mv_grpo() -> TrainConfig:
         reward=replace(base.reward, per_view="hpsv3"),
         advantage=replace(base.advantage, spread="group", ddof=1, delta=1e-8),
         optim=replace(base.optim, lr=1e-4, optimizer_steps_per_epoch=1, average_decay=0.0),
-        run=replace(base.run, iterations=300, objects_per_iteration=8),
+        run=replace(
+            base.run,
+            iterations=300,
+            objects_per_iteration=8,
+            prompts="prompts/hpdv2_train.txt",
+            held_out="prompts/hpdv2_test.txt",
+        ),
     )

@@ -1,10 +1,10 @@
-"""`training.prompts.prompt_batch`: laws, errors."""
+"""`training.prompt_batch`: laws, errors."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
 
 # -- laws --------------------------------------------------------------------------------
 

@@ -162,7 +162,7 @@ def test_prompts_that_are_not_there_are_refused(listed, tmp_path):
     for content in ("", "\n \n", "\ufeff", "\ufeff\r\n"):
         with pytest.raises(ConfigError, match=r"`--prompts` must hold at least one prompt"):
             read_prompts(listed(content), setting="--prompts")
-    with pytest.raises(ConfigError, match="or a text file"):
+    with pytest.raises(ConfigError, match="a text file, "):
         read_prompts(str(tmp_path))
     with pytest.raises(ConfigError) as caught:
         read_prompts("x" * 10_000)
