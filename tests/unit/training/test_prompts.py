@@ -10,7 +10,12 @@ from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.tiny_world.grammar import split_prompts
-from mvczigal_ref.training.prompts import in_world, read_prompts, run_prompts, warn_of_cut_prompts
+from mvczigal_ref.training.prompts import (
+    in_world,
+    read_prompts,
+    run_prompts,
+    warn_of_cut_prompts,
+)
 
 BALL, CUBE = "a red ball with a green nose", "a blue cube with a white fin"
 
