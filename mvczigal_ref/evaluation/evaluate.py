@@ -1,6 +1,6 @@
 """Scores of a policy on prompts and noises, and the paired comparison of two."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -121,6 +121,7 @@ def evaluate(
     seed: int = 0,
     zigzag: bool = False,
     keep_images: int = 8,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score a policy on every prompt under several initial noises.
 
@@ -136,6 +137,7 @@ def evaluate(
         seed: Of the noises.
         zigzag: Sample with ZMV-Sampling instead of plainly.
         keep_images: Prompts whose images of the first noise are kept, at most all; at least 0.
+        progress: Called with the slices that this process has scored, and with all of its own.
 
     Returns:
         Scores, the same in every process.
@@ -168,7 +170,7 @@ def evaluate(
     even = len(slices) % world.size == 0 and total % size == 0
     mine = world.slice_share(len(slices)) if even else range(len(slices))
     per_view, joint = [], []
-    for index in mine:
+    for count, index in enumerate(mine, 1):
         part = slices[index]
         texts = [prompts[i % len(prompts)] for i in part]
         images = sample_objects(
@@ -177,6 +179,8 @@ def evaluate(
         by_view, by_object = system.score(images, texts)
         per_view.append(by_view)
         joint.append(by_object)
+        if progress is not None:
+            progress(count, len(mine))
     by_view, by_object = torch.cat(per_view), torch.cat(joint)
     if even:
         by_view, by_object = world.gather_objects(by_view), world.gather_objects(by_object)
