@@ -16,7 +16,7 @@ def dry_run(command: Printed, config: TrainConfig, *, folder: Path, processes: i
     """Print what a run would be, what it would take, and whether this machine trains it.
 
     Args:
-        command: Its output.
+        command: Command whose output it is.
         config: The run.
         folder: Folder that it would train into.
         processes: Processes of it.

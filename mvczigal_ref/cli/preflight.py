@@ -73,7 +73,7 @@ def run_plan(config: TrainConfig, *, processes: int, command: Printed) -> None:
     Args:
         config: The run.
         processes: Processes of the run, each with a GPU of its own.
-        command: Its output.
+        command: Command whose output it is.
 
     Raises:
         ConfigError: If the run's geometry is impossible; names the nearest that is possible.
@@ -111,7 +111,7 @@ def plan_content(cost: Plan) -> dict[str, Any]:
         cost: Plan of any run.
 
     Returns:
-        Its fields, and the peaks of memory.
+        Fields of the plan, and the peaks of memory.
     """
     peaks = {"peak": cost.memory.peak, "stages": dict(cost.memory.stages)}
     content: dict[str, Any] = json.loads(json.dumps(asdict(cost)))
@@ -123,7 +123,7 @@ def run_check(config: TrainConfig, command: Printed) -> None:
 
     Args:
         config: The run.
-        command: Its output.
+        command: Command whose output it is.
 
     Raises:
         ConfigError: As :func:`checked`.

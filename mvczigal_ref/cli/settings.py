@@ -42,15 +42,15 @@ def show_settings(command: Settings) -> None:
         for name, (_, settings) in sections.items()
         for setting in settings
     }
-    wanted = command.section
+    asked = command.section
     chosen = {
         path: setting
         for path, setting in rows.items()
-        if wanted is None or path == wanted or path.startswith(f"{wanted}.")
+        if asked is None or path == asked or path.startswith(f"{asked}.")
     }
-    if wanted is not None and not chosen:
-        near = nearest_name(wanted, [*sections, *rows])
-        msg = f"unknown section or setting: {quoted(wanted)}; the nearest name is `{near}`."
+    if asked is not None and not chosen:
+        near = nearest_name(asked, [*sections, *rows])
+        msg = f"unknown section or setting: {quoted(asked)}; the nearest name is `{near}`."
         raise ConfigError(msg)
     write_json(
         command,

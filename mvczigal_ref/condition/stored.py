@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mvczigal_ref.condition.asking import checked_prompts, in_order
+from mvczigal_ref.condition.asking import checked_prompts
 from mvczigal_ref.condition.offline import OfflineEnhancer
 from mvczigal_ref.condition.protocol import Caption, CaptionError, GroupImages, stream
+from mvczigal_ref.condition.threads import in_order
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import sync
 from mvczigal_ref.text_files import decode_text

@@ -119,7 +119,7 @@ def seal_evaluation(scores: Evaluation, path: Path, measured: str) -> str:
 
     Args:
         scores: Scores of an occasion.
-        path: Their file; the iteration that ends its name is read.
+        path: File of the scores; the iteration that ends its name is read.
         measured: Circumstances of the measurement.
 
     Returns:

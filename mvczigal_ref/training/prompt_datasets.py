@@ -41,7 +41,7 @@ def dataset_rows(name: str, *, setting: str) -> Rows:
         setting: Name of the setting, for messages.
 
     Returns:
-        Its rows.
+        Rows of the list, numbered from 1.
 
     Raises:
         ConfigError: If the package is missing, or there is no such dataset, split or column; says

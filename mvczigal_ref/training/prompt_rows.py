@@ -62,7 +62,7 @@ def file_rows(path: Path, column: str | None, *, setting: str) -> Rows:
         setting: Name of the setting, for messages.
 
     Returns:
-        Its rows.
+        Rows of the list, numbered from 1.
 
     Raises:
         ConfigError: If the file is in another encoding or damaged, or the column is not in it; the
@@ -94,7 +94,7 @@ def list_rows(prompts: Iterable[object], *, setting: str) -> Rows:
         setting: Name of the argument, for messages.
 
     Returns:
-        Its rows.
+        Rows of the list, numbered from 1.
 
     Raises:
         ConfigError: If one is no text.

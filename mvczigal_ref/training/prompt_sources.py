@@ -46,7 +46,7 @@ def shipped_list(name: str) -> Path | None:
         name: Such as ``prompts/simple_animals.txt``; with backslashes too.
 
     Returns:
-        Its file; None if there is no such list.
+        File of the list; None if there is no such list.
 
     Examples:
         >>> shipped_list("prompts/nothing.txt") is None

@@ -182,7 +182,7 @@ def warn_of_cut_prompts(components: Any, prompts: Sequence[str], *, setting: str
     Args:
         components: Models of a run, with their tokenizers.
         prompts: Texts.
-        setting: Where they are from, for the message.
+        setting: Setting that names them, for the message.
     """
     limits = _token_limits(components)
     longest = max((limit for _, limit in limits), default=math.inf)

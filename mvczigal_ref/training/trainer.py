@@ -31,13 +31,10 @@ from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
 from mvczigal_ref.training.checkpoint import latest_checkpoint
-from mvczigal_ref.training.identity import (
-    in_places,
-    require_same_weights,
-    weights_identity,
-)
+from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.loop import Events, TrainingLoop, stop_on_terminate
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
+from mvczigal_ref.training.places import in_places
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.sealed_rows import require_rows

@@ -7,7 +7,7 @@ import pytest
 
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.training.identity import absolute_paths
+from mvczigal_ref.training.places import absolute_paths
 from mvczigal_ref.training.prompt_rows import list_rows, split_column
 from mvczigal_ref.training.prompts import read_prompts, run_prompts
 
