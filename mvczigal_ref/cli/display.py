@@ -20,7 +20,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, with_error
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardState
-from mvczigal_ref.report.run_folder import told_metrics
+from mvczigal_ref.report.run_content import informative_metrics
 from mvczigal_ref.training.loop import Events
 
 __all__ = ["TrainingDisplay", "gain_table", "guard_table", "guard_text", "score_heading"]
@@ -70,7 +70,7 @@ class TrainingDisplay(Events):
     """One line per iteration over a progress bar; in a file or a pipe, a plain line now and then.
 
     Args:
-        console: Where to; rich knows whether someone is watching.
+        console: Console to write to; rich knows whether someone is watching.
         config: The run; columns that would say nothing of it are left out. None shows all.
     """
 
@@ -143,7 +143,7 @@ class TrainingDisplay(Events):
 
     def _tells(self, column: _Column) -> bool:
         names = column.metrics
-        return self._config is None or told_metrics(self._config, names) == {*names}
+        return self._config is None or informative_metrics(self._config, names) == {*names}
 
     def _end_stage(self) -> None:
         if self._stage is not None:

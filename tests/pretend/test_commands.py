@@ -14,11 +14,12 @@ from mvczigal_ref.pretraining.gate_flow import gate_flow
 from mvczigal_ref.pretraining.gate_multiview import gate
 from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
-from mvczigal_ref.tiny_world.scene import WORLD_RIG, render_prompts
+from mvczigal_ref.tiny_world.scene import WORLD_RIG
 from mvczigal_ref.training import prompts as prompt_lists
 from tests.integration.runs import HELD_OUT, PROMPTS, small_components, small_flow
 from tests.pretend.runs import SMALL, configured, train_on
 from tests.pretend_device import NAME
+from tests.renders import render_prompts
 from tests.unit.language.test_local import local, seeing
 from tests.unit.reward.published_files import PER_VIEW, located, write_published
 
@@ -81,11 +82,11 @@ def test_the_check_command_passes_on_the_device(device, words):
 @pytest.mark.slow
 def test_a_check_passes_wherever_things_wait(placed, device, tmp_path):
     """Nothing that the check tries needs latents or networks to be in one place."""
-    verdict = check(
+    result = check(
         configured("tiny", tmp_path, placed), device=device, components=small_components()
     )
 
-    assert verdict.passed, str(verdict)
+    assert result.passed, str(result)
 
 
 # -- scorers -----------------------------------------------------------------------------
