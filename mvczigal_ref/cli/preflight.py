@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mvczigal_ref.cli.launch import join
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.attempts import Verdict
@@ -18,7 +19,7 @@ from mvczigal_ref.preflight.check import check
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.plan_record import Plan
 from mvczigal_ref.system.enhancer import build_enhancer
-from mvczigal_ref.system.scorers import check_judges
+from mvczigal_ref.system.scorers import check_functions, check_judges
 from mvczigal_ref.training.prompts import run_prompts
 from mvczigal_ref.training.tracking import check_trackers
 
@@ -80,6 +81,9 @@ def run_plan(config: TrainConfig, *, processes: int, file: Path | None) -> None:
             f"captions: {cost.conditions - 1} per prompt, all taken to differ, which is the most "
             "that an iteration can cost; equal ones of a prompt cost nothing"
         )
+    code = [name for name in cost.scorer_calls if is_code(name)]
+    if code:
+        notes.append(f"not counted: what {', '.join(code)} takes, functions that nothing measures")
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if file is not None:
@@ -103,6 +107,7 @@ def run_check(config: TrainConfig) -> None:
     Share.of(config, world)
     prompts, _ = run_prompts(config)
     check_judges(config)
+    check_functions(config, device=world.device)
     check_trackers(config.run.trackers)
     # A language model of this process is loaded by training alone.
     if not config.objective.compares_pairs and config.condition.enhancer != "local":

@@ -8,6 +8,7 @@ import torch
 
 from mvczigal_ref.config import TrainConfig, scorer_weights
 from mvczigal_ref.config.loading import nearest_name
+from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.method.slices import Share
@@ -254,7 +255,7 @@ def _footprints(config: TrainConfig) -> dict[str, Footprint]:
             if name == VIEW_MEAN:  # no scorer: the mean of the others
                 continue
             options = scorer_options(name, config.reward, device=_META, num_views=1)
-            if name not in names and options.url is None:
+            if name not in names and options.url is None and not is_code(name):
                 near = nearest_name(name, names)
                 raise ConfigError(f"there is no scorer {name!r}; the nearest name is {near!r}.")
             footprints[name] = scorer_footprint(name, options)

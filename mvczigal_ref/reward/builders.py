@@ -53,6 +53,9 @@ class ScorerOptions:
     num_views: int = 6
     """Views of an object, for a scorer that judges them together [1]."""
 
+    image_size: int = 64
+    """Edge of an image, for the trial of a scorer that is the user's function [px]."""
+
     timeout: float = 120.0
     """Longest duration of one request to a service [s]."""
 

@@ -10,10 +10,13 @@ import torch
 
 from mvczigal_ref.config import GuardConfig, RewardConfig, scorer_weights
 from mvczigal_ref.config.loading import nearest_name
+from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions, remote
+from mvczigal_ref.reward.callable import callable_scorer
 from mvczigal_ref.reward.mixture import Mixture, Scorer
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
+from mvczigal_ref.reward.source import load_source
 
 __all__ = [
     "JOINT",
@@ -43,7 +46,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def scorer_options(
-    name: str, reward: RewardConfig, *, device: torch.device, num_views: int
+    name: str,
+    reward: RewardConfig,
+    *,
+    device: torch.device,
+    num_views: int,
+    image_size: int = 64,
 ) -> ScorerOptions:
     """Collect the settings of one scorer.
 
@@ -52,6 +60,7 @@ def scorer_options(
         reward: Settings of all scorers.
         device: Device of the run; ``reward.device`` takes precedence.
         num_views: Views of an object [1].
+        image_size: Edge of an image [px].
 
     Returns:
         Options of this scorer.
@@ -80,6 +89,7 @@ def scorer_options(
         dtype=_DTYPES[reward.dtype],
         images_per_chunk=reward.images_per_chunk,
         num_views=num_views,
+        image_size=image_size,
         timeout=reward.timeout,
         wait=reward.wait,
         api_key_env=reward.api_key_env,
@@ -131,14 +141,16 @@ class ScorerBuilder(Generic[_Built]):
         """Build the scorer of a name.
 
         Args:
-            name: Name such as ``world.per_view``; any name if ``options`` has a service's URL.
+            name: Name such as ``world.per_view``, or of a function that the user has typed, such as
+                ``my_rewards.py:score``; any name if ``options`` has a service's URL.
             options: Options of the scorer; published weights on the CPU if None.
 
         Returns:
             A new scorer.
 
         Raises:
-            ConfigError: If no scorer of this kind has that name; names the nearest.
+            ConfigError: If no scorer of this kind has that name; names the nearest. If a function
+                breaks the contract of :mod:`mvczigal_ref.reward.callable`; says the rule.
             CheckpointError: If its weights are absent or damaged.
             ScorerUnavailableError: If its service does not answer.
         """
@@ -146,6 +158,11 @@ class ScorerBuilder(Generic[_Built]):
         _check(f"reward.{self.kind}", self.kind, name, options)
         if options.url and not _is_chat(name):
             scorer: _Built = remote(self.kind, name, options)
+        elif is_code(name):
+            scorer = callable_scorer(
+                f"reward.{self.kind}", self.kind, name, device=options.device,
+                num_views=options.num_views, image_size=options.image_size,
+            )  # fmt: skip
         else:
             scorer = _SCORERS[self.kind][name](options)
         return scorer
@@ -229,6 +246,9 @@ def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
         raise ConfigError(msg)
     if options.url and not _is_chat(name):
         return  # the service names its scorer
+    if is_code(name):
+        load_source(name, setting=path)
+        return
     if name not in _SCORERS[kind]:
         raise _unknown(path, kind, name)
     if name.startswith("hyperscore") and options.weights is None:

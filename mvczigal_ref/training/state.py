@@ -88,6 +88,9 @@ class TrainingState:
     origin: dict[str, Any] | None = None
     """Record of the run or LoRA with whose parameters the run began; None of the base weights."""
 
+    rewards: dict[str, dict[str, str | None]] | None = None
+    """Places and hashes of the user's functions that score; None where there are none."""
+
     @property
     def logged(self) -> int:
         """Iterations whose metrics are written."""
@@ -185,6 +188,7 @@ class TrainingState:
             "weights": self.weights,
             "paths": absolute_paths(self.config),
             "origin": self.origin,
+            **({"rewards": self.rewards} if self.rewards else {}),
         }
         save_checkpoint(
             folder / name,

@@ -40,6 +40,7 @@ from mvczigal_ref.training.loop import Events, TrainingLoop, stop_on_terminate
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
 from mvczigal_ref.training.records import require_records
+from mvczigal_ref.training.rewards import require_same_rewards, reward_sources, unhashed
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.state import TrainingState, begin, resume
 from mvczigal_ref.training.tracking import check_trackers
@@ -185,6 +186,7 @@ def _train(
         require_records(folder, checkpoint.state)
         if weights is not None:
             require_same_weights(config, checkpoint.state, identity=weights)
+        require_same_rewards(config, checkpoint.state)
     check_judges(config)
     if world.is_main:
         check_trackers(config.run.trackers)
@@ -212,6 +214,11 @@ def _train(
     if origin is not None and record is None:
         for line in origin.lines:
             tell.note(line)
+    for name in unhashed(reward_sources(config)):
+        tell.note(
+            f"the source of {name!r} cannot be read: a resumed run cannot tell whether it is the "
+            "same function."
+        )
     tell.stage("scoring held-out prompts before training")
     before = judge("before", 0)  # of the parameters that the run begins with
     if checkpoint is None:
@@ -220,6 +227,7 @@ def _train(
         state = resume(system, config, prompts, checkpoint)
     state.weights = weights if state.weights is None else state.weights
     state.origin = None if first is None else first[0]
+    state.rewards = reward_sources(config)
     met.append(state)
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
     with stop_on_terminate() as stopped:
