@@ -220,7 +220,7 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     from mvczigal_ref.distributed import (
         World as World,
     )
-    from mvczigal_ref.training.loop import (
+    from mvczigal_ref.training.events import (
         Events as Events,
     )
     from mvczigal_ref.training.trainer import (
@@ -308,7 +308,7 @@ _NAMES = {
         "update.pairs": "update_policy",
         "iteration": "run_iteration",
         "distributed": "World",
-        "training.loop": "Events",
+        "training.events": "Events",
         "training.trainer": "train",
         "pipeline": "TextToMultiviewPipeline",
     },

@@ -153,7 +153,7 @@ training wrote.
             stacklevel=2,
         )
     system = build_system(checkpoint.config, device=device, scorers=scorers)
-    load_strict(system.trained(), checkpoint.kept, source=f"the checkpoint of {str(folder)!r}")
+    load_strict(system.trained(), checkpoint.policy, source=f"the checkpoint of {str(folder)!r}")
     return system, checkpoint.config
 
 

@@ -30,9 +30,10 @@ from mvczigal_ref.training.checkpoint import (
     save_checkpoint,
     split_optimizer_state,
 )
+from mvczigal_ref.training.events import RunView
 from mvczigal_ref.training.identity import absolute_paths
 from mvczigal_ref.training.prompts import prompt_batch
-from mvczigal_ref.training.records import seal_records
+from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import follow_parameters, parameters_as
 
@@ -125,7 +126,7 @@ class TrainingState:
             self.average, self.system.trained(), decay=optim.average_decay, steps=steps
         )
 
-    def kept(self) -> AbstractContextManager[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Put the average in the parameters' place, for a while: it is evaluated and exported.
 
         Returns:
@@ -151,11 +152,27 @@ class TrainingState:
         self.old, self.average = best_state.old, best_state.average
         self.loss_scale = best_state.loss_scale
 
-    def save(self, folder: Path) -> None:
+    def view(self, folder: Path) -> RunView:
+        """Give the run's place to those who watch it.
+
+        Args:
+            folder: The run folder.
+
+        Returns:
+            A record that cannot be changed.
+        """
+        return RunView(
+            folder=folder, config=self.config, finished=self.finished, constraint=self.constraint
+        )
+
+    def save(self, folder: Path) -> Path:
         """Write a checkpoint and remove old ones; for the main process alone.
 
         Args:
             folder: The run folder.
+
+        Returns:
+            Folder of the checkpoint.
         """
         self._write(folder, "checkpoints")
         prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
@@ -163,6 +180,7 @@ class TrainingState:
         for path in (folder / _BEST).glob("iteration_*"):
             if path.name != best:  # which the checkpoint just written does not need any more
                 shutil.rmtree(path)
+        return folder / "checkpoints" / _name(self.finished)
 
     def keep_best(self, folder: Path) -> None:
         """Write the state of the guard's best check; older ones go with the next `save`.
@@ -184,7 +202,7 @@ class TrainingState:
             "prompt_position": self.finished * self.config.run.objects_per_iteration,
             "guard": None if self.guard is None else self.guard.as_json(),
             "pending": None if self.pending is None else _finite(self.pending),
-            "records": seal_records(folder, finished=self.finished, logged=self.logged),
+            "records": seal_rows(folder, finished=self.finished, logged=self.logged),
             "weights": self.weights,
             "paths": absolute_paths(self.config),
             "origin": self.origin,

@@ -31,17 +31,18 @@ from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
 from mvczigal_ref.training.checkpoint import latest_checkpoint
+from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.identity import (
     in_places,
     require_same_weights,
     weights_identity,
 )
-from mvczigal_ref.training.loop import Events, TrainingLoop, stop_on_terminate
+from mvczigal_ref.training.loop import TrainingLoop, stop_on_terminate
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
-from mvczigal_ref.training.records import require_records
 from mvczigal_ref.training.rewards import require_same_rewards, reward_sources, unhashed
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
+from mvczigal_ref.training.sealed_rows import require_rows
 from mvczigal_ref.training.state import TrainingState, begin, resume
 from mvczigal_ref.training.tracking import check_trackers
 
@@ -183,7 +184,7 @@ def _train(
     record = origin_of(folder, origin, checkpoint)
     weights = None if components is not None else weights_identity(config)
     if checkpoint is not None:
-        require_records(folder, checkpoint.state)
+        require_rows(folder, checkpoint.state)
         if weights is not None:
             require_same_weights(config, checkpoint.state, identity=weights)
         require_same_rewards(config, checkpoint.state)
@@ -230,11 +231,14 @@ def _train(
     state.rewards = reward_sources(config)
     met.append(state)
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
+    tell.begin(state.view(folder))
+    tell.evaluation(state.view(folder), "before", before.means())
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
     tell.stage("scoring held-out prompts after training")
-    with state.kept():
+    with state.averaged():
         after = judge("after", state.finished)
+    tell.evaluation(state.view(folder), "after", after.means())
     result = RunResult(
         folder=folder,
         per_view=paired_gain(before.per_view, after.per_view),
@@ -243,10 +247,11 @@ def _train(
     )
     if world.is_main:
         policy: Any = system.policy
-        with state.kept():
+        with state.averaged():
             export_policy(trained_lora(policy) or policy, config, folder / POLICY)
         atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()
+    tell.end(state.view(folder))
     return result
 
 

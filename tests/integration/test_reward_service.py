@@ -25,7 +25,7 @@ from mvczigal_ref.reward.service.server import Handler
 from mvczigal_ref.reward.tiny_world import WorldJointView, WorldPerView
 from mvczigal_ref.system import scorers
 from mvczigal_ref.training.checkpoint import load_checkpoint
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from tests.integration.faults import patched
 from tests.integration.killable import SERVER
 from tests.integration.runs import PROMPTS, assert_same_run, checkpoints, run, small_config
