@@ -226,6 +226,11 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     from mvczigal_ref.training.trainer import (
         train as train,
     )
+    from mvczigal_ref.training_run import (
+        fit as fit,
+        Result as Result,
+        TrainedPolicy as TrainedPolicy,
+    )
     from mvczigal_ref.pipeline import (
         TextToMultiviewPipeline as TextToMultiviewPipeline,
     )
@@ -310,6 +315,7 @@ _NAMES = {
         "distributed": "World",
         "training.events": "Events",
         "training.trainer": "train",
+        "training_run": "fit Result TrainedPolicy",
         "pipeline": "TextToMultiviewPipeline",
     },
 }

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from mvczigal_ref.update.loss_scale import LossScale
 __all__ = ["Hearing", "IterationResult", "run_iteration"]
 
 
+@runtime_checkable
 class Hearing(Protocol):
     """Hears of what an iteration makes, and changes none of it."""
 
@@ -116,7 +117,7 @@ def run_iteration(
         with timer("decode"):
             images = decode(system, drawn)
         if hearing is not None:
-            hearing.rollout(part, images)
+            hearing.rollout(part.prompts, images)
         with timer("condition"):
             conditions.append(describe(system, enhancer, part, images, config, iteration))
         with timer("reward"):

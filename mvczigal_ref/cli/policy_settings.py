@@ -67,11 +67,11 @@ def named_recipe(name: str) -> "TrainConfig":
 `mvczigal recipes` lists them.
     """
     from mvczigal_ref.config.loading import nearest_name
-    from mvczigal_ref.recipes import RECIPES, recipe
+    from mvczigal_ref.recipes import recipe, recipe_names
 
-    if name not in RECIPES:
+    if name not in (names := recipe_names()):
         shown = quoted(name)[1:].rstrip("'\"")
-        near = nearest_name(shown, RECIPES)
+        near = nearest_name(shown, names)
         msg = f"unknown recipe: `{shown}`; did you mean `{near}`? `mvczigal recipes` lists them."
         raise ConfigError(msg)
     return recipe(name)

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from mvczigal_ref.cli.launch import join
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.attempts import CheckResult
 from mvczigal_ref.preflight.check import check
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.plan_record import Plan
+from mvczigal_ref.reward.registry import is_function
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.scorers import check_functions, check_judges
 from mvczigal_ref.training.prompts import run_prompts
@@ -81,7 +81,7 @@ def run_plan(config: TrainConfig, *, processes: int, file: Path | None) -> None:
             f"captions: {cost.conditions - 1} per prompt, all taken to differ, which is the most "
             "that an iteration can cost; equal ones of a prompt cost nothing"
         )
-    code = [name for name in cost.scorer_calls if is_code(name)]
+    code = [name for name in cost.scorer_calls if is_function(name)]
     if code:
         notes.append(f"not counted: what {', '.join(code)} takes, functions that nothing measures")
     for note in notes:

@@ -248,16 +248,20 @@ def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> "Rew
 def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
     """Build a scorer of either kind; of an unknown name its service says which it is."""
     from mvczigal_ref.config.loading import nearest_name
-    from mvczigal_ref.config.typed import is_code
     from mvczigal_ref.reward.builders import JOINT, PER_VIEW
-    from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer, require_device
+    from mvczigal_ref.reward.registry import (
+        is_function,
+        joint_view_scorer,
+        per_view_scorer,
+        require_device,
+    )
 
     require_device(str(options.device))
     if name in PER_VIEW:
         return "per_view", per_view_scorer(name, options)
     if name in JOINT:
         return "joint", joint_view_scorer(name, options)
-    if options.url is None and is_code(name):
+    if options.url is None and is_function(name):
         return _function(name, options)
     if options.url is None:
         near = nearest_name(name, [*PER_VIEW, *JOINT])

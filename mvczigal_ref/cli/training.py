@@ -227,6 +227,7 @@ def show_recipes(command: Recipes) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from mvczigal_ref.config.plugins import plugins
     from mvczigal_ref.files import atomic_write, to_json
     from mvczigal_ref.recipes import RECIPES
 
@@ -241,6 +242,8 @@ def show_recipes(command: Recipes) -> None:
         name: (inspect.getdoc(function) or "").partition("\n")[0]
         for name, function in RECIPES.items()
     }
+    for name, entry in plugins("recipes").items():
+        summaries.setdefault(name, f"plug-in, {entry.value}")
     table = Table("recipe", "summary")
     for name, summary in summaries.items():
         table.add_row(name, escape(summary))
@@ -255,9 +258,9 @@ def _show_recipe(name: str, command: Recipes, console: "Console") -> None:
 
     from mvczigal_ref.config import TrainConfig, to_dict
     from mvczigal_ref.files import atomic_write, to_json
-    from mvczigal_ref.recipes import RECIPES
+    from mvczigal_ref.recipes import recipe, recipe_function
 
-    config, function = RECIPES[name](), RECIPES[name]
+    config, function = recipe(name), recipe_function(name)
     changes = _changes(to_dict(TrainConfig()), to_dict(config))
     summary = inspect.getdoc(function) or ""
     source = inspect.getdoc(sys.modules[function.__module__]) or ""

@@ -5,10 +5,11 @@ one of these records.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
+from mvczigal_ref.config.plugins import registered
 from mvczigal_ref.config.types import (
     SETTINGS,
     Cap,
@@ -90,10 +91,12 @@ class RolloutConfig:
 class ConditionConfig:
     """Captions under which a group is judged and learnt beside its prompt."""
 
-    enhancer: Literal["none", "world", "world_edits", "stored", "chat", "local"] = "none"
+    enhancer: Annotated[
+        Literal["none", "world", "world_edits", "stored", "chat", "local"], registered("enhancers")
+    ] = "none"
     """Source of captions: none; measurements of the tiny world's images; changes of one word of the
     tiny world's prompts; a file that `mvczigal enhance` wrote; a vision-language model that is
-    served; or one in this process."""
+    served; one in this process; or a plug-in's name."""
     num_captions: Size = 4
     """Captions per prompt of "world_edits" and "stored" [captions]; others make one per sample."""
     file: Name | None = None
@@ -200,11 +203,12 @@ class AdvantageConfig:
 class ObjectiveConfig:
     """The loss, over pairs of trajectories or over groups."""
 
-    kind: Literal[
-        "reward_difference", "preference", "policy_gradient", "guard", "forward_process"
+    kind: Annotated[
+        Literal["reward_difference", "preference", "policy_gradient", "guard", "forward_process"],
+        registered("objectives"),
     ] = "reward_difference"
     """Kind of loss: RDL and ZigAL, or DPO, of pairs; the clipped surrogate of PG and GRPO,
-    GRPO-Guard's, or DiffusionNFT's on the forward process."""
+    GRPO-Guard's, or DiffusionNFT's on the forward process; or a plug-in's name, of pairs."""
     pairing: Literal["zigzag", "standard"] = "zigzag"
     """First arm of a pair: a zigzag trajectory, or a second standard one (MV-RDL)."""
     clip_range: Positive = 1e-2
@@ -232,7 +236,12 @@ class ObjectiveConfig:
     @property
     def compares_pairs(self) -> bool:
         """Whether the loss compares both arms of a pair, which a policy gradient does not."""
-        return self.kind in ("reward_difference", "preference")
+        return self.kind not in ("policy_gradient", "guard", "forward_process")
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether another package registers the loss."""
+        return self.compares_pairs and self.kind not in ("reward_difference", "preference")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)

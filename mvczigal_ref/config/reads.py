@@ -116,10 +116,16 @@ def _window(*kinds: str) -> Condition:
     )
 
 
+# Beside these there are plug-ins, which may read whatever their section holds.
+_ENHANCERS = ("none", "world", "world_edits", "stored", "chat", "local")
+
+
 def _captions(*enhancers: str) -> Condition:
     names = " or ".join(f'"{enhancer}"' for enhancer in enhancers)
     return Condition(
-        lambda config: config.condition.enhancer in enhancers,
+        lambda config: (
+            config.condition.enhancer in enhancers or config.condition.enhancer not in _ENHANCERS
+        ),
         f"with `condition.enhancer` = {names}",
     )
 
@@ -248,11 +254,12 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     Condition(_clips, 'with `objective.clip` = true or `objective.kind` = "preference", and not '
               'with "forward_process"'): ("objective.clip_range",),
-    Condition(lambda c: c.objective.kind in ("reward_difference", "policy_gradient", "guard"),
+    Condition(lambda c: c.objective.kind in ("reward_difference", "policy_gradient", "guard")
+              or c.objective.is_plugin,
               'with `objective.kind` = "reward_difference", "policy_gradient" or "guard"'): (
         "objective.clip",
     ),
-    Condition(lambda c: c.objective.kind == "reward_difference",
+    Condition(lambda c: c.objective.kind == "reward_difference" or c.objective.is_plugin,
               'with `objective.kind` = "reward_difference"'): ("objective.temperature",),
     Condition(lambda c: not _forward(c), 'with an `objective.kind` other than "forward_process"'): (
         "objective.reduction",
@@ -261,7 +268,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               'with `rollout.kind` = "pair" and `sampler.kind` = "lcm" or "ddim"'): (
         "objective.train_last_action",
     ),
-    Condition(lambda c: c.objective.kind == "preference",
+    Condition(lambda c: c.objective.kind == "preference" or c.objective.is_plugin,
               'with `objective.kind` = "preference"'): ("objective.preference_scale",),
     Condition(lambda c: c.objective.kl_weight > 0 and _flow(c) and not _forward(c)
               and c.flow.kernel != "cps",

@@ -8,7 +8,6 @@ import torch
 
 from mvczigal_ref.config import TrainConfig, scorer_weights
 from mvczigal_ref.config.loading import nearest_name
-from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.method.slices import Share
@@ -22,7 +21,7 @@ from mvczigal_ref.preflight.meta_networks import meta_components
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
 from mvczigal_ref.preflight.workload import Replay, Workload
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW
-from mvczigal_ref.reward.registry import VIEW_MEAN, scorer_options
+from mvczigal_ref.reward.registry import VIEW_MEAN, is_function, scorer_options
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.scorers import no_scorers
 
@@ -255,7 +254,7 @@ def _footprints(config: TrainConfig) -> dict[str, Footprint]:
             if name == VIEW_MEAN:  # no scorer: the mean of the others
                 continue
             options = scorer_options(name, config.reward, device=_META, num_views=1)
-            if name not in names and options.url is None and not is_code(name):
+            if name not in names and options.url is None and not is_function(name):
                 near = nearest_name(name, names)
                 raise ConfigError(f"there is no scorer {name!r}; the nearest name is {near!r}.")
             footprints[name] = scorer_footprint(name, options)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.errors import ConfigError, quoted
-from mvczigal_ref.reward.source import Source, load_source
+from mvczigal_ref.reward.builders import ScorerOptions
+from mvczigal_ref.reward.source import Source
 from mvczigal_ref.shapes import Images
 
 __all__ = ["SIGNATURE", "CallableScorer", "callable_scorer", "require_contract"]
@@ -55,27 +56,25 @@ class CallableScorer:
 
 
 def callable_scorer(
-    setting: str, kind: str, name: str, *, device: torch.device, num_views: int, image_size: int
+    setting: str, kind: str, source: Source, options: ScorerOptions
 ) -> CallableScorer:
-    """Look a function up by the name that the user has typed, and check it once.
+    """Check a function once, and make a scorer of it.
 
     Args:
         setting: Setting that names it, such as ``reward.per_view``.
         kind: ``per_view`` or ``joint``.
-        name: ``FILE.py:NAME`` or ``package.module:NAME``.
-        device: Device of the images.
-        num_views: Views of an object [views].
-        image_size: Edge of an image [px].
+        source: The function.
+        options: Device, number and size of the images.
 
     Returns:
         The scorer.
 
     Raises:
-        ConfigError: If it was not typed, is not there, or breaks the contract; names the rule.
+        ConfigError: If it breaks the contract; names the rule.
     """
-    scorer = CallableScorer(load_source(name, setting=setting), kind)
-    shape = (len(_PROMPTS), num_views, 3, image_size, image_size)
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    scorer = CallableScorer(source, kind)
+    shape = (len(_PROMPTS), options.num_views, 3, options.image_size, options.image_size)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(options.device)
     require_contract(setting, scorer, images)
     return scorer
 

@@ -10,13 +10,14 @@ import torch
 
 from mvczigal_ref.config import GuardConfig, RewardConfig, scorer_weights
 from mvczigal_ref.config.loading import nearest_name
+from mvczigal_ref.config.plugins import plugin, plugin_names
 from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions, remote
 from mvczigal_ref.reward.callable import callable_scorer
 from mvczigal_ref.reward.mixture import Mixture, Scorer
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
-from mvczigal_ref.reward.source import load_source
+from mvczigal_ref.reward.source import Source, load_source, plugin_source
 
 __all__ = [
     "JOINT",
@@ -25,11 +26,13 @@ __all__ = [
     "ScorerBuilder",
     "ScorerOptions",
     "check_scorers",
+    "is_function",
     "joint_view_scorer",
     "mixture",
     "per_view_scorer",
     "require_device",
     "scorer_options",
+    "source_of",
 ]
 
 VIEW_MEAN = "per_view"
@@ -158,11 +161,14 @@ class ScorerBuilder(Generic[_Built]):
         _check(f"reward.{self.kind}", self.kind, name, options)
         if options.url and not _is_chat(name):
             scorer: _Built = remote(self.kind, name, options)
-        elif is_code(name):
-            scorer = callable_scorer(
-                f"reward.{self.kind}", self.kind, name, device=options.device,
-                num_views=options.num_views, image_size=options.image_size,
-            )  # fmt: skip
+        elif is_function(name):
+            setting = f"reward.{self.kind}"
+            source = (
+                load_source(name, setting=setting)
+                if is_code(name)
+                else plugin_source(name, options)
+            )
+            scorer = callable_scorer(setting, self.kind, source, options)
         else:
             scorer = _SCORERS[self.kind][name](options)
         return scorer
@@ -208,7 +214,8 @@ def check_scorers(reward: RewardConfig, guard: GuardConfig | None = None) -> Non
         >>> check_scorers(RewardConfig(per_view={"world.per_view": 1, "pikscore": 1}))
         Traceback (most recent call last):
         mvczigal_ref.errors.ConfigError: `reward.per_view` names the unknown scorer 'pikscore'; \
-the nearest is 'pickscore'.
+the nearest is 'pickscore'. Registered are chat_judge, clip_score, hpsv2, hpsv3, image_reward, \
+pickscore, world.per_view; a function is named as my_rewards.py:score.
     """
     named: list[tuple[str, _Kind, Sequence[str]]] = [
         ("reward.per_view", "per_view", list(scorer_weights(reward.per_view))),
@@ -249,6 +256,8 @@ def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
     if is_code(name):
         load_source(name, setting=path)
         return
+    if is_function(name):
+        return
     if name not in _SCORERS[kind]:
         raise _unknown(path, kind, name)
     if name.startswith("hyperscore") and options.weights is None:
@@ -265,6 +274,41 @@ def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
             raise ConfigError(msg)
 
 
+def is_function(name: str) -> bool:
+    """Tell whether a scorer is the user's function or a plug-in's, and not the package's.
+
+    Args:
+        name: Name in a setting.
+
+    Returns:
+        True of names of code and of registered plug-ins.
+
+    Examples:
+        >>> is_function("my_rewards.py:score"), is_function("world.joint")
+        (True, False)
+    """
+    if is_code(name):
+        return True
+    registered = name in PER_VIEW or name in JOINT or name == VIEW_MEAN
+    return not registered and plugin("scorers", name) is not None
+
+
+def source_of(name: str, *, setting: str) -> Source:
+    """Find the source of a function's or a plug-in's scorer.
+
+    Args:
+        name: Name for which :func:`is_function` holds.
+        setting: Setting that names it.
+
+    Returns:
+        Its place and hash.
+
+    Raises:
+        ConfigError: If it was not typed, or cannot be imported.
+    """
+    return load_source(name, setting=setting) if is_code(name) else plugin_source(name)
+
+
 def _unknown(path: str, kind: _Kind, name: str) -> ConfigError:
     other = "joint" if kind == "per_view" else "per_view"
     if name in _SCORERS[other]:
@@ -272,8 +316,12 @@ def _unknown(path: str, kind: _Kind, name: str) -> ConfigError:
             f"`{path}` names {name!r}, which is a {other} scorer: name it in "
             f"`{path.rpartition('.')[0]}.{other}`, and here one of {sorted(_SCORERS[kind])}."
         )
-    nearest = nearest_name(name, _SCORERS[kind])
-    return ConfigError(f"`{path}` names the unknown scorer {name!r}; the nearest is {nearest!r}.")
+    names = sorted({*_SCORERS[kind], *plugin_names("scorers")})
+    near = nearest_name(name, names)
+    return ConfigError(
+        f"`{path}` names the unknown scorer {name!r}; the nearest is {near!r}. "
+        f"Registered are {', '.join(names)}; a function is named as my_rewards.py:score."
+    )
 
 
 def _is_chat(name: str) -> bool:

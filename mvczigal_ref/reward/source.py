@@ -13,11 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mvczigal_ref.config.plugins import GROUPS, load_plugin, plugin
 from mvczigal_ref.config.typed import is_typed, note_typed
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.provenance import note
 
-__all__ = ["Source", "hand_over", "load_source"]
+__all__ = ["Source", "hand_over", "load_source", "plugin_source"]
 
 _NAME = re.compile(r"(?P<place>.+):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 _MODULE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
@@ -76,6 +77,30 @@ def hand_over(argument: str, function: Callable[..., Any]) -> str:
     _HANDED[name] = Source(name, function, f"{argument} in {module}", digest)
     note_typed([name])
     return name
+
+
+def plugin_source(name: str, options: Any | None = None) -> Source:  # noqa: ANN401 - ScorerOptions
+    """Load the scorer that an installed package registers.
+
+    Args:
+        name: Name of an entry of ``mvczigal_ref.scorers``.
+        options: Options that the entry builds the scorer with; None builds none.
+
+    Returns:
+        The scorer and the source of its module; without options the entry itself.
+
+    Raises:
+        ConfigError: If the entry cannot be loaded or called.
+    """
+    entry, build = plugin("scorers", name), load_plugin("scorers", name)
+    assert entry is not None
+    file = getattr(sys.modules.get(entry.module), "__file__", None)
+    digest = None if file is None else hashlib.sha256(note(Path(file)).read_bytes()).hexdigest()
+    function = build if options is None else build(options)
+    if not callable(function):
+        kind = type(function).__name__
+        raise ConfigError(f"the plug-in {name!r} must be a {GROUPS['scorers']}; got a {kind}.")
+    return Source(name, function, entry.value, digest)
 
 
 def load_source(name: str, *, setting: str) -> Source:

@@ -3,12 +3,14 @@
 import torch
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
+from mvczigal_ref.errors import ConfigError
 
 __all__ = ["build_sampler"]
 
@@ -54,6 +56,11 @@ def build_sampler(
         sampler = LcmSampler.create(
             num_steps=steps, alpha_bar=alpha_bar, prediction_type=settings.prediction_type
         )
+    elif settings.kind != "ddim":
+        sampler = load_plugin("samplers", settings.kind)(steps, alpha_bar, settings)
+        if not isinstance(sampler, Sampler):
+            kind = type(sampler).__name__
+            raise ConfigError(f"the plug-in {settings.kind!r} must give a Sampler; got a {kind}.")
     else:
         sampler = DdimSampler.create(
             num_steps=steps,

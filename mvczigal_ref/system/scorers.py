@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig, scorer_weights
-from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.reward.builders import ScorerOptions
@@ -17,6 +16,7 @@ from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.registry import (
     VIEW_MEAN,
     check_scorers,
+    is_function,
     joint_view_scorer,
     mixture,
     per_view_scorer,
@@ -181,7 +181,7 @@ def check_functions(config: TrainConfig, *, device: torch.device) -> None:
     )
     views = 1 if config.model.network == "flow" else rig_of(config.model).num_views
     for build, names in kinds:
-        for name in filter(is_code, names):
+        for name in filter(is_function, names):
             options = scorer_options(
                 name, reward, device=device, num_views=views, image_size=config.model.image_size
             )

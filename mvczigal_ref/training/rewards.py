@@ -6,7 +6,7 @@ from typing import Any
 from mvczigal_ref.config import TrainConfig, scorer_weights
 from mvczigal_ref.config.typed import is_code, is_typed
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.reward.source import load_source
+from mvczigal_ref.reward.registry import is_function, source_of
 
 __all__ = ["changed_rewards", "require_same_rewards", "reward_sources", "unhashed"]
 
@@ -31,8 +31,8 @@ def reward_sources(config: TrainConfig) -> dict[str, dict[str, str | None]]:
     sources: dict[str, dict[str, str | None]] = {}
     for setting, names in _named(config).items():
         for name in names:
-            if is_code(name) and name not in config.reward.url:
-                source = load_source(name, setting=setting)
+            if is_function(name) and name not in config.reward.url:
+                source = source_of(name, setting=setting)
                 sources[name] = {"place": source.place, "sha256": source.sha256}
     return sources
 
@@ -85,7 +85,8 @@ def changed_rewards(state: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, record in (state.get("rewards") or {}).items()
-        if is_typed(name) and load_source(name, setting="reward").sha256 != record["sha256"]
+        if (is_typed(name) or (is_function(name) and not is_code(name)))
+        and source_of(name, setting="reward").sha256 != record["sha256"]
     ]
 
 
