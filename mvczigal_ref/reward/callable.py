@@ -34,6 +34,9 @@ class CallableScorer:
     kind: str
     """``per_view`` or ``joint``."""
 
+    device: torch.device | None = None
+    """Device of the images that the function takes; None is where they are."""
+
     def __call__(self, images: Images, prompts: Sequence[str]) -> Any:  # noqa: ANN401 - either kind
         """Score by the function.
 
@@ -48,7 +51,9 @@ class CallableScorer:
             ValueError: If the function returns anything else.
         """
         with torch.no_grad():
-            rewards = self.source.function(images, list(prompts))
+            rewards = self.source.function(
+                images if self.device is None else images.to(self.device), list(prompts)
+            )
         if problem := _problem(rewards, images, self.kind):
             msg = f"{self.source.name!r} must be a function `{SIGNATURE[self.kind]}`; {problem}."
             raise ValueError(msg)
@@ -72,7 +77,7 @@ def callable_scorer(
     Raises:
         ConfigError: If it breaks the contract; names the rule.
     """
-    scorer = CallableScorer(source, kind)
+    scorer = CallableScorer(source, kind, options.device)
     shape = (len(_PROMPTS), options.num_views, 3, options.image_size, options.image_size)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(options.device)
     require_contract(setting, scorer, images)

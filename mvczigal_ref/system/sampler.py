@@ -1,5 +1,7 @@
 """Sampling grid of a configuration, bound to its kernel."""
 
+from typing import Any
+
 import torch
 
 from mvczigal_ref.config import TrainConfig
@@ -57,10 +59,11 @@ def build_sampler(
             num_steps=steps, alpha_bar=alpha_bar, prediction_type=settings.prediction_type
         )
     elif settings.kind != "ddim":
-        sampler = load_plugin("samplers", settings.kind)(steps, alpha_bar, settings)
-        if not isinstance(sampler, Sampler):
-            kind = type(sampler).__name__
+        plugged: Any = load_plugin("samplers", settings.kind)(steps, alpha_bar, settings)
+        if not isinstance(plugged, Sampler):
+            kind = type(plugged).__name__
             raise ConfigError(f"the plug-in {settings.kind!r} must give a Sampler; got a {kind}.")
+        sampler = plugged
     else:
         sampler = DdimSampler.create(
             num_steps=steps,

@@ -100,7 +100,7 @@ class Events:
             rewards: Raw rewards by scorer, copied [reward units].
         """
 
-    def update(self, run: RunView, metrics: Mapping[str, float]) -> None:
+    def update(self, run: RunView, metrics: Mapping[str, float | None]) -> None:
         """Hear that the parameters have changed.
 
         Args:
