@@ -40,8 +40,9 @@ def build_sampler(
         tensor([999, 759, 499, 259])
     """
     settings, steps = config.sampler, num_steps or config.sampler.num_steps
+    kind: str = settings.kind
     sampler: Sampler
-    if settings.kind == "flow":
+    if kind == "flow":
         flow = config.flow
         shift = shift if flow.shift is None else flow.shift
         sampler = FlowSampler.create(
@@ -54,15 +55,15 @@ def build_sampler(
     alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)
     if settings.snr_shift != 1.0:
         alpha_bar = shift_snr(alpha_bar, settings.snr_shift)
-    if settings.kind == "lcm":
+    if kind == "lcm":
         sampler = LcmSampler.create(
             num_steps=steps, alpha_bar=alpha_bar, prediction_type=settings.prediction_type
         )
-    elif settings.kind != "ddim":
-        plugged: Any = load_plugin("samplers", settings.kind)(steps, alpha_bar, settings)
+    elif kind != "ddim":
+        plugged: Any = load_plugin("samplers", kind)(steps, alpha_bar, settings)
         if not isinstance(plugged, Sampler):
-            kind = type(plugged).__name__
-            raise ConfigError(f"the plug-in {settings.kind!r} must give a Sampler; got a {kind}.")
+            name = type(plugged).__name__
+            raise ConfigError(f"the plug-in {kind!r} must give a Sampler; got a {name}.")
         sampler = plugged
     else:
         sampler = DdimSampler.create(

@@ -30,7 +30,22 @@ from mvczigal_ref.training.tracking import (
     peak_memory,
 )
 
-__all__ = ["TrainingLoop", "stop_on_terminate"]
+__all__ = ["TrainingLoop", "run_view", "stop_on_terminate"]
+
+
+def run_view(state: TrainingState, folder: Path) -> RunView:
+    """Give the run's place to those who watch it.
+
+    Args:
+        state: State of the run.
+        folder: Run folder.
+
+    Returns:
+        A record that cannot be changed.
+    """
+    return RunView(
+        folder=folder, config=state.config, finished=state.finished, constraint=state.constraint
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +122,7 @@ class TrainingLoop:
                 state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
                 config=config, world=self._world, timer=self._timer, enhancer=self._enhancer,
                 old=state.old, loss_scale=state.loss_scale,
-                hearing=_Hearing(self._tell, state.view(self._folder)),
+                hearing=_Hearing(self._tell, run_view(state, self._folder)),
             )  # fmt: skip
         calls = int(self._world.gather_objects(torch.tensor([rows()])).sum())
         state.constraint, state.finished = result.constraint, state.finished + 1
@@ -116,7 +131,7 @@ class TrainingLoop:
         if self._captions is not None and result.captions is not None:
             self._captions.append(state.finished - 1, result.captions)
         state.pending = {**result.metrics, "network_calls": calls}
-        self._tell.update(state.view(self._folder), {**state.pending})
+        self._tell.update(run_view(state, self._folder), {**state.pending})
 
     def _finish(self, stopped: Callable[[], bool]) -> None:
         """Measure what is due after an iteration, write it down, and save."""
@@ -130,7 +145,7 @@ class TrainingLoop:
                 scores = self._judge.metrics("after" if last else "at", state.finished)
             metrics |= scores
             if not last:  # which the trainer tells
-                self._tell.evaluation(state.view(self._folder), "at", scores)
+                self._tell.evaluation(run_view(state, self._folder), "at", scores)
         metrics |= {**self._timer.take(), "peak_memory": peak_memory(self._world.device)}
         if self._log is not None:
             self._log.append(iteration, metrics)
@@ -143,7 +158,7 @@ class TrainingLoop:
         if stop or last or best or state.finished % run.checkpoint_every == 0:
             self._save()
         if stop:
-            self._tell.end(state.view(self._folder))
+            self._tell.end(run_view(state, self._folder))
             raise KeyboardInterrupt
 
     def _note_idle_steps(self, iteration: int, metrics: Mapping[str, Any]) -> None:
@@ -184,7 +199,7 @@ class TrainingLoop:
     def _save(self) -> None:
         if self._world.is_main:
             path = self._state.save(self._folder)
-            self._tell.checkpoint(self._state.view(self._folder), path)
+            self._tell.checkpoint(run_view(self._state, self._folder), path)
         self._world.barrier()
 
 

@@ -30,7 +30,6 @@ from mvczigal_ref.training.checkpoint import (
     save_checkpoint,
     split_optimizer_state,
 )
-from mvczigal_ref.training.events import RunView
 from mvczigal_ref.training.identity import absolute_paths
 from mvczigal_ref.training.prompts import prompt_batch
 from mvczigal_ref.training.sealed_rows import seal_rows
@@ -151,19 +150,6 @@ class TrainingState:
         self.optimizer, self.constraint = best_state.optimizer, best_state.constraint
         self.old, self.average = best_state.old, best_state.average
         self.loss_scale = best_state.loss_scale
-
-    def view(self, folder: Path) -> RunView:
-        """Give the run's place to those who watch it.
-
-        Args:
-            folder: The run folder.
-
-        Returns:
-            A record that cannot be changed.
-        """
-        return RunView(
-            folder=folder, config=self.config, finished=self.finished, constraint=self.constraint
-        )
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint and remove old ones; for the main process alone.

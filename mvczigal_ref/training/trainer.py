@@ -37,7 +37,7 @@ from mvczigal_ref.training.identity import (
     require_same_weights,
     weights_identity,
 )
-from mvczigal_ref.training.loop import TrainingLoop, stop_on_terminate
+from mvczigal_ref.training.loop import TrainingLoop, run_view, stop_on_terminate
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
 from mvczigal_ref.training.rewards import require_same_rewards, reward_sources, unhashed
@@ -231,14 +231,14 @@ def _train(
     state.rewards = reward_sources(config)
     met.append(state)
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
-    tell.begin(state.view(folder))
-    tell.evaluation(state.view(folder), "before", before.means())
+    tell.begin(run_view(state, folder))
+    tell.evaluation(run_view(state, folder), "before", before.means())
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
     tell.stage("scoring held-out prompts after training")
     with state.averaged():
         after = judge("after", state.finished)
-    tell.evaluation(state.view(folder), "after", after.means())
+    tell.evaluation(run_view(state, folder), "after", after.means())
     result = RunResult(
         folder=folder,
         per_view=paired_gain(before.per_view, after.per_view),
@@ -251,7 +251,7 @@ def _train(
             export_policy(trained_lora(policy) or policy, config, folder / POLICY)
         atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()
-    tell.end(state.view(folder))
+    tell.end(run_view(state, folder))
     return result
 
 
