@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ __all__ = ["Source", "hand_over", "load_source", "plugin_source"]
 _NAME = re.compile(r"(?P<place>.+):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 _MODULE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
+_BEGIN = "fit."  # of the names of functions that were handed over
 _HANDED: dict[str, "Source"] = {}
 _FILES: dict[tuple[Path, str], ModuleType] = {}  # each file is run once for each of its contents
 
@@ -64,9 +66,9 @@ def hand_over(argument: str, function: Callable[..., Any]) -> str:
     """
     if not callable(function):
         raise ConfigError(f"`{argument}` must be a function; got a {type(function).__name__}.")
-    named = function if hasattr(function, "__name__") else type(function)
-    name = f"fit.{argument}:{getattr(named, '__name__', 'function').strip('<>')}"
-    written = function if inspect.isroutine(function) else type(function)
+    plain = function.func if isinstance(function, partial) else function
+    written = plain if inspect.isroutine(plain) else type(plain)
+    name = f"{_BEGIN}{argument}:{written.__name__.strip('<>')}"
     try:
         text = inspect.getsource(written)
     except (OSError, TypeError):  # built in, or typed into a console
@@ -116,6 +118,13 @@ def load_source(name: str, *, setting: str) -> Source:
     Raises:
         ConfigError: If it was not typed, or cannot be imported or called.
     """
+    if name.startswith(_BEGIN) and name not in _HANDED:
+        place = f"`{setting}=my_rewards.py:{name.partition(':')[2]}`"
+        msg = (
+            f"`{setting}` names {name!r}, a function that was handed to `fit` in Python. Hand it "
+            f"over there again, or name its file: {place}."
+        )
+        raise ConfigError(msg)
     if not is_typed(name):
         msg = (
             f"`{setting}` names {name!r}, which is code, in a file of settings or a run. Code is "

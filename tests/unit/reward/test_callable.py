@@ -1,7 +1,9 @@
 """`reward.callable`, `reward.source`: the user's functions as scorers, and what is refused."""
 
 import hashlib
+import inspect
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -175,6 +177,24 @@ def test_what_is_handed_over_needs_no_file(file):
     assert torch.equal(per_view_scorer(name, OPTIONS)(IMAGES, PROMPTS), IMAGES.mean((-1, -2, -3)))
 
 
+def test_the_source_of_what_is_handed_over_is_that_of_its_code(file):
+    """Of a partial call the function's, of an object the class's."""
+
+    def scaled(images, prompts, scale=1.0):
+        return scale * images.mean((-1, -2, -3))
+
+    class Scaled:
+        def __call__(self, images, prompts):
+            return images.mean((-1, -2, -3))
+
+    digests = [
+        load_source(hand_over("reward", function), setting="reward.per_view").sha256
+        for function in (scaled, partial(scaled, scale=2.0), Scaled())
+    ]
+    expected = [inspect.getsource(code) for code in (scaled, scaled, Scaled)]
+    assert digests == [hashlib.sha256(text.encode()).hexdigest() for text in expected]
+
+
 # -- what is refused ---------------------------------------------------------------------
 
 
@@ -226,6 +246,7 @@ def test_a_function_that_changes_its_mind_is_refused_in_training(file):
         ("no_such_module:score", "No module named 'no_such_module'. Install it; a file"),
         ("{folder}/broken.py:score", "raised ZeroDivisionError: division by zero"),
         ("a b:score", "'a b' is neither"),
+        ("fit.reward:score", "name its file: `reward.per_view=my_rewards.py:score`"),
         ("score:", "must read FILE.py:NAME or package.module:NAME"),
     ],
 )
