@@ -91,7 +91,7 @@ def load_plugin(group: str, name: str) -> Callable[..., Any]:
         name: Name of a registered entry.
 
     Returns:
-        What it registers.
+        Piece that it registers.
 
     Raises:
         ConfigError: If it is not registered, cannot be imported, or cannot be called.

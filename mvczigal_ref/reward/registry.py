@@ -301,7 +301,7 @@ def source_of(name: str, *, setting: str) -> Source:
         setting: Setting that names it.
 
     Returns:
-        Its place and hash.
+        Place and hash of its source.
 
     Raises:
         ConfigError: If it was not typed, or cannot be imported.

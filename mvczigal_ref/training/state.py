@@ -30,7 +30,7 @@ from mvczigal_ref.training.checkpoint import (
     save_checkpoint,
     split_optimizer_state,
 )
-from mvczigal_ref.training.identity import absolute_paths
+from mvczigal_ref.training.places import absolute_paths
 from mvczigal_ref.training.prompts import prompt_batch
 from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
@@ -214,7 +214,7 @@ def begin(
     """Make the state of a new run.
 
     Args:
-        system: What is to be trained.
+        system: System that is to be trained.
         config: The run.
         world: This process among all.
         prompts: All training prompts; some are sampled where ``constraint.threshold_objects``

@@ -32,13 +32,10 @@ from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
 from mvczigal_ref.training.checkpoint import latest_checkpoint
 from mvczigal_ref.training.events import Events
-from mvczigal_ref.training.identity import (
-    in_places,
-    require_same_weights,
-    weights_identity,
-)
+from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.loop import TrainingLoop, run_view, stop_on_terminate
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
+from mvczigal_ref.training.places import in_places
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
 from mvczigal_ref.training.rewards import require_same_rewards, reward_sources, unhashed
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
