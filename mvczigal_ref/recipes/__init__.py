@@ -29,11 +29,15 @@ def recipe(name: str) -> TrainConfig:
         The full configuration.
 
     Raises:
-        ConfigError: If there is no such recipe; names the nearest one, and every one.
+        ConfigError: If there is no such recipe; names the nearest one.
 
     Examples:
         >>> recipe("tiny").recipe
         'tiny'
+        >>> recipe("tinny")
+        Traceback (most recent call last):
+        mvczigal_ref.errors.ConfigError: unknown recipe: `tinny`; did you mean `tiny`? \
+`mvczigal recipes` lists them.
     """
     config = recipe_function(name)()
     return config if name in RECIPES else replace(config, recipe=name)
@@ -62,7 +66,7 @@ def recipe_function(name: str) -> Callable[[], TrainConfig]:
         The function, whose docstring says what the recipe is.
 
     Raises:
-        ConfigError: If there is no such recipe; names the nearest one, and every one.
+        ConfigError: If there is no such recipe; names the nearest one.
 
     Examples:
         >>> recipe_function("tiny")().recipe
@@ -72,9 +76,10 @@ def recipe_function(name: str) -> Callable[[], TrainConfig]:
         return RECIPES[name]
     names = recipe_names()
     if name not in names:
-        near = nearest_name(quoted(name)[1:-1], names)
-        msg = f"unknown recipe {quoted(name)}; the nearest is {near!r}. Registered are "
-        raise ConfigError(f"{msg}{', '.join(sorted(names))}.")
+        shown = quoted(name)[1:].rstrip("'\"")
+        near = nearest_name(shown, names)
+        msg = f"unknown recipe: `{shown}`; did you mean `{near}`? `mvczigal recipes` lists them."
+        raise ConfigError(msg)
     function = load_plugin("recipes", name)
 
     def build() -> TrainConfig:

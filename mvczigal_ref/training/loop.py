@@ -20,7 +20,7 @@ from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.training.events import Events, RunView, hears
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.state import TrainingState
 from mvczigal_ref.training.tracking import (
     MetricsLog,

@@ -206,7 +206,7 @@ def test_an_unknown_scorer_or_recipe_is_refused_with_all_that_are_registered(pie
     """And the nearest is named."""
     with pytest.raises(ConfigError, match=r"nearest is 'p\.mean'.*hpsv3.*, p\.mean, .*world"):
         check_scorers(RewardConfig(per_view="p.meam"))
-    with pytest.raises(ConfigError, match=r"nearest is 'p_red'\. Registered are .*p_red.*tiny"):
+    with pytest.raises(ConfigError, match=r"unknown recipe: `p_redd`; did you mean `p_red`\?"):
         recipe("p_redd")
 
 
