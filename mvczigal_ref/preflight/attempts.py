@@ -26,7 +26,7 @@ from mvczigal_ref.system.networks import DTYPES
 from mvczigal_ref.training.run_folder import find_checkpoint
 from mvczigal_ref.training.state import TrainingState, resume
 
-__all__ = ["ATTEMPTS", "Finding", "Verdict"]
+__all__ = ["ATTEMPTS", "CheckResult", "Finding"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class CheckResult:
     """Findings of all attempts."""
 
     findings: tuple[Finding, ...]

@@ -146,7 +146,7 @@ training wrote.
     checkpoint = load_newest(folder)
     require_same_weights(checkpoint.config, checkpoint.state)
     system = build_system(checkpoint.config, device=device, scorers=scorers)
-    load_strict(system.trained(), checkpoint.kept, source=f"the checkpoint of {str(folder)!r}")
+    load_strict(system.trained(), checkpoint.policy, source=f"the checkpoint of {str(folder)!r}")
     return system, checkpoint.config
 
 

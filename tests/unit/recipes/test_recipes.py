@@ -12,7 +12,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.recipes import RECIPES, dance, flow, recipe, sd3
-from mvczigal_ref.report.run_folder import settings_of
+from mvczigal_ref.report.run_content import settings_of
 
 ROOT = Path(__file__).parents[3]
 ALSO_CHANGES = {
