@@ -21,7 +21,7 @@ from mvczigal_ref.reward.service import (
     serve,
     serving,
 )
-from mvczigal_ref.reward.service.server import Handler
+from mvczigal_ref.reward.service.handler import Handler
 from mvczigal_ref.reward.tiny_world import WorldJointView, WorldPerView
 from mvczigal_ref.system import scorers
 from mvczigal_ref.training.checkpoint import load_checkpoint
