@@ -105,7 +105,7 @@ class ConditionConfig:
     api_key_env: Name | None = None
     """Environment variable that holds the endpoint's key; None sends no key."""
     requests_at_once: Count = 8
-    """Prompts that "chat" is asked about at once [requests]; captions are the same for any
+    """Samples that "chat" is asked about at once [requests]; captions are the same for any
     number."""
     instructions: Names = ()
     """Names of what captions may be asked to add, or of the world's words that may change; empty is

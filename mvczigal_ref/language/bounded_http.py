@@ -129,11 +129,14 @@ def exchange(
             pause = _seconds(response.headers.get("Retry-After"))
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise TryAgainError("a compressed answer, which was not asked for")
-    except httpx2.TimeoutException as error:
-        raise TryAgainError(late) from error
+    except httpx2.TimeoutException:
+        raise TryAgainError(late) from None
     except httpx2.TransportError as error:
-        words = f"{type(error).__name__}: {printable(str(error)[:200])}"
-        raise TryAgainError(late if deadline.passed else words) from error
+        words = str(error)
+        if isinstance(error, httpx2.ProtocolError):  # after a colon it quotes the server
+            words = words.partition(":")[0]
+        words = f"{type(error).__name__}: {printable(words[:200])}"
+        raise TryAgainError(late if deadline.passed else words) from None
     if deadline.passed:  # a connection that was hung up reads like an end
         raise TryAgainError(late)
     return Reply(status=response.status_code, content=content, retry_after_s=pause)

@@ -4,6 +4,7 @@ import gzip
 import socket
 import threading
 import time
+import traceback
 import tracemalloc
 from contextlib import contextmanager
 
@@ -179,6 +180,25 @@ def test_a_slow_handshake_is_left_in_time():
         with pytest.raises(TryAgainError, match=r"no whole answer in 0\.3 s"):
             post(url, timeout_s=0.3)
         assert time.monotonic() - start < 2.0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        saying(b"Bearer secret\x1b[2J\r\n\r\n"),
+        saying(b"HTTP/1.1 200 OK\r\nBearer secret\x1b[2J\r\n\r\n"),
+        saying(b"HTTP/1.1 200 OK\r\nContent-Length: Bearer secret\x1b[2J\r\n\r\n"),
+        saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nsecret\x1b[2J\r\n"),
+    ],
+)
+def test_an_answer_that_is_no_http_is_not_quoted(reply):
+    """It may hold the key, and codes that a terminal obeys."""
+    with serve(reply) as stub, pytest.raises(TryAgainError, match="RemoteProtocolError") as caught:
+        post(stub.url)
+
+    trace = "".join(traceback.format_exception(caught.value))
+    assert "secret" not in trace.replace('"X-Key": "secret"', "")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

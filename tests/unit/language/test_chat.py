@@ -225,9 +225,8 @@ def quoting(status_line):
         raw(f"<html>{KEY}</html>".encode()),
         raw(json.dumps({"error": KEY}).encode()),
         raw(json.dumps({"choices": [{"message": {"content": [KEY]}}]}).encode()),
-        quoting(f"Bearer {KEY}\r\n\r\n".encode()),
     ],
-    ids=["page", "other JSON", "no text", "no HTTP"],
+    ids=["page", "other JSON", "no text"],
 )
 def test_a_key_in_a_failed_answer_is_not_told(reply, monkeypatch, pauses):
     """Whatever the status is."""

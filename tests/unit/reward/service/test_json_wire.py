@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import random
 import struct
 import tracemalloc
 import zlib
@@ -256,3 +257,25 @@ def test_refuses_a_damaged_picture(content):
         parse([[text(content)]], ["a"], limits=limits)
 
     assert str(caught.value).isprintable()
+
+
+def test_damage_of_any_kind_is_refused_or_harmless():
+    """A thousand requests with a few bytes changed: pixels of the stated shape, or a refusal."""
+    draws = random.Random(3)
+    good = json.dumps({"prompts": ["a", "b"], "images": [[PICTURE] * 2] * 2}).encode()
+    refusals = []
+    for _ in range(1000):
+        body, near = bytearray(good), draws.random() < 0.5
+        for _ in range(draws.randint(1, 3)):
+            place = draws.randrange(40 if near else len(body))
+            body[place] = draws.choice(b'[]{},:"0A\x00\xff' if near else range(256))
+        try:
+            head, content = parse_json(body, kind="joint", limits=LIMITS)
+        except RefusedError as error:
+            refusals.append(error)
+        else:
+            assert len(content) == head.image_bytes
+
+    assert 500 < len(refusals) < 1000
+    assert all(str(error).isprintable() for error in refusals)
+    assert {error.status for error in refusals} <= {400, 409, 413}
