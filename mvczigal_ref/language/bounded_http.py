@@ -112,7 +112,8 @@ def exchange(
 
     Raises:
         TryAgainError: If there was no reply in time, or the connection failed.
-        ConfigError: If the environment names a proxy or certificates that cannot be used.
+        ConfigError: If the environment names a proxy or certificates that cannot be used, or the
+            server's certificate is not trusted.
     """
     late = f"no whole answer in {timeout_s:g} s"
     # Nothing is unpacked: a small body could become a huge one.
@@ -136,6 +137,12 @@ def exchange(
         if isinstance(error, httpx2.ProtocolError):  # after a colon it quotes the server
             words = words.partition(":")[0]
         words = f"{type(error).__name__}: {printable(words[:200])}"
+        if "CERTIFICATE_VERIFY_FAILED" in words:
+            msg = (
+                f"the server of {url} must have a certificate that is trusted here; got {words}. "
+                "Name the authority's certificate in SSL_CERT_FILE."
+            )
+            raise ConfigError(msg) from None
         raise TryAgainError(late if deadline.passed else words) from None
     if deadline.passed:  # a connection that was hung up reads like an end
         raise TryAgainError(late)

@@ -1,16 +1,20 @@
 """`language.bounded_http`: bounds on time and bytes, proxies, no secret in a message."""
 
 import gzip
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import traceback
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.language import bounded_http
 from mvczigal_ref.language.bounded_http import Reply, TryAgainError, checked_url, exchange
 from tests.chat_stub import raw, serve
 
@@ -149,6 +153,53 @@ def test_a_server_that_takes_no_body_is_left_in_time():
                 timeout_s=0.3, max_bytes=BOUND,
             )  # fmt: skip
         assert time.monotonic() - start < 2.0
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Make a certificate of this machine that nobody has signed."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl here")
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-days", "2", "-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1",
+         *files],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    yield tmp_path / "cert.pem"
+    bounded_http._certificates.cache_clear()
+
+
+@contextmanager
+def secure(certificate):
+    """Answer one request over TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with suppress(OSError), context.wrap_socket(connection, server_side=True) as wrapped:
+                wrapped.recv(2**16)
+                wrapped.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyes")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+        thread.join()
+
+
+def test_a_certificate_is_trusted_where_the_environment_names_it(certificate, monkeypatch):
+    """Otherwise the key would go to anyone; trying again would not help."""
+    with secure(certificate) as url, pytest.raises(ConfigError, match="SSL_CERT_FILE") as caught:
+        post(url)
+    assert str(caught.value).isprintable()
+
+    bounded_http._certificates.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with secure(certificate) as url:
+        assert post(url).content == b"yes"
 
 
 @contextmanager
