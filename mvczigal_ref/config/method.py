@@ -105,7 +105,7 @@ class ConditionConfig:
     api_key_env: Name | None = None
     """Environment variable that holds the endpoint's key; None sends no key."""
     requests_at_once: Count = 8
-    """Samples that "chat" is asked about at once [requests]; captions are the same for any
+    """Samples that each process asks "chat" about at once [requests]; captions are the same for any
     number."""
     instructions: Names = ()
     """Names of what captions may be asked to add, or of the world's words that may change; empty is
@@ -176,7 +176,7 @@ class RewardConfig:
     api_key_env: Name | None = None
     """Environment variable that holds the chat judges' key."""
     requests_at_once: Count = 8
-    """Questions that a chat judge is asked at once [requests]; scores are the same for any
+    """Questions that each process asks a chat judge at once [requests]; scores are the same for any
     number."""
     cache: Name | None = None
     """Folder that keeps scores of services, so that no picture is scored twice [path]; None keeps
