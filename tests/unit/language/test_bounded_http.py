@@ -172,8 +172,8 @@ def certificate(tmp_path):
 
 
 @contextmanager
-def secure(certificate):
-    """Answer one request over TLS."""
+def secure(certificate, *parts):
+    """Answer one request over TLS, by parts with a pause after each."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, certificate.with_name("key.pem"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -182,7 +182,9 @@ def secure(certificate):
             connection, _ = listener.accept()
             with suppress(OSError), context.wrap_socket(connection, server_side=True) as wrapped:
                 wrapped.recv(2**16)
-                wrapped.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyes")
+                for part in parts:
+                    wrapped.sendall(part)
+                    time.sleep(0.05)
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
@@ -192,14 +194,29 @@ def secure(certificate):
 
 def test_a_certificate_is_trusted_where_the_environment_names_it(certificate, monkeypatch):
     """Otherwise the key would go to anyone; trying again would not help."""
-    with secure(certificate) as url, pytest.raises(ConfigError, match="SSL_CERT_FILE") as caught:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyes"
+    with (
+        secure(certificate, answer) as url,
+        pytest.raises(ConfigError, match="SSL_CERT_FILE") as caught,
+    ):
         post(url)
     assert str(caught.value).isprintable()
 
     bounded_http._certificates.cache_clear()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with secure(certificate) as url:
+    with secure(certificate, answer) as url:
         assert post(url).content == b"yes"
+
+
+def test_a_slow_answer_over_tls_is_left_in_time(certificate, monkeypatch):
+    """The connection that is hung up is the encrypted one."""
+    bounded_http._certificates.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with secure(certificate, b"HTTP/1.1 200 OK\r\nX: ", *[b"x"] * 60) as url:
+        start = time.monotonic()
+        with pytest.raises(TryAgainError, match=r"no whole answer in 0\.3 s"):
+            post(url, timeout_s=0.3)
+        assert time.monotonic() - start < 2.0
 
 
 @contextmanager

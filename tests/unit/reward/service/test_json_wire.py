@@ -59,9 +59,15 @@ def one(content):
     return parse([[text(content)]], ["a"])
 
 
+def header(width, height, bits=8):
+    """Write the header of an RGB picture."""
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+
+
 GOOD = png(pixels()[0, 0])
-HEADER = chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 3, 8, 2, 0, 0, 0))
-BIG = chunk(b"IHDR", struct.pack(">IIBBBBB", 5000, 5000, 8, 2, 0, 0, 0))
+HEADER, BIG = header(5, 3), header(5000, 5000)
+BLACK = chunk(b"IDAT", zlib.compress(bytes(2 * 8 * (1 + 3 * 2 * 8)))) + chunk(b"IEND", b"")
+START = b"\x89PNG\r\n\x1a\n"
 
 
 # -- laws --------------------------------------------------------------------------------
@@ -222,12 +228,23 @@ FRAMES = {"save_all": True, "append_images": [Image.fromarray(pixels()[0, 1])]}
         png(Image.new("RGB", (5, 3)), transparency=(0, 0, 0)),
         png(Image.fromarray(pixels()[0, 0]), exif=ORIENTED),
         png(Image.fromarray(pixels()[0, 0]), **FRAMES),
-        GOOD.replace(HEADER, HEADER + BIG),
+        START + header(8, 8, bits=16) + BLACK,
+        START + header(8, 8) + header(4, 4) + BLACK,
     ],
-    ids=["alpha", "grey alpha", "16 bits", "hidden colour", "on its head", "frames", "two headers"],
+    ids=[
+        "alpha",
+        "grey alpha",
+        "16 bits grey",
+        "hidden colour",
+        "on its head",
+        "frames",
+        "16 bits",
+        "two headers",
+    ],
 )
 def test_refuses_pictures_that_would_be_guessed_at(content):
     """Ground, white and frame are the sender's to choose."""
+    assert one(START + header(8, 8) + BLACK)[0].shape == (1, 1, 3, 8, 8)
     with pytest.raises(RefusedError, match=r"`images` must be .* at \[0, 0\] is not"):
         one(content)
 
