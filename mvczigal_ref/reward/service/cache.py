@@ -89,7 +89,7 @@ class ScoreCache:
             views: Views of the object [1].
 
         Returns:
-            Its one row, or None if it is not known, or its file is damaged.
+            One row of scores, or None if it is not known, or its file is damaged.
         """
         with self._lock:
             scores = self._known.get(key)
@@ -106,7 +106,7 @@ class ScoreCache:
 
         Args:
             key: Key from `content_key`.
-            scores: Its one row.
+            scores: One row of scores.
             info: Info of the scorer.
         """
         self._remember(key, scores)

@@ -1,16 +1,18 @@
 """`shipped`: the stored folder holds the weights, their gate and their pictures."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from mvczigal_ref.models.components import load_components
-from mvczigal_ref.models.flow.loading import load_flux
+from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.pretraining import ship as shipped
 from mvczigal_ref.pretraining.gate_flow import gate_flow
+from mvczigal_ref.pretraining.gate_multiview import gate
 from mvczigal_ref.pretraining.ship import ship, ship_flow
 
 
@@ -29,8 +31,11 @@ def work(tmp_path):
     return folder
 
 
-def test_ships_the_last_stage_in_half_precision_with_its_evidence(work, tmp_path):
+def test_ships_the_last_stage_in_half_precision_with_its_evidence(work, tmp_path, monkeypatch):
     """Weights, settings, log, gate and pictures; an older folder is replaced."""
+    prompts = ["a red ball with a white nose"] * 2  # of 60: the gate has tests of its own
+    monkeypatch.setattr(shipped, "gate", partial(gate, prompts=prompts))
+    monkeypatch.setattr(shipped, "split_prompts", lambda: ([], prompts))
     folder = tmp_path / "shipped"
     folder.mkdir()
     (folder / "stale").touch()
@@ -82,7 +87,7 @@ def test_ships_the_flow_model_with_a_gate_for_each_guidance(work, tmp_path, monk
     assert judged == [(3.0, 12), (1.0, 12)]
     text = (folder / "gate.md").read_text("utf-8")
     assert text.startswith(f"Guidance 3, held-out prompts.\n\n{found}\n\nGuidance 1, held-out")
-    stored = load_flux(folder, max_tokens=12).policy.state_dict()
+    stored = load_flow(folder, text_length=12).policy.state_dict()
     assert all(
         torch.equal(stored[name], value.half().float())
         for name, value in flow.policy.state_dict().items()
