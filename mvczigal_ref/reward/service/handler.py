@@ -11,21 +11,23 @@ import logging
 import re
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import torch
+from torch import Tensor
 
-from mvczigal_ref.reward.service.bounds import Incoming
+from mvczigal_ref.reward.service.bounds import Incoming, Memory, Places
 from mvczigal_ref.reward.service.json_wire import JSON_TYPE, parse_json
 from mvczigal_ref.reward.service.openapi import openapi
-from mvczigal_ref.reward.service.terms import RefusedError
+from mvczigal_ref.reward.service.terms import Limits, RefusedError, ScorerInfo
 from mvczigal_ref.reward.service.wire import (
     CONTENT_TYPE,
     Head,
@@ -33,11 +35,9 @@ from mvczigal_ref.reward.service.wire import (
     from_pixels,
     parse_head,
 )
+from mvczigal_ref.shapes import Images
 
-if TYPE_CHECKING:
-    from mvczigal_ref.reward.service.server import ScorerServer
-
-__all__ = ["Handler", "is_loopback"]
+__all__ = ["Handler", "Service", "is_loopback"]
 
 _LOG: Final = logging.getLogger(__name__)
 _HEAD: Final = 4  # bytes of the head's length
@@ -47,12 +47,40 @@ _DRAIN_BYTES: Final = 2**26
 _DRAIN_S: Final = 2.0
 
 
+class Service(Protocol):
+    """Parts of a server that requests need."""
+
+    scorer: Callable[[Images, Sequence[str]], Tensor]
+    """Scorer that is called for one request at a time."""
+
+    info: ScorerInfo
+    """Info of the scorer."""
+
+    limits: Limits
+    """Limits on requests."""
+
+    allow_remote: bool
+    """Whether other machines may reach the service."""
+
+    turn: threading.Lock
+    """Held by the request that is being scored."""
+
+    places: Places
+    """Places for whole requests."""
+
+    memory: Memory
+    """Bytes of all bodies."""
+
+    answered: int
+    """Requests that were scored [1]."""
+
+
 class Handler(BaseHTTPRequestHandler):
     """Handler of one connection, which carries one request."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mvczigal", ""
-    server: "ScorerServer"
+    server: "Service"  # type: ignore[assignment]  # by the parts that are used
 
     def setup(self) -> None:
         """Bound the time in which the request, header and body together, must arrive."""
