@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import ADAPTER_FILE
 from mvczigal_ref.models.loading import shards_of
+from mvczigal_ref.models.weight_files import pickled_weights
 
 __all__ = [
     "ADAPTER_FILES",
@@ -190,7 +191,7 @@ def _find_weights(
         return ""
     index, _ = find_file(source, f"{place}{stem}.safetensors.index{dotted}.json", sources)
     if index is None:
-        return reason
+        return pickled_weights(Path(source).expanduser() / place, stem + dotted) or reason
     shards = sorted(shards_of(index))
     reasons = [find_file(source, place + shard, sources)[1] for shard in shards]
     return next(filter(None, reasons), "")
