@@ -31,7 +31,7 @@ from mvczigal_ref.training.checkpoint import (
     split_optimizer_state,
 )
 from mvczigal_ref.training.places import absolute_paths
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import follow_parameters, parameters_as

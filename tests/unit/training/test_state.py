@@ -16,7 +16,7 @@ from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.system import build_system
 from mvczigal_ref.training import state as training_state
 from mvczigal_ref.training.checkpoint import load_checkpoint
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.run_folder import find_checkpoint
 from mvczigal_ref.training.state import begin, initial_loss_scale, resume
 from mvczigal_ref.training.tracking import StageTimer
