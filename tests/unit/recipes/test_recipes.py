@@ -260,5 +260,5 @@ def test_the_released_settings_are_the_released_ones():
 
 def test_an_unknown_recipe_names_the_nearest():
     """A slip of the finger is told as one."""
-    with pytest.raises(ConfigError, match=r"tiny_shufled.*tiny_shuffled"):
+    with pytest.raises(ConfigError, match=r"unknown recipe: `tiny_shufled`.*`tiny_shuffled`"):
         recipe("tiny_shufled")
