@@ -296,7 +296,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
         "optim.average_every",
     ),
     Condition(_pairs, 'with `objective.kind` = "reward_difference" or "preference"'): (
-        "optim.steps_per_microbatch", "run.replay_objects_per_slice",
+        "optim.steps_per_microbatch", "run.replay_objects_per_slice", "run.arms_per_call",
     ),
 }  # fmt: skip
 

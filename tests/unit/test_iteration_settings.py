@@ -78,6 +78,7 @@ PAIRS_CUTS = {
     "optim.steps_per_microbatch": (2, {"sampler.num_steps": 3}),
     "run.objects_per_slice": (4, {}),
     "run.replay_objects_per_slice": (1, {}),
+    "run.arms_per_call": (2, {"sampler.num_steps": 3}),
 }
 # Read where samples are compared within groups: their own tests ask each.
 GROUPS = (

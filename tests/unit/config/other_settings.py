@@ -172,6 +172,7 @@ OTHER = {
         "objects_per_iteration": 48,
         "objects_per_slice": 4,
         "replay_objects_per_slice": 2,
+        "arms_per_call": 2,
         "prompts": "prompts.txt",
         "held_out": "held_out.txt",
         "seed": 7,
