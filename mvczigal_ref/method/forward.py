@@ -1,115 +1,66 @@
 """DiffusionNFT: samples noised again, velocities fitted to them, and no log-density."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.diffusion.flow_sampler import FlowSampler
-from mvczigal_ref.method.caption import Conditions
+from mvczigal_ref.method.forward_batches import forward_batches
 from mvczigal_ref.method.group_batches import group_update_settings
-from mvczigal_ref.method.groups import compare, joint_mean, reward_metrics
-from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
-from mvczigal_ref.method.sample import noise_of
+from mvczigal_ref.method.group_metrics import joint_mean, reward_metrics
+from mvczigal_ref.method.groups import compare
+from mvczigal_ref.method.protocol import Experience, Iteration, Learned, Learner
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss, old_policy_decay
-from mvczigal_ref.policy import Conditioning
-from mvczigal_ref.records import Samples
-from mvczigal_ref.rollout.windows import random_steps
 from mvczigal_ref.system import System
-from mvczigal_ref.update.forward import ForwardBatch, NoisedSamples, update_forward
-from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.forward import NoisedSamples, update_forward
 from mvczigal_ref.update.parameters import mixed_parameters, parameters_as
 
-__all__ = ["compare", "forward_batches", "joint_mean", "learn", "reward_metrics"]
+__all__ = ["compare", "joint_mean", "learn", "reward_metrics"]
 
 
-def learn(
-    system: System,
-    optimizer: torch.optim.Optimizer,
-    samples: Sequence[Samples],
-    conditions: Sequence[Conditions],
-    advantages: Advantages,
-    iteration: Iteration,
-    *,
-    old: Mapping[str, Tensor] | None = None,
-    loss_scale: LossScale | None = None,
-) -> Learned:
+def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Learned:
     """Noise the samples, fit velocities to them, and change the parameters.
 
     Source:
         arXiv:2509.16117 (DiffusionNFT).
 
     Args:
-        system: Network and sampler; the trainable parameters change.
-        optimizer: Optimiser over the trainable parameters.
-        samples: One record per slice of this process.
-        conditions: The prompts' own conditioning of each slice; captions are not read.
-        advantages: Advantages of all prompts.
+        learner: System whose trainable parameters change, and those of the policy that sampled.
+        experience: Groups, the prompts' own conditioning, and the advantages of all prompts;
+            captions are not read.
         iteration: Iteration whose index names levels and noise; the sections ``objective``,
             ``forward`` and ``optim`` are read.
-        old: Trainable parameters of the policy that sampled.
-        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
         Means over the update, the parameters of the policy that samples next, and the loss scale
         of the next update.
 
     Raises:
-        ValueError: If ``old`` is missing.
+        ValueError: If ``learner`` has no ``old``.
         NonFiniteError: If a number is non-finite; says where.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
     """
+    system, old = learner.system, learner.old
     if old is None:
         msg = "`old` must hold the parameters of the policy that samples; got None."
         raise ValueError(msg)
     config = iteration.config
     metrics, loss_scale = update_forward(
         system.policy,
-        optimizer,
-        forward_batches(system, samples, conditions, advantages, iteration),
+        learner.optimizer,
+        forward_batches(system, experience, iteration),
         partial(_loss, config),
         parameters=system.trained(),
         world=iteration.world,
         settings=group_update_settings(config),
         old=partial(parameters_as, system.trained(), old),
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
-        loss_scale=loss_scale,
+        loss_scale=learner.loss_scale,
     )
     follower = _follow(old, system, config, iteration.index)
     return Learned(metrics=metrics, old=follower, loss_scale=loss_scale)
-
-
-def forward_batches(
-    system: System,
-    samples: Sequence[Samples],
-    conditions: Sequence[Conditions],
-    advantages: Advantages,
-    iteration: Iteration,
-) -> list[ForwardBatch]:
-    """Put this process's slices together, each with noise at every level.
-
-    Args:
-        system: System whose grid and latents' shape are read.
-        samples: One record per slice of this process.
-        conditions: The prompts' own conditioning of each slice.
-        advantages: Advantages of all prompts.
-        iteration: Iteration whose index names levels and noise.
-
-    Returns:
-        One batch per slice, with the same levels for all.
-    """
-    levels = _levels(system, iteration.config, iteration.index)
-    return [
-        _noised(
-            system, objects, part, condition.conditioning[0], advantages[0][0], levels, iteration
-        )
-        for objects, part, condition in zip(
-            iteration.share.objects, samples, conditions, strict=True
-        )
-    ]
 
 
 def _follow(
@@ -121,43 +72,6 @@ def _follow(
         count = (iteration + 1) * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
     decay = old_policy_decay(count, rate=forward.old_decay_rate, largest=forward.old_decay_largest)
     return mixed_parameters(old, system.trained(), old_share=decay)
-
-
-def _levels(system: System, config: TrainConfig, iteration: int) -> tuple[float, ...]:
-    """Draw noise levels among those that sampling visits; all processes draw the same."""
-    sampler = system.sampler
-    if not isinstance(sampler, FlowSampler):
-        msg = f"`sampler` must be a flow's to noise samples again; got {type(sampler).__name__}."
-        raise TypeError(msg)
-    steps = random_steps(
-        seed=config.run.seed,
-        iteration=iteration,
-        size=min(config.forward.levels, sampler.num_steps),
-        num_steps=sampler.num_steps,
-    )
-    return tuple(sampler.sigma_t[list(steps)].tolist())
-
-
-def _noised(
-    system: System,
-    objects: range,
-    samples: Samples,
-    conditioning: Conditioning,
-    advantage: Tensor,
-    levels: tuple[float, ...],
-    iteration: Iteration,
-) -> ForwardBatch:
-    """Put one slice together, with noise of its own for every level and sample."""
-    noise = noise_of(system, objects, iteration.index, seed=iteration.config.run.seed)
-    members = [(member,) for member in range(samples.denoised.shape[1])]
-    return ForwardBatch(
-        clean=samples.denoised.transpose(0, 1),
-        noise=torch.stack([noise.members(members, "forward", n) for n in range(len(levels))]),
-        levels=levels,
-        conditioning=conditioning,
-        advantage=advantage[objects.start : objects.stop].to(samples.denoised).transpose(0, 1),
-        first_object=objects.start,
-    )
 
 
 def _loss(config: TrainConfig, noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:

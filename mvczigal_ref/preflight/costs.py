@@ -11,7 +11,8 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.policy import Conditioning, network_output
-from mvczigal_ref.preflight.measure import GraphCost, Meter, fused_attention, measure_graph
+from mvczigal_ref.preflight.measure import GraphCost, fused_attention, measure_graph
+from mvczigal_ref.preflight.meter import Meter
 from mvczigal_ref.preflight.workload import Replay, SampledCall, Workload, workload_of
 from mvczigal_ref.system import System
 
@@ -66,7 +67,7 @@ class Costs:
         A compiled network computes it with its graph, which is dropped.
 
         Args:
-            call: Its shape.
+            call: Shape of the call.
 
         Returns:
             Operations [FLOP], and the most that it holds [bytes].
@@ -100,7 +101,7 @@ class Costs:
             backward: Whether the backward pass is measured too.
 
         Returns:
-            Its cost, as it is once gradients exist that new ones are added to.
+            Cost of the replay, as it is once gradients exist that new ones are added to.
         """
         key = (shape, checkpointed, backward)
         earlier = self._graphs.get(key) or self._graphs.get((shape, checkpointed, True))

@@ -14,10 +14,10 @@ import jinja2
 from markupsafe import Markup
 
 from mvczigal_ref import __version__
+from mvczigal_ref.condition.drift_bins import DRIFT_EDGES, drift_histogram
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.evaluation.evaluate import PairedGain
+from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.method.caption import DRIFT_EDGES, drift_histogram
 from mvczigal_ref.pictures import contact_sheet
 from mvczigal_ref.recipes import RECIPES
 from mvczigal_ref.report.figures import draw, draw_histogram

@@ -1,15 +1,22 @@
-"""The papers' comparisons on the tiny worlds: every method, at equal network calls."""
+"""The papers' comparisons on the tiny worlds: every method, at equal network calls.
 
-from mvczigal_ref.reproduce.comparison import (
-    Comparison,
-    Outcome,
-    PlannedRun,
-    compare,
-    gain_over_seeds,
-    planned_runs,
-)
-from mvczigal_ref.reproduce.methods import COMPARISONS, MethodRow, MethodSet
-from mvczigal_ref.reproduce.tables import figure, markdown
+Names are imported when they are used, so that the list of methods needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mvczigal_ref.reproduce.comparison import (
+        Comparison,
+        Outcome,
+        PlannedRun,
+        compare,
+        gain_over_seeds,
+        planned_runs,
+    )
+    from mvczigal_ref.reproduce.methods import COMPARISONS, MethodRow, MethodSet
+    from mvczigal_ref.reproduce.tables import figure, markdown
 
 __all__ = [
     "COMPARISONS",
@@ -24,3 +31,14 @@ __all__ = [
     "markdown",
     "planned_runs",
 ]
+
+_METHODS, _TABLES = ("COMPARISONS", "MethodRow", "MethodSet"), ("figure", "markdown")
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is
+    """Import a public name from its module."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    home = "methods" if name in _METHODS else "tables" if name in _TABLES else "comparison"
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -16,7 +16,7 @@ from mvczigal_ref.evaluation.guard import guard_step
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.iteration import run_iteration
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.state import TrainingState
 from mvczigal_ref.training.tracking import (
     MetricsLog,
@@ -36,7 +36,7 @@ class Events:
         """Hear that something long begins.
 
         Args:
-            text: What it is.
+            text: Name of it.
         """
 
     def note(self, text: str) -> None:
@@ -52,7 +52,7 @@ class Events:
         Args:
             finished: Iterations done, those before a resume too.
             total: Iterations of the whole run.
-            metrics: What the metrics file says of it.
+            metrics: Row of the metrics file.
         """
 
 

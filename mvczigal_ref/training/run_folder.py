@@ -18,7 +18,8 @@ from mvczigal_ref.training.checkpoint import (
     load_checkpoint,
     require_same_run,
 )
-from mvczigal_ref.training.identity import in_places, require_same_weights
+from mvczigal_ref.training.identity import require_same_weights
+from mvczigal_ref.training.places import in_places
 
 __all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest", "load_policy"]
 
@@ -95,7 +96,7 @@ def load_newest(folder: Path) -> Checkpoint:
         folder: Written by training.
 
     Returns:
-        What was saved.
+        Content of the checkpoint.
 
     Raises:
         CheckpointError: If the folder is no run, or its newest checkpoint is damaged.
@@ -126,7 +127,7 @@ def load_policy(
 
     Args:
         folder: Written by training.
-        device: Where everything goes.
+        device: Device of every network.
         scorers: As :func:`~mvczigal_ref.system.build_system` takes them; the run's if absent.
 
     Returns:

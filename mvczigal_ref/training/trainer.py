@@ -31,13 +31,10 @@ from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
 from mvczigal_ref.training.checkpoint import latest_checkpoint
-from mvczigal_ref.training.identity import (
-    in_places,
-    require_same_weights,
-    weights_identity,
-)
+from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.loop import Events, TrainingLoop, stop_on_terminate
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
+from mvczigal_ref.training.places import in_places
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.sealed_rows import require_rows
@@ -139,19 +136,21 @@ def train(
         ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'summary.json']
     """
     tell = events if events is not None and world.is_main else Events()
-    met: list[TrainingState] = []
+    run = _Run(
+        config=config, folder=folder, world=world, tell=tell, components=components,
+        held_out=held_out, start=start,
+    )  # fmt: skip
     with ExitStack() as ownership:
         try:
             with world.together():
                 if world.is_main:
                     ownership.enter_context(owned(folder))
                 world.barrier()  # until the folder is ours
-                return _train(config, folder, world, tell, components, held_out, start, met)
+                return _train(run)
         except ServiceUnavailableError:
             # Captions and scores come before changes: the state is the last finished iteration's.
-            if world.is_main:
-                for state in met:
-                    state.save(folder)
+            if world.is_main and run.state is not None:
+                run.state.save(folder)
             with suppress(ProcessLostError):  # a launcher ends all as soon as one has ended
                 world.barrier()
             raise
@@ -161,26 +160,32 @@ def train(
             raise
 
 
-def _train(
-    config: TrainConfig,
-    folder: Path,
-    world: World,
-    tell: Events,
-    components: Components | FlowComponents | None,
-    held_out: list[str] | None,
-    start: str | Path | None,
-    met: list[TrainingState],
-) -> RunResult:
-    """Train; put the state where the caller finds it as soon as there is one."""
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """Arguments of a run, and its state as soon as there is one."""
+
+    config: TrainConfig
+    folder: Path
+    world: World
+    tell: Events
+    components: Components | FlowComponents | None
+    held_out: list[str] | None
+    start: str | Path | None
+    state: TrainingState | None = None
+
+
+def _train(run: _Run) -> RunResult:
+    """Train, whole or from the newest checkpoint on."""
+    config, folder, world, tell = run.config, run.folder, run.world, run.tell
     Share.of(config, world)  # refuse impossible slices before anything is loaded
     with warnings.catch_warnings():
         if not world.is_main:
             warnings.simplefilter("ignore")  # the main process warns
-        prompts, chosen = run_prompts(config, held_out=held_out)
+        prompts, chosen = run_prompts(config, held_out=run.held_out)
     checkpoint = find_checkpoint(folder, config)
-    origin = None if start is None else read_origin(start, config)
+    origin = None if run.start is None else read_origin(run.start, config)
     record = origin_of(folder, origin, checkpoint)
-    weights = None if components is not None else weights_identity(config)
+    weights = None if run.components is not None else weights_identity(config)
     if checkpoint is not None:
         require_rows(folder, checkpoint.state)
         if weights is not None:
@@ -193,7 +198,7 @@ def _train(
         enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
-    system = build_system(config, device=world.device, components=components)
+    system = build_system(config, device=world.device, components=run.components)
     if world.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
@@ -220,7 +225,7 @@ def _train(
         state = resume(system, config, prompts, checkpoint)
     state.weights = weights if state.weights is None else state.weights
     state.origin = None if first is None else first[0]
-    met.append(state)
+    run.state = state
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)

@@ -21,8 +21,9 @@ from mvczigal_ref.method.group_batches import decisions_under, group_update_sett
 from mvczigal_ref.method.sample import decode, sample
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.costs import Costs, SampledCall
-from mvczigal_ref.preflight.measure import GraphCost, storage_bytes
+from mvczigal_ref.preflight.measure import GraphCost
 from mvczigal_ref.preflight.meta_networks import meta_components
+from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.records import Trajectory

@@ -15,7 +15,7 @@ from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.preflight import attempts, trial_forward, trial_groups, trial_pairs
 from mvczigal_ref.preflight.attempts import ATTEMPTS, CheckResult, Finding
 from mvczigal_ref.preflight.check import check, check_system, trial_of
-from mvczigal_ref.preflight.trial import in_fp32
+from mvczigal_ref.preflight.snapshots import in_fp32
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.scorers import no_scorers

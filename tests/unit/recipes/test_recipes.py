@@ -11,7 +11,7 @@ from mvczigal_ref.config import TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.recipes import RECIPES, dance, flow, recipe, sd3
+from mvczigal_ref.recipes import RECIPES, dance, flow, mv_grpo, recipe, sd3
 from mvczigal_ref.report.run_content import settings_of
 
 ROOT = Path(__file__).parents[3]
@@ -45,7 +45,7 @@ ALSO_CHANGES = {
 }  # fmt: skip
 SOURCES = json.loads((ROOT / "fixtures" / "golden" / "recipe_sources.json").read_text("utf-8"))
 TABLE = re.compile(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", re.MULTILINE)
-METHODS = (*flow.__all__, *dance.__all__)
+METHODS = (*flow.__all__, *mv_grpo.__all__, *dance.__all__)
 TRAJECTORIES = ("flow.kernel", "flow.noise_scale", "objective.clip_range", "rollout.window")
 # What every source must say, or say that it has none.
 ASKED = {
@@ -172,7 +172,7 @@ def test_every_full_size_flow_recipe_has_a_source():
 
     assert set(SOURCES["recipes"]) == {*METHODS, *sd3.__all__}
     assert {row[0] for row in TABLE.findall(text)} <= set(SOURCES["recipes"])
-    assert len(TABLE.findall(text)) == len(re.findall(r"^\| `", text, re.MULTILINE))
+    assert len(TABLE.findall(text)) == len(re.findall(r"^\| `\w+`", text, re.MULTILINE))
 
 
 def asked_of(theirs, ours):
@@ -260,5 +260,5 @@ def test_the_released_settings_are_the_released_ones():
 
 def test_an_unknown_recipe_names_the_nearest():
     """A slip of the finger is told as one."""
-    with pytest.raises(ConfigError, match=r"tiny_shufled.*tiny_shuffled"):
+    with pytest.raises(ConfigError, match=r"unknown recipe: `tiny_shufled`.*`tiny_shuffled`"):
         recipe("tiny_shufled")

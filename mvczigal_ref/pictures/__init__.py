@@ -1,0 +1,6 @@
+"""Contact sheets, grids and turntables: many images as one picture or as an animation."""
+
+from mvczigal_ref.pictures.sheets import as_grid, contact_sheet, save_png
+from mvczigal_ref.pictures.turntable import save_turntable
+
+__all__ = ["as_grid", "contact_sheet", "save_png", "save_turntable"]
