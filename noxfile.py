@@ -179,7 +179,7 @@ def _not_for_the_wheel_test(folder: str, names: list[str]) -> set[str]:
     if Path(folder) != ROOT:
         return {name for name in names if name == "__pycache__"}
     wanted = {
-        "tests", "fixtures", "docs", "pyproject.toml", "noxfile.py", "constraints.txt",
+        "tests", "fixtures", "docs", "examples", "pyproject.toml", "noxfile.py", "constraints.txt",
         "CITATION.cff",
     }  # fmt: skip
     return set(names) - wanted - {name for name in names if name.endswith(".md")}

@@ -90,6 +90,9 @@ class TrainingState:
     origin: dict[str, Any] | None = None
     """Record of the run or LoRA with whose parameters the run began; None of the base weights."""
 
+    rewards: dict[str, dict[str, str | None]] | None = None
+    """Places and hashes of the user's functions that score; None where there are none."""
+
     @property
     def logged(self) -> int:
         """Iterations whose metrics are written."""
@@ -149,11 +152,14 @@ class TrainingState:
         self.old, self.average = best_state.old, best_state.average
         self.loss_scale = best_state.loss_scale
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Path:
         """Write a checkpoint and remove old ones; for the main process alone.
 
         Args:
             folder: The run folder.
+
+        Returns:
+            Folder of the checkpoint.
         """
         self._write(folder, "checkpoints")
         prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
@@ -161,6 +167,7 @@ class TrainingState:
         for path in (folder / _BEST).glob("iteration_*"):
             if path.name != best:  # which the checkpoint just written does not need any more
                 shutil.rmtree(path)
+        return folder / "checkpoints" / _name(self.finished)
 
     def keep_best(self, folder: Path) -> None:
         """Write the state of the guard's best check; older ones go with the next `save`.
@@ -186,6 +193,7 @@ class TrainingState:
             "weights": self.weights,
             "paths": absolute_paths(self.config),
             "origin": self.origin,
+            **({"rewards": self.rewards} if self.rewards else {}),
         }
         save_checkpoint(
             folder / name,
