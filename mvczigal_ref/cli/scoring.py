@@ -71,9 +71,13 @@ class Score(Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class ServeReward:
-    """Run a reward as an HTTP service, for training elsewhere with reward.url.
+    r"""Run a reward as an HTTP service, for training elsewhere with reward.url, or for curl.
 
-    There is no password: whoever reaches the port can use it.
+    There is no password: whoever reaches the port can use it. The service describes itself at
+    /openapi.json. One picture of one object, by curl:
+
+    printf '{"prompts": ["a cat"], "images": [["%s"]]}' "$(base64 < a.png | tr -d '\n')" |
+    curl --json @- http://127.0.0.1:8763/score
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]

@@ -107,6 +107,9 @@ class ConditionConfig:
     """Address of the OpenAI-compatible endpoint that "chat" asks."""
     api_key_env: Name | None = None
     """Environment variable that holds the endpoint's key; None sends no key."""
+    requests_at_once: Count = 8
+    """Samples that each process asks "chat" about at once [requests]; captions are the same for any
+    number."""
     instructions: Names = ()
     """Names of what captions may be asked to add, or of the world's words that may change; empty is
     all that the enhancer knows."""
@@ -168,13 +171,19 @@ class RewardConfig:
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Dtype of the scorers' networks."""
     images_per_chunk: Count = 32
-    """Images that pass through a scorer's network together [images]."""
+    """Images that pass through a scorer's network, or are sent to a service, together [images]."""
     timeout: Positive = 120.0
     """Longest duration of one request to a service [s]."""
     wait: NonNegative = 600.0
     """Time for which a service that fails is tried again; then the run saves and stops [s]."""
     api_key_env: Name | None = None
     """Environment variable that holds the chat judges' key."""
+    requests_at_once: Count = 8
+    """Questions that each process asks a chat judge at once [requests]; scores are the same for any
+    number."""
+    cache: Name | None = None
+    """Folder that keeps scores of services, so that no picture is scored twice [path]; None keeps
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)

@@ -130,6 +130,11 @@ def _computes_scores(config: TrainConfig) -> bool:
     )
 
 
+def _asks_services(config: TrainConfig) -> bool:
+    """Tell whether a scorer other than a chat judge runs elsewhere."""
+    return any(not name.startswith("chat_judge") for name in config.reward.url)
+
+
 def _doubles(config: TrainConfig) -> bool:
     """Tell whether guidance could double the batch."""
     scale = config.sampler.guidance_scale
@@ -211,19 +216,28 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     _captions("world_edits", "stored"): ("condition.num_captions",),
     _captions("stored"): ("condition.file",),
     _captions("chat", "local"): ("condition.model",),
-    _captions("chat"): ("condition.url", "condition.api_key_env"),
+    _captions("chat"): ("condition.url", "condition.api_key_env", "condition.requests_at_once"),
     _captions("world", "world_edits", "chat", "local"): ("condition.instructions",),
     Condition(lambda c: not (isinstance(c.reward.per_view, str)
                              and isinstance(c.reward.joint, str)),
               "where a reward adds several scorers"): ("reward.combine",),
     Condition(_computes_scores, "where a scorer has a network in this process"): (
-        "reward.device", "reward.dtype", "reward.images_per_chunk",
+        "reward.device", "reward.dtype",
+    ),
+    Condition(lambda c: _computes_scores(c) or _asks_services(c),
+              "where a scorer has a network, in this process or behind `reward.url`"): (
+        "reward.images_per_chunk",
+    ),
+    Condition(_asks_services, "with `reward.url` of a scorer that is no chat judge"): (
+        "reward.cache",
     ),
     Condition(lambda c: bool(c.reward.url), "with `reward.url`"): (
         "reward.timeout", "reward.wait",
     ),
     Condition(lambda c: any(name.startswith("chat_judge") for name in _scorers(c)),
-              "with a chat judge among the scorers"): ("reward.api_key_env",),
+              "with a chat judge among the scorers"): (
+        "reward.api_key_env", "reward.requests_at_once",
+    ),
     Condition(lambda c: c.guard.every > 0, "with a positive `guard.every`"): (
         "guard.per_view", "guard.joint", "guard.diversity", "guard.noises", "guard.margin",
         "guard.unit", "guard.fallen", "guard.action",
@@ -282,7 +296,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
         "optim.average_every",
     ),
     Condition(_pairs, 'with `objective.kind` = "reward_difference" or "preference"'): (
-        "optim.steps_per_microbatch", "run.replay_objects_per_slice",
+        "optim.steps_per_microbatch", "run.replay_objects_per_slice", "run.arms_per_call",
     ),
 }  # fmt: skip
 

@@ -297,6 +297,11 @@ def _update_contradictions(config: "TrainConfig") -> Iterable[str]:
             "others replay in the slices of the rollout. Cut them by `rollout.nodes_per_call`, "
             "or choose smaller slices."
         )
+    if not paired and config.run.arms_per_call > 1:
+        yield (
+            "`run.arms_per_call` is for objectives that compare the arms of pairs: groups sample "
+            f"all members of a state by one call; got {config.run.arms_per_call}. Set it to 1."
+        )
     if not paired and optim.steps_per_microbatch > 1:
         yield (
             "`optim.steps_per_microbatch` is for objectives that compare the arms of pairs: "

@@ -126,8 +126,7 @@ def _counts(config: TrainConfig, work: Workload, slices: int) -> _Counts:
     if config.objective.compares_pairs:
         # Until the first change of the parameters the stored density is the present one.
         valued = epochs * slices - slices // config.optim.optimizer_steps_per_epoch
-        one_arm = Counter({shape: count // 2 for shape, count in work.replays.items()})
-        value = _times(one_arm, valued)
+        value = _times(work.valued, valued)
     grouped = not config.objective.compares_pairs
     forward_process = config.objective.kind == "forward_process"
     return _Counts(

@@ -96,6 +96,8 @@ def scorer_options(
         timeout=reward.timeout,
         wait=reward.wait,
         api_key_env=reward.api_key_env,
+        requests_at_once=reward.requests_at_once,
+        cache=reward.cache,
     )
 
 
@@ -217,6 +219,9 @@ def check_scorers(reward: RewardConfig, guard: GuardConfig | None = None) -> Non
 the nearest is 'pickscore'. Registered are chat_judge, clip_score, hpsv2, hpsv3, image_reward, \
 pickscore, world.per_view; a function is named as my_rewards.py:score.
     """
+    place = None if reward.cache is None else Path(reward.cache).expanduser()
+    if place is not None and place.exists() and not place.is_dir():
+        raise ConfigError(f"`reward.cache` must be a folder; {reward.cache!r} is a file.")
     named: list[tuple[str, _Kind, Sequence[str]]] = [
         ("reward.per_view", "per_view", list(scorer_weights(reward.per_view))),
         ("reward.joint", "joint", [s for s in scorer_weights(reward.joint) if s != VIEW_MEAN]),
@@ -251,6 +256,13 @@ def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
             f"and `reward.weights={{{name}: MODEL}}`, the model's name at that server."
         )
         raise ConfigError(msg)
+    if options.url:
+        from mvczigal_ref.language.bounded_http import checked_url
+
+        try:
+            checked_url(options.url, name="url")
+        except ValueError as error:
+            raise ConfigError(f"`reward.url` of {name!r}: {error}") from error
     if options.url and not _is_chat(name):
         return  # the service names its scorer
     if is_code(name):

@@ -21,7 +21,7 @@ from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.files import atomic_write, owned, sweep, to_json
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.method.steps import check_steps
+from mvczigal_ref.method.steps import check_grid, check_steps
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.lora_weights import LoraWeights
@@ -180,6 +180,7 @@ def _train(run: _Run) -> RunResult:
     """Train, whole or from the newest checkpoint on."""
     config, folder, world, tell = run.config, run.folder, run.world, run.tell
     Share.of(config, world)  # refuse impossible slices before anything is loaded
+    check_grid(config)
     with warnings.catch_warnings():
         if not world.is_main:
             warnings.simplefilter("ignore")  # the main process warns
