@@ -61,10 +61,10 @@ def show_recipes(command: Recipes) -> None:
     from mvczigal_ref.recipes import RECIPES
 
     rows = {name: _row(RECIPES[name]()) | {"summary": _summary(name)} for name in RECIPES}
-    table = Table(
-        "recipe", "plan", "check", "reproduce", "summary",
-        caption="check: weights are those that it loads and that do not come with the package",
-    )  # fmt: skip
+    table = Table(caption="check: weights are those that it loads and that the package lacks")
+    table.add_column("recipe", no_wrap=True)
+    for heading in ("plan", "check", "reproduce", "summary"):
+        table.add_column(heading)
     for name, row in rows.items():
         table.add_row(name, row["plan"], row["check"], row["reproduce"], escape(row["summary"]))
     console.print(table)

@@ -121,7 +121,7 @@ def plan(
 def _measure(costs: Costs, work: Workload, progress: Callable[[int, int], None]) -> None:
     """Measure each shape once, ahead of the sums, which find it measured."""
     checkpointed = costs.config.model.gradient_checkpointing
-    measures = [
+    measures: list[Callable[[], object]] = [
         *(partial(costs.sampled, call) for call in dict.fromkeys(work.calls)),
         *(
             partial(costs.replayed, work, shape, checkpointed=checkpointed, backward=True)
