@@ -14,6 +14,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import ADAPTER_FILE
 from mvczigal_ref.models.loading import shards_of
+from mvczigal_ref.models.weight_files import pickled_weights
 
 __all__ = [
     "ADAPTER_FILES",
@@ -232,7 +233,7 @@ def _find_weights(
         return ""
     index, _ = _look(source, f"{place}{stem}.safetensors.index{dotted}.json", sources)
     if index is None:
-        return reason
+        return pickled_weights(Path(source).expanduser() / place, stem + dotted) or reason
     shards = sorted(shards_of(index))
     reasons = [_look(source, place + shard, sources)[1] for shard in shards]
     return next(filter(None, reasons), "")

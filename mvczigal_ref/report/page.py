@@ -19,7 +19,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.pictures import contact_sheet
-from mvczigal_ref.recipes import RECIPES
+from mvczigal_ref.recipes import RECIPES, recipe_names
 from mvczigal_ref.report.figures import draw, draw_histogram
 from mvczigal_ref.report.panels import panels
 from mvczigal_ref.report.run_content import (
@@ -199,7 +199,7 @@ def _sampled(config: TrainConfig) -> str:
 
 def _command(run: RunContent) -> str:
     """Write the command that repeats the run."""
-    if run.config.recipe not in RECIPES:
+    if run.config.recipe not in recipe_names():
         return shlex.join(["mvczigal", "train", _ANY, "--config", str(run.folder / "config.json")])
     words = [
         f"{path}={value if isinstance(value, str) else json.dumps(value)}"

@@ -211,11 +211,13 @@ def test_every_bad_tensor_is_named(own, tmp_path, file, kind):
 
 
 def test_a_pickle_is_not_read(own):
-    """Nor is it looked for in place of safetensors."""
+    """Not even where there is nothing else; the command that converts it is named."""
     file = Path(own.unet) / f"{DIFFUSERS}.safetensors"
     torch.save(load_file(file), file.with_suffix(".bin"))
     file.unlink()
-    with pytest.raises(CheckpointError, match=r"the folder holds no diffusion_pytorch_model\.s"):
+    with pytest.raises(
+        CheckpointError, match=r"it holds diffusion_pytorch_model\.bin, and pickles"
+    ):
         load_sdxl_components(own)
 
 

@@ -30,7 +30,7 @@ from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.comparison import run_gain
 from mvczigal_ref.reproduce.methods import MethodRow, MethodSet
 from mvczigal_ref.reproduce.tables import figure, markdown
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.tracking import MetricsLog
 
 FIRST = ("rollout.window_last_start=0",)
