@@ -41,6 +41,7 @@ from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, wri
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
 from mvczigal_ref.training.records import require_records
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
+from mvczigal_ref.training.starts import recorded
 from mvczigal_ref.training.state import TrainingState, begin, resume
 from mvczigal_ref.training.tracking import check_trackers
 
@@ -136,7 +137,8 @@ def train(
         ...         held_out=["a red ball with a white nose"],
         ...     )
         ...     sorted(path.name for path in Path(folder).iterdir())
-        ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'summary.json']
+        ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'starts.json', \
+'summary.json']
     """
     tell = events if events is not None and world.is_main else Events()
     met: list[TrainingState] = []
@@ -146,7 +148,9 @@ def train(
                 if world.is_main:
                     ownership.enter_context(owned(folder))
                 world.barrier()  # until the folder is ours
-                return _train(config, folder, world, tell, components, held_out, start, met)
+                return _train(
+                    config, folder, world, tell, components, held_out, start, met, ownership
+                )
         except ServiceUnavailableError:
             # Captions and scores come before changes: the state is the last finished iteration's.
             if world.is_main:
@@ -170,6 +174,7 @@ def _train(
     held_out: list[str] | None,
     start: str | Path | None,
     met: list[TrainingState],
+    ownership: ExitStack,
 ) -> RunResult:
     """Train; put the state where the caller finds it as soon as there is one."""
     Share.of(config, world)  # refuse impossible slices before anything is loaded
@@ -209,6 +214,7 @@ def _train(
         if first is not None and record is None:
             write_origin(folder, first)
         atomic_write(folder / "config.json", to_json(to_dict(in_places(config))))
+    ownership.enter_context(recorded(folder, world))
     if origin is not None and record is None:
         for line in origin.lines:
             tell.note(line)
