@@ -23,8 +23,8 @@ from mvczigal_ref.reward.hyperscore_network import HyperScoreNetwork, HyperScore
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.reward.registry import scorer_options
 from mvczigal_ref.system import System, build_system
-from mvczigal_ref.system.networks import rig_of
-from mvczigal_ref.system.scorers import Offloaded
+from mvczigal_ref.system.offloaded import Offloaded
+from mvczigal_ref.system.rig import rig_of
 
 __all__ = ["cheap_scorers", "materialise", "random_components", "random_scorers", "random_system"]
 

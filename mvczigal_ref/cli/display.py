@@ -20,7 +20,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, with_error
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardState
-from mvczigal_ref.report.run_folder import told_metrics
+from mvczigal_ref.report.run_content import informative_metrics
 from mvczigal_ref.training.loop import Events
 
 __all__ = ["TrainingDisplay", "gain_table", "guard_table", "guard_text", "score_heading"]
@@ -143,7 +143,7 @@ class TrainingDisplay(Events):
 
     def _tells(self, column: _Column) -> bool:
         names = column.metrics
-        return self._config is None or told_metrics(self._config, names) == {*names}
+        return self._config is None or informative_metrics(self._config, names) == {*names}
 
     def _end_stage(self) -> None:
         if self._stage is not None:

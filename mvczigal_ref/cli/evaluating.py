@@ -101,7 +101,7 @@ def evaluate_policy(command: Evaluate, config: "TrainConfig", prompts: Sequence[
     from mvczigal_ref.cli.display import gain_table
     from mvczigal_ref.evaluation.evaluate import paired_gain
     from mvczigal_ref.files import atomic_write, to_json
-    from mvczigal_ref.report.run_folder import reward_unit
+    from mvczigal_ref.report.run_content import reward_unit
     from mvczigal_ref.system.scorers import build_scorers
     from mvczigal_ref.training.prompts import warn_of_cut_prompts
 
@@ -137,7 +137,7 @@ def _scores(
     import torch
 
     from mvczigal_ref.evaluation.evaluate import evaluate
-    from mvczigal_ref.report.run_folder import score_tables
+    from mvczigal_ref.report.run_content import score_tables
 
     evaluations = [
         evaluate(

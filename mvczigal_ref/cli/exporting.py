@@ -95,7 +95,7 @@ def export_run(command: Export) -> Path:
     trained: LoraWeights | Any
     if config.model.network == "multiview" and config.model.finetune == "lora":
         trained = LoraWeights(
-            values=checkpoint.kept,
+            values=checkpoint.policy,
             rank=config.model.lora_rank,
             alpha=config.model.lora_alpha,
         )

@@ -13,7 +13,7 @@ from mvczigal_ref.cli.launch import join
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.preflight.attempts import Verdict
+from mvczigal_ref.preflight.attempts import CheckResult
 from mvczigal_ref.preflight.check import check
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.plan_record import Plan
@@ -107,10 +107,10 @@ def run_check(config: TrainConfig) -> None:
     # A language model of this process is loaded by training alone.
     if not config.objective.compares_pairs and config.condition.enhancer != "local":
         build_enhancer(config.condition, device=world.device, prompts=prompts)
-    verdict = check(config, device=world.device)
+    result = check(config, device=world.device)
     console = Console()
-    console.print(check_tables(verdict))
-    if not verdict.passed:
+    console.print(check_tables(result))
+    if not result.passed:
         raise SystemExit(1)
 
 
@@ -126,18 +126,18 @@ def plan_tables(cost: Plan) -> tuple[Table, ...]:
     return _counts(cost), _work(cost), _memory(cost)
 
 
-def check_tables(verdict: Verdict) -> Table:
-    """Lay out a verdict.
+def check_tables(result: CheckResult) -> Table:
+    """Lay out the findings of a check.
 
     Args:
-        verdict: Verdict of any run.
+        result: Findings of a run.
 
     Returns:
         One row per finding, for a console.
     """
-    held = "all of it holds" if verdict.passed else "training would go wrong here"
-    table = Table("what must hold", "", "finding", caption=f"{held}; {verdict.seconds:.0f} s")
-    for finding in verdict.findings:
+    held = "all of it holds" if result.passed else "training would go wrong here"
+    table = Table("what must hold", "", "finding", caption=f"{held}; {result.seconds:.0f} s")
+    for finding in result.findings:
         mark = "[green]yes[/]" if finding.passed else "[red]NO[/]"
         table.add_row(escape(finding.name), mark if finding.tried else "-", escape(finding.reason))
     return table

@@ -228,7 +228,7 @@ def _images(
 
 def _azimuths(system: "System", config: "TrainConfig") -> Sequence[float]:
     """Say where the cameras stand; a single view is turned by nothing."""
-    from mvczigal_ref.system.networks import rig_of
+    from mvczigal_ref.system.rig import rig_of
 
     return rig_of(config.model).azimuth_deg if system.num_views > 1 else ()
 

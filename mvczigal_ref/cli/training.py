@@ -154,7 +154,7 @@ def _run(
 ) -> None:
     from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
     from mvczigal_ref.report import write_report
-    from mvczigal_ref.report.run_folder import reward_unit, score_tables
+    from mvczigal_ref.report.run_content import reward_unit, score_tables
     from mvczigal_ref.training.trainer import train
 
     with TrainingDisplay(console, config) as display:

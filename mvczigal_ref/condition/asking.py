@@ -1,11 +1,8 @@
 """Ask a language model until it gives a caption that may be used, a bounded number of times."""
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -15,10 +12,8 @@ from mvczigal_ref.condition.protocol import NO_INSTRUCTION, Caption, CaptionErro
 from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError
 from mvczigal_ref.language.protocol import LanguageModel
 
-__all__ = ["Asker", "checked_prompts", "in_order"]
+__all__ = ["Asker", "checked_prompts"]
 
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
 _SHOWN = 8  # earlier captions that a question lists
 
 
@@ -125,42 +120,3 @@ def checked_prompts(prompts: Sequence[str]) -> Sequence[str]:
             fault = "half a surrogate pair, which no file holds" if half else "blanks alone"
             raise ValueError(f"`prompts` must hold texts; number {index} holds {fault}.")
     return prompts
-
-
-def in_order(
-    function: Callable[[_In], _Out], items: Iterable[_In], *, workers: int
-) -> Iterator[_Out]:
-    """Apply a function in several threads, and give the results in the order of the items.
-
-    Args:
-        function: Takes one item; may wait for a server.
-        items: Read a few ahead of the results given so far.
-        workers: Threads; 1 uses none.
-
-    Yields:
-        The results.
-
-    Raises:
-        ValueError: If ``workers`` is below 1.
-
-    Examples:
-        >>> list(in_order(abs, [-1, -2, -3], workers=2))
-        [1, 2, 3]
-    """
-    if workers < 1:
-        raise ValueError(f"`workers` must be at least 1; got {workers}.")
-    if workers == 1:
-        yield from map(function, items)
-        return
-    pool = ThreadPoolExecutor(workers)
-    try:
-        waiting: deque[Future[_Out]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        # Items in work are waited for; the others are dropped.
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -6,10 +6,11 @@ from typing import Final
 
 from torch import Tensor
 
-from mvczigal_ref.condition.asking import Asker, checked_prompts, in_order
+from mvczigal_ref.condition.asking import Asker, checked_prompts
 from mvczigal_ref.condition.captions import CaptionRules
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import Caption, GroupImages, OnRefusal, stream
+from mvczigal_ref.condition.threads import in_order
 from mvczigal_ref.language.protocol import LanguageModel
 
 __all__ = ["ASPECTS", "OnlineEnhancer", "checked_groups"]

@@ -14,14 +14,14 @@ from mvczigal_ref.config.types import (
     Cap,
     Count,
     CountOrZero,
-    HalfOpenShare,
+    Fraction,
+    HalfOpenFraction,
     Name,
     Names,
     NonNegative,
     Positive,
     Real,
     Scorers,
-    Share,
     Size,
     Table,
     Texts,
@@ -121,7 +121,7 @@ class ForwardConfig:
     """Noise levels at which each sample is fitted, drawn anew in each iteration [levels]."""
     old_decay_rate: NonNegative = 0.001
     """Growth of the share of the old policy that stays, per `old_decay_unit` [1/unit]."""
-    old_decay_largest: HalfOpenShare = 0.5
+    old_decay_largest: HalfOpenFraction = 0.5
     """Largest share of the old policy that stays [1], in [0, 1)."""
     old_decay_unit: Literal["iteration", "optimizer_step"] = "iteration"
     """Unit of `old_decay_rate`: iterations before this one, or optimiser steps up to now, as in
@@ -180,7 +180,7 @@ class AdvantageConfig:
 
     mode: Literal["constrained", "joint", "per_view", "weighted_sum"] = "constrained"
     """Mixture of both rewards: by the multiplier, one alone, or by a fixed weight."""
-    joint_weight: Share = 0.5
+    joint_weight: Fraction = 0.5
     """Weight of the joint reward in mode "weighted_sum" [1], in [0, 1]."""
     shuffle: bool = False
     """Whether advantages are permuted over objects: a control that must not learn."""
@@ -226,8 +226,8 @@ class ObjectiveConfig:
     """Form of that divergence: of two Gaussians, or Flow-GRPO's released stand-in."""
     step_weight: Literal["equal", "noise"] = "equal"
     """Weight of each step: all alike, or by the noise that it adds, as in TempFlow-GRPO."""
-    train_share: Share = 1.0
-    """Share of the stochastic steps that is trained, drawn anew in each iteration [1]; 1 is all."""
+    train_share: Fraction = 1.0
+    """Fraction of the stochastic steps that is trained, drawn anew per iteration [1]; 1 is all."""
 
     @property
     def compares_pairs(self) -> bool:
@@ -252,8 +252,8 @@ class ConstraintConfig:
     threshold_objects: CountOrZero = 0
     """Training prompts sampled before the first iteration, whose mean joint reward becomes the
     threshold [objects]; 0 leaves it to the first batch. Not read with `threshold_init`."""
-    threshold_decay: Share = 0.99
-    """Share of the threshold that stays with each iteration [1], in [0, 1]; 1 holds it fixed."""
+    threshold_decay: Fraction = 0.99
+    """Fraction of the threshold that stays with each iteration [1], in [0, 1]; 1 holds it fixed."""
     order: Literal["threshold_first", "multiplier_first"] = "threshold_first"
     """First to move, the threshold or the multiplier; the released code moves the threshold."""
 

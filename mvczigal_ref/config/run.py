@@ -8,7 +8,7 @@ from mvczigal_ref.config.types import (
     SETTINGS,
     Count,
     CountOrZero,
-    HalfOpenShare,
+    HalfOpenFraction,
     Name,
     Names,
     Positive,
@@ -52,7 +52,7 @@ class OptimConfig:
 
     lr: Rate = 2e-3
     """Learning rate of AdamW [parameter units per step]; positive, at most 1000."""
-    betas: tuple[HalfOpenShare, HalfOpenShare] = (0.9, 0.999)
+    betas: tuple[HalfOpenFraction, HalfOpenFraction] = (0.9, 0.999)
     """Decays of AdamW's two moments [1], each in [0, 1)."""
     eps: Positive = 1e-8
     """Constant added to the root of AdamW's second moment [gradient units]; positive."""
@@ -79,7 +79,7 @@ class OptimConfig:
     """Iterations over which the learning rate falls linearly to 0 [iterations]; 0 is none."""
     step_per_decision: bool = False
     """Whether parameters change after each stochastic step of a group, and not once for all."""
-    average_decay: HalfOpenShare = 0.0
+    average_decay: HalfOpenFraction = 0.0
     """Decay of the average of the parameters that is evaluated and kept in their place [1], in
     [0, 1); 0 is no average."""
     average_every: Count = 4

@@ -13,7 +13,8 @@ __all__ = [
     "CountOrZero",
     "Dtype",
     "Elevation",
-    "HalfOpenShare",
+    "Fraction",
+    "HalfOpenFraction",
     "Name",
     "Names",
     "NonNegative",
@@ -24,7 +25,6 @@ __all__ = [
     "Real",
     "Scorers",
     "Seed",
-    "Share",
     "Size",
     "Table",
     "Text",
@@ -137,13 +137,13 @@ PowerOfTwo = Annotated[Real, Field(ge=1, le=2**32), AfterValidator(_power_of_two
 NonNegative = Annotated[Real, Field(ge=0)]
 
 
-Share = Annotated[Real, Field(ge=0, le=1)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
 
 
 Elevation = Annotated[Real, Field(ge=-90, le=90)]
 
 
-HalfOpenShare = Annotated[Real, Field(ge=0, lt=1)]
+HalfOpenFraction = Annotated[Real, Field(ge=0, lt=1)]
 
 
 Rate = Annotated[Positive, Field(le=1e3)]

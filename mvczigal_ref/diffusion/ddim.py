@@ -1,26 +1,20 @@
 """Implicit-model sampling (DDIM): one step's Gaussian, its inversion, and the sampler."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.gaussian import Reduction, check_std, log_prob
+from mvczigal_ref.diffusion.grid import Grid
+from mvczigal_ref.diffusion.levels import level_at, require_index
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
     require_full_precision,
     working_dtype,
 )
-from mvczigal_ref.diffusion.sampler import (
-    Device,
-    StepIndex,
-    Transition,
-    level_at,
-    moved,
-    require_index,
-)
+from mvczigal_ref.diffusion.sampler import StepIndex, Transition
 from mvczigal_ref.diffusion.schedule import (
     PREDICTION_TYPES,
     PredictionType,
@@ -28,7 +22,7 @@ from mvczigal_ref.diffusion.schedule import (
     clean_and_noise,
     ddim_timesteps,
 )
-from mvczigal_ref.shapes import AlphaBar, BatchLatent, BatchShape, StepAlphaBar, Timesteps
+from mvczigal_ref.shapes import AlphaBar, BatchLatent, BatchShape, StepAlphaBar
 
 __all__ = ["ETA_ZERO_VARIANCE", "DdimSampler", "ddim_invert", "ddim_transition", "require_eta"]
 
@@ -180,11 +174,8 @@ def ddim_invert(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DdimSampler:
+class DdimSampler(Grid):
     """Implicit-model sampling on a grid; make one with :meth:`create`."""
-
-    timesteps: Timesteps
-    """Training-time noise index of each step [timesteps]."""
 
     alpha_bar_t: StepAlphaBar
     """Signal share at ``timesteps`` [1]."""
@@ -225,6 +216,7 @@ class DdimSampler:
                 fit it, a setting is outside its range, or the last step would have no spread.
 
         Examples:
+            >>> import torch
             >>> sampler = DdimSampler.create(num_steps=4, alpha_bar=torch.linspace(0.9, 0.1, 1000))
             >>> sampler.timesteps
             tensor([751, 501, 251,   1])
@@ -248,11 +240,6 @@ class DdimSampler:
             prediction_type=prediction_type,
             eta=eta,
         )
-
-    @property
-    def num_steps(self) -> int:
-        """Length of the grid [steps]."""
-        return self.timesteps.shape[0]
 
     @property
     def num_density_steps(self) -> int:
@@ -308,6 +295,7 @@ class DdimSampler:
             ValueError: If ``eta`` is 0: no step has a log-density.
 
         Examples:
+            >>> import torch
             >>> sampler = DdimSampler.create(num_steps=4, alpha_bar=torch.linspace(0.9, 0.1, 1000))
             >>> zero = torch.zeros(1, 1, 1)
             >>> taken = sampler.transition(zero, zero, 0)
@@ -346,24 +334,4 @@ class DdimSampler:
             alpha_bar_prev=level_at(self.alpha_bar_prev, step),
             alpha_bar_t=level_at(self.alpha_bar_t, step),
             prediction_type=self.prediction_type,
-        )
-
-    def to(self, device: Device = None, dtype: torch.dtype | None = None) -> "DdimSampler":
-        """Return a copy with its tables elsewhere.
-
-        Args:
-            device: Device to move to; None stays.
-            dtype: Dtype of the signal shares, float32 or float64; None stays.
-
-        Returns:
-            The copy.
-
-        Raises:
-            ValueError: If ``dtype`` is half precision.
-        """
-        return replace(
-            self,
-            timesteps=self.timesteps.to(device),
-            alpha_bar_t=moved(self.alpha_bar_t, device, dtype),
-            alpha_bar_prev=moved(self.alpha_bar_prev, device, dtype),
         )

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,15 +17,10 @@ from mvczigal_ref.diffusion.flow_noise import (
 )
 from mvczigal_ref.diffusion.flow_schedule import Sigmas
 from mvczigal_ref.diffusion.gaussian import Reduction, log_prob
+from mvczigal_ref.diffusion.grid import Grid
+from mvczigal_ref.diffusion.levels import level_at, require_index
 from mvczigal_ref.diffusion.precision import require_choice, require_full_precision
-from mvczigal_ref.diffusion.sampler import (
-    Device,
-    StepIndex,
-    Transition,
-    level_at,
-    moved,
-    require_index,
-)
+from mvczigal_ref.diffusion.sampler import StepIndex, Transition
 from mvczigal_ref.shapes import BatchLatent
 
 __all__ = ["FLOW_KERNELS", "FlowKernel", "FlowSampler", "StepSigma"]
@@ -42,7 +36,7 @@ StepSigma = Float[Tensor, " step"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FlowSampler:
+class FlowSampler(Grid):
     """Flow-model sampling on a grid; make one with :meth:`create`.
 
     Its timesteps are no integers: a level lies anywhere between two trained ones.
@@ -99,6 +93,7 @@ class FlowSampler:
                 its range.
 
         Examples:
+            >>> import torch
             >>> sampler = FlowSampler.create(
             ...     sigmas=torch.tensor([1.0, 0.75, 0.5, 0.0]), kernel="cps", noise_scale=0.8
             ... )
@@ -129,11 +124,6 @@ class FlowSampler:
         )
 
     @property
-    def num_steps(self) -> int:
-        """Length of the grid [steps]."""
-        return self.timesteps.shape[0]
-
-    @property
     def last_action_is_image_independent(self) -> bool:
         """Whether the image is decoded from the last ``denoised``, not from the last action."""
         return self.image_is_denoised
@@ -145,6 +135,7 @@ class FlowSampler:
             The sampler; it shares this one's tables.
 
         Examples:
+            >>> import torch
             >>> sampler = FlowSampler.create(
             ...     sigmas=torch.tensor([1.0, 0.0]), kernel="sde", noise_scale=0.7
             ... )
@@ -196,6 +187,7 @@ class FlowSampler:
             ValueError: If no step, or the int ``step``, has a log-density.
 
         Examples:
+            >>> import torch
             >>> sampler = FlowSampler.create(
             ...     sigmas=torch.tensor([1.0, 0.5]), kernel="cps", noise_scale=1.0
             ... )
@@ -237,26 +229,6 @@ class FlowSampler:
             latent_prev,
             sigma_prev=level_at(self.sigma_prev, step),
             sigma_t=level_at(self.sigma_t, step),
-        )
-
-    def to(self, device: Device = None, dtype: torch.dtype | None = None) -> "FlowSampler":
-        """Return a copy with its tables elsewhere.
-
-        Args:
-            device: Device to move to; None stays.
-            dtype: float32 or float64; None stays.
-
-        Returns:
-            The copy.
-
-        Raises:
-            ValueError: If ``dtype`` is half precision.
-        """
-        return replace(
-            self,
-            timesteps=moved(self.timesteps, device, dtype),
-            sigma_t=moved(self.sigma_t, device, dtype),
-            sigma_prev=moved(self.sigma_prev, device, dtype),
         )
 
     def _kernel(self) -> Callable[..., Transition]:

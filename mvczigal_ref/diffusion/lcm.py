@@ -1,11 +1,13 @@
 """Latent consistency sampling: one step's Gaussian, its inversion, and the sampler."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mvczigal_ref.diffusion.grid import Grid
+from mvczigal_ref.diffusion.levels import level_at, require_index
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
@@ -13,14 +15,7 @@ from mvczigal_ref.diffusion.precision import (
     require_positive,
     working_dtype,
 )
-from mvczigal_ref.diffusion.sampler import (
-    Device,
-    StepIndex,
-    Transition,
-    level_at,
-    moved,
-    require_index,
-)
+from mvczigal_ref.diffusion.sampler import StepIndex, Transition
 from mvczigal_ref.diffusion.schedule import (
     PREDICTION_TYPES,
     PredictionType,
@@ -182,11 +177,8 @@ def _boundary(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LcmSampler:
+class LcmSampler(Grid):
     """Latent consistency sampling on a grid; make one with :meth:`create`."""
-
-    timesteps: Timesteps
-    """Training-time noise index of each step [timesteps]."""
 
     timesteps_prev: Timesteps
     """Timestep of the next lower level; the lowest level has none and names itself [timesteps]."""
@@ -259,11 +251,6 @@ class LcmSampler:
         )
 
     @property
-    def num_steps(self) -> int:
-        """Length of the grid [steps]."""
-        return self.timesteps.shape[0]
-
-    @property
     def num_density_steps(self) -> int:
         """Steps from the first on that have a log-density [steps]: all."""
         return self.num_steps
@@ -326,25 +313,4 @@ class LcmSampler:
             prediction_type=self.prediction_type,
             sigma_data=self.sigma_data,
             timestep_scaling=self.timestep_scaling,
-        )
-
-    def to(self, device: Device = None, dtype: torch.dtype | None = None) -> "LcmSampler":
-        """Return a copy with its tables elsewhere.
-
-        Args:
-            device: Device to move to; None stays.
-            dtype: Dtype of the signal shares, float32 or float64; None stays.
-
-        Returns:
-            The copy.
-
-        Raises:
-            ValueError: If ``dtype`` is half precision.
-        """
-        return replace(
-            self,
-            timesteps=self.timesteps.to(device),
-            timesteps_prev=self.timesteps_prev.to(device),
-            alpha_bar_t=moved(self.alpha_bar_t, device, dtype),
-            alpha_bar_prev=moved(self.alpha_bar_prev, device, dtype),
         )

@@ -22,7 +22,7 @@ __all__ = [
     "locate_adapter",
     "locate_network",
     "locate_tokenizer",
-    "own_or_published",
+    "published_place",
 ]
 
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -117,7 +117,7 @@ def find_file(source: str, name: str, sources: SdxlSources) -> tuple[Path | None
     return (None, f"the repository holds no {name}") if path is None else (Path(path), "")
 
 
-def own_or_published(name: str, sources: SdxlSources) -> str | None:
+def published_place(name: str, sources: SdxlSources) -> str | None:
     """Choose between a base's own network and the published one that goes with SDXL's base.
 
     Args:

@@ -36,7 +36,7 @@ class ObjectiveStats:
     divergence to second order [(log_ratio unit)^2]."""
 
     clip_fraction: Scalar
-    """Share of log-ratios of both arms beyond the clip range [1], in [0, 1]."""
+    """Fraction of log-ratios of both arms beyond the clip range [1], in [0, 1]."""
 
 
 class RewardDifferenceGradients(NamedTuple):

@@ -17,7 +17,7 @@ from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.hub import latent_statistics, load_sdxl_components
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.schedulers import sdxl_scheduler, stored_prediction, stored_settings
-from mvczigal_ref.models.sources import ADAPTER_FILES, SdxlSources, find_file, own_or_published
+from mvczigal_ref.models.sources import ADAPTER_FILES, SdxlSources, find_file, published_place
 from mvczigal_ref.models.weight_files import refuse_single_file
 
 __all__ = ["MultiviewPipelineParts"]
@@ -168,8 +168,8 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         whole = any(find_file(source, name, sources)[0] for name in reversed(ADAPTER_FILES))
         sources = replace(
             sources,
-            unet=unet or (None if whole else own_or_published("unet", sources)),
-            vae=vae or (None if whole else own_or_published("vae", sources)),
+            unet=unet or (None if whole else published_place("unet", sources)),
+            vae=vae or (None if whole else published_place("vae", sources)),
             adapter=adapter or (source if whole else sources.adapter),
         )
         prediction = None

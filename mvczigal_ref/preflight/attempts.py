@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from mvczigal_ref.config import to_dict
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.preflight.trial import (
-    Place,
-    Trial,
+from mvczigal_ref.preflight.snapshots import (
     copies,
     fingerprints,
     gradients,
@@ -22,11 +20,12 @@ from mvczigal_ref.preflight.trial import (
     moments,
     put_back,
 )
+from mvczigal_ref.preflight.trial import Place, Trial
 from mvczigal_ref.system.networks import DTYPES
 from mvczigal_ref.training.run_folder import find_checkpoint
 from mvczigal_ref.training.state import TrainingState, resume
 
-__all__ = ["ATTEMPTS", "Finding", "Verdict"]
+__all__ = ["ATTEMPTS", "CheckResult", "Finding"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +44,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class CheckResult:
     """Findings of all attempts."""
 
     findings: tuple[Finding, ...]

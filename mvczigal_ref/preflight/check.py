@@ -10,8 +10,9 @@ from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_steps
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
-from mvczigal_ref.preflight.attempts import ATTEMPTS, Finding, Verdict
-from mvczigal_ref.preflight.trial import Trial, copies, put_back
+from mvczigal_ref.preflight.attempts import ATTEMPTS, CheckResult, Finding
+from mvczigal_ref.preflight.snapshots import copies, put_back
+from mvczigal_ref.preflight.trial import Trial
 from mvczigal_ref.preflight.trial_forward import ForwardTrial
 from mvczigal_ref.preflight.trial_groups import GroupTrial
 from mvczigal_ref.preflight.trial_pairs import PairTrial
@@ -27,7 +28,7 @@ def check(
     device: torch.device,
     components: Components | FlowComponents | None = None,
     objects: int = 1,
-) -> Verdict:
+) -> CheckResult:
     r"""Try on this machine what training relies on, with the run's own network and settings.
 
     The first ratio :math:`p_\theta(a|s) / p_{\theta'}(a|s)` is 1 at every step; the same replay
@@ -73,7 +74,7 @@ def check(
     return check_system(system, config, objects=objects)
 
 
-def check_system(system: System, config: TrainConfig, *, objects: int = 1) -> Verdict:
+def check_system(system: System, config: TrainConfig, *, objects: int = 1) -> CheckResult:
     """Try a system that is already built; see :func:`check`.
 
     Args:
@@ -103,7 +104,7 @@ def check_system(system: System, config: TrainConfig, *, objects: int = 1) -> Ve
             ]
         finally:
             put_back(system.trained(), before)
-    return Verdict(findings=tuple(findings), seconds=time.monotonic() - started)
+    return CheckResult(findings=tuple(findings), seconds=time.monotonic() - started)
 
 
 def trial_of(system: System, config: TrainConfig, objects: int) -> Trial:

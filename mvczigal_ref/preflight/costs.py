@@ -11,7 +11,8 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.policy import Conditioning, network_output
-from mvczigal_ref.preflight.measure import GraphCost, Meter, fused_attention, measure_graph
+from mvczigal_ref.preflight.measure import GraphCost, fused_attention, measure_graph
+from mvczigal_ref.preflight.meter import Meter
 from mvczigal_ref.preflight.workload import Replay, SampledCall, Workload, workload_of
 from mvczigal_ref.system import System
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import BlipTextConfig, CLIPConfig, CLIPModel, Qwen2VLConfig, Qwen2VLModel
 
-from mvczigal_ref.preflight.measure import Meter, fused_attention
+from mvczigal_ref.preflight.measure import fused_attention
+from mvczigal_ref.preflight.meter import Meter
 from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.hpsv2 import vit_h_14
 from mvczigal_ref.reward.hyperscore_network import HyperScoreNetwork, HyperScoreSize

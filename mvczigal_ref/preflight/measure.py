@@ -1,7 +1,6 @@
 """Cost of a piece of code, operator by operator: FLOPs, and the bytes of what is alive."""
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,70 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-__all__ = ["GraphCost", "Meter", "fused_attention", "measure_graph", "storage_bytes"]
+from mvczigal_ref.preflight.meter import Meter
 
-
-class Meter(TorchDispatchMode):
-    """Count FLOPs, and follow the bytes of every storage from its making to its end.
-
-    Storages of ``present`` tensors, and views of any, cost nothing. Works on real tensors and on
-    the meta device alike; what a library takes for itself, such as a convolution's workspace, is
-    not seen.
-
-    Args:
-        present: Tensors that were there before.
-
-    Examples:
-        >>> a = torch.empty(4, 8, device="meta")
-        >>> with Meter([a]) as meter:
-        ...     b = a @ a.T
-        >>> meter.flops, meter.live, meter.peak
-        (256, 64, 64)
-    """
-
-    def __init__(self, present: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.flops = self.flops_with_gradient = 0
-        # These storages stay alive for as long as they live, so that no index is given twice.
-        self._before = {(s := t.untyped_storage())._cdata: s for t in present}
-        self._held: dict[int, tuple[int, Any]] = {}
-
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """Run an operator and look at what it made."""
-        named = kwargs or {}
-        result = func(*args, **named)
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            flops = int(count(*args, **named, out_val=result))
-            self.flops += flops
-            if torch.is_grad_enabled():  # in a backward pass: what is computed once more
-                self.flops_with_gradient += flops
-        for output in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(output, Tensor):
-                self._see(output.untyped_storage())
-        return result
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        index = storage._cdata
-        if index in self._before or index in self._held:
-            return
-
-        def gone(_: object) -> None:
-            self.live -= self._held.pop(index)[0]
-
-        self._held[index] = (storage.nbytes(), weakref.ref(storage, gone))
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
+__all__ = ["GraphCost", "fused_attention", "measure_graph"]
 
 
 @contextmanager
@@ -151,21 +90,3 @@ def measure_graph(
     return GraphCost(
         forward=forward, recompute=again, backward=total - again, saved=saved, peak=meter.peak
     )
-
-
-def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Add up the memory behind tensors, shared memory once.
-
-    Args:
-        tensors: Of any device.
-
-    Returns:
-        Bytes.
-
-    Examples:
-        >>> a = torch.zeros(4, 2)
-        >>> storage_bytes([a, a.T, a[1:]])
-        32
-    """
-    storages = {(s := t.untyped_storage())._cdata: s for t in tensors}
-    return sum(storage.nbytes() for storage in storages.values())

@@ -16,8 +16,8 @@ from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.preflight.costs import Costs
 from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
-from mvczigal_ref.preflight.measure import storage_bytes
 from mvczigal_ref.preflight.meta_networks import meta_components
+from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
 from mvczigal_ref.preflight.workload import Replay, Workload
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW

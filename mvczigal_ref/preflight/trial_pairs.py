@@ -9,7 +9,8 @@ from torch import Tensor
 from mvczigal_ref.config import Dtype
 from mvczigal_ref.method.pair_settings import pair_objective, pair_update_settings
 from mvczigal_ref.method.sample import draw_pair
-from mvczigal_ref.preflight.trial import Place, Trial, gradients
+from mvczigal_ref.preflight.snapshots import gradients
+from mvczigal_ref.preflight.trial import Place, Trial
 from mvczigal_ref.records import PairedRollout, Trajectory
 from mvczigal_ref.training.state import initial_loss_scale
 from mvczigal_ref.update.loss_scale import loss_scale_step

@@ -79,7 +79,7 @@ class Workload:
     """Decisions that are trained."""
 
 
-class _Recorder:
+class _CallNotes:
     """A policy that computes nothing and notes its calls."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ def workload_of(
     Raises:
         ValueError: If window, tree and grid do not fit.
     """
-    policy, prompts = _Recorder(), config.run.objects_per_slice
+    policy, prompts = _CallNotes(), config.run.objects_per_slice
     noise = noise_of(system, range(prompts), iteration, seed=config.run.seed)
     samples = draw_samples(
         system, conditioning, noise, config=config, iteration=iteration, policy=policy
@@ -190,7 +190,7 @@ def _of_groups(
     )
     described = [
         decision_under(
-            _Recorder(), system.sampler, decision, conditioning,
+            _CallNotes(), system.sampler, decision, conditioning,
             settings=settings, nodes_per_call=settings.nodes_per_call,
         )
         for decision in samples.decisions

@@ -84,8 +84,8 @@ class CaptionedViews:
         Args:
             batch: Rows [1].
             generator: Draws everything.
-            dropout: Share of rows without a caption [1].
-            described: Share of rows whose caption adds a word, where the image has one [1].
+            dropout: Fraction of rows without a caption [1].
+            described: Fraction of rows whose caption adds a word, where the image has one [1].
 
         Returns:
             These four, captions as indices into ``captions``.

@@ -76,10 +76,10 @@ class FlowPretrainConfig:
     """Peak learning rate of the second stage."""
 
     prompt_dropout: float = 0.1
-    """Share of images trained without a caption [1]."""
+    """Fraction of images trained without a caption [1]."""
 
     described: float = 0.3
-    """Share of captions that add the size or the side, where the image has one [1]."""
+    """Fraction of captions that add the size or the side, where the image has one [1]."""
 
     snapshot_every: int = 1000
     """Steps between snapshots [1]."""

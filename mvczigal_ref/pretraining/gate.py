@@ -50,7 +50,7 @@ class GateRow:
     """Standard error of the mean joint score [dB]; NaN for a single prompt or single views."""
 
     part_visible: float
-    """Share of objects, or of single views, that show the named part in its colour [1]."""
+    """Fraction of objects, or of single views, that show the named part in its colour [1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

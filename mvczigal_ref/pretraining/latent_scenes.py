@@ -67,7 +67,7 @@ class LatentScenes:
         Args:
             batch: Objects [1].
             generator: Draws everything.
-            dropout: Share of objects without a prompt [1].
+            dropout: Fraction of objects without a prompt [1].
             gap: Distance of half of the views from their object's timestep, relative to it [1].
 
         Returns:

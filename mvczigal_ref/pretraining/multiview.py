@@ -92,7 +92,7 @@ class PretrainConfig:
     """Peak learning rate of the second distillation."""
 
     prompt_dropout: float = 0.1
-    """Share of objects trained without a prompt, except in the distillation [1]."""
+    """Fraction of objects trained without a prompt, except in the distillation [1]."""
 
     guidance_range: tuple[float, float] = (1.0, 8.0)
     """Lowest and highest guidance scale that the embedding learns [1]."""
@@ -200,7 +200,7 @@ class _Fit:
     """Steps after which to stop, before the schedule ends; None for no earlier stop."""
 
     clean_until: float = 0.0
-    """Share of the stage over which half the views rise from clean to the others' timestep [1]."""
+    """Fraction of the stage over which half the views rise from clean to the others' step [1]."""
 
     def gap(self, step: int) -> float:
         """Distance of half of the views from their object's timestep, relative to it [1]."""

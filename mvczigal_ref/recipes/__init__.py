@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.loading import unknown_setting
-from mvczigal_ref.recipes import baselines, dance, flow, sd3, sdxl, tiny, tiny_flow
+from mvczigal_ref.recipes import baselines, dance, flow, mv_grpo, sd3, sdxl, tiny, tiny_flow
 
 __all__ = ["RECIPES", "recipe"]
 
-_FAMILIES = (tiny, tiny_flow, baselines, sdxl, flow, dance, sd3)
+_FAMILIES = (tiny, tiny_flow, baselines, sdxl, flow, mv_grpo, dance, sd3)
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     name: getattr(family, name) for family in _FAMILIES for name in family.__all__

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from mvczigal_ref.config import (
     AdvantageConfig,
-    ConditionConfig,
     FlowConfig,
     ForwardConfig,
     ModelConfig,
@@ -22,15 +21,7 @@ from mvczigal_ref.config import (
     TrainConfig,
 )
 
-__all__ = [
-    "diffusion_nft",
-    "flow_grpo",
-    "flow_grpo_fast",
-    "grpo_guard",
-    "mv_grpo_llm",
-    "mv_grpo_vlm",
-    "tempflow_grpo",
-]
+__all__ = ["diffusion_nft", "flow_grpo", "flow_grpo_fast", "grpo_guard", "tempflow_grpo"]
 
 
 def flow_grpo() -> TrainConfig:
@@ -148,38 +139,4 @@ def diffusion_nft() -> TrainConfig:
         objective=ObjectiveConfig(kind="forward_process", kl_weight=1e-4),
         forward=ForwardConfig(mix=1.0, levels=9, old_decay_unit="optimizer_step"),
         optim=replace(base.optim, optimizer_steps_per_epoch=1, average_every=1),
-    )
-
-
-def mv_grpo_llm() -> TrainConfig:
-    """MV-GRPO on FLUX.1-dev, captions by a language model, made before by `mvczigal enhance`."""
-    condition = ConditionConfig(enhancer="stored", file="captions.jsonl", num_captions=4)
-    return replace(_mv_grpo(), recipe="mv_grpo_llm", condition=condition)
-
-
-def mv_grpo_vlm() -> TrainConfig:
-    """MV-GRPO on FLUX.1-dev, captions by a vision-language model that sees every sample."""
-    condition = ConditionConfig(enhancer="local", model="Qwen/Qwen3-VL-8B-Instruct")
-    return replace(_mv_grpo(), recipe="mv_grpo_vlm", condition=condition)
-
-
-def _mv_grpo() -> TrainConfig:
-    """Take the settings of the authors' next released trainer; this method's own is not public."""
-    base = flow_grpo()
-    return replace(
-        base,
-        sampler=replace(base.sampler, num_steps=16),
-        flow=FlowConfig(kernel="sde", noise_scale=0.7, shift=3.0, text_length=256),
-        rollout=replace(
-            base.rollout,
-            members=12,
-            shared_noise=True,
-            window="fixed",
-            window_size=4,
-            window_spacing=2,
-        ),
-        reward=replace(base.reward, per_view="hpsv3"),
-        advantage=replace(base.advantage, spread="group", ddof=1, delta=1e-8),
-        optim=replace(base.optim, lr=1e-4, optimizer_steps_per_epoch=1, average_decay=0.0),
-        run=replace(base.run, iterations=300, objects_per_iteration=8),
     )

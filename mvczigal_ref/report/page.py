@@ -22,18 +22,18 @@ from mvczigal_ref.pictures import contact_sheet
 from mvczigal_ref.recipes import RECIPES
 from mvczigal_ref.report.figures import draw, draw_histogram
 from mvczigal_ref.report.panels import panels
-from mvczigal_ref.report.run_folder import (
-    RunFolder,
+from mvczigal_ref.report.run_content import (
+    RunContent,
     changed_settings,
+    informative_metrics,
     read_run,
     reward_unit,
     score_tables,
     settings_of,
-    told_metrics,
 )
 from mvczigal_ref.shapes import Images
 
-__all__ = ["verdict", "write_report"]
+__all__ = ["headline", "write_report"]
 
 _CLEAR = 2.0  # standard errors above which a change is called one
 _ANY = next(iter(RECIPES))  # a settings file that sets everything starts from any recipe
@@ -67,7 +67,7 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def verdict(gains: Mapping[str, PairedGain], *, finished: int, unit: str) -> str:
+def headline(gains: Mapping[str, PairedGain], *, finished: int, unit: str) -> str:
     """Say in a sentence what training did to the held-out scores.
 
     Args:
@@ -80,7 +80,7 @@ def verdict(gains: Mapping[str, PairedGain], *, finished: int, unit: str) -> str
 
     Examples:
         >>> gain = PairedGain(before=10.0, after=11.0, gain=1.0, standard_error=0.1)
-        >>> verdict({"joint view": gain}, finished=60, unit="dB")
+        >>> headline({"joint view": gain}, finished=60, unit="dB")
         'The joint-view score rose by 1.00 ± 0.10 dB in 60 iterations.'
     """
     done = "1 iteration" if finished == 1 else f"{finished} iterations"
@@ -102,13 +102,13 @@ def _signed(gain: PairedGain) -> str:
     return f"{gain.gain:+.2f} ± {gain.standard_error:.2f}"
 
 
-def _content(run: RunFolder) -> dict[str, Any]:
+def _content(run: RunContent) -> dict[str, Any]:
     """Gather everything that the template names."""
     config, unit = run.config, reward_unit(run.config)
     finished = run.rows[-1]["iteration"] + 1 if run.rows else 0
     gains = run.gains()
     rows = _with_scores(run)
-    keys = told_metrics(config, {key for row in rows for key in row})
+    keys = informative_metrics(config, {key for row in rows for key in row})
     figures = [
         {"title": panel.title, "note": panel.note, "svg": Markup(svg),
          "legend": [curve for curve in panel.curves if curve.label]}
@@ -132,7 +132,9 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "finished": finished,
         "facts": _facts(config, finished),
         "command": _command(run),
-        "verdict": verdict(gains, finished=max(run.evaluations) if gains else finished, unit=unit),
+        "headline": headline(
+            gains, finished=max(run.evaluations) if gains else finished, unit=unit
+        ),
         "gains": gains,
         "signed": _signed,
         "noises": noises,
@@ -149,7 +151,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _with_scores(run: RunFolder) -> list[dict[str, Any]]:
+def _with_scores(run: RunContent) -> list[dict[str, Any]]:
     """Gather the metrics, and the held-out scores where they were measured between the ends."""
     rows = {row["iteration"]: dict(row) for row in run.rows}
     if any("idle_steps" in row for row in run.rows):  # written only where there are some
@@ -195,7 +197,7 @@ def _sampled(config: TrainConfig) -> str:
     return f"groups of {rollout.members} per iteration{captions}"
 
 
-def _command(run: RunFolder) -> str:
+def _command(run: RunContent) -> str:
     """Write the command that repeats the run."""
     if run.config.recipe not in RECIPES:
         return shlex.join(["mvczigal", "train", _ANY, "--config", str(run.folder / "config.json")])
@@ -216,7 +218,7 @@ class _Sheet:
     scores: list[tuple[str, float, float | None]]
 
 
-def _sheets(run: RunFolder) -> list[_Sheet]:
+def _sheets(run: RunContent) -> list[_Sheet]:
     before, after = run.before, run.after
     if before is None:
         return []

@@ -8,13 +8,13 @@ from mvczigal_ref.reproduce.comparison import (
     gain_over_seeds,
     planned_runs,
 )
-from mvczigal_ref.reproduce.methods import COMPARISONS, Method, MethodSet
+from mvczigal_ref.reproduce.methods import COMPARISONS, MethodRow, MethodSet
 from mvczigal_ref.reproduce.tables import figure, markdown
 
 __all__ = [
     "COMPARISONS",
     "Comparison",
-    "Method",
+    "MethodRow",
     "MethodSet",
     "Outcome",
     "PlannedRun",

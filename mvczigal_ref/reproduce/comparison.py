@@ -18,7 +18,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.method.caption import drift_histogram
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
-from mvczigal_ref.reproduce.methods import Method, MethodSet
+from mvczigal_ref.reproduce.methods import MethodRow, MethodSet
 from mvczigal_ref.training.loop import Events
 from mvczigal_ref.training.run_folder import find_checkpoint, is_finished
 from mvczigal_ref.training.tracking import read_metrics
@@ -39,7 +39,7 @@ __all__ = [
 class Outcome:
     """Gain of one method."""
 
-    method: Method
+    method: MethodRow
     """The method."""
 
     iterations: int
@@ -244,7 +244,7 @@ def compare(
 
 
 def _outcome(
-    method: Method,
+    method: MethodRow,
     scores: Sequence[str],
     planned: Sequence[PlannedRun],
     runs: Sequence[dict[str, Any]],

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["COMPARISONS", "Method", "MethodSet"]
+__all__ = ["COMPARISONS", "MethodRow", "MethodSet"]
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class MethodRow:
     """One row of a comparison."""
 
     name: str
@@ -33,7 +33,7 @@ class MethodSet:
     scores: tuple[str, ...]
     """Scores that are measured here, by their fields of an evaluation."""
 
-    methods: tuple[Method, ...]
+    methods: tuple[MethodRow, ...]
     """In the paper's order; the first one's calls are the budget of all."""
 
     pair: tuple[str, str]
@@ -53,18 +53,18 @@ COMPARISONS: Final = {
         ),
         scores=("per_view", "joint"),
         methods=(
-            Method("MVC-ZigAL", "tiny", (None, None, 0.37, 0.013)),
-            Method("MV-PG", "tiny_mv_pg", (1.16, 0.007, None, None)),
-            Method("MV-DPO", "tiny_mv_dpo", (0.77, 0.004, None, None)),
-            Method("MV-RDL", "tiny_mv_rdl", (1.80, 0.007, None, None)),
-            Method("MV-ZigAL", "tiny_mv_zigal", (1.94, 0.009, 0.28, 0.001)),
-            Method("WS-ZigAL", "tiny_ws_zigal", (None, None, 0.16, 0.013)),
-            Method("MVC-ZigPG", "tiny_mvc_zigpg"),
-            Method("per view alone", "tiny_per_view"),
-            Method("fixed threshold", "tiny_fixed_threshold"),
-            Method("fixed step size", "tiny_fixed_step_size"),
-            Method("full-step zigzag", "tiny_full_zigzag", (None, None, 0.24, None)),
-            Method("shuffled (control)", "tiny_shuffled"),
+            MethodRow("MVC-ZigAL", "tiny", (None, None, 0.37, 0.013)),
+            MethodRow("MV-PG", "tiny_mv_pg", (1.16, 0.007, None, None)),
+            MethodRow("MV-DPO", "tiny_mv_dpo", (0.77, 0.004, None, None)),
+            MethodRow("MV-RDL", "tiny_mv_rdl", (1.80, 0.007, None, None)),
+            MethodRow("MV-ZigAL", "tiny_mv_zigal", (1.94, 0.009, 0.28, 0.001)),
+            MethodRow("WS-ZigAL", "tiny_ws_zigal", (None, None, 0.16, 0.013)),
+            MethodRow("MVC-ZigPG", "tiny_mvc_zigpg"),
+            MethodRow("per view alone", "tiny_per_view"),
+            MethodRow("fixed threshold", "tiny_fixed_threshold"),
+            MethodRow("fixed step size", "tiny_fixed_step_size"),
+            MethodRow("full-step zigzag", "tiny_full_zigzag", (None, None, 0.24, None)),
+            MethodRow("shuffled (control)", "tiny_shuffled"),
         ),
         pair=("tiny_mv_zigal", "tiny"),
         settings=("run.evaluation_noises=16",),
@@ -74,18 +74,18 @@ COMPARISONS: Final = {
         published=("HPS-v3", "HPS-v2"),
         scores=("per_view",),
         methods=(
-            Method("Flow-GRPO-Fast", "tiny_flow_grpo_fast"),
-            Method("Flow-GRPO", "tiny_flow_grpo", (0.014, 0.021)),
-            Method("DanceGRPO", "tiny_dance_grpo", (0.012, 0.017)),
-            Method("TempFlow-GRPO", "tiny_tempflow_grpo", (0.017, 0.027)),
-            Method("DiffusionNFT", "tiny_diffusion_nft", (0.016, 0.025)),
-            Method("MixGRPO", "tiny_mix_grpo"),
-            Method("Granular-GRPO", "tiny_g2rpo"),
-            Method("BranchGRPO", "tiny_branch_grpo"),
-            Method("GRPO-Guard", "tiny_grpo_guard"),
-            Method("MV-GRPO (offline)", "tiny_mv_grpo_llm", (0.020, 0.031)),
-            Method("MV-GRPO (online)", "tiny_mv_grpo_vlm", (0.022, 0.035)),
-            Method("shuffled (control)", "tiny_flow_shuffled"),
+            MethodRow("Flow-GRPO-Fast", "tiny_flow_grpo_fast"),
+            MethodRow("Flow-GRPO", "tiny_flow_grpo", (0.014, 0.021)),
+            MethodRow("DanceGRPO", "tiny_dance_grpo", (0.012, 0.017)),
+            MethodRow("TempFlow-GRPO", "tiny_tempflow_grpo", (0.017, 0.027)),
+            MethodRow("DiffusionNFT", "tiny_diffusion_nft", (0.016, 0.025)),
+            MethodRow("MixGRPO", "tiny_mix_grpo"),
+            MethodRow("Granular-GRPO", "tiny_g2rpo"),
+            MethodRow("BranchGRPO", "tiny_branch_grpo"),
+            MethodRow("GRPO-Guard", "tiny_grpo_guard"),
+            MethodRow("MV-GRPO (offline)", "tiny_mv_grpo_llm", (0.020, 0.031)),
+            MethodRow("MV-GRPO (online)", "tiny_mv_grpo_vlm", (0.022, 0.035)),
+            MethodRow("shuffled (control)", "tiny_flow_shuffled"),
         ),
         pair=("tiny_flow_grpo_fast", "tiny_mv_grpo_vlm"),
     ),

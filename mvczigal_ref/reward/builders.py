@@ -137,7 +137,7 @@ def _hpsv2(options: ScorerOptions) -> PerViewScorer:
 
     from mvczigal_ref.reward.hpsv2 import HpsV2
 
-    return _published(HpsV2, options, config=_own_size(options, CLIPConfig.from_dict))
+    return _published(HpsV2, options, config=_size_file(options, CLIPConfig.from_dict))
 
 
 def _image_reward(options: ScorerOptions) -> PerViewScorer:
@@ -145,13 +145,13 @@ def _image_reward(options: ScorerOptions) -> PerViewScorer:
 
     from mvczigal_ref.reward.image_reward import ImageReward
 
-    return _published(ImageReward, options, vision=_own_size(options, BlipVisionConfig.from_dict))
+    return _published(ImageReward, options, vision=_size_file(options, BlipVisionConfig.from_dict))
 
 
 def _hpsv3(options: ScorerOptions) -> PerViewScorer:
     from mvczigal_ref.reward.hpsv3 import HpsV3
 
-    pixels = _own_size(options, lambda size: index(size["pixels"]))
+    pixels = _size_file(options, lambda size: index(size["pixels"]))
     settings: dict[str, Any] = {} if pixels is None else {"pixels": pixels}
     scorer: PerViewScorer = HpsV3.from_pretrained(
         _place(options.weights), base=_place(options.tokenizer), dtype=options.dtype,
@@ -170,7 +170,7 @@ def _hyperscore(axis: str) -> Callable[[ScorerOptions], JointViewScorer]:
         from mvczigal_ref.reward.hyperscore import HyperScore, find_checkpoint
 
         path = find_checkpoint(Path(options.weights or "").expanduser())
-        size = _own_size(options, _hyperscore_size)
+        size = _size_file(options, _hyperscore_size)
         key = (options, path, path.stat().st_mtime_ns, size)
         loaded: HyperScore | None = _IN_USE.get(key)
         if loaded is not None:
@@ -248,7 +248,7 @@ def _place(text: str | None) -> str | None:
     return None if text is None else str(Path(text).expanduser())
 
 
-def _own_size(options: ScorerOptions, make: Callable[[dict[str, Any]], _Size]) -> _Size | None:
+def _size_file(options: ScorerOptions, make: Callable[[dict[str, Any]], _Size]) -> _Size | None:
     """Read the size of weights that differ from the published size; None if they do not."""
     if options.weights is None:
         return None

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.language.chat import ChatAnswerError, ChatEndpoint, ChatRefusedError
-from mvczigal_ref.reward.judgement import (
-    JOINT_CRITERIA,
-    PER_VIEW_CRITERIA,
-    JudgementError,
-    code_for,
-    parse_scores,
-    question,
-)
+from mvczigal_ref.reward.judge_question import JOINT_CRITERIA, PER_VIEW_CRITERIA, code_for, question
+from mvczigal_ref.reward.judgement import JudgementError, parse_scores
 from mvczigal_ref.shapes import Images, JointViewReward, PerViewReward
 
 __all__ = ["ChatJointJudge", "ChatJudge"]

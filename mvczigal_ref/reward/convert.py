@@ -1,68 +1,18 @@
-"""Read a published checkpoint's tensors without running its pickle, and write safetensors once."""
+"""Conversion of a published checkpoint into safetensors, without running its pickle."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import sync
-from mvczigal_ref.models.weight_files import describe_file, read_safetensors, summary
+from mvczigal_ref.models.weight_files import describe_file
+from mvczigal_ref.reward.foreign_tensors import read_pickle
 
-__all__ = ["convert_checkpoint", "read_tensors"]
-
-# Training scripts store the tensors under one of these names, beside their counters.
-_WRAPPERS = ("state_dict", "model")
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read every tensor of a file onto the CPU, whatever its format.
-
-    A file that is not safetensors is a pickle; it is read with ``weights_only=True``, so it
-    can build tensors and plain containers but run nothing. Tensors under ``state_dict`` or
-    ``model`` are taken; entries beside them are ignored.
-
-    Args:
-        path: A ``.safetensors`` file, or one of ``torch.save``: ``.pt``, ``.pth``, ``.bin``.
-
-    Returns:
-        Tensors by the file's own names, in the file's own dtypes.
-
-    Raises:
-        CheckpointError: If the file is absent, cut or of another format, which the message names;
-            or if it holds anything but tensors by name.
-
-    Examples:
-        >>> read_tensors("absent.pt")
-        Traceback (most recent call last):
-        mvczigal_ref.errors.CheckpointError: `path` must be a whole file of tensors; got ...
-    """
-    path = Path(path)
-    kind = describe_file(path)
-    if path.suffix == ".safetensors" or kind.startswith("a safetensors"):
-        return read_safetensors(path)
-    return _read_pickle(path, kind)
-
-
-def _read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
-    """Read a file of torch.save, whatever its name."""
-    try:
-        # An open file: torch would choose the format by the name's suffix.
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # old formats are read or refused below
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise nearly every kind of exception
-        # torch's own text advises to run the pickle.
-        msg = (
-            f"`path` must be a whole file of tensors; got {str(path)!r}, which is "
-            f"{_cause(path, kind, error)}"
-        )
-        raise CheckpointError(msg) from error
-    return _by_name(content, path)
+__all__ = ["convert_checkpoint"]
 
 
 def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> Path:
@@ -81,7 +31,8 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
         ValueError: If the source is safetensors already, or the target exists.
 
     Examples:
-        >>> import tempfile
+        >>> import tempfile, torch
+        >>> from mvczigal_ref.reward.foreign_tensors import read_tensors
         >>> folder = Path(tempfile.mkdtemp())
         >>> torch.save({"state_dict": {"weight": torch.ones(2)}}, folder / "model.pt")
         >>> written = convert_checkpoint(folder / "model.pt")
@@ -101,7 +52,7 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     if target.exists():
         msg = f"`target` must not exist yet; got {str(target)!r}. Delete it, or name another."
         raise ValueError(msg)
-    tensors = _apart(_read_pickle(source, kind))
+    tensors = _apart(read_pickle(source, kind))
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.tmp")
     try:
@@ -116,59 +67,6 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
         aside.unlink(missing_ok=True)
     sync(target.parent)
     return target
-
-
-def _by_name(content: object, path: Path) -> dict[str, Tensor]:
-    """Take the tensors out of their wrapper; refuse anything but tensors by name."""
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
-        msg = (
-            f"`path` must hold tensors by name; got {str(path)!r} with "
-            f"{type(content).__name__}. Is it another model's file?"
-        )
-        raise CheckpointError(msg)
-    foreign = sorted(str(name) for name, value in content.items() if not isinstance(value, Tensor))
-    if foreign:
-        msg = (
-            f"`path` must hold nothing but tensors; got {str(path)!r} with "
-            f"{summary(foreign)}. Is it another model's file?"
-        )
-        raise CheckpointError(msg)
-    tensors = {str(name): value for name, value in content.items()}
-    odd = [name for name, value in tensors.items() if not _is_plain(value)]
-    if odd:
-        msg = (
-            f"`path` must hold plain tensors, neither sparse nor quantised; got {str(path)!r} with "
-            f"{summary(odd)}. Save them with `to_dense()` or `dequantize()`."
-        )
-        raise CheckpointError(msg)
-    return tensors
-
-
-def _is_plain(value: Tensor) -> bool:
-    """Return whether a tensor is a dense array in memory."""
-    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
-
-
-def _cause(path: Path, kind: str, error: Exception) -> str:
-    """Describe why a file is no file of tensors, and the remedy."""
-    if "TorchScript" in kind:
-        return f"{kind}. Save its `state_dict()` by itself with torch.save, where it came from."
-    if "pickle" not in kind:
-        return f"{kind}. Download it again."
-    try:
-        with path.open("rb") as file:
-            foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except Exception:  # too damaged to be listed
-        foreign = []
-    if foreign:
-        return (
-            f"a pickle that needs Python's {summary(foreign)}, and code of a pickle is never "
-            "run. Save its tensors by themselves, as `state_dict`, where it came from."
-        )
-    return f"{kind}, damaged ({type(error).__name__}). Download it again."
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from mvczigal_ref.models.loading import quiet
 from mvczigal_ref.reward.clip_score import CLIP_TOKENIZER_FILES, ClipScore, Pixels, Squares
-from mvczigal_ref.reward.convert import read_tensors
+from mvczigal_ref.reward.foreign_tensors import read_tensors
 from mvczigal_ref.reward.openai_clip import from_openai, to_openai
 from mvczigal_ref.reward.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, preprocess
 from mvczigal_ref.reward.text_repair import repaired

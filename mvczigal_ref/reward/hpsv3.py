@@ -14,7 +14,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.chunks import in_chunks
 from mvczigal_ref.models.loading import quiet
 from mvczigal_ref.models.weight_files import described_by, read_json
-from mvczigal_ref.reward.convert import read_tensors
+from mvczigal_ref.reward.foreign_tensors import read_tensors
 from mvczigal_ref.reward.hpsv3_network import (
     IMAGE_TOKEN,
     REWARD_TOKEN,

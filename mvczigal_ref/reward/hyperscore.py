@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.chunks import as_input, device_of, in_chunks
 from mvczigal_ref.reward.clip_score import CLIP_TOKENIZER_FILES, check_prompts
-from mvczigal_ref.reward.convert import read_tensors
+from mvczigal_ref.reward.foreign_tensors import read_tensors
 from mvczigal_ref.reward.hyperscore_network import (
     AXES,
     HyperScoreNetwork,

@@ -12,7 +12,7 @@ from mvczigal_ref.models.chunks import as_input, device_of, in_chunks
 from mvczigal_ref.models.loading import quiet
 from mvczigal_ref.models.weight_files import described_by, read_json
 from mvczigal_ref.reward.clip_score import check_prompts, working_dtype
-from mvczigal_ref.reward.convert import read_tensors
+from mvczigal_ref.reward.foreign_tensors import read_tensors
 from mvczigal_ref.reward.image_reward_network import (
     ImageRewardNetwork,
     blip_large,

@@ -4,12 +4,13 @@ One function serves every scorer; scorers differ in its settings.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from mvczigal_ref.reward.resizing import Interpolation, covering_size, resize_window
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -19,8 +20,6 @@ __all__ = [
     "Interpolation",
     "preprocess",
 ]
-
-Interpolation = Literal["bicubic", "bilinear"]
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Means of red, green and blue in CLIP's training [1]."""
@@ -91,12 +90,12 @@ def preprocess(
     _check(images, target, mean, std)
     rows = images.flatten(0, -4) if images.ndim > 3 else images[None]
     rows = _to_bytes(rows) if round_to_bytes else rows
-    between = _cover(rows.shape[-2:], target) if crop else target
+    between = covering_size(rows.shape[-2:], target) if crop else target
     top, left = (between[0] - target[0]) // 2, (between[1] - target[1]) // 2
     if between[0] * between[1] > _MOST_CUT_OFF * target[0] * target[1]:
-        rows = _cut(rows, -1, between[1], range(left, left + target[1]), interpolation)
+        rows = resize_window(rows, -1, between[1], range(left, left + target[1]), interpolation)
         rows = _to_bytes(rows) if round_to_bytes else rows
-        rows = _cut(rows, -2, between[0], range(top, top + target[0]), interpolation)
+        rows = resize_window(rows, -2, between[0], range(top, top + target[0]), interpolation)
         rows = _to_bytes(rows) if round_to_bytes else rows
     else:
         # Pillow resizes along the rows first, and rounds to bytes in between.
@@ -109,39 +108,6 @@ def preprocess(
     rows = rows.clamp(0.0, 1.0)
     colours = [rows.new_tensor(list(numbers))[:, None, None] for numbers in (mean, std)]
     return ((rows - colours[0]) / colours[1]).reshape(*images.shape[:-2], *target)
-
-
-def _cover(source: Sequence[int], target: tuple[int, int]) -> tuple[int, int]:
-    """Return the smallest size of the source's aspect ratio that covers the target."""
-    height, width = source
-    # Integers only: a float ratio may lose a pixel. The longer side rounds down.
-    if target[0] * width >= target[1] * height:
-        return target[0], max(target[1], target[0] * width // height)
-    return max(target[0], target[1] * height // width), target[1]
-
-
-def _cut(
-    rows: Tensor, axis: int, length: int, window: range, interpolation: Interpolation
-) -> Tensor:
-    """Resize one axis to a length, and compute only the pixels of a window."""
-    source = rows.shape[axis]
-    ratio, radius = source / length, {"bicubic": 2.0, "bilinear": 1.0}[interpolation]
-    width = max(ratio, 1.0)
-    centre = (torch.arange(window.start, window.stop, dtype=torch.float64) + 0.5) * ratio
-    first = (centre - radius * width + 0.5).to(torch.int64).clamp(min=0)
-    last = (centre + radius * width + 0.5).to(torch.int64).clamp(max=source)
-    low, high = int(first[0]), int(last[-1])
-    pixel = torch.arange(low, high)
-    x = ((pixel + 0.5 - centre[:, None]) / width).abs()
-    if interpolation == "bilinear":
-        weight = 1.0 - x
-    else:
-        near, far = (1.5 * x - 2.5) * x * x + 1.0, ((2.5 - 0.5 * x) * x - 4.0) * x + 2.0
-        weight = torch.where(x < 1.0, near, far)
-    touched = (pixel >= first[:, None]) & (pixel < last[:, None]) & (x < radius)
-    weight = torch.where(touched, weight, 0.0)
-    weight = (weight / weight.sum(-1, keepdim=True)).to(rows)
-    return (rows.movedim(axis, -1)[..., low:high] @ weight.T).movedim(-1, axis)
 
 
 def _to_bytes(images: Tensor) -> Tensor:

@@ -2,14 +2,12 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mvczigal_ref.cameras import PAPER_RIG, OrthographicRig
-from mvczigal_ref.config import Dtype, ModelConfig, TrainConfig
+from mvczigal_ref.config import Dtype, TrainConfig
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
 from mvczigal_ref.models.components import Components, load_components
@@ -18,16 +16,14 @@ from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
 from mvczigal_ref.models.schedulers import stored_prediction
 from mvczigal_ref.models.sources import SdxlSources, find_file
-from mvczigal_ref.tiny_world.scene import WORLD_RIG
+from mvczigal_ref.system.rig import rig_of
 
 __all__ = [
     "DTYPES",
     "PUBLISHED",
-    "RIGS",
     "backbone_of",
     "load_network",
     "published_sources",
-    "rig_of",
     "weights_folder",
 ]
 
@@ -40,10 +36,6 @@ DTYPES: dict[Dtype, torch.dtype] = {
 
 PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": None}}
 """Names of published models, and the sources in which each differs from the few-step one."""
-
-
-RIGS: dict[str, OrthographicRig] = {"world": WORLD_RIG, "paper": PAPER_RIG}
-"""Cameras by name."""
 
 
 def load_network(config: TrainConfig) -> Components | FlowComponents:
@@ -123,31 +115,6 @@ def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
         raise ConfigError(f"`model.sources` must name some of {parts}; got {unknown}.")
     places: dict[str, Any] = {**PUBLISHED[weights], **sources}
     return SdxlSources(**places)
-
-
-def rig_of(model: ModelConfig) -> OrthographicRig:
-    """Place the cameras of a run.
-
-    Args:
-        model: Names a rig, and optionally other azimuths and another elevation.
-
-    Returns:
-        The rig itself, or one with the same frame and distance.
-
-    Examples:
-        >>> rig_of(ModelConfig(azimuths=(-90.0, 0.0), elevation=30.0)).elevation_deg
-        (30.0, 30.0)
-    """
-    rig = RIGS[model.rig]
-    azimuths = model.azimuths or rig.azimuth_deg
-    elevation = rig.elevation_deg[0] if model.elevation is None else model.elevation
-    views = len(azimuths)
-    return replace(
-        rig,
-        azimuth_deg=azimuths,
-        elevation_deg=(elevation,) * views,
-        distance=rig.distance[:1] * views,
-    )
 
 
 def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:

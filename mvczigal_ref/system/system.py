@@ -26,7 +26,8 @@ from mvczigal_ref.models.placement import (
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
-from mvczigal_ref.system.networks import DTYPES, backbone_of, load_network, rig_of
+from mvczigal_ref.system.networks import DTYPES, backbone_of, load_network
+from mvczigal_ref.system.rig import rig_of
 from mvczigal_ref.system.sampler import build_sampler
 from mvczigal_ref.system.scorers import build_scorers
 

@@ -115,7 +115,7 @@ class Checkpoint:
     """Configuration of the run that wrote it."""
 
     @property
-    def kept(self) -> dict[str, Tensor]:
+    def policy(self) -> dict[str, Tensor]:
         """Parameters that the run is judged by: their average, if it has one."""
         return self.tensors.get("average", self.tensors["policy"])
 

@@ -2,8 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.sources import SdxlSources, find_file
 from mvczigal_ref.system.networks import PUBLISHED, published_sources, weights_folder
 
-__all__ = ["absolute_paths", "in_places", "require_same_weights", "weights_identity"]
-
-_PATHS = ("model.weights", "run.prompts", "run.held_out", "condition.file")
-
-_SHIPPED = ("tiny", "tiny_flow")
-
+__all__ = ["require_same_weights", "weights_identity"]
 
 _WHOLE = 2**26  # files up to this size are read whole, larger ones in parts [bytes]
 
@@ -29,53 +22,6 @@ _PART = 2**16  # size of one [bytes]
 
 
 _READ = (".safetensors", ".bin", ".json", ".txt", ".model")
-
-
-def absolute_paths(config: TrainConfig) -> dict[str, str]:
-    """Find where the files and folders that a configuration names lie.
-
-    Args:
-        config: The run.
-
-    Returns:
-        Absolute path by setting, of those that name something on this disk.
-
-    Examples:
-        >>> absolute_paths(TrainConfig())
-        {}
-    """
-    paths = {}
-    for setting in _PATHS:
-        section, _, name = setting.partition(".")
-        value = getattr(getattr(config, section), name)
-        if value is None or value in (*PUBLISHED, *_SHIPPED) or value.startswith("world."):
-            continue
-        path = Path(value).expanduser()
-        with suppress(OSError):  # of a name too long
-            if path.exists():
-                paths[setting] = str(path.absolute())
-    return paths
-
-
-def in_places(config: TrainConfig, paths: Mapping[str, str] | None = None) -> TrainConfig:
-    """Write paths out, so that they mean the same in any folder.
-
-    Args:
-        config: The run.
-        paths: Absolute paths by setting, as a checkpoint keeps them; found anew if absent.
-
-    Returns:
-        The configuration with absolute paths.
-
-    Examples:
-        >>> in_places(TrainConfig()) == TrainConfig()
-        True
-    """
-    for setting, path in (absolute_paths(config) if paths is None else paths).items():
-        section, _, name = setting.partition(".")
-        part: Any = getattr(config, section)
-        config = replace(config, **{section: replace(part, **{name: path})})
-    return config
 
 
 def weights_identity(config: TrainConfig) -> dict[str, str]:

@@ -127,7 +127,7 @@ class TrainingLoop:
         last = state.ended
         metrics = {**(state.pending or {})}
         if every and state.finished % every == 0:
-            with state.kept():
+            with state.averaged():
                 metrics |= self._judge.metrics("after" if last else "at", state.finished)
         metrics |= {**self._timer.take(), "peak_memory": peak_memory(self._world.device)}
         if self._log is not None:
@@ -159,7 +159,7 @@ class TrainingLoop:
         checked = state.guard is not None and state.guard.latest.iteration == state.finished
         if checked or not self._watch.due(state.finished):
             return False
-        with self._timer("guard"), state.kept():
+        with self._timer("guard"), state.averaged():
             check, metrics = self._watch(state.finished)
         state.guard, verdict = guard_step(
             state.guard, check, margin=guard.margin, unit=guard.unit, fallen=guard.fallen

@@ -18,7 +18,8 @@ from mvczigal_ref.training.checkpoint import (
     load_checkpoint,
     require_same_run,
 )
-from mvczigal_ref.training.identity import in_places, require_same_weights
+from mvczigal_ref.training.identity import require_same_weights
+from mvczigal_ref.training.places import in_places
 
 __all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest", "load_policy"]
 
@@ -146,7 +147,7 @@ training wrote.
     checkpoint = load_newest(folder)
     require_same_weights(checkpoint.config, checkpoint.state)
     system = build_system(checkpoint.config, device=device, scorers=scorers)
-    load_strict(system.trained(), checkpoint.kept, source=f"the checkpoint of {str(folder)!r}")
+    load_strict(system.trained(), checkpoint.policy, source=f"the checkpoint of {str(folder)!r}")
     return system, checkpoint.config
 
 

@@ -30,9 +30,9 @@ from mvczigal_ref.training.checkpoint import (
     save_checkpoint,
     split_optimizer_state,
 )
-from mvczigal_ref.training.identity import absolute_paths
+from mvczigal_ref.training.places import absolute_paths
 from mvczigal_ref.training.prompts import prompt_batch
-from mvczigal_ref.training.records import seal_records
+from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import follow_parameters, parameters_as
 
@@ -122,7 +122,7 @@ class TrainingState:
             self.average, self.system.trained(), decay=optim.average_decay, steps=steps
         )
 
-    def kept(self) -> AbstractContextManager[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Put the average in the parameters' place, for a while: it is evaluated and exported.
 
         Returns:
@@ -181,7 +181,7 @@ class TrainingState:
             "prompt_position": self.finished * self.config.run.objects_per_iteration,
             "guard": None if self.guard is None else self.guard.as_json(),
             "pending": None if self.pending is None else _finite(self.pending),
-            "records": seal_records(folder, finished=self.finished, logged=self.logged),
+            "records": seal_rows(folder, finished=self.finished, logged=self.logged),
             "weights": self.weights,
             "paths": absolute_paths(self.config),
             "origin": self.origin,

@@ -31,16 +31,13 @@ from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
 from mvczigal_ref.training.checkpoint import latest_checkpoint
-from mvczigal_ref.training.identity import (
-    in_places,
-    require_same_weights,
-    weights_identity,
-)
+from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.loop import Events, TrainingLoop, stop_on_terminate
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
+from mvczigal_ref.training.places import in_places
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
-from mvczigal_ref.training.records import require_records
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
+from mvczigal_ref.training.sealed_rows import require_rows
 from mvczigal_ref.training.starts import recorded
 from mvczigal_ref.training.state import TrainingState, begin, resume
 from mvczigal_ref.training.tracking import check_trackers
@@ -187,7 +184,7 @@ def _train(
     record = origin_of(folder, origin, checkpoint)
     weights = None if components is not None else weights_identity(config)
     if checkpoint is not None:
-        require_records(folder, checkpoint.state)
+        require_rows(folder, checkpoint.state)
         if weights is not None:
             require_same_weights(config, checkpoint.state, identity=weights)
     check_judges(config)
@@ -231,7 +228,7 @@ def _train(
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
     tell.stage("scoring held-out prompts after training")
-    with state.kept():
+    with state.averaged():
         after = judge("after", state.finished)
     result = RunResult(
         folder=folder,
@@ -241,7 +238,7 @@ def _train(
     )
     if world.is_main:
         policy: Any = system.policy
-        with state.kept():
+        with state.averaged():
             export_policy(trained_lora(policy) or policy, config, folder / POLICY)
         atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()

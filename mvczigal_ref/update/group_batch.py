@@ -74,7 +74,7 @@ class GroupDiagnostics(Protocol):
 
     @property
     def clip_fraction(self) -> Tensor:
-        """Share of ratios beyond the clip range [1]."""
+        """Fraction of ratios beyond the clip range [1]."""
         ...
 
     @property

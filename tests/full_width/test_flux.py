@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from bench.networks import materialise
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.flux import FluxPolicy
-from mvczigal_ref.models.flow.tiny import tiny_t5_tokenizer
+from mvczigal_ref.models.flow.tiny_t5 import tiny_t5_tokenizer
 from mvczigal_ref.models.tiny import tiny_tokenizer
 from mvczigal_ref.system.networks import DTYPES
 from tests.full_width.trial import (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mvczigal_ref.config import load_config
-from mvczigal_ref.preflight.trial import gradients
+from mvczigal_ref.preflight.snapshots import gradients
 from mvczigal_ref.preflight.trial_pairs import PairTrial
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system import build_system

@@ -19,8 +19,9 @@ from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.method import groups
 from mvczigal_ref.method import sample as sampling
 from mvczigal_ref.preflight.costs import Costs, SampledCall
-from mvczigal_ref.preflight.measure import GraphCost, storage_bytes
+from mvczigal_ref.preflight.measure import GraphCost
 from mvczigal_ref.preflight.meta_networks import meta_components
+from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.records import Trajectory

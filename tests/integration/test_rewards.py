@@ -19,7 +19,7 @@ from mvczigal_ref.errors import ScorerUnavailableError
 from mvczigal_ref.pictures import contact_sheet, save_png
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions
 from mvczigal_ref.reward.clip_score import PickScore
-from mvczigal_ref.reward.convert import read_tensors
+from mvczigal_ref.reward.foreign_tensors import read_tensors
 from mvczigal_ref.reward.hyperscore_network import HyperScoreNetwork
 from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
 from mvczigal_ref.reward.service import ScorerInfo, serving

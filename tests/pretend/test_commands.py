@@ -81,11 +81,11 @@ def test_the_check_command_passes_on_the_device(device, words):
 @pytest.mark.slow
 def test_a_check_passes_wherever_things_wait(placed, device, tmp_path):
     """Nothing that the check tries needs latents or networks to be in one place."""
-    verdict = check(
+    result = check(
         configured("tiny", tmp_path, placed), device=device, components=small_components()
     )
 
-    assert verdict.passed, str(verdict)
+    assert result.passed, str(result)
 
 
 # -- scorers -----------------------------------------------------------------------------

@@ -44,6 +44,9 @@ class FlowFamily:
     text_encoders: tuple[Any, ...]
     """Classes of the text encoders, one per tokenizer."""
 
+    text_length: int
+    """Usual length of T5's sequences [tokens]."""
+
     ends_at_trained_level: bool
     """Whether a grid's last step starts at the lowest noise level of training, and not at
     1 / steps."""
@@ -56,6 +59,7 @@ FLUX = FlowFamily(
     encode=encode_flux_prompts,
     tokenizers=(CLIPTokenizer, T5Tokenizer),
     text_encoders=(CLIPTextModel, T5EncoderModel),
+    text_length=512,
     ends_at_trained_level=False,
 )
 
@@ -67,6 +71,7 @@ SD3 = FlowFamily(
     encode=encode_sd3_prompts,
     tokenizers=(CLIPTokenizer, CLIPTokenizer, T5Tokenizer),
     text_encoders=(CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel),
+    text_length=256,
     ends_at_trained_level=True,
 )
 

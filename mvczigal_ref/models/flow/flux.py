@@ -6,12 +6,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from mvczigal_ref.models.flow.packing import PATCH, image_positions, pack_latents, unpack_latents
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.shapes import Latent, PromptEmbedding
 
-__all__ = ["FLUX_LORA_TARGETS", "FluxPolicy", "image_positions", "pack_latents", "unpack_latents"]
+__all__ = ["FLUX_LORA_TARGETS", "FluxPolicy"]
 
 FLUX_LORA_TARGETS = (
     "attn.to_q",
@@ -29,76 +29,6 @@ FLUX_LORA_TARGETS = (
 )
 """Layers that Flow-GRPO adapts with rank 64 and alpha 128: every attention, and the MLPs of the
 two-stream blocks."""
-
-
-PackedLatent = Float[Tensor, "row token packed"]
-
-
-_PATCH = 2
-
-
-def pack_latents(latent: Latent) -> PackedLatent:
-    r"""Lay squares of 2x2 latent pixels out as tokens.
-
-    .. math:: p_{n,\;4c + 2i + j} = z_{c,\;2y + i,\;2x + j},\qquad n = y\,\tfrac{w}{2} + x
-
-    Source:
-        FLUX.1 as diffusers runs it. No deviation.
-
-    Args:
-        latent: Latents of even height and width [1]. Gradient flows.
-
-    Returns:
-        A quarter of the pixels as tokens, of four times the channels.
-
-    Examples:
-        >>> pack_latents(torch.arange(4.0).reshape(1, 1, 2, 2))
-        tensor([[[0., 1., 2., 3.]]])
-    """
-    return pixel_unshuffle(latent, _PATCH).flatten(2).mT
-
-
-def unpack_latents(tokens: PackedLatent, *, height: int, width: int) -> Latent:
-    """Undo :func:`pack_latents`.
-
-    Args:
-        tokens: One token per square of 2x2 [1]. Gradient flows.
-        height: Height of the latents [latent px]; even.
-        width: Width of the latents [latent px]; even.
-
-    Returns:
-        The latents.
-
-    Examples:
-        >>> unpack_latents(torch.arange(4.0).reshape(1, 1, 4), height=2, width=2)
-        tensor([[[[0., 1.],
-                  [2., 3.]]]])
-    """
-    rows = tokens.mT.unflatten(2, (height // _PATCH, width // _PATCH))
-    return pixel_shuffle(rows, _PATCH)
-
-
-def image_positions(
-    height: int, width: int, *, device: torch.device | str = "cpu"
-) -> Float[Tensor, "token 3"]:
-    """Place image tokens on a grid; text tokens all stand at zero.
-
-    Args:
-        height: Height of the latents [latent px]; even.
-        width: Width of the latents [latent px]; even.
-        device: Device of the result.
-
-    Returns:
-        A zero, the row and the column of each token, fp32 [tokens].
-
-    Examples:
-        >>> image_positions(2, 4)
-        tensor([[0., 0., 0.],
-                [0., 0., 1.]])
-    """
-    y = torch.arange(height // _PATCH, dtype=torch.float32, device=device)
-    x = torch.arange(width // _PATCH, dtype=torch.float32, device=device)
-    return torch.cartesian_prod(y.new_zeros(1), y, x)
 
 
 class FluxPolicy(FlowPolicy):
@@ -121,14 +51,14 @@ class FluxPolicy(FlowPolicy):
 
     def __init__(self, transformer: FluxTransformer2DModel) -> None:
         super().__init__(transformer)
-        if transformer.config.in_channels % _PATCH**2 or transformer.config.patch_size != 1:
+        if transformer.config.in_channels % PATCH**2 or transformer.config.patch_size != 1:
             msg = (
                 "`transformer` must take latents packed by four and patch no further; got "
                 f"{transformer.config.in_channels} channels and a patch of "
                 f"{transformer.config.patch_size}."
             )
             raise ValueError(msg)
-        self.patch_size = _PATCH
+        self.patch_size = PATCH
 
     def velocity(
         self,

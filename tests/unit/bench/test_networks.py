@@ -15,7 +15,7 @@ from bench.iterations import PeakTimer, capped
 from bench.networks import materialise, random_components, random_scorers
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.reward.hyperscore_network import HyperScoreSize
-from mvczigal_ref.system.scorers import Offloaded
+from mvczigal_ref.system.offloaded import Offloaded
 from tests.gpu import checks
 from tests.unit.models.test_multiview_unet import published_names
 from tests.unit.preflight.small import folder

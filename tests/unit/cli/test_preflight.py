@@ -1,4 +1,4 @@
-"""`cli.planning`: what is printed of a plan and of a verdict."""
+"""`cli.planning`: what is printed of a plan and of a check."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from mvczigal_ref.cli import preflight as planning
 from mvczigal_ref.cli.preflight import check_tables, plan_tables, run_check, run_plan
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.preflight.attempts import Finding, Verdict
+from mvczigal_ref.preflight.attempts import CheckResult, Finding
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
 from mvczigal_ref.recipes import recipe
 
@@ -102,7 +102,7 @@ def test_a_plan_is_written_as_json(monkeypatch, tmp_path):
 
 def test_a_verdict_is_printed_plainly():
     """Brackets of a finding are no markup."""
-    text = text_of(check_tables(Verdict(findings=(GOOD, BAD), seconds=61.4)))
+    text = text_of(check_tables(CheckResult(findings=(GOOD, BAD), seconds=61.4)))
 
     assert "first ratio is 1, [fp16] storage" in text
     assert "NO" in text
@@ -116,7 +116,7 @@ def test_a_bad_verdict_is_the_exit_status(monkeypatch, finding):
 
     def tried(config, *, device):
         seen.append(device)
-        return Verdict(findings=(finding,), seconds=1.0)
+        return CheckResult(findings=(finding,), seconds=1.0)
 
     monkeypatch.setattr(planning, "check", tried)
     config = load_config(recipe("tiny"), overrides=["run.device=cpu"])

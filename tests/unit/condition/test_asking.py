@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
-from mvczigal_ref.condition.asking import Asker, checked_prompts, in_order
+from mvczigal_ref.condition.asking import Asker, checked_prompts
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import Caption, CaptionError, stream
+from mvczigal_ref.condition.threads import in_order
 from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError, ChatUnavailableError
 from tests.unit.condition.fakes import Scripted
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.flow.sd3 import Sd3Policy
-from mvczigal_ref.models.flow.tiny import tiny_flow_components, tiny_t5, tiny_t5_tokenizer
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
+from mvczigal_ref.models.flow.tiny_t5 import tiny_t5, tiny_t5_tokenizer
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.policy import Conditioning
 from tests.unit.models.small import randn

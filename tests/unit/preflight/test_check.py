@@ -13,9 +13,9 @@ from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.preflight import attempts, trial_forward, trial_groups, trial_pairs
-from mvczigal_ref.preflight.attempts import ATTEMPTS, Finding, Verdict
+from mvczigal_ref.preflight.attempts import ATTEMPTS, CheckResult, Finding
 from mvczigal_ref.preflight.check import check, check_system, trial_of
-from mvczigal_ref.preflight.trial import in_fp32
+from mvczigal_ref.preflight.snapshots import in_fp32
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.scorers import no_scorers
@@ -65,22 +65,22 @@ def test_a_sound_system_passes_and_is_left_as_it_was(dtype):
     """Parameters come back to the bit, and no gradient stays."""
     system, config = built(f"model.dtype={dtype}")
     before = {name: p.detach().clone() for name, p in system.trained().items()}
-    verdict = check_system(system, config)
+    result = check_system(system, config)
 
-    assert verdict.passed, verdict.findings
-    assert len(verdict.findings) == 10
-    assert len({finding.name for finding in verdict.findings}) == 10
+    assert result.passed, result.findings
+    assert len(result.findings) == 10
+    assert len({finding.name for finding in result.findings}) == 10
     for name, parameter in system.trained().items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
 
 
-def test_a_verdict_is_as_good_as_its_worst_finding():
+def test_a_result_is_as_good_as_its_worst_finding():
     """One that fails is enough."""
     good = Finding(name="a", passed=True, reason="")
 
-    assert Verdict(findings=(good,), seconds=0.0).passed
-    assert not Verdict(findings=(good, replace(good, passed=False)), seconds=0.0).passed
+    assert CheckResult(findings=(good,), seconds=0.0).passed
+    assert not CheckResult(findings=(good, replace(good, passed=False)), seconds=0.0).passed
 
 
 # -- faults -------------------------------------------------------------------------------
@@ -156,8 +156,8 @@ def test_an_output_that_is_not_finite_names_the_type():
     """And whatever needs the loss is stopped by it, with its words."""
     system, config = built()
     system.policy.register_forward_hook(lambda _m, _i, o: o * float("nan"))
-    verdict = check_system(system, config)
-    reasons = {finding.name: finding.reason for finding in verdict.findings if not finding.passed}
+    result = check_system(system, config)
+    reasons = {finding.name: finding.reason for finding in result.findings if not finding.passed}
 
     assert "not finite in fp32" in reasons["first ratio is 1, fp32 storage"]
     assert "stopped by NonFiniteError" in reasons["no advantage, no gradient"]
@@ -301,10 +301,10 @@ def test_a_network_too_large_for_fp32_is_not_tried_there(error, tried, monkeypat
         yield True
 
     monkeypatch.setattr(attempts, "in_fp32", runs_out)
-    verdict = check_system(system, config)
-    finding = {one.name: one for one in verdict.findings}["gradients survive the dtype"]
+    result = check_system(system, config)
+    finding = {one.name: one for one in result.findings}["gradients survive the dtype"]
 
-    assert verdict.passed != tried
+    assert result.passed != tried
     assert (finding.tried, finding.passed) == (tried, not tried)
     if not tried:
         assert finding.reason == "not tried: no room for an fp32 copy of the network"
@@ -412,10 +412,10 @@ def test_sound_groups_pass(words):
     """Every law is tried, and nothing is changed."""
     system, config = flow_system(*words)
     before = {name: p.detach().clone() for name, p in system.trained().items()}
-    verdict = check_system(system, config)
+    result = check_system(system, config)
 
-    assert verdict.passed, verdict.findings
-    assert all(finding.tried for finding in verdict.findings)
+    assert result.passed, result.findings
+    assert all(finding.tried for finding in result.findings)
     for name, parameter in system.trained().items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
@@ -476,10 +476,10 @@ def test_captions_double_the_replays():
 
 def test_the_forward_process_has_no_ratio_and_says_so():
     """Everything else is tried; the error of its fit falls."""
-    verdict = check_system(*flow_system("tiny_diffusion_nft"))
-    by_name = {finding.name: finding for finding in verdict.findings}
+    result = check_system(*flow_system("tiny_diffusion_nft"))
+    by_name = {finding.name: finding for finding in result.findings}
 
-    assert verdict.passed, verdict.findings
+    assert result.passed, result.findings
     assert [name for name, finding in by_name.items() if not finding.tried] == [
         f"first ratio is 1, {storage} storage" for storage in ("fp32", "bf16", "fp16")
     ]
@@ -494,8 +494,8 @@ def test_dropout_is_named_in_groups_too():
     block_.proj_out = nn.Sequential(block_.proj_out, nn.Dropout(0.5).train())
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        verdict = check_system(system, config)
-    reasons = {finding.name: finding.reason for finding in verdict.findings if not finding.passed}
+        result = check_system(system, config)
+    reasons = {finding.name: finding.reason for finding in result.findings if not finding.passed}
 
     assert "dropout is on, in transformer.single" in reasons["first ratio is 1, fp32 storage"]
     assert "sampling repeats" in reasons

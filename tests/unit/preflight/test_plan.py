@@ -10,7 +10,8 @@ from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.preflight import plan as estimate
 from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
-from mvczigal_ref.preflight.measure import Meter, fused_attention, measure_graph
+from mvczigal_ref.preflight.measure import fused_attention, measure_graph
+from mvczigal_ref.preflight.meter import Meter
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.builders import ScorerOptions

@@ -11,8 +11,8 @@ from mvczigal_ref.config import TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.recipes import RECIPES, dance, flow, recipe, sd3
-from mvczigal_ref.report.run_folder import settings_of
+from mvczigal_ref.recipes import RECIPES, dance, flow, mv_grpo, recipe, sd3
+from mvczigal_ref.report.run_content import settings_of
 
 ROOT = Path(__file__).parents[3]
 ALSO_CHANGES = {
@@ -45,7 +45,7 @@ ALSO_CHANGES = {
 }  # fmt: skip
 SOURCES = json.loads((ROOT / "fixtures" / "golden" / "recipe_sources.json").read_text("utf-8"))
 TABLE = re.compile(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", re.MULTILINE)
-METHODS = (*flow.__all__, *dance.__all__)
+METHODS = (*flow.__all__, *mv_grpo.__all__, *dance.__all__)
 TRAJECTORIES = ("flow.kernel", "flow.noise_scale", "objective.clip_range", "rollout.window")
 # What every source must say, or say that it has none.
 ASKED = {

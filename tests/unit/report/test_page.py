@@ -12,7 +12,7 @@ from PIL import Image
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.report import write_report
-from mvczigal_ref.report.page import verdict
+from mvczigal_ref.report.page import headline
 from tests.unit.report.folders import KINDS, learnt, metrics, write_run
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -98,7 +98,7 @@ def test_a_prompt_is_text(finished):
     assert "script" not in page.tags
 
 
-def test_the_verdict_and_the_table_are_the_runs(finished):
+def test_the_headline_and_the_table_are_the_runs(finished):
     """Before, after, gain and standard error of both scores."""
     text = Page(write_report(finished)).text
 
@@ -253,7 +253,7 @@ def test_a_run_of_single_views_speaks_of_no_other_judge(tmp_path):
     assert not re.search("(?i)joint|multiplier|slack|threshold|captions|Reward of world", text)
 
 
-def test_a_verdict_is_of_the_iteration_that_was_scored(tmp_path):
+def test_a_headline_is_of_the_iteration_that_was_scored(tmp_path):
     """A run that has gone on since is not credited with more."""
     one = scores(1.0, 2.0)
     evaluated = {n: (one + n, one + n) for n in (0, 5)}
@@ -284,7 +284,7 @@ def test_a_change_is_one_from_two_standard_errors(gain, error, said):
     """Less is not called a change, nor is one whose error is unknown."""
     one = PairedGain(before=-9.0, after=gain - 9.0, gain=gain, standard_error=error)
 
-    assert verdict({"joint view": one}, finished=3, unit="") == (
+    assert headline({"joint view": one}, finished=3, unit="") == (
         f"The joint-view score {said} in 3 iterations."
     )
 

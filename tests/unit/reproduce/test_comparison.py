@@ -28,7 +28,7 @@ from mvczigal_ref.reproduce import (
 )
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.comparison import run_gain
-from mvczigal_ref.reproduce.methods import Method, MethodSet
+from mvczigal_ref.reproduce.methods import MethodRow, MethodSet
 from mvczigal_ref.reproduce.tables import figure, markdown
 from mvczigal_ref.training.loop import Events
 from mvczigal_ref.training.tracking import MetricsLog
@@ -133,7 +133,7 @@ def test_every_method_has_a_recipe_and_as_many_published_numbers_as_its_table():
 def outcome(name, gains):
     """One method's outcome of made-up gains."""
     return Outcome(
-        method=Method(name, name, (0.5,)), iterations=3, calls=1200, seconds=2.0,
+        method=MethodRow(name, name, (0.5,)), iterations=3, calls=1200, seconds=2.0,
         before={"per_view": 1.0}, gains={"per_view": torch.tensor(gains)},
     )  # fmt: skip
 
@@ -142,7 +142,7 @@ def made_up():
     """Two methods of two seeds and two prompts."""
     methods = MethodSet(
         title="Made up", published=("P",), scores=("per_view",),
-        methods=(Method("a", "a", (0.5,)), Method("b", "b")), pair=("a", "b"),
+        methods=(MethodRow("a", "a", (0.5,)), MethodRow("b", "b")), pair=("a", "b"),
     )  # fmt: skip
     return Comparison(
         methods=methods,

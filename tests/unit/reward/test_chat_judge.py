@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.language.chat import ChatEndpoint, ChatRefusedError, ChatUnavailableError
 from mvczigal_ref.reward.chat_judge import ChatJointJudge, ChatJudge
-from mvczigal_ref.reward.judgement import (
-    JOINT_CRITERIA,
-    PER_VIEW_CRITERIA,
-    JudgementError,
-    code_for,
-    parse_scores,
-    question,
-)
+from mvczigal_ref.reward.judge_question import JOINT_CRITERIA, PER_VIEW_CRITERIA, code_for, question
+from mvczigal_ref.reward.judgement import JudgementError, parse_scores
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from tests.chat_stub import chat, raw, serve
 from tests.unannotated import without_shape_checks

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.reward.convert import convert_checkpoint, read_tensors
+from mvczigal_ref.reward.convert import convert_checkpoint
+from mvczigal_ref.reward.foreign_tensors import read_tensors
 
 TENSORS = {
     "weight": torch.arange(6.0).reshape(2, 3),

@@ -25,7 +25,8 @@ from mvczigal_ref.reward.tiny_world import WorldJointView, WorldPerView
 from mvczigal_ref.system import build_system, with_sampling
 from mvczigal_ref.system import system as system_module
 from mvczigal_ref.system.networks import DTYPES
-from mvczigal_ref.system.scorers import Offloaded, build_scorers, no_scorers
+from mvczigal_ref.system.offloaded import Offloaded
+from mvczigal_ref.system.scorers import build_scorers, no_scorers
 from mvczigal_ref.tiny_world.scene import WORLD_RIG
 from mvczigal_ref.training.tracking import StageTimer
 from tests.analytic_system import joint_score, per_view_score

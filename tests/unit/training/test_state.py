@@ -296,7 +296,7 @@ def test_an_average_follows_is_saved_and_is_what_is_kept(tmp_path):
     for name, value in start.items():
         torch.testing.assert_close(state.average[name], value + moved, rtol=1e-6, atol=1e-6)
     learnt = {name: p.detach().clone() for name, p in state.system.trained().items()}
-    with state.kept():
+    with state.averaged():
         now = state.system.trained()
         assert all(torch.equal(now[name], value) for name, value in state.average.items())
     assert all(torch.equal(state.system.trained()[n], value) for n, value in learnt.items())
@@ -307,7 +307,7 @@ def test_an_average_follows_is_saved_and_is_what_is_kept(tmp_path):
     assert again.average.keys() == state.average.keys()
     assert all(torch.equal(again.average[name], value) for name, value in state.average.items())
     assert all(torch.equal(again.system.trained()[n], value) for n, value in learnt.items())
-    assert all(torch.equal(found.kept[name], value) for name, value in state.average.items())
+    assert all(torch.equal(found.policy[name], value) for name, value in state.average.items())
 
 
 def test_an_average_counts_every_change_of_the_parameters():
@@ -355,7 +355,7 @@ def test_a_run_without_an_average_keeps_its_parameters(tmp_path):
 
     assert state.average is None
     assert found.tensors.keys() == {"policy", "optimizer"}
-    assert found.kept is found.tensors["policy"]
+    assert found.policy is found.tensors["policy"]
 
 
 def test_a_checkpoint_without_its_average_is_refused(tmp_path):

@@ -23,7 +23,7 @@ from transformers import (
 
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.models.flow.families import FLUX, SD3, family_of
-from mvczigal_ref.models.flow.flux import pack_latents
+from mvczigal_ref.models.flow.packing import pack_latents
 from mvczigal_ref.models.loading import quiet
 from mvczigal_ref.models.lora import add_lora
 from tests.compare import FP64, assert_equal_to

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.diffusion.flow_schedule import resolution_shift
-from mvczigal_ref.models.flow.flux import FluxPolicy, image_positions, pack_latents, unpack_latents
+from mvczigal_ref.models.flow.flux import FluxPolicy
+from mvczigal_ref.models.flow.packing import image_positions, pack_latents, unpack_latents
 from mvczigal_ref.models.lora import add_lora, lora_parameters
 from tests.compare import FP64, assert_equal_to
 from tests.unit.models.flow_small import TIMES, conditioning, latents, predict, small_flux

@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from mvczigal_ref.models.flow.tiny import tiny_flow_components, tiny_t5, tiny_t5_tokenizer
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
+from mvczigal_ref.models.flow.tiny_t5 import tiny_t5, tiny_t5_tokenizer
 from mvczigal_ref.models.tiny import TINY_WORDS, tiny_components
 
 SMALL = {"num_heads": 1, "head_width": 16, "num_layers": 1, "num_single_layers": 1}

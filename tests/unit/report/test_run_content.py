@@ -1,4 +1,4 @@
-"""`report.run_folder`: what a run has written is read, however far it came."""
+"""`report.run_content`: what a run has written is read, however far it came."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.recipes import RECIPES, recipe
-from mvczigal_ref.report.run_folder import (
+from mvczigal_ref.report.run_content import (
     changed_settings,
+    informative_metrics,
     read_run,
     reward_unit,
     run_config,
     score_tables,
     settings_of,
-    told_metrics,
 )
 from mvczigal_ref.tiny_world.grammar import split_prompts
 from tests.unit.report.folders import metrics, write_run
@@ -137,7 +137,7 @@ def test_metrics_that_say_nothing_of_a_run_are_left_out(words, absent):
     """A joint reward without a judge, a constraint without one, a lone scorer beside its sum."""
     keys = {*JOINT, *CONSTRAINT, *ALONE, "per_view_reward/mean", "reward/hpsv2", "guard/hpsv2"}
 
-    assert keys - told_metrics(load_config(overrides=words), keys) == absent
+    assert keys - informative_metrics(load_config(overrides=words), keys) == absent
 
 
 # -- errors ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from mvczigal_ref.files import to_json
 from mvczigal_ref.training.checkpoint import latest_checkpoint, load_state
 from mvczigal_ref.training.tracking import read_metrics
 
-__all__ = ["check_records", "require_records", "seal_records"]
+__all__ = ["check_rows", "require_rows", "seal_rows"]
 
 _FILES = ("metrics.jsonl", "captions.jsonl")
 
@@ -19,7 +19,7 @@ _FILES = ("metrics.jsonl", "captions.jsonl")
 _OF_THE_MACHINE = ("seconds/", "peak_memory")
 
 
-def seal_records(folder: Path, *, finished: int, logged: int) -> dict[str, dict[str, Any]]:
+def seal_rows(folder: Path, *, finished: int, logged: int) -> dict[str, dict[str, Any]]:
     """Digest the rows that a run has written, for its checkpoint.
 
     Args:
@@ -39,7 +39,7 @@ def seal_records(folder: Path, *, finished: int, logged: int) -> dict[str, dict[
     return seals
 
 
-def require_records(folder: Path, state: Mapping[str, Any]) -> None:
+def require_rows(folder: Path, state: Mapping[str, Any]) -> None:
     """Refuse rows that are not those which a checkpoint has sealed.
 
     Args:
@@ -62,22 +62,22 @@ def require_records(folder: Path, state: Mapping[str, Any]) -> None:
             raise CheckpointError(msg)
 
 
-def check_records(folder: Path) -> None:
+def check_rows(folder: Path) -> None:
     """Compare a run's rows with what its newest checkpoint has sealed, if there is one.
 
     Args:
         folder: The run folder; its tensors are not read.
 
     Raises:
-        CheckpointError: As :func:`require_records`, or if the checkpoint is damaged.
+        CheckpointError: As :func:`require_rows`, or if the checkpoint is damaged.
 
     Examples:
-        >>> check_records(Path("absent"))
+        >>> check_rows(Path("absent"))
     """
     _require_beginning(folder)
     newest = latest_checkpoint(folder / "checkpoints")
     if newest is not None:
-        require_records(folder, load_state(newest))
+        require_rows(folder, load_state(newest))
 
 
 def _require_beginning(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""`records`: rows beside the checkpoints that are cut, doubled, changed or another run's."""
+"""`sealed_rows`: rows beside the checkpoints that are cut, doubled, changed or another run's."""
 
 import json
 
 import pytest
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.training.records import check_records, seal_records
+from mvczigal_ref.training.sealed_rows import check_rows, seal_rows
 from tests.unit.training.test_trainer import config, go, record  # noqa: F401
 
 # By the damage: what becomes of a file's lines.
@@ -37,7 +37,7 @@ def test_damaged_rows_are_refused_by_the_files_name(folder, record, damage):  # 
     content = path.read_bytes()
     for use in (
         lambda: go(config(iterations=6), folder, record),
-        lambda: check_records(folder),
+        lambda: check_rows(folder),
     ):
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl'") as caught:
             use()
@@ -58,7 +58,7 @@ def test_what_the_clock_says_is_no_part_of_the_seal(folder, tmp_path):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     slower = [{**row, "seconds/update": 9.0, "peak_memory": 7} for row in rows]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in slower))
-    seals = [seal_records(one, finished=4, logged=4) for one in (folder, tmp_path)]
+    seals = [seal_rows(one, finished=4, logged=4) for one in (folder, tmp_path)]
 
     assert seals[0] == seals[1]
     assert seals[0]["metrics.jsonl"]["rows"] == 4
@@ -66,10 +66,10 @@ def test_what_the_clock_says_is_no_part_of_the_seal(folder, tmp_path):
 
 def test_a_run_of_an_older_version_goes_on(folder, record, monkeypatch):  # noqa: F811
     """Its checkpoints seal nothing."""
-    monkeypatch.setattr("mvczigal_ref.training.state.seal_records", lambda *_, **__: {})
+    monkeypatch.setattr("mvczigal_ref.training.state.seal_rows", lambda *_, **__: {})
     go(config(iterations=5), folder, record)
     monkeypatch.undo()
-    check_records(folder)
+    check_rows(folder)
 
 
 def test_a_renamed_checkpoint_is_refused(folder, record):  # noqa: F811

@@ -12,23 +12,23 @@ from mvczigal_ref.evaluation.evaluate import Evaluation, PairedGain, paired_gain
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.registry import VIEW_MEAN
 from mvczigal_ref.tiny_world.grammar import split_prompts
-from mvczigal_ref.training.records import check_records
+from mvczigal_ref.training.sealed_rows import check_rows
 from mvczigal_ref.training.tracking import read_metrics
 
 __all__ = [
-    "RunFolder",
+    "RunContent",
     "changed_settings",
+    "informative_metrics",
     "read_run",
     "reward_unit",
     "run_config",
     "score_tables",
     "settings_of",
-    "told_metrics",
 ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunFolder:
+class RunContent:
     """Content of a run folder so far."""
 
     folder: Path
@@ -91,7 +91,7 @@ def score_tables(config: TrainConfig) -> dict[str, str]:
     return {"per view": "per_view"} if config.reward.joint == VIEW_MEAN else both
 
 
-def told_metrics(config: TrainConfig, keys: Iterable[str]) -> set[str]:
+def informative_metrics(config: TrainConfig, keys: Iterable[str]) -> set[str]:
     """Leave out the metrics that every run writes and that say nothing about this one.
 
     Args:
@@ -105,7 +105,7 @@ def told_metrics(config: TrainConfig, keys: Iterable[str]) -> set[str]:
 
     Examples:
         >>> config = recipe("tiny_flow_grpo")
-        >>> told_metrics(config, ["per_view_reward/mean", "joint_view_reward/mean", "slack"])
+        >>> informative_metrics(config, ["per_view_reward/mean", "joint_view_reward/mean", "slack"])
         {'per_view_reward/mean'}
     """
     reward = config.reward
@@ -117,7 +117,7 @@ def told_metrics(config: TrainConfig, keys: Iterable[str]) -> set[str]:
     return {key for key in keys if not left & {key, key.rpartition("/")[0]}}
 
 
-def read_run(folder: Path) -> RunFolder:
+def read_run(folder: Path) -> RunContent:
     """Read everything that a run has written, except its checkpoints.
 
     Args:
@@ -130,12 +130,12 @@ def read_run(folder: Path) -> RunFolder:
         CheckpointError: If the folder is no run folder, or a file of scores is damaged.
     """
     config = run_config(folder)
-    check_records(folder)
+    check_rows(folder)
     files = (folder / "evaluations").glob("*_*.safetensors")
     scores = [(_iteration(path), read_evaluation(path)[0]) for path in files]
     evaluations = dict(sorted(scores, key=lambda one: one[0]))
     columns = max((each.joint.shape[1] for each in evaluations.values()), default=0)
-    return RunFolder(
+    return RunContent(
         folder=folder,
         config=config,
         rows=read_metrics(folder / "metrics.jsonl"),

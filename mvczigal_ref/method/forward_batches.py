@@ -1,0 +1,86 @@
+"""Slices of DiffusionNFT: samples with noise at every level."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.method.caption import Conditions
+from mvczigal_ref.method.protocol import Advantages, Iteration
+from mvczigal_ref.method.sample import noise_of
+from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.records import Samples
+from mvczigal_ref.rollout.windows import random_steps
+from mvczigal_ref.system import System
+from mvczigal_ref.update.forward import ForwardBatch
+
+__all__ = ["forward_batches"]
+
+
+def forward_batches(
+    system: System,
+    samples: Sequence[Samples],
+    conditions: Sequence[Conditions],
+    advantages: Advantages,
+    iteration: Iteration,
+) -> list[ForwardBatch]:
+    """Put this process's slices together, each with noise at every level.
+
+    Args:
+        system: System whose grid and latents' shape are read.
+        samples: One record per slice of this process.
+        conditions: The prompts' own conditioning of each slice.
+        advantages: Advantages of all prompts.
+        iteration: Iteration whose index names levels and noise.
+
+    Returns:
+        One batch per slice, with the same levels for all.
+    """
+    levels = _levels(system, iteration.config, iteration.index)
+    return [
+        _noised(
+            system, objects, part, condition.conditioning[0], advantages[0][0], levels, iteration
+        )
+        for objects, part, condition in zip(
+            iteration.share.objects, samples, conditions, strict=True
+        )
+    ]
+
+
+def _levels(system: System, config: TrainConfig, iteration: int) -> tuple[float, ...]:
+    """Draw noise levels among those that sampling visits; all processes draw the same."""
+    sampler = system.sampler
+    if not isinstance(sampler, FlowSampler):
+        msg = f"`sampler` must be a flow's to noise samples again; got {type(sampler).__name__}."
+        raise TypeError(msg)
+    steps = random_steps(
+        seed=config.run.seed,
+        iteration=iteration,
+        size=min(config.forward.levels, sampler.num_steps),
+        num_steps=sampler.num_steps,
+    )
+    return tuple(sampler.sigma_t[list(steps)].tolist())
+
+
+def _noised(
+    system: System,
+    objects: range,
+    samples: Samples,
+    conditioning: Conditioning,
+    advantage: Tensor,
+    levels: tuple[float, ...],
+    iteration: Iteration,
+) -> ForwardBatch:
+    """Put one slice together, with noise of its own for every level and sample."""
+    noise = noise_of(system, objects, iteration.index, seed=iteration.config.run.seed)
+    members = [(member,) for member in range(samples.denoised.shape[1])]
+    return ForwardBatch(
+        clean=samples.denoised.transpose(0, 1),
+        noise=torch.stack([noise.members(members, "forward", n) for n in range(len(levels))]),
+        levels=levels,
+        conditioning=conditioning,
+        advantage=advantage[objects.start : objects.stop].to(samples.denoised).transpose(0, 1),
+        first_object=objects.start,
+    )
