@@ -1,8 +1,9 @@
-"""`config`, `settings`, `settings_file`: what is accepted, what is refused, and how."""
+"""`config.loading`: what is accepted, what is refused, and how."""
 
-import ast
 import dataclasses
 import json
+import math
+import time
 from pathlib import Path
 
 import pytest
@@ -11,218 +12,17 @@ from hypothesis import strategies as st
 
 import mvczigal_ref
 from mvczigal_ref.config import (
-    ModelConfig,
     OptimConfig,
-    RunConfig,
     TrainConfig,
-    fingerprint,
-    fingerprinted,
     from_dict,
     load_config,
-    scorer_weights,
     to_dict,
 )
-from mvczigal_ref.config.reads import is_read
+from mvczigal_ref.config.loading import read_settings, read_value
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.system.networks import weights_folder
+from tests.unit.config.other_settings import OTHER, SETTINGS
 
 PACKAGE = Path(mvczigal_ref.__file__).parent
-# A value other than the default for every setting, all valid together.
-OTHER = {
-    "recipe": "other",
-    "model": {
-        "weights": "folder",
-        "rig": "paper",
-        "image_size": 64,
-        "finetune": "full",
-        "lora_rank": 4,
-        "lora_alpha": 2.0,
-        "dtype": "bf16",
-        "gradient_checkpointing": True,
-        "storage_dtype": "fp16",
-        "network": "flow",
-        "sources": {"vae": "folder"},
-        "azimuths": [0.0, -90.0],
-        "elevation": 30.0,
-        "storage_device": "cpu",
-        "offload_frozen": True,
-        "views_per_decode": 3,
-        "channels_last": True,
-        "compile": "inductor",
-        "tf32": True,
-    },
-    "sampler": {
-        "kind": "ddim",
-        "prediction_type": "epsilon",
-        "num_steps": 8,
-        "evaluation_steps": 20,
-        "guidance_scale": 3.0,
-        "negative_prompt": "ugly, blurry",
-        "eta": 0.5,
-        "snr_shift": 8.0,
-        "camera_scale": 0.5,
-    },
-    "flow": {
-        "kernel": "cps",
-        "noise_scale": 0.9,
-        "shift": 3.0,
-        "image_is_denoised": True,
-        "text_length": 128,
-    },
-    "rollout": {
-        "kind": "tree",
-        "members": 6,
-        "shared_noise": True,
-        "window": "decaying",
-        "window_size": 3,
-        "window_start": 1,
-        "window_last_start": 2,
-        "window_spacing": 2,
-        "window_stride": 2,
-        "window_interval": 10,
-        "window_decay": 0.1,
-        "window_decay_after": 3,
-        "window_end": "restart",
-        "split_steps": [0, 2],
-        "split_width": 3,
-        "trunks": 4,
-        "strides": [1, 2],
-        "fine_steps": 1,
-        "nodes_per_call": 2,
-    },
-    "condition": {
-        "enhancer": "chat",
-        "num_captions": 2,
-        "file": "captions.jsonl",
-        "model": "qwen",
-        "url": "http://127.0.0.1:8000/v1",
-        "api_key_env": "KEY",
-        "instructions": ["style"],
-        "weight": 0.5,
-    },
-    "forward": {
-        "mix": 0.1,
-        "levels": 3,
-        "old_decay_rate": 0.01,
-        "old_decay_largest": 0.9,
-        "old_decay_unit": "optimizer_step",
-    },
-    "zigzag": {
-        "steps": 2,
-        "rounds": 2,
-        "inversion_guidance_scale": 2.0,
-        "inversion_camera_scale": 0.0,
-    },
-    "reward": {
-        "per_view": {"clip_score": -0.5, "pickscore": 1.0},
-        "joint": "hyperscore",
-        "combine": "advantages",
-        "weights": {"pickscore": "folder"},
-        "tokenizers": {"pickscore": "openai/clip"},
-        "url": {"hyperscore": "http://127.0.0.1:8763"},
-        "device": "cpu",
-        "dtype": "bf16",
-        "images_per_chunk": 4,
-        "timeout": 3.0,
-        "wait": 0.0,
-        "api_key_env": "KEY",
-    },
-    "guard": {
-        "every": 5,
-        "per_view": ["hpsv2"],
-        "joint": ["world.joint"],
-        "diversity": True,
-        "noises": 3,
-        "margin": 0.5,
-        "unit": "reward",
-        "fallen": "all",
-        "action": "return",
-    },
-    "advantage": {
-        "mode": "weighted_sum",
-        "joint_weight": 0.1,
-        "shuffle": True,
-        "spread": "batch",
-        "ddof": 1,
-        "delta": 1e-3,
-        "clip": 2.0,
-        "fusion_inverse_temperature": 0.1,
-    },
-    "objective": {
-        "pairing": "standard",
-        "clip_range": 1e-4,
-        "clip": False,
-        "temperature": 0.5,
-        "reduction": "sum",
-        "train_last_action": True,
-        "kind": "preference",
-        "preference_scale": 2.0,
-        "kl_weight": 0.04,
-        "kl_form": "without_step_length",
-        "step_weight": "noise",
-        "train_share": 0.6,
-    },
-    "constraint": {
-        "step_size_violated": 0.2,
-        "step_size_satisfied": 0.2,
-        "multiplier_init": 1.0,
-        "multiplier_max": 2.0,
-        "threshold_init": 3.5,
-        "threshold_objects": 8,
-        "threshold_decay": 1.0,
-        "order": "multiplier_first",
-    },
-    "optim": {
-        "lr": 1e-4,
-        "betas": [0.8, 0.99],
-        "eps": 1e-6,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "loss_scale": 1024.0,
-        "loss_scale_growth_interval": 100,
-        "epochs_per_iteration": 2,
-        "optimizer_steps_per_epoch": 1,
-        "steps_per_microbatch": 2,
-        "warmup_iterations": 5,
-        "decay_iterations": 9,
-        "step_per_decision": True,
-        "average_decay": 0.5,
-        "average_every": 2,
-    },
-    "run": {
-        "iterations": 10,
-        "objects_per_iteration": 48,
-        "objects_per_slice": 4,
-        "replay_objects_per_slice": 2,
-        "prompts": "prompts.txt",
-        "held_out": "held_out.txt",
-        "seed": 7,
-        "checkpoint_every": 2,
-        "keep_checkpoints": 1,
-        "evaluate_every": 5,
-        "evaluation_noises": 8,
-        "trackers": ["tensorboard"],
-        "device": "cpu",
-    },
-}
-FREE = {
-    ("run", name)
-    for name in [
-        "iterations",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "held_out",
-        "evaluate_every",
-        "evaluation_noises",
-        "trackers",
-        "device",
-    ]
-} | {("reward", name) for name in ["url", "device", "timeout", "wait", "api_key_env"]}
-FREE |= {("condition", "url"), ("condition", "api_key_env"), ("sampler", "evaluation_steps")}
-FREE.add(("model", "offload_frozen"))
-SETTINGS_FILES = ("config/system", "config/method", "config/run")
-SECTIONS = dataclasses.fields(TrainConfig)[1:]
-SETTINGS = [(s, n) for s, values in OTHER.items() if s != "recipe" for n in values]
 
 
 @pytest.fixture
@@ -318,29 +118,45 @@ def test_words_are_read_as_the_setting_needs_them(word, section, name, value):
     assert getattr(getattr(load_config(overrides=[word], training=False), section), name) == value
 
 
-# -- laws --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3), ("-3", -3), ("+3", 3), ("1_000", 1000), ("010", 10), ("0", 0),
+        ("1e-4", 1e-4), ("1E3", 1000.0), ("3e4", 30000.0), (".5", 0.5), ("5.", 5.0),
+        ("-1.5e+2", -150.0), ("1_000.5", 1000.5), ("inf", math.inf), ("-.inf", -math.inf),
+        ("true", True), ("null", None), ("~", None), ("2020-13-45", "2020-13-45"),
+        ("2020-01-02", "2020-01-02"), ("12:30:45", "12:30:45"), ("0x1F", "0x1F"), ("1e", "1e"),
+        ("info", "info"), ("-", None), ("a", "a"), ("'3'", "3"), ("<<", "<<"), ("=", "="),
+    ],
+)  # fmt: skip
+def test_numbers_read_as_people_write_them(text, value):
+    """They count in tens; dates and times are texts."""
+    if text == "-":
+        assert read_value(text) == [None]
+        return
+    read = read_value(text)
 
-
-def test_the_order_in_which_scorers_are_written_is_no_setting():
-    """Neither the sum's bits nor the fingerprint depend on it."""
-    one, two = (
-        load_config(overrides=[f"reward.per_view={{{text}}}"])
-        for text in ("b: 1, a: 0.5", "a: 0.5, b: 1")
-    )
-
-    assert list(one.reward.per_view) == ["a", "b"]
-    assert one == two
-    assert hash(one) == hash(two)
-    assert fingerprint(one) == fingerprint(two)
+    assert (read, type(read)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
-    ("scorers", "weights"),
-    [("a", {"a": 1.0}), ({"a": 2.0, "b": -1.0}, {"a": 2.0, "b": -1.0})],
+    ("word", "section", "name", "value"),
+    [
+        ("run.iterations=3e2", "run", "iterations", 300),
+        ("run.iterations=1_000", "run", "iterations", 1000),
+        ("optim.lr=1e-4", "optim", "lr", 1e-4),
+        ("run.seed=9223372036854775807", "run", "seed", 2**63 - 1),
+        ("constraint.multiplier_max=none", "constraint", "multiplier_max", None),
+        ("constraint.multiplier_max=null", "constraint", "multiplier_max", None),
+        ("reward.per_view={clip_score: 1e-1}", "reward", "per_view", {"clip_score": 0.1}),
+    ],
 )
-def test_a_bare_name_has_the_weight_1(scorers, weights):
-    """And others the weight that is written."""
-    assert scorer_weights(scorers) == weights
+def test_settings_take_them(word, section, name, value):
+    """A whole number may have an exponent."""
+    assert getattr(getattr(load_config(overrides=[word]), section), name) == value
+
+
+# -- laws --------------------------------------------------------------------------------
 
 
 @given(st.floats(1e-37, 1e3))
@@ -349,69 +165,6 @@ def test_floats_come_back_bit_for_bit(value):
     config = from_dict(json.loads(json.dumps({"optim": {"lr": value}})))
 
     assert config.optim.lr == value
-
-
-@pytest.mark.usefixtures("_apart")
-@pytest.mark.parametrize(("section", "name"), SETTINGS)
-def test_the_fingerprint_reads_what_a_number_depends_on_and_nothing_else(section, name):
-    """Length, evaluation, saving, trackers and device may differ in a continued run."""
-    base = from_dict({**OTHER, "constraint": {**OTHER["constraint"], "multiplier_max": 4.0}})
-    values = to_dict(base)
-    values[section][name] = to_dict(TrainConfig())[section][name]
-    other = from_dict(values)
-    same = fingerprint(other) == fingerprint(base)
-    unread = not is_read(base, f"{section}.{name}")
-
-    assert same is ((section, name) in FREE or unread)
-    assert (name in fingerprinted(base)[section]) is ((section, name) not in FREE)
-
-
-def test_the_recipes_name_is_not_in_the_fingerprint():
-    """A run may be continued from its own configuration file."""
-    assert fingerprint(TrainConfig(recipe="a")) == fingerprint(TrainConfig(recipe="b"))
-
-
-@pytest.mark.parametrize("kind", [f.default_factory for f in SECTIONS] + [TrainConfig])
-def test_settings_are_frozen_and_take_keywords_alone(kind):
-    """Nobody changes a setting half-way."""
-    field = dataclasses.fields(kind)[0].name
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(kind(), field, None)
-    with pytest.raises(ValueError, match="positional"):
-        kind("tiny")
-
-
-def test_every_setting_says_its_meaning():
-    """The text that `--help` shows."""
-    modules = [ast.parse((PACKAGE / f"{name}.py").read_text()) for name in SETTINGS_FILES]
-    bodies = [node for module in modules for node in module.body]
-    for section in (node for node in bodies if isinstance(node, ast.ClassDef)):
-        fields = [node for node in section.body if isinstance(node, ast.AnnAssign)]
-        assert fields
-        for field in fields:
-            text = section.body[section.body.index(field) + 1]
-            assert isinstance(text, ast.Expr)
-            assert len(text.value.value) > 10
-
-
-def test_every_setting_is_read():
-    """A setting that nothing reads is a bug."""
-    read = {
-        node.attr
-        for path in PACKAGE.rglob("*.py")
-        if "config" not in path.parts
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute)
-    }
-
-    assert {name for _, name in SETTINGS} <= read
-
-
-def test_the_shipped_weights_are_found_by_name_and_others_by_path():
-    """`~` is the home folder."""
-    assert weights_folder("tiny").name == "tiny_world"
-    assert weights_folder("some/folder") == Path("some/folder")
-    assert weights_folder("~/w") == Path.home() / "w"
 
 
 # -- errors ------------------------------------------------------------------------------
@@ -522,55 +275,6 @@ def test_a_value_out_of_range_is_refused_by_its_path(word):
     assert "; got " in message
 
 
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        (["zigzag.steps=5"], "`zigzag.steps` must be at most `sampler.num_steps` = 4; got 5"),
-        (["sampler.num_steps=1"], "`sampler.num_steps` must be at least 2"),
-        (["constraint.multiplier_init=6"], "`constraint.multiplier_init` must be at most"),
-        (["run.objects_per_slice=7"], "The nearest valid value is 6"),
-        (["guard.every=2"], "`guard.every` needs something to watch"),
-        (
-            ["guard.every=2", "guard.diversity=true", "guard.noises=1"],
-            "`guard.noises` must be at least 2",
-        ),
-        (["run.replay_objects_per_slice=7"], "`run.replay_objects_per_slice` must divide"),
-        (
-            [
-                "advantage.shuffle=true",
-                "run.objects_per_iteration=1",
-                "run.objects_per_slice=1",
-            ],
-            "`run.objects_per_iteration` must be at least 2",
-        ),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(words, complaint):
-    """Where each alone would be valid."""
-    assert complaint in refusal(*words)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["zigzag.steps=4"],
-        ["zigzag.steps=0"],
-        ["sampler.num_steps=1", "objective.train_last_action=true"],
-        ["sampler.num_steps=1", "sampler.kind=ddim", "objective.train_last_action=true"],
-        ["constraint.multiplier_init=5"],
-        ["run.replay_objects_per_slice=24"],
-        ["guard.every=2", "guard.diversity=true"],
-        ["guard.every=2", "guard.joint=[hyperscore]", "guard.noises=1"],
-        ["guard.every=2", "advantage.mode=per_view"],
-        ["advantage.mode=weighted_sum", "advantage.joint_weight=1"],
-        ["constraint.threshold_decay=0"],
-    ],
-)
-def test_the_ends_of_a_range_are_valid(words):
-    """Full-step zigzag, a single trained action, a fixed threshold."""
-    load_config(overrides=words)
-
-
 def test_a_word_without_an_equals_sign_is_refused():
     """With the form that is wanted."""
     assert refusal("optim.lr") == "an override must read `section.name=value`; got 'optim.lr'."
@@ -586,9 +290,92 @@ def test_an_unreadable_value_is_refused():
     assert "`optim.betas` cannot be read from '[0.9'" in refusal("optim.betas=[0.9")
 
 
-def test_unknown_keywords_are_refused_in_code():
-    """Not accepted and dropped."""
-    with pytest.raises(ValueError, match="rank"):
-        ModelConfig(rank=4)
-    with pytest.raises(ValueError, match="greater"):
-        RunConfig(iterations=0)
+# -- errors: what would exhaust the machine ------------------------------------------------
+
+
+def short_refusal(call, *given):
+    """The one short line with which something is refused."""
+    with pytest.raises(ConfigError) as caught:
+        call(*given)
+    told = str(caught.value)
+    assert told.isprintable()
+    assert len(told) < 700
+    return told
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{[1]: 2}", "a setting's name must be text"),
+        ("{{a: 1}: 2}", "a setting's name must be text"),
+        ("{1: 2}", "a setting's name must be text; got 1"),
+        ("{? [a, b] : 2}", "a setting's name must be text"),
+        ("!!int x", "invalid literal"),
+        ("!!float x", "could not convert"),
+        ("!!timestamp 2020-13-45", "month must be"),
+        ("!!bool x", "not YAML as it should be"),
+        ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("!!binary x", "not YAML as it should be"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("{a: &a [1], b: *a}", "aliases"),
+        ("[" * 50_000, "deeper than"),
+        ("{a: " * 50_000, "deeper than"),
+        ("- " * 50_000, "deeper than"),
+        ("a" * 300_000, "at most 262144"),
+        ("{a: 1, a: 2}", "`a` is set twice"),
+        ("[1", "not YAML as it should be"),
+        ("\x1b[31m", "not YAML as it should be"),
+        ("a: b: c", "not YAML as it should be"),
+    ],
+)
+def test_what_is_no_setting_is_refused_at_once(text, words):
+    """On one short line, whatever it is."""
+    begun = time.perf_counter()
+
+    assert words in short_refusal(read_value, text)
+    assert time.perf_counter() - begun < 2.0
+
+
+def test_a_bomb_is_refused(tmp_path):
+    """Ten lines that stand for ten thousand million values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    assert "bomb.yaml': YAML's aliases" in short_refusal(read_settings, tmp_path / "bomb.yaml")
+
+
+def test_files_in_other_encodings_are_refused_by_name(tmp_path):
+    """And a byte-order mark is no part of them."""
+    path = tmp_path / "settings.yaml"
+    path.write_bytes("optim: {lr: 1}\n".encode("utf-8-sig"))
+    assert read_settings(path) == {"optim": {"lr": 1}}
+    for content in ("optim: {lr: 1}".encode("utf-16"), b"# caf\xe9\n", b"\0\0\0"):
+        path.write_bytes(content)
+        assert "settings.yaml' must be text in UTF-8" in short_refusal(read_settings, path)
+    path.write_bytes(b"#" * 2**19)
+    assert "at most 262144 bytes" in short_refusal(read_settings, path)
+    path.write_bytes(b"- 1\n" * 1000)
+    assert "must hold sections of settings; got [1, 1" in short_refusal(read_settings, path)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optim.lr=1e300", "optim.lr=1e-300", "optim.weight_decay=1e300",
+        "constraint.step_size_violated=1e300", "objective.clip_range=1e39",
+        "run.iterations=1000000000000", "run.iterations=1e300", "run.iterations=.inf",
+        "run.objects_per_iteration=100000000001", "rollout.members=100000000",
+        "sampler.num_steps=1000000000000", "sampler.num_steps=60", "run.seed=18446744073709551616",
+        "run.seed=-1", "run.seed=1.5", "model.image_size=1", "model.image_size=7",
+        "model.image_size=33", "constraint.multiplier_max=0", "run.iterations=" + "9" * 4000,
+        "run.iterations=" + "9" * 5000, "x" * 100_000 + "=1", "optim." + "\x1b[2J" * 9 + "=1",
+        "optim.lr=" + "[" * 10_000, "run.seed={[1]: 2}", "optim.lr=2020-13-45",
+        "reward.per_view={a: 1e400}", "optim=3", "optim.lr=" + "x" * 100_000,
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_anything_is_loaded(word):
+    """On one short line, at once."""
+    begun = time.perf_counter()
+    short_refusal(lambda: load_config(overrides=[word]))
+
+    assert time.perf_counter() - begun < 2.0

@@ -1,16 +1,21 @@
 """`reads`: every setting is entered, and one that cannot act is refused in a line."""
 
+import ast
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+import mvczigal_ref
 from mvczigal_ref.config import TrainConfig, fingerprint, load_config, to_dict
 from mvczigal_ref.config.loading import _PATHS
 from mvczigal_ref.config.reads import ALWAYS, SOMETIMES, is_read, unread
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import to_json
 from mvczigal_ref.recipes import RECIPES, recipe
+from tests.unit.config.other_settings import SETTINGS
 
+PACKAGE = Path(mvczigal_ref.__file__).parent
 GROUPS = ("objective.kind=policy_gradient", "rollout.kind=group")
 FLOW = (
     "model.network=flow", "sampler.kind=flow", "reward.joint=per_view", "advantage.mode=per_view",
@@ -134,3 +139,16 @@ def test_a_setting_that_does_nothing_is_no_part_of_what_a_run_is():
     assert fingerprint(odd) == fingerprint(TrainConfig())
     groups = load_config(overrides=[*GROUPS, "advantage.delta=1"])
     assert fingerprint(groups) != fingerprint(load_config(overrides=GROUPS))
+
+
+def test_every_setting_is_read():
+    """A setting that nothing reads is a bug."""
+    read = {
+        node.attr
+        for path in PACKAGE.rglob("*.py")
+        if "config" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+
+    assert {name for _, name in SETTINGS} <= read

@@ -19,6 +19,10 @@ from mvczigal_ref.diffusion import (
     sample,
     scaled_linear_alpha_bar,
 )
+from mvczigal_ref.diffusion.flow import flow_clean_and_noise, flow_latent, flow_velocity
+from mvczigal_ref.diffusion.flow_noise import cps_unscaled_log_prob
+from mvczigal_ref.diffusion.flow_sampler import FLOW_KERNELS, FlowSampler
+from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 
 KINDS = ("epsilon", "v_prediction", "sample")
 SAMPLERS = {"lcm": LcmSampler, "ddim": DdimSampler}
@@ -37,6 +41,28 @@ def step_and_score(sampler):
     return run
 
 
+def flow_step_and_score(sampler):
+    """Sample, score in every way there is, and carry back up; the step index is an input."""
+
+    def run(velocity, latent, noise, step):
+        taken = sampler.transition(velocity, latent, step)
+        action = sample(taken.mean, taken.std, noise)
+        score = cps_unscaled_log_prob(latent, mean=taken.mean, reduction="mean")
+        if sampler.num_density_steps:
+            score = score + sampler.log_prob(latent, taken, step, reduction="mean")
+        raised = sampler.invert(velocity, action, step)
+        return taken.mean, taken.std, taken.denoised, action, score, raised
+
+    return run
+
+
+def across(velocity, latent, noise, step):
+    """Read a velocity, mix again, and take the velocity of the two."""
+    sigma = step.to(velocity.dtype) / 4.0
+    clean, predicted = flow_clean_and_noise(velocity, latent, sigma_t=sigma)
+    return clean, predicted, flow_latent(clean, noise, sigma=sigma), flow_velocity(clean, predicted)
+
+
 def distances(output, latent, noise, step):
     """Everything else that runs inside a step."""
     std = step.to(output.dtype) + 1.0
@@ -49,14 +75,24 @@ def distances(output, latent, noise, step):
 def cases():
     """Return every function that a rollout or an update would compile, by name."""
     alpha_bar = scaled_linear_alpha_bar()
-    found = {
+    # Four steps from pure noise to a level above 0, so that each has its density.
+    sigmas = flow_sigmas(5, dtype=torch.float32)[:-1]
+    steps = {
         f"{name}-{kind}": step_and_score(
             make.create(num_steps=4, alpha_bar=alpha_bar, prediction_type=kind)
         )
         for name, make in SAMPLERS.items()
         for kind in KINDS
     }
-    return {**found, "distances": distances}
+    flow_steps = {
+        f"flow-{kernel}": flow_step_and_score(
+            FlowSampler.create(
+                sigmas=sigmas, kernel=kernel, noise_scale=0.0 if kernel == "ode" else 0.7
+            )
+        )
+        for kernel in FLOW_KERNELS
+    }
+    return {**steps, **flow_steps, "distances": distances, "across": across}
 
 
 def differs(function, backend):

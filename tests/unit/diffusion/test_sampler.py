@@ -2,17 +2,20 @@
 
 import inspect
 import itertools
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mvczigal_ref.diffusion.ddim import DdimSampler, ddim_invert, ddim_transition
 from mvczigal_ref.diffusion.gaussian import joint_log_prob, kl_divergence, log_prob, sample
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
 from mvczigal_ref.diffusion.lcm import LcmSampler, lcm_invert, lcm_transition
+from mvczigal_ref.diffusion.sampler import Transition
 from mvczigal_ref.diffusion.schedule import (
     ddim_timesteps,
     lcm_timesteps,
@@ -406,3 +409,30 @@ def test_lcm_refuses_settings_where_it_is_made(name, bad):
     create = inspect.unwrap(LcmSampler.create.__func__)
     with pytest.raises(ValueError, match=f"`{name}` must be .*got '?{bad}"):
         create(LcmSampler, num_steps=4, alpha_bar=ALPHA_BAR, **{name: bad})
+
+
+# -- the record of a step ----------------------------------------------------------------
+
+
+def test_one_spread_may_serve_many_latents():
+    """Its shape broadcasts to the leading axes."""
+    latent = torch.zeros(4, 3, 2, 5, 5)
+    step = Transition(mean=latent, std=torch.ones(4, 1), denoised=latent)
+
+    assert step.std.shape == (4, 1)
+
+
+def test_it_is_frozen():
+    """A stage hands it on, and nobody writes into it."""
+    latent = torch.zeros(1, 1, 1)
+    step = Transition(mean=latent, std=torch.ones(()), denoised=latent)
+    with pytest.raises(FrozenInstanceError):
+        step.mean = latent
+
+
+def test_mean_and_denoised_have_one_shape():
+    """A mismatch is caught where the record is made."""
+    with pytest.raises(TypeCheckError):
+        Transition(
+            mean=torch.zeros(2, 1, 1, 1), std=torch.ones(2), denoised=torch.zeros(3, 1, 1, 1)
+        )

@@ -2,6 +2,7 @@
 
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,12 @@ from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.system.networks import backbone_of, load_network, published_sources
+from mvczigal_ref.system.networks import (
+    backbone_of,
+    load_network,
+    published_sources,
+    weights_folder,
+)
 from tests.unit.models.flow_small import fresh_sd3
 from tests.unit.models.published import write_published
 
@@ -132,3 +138,10 @@ def test_components_of_the_other_kind_are_refused():
     for config, components in ((from_dict(FLOW), views), (config_of(), flow)):
         with pytest.raises(ConfigError, match="`components` must be of the kind"):
             backbone_of(config, components)
+
+
+def test_the_shipped_weights_are_found_by_name_and_others_by_path():
+    """`~` is the home folder."""
+    assert weights_folder("tiny").name == "tiny_world"
+    assert weights_folder("some/folder") == Path("some/folder")
+    assert weights_folder("~/w") == Path.home() / "w"

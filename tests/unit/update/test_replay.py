@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvczigal_ref.update.replay import replay_log_prob
+from mvczigal_ref.update.replay import UpdateSettings, replay_log_prob
 from tests import oracles
 from tests.policies import LinearPolicy, Recorded
 from tests.trajectories import sampler_of
@@ -223,3 +223,19 @@ def test_rejects_other_objects():
             conditioning(2, 3).to(dtype=torch.float32),
             guidance_scale=GUIDANCE,
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["steps_per_microbatch", "objects_per_microbatch", "epochs", "optimizer_steps"]
+)
+@pytest.mark.parametrize("count", [0, -1])
+def test_rejects_a_count_below_one(name, count):
+    """By its name."""
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1; got {count}"):
+        UpdateSettings(steps=[0], guidance_scale=1.0, **{name: count})
+
+
+def test_rejects_an_update_of_no_step():
+    """Such as a grid of one step whose last action is not trained."""
+    with pytest.raises(ValueError, match="`steps` must name at least one sampling step; got none"):
+        UpdateSettings(steps=[], guidance_scale=1.0)

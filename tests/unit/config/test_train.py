@@ -1,15 +1,19 @@
-"""`contradictions`: each rule with a configuration that breaks it and a neighbour that does not."""
+"""`config.train`: each rule with what breaks it and a neighbour that does not; every setting."""
 
 import ast
+import dataclasses
 import inspect
+from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.config import TrainConfig, from_dict, load_config, to_dict
+import mvczigal_ref
+from mvczigal_ref.config import ModelConfig, RunConfig, TrainConfig, from_dict, load_config, to_dict
 from mvczigal_ref.config import train as module
 from mvczigal_ref.config.train import contradictions
 from mvczigal_ref.errors import ConfigError
 
+PACKAGE = Path(mvczigal_ref.__file__).parent
 GROUPS = ("objective.kind=policy_gradient", "rollout.kind=group")
 FLOW = (
     "model.network=flow", "sampler.kind=flow", "reward.joint=per_view", "advantage.mode=per_view",
@@ -313,3 +317,62 @@ def test_a_multiplier_without_a_cap_may_begin_anywhere():
     assert load_config(overrides=words).constraint.multiplier_max is None
     with pytest.raises(ConfigError, match=r"`constraint\.multiplier_max`: .* \"none\" for no cap"):
         load_config(overrides=["constraint.multiplier_max=0"])
+
+
+# -- every setting -------------------------------------------------------------------------
+
+
+SETTINGS_FILES = ("config/system", "config/method", "config/run")
+SECTIONS = dataclasses.fields(TrainConfig)[1:]
+
+
+@pytest.mark.parametrize("kind", [f.default_factory for f in SECTIONS] + [TrainConfig])
+def test_settings_are_frozen_and_take_keywords_alone(kind):
+    """Nobody changes a setting half-way."""
+    field = dataclasses.fields(kind)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(kind(), field, None)
+    with pytest.raises(ValueError, match="positional"):
+        kind("tiny")
+
+
+def test_every_setting_says_its_meaning():
+    """The text that `--help` shows."""
+    modules = [ast.parse((PACKAGE / f"{name}.py").read_text()) for name in SETTINGS_FILES]
+    bodies = [node for module in modules for node in module.body]
+    for section in (node for node in bodies if isinstance(node, ast.ClassDef)):
+        fields = [node for node in section.body if isinstance(node, ast.AnnAssign)]
+        assert fields
+        for field in fields:
+            text = section.body[section.body.index(field) + 1]
+            assert isinstance(text, ast.Expr)
+            assert len(text.value.value) > 10
+
+
+def test_unknown_keywords_are_refused_in_code():
+    """Not accepted and dropped."""
+    with pytest.raises(ValueError, match="rank"):
+        ModelConfig(rank=4)
+    with pytest.raises(ValueError, match="greater"):
+        RunConfig(iterations=0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["zigzag.steps=4"],
+        ["zigzag.steps=0"],
+        ["sampler.num_steps=1", "objective.train_last_action=true"],
+        ["sampler.num_steps=1", "sampler.kind=ddim", "objective.train_last_action=true"],
+        ["constraint.multiplier_init=5"],
+        ["run.replay_objects_per_slice=24"],
+        ["guard.every=2", "guard.diversity=true"],
+        ["guard.every=2", "guard.joint=[hyperscore]", "guard.noises=1"],
+        ["guard.every=2", "advantage.mode=per_view"],
+        ["advantage.mode=weighted_sum", "advantage.joint_weight=1"],
+        ["constraint.threshold_decay=0"],
+    ],
+)
+def test_the_ends_of_a_range_are_valid(words):
+    """Full-step zigzag, a single trained action, a fixed threshold."""
+    load_config(overrides=words)

@@ -1,4 +1,4 @@
-"""`update.accumulate`: oracle, laws, gradients, errors."""
+"""`update.pairs`: oracle, laws, gradients, errors."""
 
 import math
 
@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from torch.autograd.graph import saved_tensors_hooks
 
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.update.pairs import accumulate_pairs
+from mvczigal_ref.objective.reward_difference import reward_difference_gradients
+from mvczigal_ref.update.pairs import PairGradients, accumulate_pairs
 from mvczigal_ref.update.replay import replay_log_prob
 from tests.compare import FP64
 from tests.policies import LinearPolicy, Recorded
 from tests.trajectories import sampler_of
-from tests.unit.update.pairs import GUIDANCE, objective_of, sampled, settings_of, whole_loss
+from tests.unit.update.pairs import GUIDANCE, gaps, objective_of, sampled, settings_of, whole_loss
 
 GAINS = (0.5, 0.2, -0.1)
+BATCHES = sampled(LinearPolicy(0.5), sampler_of("lcm", 2), [2, 4])
 
 
 def accumulate(policy, sampler, batch, steps, *, weight=1.0, on_policy=False, objective=None):
@@ -220,6 +222,45 @@ def test_the_arms_never_hold_two_graphs(on_policy):
     assert one > 100_000
     assert one <= pair < 1.05 * one
     assert both > 1.9 * one
+
+
+# -- a batch -----------------------------------------------------------------------------
+
+
+@given(st.integers(0, 3), st.integers(1, 4))
+def test_narrowing_takes_the_same_objects_of_everything(start, length):
+    """And remembers where they are in the iteration."""
+    first, second = BATCHES
+    index = slice(start, min(start + length, 4))
+    part = second.objects(index)
+
+    assert first.first_object == 0
+    assert part.first_object == 2 + start
+    assert torch.equal(part.advantage_gap, gaps(6)[2:][index])
+    assert torch.equal(part.rollout.zigzag.state, second.rollout.zigzag.state[:, index])
+    assert torch.equal(part.rollout.zigzag.action, second.rollout.zigzag.action[:, index])
+    assert torch.equal(part.rollout.standard.log_prob, second.rollout.standard.log_prob[:, index])
+    assert torch.equal(part.rollout.standard.denoised, second.rollout.standard.denoised[index])
+    numbers = part.conditioning.prompt_embeds[:, 0, 0].tolist()
+    assert numbers == list(range(2, 6))[index]
+
+
+def test_narrowing_copies_nothing():
+    """The parts look into the whole's memory."""
+    batch = BATCHES[1]
+    part = batch.objects(slice(None, 2))
+
+    assert part.first_object == 2
+    assert part.rollout.zigzag.state.untyped_storage().data_ptr() == (
+        batch.rollout.zigzag.state.untyped_storage().data_ptr()
+    )
+
+
+def test_the_pair_loss_is_an_objective():
+    """It is known by its loss and two derivatives."""
+    zero = torch.zeros(2)
+
+    assert isinstance(reward_difference_gradients(zero, zero, zero, clip_range=1.0), PairGradients)
 
 
 # -- errors ------------------------------------------------------------------------------

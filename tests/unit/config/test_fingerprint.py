@@ -1,0 +1,53 @@
+"""`config.fingerprint`: laws."""
+
+import pytest
+
+from mvczigal_ref.config import (
+    TrainConfig,
+    fingerprint,
+    fingerprinted,
+    from_dict,
+    load_config,
+    to_dict,
+)
+from mvczigal_ref.config.reads import is_read
+from tests.unit.config.other_settings import FREE, OTHER, SETTINGS
+
+
+@pytest.fixture
+def _apart(monkeypatch):
+    """Take each setting for itself: together they would contradict each other."""
+    monkeypatch.setattr("mvczigal_ref.config.train.contradictions", lambda config: ())
+
+
+def test_the_order_in_which_scorers_are_written_is_no_setting():
+    """Neither the sum's bits nor the fingerprint depend on it."""
+    one, two = (
+        load_config(overrides=[f"reward.per_view={{{text}}}"])
+        for text in ("b: 1, a: 0.5", "a: 0.5, b: 1")
+    )
+
+    assert list(one.reward.per_view) == ["a", "b"]
+    assert one == two
+    assert hash(one) == hash(two)
+    assert fingerprint(one) == fingerprint(two)
+
+
+@pytest.mark.usefixtures("_apart")
+@pytest.mark.parametrize(("section", "name"), SETTINGS)
+def test_the_fingerprint_reads_what_a_number_depends_on_and_nothing_else(section, name):
+    """Length, evaluation, saving, trackers and device may differ in a continued run."""
+    base = from_dict({**OTHER, "constraint": {**OTHER["constraint"], "multiplier_max": 4.0}})
+    values = to_dict(base)
+    values[section][name] = to_dict(TrainConfig())[section][name]
+    other = from_dict(values)
+    same = fingerprint(other) == fingerprint(base)
+    unread = not is_read(base, f"{section}.{name}")
+
+    assert same is ((section, name) in FREE or unread)
+    assert (name in fingerprinted(base)[section]) is ((section, name) not in FREE)
+
+
+def test_the_recipes_name_is_not_in_the_fingerprint():
+    """A run may be continued from its own configuration file."""
+    assert fingerprint(TrainConfig(recipe="a")) == fingerprint(TrainConfig(recipe="b"))
