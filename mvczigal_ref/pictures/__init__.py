@@ -1,0 +1,5 @@
+"""Pictures: sheets of images, turntables, and the drawing of figures."""
+
+from mvczigal_ref.pictures.sheets import as_grid, contact_sheet, save_png, save_turntable
+
+__all__ = ["as_grid", "contact_sheet", "save_png", "save_turntable"]
