@@ -74,9 +74,7 @@ def test_what_was_not_measured_is_left_out():
 
 def test_one_of_two_curves_is_drawn_alone():
     """A run without a threshold still shows its rewards, in their own colour."""
-    two = Panel(
-        title="Two", axis="size [m]", note="A note.", curves=(Curve(key="absent"), Curve(key="a"))
-    )
+    two = replace(ONE, curves=(Curve(key="absent"), Curve(key="a")))
     svg = draw(two, [{"iteration": i, "a": 1.0 + i} for i in range(5)], name="f")
 
     assert len(vertices(svg, "--curve-1")) == 5
@@ -85,9 +83,7 @@ def test_one_of_two_curves_is_drawn_alone():
 
 def test_a_noisy_curve_is_drawn_thin_and_its_mean_bold():
     """A long noisy curve is two lines, a short or a quiet one is one."""
-    noisy = Panel(
-        title="One", axis="size [m]", note="A note.", curves=(Curve(key="a"),), noisy=True
-    )
+    noisy = replace(ONE, noisy=True)
     rows = [{"iteration": i, "a": float(i % 2)} for i in range(40)]
 
     assert draw(noisy, rows, name="f").count("var(--curve-0)") == 2
@@ -106,9 +102,7 @@ def test_few_points_are_seen(count):
 def test_zero_is_in_sight_where_it_matters():
     """A panel that marks 0 has a line more."""
     rows = [{"iteration": i, "a": 5.0 + i} for i in range(5)]
-    marked = Panel(
-        title="One", axis="size [m]", note="A note.", curves=(Curve(key="a"),), zero=True
-    )
+    marked = replace(ONE, zero=True)
     plain, zero = draw(ONE, rows, name="f"), draw(marked, rows, name="f")
 
     assert len(re.findall(r">0<", zero)) == 1 + len(re.findall(r">0<", plain))
