@@ -8,8 +8,10 @@ from mvczigal_ref.reproduce.comparison import (
     gain_over_seeds,
     planned_runs,
 )
+from mvczigal_ref.reproduce.figures import figure
 from mvczigal_ref.reproduce.methods import COMPARISONS, MethodRow, MethodSet
-from mvczigal_ref.reproduce.tables import figure, markdown
+from mvczigal_ref.reproduce.summary import Summary, read_summary, summarise, to_text
+from mvczigal_ref.reproduce.tables import markdown
 
 __all__ = [
     "COMPARISONS",
@@ -18,9 +20,13 @@ __all__ = [
     "MethodSet",
     "Outcome",
     "PlannedRun",
+    "Summary",
     "compare",
     "figure",
     "gain_over_seeds",
     "markdown",
     "planned_runs",
+    "read_summary",
+    "summarise",
+    "to_text",
 ]
