@@ -57,8 +57,8 @@ def gain_text(gain: PairedGain) -> GainText:
     error = gain.standard_error
     decimals = decimals_of(error, gain.before, gain.after)
     change = with_error(gain.gain, error, decimals=decimals, sign=True)
-    means = (f"{mean:.{decimals}f}" for mean in (gain.before, gain.after))
-    return GainText(*means, *change, in_errors(gain.gain, error))
+    before, after = (f"{mean:.{decimals}f}" for mean in (gain.before, gain.after))
+    return GainText(before, after, *change, in_errors(gain.gain, error))
 
 
 def in_errors(value: float, error: float) -> str:

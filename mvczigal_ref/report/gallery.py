@@ -82,7 +82,7 @@ def image_gains(run: RunContent) -> Float[Tensor, " prompt"]:
     before, after = run.before, run.after
     if before is None:
         return torch.zeros(0)
-    first = getattr(before, field)[0].double()
+    first: Tensor = getattr(before, field)[0].double()
     scores = first if after is None else getattr(after, field)[0].double() - first
     shown = min(len(e.images) for e in (before, after) if e is not None)
     return scores[:shown]

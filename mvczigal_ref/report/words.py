@@ -138,8 +138,8 @@ def run_facts(run: RunContent) -> dict[str, str]:
     if not starts:
         return {}
     seconds = [start["seconds"] for start in starts]
-    known = sum(s for s in seconds if s is not None)
-    took = duration(known) + ("" if None not in seconds else ", and a start that has not ended")
+    total = sum(s for s in seconds if s is not None)
+    took = duration(total) + ("" if None not in seconds else ", and a start that has not ended")
     several = f" in {len(starts)} starts" if len(starts) > 1 else ""
     columns = {
         "typed": [start["command"] or "called from Python" for start in starts],

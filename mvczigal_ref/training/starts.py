@@ -24,6 +24,9 @@ STARTS = "starts.json"
 """File of a run folder: a list with one record per start, none of which a result depends on."""
 
 _PACKAGES = ("mvczigal-ref", "torch", "diffusers", "transformers", "peft", "numpy")
+_FIELDS = {
+    *("began", "command", "versions", "machine", "device", "processes", "threads", "seconds"),
+}
 _CPU = Path("/proc/cpuinfo")  # of Linux
 
 
@@ -78,7 +81,8 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
         records = json.loads((folder / STARTS).read_bytes())
     except (OSError, ValueError, RecursionError):
         return []
-    return records if isinstance(records, list) else []
+    whole = isinstance(records, list) and all(isinstance(one, dict) for one in records)
+    return records if whole and all(one.keys() >= _FIELDS for one in records) else []
 
 
 def typed_command(words: Sequence[str]) -> str | None:

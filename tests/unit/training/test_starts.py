@@ -61,7 +61,7 @@ def test_a_command_is_one_only_where_it_was_typed(words, command):
 # -- errors ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}"])
+@pytest.mark.parametrize("content", [None, "{", "{}", "[1]", '[{"began": "now"}]'])
 def test_a_damaged_record_stops_nothing(tmp_path, content):
     """No result depends on it."""
     if content is not None:
