@@ -20,8 +20,8 @@ from mvczigal_ref.evaluation.evaluate import evaluate, paired_gain
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.comparison import gain_over_seeds, run_gain
 from mvczigal_ref.system import build_system
+from mvczigal_ref.tiny_world.colour_area import colour_area
 from mvczigal_ref.tiny_world.grammar import parse, split_prompts
-from mvczigal_ref.tiny_world.visible import colour_area
 
 SCORES = ("per_view", "joint")
 

@@ -167,7 +167,6 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     )
     from mvczigal_ref.advantage.branches import (
         fuse_leaf_rewards as fuse_leaf_rewards,
-        leaf_advantages as leaf_advantages,
         depth_advantages as depth_advantages,
         granular_advantages as granular_advantages,
     )
@@ -286,9 +285,7 @@ _NAMES = {
         "advantage.standardise": "standardise",
         "advantage.pair": "PairAdvantages pair_advantages joint_share advantage_gap",
         "advantage.group": "group_advantages ragged_group_advantages combined_group_advantages",
-        "advantage.branches": (
-            "fuse_leaf_rewards leaf_advantages depth_advantages granular_advantages"
-        ),
+        "advantage.branches": ("fuse_leaf_rewards depth_advantages granular_advantages"),
     },
     "objective: regress the log-ratio gap onto the advantage gap, or make the better likelier": {
         "objective.reward_difference": "reward_difference_loss reward_difference_gradients",

@@ -4,7 +4,6 @@ from mvczigal_ref.advantage.branches import (
     depth_advantages,
     fuse_leaf_rewards,
     granular_advantages,
-    leaf_advantages,
 )
 from mvczigal_ref.advantage.group import (
     CombineRewards,
@@ -34,7 +33,6 @@ __all__ = [
     "granular_advantages",
     "group_advantages",
     "joint_share",
-    "leaf_advantages",
     "pair_advantages",
     "ragged_group_advantages",
     "standardise",

@@ -14,7 +14,7 @@ from torch import Tensor
 from mvczigal_ref.advantage.group import combined_group_advantages, group_advantages
 from mvczigal_ref.diffusion.precision import require_full_precision
 
-__all__ = ["depth_advantages", "fuse_leaf_rewards", "granular_advantages", "leaf_advantages"]
+__all__ = ["depth_advantages", "fuse_leaf_rewards", "granular_advantages"]
 
 
 def fuse_leaf_rewards(
@@ -128,41 +128,6 @@ def depth_advantages(
         [-1.0, 1.0]
     """
     return tuple(group_advantages(row, ddof=ddof, delta=delta, clip=clip) for row in node_rewards)
-
-
-def leaf_advantages(
-    advantages: Sequence[Float[Tensor, "*batch _"]],
-) -> Float[Tensor, "*batch depth leaf"]:
-    """Repeat each node's advantage for the leaves below it.
-
-    Source:
-        Ours: a table to train whole paths with, in which the steps that leaves share count
-        once per leaf.
-
-    Args:
-        advantages: One table per depth, the leaves' last, as :func:`depth_advantages` returns
-            them [1].
-
-    Returns:
-        The advantage that each leaf's path has at each depth [1].
-
-    Raises:
-        ValueError: If there is no table, or a depth's nodes do not divide the leaves.
-
-    Examples:
-        >>> leaf_advantages([torch.tensor([1.0, 2.0]), torch.arange(4.0)]).tolist()
-        [[1.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 3.0]]
-    """
-    leaves = advantages[-1].shape[-1] if advantages else 0
-    sizes = [row.shape[-1] for row in advantages]
-    if not leaves or any(not size or leaves % size for size in sizes):
-        msg = (
-            "`advantages` must hold one table per depth, whose nodes divide the last one's leaves; "
-            f"got {sizes}; pass what `depth_advantages` returns."
-        )
-        raise ValueError(msg)
-    rows = [row.repeat_interleave(leaves // row.shape[-1], dim=-1) for row in advantages]
-    return torch.stack(rows, dim=-2)
 
 
 def granular_advantages(

@@ -70,7 +70,7 @@ class TrainingDisplay(Events):
     """One line per iteration over a progress bar; in a file or a pipe, a plain line now and then.
 
     Args:
-        console: Where to; rich knows whether someone is watching.
+        console: Console to write to; rich knows whether someone is watching.
         config: The run; columns that would say nothing of it are left out. None shows all.
     """
 

@@ -52,7 +52,7 @@ def named_recipe(name: str) -> "TrainConfig":
     """Give a recipe's configuration.
 
     Args:
-        name: Of the recipe.
+        name: Name of the recipe.
 
     Returns:
         The configuration.
@@ -81,7 +81,7 @@ def recipe_config(name: str, *, file: Path | None, words: Sequence[str]) -> "Tra
     """Give a recipe's configuration, changed by a file, then by words.
 
     Args:
-        name: Of the recipe.
+        name: Name of the recipe.
         file: Settings by section, in YAML or JSON.
         words: Settings as `section.name=value`; a later one wins.
 
@@ -158,7 +158,7 @@ def build_policy(
     Args:
         run: Run folder whose newest checkpoint is loaded, if any.
         config: Sampling, and the weights where there is no run.
-        device: Where everything goes.
+        device: Device of every network.
         scorers: Scorers of the system.
         lora: Trained LoRA to load on weights of no run.
 

@@ -64,7 +64,7 @@ def run_plan(config: TrainConfig, *, processes: int, file: Path | None) -> None:
 
     Args:
         config: The run.
-        processes: Of the run, each with a GPU of its own.
+        processes: Processes of the run, each with a GPU of its own.
         file: JSON file for all numbers; None writes none.
 
     Raises:

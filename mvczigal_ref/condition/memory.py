@@ -15,7 +15,7 @@ class CaptionMemory:
     prompts does not matter.
 
     Args:
-        earlier: Captions to remember from the start, by prompt, as :meth:`state` gave them.
+        earlier: Captions to remember from the start, by prompt.
 
     Examples:
         >>> memory = CaptionMemory({"a cat": ["A cat at dusk."]})
@@ -61,7 +61,3 @@ class CaptionMemory:
     def earlier(self, prompt: str) -> tuple[str, ...]:
         """List the captions that a prompt has had, oldest first."""
         return tuple(self._texts.get(prompt, ()))
-
-    def state(self) -> dict[str, list[str]]:
-        """Return all captions by prompt, to be saved with a run and given to a new memory."""
-        return {prompt: list(captions) for prompt, captions in self._texts.items()}

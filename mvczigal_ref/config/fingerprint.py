@@ -40,7 +40,7 @@ def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> st
 
     Args:
         there: All settings of what lies in a folder, by section.
-        here: The same settings of what is asked for now.
+        here: Settings of what is asked for now, the same ones.
 
     Returns:
         Both values of each that differs, or an empty text.

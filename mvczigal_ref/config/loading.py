@@ -85,7 +85,7 @@ def load_config(
     config.json, all sections together, is taken as it is.
 
     Args:
-        base: Where to start, usually a recipe; None is the defaults.
+        base: Configuration to start from, usually a recipe; None is the defaults.
         file: YAML or JSON file of settings by section, or None.
         overrides: Words such as `objective.clip_range=1e-3`; a later one wins.
         training: Whether all of it is for a run; where some of it is for something else, such as
@@ -325,7 +325,7 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     """Find the dotted name that someone may have meant.
 
     Args:
-        name: What was written.
+        name: Name as it was written.
         names: Names that exist; at least one.
 
     Returns:

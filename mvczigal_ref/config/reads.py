@@ -11,7 +11,7 @@ from mvczigal_ref.config.method import scorer_weights
 from mvczigal_ref.config.train import TrainConfig
 from mvczigal_ref.errors import quoted
 
-__all__ = ["ALWAYS", "SOMETIMES", "Condition", "is_read", "unread", "unread_settings"]
+__all__ = ["ALWAYS", "SOMETIMES", "Condition", "unread", "unread_settings"]
 
 EMBED_GUIDANCE = ("tiny", "lcm_sdxl")
 """Weights whose network reads the guidance scale itself, and so no negative prompt."""
@@ -26,23 +26,6 @@ class Condition:
 
     words: str
     """The circumstance as a message ends: `... is read only {words}`."""
-
-
-def is_read(config: TrainConfig, path: str) -> bool:
-    """Say whether a setting acts in a configuration.
-
-    Args:
-        config: Any.
-        path: Dotted path of the setting.
-
-    Returns:
-        False where nothing depends on its value.
-
-    Examples:
-        >>> is_read(TrainConfig(), "sampler.eta"), is_read(TrainConfig(), "sampler.num_steps")
-        (False, True)
-    """
-    return path not in SOMETIMES or SOMETIMES[path].acts(config)
 
 
 def unread_settings(config: TrainConfig) -> list[str]:

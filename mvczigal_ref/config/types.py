@@ -106,77 +106,33 @@ def _cap(value: object) -> object:
 
 
 _SMALLEST, _LARGEST = 1e-37, 1e37
-
-
 _MOST = 10**9  # of anything that is counted one by one
-
-
 _MOST_HELD = 10**5  # of anything that is held at once
-
 
 SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-
 Dtype = Literal["fp32", "bf16", "fp16"]
-
-
 Real = Annotated[
     float,
     BeforeValidator(_refuse_bool),
     Field(allow_inf_nan=False),
     AfterValidator(_fits_fp32),
 ]
-
-
 Positive = Annotated[Real, Field(gt=0)]
-
-
 PowerOfTwo = Annotated[Real, Field(ge=1, le=2**32), AfterValidator(_power_of_two)]
-
-
 NonNegative = Annotated[Real, Field(ge=0)]
-
-
 Fraction = Annotated[Real, Field(ge=0, le=1)]
-
-
 Elevation = Annotated[Real, Field(ge=-90, le=90)]
-
-
 HalfOpenFraction = Annotated[Real, Field(ge=0, lt=1)]
-
-
 Rate = Annotated[Positive, Field(le=1e3)]
-
-
 RateOrZero = Annotated[NonNegative, Field(le=1e3)]
-
-
 Cap = Annotated[Positive | None, BeforeValidator(_cap)]
-
-
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST)]
-
-
 CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=_MOST)]
-
-
 Size = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST_HELD)]
-
-
 Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
-
-
 Name = Annotated[str, Field(min_length=1)]
-
-
 Text = Annotated[str, Field()]
-
-
 Names = tuple[Name, ...]
-
-
 Scorers = Annotated[str | Table[float], PlainValidator(_scorers)]
-
-
 Texts = Annotated[Table[str], PlainValidator(_texts)]

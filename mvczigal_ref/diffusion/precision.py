@@ -126,7 +126,7 @@ def per_latent(value: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: The dtype to return; the number is rounded once, here.
 
     Returns:
-        The same numbers, shape ``(*batch, 1, 1, 1)``.
+        Numbers of ``value``, shape ``(*batch, 1, 1, 1)``.
 
     Examples:
         >>> per_latent(torch.zeros(2, 3), torch.float64).shape

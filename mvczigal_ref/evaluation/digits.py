@@ -103,7 +103,7 @@ def with_error(
 
     Args:
         value: A mean or a gain.
-        error: Its standard error; 0 or not finite where it is unknown.
+        error: Standard error of the value; 0 or not finite where it is unknown.
         decimals: Decimals of both, where they stand beside other numbers; else those of the error.
         sign: Whether a plus is written, too.
 

@@ -137,7 +137,7 @@ def seal_evaluation(scores: Evaluation, path: Path, measured: str) -> str:
 
     Args:
         scores: Scores of an occasion.
-        path: Their file; the iteration that ends its name is read.
+        path: File of the scores; the iteration that ends its name is read.
         measured: Circumstances of the measurement.
 
     Returns:
@@ -285,12 +285,12 @@ def evaluate(
 
     Args:
         system: Network, sampler and scorers.
-        prompts: Such as the held-out ones; at least one.
+        prompts: Prompts, such as the held-out ones; at least one.
         config: As :func:`sample_objects`; also objects per slice.
         world: Processes share out the slices where they divide evenly, and all
             do everything where not.
-        num_noises: Initial noises a prompt; at least 1.
-        seed: Of the noises.
+        num_noises: Initial noises per prompt; at least 1.
+        seed: Seed of the noises.
         zigzag: Sample with ZMV-Sampling instead of plainly.
         keep_images: Prompts whose images of the first noise are kept, at most all; at least 0. None
             keeps all that fit into 64 MiB, and 8 where fewer do.

@@ -140,7 +140,7 @@ def guard_step(
         check: Scores of now.
         margin: :math:`m`, in ``unit``; positive.
         unit: ``standard_errors`` needs two prompts or more.
-        fallen: How many watched scores must have fallen.
+        fallen: Number of watched scores that must have fallen, one or every one.
 
     Returns:
         The new state, and the verdict.

@@ -130,9 +130,9 @@ def object_features(
 
     Args:
         images: Decoded views in [0, 1].
-        scorers: Of these, the first with a method ``image_features``, from images to one vector
-            per view, is asked. If there is none, a view's vector is its colour, averaged over
-            squares of an eighth of its edge.
+        scorers: Scorers, the first of which that has a method ``image_features``, from images to
+            one vector per view, is asked. If none has, a view's vector is its colour, averaged
+            over squares of an eighth of its edge.
 
     Returns:
         The views' vectors one after the other [1, or feature units].

@@ -61,7 +61,7 @@ def split_url(base_url: str, *, name: str = "base_url") -> SplitResult:
         name: Name of the argument, for the message.
 
     Returns:
-        Its parts.
+        Parts of the URL.
 
     Raises:
         ValueError: If it is not such a URL, or holds a password, query or fragment.

@@ -11,7 +11,8 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.caption import Conditions
 from mvczigal_ref.method.forward_batches import forward_batches
 from mvczigal_ref.method.group_batches import group_update_settings
-from mvczigal_ref.method.groups import compare, joint_mean, reward_metrics
+from mvczigal_ref.method.group_metrics import joint_mean, reward_metrics
+from mvczigal_ref.method.groups import compare
 from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss, old_policy_decay
 from mvczigal_ref.records import Samples

@@ -52,7 +52,7 @@ class Iteration:
             advantages: Advantages of all prompts.
 
         Returns:
-            The same, or each prompt with another one's.
+            Advantages as they are, or each prompt with another one's.
         """
         if not self.config.advantage.shuffle:
             return advantages

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mvczigal_ref.cameras import OrthographicRig, camera_image
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.finite import overflow_shown
+from mvczigal_ref.models.latents import ScaledAutoencoder
 from mvczigal_ref.models.loading import (
     cast_network,
     load_model,
@@ -30,7 +28,6 @@ from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.models.tokenizer_files import read_tokenizer
 from mvczigal_ref.models.weight_files import read_safetensors, refuse_single_file
 from mvczigal_ref.policy import CameraFeatures, Conditioning
-from mvczigal_ref.shapes import BatchLatent
 
 __all__ = ["Components", "load_components"]
 
@@ -42,7 +39,7 @@ ImageSize = int | tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Components:
+class Components(ScaledAutoencoder):
     """Networks and tokenizers that turn prompts and cameras into images."""
 
     tokenizer: CLIPTokenizer
@@ -57,17 +54,8 @@ class Components:
     text_encoder_2: CLIPTextModelWithProjection
     """CLIP encoder with the pooled projection."""
 
-    vae: AutoencoderKL
-    """Autoencoder: images to latents and back."""
-
     policy: MultiViewUNet
     """Denoising network with its camera encoder."""
-
-    latent_mean: Float[Tensor, " c"]
-    """Mean of the autoencoder's raw latents, by channel [1]."""
-
-    latent_std: Float[Tensor, " c"]
-    """Standard deviation of the autoencoder's raw latents, by channel [1]; positive."""
 
     def encode_rig(self, rig: OrthographicRig, *, image_size: ImageSize) -> CameraFeatures:
         """Encode a rig's cameras, without gradient.
@@ -134,44 +122,6 @@ class Components:
             negative_prompt_embeds=negative,
             negative_pooled_prompt_embeds=negative_pooled,
         )
-
-    def encode(
-        self, images: Float[Tensor, "*batch rgb height width"]
-    ) -> Float[Tensor, "*batch c h w"]:
-        r"""Encode images into latents of mean 0 and standard deviation 1.
-
-        .. math:: z = (\mathbb{E}[q(z|x)] - m) / s
-
-        Args:
-            images: In [0, 1]. Gradient flows to them.
-
-        Returns:
-            The mean of the autoencoder's posterior, scaled [1].
-        """
-        rows = images.reshape(-1, *images.shape[-3:])
-        raw = self.vae.encode((2.0 * rows - 1.0).to(self.vae.dtype)).latent_dist.mean
-        raw = raw.to(images.dtype)
-        mean, std = (_per_channel(value, raw) for value in (self.latent_mean, self.latent_std))
-        latent: Tensor = (raw - mean) / std
-        return latent.reshape(*images.shape[:-3], *latent.shape[-3:])
-
-    def decode(self, latent: BatchLatent) -> Float[Tensor, "*batch rgb height width"]:
-        r"""Decode scaled latents into images in [0, 1].
-
-        .. math:: x = \mathrm{clip}(\tfrac12 D(s z + m) + \tfrac12, 0, 1)
-
-        Args:
-            latent: Scaled latents [1]. Gradient flows to them where the image
-                is inside its range.
-
-        Returns:
-            Images, clamped; NaN where the autoencoder overflows.
-        """
-        rows = latent.reshape(-1, *latent.shape[-3:])
-        raw = rows * _per_channel(self.latent_std, rows) + _per_channel(self.latent_mean, rows)
-        decoded: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.to(latent.dtype)
-        image = overflow_shown((0.5 * decoded + 0.5).clamp(0.0, 1.0), decoded)
-        return image.reshape(*latent.shape[:-3], *image.shape[-3:])
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -306,8 +256,3 @@ def _read(folder: Path, dtype: torch.dtype) -> Components:
 def _both_sides(image_size: ImageSize) -> tuple[int, int]:
     """Split an image size into height and width."""
     return (image_size, image_size) if isinstance(image_size, int) else image_size
-
-
-def _per_channel(value: Tensor, like: Tensor) -> Tensor:
-    """Shape one number per channel to broadcast over latents."""
-    return value.to(like)[:, None, None]

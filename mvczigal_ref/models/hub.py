@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, load_strict, quiet
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
@@ -31,7 +31,7 @@ from mvczigal_ref.models.weight_files import (
     refuse_single_file,
 )
 
-__all__ = ["SdxlSources", "latent_statistics", "load_sdxl_components"]
+__all__ = ["SdxlSources", "load_sdxl_components"]
 
 # Class of each network, and the name of that class's dtype argument.
 _NETWORKS = {
@@ -93,27 +93,6 @@ def load_sdxl_components(
         msg = f"the networks' files must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
     return components.to(device)
-
-
-def latent_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
-    r"""Read the mean and standard deviation of an autoencoder's raw latents from its settings.
-
-    .. math:: x = z\,s / k + m
-
-    Source:
-        diffusers' SDXL pipeline: k is the scaling factor, m and s are 0 and 1 where the settings
-        have none.
-
-    Args:
-        vae: The autoencoder.
-
-    Returns:
-        Mean and standard deviation by channel, fp32 [1].
-    """
-    channels = vae.config.latent_channels
-    mean = torch.tensor(vae.config.latents_mean or [0.0] * channels)
-    std = torch.tensor(vae.config.latents_std or [1.0] * channels)
-    return mean, std / vae.config.scaling_factor
 
 
 def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:

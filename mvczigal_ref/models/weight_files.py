@@ -168,7 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
         path: JSON, an object.
 
     Returns:
-        Its entries.
+        Entries of the object.
 
     Raises:
         CheckpointError: If it is something else; the message says what.
@@ -269,7 +269,7 @@ def first_line(error: BaseException) -> str:
         error: Exception of a library.
 
     Returns:
-        Its first line, or its kind where it has no text.
+        First line of the text, or the exception's kind where it has none.
 
     Examples:
         >>> first_line(ValueError("no\nmore"))

@@ -14,7 +14,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from mvczigal_ref.cameras import PAPER_RIG, OrthographicRig
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.hub import latent_statistics, load_sdxl_components
+from mvczigal_ref.models.hub import load_sdxl_components
+from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.schedulers import sdxl_scheduler, stored_prediction, stored_settings
 from mvczigal_ref.models.sources import ADAPTER_FILES, SdxlSources, find_file, published_place

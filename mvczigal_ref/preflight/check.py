@@ -44,7 +44,7 @@ def check(
 
     Args:
         config: Any run.
-        device: Where the network computes.
+        device: Device on which the network computes.
         components: Models already loaded, changed in place; read from ``model.weights`` if absent.
         objects: Objects sampled together [objects]; one takes least time.
 
@@ -78,7 +78,7 @@ def check_system(system: System, config: TrainConfig, *, objects: int = 1) -> Ch
     """Try a system that is already built; see :func:`check`.
 
     Args:
-        system: Its trained parameters are changed, and put back.
+        system: System whose trained parameters are changed, and put back.
         config: The run that it was built for.
         objects: Objects sampled together [objects].
 
@@ -111,7 +111,7 @@ def trial_of(system: System, config: TrainConfig, objects: int) -> Trial:
     """Choose the trial of a run's objective.
 
     Args:
-        system: Its trained parameters will be changed.
+        system: System whose trained parameters will be changed.
         config: The run that it was built for.
         objects: Objects sampled together [objects].
 

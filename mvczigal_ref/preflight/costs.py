@@ -67,7 +67,7 @@ class Costs:
         A compiled network computes it with its graph, which is dropped.
 
         Args:
-            call: Its shape.
+            call: Shape of the call.
 
         Returns:
             Operations [FLOP], and the most that it holds [bytes].
@@ -101,7 +101,7 @@ class Costs:
             backward: Whether the backward pass is measured too.
 
         Returns:
-            Its cost, as it is once gradients exist that new ones are added to.
+            Cost of the replay, as it is once gradients exist that new ones are added to.
         """
         key = (shape, checkpointed, backward)
         earlier = self._graphs.get(key) or self._graphs.get((shape, checkpointed, True))

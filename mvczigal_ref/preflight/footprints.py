@@ -27,7 +27,7 @@ class Footprint:
     weights: int
     """Memory of these numbers [bytes]."""
     working: int
-    """Its image network on one chunk, at its peak [bytes]."""
+    """Memory of its image network on one chunk, at its peak [bytes]."""
 
 
 NOTHING = Footprint(0, 0, 0)
@@ -39,10 +39,10 @@ def scorer_footprint(name: str, options: ScorerOptions) -> Footprint:
 
     Args:
         name: Name of the scorer, of either kind.
-        options: Its dtype, the size of a chunk, and whether a service has it.
+        options: Dtype, size of a chunk, and whether a service has it.
 
     Returns:
-        Its footprint; nothing for a scorer of the tiny world or behind a URL.
+        Footprint of the scorer; nothing for one of the tiny world or behind a URL.
 
     Examples:
         >>> scorer_footprint("world.joint", ScorerOptions()).weights

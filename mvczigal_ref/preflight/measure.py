@@ -64,13 +64,13 @@ def measure_graph(
     """Measure a function with gradient.
 
     Args:
-        function: Without arguments; returns a tensor. Its computation may be on the meta device.
+        function: Function of no argument that returns a tensor, on any device, meta too.
         present: Tensors that were there before, and gradients that are added to.
         backward: Whether the backward pass is wanted; if not, its numbers are 0 and the peak is
             that of the forward pass.
 
     Returns:
-        Its cost.
+        Cost of both passes.
 
     Examples:
         >>> weight = torch.empty(8, 8, device="meta", requires_grad=True)

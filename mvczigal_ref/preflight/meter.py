@@ -76,10 +76,10 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Add up the memory behind tensors, shared memory once.
 
     Args:
-        tensors: Of any device.
+        tensors: Tensors on any device.
 
     Returns:
-        Bytes.
+        Memory [bytes].
 
     Examples:
         >>> a = torch.zeros(4, 2)

@@ -122,9 +122,9 @@ class Memory:
     saved: int
     """Activations that one microbatch's graph keeps, as configured; a part of ``replay``."""
     saved_checkpointed: int
-    """The same with gradient checkpointing."""
+    """Activations that one microbatch's graph keeps with gradient checkpointing."""
     saved_plain: int
-    """The same without."""
+    """Activations that one microbatch's graph keeps without gradient checkpointing."""
     images: int = 0
     """Decoded images of one slice; a part of ``decoding`` and of ``scoring``."""
     copies: int = 0

@@ -52,7 +52,7 @@ def in_fp32(network: nn.Module) -> Iterator[bool]:
     """Widen what a network holds in half precision, for a while; no bit of it is lost.
 
     Args:
-        network: Its half-precision parameters and buffers are fp32 meanwhile.
+        network: Network whose half-precision parameters and buffers are fp32 meanwhile.
 
     Yields:
         Whether there was anything to widen.

@@ -107,7 +107,7 @@ class Place:
     """One replay of stored samples."""
 
     name: str
-    """Its place in the samples, for messages."""
+    """Place of the replay in the samples, for messages."""
 
     replay: Callable[[bool], Tensor]
     """Replays with gradient or without; gives densities, or velocities where there are none."""

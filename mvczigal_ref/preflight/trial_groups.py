@@ -172,7 +172,7 @@ def scaled_gradient(
     A gradient that rounds away whole, at which a run stops, is left as zeros.
 
     Args:
-        system: Its trained parameters hold the gradient afterwards.
+        system: System whose trained parameters hold the gradient afterwards.
         loss_scale: Scale to begin with; it falls while the gradient overflows.
         update: An update of one optimiser step, with an optimiser and a loss scale.
 

@@ -104,7 +104,7 @@ def workload_of(
     """Sample one slice with a network that only notes its calls, and cut up its replay.
 
     Args:
-        system: Its tensors may be on the meta device.
+        system: System whose tensors may be on the meta device.
         config: The run.
         conditioning: Features of the slice's prompts.
         iteration: Index of the iteration, for windows that move.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.flow.components import FlowComponents
-from mvczigal_ref.models.flow.loading import load_flux
+from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import TINY_WORDS
@@ -118,7 +118,7 @@ def pretrain_flow(out: Path, config: FlowPretrainConfig) -> FlowComponents:
             if accelerator.is_main_process:
                 components.save(out / name)
             accelerator.wait_for_everyone()
-        components = load_flux(out / name, max_tokens=config.max_tokens)
+        components = load_flow(out / name, text_length=config.max_tokens)
     return components
 
 

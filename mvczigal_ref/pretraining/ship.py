@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.components import load_components
-from mvczigal_ref.models.flow.loading import load_flux
+from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.pictures import contact_sheet, save_png
 from mvczigal_ref.pretraining.flow import LAST_STAGE
 from mvczigal_ref.pretraining.gate import Gate
@@ -77,8 +77,8 @@ def ship_flow(
     """
     _start(work, LAST_STAGE, "transformer", folder)
     max_tokens = json.loads((work / "pretrain_config.json").read_text("utf-8"))["max_tokens"]
-    load_flux(work / LAST_STAGE, max_tokens=max_tokens).save(folder, dtype=torch.float16)
-    stored = load_flux(folder, max_tokens=max_tokens)
+    load_flow(work / LAST_STAGE, text_length=max_tokens).save(folder, dtype=torch.float16)
+    stored = load_flow(folder, text_length=max_tokens)
     tables = [
         gate_flow(stored, seed=0, noises=noises, guidance_scale=scale) for scale in guidance_scales
     ]

@@ -149,7 +149,7 @@ class PlannedRun:
     """One run of a comparison."""
 
     config: TrainConfig
-    """Its settings, length and seed among them."""
+    """Settings of the run, length and seed among them."""
 
     folder: Path
     """Run folder, made when the run begins."""

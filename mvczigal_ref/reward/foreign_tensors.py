@@ -51,7 +51,7 @@ def read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
 
     Args:
         path: The file.
-        kind: Its format, as :func:`~mvczigal_ref.models.weight_files.describe_file` names it.
+        kind: Format of the file, by :func:`~mvczigal_ref.models.weight_files.describe_file`.
 
     Returns:
         Tensors by name.

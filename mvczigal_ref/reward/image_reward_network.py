@@ -98,7 +98,7 @@ def to_image_reward(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors: Tensors by the network's names.
 
     Returns:
-        The same tensors by their published names.
+        Tensors by their published names.
 
     Examples:
         >>> import torch
@@ -115,7 +115,7 @@ def from_image_reward(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors: Tensors by their published names.
 
     Returns:
-        The same tensors by the network's names; the inverse of :func:`to_image_reward`.
+        Tensors by the network's names; the inverse of :func:`to_image_reward`.
 
     Examples:
         >>> import torch

@@ -74,7 +74,7 @@ class Mixture:
             tables: Tables of one shape by scorer: raw rewards, or numbers made of them.
 
         Returns:
-            Their weighted sum.
+            Weighted sum of the tables.
 
         Raises:
             ValueError: If names or shapes disagree, or a weight is not finite.

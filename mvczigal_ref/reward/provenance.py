@@ -41,7 +41,7 @@ def note(path: Path) -> Path:
         path: File that is about to be read.
 
     Returns:
-        The same path.
+        Path that was given.
     """
     files = _FILES.get()
     if files is not None:

@@ -23,7 +23,7 @@ from mvczigal_ref.rollout.nodes import (
 )
 from mvczigal_ref.rollout.noise import SeededNoise
 
-__all__ = ["branch_network_rows", "branched_rollout", "finishing_sampler"]
+__all__ = ["branched_rollout", "finishing_sampler"]
 
 
 def finishing_sampler(
@@ -70,56 +70,6 @@ def finishing_sampler(
         sigma_t=sampler.sigma_t[first],
         sigma_prev=sampler.sigma_prev[last],
     )
-
-
-def branch_network_rows(
-    *,
-    num_steps: int,
-    steps: Sequence[int],
-    branches: int,
-    num_trunks: int = 1,
-    strides: Sequence[int] = (1,),
-    fine_steps: int = 0,
-) -> tuple[int, ...]:
-    r"""Count the rows of every network call of :func:`branched_rollout`, per prompt and view.
-
-    .. math:: \text{calls} = k_{last} + 1 + \sum_k \sum_g N_{kg},
-        \qquad \text{rows} = R\,(k_{last} + 1) + R B \sum_k \sum_g N_{kg}
-
-    with :math:`R` trunks, :math:`B` branches and the :math:`N_{kg}` steps of
-    :func:`finishing_sampler` after step :math:`k`.
-
-    Source:
-        Ours.
-
-    Args:
-        num_steps: Steps of the grid :math:`T`.
-        steps: Steps that branch :math:`k`, increasing.
-        branches: Branches of every trunk at each of ``steps`` :math:`B`.
-        num_trunks: Trunks of every prompt :math:`R`.
-        strides: Finishing strides :math:`g`.
-        fine_steps: Steps of the grid itself before them.
-
-    Returns:
-        One number per call, in order: each trunk's step before the branches that it begins.
-
-    Raises:
-        ValueError: As :func:`branched_rollout`.
-
-    Examples:
-        >>> branch_network_rows(num_steps=4, steps=(0, 1), branches=6, strides=(1, 2))
-        (1, 6, 6, 6, 6, 6, 1, 6, 6, 6)
-    """
-    _require_counts(branches=branches, num_trunks=num_trunks)
-    _require_branching_steps(steps, num_steps=num_steps)
-    _require_strides(strides, fine_steps)
-    rows = []
-    for step in range(steps[-1] + 1):
-        rows.append(num_trunks)
-        if step in steps:
-            finishes = [_finishing_steps(step + 1, num_steps, g, fine_steps) for g in strides]
-            rows += [num_trunks * branches] * sum(map(len, finishes))
-    return tuple(rows)
 
 
 @torch.no_grad()

@@ -23,9 +23,9 @@ ARMS: Final = ("zigzag", "standard")
 def paired_rollout(
     policy: Policy,
     sampler: Sampler,
-    latent: ObjectLatent | None = None,
-    conditioning: Conditioning | None = None,
-    noise: SeededNoise | Mapping[str, NoiseSource] | None = None,
+    latent: ObjectLatent | None,
+    conditioning: Conditioning,
+    noise: SeededNoise | Mapping[str, NoiseSource],
     *,
     pairing: Literal["zigzag", "standard"] = "zigzag",
     guidance_scale: float,
@@ -47,9 +47,9 @@ def paired_rollout(
         policy: The network.
         sampler: Grid, transition kernel and inversion.
         latent: x_T of both arms [1]; None is the seeded noise's own.
-        conditioning: Text and cameras of the same objects; must be given.
-        noise: Step noise, independent for both arms; must be given. Seeded noise, or one's own
-            sources under the names "zigzag" and "standard".
+        conditioning: Text and cameras of the same objects.
+        noise: Step noise, independent for both arms: seeded noise, or one's own sources under the
+            names "zigzag" and "standard".
         pairing: Kind of the first arm.
         guidance_scale: Strength of the prompt while denoising [1].
         inversion_guidance_scale: Strength of the prompt while inverting [1].
@@ -68,7 +68,6 @@ def paired_rollout(
     Raises:
         ValueError: If ``pairing`` is unknown, own noise lacks an arm or a start, or as
             :func:`zigzag_rollout`.
-        TypeError: If ``conditioning`` or ``noise`` is left out.
 
     Examples:
         >>> from mvczigal_ref.cameras import PAPER_RIG
@@ -90,12 +89,6 @@ def paired_rollout(
     if pairing not in ("zigzag", "standard"):
         msg = f"`pairing` must be 'zigzag' or 'standard'; got {pairing!r}."
         raise ValueError(msg)
-    if conditioning is None or noise is None:
-        msg = (
-            "`conditioning` and `noise` must be given; the order is policy, sampler, latent, "
-            "conditioning, noise."
-        )
-        raise TypeError(msg)
     arms = _arms(noise)
     latent = _start(latent, noise).to(storage_dtype)
     first = first_output(

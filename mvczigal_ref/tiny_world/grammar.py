@@ -112,7 +112,7 @@ def parse(prompt: str) -> Prompt:
             blanks do not matter.
 
     Returns:
-        Its meaning.
+        Meaning of the sentence.
 
     Raises:
         ConfigError: If the sentence is not in the grammar; the message lists the

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from mvczigal_ref.cameras import PAPER_RIG, OrthographicRig
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.shapes import Images
 from mvczigal_ref.tiny_world.grammar import parse
 from mvczigal_ref.tiny_world.render import (
     HALF_WIDTH,
-    IMAGE_SIZE,
     Geometry,
     Nuisance,
     colour_maps,
@@ -28,7 +26,6 @@ __all__ = [
     "WORLD_RIG",
     "SceneSet",
     "azimuth_index",
-    "render_prompts",
     "sample_scenes",
 ]
 
@@ -146,47 +143,3 @@ def sample_scenes(
         colours.append(colour_maps(prompt).expand(per_prompt, 3, 3))
     index = torch.arange(len(prompts)).repeat_interleave(per_prompt)
     return SceneSet(torch.cat(maps), torch.cat(colours), index, torch.cat(sizes))
-
-
-def render_prompts(
-    prompts: Sequence[str],
-    *,
-    generator: torch.Generator,
-    rig: OrthographicRig = WORLD_RIG,
-    image_size: int = IMAGE_SIZE,
-) -> Images:
-    """Render one real object per prompt, with nuisance and heading drawn at random.
-
-    Args:
-        prompts: Sentences of the grammar.
-        generator: Draws sizes, places and headings.
-        rig: Any cameras; their distance has no effect.
-        image_size: Pixels along an edge.
-
-    Returns:
-        Images in [0, 1], one object per prompt, one view per camera.
-
-    Raises:
-        ConfigError: If a prompt is not in the grammar.
-
-    Examples:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> render_prompts(["a red ball with a white nose"], generator=generator).shape
-        torch.Size([1, 6, 3, 32, 32])
-    """
-    cameras, elevation = torch.tensor(rig.azimuth_deg), torch.tensor(rig.elevation_deg)
-    sets = []
-    for sentence in prompts:
-        prompt = parse(sentence)
-        nuisance = Nuisance.sample(1, generator)
-        choice = int(torch.randint(len(Nuisance.HEADINGS), (), generator=generator))
-        heading = Nuisance.HEADINGS[choice]
-        maps = render_maps(
-            Geometry(prompt.shape, prompt.part, nuisance),
-            cameras - FRONT_DEG - heading,
-            elevation,
-            image_size=image_size,
-            half_width=rig.half_width,
-        )
-        sets.append(paint(maps, colour_maps(prompt)))
-    return torch.cat(sets)

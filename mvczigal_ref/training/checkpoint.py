@@ -131,7 +131,7 @@ def save_checkpoint(
     """Write one checkpoint; it has its name only once all of it is on the disk.
 
     Args:
-        folder: Where a run keeps its checkpoints; it is made.
+        folder: Folder of a run's checkpoints; it is made.
         iteration: Iterations finished; at least 0.
         tensors: Tensors by group and name; a group becomes a file of its own.
         state: The rest, as JSON values: lists rather than tuples, text as keys, finite floats.
@@ -191,7 +191,7 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
         config: Configuration whose fingerprint the checkpoint must have, or None for any.
 
     Returns:
-        What was saved, bit for bit.
+        Content of the checkpoint, bit for bit.
 
     Raises:
         CheckpointError: If it is damaged, of another format, or of another configuration.
@@ -235,7 +235,7 @@ def load_state(path: Path) -> dict[str, Any]:
         path: The checkpoint's folder.
 
     Returns:
-        Its JSON values.
+        JSON values of the checkpoint.
 
     Raises:
         CheckpointError: If manifest or values are damaged.
@@ -252,7 +252,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     A kill leaves no damaged one, so a damaged one is never passed over in silence.
 
     Args:
-        folder: Where a run keeps its checkpoints; it need not exist. Nothing in it is changed.
+        folder: Folder of a run's checkpoints; it need not exist. Nothing in it is changed.
 
     Returns:
         The checkpoint's folder, or None if there is none.
@@ -265,8 +265,8 @@ def prune_checkpoints(folder: Path, *, keep: int) -> None:
     """Remove all but the newest checkpoints, and never the newest whole one.
 
     Args:
-        folder: Where a run keeps its checkpoints.
-        keep: How many to keep; at least 1.
+        folder: Folder of a run's checkpoints.
+        keep: Number of checkpoints that stay; at least 1.
 
     Raises:
         ValueError: If `keep` is less than 1.
@@ -292,7 +292,7 @@ def clean_leftovers(folder: Path) -> None:
     """Remove what a killed writer left; only the run's one writer may call it.
 
     Args:
-        folder: Where a run keeps its checkpoints; it need not exist.
+        folder: Folder of a run's checkpoints; it need not exist.
     """
     for path in folder.glob(".iteration_*.tmp"):
         shutil.rmtree(path, ignore_errors=True)

@@ -36,7 +36,7 @@ class Events:
         """Hear that something long begins.
 
         Args:
-            text: What it is.
+            text: Name of it.
         """
 
     def note(self, text: str) -> None:
@@ -52,7 +52,7 @@ class Events:
         Args:
             finished: Iterations done, those before a resume too.
             total: Iterations of the whole run.
-            metrics: What the metrics file says of it.
+            metrics: Row of the metrics file.
         """
 
 

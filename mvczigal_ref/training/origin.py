@@ -74,7 +74,7 @@ class Origin:
         """Put the parameters into a system that holds new ones.
 
         Args:
-            system: Its trained parameters change.
+            system: System whose trained parameters change.
 
         Raises:
             CheckpointError: If they do not fit.
@@ -129,7 +129,7 @@ def origin_of(
 
     Args:
         folder: The run folder; it need not exist.
-        origin: What is asked for, or None to go on with what is there.
+        origin: Origin that is asked for, or None to go on with what is there.
         checkpoint: The folder's newest, which tells its origin too.
 
     Returns:

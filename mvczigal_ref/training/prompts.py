@@ -31,7 +31,7 @@ def read_prompts(name: str, *, setting: str = "prompts", world: bool = False) ->
     Args:
         name: ``world.train``, ``world.held_out``, or the path of a text file in UTF-8
             with one prompt per line.
-        setting: What was set to it, for messages.
+        setting: Setting that names them, for messages.
         world: Refuse prompts outside the tiny world's grammar.
 
     Returns:
@@ -150,7 +150,7 @@ def warn_of_cut_prompts(components: Any, prompts: Sequence[str], *, setting: str
     Args:
         components: Models of a run, with their tokenizers.
         prompts: Texts.
-        setting: Where they are from, for the message.
+        setting: Setting that names them, for the message.
     """
     limits = _token_limits(components)
     longest = max((limit for _, limit in limits), default=math.inf)

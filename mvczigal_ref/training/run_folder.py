@@ -96,7 +96,7 @@ def load_newest(folder: Path) -> Checkpoint:
         folder: Written by training.
 
     Returns:
-        What was saved.
+        Content of the checkpoint.
 
     Raises:
         CheckpointError: If the folder is no run, or its newest checkpoint is damaged.
@@ -127,7 +127,7 @@ def load_policy(
 
     Args:
         folder: Written by training.
-        device: Where everything goes.
+        device: Device of every network.
         scorers: As :func:`~mvczigal_ref.system.build_system` takes them; the run's if absent.
 
     Returns:

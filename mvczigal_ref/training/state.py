@@ -206,7 +206,7 @@ def begin(
     """Make the state of a new run.
 
     Args:
-        system: What is to be trained.
+        system: System that is to be trained.
         config: The run.
         world: This process among all.
         prompts: All training prompts; some are sampled where ``constraint.threshold_objects``

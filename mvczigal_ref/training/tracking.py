@@ -180,7 +180,7 @@ class StageTimer:
     """Seconds by stage, over one iteration.
 
     Args:
-        device: Where the stages compute; an accelerator is waited for at both ends of a stage.
+        device: Device of the stages; an accelerator is waited for at both ends of a stage.
 
     Examples:
         >>> timer = StageTimer()

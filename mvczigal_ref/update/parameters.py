@@ -25,7 +25,7 @@ def named_parameters(parameters: Parameters) -> Mapping[str, Tensor]:
         parameters: Parameters by name or in order.
 
     Returns:
-        The same parameters by name.
+        Parameters by name.
 
     Examples:
         >>> list(named_parameters([torch.zeros(1), torch.zeros(1)]))

@@ -342,8 +342,8 @@ def decision_under(
         nodes_per_call: As in :func:`replay_decision`.
 
     Returns:
-        The same states and actions, with ``log_prob``, and ``mean`` where one is kept, under
-        the condition; detached.
+        States and actions as they were, with ``log_prob``, and ``mean`` where one is stored,
+        under the condition; detached.
     """
     log_prob, mean = _replayed(policy, sampler, decision, conditioning, settings, nodes_per_call)
     return replace(decision, log_prob=log_prob, mean=None if decision.mean is None else mean)

@@ -27,10 +27,10 @@ from mvczigal_ref.recipes import RECIPES
 from mvczigal_ref.reward.builders import PER_VIEW
 from mvczigal_ref.reward.service import RemotePerView
 from mvczigal_ref.reward.tiny_world import WorldJointView, WorldPerView
-from mvczigal_ref.tiny_world.scene import render_prompts
 from mvczigal_ref.training import prompts as prompt_lists
 from mvczigal_ref.training.tracking import read_metrics
 from tests.integration.runs import HELD_OUT, PROMPTS, contents
+from tests.renders import render_prompts
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mvczigal_ref.models.components import load_components
-from mvczigal_ref.models.flow.loading import load_flux
+from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.pretraining.flow import FlowPretrainConfig, untrained
 from mvczigal_ref.pretraining.gate_flow import gate_flow
 from mvczigal_ref.system.networks import weights_folder
@@ -20,7 +20,7 @@ CONFIG = FlowPretrainConfig()
 @pytest.fixture(scope="module")
 def components():
     """Read strictly: a missing or misshapen tensor is refused."""
-    return load_flux(FOLDER, max_tokens=CONFIG.max_tokens)
+    return load_flow(FOLDER, text_length=CONFIG.max_tokens)
 
 
 def test_they_are_what_the_command_makes(components):

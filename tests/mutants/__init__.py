@@ -1,1 +1,1 @@
-"""Wrong lines that the unit tests must notice: one TOML file a topic, and the runner."""
+"""Wrong lines that the unit tests must notice: one TOML file per room, and the runner."""

@@ -2,14 +2,17 @@
 
     python -m tests.mutants.run [--topic NAME ...] [--jobs N]
 
-Every ``tests/mutants/<topic>.toml`` holds ``[[mutant]]`` tables: ``file``, ``old`` (found there
-exactly once), ``new``, and ``tests``, the files of which at least one test must fail. The work
-is done on copies in a temporary folder. Modules that do not change are imported once and each
-mutant runs in a fork, so it costs its tests and little more. Exits with 1 if the tests fail
-without a mutant, if a mutant survives, or if one is not a mutant at all.
+Every ``tests/mutants/<topic>.toml`` holds ``[[mutant]]`` tables: ``file``, ``old`` (part of one
+line, found exactly once in the file, or in the function or class named ``inside``), ``new``, and
+``tests``, the files of which at least one test must fail: the file's own tests if not given. The
+work is done on copies in a temporary folder. Modules that do not change are imported once, the
+package's are compiled once, and each mutant runs in a fork, so it costs its tests and little
+more. Exits with 1 if the tests fail without a mutant, if a mutant survives, or if one is not a
+mutant at all.
 """
 
 import argparse
+import ast
 import importlib
 import json
 import multiprocessing
@@ -49,19 +52,51 @@ class Mutant:
     file: str
     old: str
     new: str
-    tests: tuple[str, ...]
+    inside: str = ""
+    tests: tuple[str, ...] = ()
+
+    @property
+    def test_files(self) -> tuple[str, ...]:
+        """Name the tests' files: `tests/unit/ROOM/test_X.py` for `ROOM/X.py`."""
+        _, *room, name = Path(self.file).parts
+        return self.tests or (Path("tests/unit", *room, f"test_{name}").as_posix(),)
+
+    def places(self) -> list[int]:
+        """Find where `old` begins in the file, within `inside`."""
+        source = (ROOT / self.file).read_text("utf-8")
+        first, last = lines_of(source, self.inside) if self.inside else (1, source.count("\n") + 1)
+        places = [found.start() for found in re.finditer(re.escape(self.old), source)]
+        skipped = len(self.old) - len(self.old.lstrip("\n"))
+        return [p for p in places if first <= 1 + source.count("\n", 0, p + skipped) <= last]
+
+    def source(self) -> str:
+        """Write the file with the wrong line in it."""
+        source, (place,) = (ROOT / self.file).read_text("utf-8"), self.places()
+        return source[:place] + self.new + source[place + len(self.old) :]
 
     def fault(self) -> str:
         """Say why this cannot be tried, or return an empty string."""
         if self.old == self.new:
             return "`old` and `new` are equal"
-        if not self.tests:
-            return "`tests` is empty"
-        missing = [name for name in (self.file, *self.tests) if not (ROOT / name).is_file()]
+        if any("\n" in text.strip() for text in (self.old, self.new)):
+            return "`old` and `new` must be of one line"
+        missing = [name for name in (self.file, *self.test_files) if not (ROOT / name).is_file()]
         if missing:
             return f"no such file: {', '.join(missing)}"
-        found = (ROOT / self.file).read_text("utf-8").count(self.old)
-        return "" if found == 1 else f"`old` is found {found} times, not once"
+        count = len(self.places())
+        return "" if count == 1 else f"`old` is found {count} times, not once"
+
+
+def lines_of(source: str, name: str) -> tuple[int, int]:
+    """Find the first and last line of a function or class; those inside one have dotted names."""
+    node: ast.AST = ast.parse(source)
+    for part in name.split("."):
+        definitions = [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+        named = [definition for definition in definitions if definition.name == part]
+        if not named:
+            return 0, -1
+        node = named[0]
+    return min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +123,7 @@ def read_topics(folder: Path, wanted: list[str]) -> list[Mutant]:
     mutants = []
     for topic in wanted or files:
         for table in tomllib.loads(files[topic].read_text("utf-8"))["mutant"]:
-            mutants.append(Mutant(topic=topic, **{**table, "tests": tuple(table["tests"])}))
+            mutants.append(Mutant(topic=topic, **{**table, "tests": tuple(table.get("tests", ()))}))
     return list(dict.fromkeys(mutants))
 
 
@@ -153,7 +188,9 @@ class Run:
         self.tree, self.mutant, self.log = tree, mutant, tree / "log"
         if mutant:
             path = tree / mutant.file
-            path.write_text(path.read_text("utf-8").replace(mutant.old, mutant.new), "utf-8")
+            path.write_text(mutant.source(), "utf-8")
+            # Compiled code is recognised by its source's time and size: this is another time.
+            os.utime(path, (0, 0))
         self.started = time.monotonic()
         self.process = FORK.Process(target=run_tests, args=(tree, tests, self.log))
         self.process.start()
@@ -169,7 +206,7 @@ class Run:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
         if self.mutant:
-            shutil.copy(ROOT / self.mutant.file, self.tree / self.mutant.file)
+            shutil.copy2(ROOT / self.mutant.file, self.tree / self.mutant.file)
         return judge(self.process.exitcode, self.log, time.monotonic() - self.started)
 
 
@@ -189,7 +226,7 @@ def run_all(mutants: list[Mutant], trees: list[Path]) -> dict[Mutant, Outcome]:
         while waiting or running:
             while waiting and free:
                 mutant = waiting.popleft()
-                running.append(Run(free.pop(), mutant.tests, mutant))
+                running.append(Run(free.pop(), mutant.test_files, mutant))
             wait([run.process.sentinel for run in running], timeout=1.0)
             for run in [run for run in running if run.late() or not run.process.is_alive()]:
                 running.remove(run)
@@ -226,20 +263,21 @@ def main(arguments: list[str] | None = None) -> int:
         phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
     )
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
-    sys.dont_write_bytecode = True  # A mutant's bytecode must not outlive it.
     torch.set_num_threads(1)
     faults = {mutant: mutant.fault() for mutant in mutants}
     valid = [mutant for mutant in mutants if not faults[mutant]]
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
-        trees = []
-        for job in range(max(1, options.jobs)):
-            (Path(name) / str(job)).mkdir()
-            trees.append(copy_tree((Path(name) / str(job)).resolve()))
-        every = tuple(sorted({test for mutant in valid for test in mutant.tests}))
+        trees = [(Path(name) / str(job)).resolve() for job in range(max(1, options.jobs))]
+        every = tuple(sorted({test for mutant in valid for test in mutant.test_files}))
+        trees[0].mkdir()
+        copy_tree(trees[0])
         if every:
+            # This run writes the bytecode that all others read.
+            sys.dont_write_bytecode = False
             first = Run(trees[0], every)
             first.process.join(10 * LIMIT_S)
             outcome = first.end()
+            sys.dont_write_bytecode = True  # A mutant's bytecode must not outlive it.
             if outcome.word != "SURVIVED":
                 print(first.log.read_text("utf-8", "replace"))
                 print(f"The tests fail without a mutant: {outcome.detail}")
@@ -249,6 +287,8 @@ def main(arguments: list[str] | None = None) -> int:
                 flush=True,
             )
             import_once(first.log)
+        for tree in trees[1:]:
+            shutil.copytree(trees[0], tree, symlinks=True)
         outcomes = run_all(valid, trees)
     for mutant in set(mutants) - set(valid):
         print(line(mutant, Outcome(word="INVALID", detail=faults[mutant], seconds=0.0)))

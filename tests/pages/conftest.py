@@ -7,7 +7,7 @@ import torch
 
 from mvczigal_ref.report import write_report
 from mvczigal_ref.tiny_world.grammar import split_prompts
-from mvczigal_ref.tiny_world.scene import render_prompts
+from tests.renders import render_prompts
 from tests.unit.report.folders import KINDS, learnt, metrics, write_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -14,11 +14,12 @@ from mvczigal_ref.pretraining.gate_flow import gate_flow
 from mvczigal_ref.pretraining.gate_multiview import gate
 from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
-from mvczigal_ref.tiny_world.scene import WORLD_RIG, render_prompts
+from mvczigal_ref.tiny_world.scene import WORLD_RIG
 from mvczigal_ref.training import prompts as prompt_lists
 from tests.integration.runs import HELD_OUT, PROMPTS, small_components, small_flow
 from tests.pretend.runs import SMALL, configured, train_on
 from tests.pretend_device import NAME
+from tests.renders import render_prompts
 from tests.unit.language.test_local import local, seeing
 from tests.unit.reward.published_files import PER_VIEW, located, write_published
 

@@ -12,7 +12,6 @@ PACKAGE = Path(mvczigal_ref.__file__).parent
 SPANNING = {
     "diffusion/test_compile.py": ("diffusion/lcm", "diffusion/ddim", "diffusion/flow_sampler"),
     "diffusion/test_flow_marginals.py": ("diffusion/flow_sampler", "diffusion/flow_noise"),
-    "diffusion/test_step_index.py": ("diffusion/lcm", "diffusion/ddim", "diffusion/flow_sampler"),
     "models/flow/test_lora.py": ("models/lora", "models/lora_weights", "models/lora_files"),
     "models/test_own_networks.py": ("models/hub", "system/networks", "pipeline/text_to_multiview"),
     "test_iteration_settings.py": ("iteration", "config/reads"),

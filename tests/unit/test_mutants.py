@@ -9,6 +9,9 @@ import pytest
 
 from tests.mutants import run
 
+MATHEMATICS = (
+    "advantage", "cameras", "constraint", "diffusion", "objective", "rollout", "update",
+)  # fmt: skip
 TOPIC = """
 [[mutant]]
 file = "mvczigal_ref/__init__.py"
@@ -65,15 +68,72 @@ def test_tests_that_fail_by_themselves_kill_nothing(project):
     assert "passed, " not in result.stdout.splitlines()[-1]
 
 
-@pytest.mark.skipif(
+BESIDE = pytest.mark.skipif(
     not (run.ROOT / "mvczigal_ref").is_dir(), reason="the package is not beside its tests"
 )
+
+
+@BESIDE
 def test_every_mutant_still_fits_its_file():
     """A line that was rewritten takes its mutants with it."""
     mutants = run.read_topics(Path(run.__file__).parent, [])
 
     assert len(mutants) >= 400
     assert {m: m.fault() for m in mutants if m.fault()} == {}
+
+
+@BESIDE
+def test_a_topic_holds_the_mutants_of_one_room_of_the_mathematics():
+    """And is named after it."""
+    mutants = run.read_topics(Path(run.__file__).parent, [])
+    rooms = {(m.topic, Path(m.file).with_suffix("").parts[1]) for m in mutants}
+
+    assert rooms == {(room, room) for room in MATHEMATICS}
+
+
+SOURCE = """class A:
+    def same(self):
+        return a + b
+
+    def other(self):
+        return a + b
+"""
+FAULTS = {
+    "": "`old` is found 2 times, not once",
+    "A": "`old` is found 2 times, not once",
+    "A.same": "",
+    "other": "",
+    "A.absent": "`old` is found 0 times, not once",
+}
+
+
+@pytest.mark.parametrize("inside", FAULTS)
+def test_a_line_may_be_sought_in_one_function(inside, tmp_path, monkeypatch):
+    """The rest of the file may hold it too."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    for name, text in {
+        "mvczigal_ref/room/sums.py": SOURCE,
+        "tests/unit/room/test_sums.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    mutant = run.Mutant(
+        topic="room", file="mvczigal_ref/room/sums.py", old="a + b", new="a - b", inside=inside
+    )
+
+    assert mutant.test_files == ("tests/unit/room/test_sums.py",)
+    assert mutant.fault() == FAULTS[inside]
+    if not mutant.fault():
+        lines = zip(SOURCE.splitlines(), mutant.source().splitlines(), strict=True)
+        changed = [number for number, (a, b) in enumerate(lines, 1) if a != b]
+        assert changed == ([3] if inside == "A.same" else [6])
+
+
+def test_a_mutant_is_one_line():
+    """Two would be two faults."""
+    mutant = run.Mutant(topic="room", file="a.py", old="a = 1\nb = 2", new="b = 2")
+
+    assert mutant.fault() == "`old` and `new` must be of one line"
 
 
 def test_refuses_an_unknown_topic():

@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import mvczigal_ref
-from tests import public_names
+from tests import english, public_names
 
 PACKAGE = Path(mvczigal_ref.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -81,6 +82,106 @@ def test_the_import_contracts_can_break(copy, fault):
 
     assert code != 0
     assert f"mvczigal_ref.{module}" in output
+
+
+def modules(folder=PACKAGE):
+    """Lines of every module by its path, without the initialisers that are a docstring alone."""
+    texts = {path: path.read_text("utf-8") for path in folder.rglob("*.py")}
+    return {
+        path.relative_to(folder).as_posix(): text.count("\n")
+        for path, text in texts.items()
+        if path.name != "__init__.py" or len(ast.parse(text).body) > 1
+    }
+
+
+def imported(path):
+    """Names that a file imports, wherever in it, types too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def circle(imports):
+    """Modules that import one another in a circle, and those that lead to it; empty without one.
+
+    A module that imports nothing of what is left cannot be part of one, so it is taken away.
+    """
+    left = dict(imports)
+    while ends := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in ends:
+            del left[name]
+    return sorted(left)
+
+
+# -- size and shape ----------------------------------------------------------------------
+
+
+def test_modules_are_short():
+    """Every module counts but the initialisers that are a docstring alone."""
+    lengths = modules()
+
+    assert len(lengths) > 200
+    assert max(lengths.values()) <= 400, max(lengths, key=lengths.get)
+    assert statistics.median(lengths.values()) < 160
+
+
+def test_the_root_is_an_entrance():
+    """Modules of the root itself; rooms are folders."""
+    assert len(list(PACKAGE.glob("*.py"))) <= 14
+
+
+def test_no_layer_joins_modules_of_different_rooms():
+    """`|` keeps the rooms of a layer apart, `:` would not."""
+    layers = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+
+    assert len(layers) > 10
+    assert not [layer for layer in layers if ":" in layer]
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports within functions count too; a room's initialiser may face its own files."""
+    names = {
+        path: f"mvczigal_ref.{path.removesuffix('.py').replace('/', '.')}"
+        for path in modules()
+        if not path.endswith("__init__.py")
+    }
+
+    assert circle({name: imported(PACKAGE / path) for path, name in names.items()}) == []
+
+
+def test_a_circle_is_noticed():
+    """Of two and of three modules; a chain is none."""
+    assert circle({"a": {"b"}, "b": {"a", "d"}, "d": set()}) == ["a", "b"]
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c"]
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+# -- English -----------------------------------------------------------------------------
+
+ENGLISH = {
+    "found = 1": "the name `found` is no noun",
+    "def f(told): ...": "the argument `told` is no noun",
+    "def own_size(): ...": "the name `own_size` holds 'own', which is no noun",
+    "class KeptRows: ...": "the name `KeptRows` holds 'kept', which is no noun",
+    '"""Its rows."""': "a docstring that begins with 'Its' does not stand alone",
+    'def f():\n    """Do.\n\n    Args:\n        a: Of a run.\n    """': "begins with 'Of'",
+    'def f():\n    """Do.\n\n    Returns:\n        The same rows.\n    """': "with 'The same'",
+    '"""One row a view."""': "write `per`",
+}
+
+
+@pytest.mark.parametrize("text", ENGLISH)
+def test_each_fault_of_english_is_noticed(text, tmp_path):
+    """In names, in docstrings and in their entries."""
+    path = tmp_path / "module.py"
+    path.write_text(text.replace("One", "one"), "utf-8")
+    ((_, fault),) = english.faults(path)
+
+    assert ENGLISH[text] in fault
 
 
 # -- public names ------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,14 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mvczigal_ref.diffusion.flow_schedule import resolution_shift, shift_sigma
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.models.finite import overflow_shown
 from mvczigal_ref.models.flow.families import family_of, numbered
 from mvczigal_ref.models.flow.policy import FlowPolicy
+from mvczigal_ref.models.latents import ScaledAutoencoder
 from mvczigal_ref.models.loading import cast_network, quiet, save_config, stored
 from mvczigal_ref.models.lora import adapter_names
 from mvczigal_ref.models.scheduler_settings import check_scheduler
 from mvczigal_ref.policy import Conditioning
-from mvczigal_ref.shapes import BatchLatent, PromptEmbedding
+from mvczigal_ref.shapes import PromptEmbedding
 
 __all__ = ["FlowComponents"]
 
@@ -29,7 +29,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FlowComponents:
+class FlowComponents(ScaledAutoencoder):
     """Networks and tokenizers that turn prompts into images."""
 
     tokenizers: tuple[PreTrainedTokenizerBase, ...]
@@ -38,20 +38,11 @@ class FlowComponents:
     text_encoders: tuple[PreTrainedModel, ...]
     """Text encoders: CLIP and T5 for FLUX.1; CLIP, CLIP and T5 for Stable Diffusion 3."""
 
-    vae: AutoencoderKL
-    """Autoencoder: images to latents and back."""
-
     policy: FlowPolicy
     """Transformer as a policy."""
 
     scheduler: FlowMatchEulerDiscreteScheduler
     """Scheduler that says how the noise levels are shifted; it takes no step here."""
-
-    latent_mean: Float[Tensor, " c"]
-    """Mean of the autoencoder's raw latents, by channel [1]."""
-
-    latent_std: Float[Tensor, " c"]
-    """Standard deviation of the autoencoder's raw latents, by channel [1]; positive."""
 
     max_tokens: int
     """Length of T5's sequences [tokens]."""
@@ -159,43 +150,6 @@ class FlowComponents:
         lowest = torch.tensor(1.0 / config.num_train_timesteps, dtype=torch.float64)
         return float(lowest if config.use_dynamic_shifting else shift_sigma(lowest, shift))
 
-    def encode(
-        self, images: Float[Tensor, "*batch rgb height width"]
-    ) -> Float[Tensor, "*batch c h w"]:
-        r"""Encode images into scaled latents.
-
-        .. math:: z = (\mathbb{E}[q(z|x)] - m) / s
-
-        Args:
-            images: In [0, 1]. Gradient flows to them.
-
-        Returns:
-            The mean of the autoencoder's posterior, scaled [1].
-        """
-        rows = images.reshape(-1, *images.shape[-3:])
-        raw = self.vae.encode((2.0 * rows - 1.0).to(self.vae.dtype)).latent_dist.mean
-        mean, std = self._scaling(images)
-        latent: Tensor = (raw.to(images.dtype) - mean) / std
-        return latent.reshape(*images.shape[:-3], *latent.shape[-3:])
-
-    def decode(self, latent: BatchLatent) -> Float[Tensor, "*batch rgb height width"]:
-        r"""Decode scaled latents into images in [0, 1].
-
-        .. math:: x = \mathrm{clip}(\tfrac12 D(s z + m) + \tfrac12, 0, 1)
-
-        Args:
-            latent: Scaled latents [1]. Gradient flows to them where the image
-                is inside its range.
-
-        Returns:
-            Images, clamped; NaN where the autoencoder overflows.
-        """
-        mean, std = self._scaling(latent)
-        raw = (latent * std + mean).reshape(-1, *latent.shape[-3:])
-        decoded: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.to(latent.dtype)
-        image = overflow_shown((0.5 * decoded + 0.5).clamp(0.0, 1.0), decoded)
-        return image.reshape(*latent.shape[:-3], *image.shape[-3:])
-
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "FlowComponents":
@@ -260,8 +214,3 @@ class FlowComponents:
             library = "transformers" if name in texts else "diffusers"
             index[name] = [library, type(part).__name__]
         atomic_write(folder / "model_index.json", to_json(index))
-
-    def _scaling(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Lay mean and standard deviation over latents."""
-        mean, std = self.latent_mean.to(like), self.latent_std.to(like)
-        return mean[:, None, None], std[:, None, None]

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError, ConfigError
@@ -15,12 +16,9 @@ from mvczigal_ref.models.schedulers import scheduler_of
 from mvczigal_ref.models.tokenizer_files import read_tokenizer
 from mvczigal_ref.models.weight_files import read_json, refuse_single_file
 
-__all__ = ["load_flow", "load_flux"]
+__all__ = ["load_flow"]
 
 Device = torch.device | str
-
-
-_MAX_TOKENS = {FLUX.pipeline: 512, SD3.pipeline: 256}
 
 
 def load_flow(
@@ -28,6 +26,7 @@ def load_flow(
     *,
     text_length: int | None = None,
     dtype: torch.dtype = torch.float32,
+    vae_dtype: torch.dtype = torch.float32,
     device: Device = "cpu",
 ) -> FlowComponents:
     """Read a flow pipeline of the family that its index names.
@@ -36,47 +35,8 @@ def load_flow(
         source: Folder of a diffusers pipeline of FLUX.1, Stable Diffusion 3 or 3.5, or what
             :meth:`FlowComponents.save` wrote of one; or the name of one that is in the local
             cache, such as ``stabilityai/stable-diffusion-3.5-medium``. Nothing is downloaded.
-        text_length: Length of T5's sequences [tokens]; None is the pipeline's default, but at most
-            the tokenizer's length.
-        dtype: Floating type of transformer and text encoders.
-        device: Device of the networks.
-
-    Returns:
-        Components in evaluation mode.
-
-    Raises:
-        ConfigError: If ``text_length`` is more than T5's tokenizer allows.
-        CheckpointError: If the index names no known pipeline; or as :func:`load_flux`.
-    """
-    folder, families = _find(source), {family.pipeline: family for family in (FLUX, SD3)}
-    try:
-        named = read_json(folder / "model_index.json")["_class_name"]
-    except LookupError as error:
-        msg = f"`{folder}` must hold a model_index.json that names its pipeline; got {error!r}."
-        raise CheckpointError(msg) from error
-    if not isinstance(named, str) or named not in families:
-        msg = f"`{folder}` must hold one of {sorted(families)}; got {named!r}."
-        raise CheckpointError(msg)
-    family = families[named]
-    length = _max_tokens(family, folder, text_length)
-    return _load(family, folder, length, dtype, torch.float32, device)
-
-
-def load_flux(
-    source: str | Path,
-    *,
-    max_tokens: int = 512,
-    dtype: torch.dtype = torch.float32,
-    vae_dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> FlowComponents:
-    """Read FLUX.1, or what :meth:`FlowComponents.save` wrote of one.
-
-    Args:
-        source: Folder of a diffusers pipeline, or the name of one that is in
-            the local cache, such as ``black-forest-labs/FLUX.1-dev``. Nothing
-            is downloaded.
-        max_tokens: Length of T5's sequences [tokens]; Flow-GRPO takes 128.
+        text_length: Length of T5's sequences [tokens], such as Flow-GRPO's 128; None is the
+            pipeline's default, but at most the tokenizer's length.
         dtype: Floating type of transformer and text encoders.
         vae_dtype: Floating type of the autoencoder, which half precision can overflow.
         device: Device of the networks.
@@ -85,50 +45,62 @@ def load_flux(
         Components in evaluation mode.
 
     Raises:
-        CheckpointError: If a part is absent or unreadable, or a tensor is
-            missing, left over or of another shape; the message names each.
+        ConfigError: If ``text_length`` is more than T5's tokenizer allows.
+        CheckpointError: If the index names no known pipeline, a part is absent or unreadable, or
+            a tensor is missing, left over or of another shape; the message names each.
     """
-    return _load(FLUX, source, max_tokens, dtype, vae_dtype, device)
+    folder = _find(source)
+    family = _family(folder)
+    _require_parts(family, folder)
+    try:
+        with quiet():
+            tokenizers = tuple(
+                read_tokenizer(kind, folder / name)
+                for name, kind in numbered("tokenizer", family.tokenizers).items()
+            )
+            length = _text_length(family, folder, tokenizers[-1], text_length)
+            components = _read(family, folder, tokenizers, length, dtype, vae_dtype)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
+        raise CheckpointError(msg) from error
+    return components.to(device)
 
 
-def _max_tokens(family: FlowFamily, folder: Path, text_length: int | None) -> int:
+def _family(folder: Path) -> FlowFamily:
+    """Choose the family that the index of a pipeline names."""
+    families = {family.pipeline: family for family in (FLUX, SD3)}
+    try:
+        named = read_json(folder / "model_index.json")["_class_name"]
+    except LookupError as error:
+        msg = f"`{folder}` must hold a model_index.json that names its pipeline; got {error!r}."
+        raise CheckpointError(msg) from error
+    if not isinstance(named, str) or named not in families:
+        msg = f"`{folder}` must hold one of {sorted(families)}; got {named!r}."
+        raise CheckpointError(msg)
+    return families[named]
+
+
+def _require_parts(family: FlowFamily, folder: Path) -> None:
+    """Refuse a folder without every part of the pipeline."""
+    texts = numbered("tokenizer", family.tokenizers) | numbered("text_encoder", family.tokenizers)
+    absent = [n for n in ("transformer", "vae", "scheduler", *texts) if not (folder / n).exists()]
+    if absent:
+        msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."
+        raise CheckpointError(msg)
+
+
+def _text_length(
+    family: FlowFamily, folder: Path, tokenizer: PreTrainedTokenizerBase, text_length: int | None
+) -> int:
     """Choose the length of T5's sequences, before any weights are read."""
-    usual = _MAX_TOKENS[family.pipeline]
-    name, kind = list(numbered("tokenizer", family.tokenizers).items())[-1]
-    if not (folder / name).exists():  # to be named with every absent part
-        return text_length or usual
-    longest = int(read_tokenizer(kind, folder / name).model_max_length)
+    longest = int(tokenizer.model_max_length)
     if text_length is not None and text_length > longest:
         msg = (
             f"`flow.text_length` must be at most {longest}, the longest text of the tokenizer in "
             f"{str(folder)!r}; got {text_length}. Lower it, or leave it out."
         )
         raise ConfigError(msg)
-    return min(usual, longest) if text_length is None else text_length
-
-
-def _load(
-    family: FlowFamily,
-    source: str | Path,
-    max_tokens: int,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype,
-    device: Device,
-) -> FlowComponents:
-    """Find the folder, check it and read it."""
-    folder = _find(source)
-    texts = numbered("tokenizer", family.tokenizers) | numbered("text_encoder", family.tokenizers)
-    absent = [n for n in ("transformer", "vae", "scheduler", *texts) if not (folder / n).exists()]
-    if absent:
-        msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."
-        raise CheckpointError(msg)
-    try:
-        with quiet():
-            components = _read(family, folder, max_tokens, dtype, vae_dtype)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
-        raise CheckpointError(msg) from error
-    return components.to(device)
+    return min(family.text_length, longest) if text_length is None else text_length
 
 
 def _find(source: str | Path) -> Path:
@@ -150,6 +122,7 @@ def _find(source: str | Path) -> Path:
 def _read(
     family: FlowFamily,
     folder: Path,
+    tokenizers: tuple[PreTrainedTokenizerBase, ...],
     max_tokens: int,
     dtype: torch.dtype,
     vae_dtype: torch.dtype,
@@ -162,10 +135,7 @@ def _read(
     transformer = load_model(family.transformer, folder / "transformer", torch_dtype=dtype)
     encoders = numbered("text_encoder", family.text_encoders)
     return FlowComponents(
-        tokenizers=tuple(
-            read_tokenizer(kind, folder / name)
-            for name, kind in numbered("tokenizer", family.tokenizers).items()
-        ),
+        tokenizers=tokenizers,
         text_encoders=tuple(
             load_model(kind, folder / name, dtype=dtype).requires_grad_(requires_grad=False)
             for name, kind in encoders.items()

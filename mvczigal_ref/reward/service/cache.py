@@ -26,11 +26,11 @@ def content_key(
     """Name one object's images, its prompt and who scores them.
 
     Args:
-        info: Of the scorer.
-        prompt: Of the object.
-        shape: Of its images.
-        dtype: Of a pixel.
-        pixels: As they travel.
+        info: Description of the scorer.
+        prompt: Prompt of the object.
+        shape: Shape of its images.
+        dtype: Dtype of a pixel.
+        pixels: Bytes of the images, as they travel.
 
     Returns:
         SHA-256 in hexadecimal; equal for equal contents alone.
@@ -53,7 +53,7 @@ class ScoreCache:
     Args:
         entries: Objects to remember in memory; the one that was not asked for longest goes
             first. At least 1.
-        folder: Where to keep scores beyond the end of the process, a file of some 200 bytes an
+        folder: Folder of the scores that outlive the process, one file of some 200 bytes per
             object. It may be emptied at any moment.
         files: Objects to keep in the folder; the one that was written longest ago goes first.
             At least 1. Each further process that writes there may exceed it by a tenth.
@@ -82,11 +82,11 @@ class ScoreCache:
 
         Args:
             key: From `content_key`.
-            info: Of the scorer.
-            views: Of the object.
+            info: Description of the scorer.
+            views: Views of the object.
 
         Returns:
-            Its one row, or None if it is not known, or its file is damaged.
+            One row of scores, or None if it is not known, or its file is damaged.
         """
         with self._lock:
             scores = self._known.get(key)
@@ -103,8 +103,8 @@ class ScoreCache:
 
         Args:
             key: From `content_key`.
-            scores: Its one row.
-            info: Of the scorer.
+            scores: One row of scores.
+            info: Description of the scorer.
         """
         self._remember(key, scores)
         if self._folder is None:

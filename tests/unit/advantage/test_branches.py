@@ -11,7 +11,6 @@ from mvczigal_ref.advantage.branches import (
     depth_advantages,
     fuse_leaf_rewards,
     granular_advantages,
-    leaf_advantages,
 )
 from mvczigal_ref.advantage.group import group_advantages
 from tests.strategies import randn
@@ -73,20 +72,6 @@ def test_a_node_has_the_weighted_mean_of_its_leaves(tree, beta, scored):
         assert nodes.flatten().tolist() == pytest.approx(
             [value for tree_ in expected for value in tree_[depth]], rel=1e-10, abs=1e-12
         )
-
-
-@given(trees())
-def test_a_leaf_has_the_advantage_of_the_node_that_it_comes_from(tree):
-    """At each depth: as many neighbours share it as the node has leaves."""
-    branching, reward, _ = tree
-    depths = depth_advantages(fuse_leaf_rewards(reward, branching=branching))
-    table = leaf_advantages(depths)
-
-    assert table.shape == (*reward.shape[:-1], len(branching), reward.shape[-1])
-    for depth, nodes in enumerate(depths):
-        for leaf in range(reward.shape[-1]):
-            node = leaf * nodes.shape[-1] // reward.shape[-1]
-            assert torch.equal(table[..., depth, leaf], nodes[..., node])
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 4), st.floats(-2.0, 2.0))
@@ -262,13 +247,6 @@ def test_refuses_paths_of_another_shape_and_half_precision():
         fuse_leaf_rewards(torch.ones(2), branching=(2,), leaf_log_prob=torch.ones(2).half())
     with pytest.raises(ValueError, match="`leaf_reward` must be float32 or float64"):
         fuse_leaf_rewards(torch.ones(2).half(), branching=(2,))
-
-
-@pytest.mark.parametrize("sizes", [(), (2, 3), (0, 2), (3, 0)])
-def test_refuses_depths_that_are_no_tree(sizes):
-    """A depth's nodes divide the leaves."""
-    with pytest.raises(ValueError, match="`advantages` must hold one table per depth, whose nodes"):
-        leaf_advantages([torch.ones(size) for size in sizes])
 
 
 def test_refuses_granular_rewards_without_their_axis_or_a_clip():

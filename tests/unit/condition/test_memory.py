@@ -30,16 +30,6 @@ def test_a_prompt_knows_itself():
     assert CaptionMemory().knows("a cat", " A CAT!")
 
 
-def test_a_saved_memory_is_the_memory():
-    """It comes back from its state, and the state is a copy."""
-    memory = CaptionMemory({"a cat": ["a cat at dusk", "a cat at dawn"]})
-    state = memory.state()
-    state["a cat"].append("a cat at noon")
-
-    assert not memory.knows("a cat", "a cat at noon")
-    assert CaptionMemory(memory.state()).state() == memory.state()
-
-
 def test_rejects_what_it_knows():
     """And keeps it once."""
     memory = CaptionMemory({"a cat": ["a cat at dusk"]})

@@ -10,7 +10,7 @@ from mvczigal_ref.config import (
     load_config,
     to_dict,
 )
-from mvczigal_ref.config.reads import is_read
+from mvczigal_ref.config.reads import unread_settings
 from tests.unit.config.other_settings import FREE, OTHER, SETTINGS
 
 
@@ -42,7 +42,7 @@ def test_the_fingerprint_reads_what_a_number_depends_on_and_nothing_else(section
     values[section][name] = to_dict(TrainConfig())[section][name]
     other = from_dict(values)
     same = fingerprint(other) == fingerprint(base)
-    unread = not is_read(base, f"{section}.{name}")
+    unread = f"{section}.{name}" in unread_settings(base)
 
     assert same is ((section, name) in FREE or unread)
     assert (name in fingerprinted(base)[section]) is ((section, name) not in FREE)

@@ -9,7 +9,7 @@ import torch
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import load_components
-from mvczigal_ref.models.flow.loading import load_flux
+from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.pretraining import flow as module
 from mvczigal_ref.pretraining.captioned_views import CaptionedViews
 from mvczigal_ref.pretraining.flow import (
@@ -45,7 +45,7 @@ def trained(tmp_path_factory, few_prompts):
 
 
 def loaded(folder, stage="settle"):
-    return load_flux(folder / stage, max_tokens=SHORT.max_tokens)
+    return load_flow(folder / stage, text_length=SHORT.max_tokens)
 
 
 def transformer(components):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvczigal_ref.models.components import load_components
-from mvczigal_ref.models.flow.loading import load_flux
+from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.pretraining import ship as shipped
@@ -82,7 +82,7 @@ def test_ships_the_flow_model_with_a_gate_for_each_guidance(work, tmp_path, monk
     assert judged == [(3.0, 12), (1.0, 12)]
     text = (folder / "gate.md").read_text("utf-8")
     assert text.startswith(f"Guidance 3, held-out prompts.\n\n{found}\n\nGuidance 1, held-out")
-    stored = load_flux(folder, max_tokens=12).policy.state_dict()
+    stored = load_flow(folder, text_length=12).policy.state_dict()
     assert all(
         torch.equal(stored[name], value.half().float())
         for name, value in flow.policy.state_dict().items()

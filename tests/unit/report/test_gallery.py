@@ -13,7 +13,7 @@ from mvczigal_ref.recipes import recipe
 from mvczigal_ref.report.gallery import choose, gallery, with_errors
 from mvczigal_ref.report.run_content import read_run
 from mvczigal_ref.tiny_world.grammar import parse, split_prompts
-from mvczigal_ref.tiny_world.scene import render_prompts
+from tests.renders import render_prompts
 from tests.unit.report.folders import write_run
 
 _, HELD_OUT = split_prompts()

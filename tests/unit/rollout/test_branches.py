@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.advantage.branches import granular_advantages
 from mvczigal_ref.advantage.group import group_advantages
-from mvczigal_ref.rollout.branches import branch_network_rows, branched_rollout, finishing_sampler
+from mvczigal_ref.rollout.branches import branched_rollout, finishing_sampler
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from tests import oracles
@@ -25,6 +25,20 @@ from tests.unit.rollout.flow_cases import (
     roll,
     tensors_of,
 )
+
+
+def network_rows(sampler, steps, branches, num_trunks=1, strides=(1,), fine_steps=0):
+    """Rows of every call per prompt and view: a trunk's step, then the branches that it begins."""
+    rows = []
+    for step in range(steps[-1] + 1):
+        rows.append(num_trunks)
+        if step in steps and step + 1 < sampler.num_steps:  # the last step needs no finish
+            for stride in strides:
+                left = finishing_sampler(
+                    sampler, start=step + 1, stride=stride, fine_steps=fine_steps
+                )
+                rows += [num_trunks * branches] * left.num_steps
+    return rows
 
 
 def branch(policy, sampler, drawn, **told):
@@ -180,7 +194,7 @@ def test_network_calls_of_each_method(told, calls, rows):
     counted = [call.rows // 2 for call in policy.calls]
 
     assert (len(counted), sum(counted)) == (calls, rows)
-    assert tuple(counted) == branch_network_rows(num_steps=num_steps, **told)
+    assert counted == network_rows(sampler, **told)
     assert {(c.guidance_scale, c.camera_scale, c.with_gradient) for c in policy.calls} == {
         (GUIDANCE, 0.25, False)
     }
@@ -271,13 +285,11 @@ def test_makes_no_graph():
     ],
 )
 def test_rejects_numbers_out_of_range(told, message):
-    """In the rollout and in its count alike."""
+    """Before the network is asked."""
     told = {"steps": (1,), "branches": 2, **told}
     policy = Recorded(LinearPolicy(0.5))
     with pytest.raises(ValueError, match=message):
         branch(policy, flow(4), noise(), **told)
-    with pytest.raises(ValueError, match=message):
-        branch_network_rows(num_steps=4, **told)
     assert not policy.calls
 
 

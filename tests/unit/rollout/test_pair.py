@@ -207,17 +207,15 @@ def test_rejects_own_noise_without_a_start_or_an_arm():
         paired_rollout(policy, sampler, None, given_, both, guidance_scale=3.0)
     with pytest.raises(ValueError, match=r"`noise` must have .*'standard'.*; got \['zigzag'\]"):
         paired_rollout(policy, sampler, drawn.initial(), given_, one, guidance_scale=3.0)
-    with pytest.raises(TypeError, match="`conditioning` and `noise` must be given"):
-        paired_rollout(policy, sampler, drawn.initial(), given_, guidance_scale=3.0)
 
     assert not policy.calls
 
 
-def test_the_start_may_be_left_out_by_name():
-    """It is then the noise's own."""
+def test_the_start_may_be_the_noises_own():
+    """None stands for it, and every argument has a name."""
     policy, sampler, drawn = LinearPolicy(0.5, 0.2), sampler_of("lcm", 2), noise()
     pair = paired_rollout(
-        policy=policy, sampler=sampler, conditioning=numbered((0, 1), 2), noise=drawn,
+        policy=policy, sampler=sampler, latent=None, conditioning=numbered((0, 1), 2), noise=drawn,
         guidance_scale=3.0, storage_dtype=torch.float64,
     )  # fmt: skip
 

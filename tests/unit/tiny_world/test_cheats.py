@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.tiny_world.cheats import hand_built_sets, other_prompt
+from mvczigal_ref.tiny_world.colour_area import colour_area
 from mvczigal_ref.tiny_world.grammar import COLOURS, all_prompts, parse, split_prompts
 from mvczigal_ref.tiny_world.scene import WORLD_RIG, azimuth_index, sample_scenes
 from mvczigal_ref.tiny_world.score import joint_view_score, per_view_score
-from mvczigal_ref.tiny_world.visible import colour_area
 
 PROMPTS = [
     "a red ball with a white nose",

@@ -15,9 +15,9 @@ from mvczigal_ref.tiny_world.scene import (
     AZIMUTHS,
     WORLD_RIG,
     azimuth_index,
-    render_prompts,
     sample_scenes,
 )
+from tests.renders import render_prompts
 from tests.strategies import rigs
 
 PROMPTS = ["a red cube with a white nose", "a blue cone with a green fin"]

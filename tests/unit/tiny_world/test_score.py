@@ -13,8 +13,9 @@ from mvczigal_ref.cameras import OrthographicRig
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.tiny_world.grammar import parse
 from mvczigal_ref.tiny_world.render import Geometry, Nuisance, colour_maps, paint, render_maps
-from mvczigal_ref.tiny_world.scene import WORLD_RIG, render_prompts
+from mvczigal_ref.tiny_world.scene import WORLD_RIG
 from mvczigal_ref.tiny_world.score import joint_view_score, nearest_renders, per_view_score
+from tests.renders import render_prompts
 
 PROMPTS = ["a red cube with a white nose", "a blue cone with a green fin"]
 PERFECT = -10 * math.log10(0.02)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from mvczigal_ref.cameras import OrthographicRig
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.tiny_world.cheats import hand_built_sets
+from mvczigal_ref.tiny_world.colour_area import colour_area
 from mvczigal_ref.tiny_world.grammar import COLOURS, all_prompts, parse
 from mvczigal_ref.tiny_world.render import colour_maps
-from mvczigal_ref.tiny_world.scene import WORLD_RIG, azimuth_index, render_prompts, sample_scenes
-from mvczigal_ref.tiny_world.visible import colour_area, part_visible, views_showing_part
+from mvczigal_ref.tiny_world.scene import WORLD_RIG, azimuth_index, sample_scenes
+from mvczigal_ref.tiny_world.visible import part_visible, views_showing_part
+from tests.renders import render_prompts
 
 PROMPTS = all_prompts()
 NAMES = list(COLOURS)

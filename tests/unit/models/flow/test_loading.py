@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.flow.loading import load_flow, load_flux
+from mvczigal_ref.models.flow.loading import load_flow
 from tests.unit.models.flow_small import PROMPTS, fresh_flux, small_flux, small_sd3
 
 MEAN, STD = (0.5, -1.0, 2.0, 0.0), (2.0, 0.5, 1.0, 3.0)
@@ -45,7 +45,7 @@ def assert_same(found, expected):
 def test_flux_returns_as_it_was_saved(folder):
     """Every tensor, token and number of the scaling; nothing drawn from the generator."""
     before = torch.get_rng_state()
-    c = load_flux(str(folder), max_tokens=16, dtype=torch.float64, vae_dtype=torch.float64)
+    c = load_flow(str(folder), text_length=16, dtype=torch.float64, vae_dtype=torch.float64)
 
     assert torch.equal(torch.get_rng_state(), before)
     assert_same(c, small_flux())
@@ -74,17 +74,18 @@ def test_sd3_returns_as_it_was_saved(tmp_path):
 
 def test_types_and_lengths_are_the_caller_s(folder):
     """The autoencoder stays in full precision unless asked."""
-    c = load_flux(folder, dtype=torch.bfloat16)
+    c = load_flow(folder, text_length=12, dtype=torch.bfloat16)
 
     assert c.policy.dtype == torch.bfloat16
     assert {encoder.dtype for encoder in c.text_encoders} == {torch.bfloat16}
     assert c.vae.dtype == torch.float32
-    assert c.max_tokens == 512
+    assert c.max_tokens == 12
+    assert load_flow(folder).max_tokens == 16  # the longest text of its tokenizer
 
 
 def test_a_copy_does_not_tell_where_it_was_read_from(folder, tmp_path):
     """Settings saved again name no folder of this machine."""
-    load_flux(folder).save(tmp_path)
+    load_flow(folder).save(tmp_path)
     texts = [path.read_text("utf-8") for path in tmp_path.rglob("*.json")]
 
     assert len(texts) >= 7
@@ -103,7 +104,7 @@ def test_names_every_bad_tensor(folder, tmp_path):
     tensors["proj_out.bias"] = torch.zeros(7)
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError) as caught:
-        load_flux(tmp_path)
+        load_flow(tmp_path)
 
     text = str(caught.value)
     assert "missing x_embedder.bias; unexpected stranger; proj_out.bias of shape (7,)" in text
@@ -115,7 +116,7 @@ def test_names_an_absent_part(part, folder, tmp_path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / part)
     with pytest.raises(CheckpointError, match=f"absent: {part}\\."):
-        load_flux(tmp_path)
+        load_flow(tmp_path)
 
 
 def test_a_flux_is_no_stable_diffusion(folder, tmp_path):
@@ -133,11 +134,11 @@ def test_rejects_a_damaged_file(folder, tmp_path):
     path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"model\.safetensors` must .* a cut safetensors"):
-        load_flux(tmp_path)
+        load_flow(tmp_path)
 
 
 @pytest.mark.parametrize("source", ["nobody/no-such-model", "no/such/folder"])
 def test_rejects_a_name_that_is_not_here(source):
     """Nothing is downloaded: the message says how to."""
     with pytest.raises(CheckpointError, match=f"`source` must be .* hf download {source}"):
-        load_flux(source)
+        load_flow(source)

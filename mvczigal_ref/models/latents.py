@@ -1,0 +1,90 @@
+"""Latents of an autoencoder: scaled to mean 0 and standard deviation 1, and back."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.models.finite import overflow_shown
+from mvczigal_ref.shapes import BatchLatent
+
+__all__ = ["ScaledAutoencoder", "latent_statistics"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaledAutoencoder:
+    """An autoencoder, and the statistics by which its latents are scaled."""
+
+    vae: AutoencoderKL
+    """Autoencoder: images to latents and back."""
+
+    latent_mean: Float[Tensor, " c"]
+    """Mean of the autoencoder's raw latents, by channel [1]."""
+
+    latent_std: Float[Tensor, " c"]
+    """Standard deviation of the autoencoder's raw latents, by channel [1]; positive."""
+
+    def encode(
+        self, images: Float[Tensor, "*batch rgb height width"]
+    ) -> Float[Tensor, "*batch c h w"]:
+        r"""Encode images into latents of mean 0 and standard deviation 1.
+
+        .. math:: z = (\mathbb{E}[q(z|x)] - m) / s
+
+        Args:
+            images: In [0, 1]. Gradient flows to them.
+
+        Returns:
+            The mean of the autoencoder's posterior, scaled [1].
+        """
+        rows = images.reshape(-1, *images.shape[-3:])
+        raw = self.vae.encode((2.0 * rows - 1.0).to(self.vae.dtype)).latent_dist.mean
+        mean, std = self._scaling(images)
+        latent: Tensor = (raw.to(images.dtype) - mean) / std
+        return latent.reshape(*images.shape[:-3], *latent.shape[-3:])
+
+    def decode(self, latent: BatchLatent) -> Float[Tensor, "*batch rgb height width"]:
+        r"""Decode scaled latents into images in [0, 1].
+
+        .. math:: x = \mathrm{clip}(\tfrac12 D(s z + m) + \tfrac12, 0, 1)
+
+        Args:
+            latent: Scaled latents [1]. Gradient flows to them where the image
+                is inside its range.
+
+        Returns:
+            Images, clamped; NaN where the autoencoder overflows.
+        """
+        mean, std = self._scaling(latent)
+        raw = (latent * std + mean).reshape(-1, *latent.shape[-3:])
+        decoded: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.to(latent.dtype)
+        image = overflow_shown((0.5 * decoded + 0.5).clamp(0.0, 1.0), decoded)
+        return image.reshape(*latent.shape[:-3], *image.shape[-3:])
+
+    def _scaling(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Lay mean and standard deviation over latents."""
+        mean, std = self.latent_mean.to(like), self.latent_std.to(like)
+        return mean[:, None, None], std[:, None, None]
+
+
+def latent_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    r"""Read the mean and standard deviation of an autoencoder's raw latents from its settings.
+
+    .. math:: x = z\,s / k + m
+
+    Source:
+        diffusers' SDXL pipeline: k is the scaling factor, m and s are 0 and 1 where the settings
+        have none.
+
+    Args:
+        vae: The autoencoder.
+
+    Returns:
+        Mean and standard deviation by channel, fp32 [1].
+    """
+    channels = vae.config.latent_channels
+    mean = torch.tensor(vae.config.latents_mean or [0.0] * channels)
+    std = torch.tensor(vae.config.latents_std or [1.0] * channels)
+    return mean, std / vae.config.scaling_factor
