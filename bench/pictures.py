@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import is_color_like, to_hex
 from PIL import Image, ImageDraw, ImageFont
 
 from mvczigal_ref.evaluation.digits import gain_text
@@ -56,14 +57,15 @@ def dots(run: RunContent, chosen: list[Choice], width: int) -> Image.Image:
     drawing = draw_gains(run.gains(), pairs, unit="dB", marked=marked, width=width / 100)
     parts = {INK: "soft", GRID: "line"} | {c: f"curve-{i}" for i, c in enumerate(CURVES)}
     for artist in drawing.findobj():
-        for part in ("color", "markerfacecolor", "markeredgecolor"):
-            value = getattr(artist, f"get_{part}", lambda: None)()
-            if isinstance(value, str) and value in parts:
-                getattr(artist, f"set_{part}")(LIGHT[parts[value]])
+        for part in ("color", "edgecolor", "facecolor", "markerfacecolor", "markeredgecolor"):
+            value = getattr(artist, f"get_{part}", lambda: "none")()
+            if is_color_like(value) and to_hex(value) in parts:
+                getattr(artist, f"set_{part}")(LIGHT[parts[to_hex(value)]])
+    drawing.patch.set_alpha(1.0)
     buffer = io.BytesIO()
     FigureCanvasAgg(drawing)
     drawing.savefig(buffer, format="png", dpi=100, facecolor="white")
-    return Image.open(buffer)
+    return Image.open(buffer).convert("RGB")
 
 
 def readme_picture(folder: Path) -> Image.Image:

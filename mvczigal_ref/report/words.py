@@ -146,8 +146,8 @@ def run_facts(run: RunContent) -> dict[str, str]:
         "began": [f"{start['began'].replace('T', ' ').removesuffix('+00:00')} UTC"
                   for start in starts],
         "machine": [start["machine"] for start in starts],
-        "processes": [f"{start['processes']} with {start['threads']} threads each, "
-                      f"on {start['device']}" for start in starts],
+        "processes": [f"{start['processes']} on {start['device']}, threads per process: "
+                      f"{start['threads']}" for start in starts],
         "versions": [", ".join(f"{name} {number}" for name, number in start["versions"].items())
                      for start in starts],
     }  # fmt: skip

@@ -321,7 +321,7 @@ def test_a_run_says_where_and_how_it_ran(finished):
 
     assert "typed mvczigal train tiny --processes 2 began" in text
     assert "began 2026-01-02 03:04:05 UTC machine Linux x86_64, CPU, 2 cores" in text
-    assert "processes 2 with 1 threads each, on cpu" in text
+    assert "processes 2 on cpu, threads per process: 1" in text
     assert "versions python 3.11.7, torch 2.13.0" in text
     assert "took 5 min 10 s in 2 starts" in text
     assert "recorded no machine" not in text
