@@ -101,7 +101,10 @@ def build(shape: Shape) -> tuple[System, TrainConfig]:
         transformer_layers=shape.layers, vae_channels=(8, 8, 16, 16), text_width=16,
         time_cond_proj_dim=8,
     )  # fmt: skip
-    system = build_system(config, device=torch.device("cpu"), components=components)
+    scorers = {"per_view": cheap_per_view, "joint": cheap_joint}
+    system = build_system(
+        config, device=torch.device("cpu"), components=components, scorers=scorers
+    )
     # 77 token positions, as the released trainer's encoders have; their values do not matter here
     generator = torch.Generator().manual_seed(0)
     features = {
@@ -111,8 +114,7 @@ def build(shape: Shape) -> tuple[System, TrainConfig]:
         )
         for prompt in PROMPTS
     }
-    system = replace(system, prompt_cache=features)
-    return replace(system, per_view=cheap_per_view, joint=cheap_joint), config
+    return replace(system, prompt_cache=features), config
 
 
 def measure(name: str, repeats: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method import method_of
 from mvczigal_ref.method.caption import caption_log, describe
-from mvczigal_ref.method.protocol import Iteration
+from mvczigal_ref.method.protocol import Experience, Iteration, Learner
 from mvczigal_ref.method.sample import decode, sample
 from mvczigal_ref.method.score import score
 from mvczigal_ref.method.slices import Share
@@ -115,9 +115,9 @@ def run_iteration(
     with timer("advantage"):
         advantages = method.compare(rewards, samples, here, multiplier=constraint.multiplier)
     with timer("update"):
-        learned = method.learn(
-            system, optimizer, samples, conditions, advantages, here, old=old, loss_scale=loss_scale
-        )
+        learner = Learner(system=system, optimizer=optimizer, old=old, loss_scale=loss_scale)
+        experience = Experience(samples=samples, conditions=conditions, advantages=advantages)
+        learned = method.learn(learner, experience, here)
     metrics = {**method.reward_metrics(rewards), **_metrics(constraint, joint_mean)}
     return IterationResult(
         constraint, metrics | learned.metrics, old=learned.old, loss_scale=learned.loss_scale,

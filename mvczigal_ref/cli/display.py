@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mvczigal_ref.cli.progress import PLAIN_EVERY, duration
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, gain_text, with_error
 from mvczigal_ref.evaluation.evaluate import PairedGain
@@ -26,7 +27,6 @@ from mvczigal_ref.training.loop import Events
 __all__ = ["TrainingDisplay", "gain_table", "guard_table", "guard_text", "score_heading"]
 
 _TRAINING = "training (Ctrl-C saves and stops)"
-_PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
 
 
 class _Column(NamedTuple):
@@ -90,7 +90,7 @@ class TrainingDisplay(Events):
         )
         self._task: TaskID | None = None
         self._stage: TaskID | None = None
-        self._spoken, self._began = -_PLAIN_EVERY, (0, 0.0)
+        self._spoken, self._began = -PLAIN_EVERY, (0, 0.0)
         self._columns: Sequence[_Column] = _COLUMNS
 
     def __enter__(self) -> "TrainingDisplay":
@@ -130,11 +130,11 @@ class TrainingDisplay(Events):
         left = ""
         done, began = self._began
         if done < finished < total:
-            left = _duration((now - began) / (finished - done) * (total - finished)) + " left"
+            left = duration((now - began) / (finished - done) * (total - finished)) + " left"
         if self._task is not None:
             status = f"{finished}/{total}  {left}"
             self._progress.update(self._task, completed=finished, status=status)
-        due = now - self._spoken >= _PLAIN_EVERY or finished == total
+        due = now - self._spoken >= PLAIN_EVERY or finished == total
         if self._live or first or due:
             self._spoken = now
             texts = [_text(metrics, column) for column in self._columns]
@@ -266,8 +266,3 @@ def _text(metrics: Mapping[str, Any], column: _Column) -> str:
     if len(values) < len(column.metrics):
         return "-"
     return format(sum(values) / len(values), column.form)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from mvczigal_ref import __version__
 from mvczigal_ref.cli.launch import join
-from mvczigal_ref.cli.policy_settings import File
+from mvczigal_ref.cli.output import Printed, console_of, write_json
 from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _RewardSettings = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(Printed):
     """Score pictures with any reward: each view on its own, or all views of an object together."""
 
     images: Annotated[
@@ -65,8 +65,6 @@ class Score:
     """Folder, file or hub id of the weights, where one reward is named."""
     tokenizer: _Place = None
     """Folder or hub id of the tokenizer, where one reward is named."""
-    json: File = None
-    """Also write every score to this file."""
     device: str = "auto"
     """Torch device, or "auto" for an accelerator where there is one."""
 
@@ -125,10 +123,7 @@ def score(command: Score) -> None:
     if command.row is not None and command.row < 1:
         raise ConfigError(f"`--row` must be at least 1; got {command.row}.")
     settings = _reward_settings(command.reward, command)
-    from rich.console import Console
-
     from mvczigal_ref.cli.views import read_views
-    from mvczigal_ref.files import atomic_write, to_json
     from mvczigal_ref.models.finite import require_finite
     from mvczigal_ref.reward.registry import scorer_options
 
@@ -144,14 +139,13 @@ def score(command: Score) -> None:
         except ValueError as error:  # such as another number of views than the scorer knows
             raise ConfigError(f"`{name}` cannot score these pictures: {error}") from error
         require_finite(name, scores[name], range(objects))
-    Console().print(_table(command, scores, objects, views))
-    if command.json is not None:
-        content = {
-            "prompt": command.prompt,
-            "images": [str(path) for path in command.images],
-            "scores": {name: table.tolist() for name, table in scores.items()},
-        }
-        atomic_write(command.json, to_json(content))
+    console_of(command).print(_table(command, scores, objects, views))
+    content = {
+        "prompt": command.prompt,
+        "images": [str(path) for path in command.images],
+        "scores": {name: table.tolist() for name, table in scores.items()},
+    }
+    write_json(command, content)
 
 
 def serve_reward(command: ServeReward) -> None:

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from mvczigal_ref.evaluation.evaluate import PairedGain
+from mvczigal_ref.evaluation.scores import PairedGain
 
 __all__ = [
     "GainText",

@@ -8,10 +8,10 @@ from pathlib import Path
 from mvczigal_ref.config import TrainConfig, fingerprint
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.evaluation.evaluate import (
+from mvczigal_ref.evaluation.evaluate import evaluate
+from mvczigal_ref.evaluation.scores import (
     MEASURED,
     Evaluation,
-    evaluate,
     read_evaluation,
     sealed_evaluation,
 )

@@ -18,6 +18,7 @@ from mvczigal_ref.system import System
 __all__ = [
     "check_steps",
     "num_acting_steps",
+    "num_trained_decisions",
     "plan_of",
     "stochastic_steps",
     "trained_decisions",
@@ -104,6 +105,27 @@ def trained_decisions(config: TrainConfig, *, count: int, iteration: int) -> tup
         size=max(1, round(share * count)),
         num_steps=count,
     )
+
+
+def num_trained_decisions(system: System, config: TrainConfig, iteration: int) -> int:
+    """Count the decisions of an iteration that are trained.
+
+    Args:
+        system: System whose sampler's grid is read.
+        config: The sections ``rollout`` and ``objective`` are read.
+        iteration: Index of the iteration.
+
+    Returns:
+        Number of decisions [1].
+
+    Raises:
+        ValueError: If window, tree and grid do not fit.
+    """
+    if config.rollout.kind == "branches":
+        most = num_acting_steps(system)
+        return len(stochastic_steps(config, most=most, iteration=iteration))
+    count = len(plan_of(config, system, iteration).stochastic_steps)
+    return len(trained_decisions(config, count=count, iteration=iteration))
 
 
 def plan_of(config: TrainConfig, system: System, iteration: int) -> GroupPlan:

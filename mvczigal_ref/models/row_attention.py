@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mvczigal_ref.models.projections import project
+
 __all__ = [
     "FoldedCrossAttnProcessor",
     "RowSelfAttnProcessor",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 Tokens = Float[Tensor, "row token width"]
+ByHead = Float[Tensor, "row _ head channel"]
 
 
 def token_grid(latent_size: tuple[int, int], num_tokens: int) -> tuple[int, int]:
@@ -105,7 +108,6 @@ class RowSelfAttnProcessor(nn.Module):
         self.to_v_mv = _copy_linear(attn.to_v)
         out = cast("nn.ModuleList", attn.to_out)
         self.to_out_mv = nn.ModuleList([_copy_linear(out[0]), nn.Dropout(0.0)])
-        self._within_view = AttnProcessor2_0()
 
     # `Attention` calls the processor and reads this signature to choose arguments, hence no
     # `forward`.
@@ -128,7 +130,7 @@ class RowSelfAttnProcessor(nn.Module):
             hidden_states: Tokens of every row, row-major in the image [1].
             encoder_hidden_states: Must be None: this is self-attention.
             attention_mask: Must be None: every token sees its whole row.
-            temb: Time embedding, passed on to the within-view attention.
+            temb: Time embedding; not read.
             num_views: Views of one object; divides the rows.
             latent_size: Height and width of the network's input [px].
             mv_scale: Weight of the row attention [1]; at 0 it is not computed.
@@ -150,9 +152,13 @@ class RowSelfAttnProcessor(nn.Module):
         if num_views < 1 or rows % num_views:
             msg = f"`num_views` must divide the {rows} rows; got {num_views}."
             raise ValueError(msg)
-        within = self._within_view(attn, hidden_states, None, None, temb)
+        del temb
+        heads = attn.heads
+        within = _attended(*project(hidden_states, attn.to_q, attn.to_k, attn.to_v, heads=heads))
+        for layer in cast("nn.ModuleList", attn.to_out):
+            within = layer(within)
         if mv_scale == 0.0:
-            return cast("Tensor", within)
+            return within
         height, columns = token_grid(latent_size, tokens)
         objects = rows // num_views
         # (object view row column) -> (object row, view column): one copy here spares three after
@@ -162,12 +168,7 @@ class RowSelfAttnProcessor(nn.Module):
             .transpose(1, 2)
             .reshape(objects * height, num_views * columns, width)
         )
-        query, key, value = (
-            project(folded).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for project in (self.to_q_mv, self.to_k_mv, self.to_v_mv)
-        )
-        across = functional.scaled_dot_product_attention(query, key, value)
-        across = across.transpose(1, 2).flatten(-2)
+        across = _attended(*project(folded, self.to_q_mv, self.to_k_mv, self.to_v_mv, heads=heads))
         for layer in self.to_out_mv:
             across = layer(across)
         across = (
@@ -232,8 +233,13 @@ class FoldedCrossAttnProcessor(AttnProcessor2_0):
             )
             raise ValueError(msg)
         folded = hidden_states.reshape(objects, rows // objects * tokens, width)
-        attended = super().__call__(attn, folded, encoder_hidden_states, None, temb)
-        return cast("Tensor", attended.view(rows, tokens, -1))
+        (query,) = project(folded, attn.to_q, heads=attn.heads)
+        attended = _attended(
+            query, *project(encoder_hidden_states, attn.to_k, attn.to_v, heads=attn.heads)
+        )
+        for layer in cast("nn.ModuleList", attn.to_out):
+            attended = layer(attended)
+        return attended.view(rows, tokens, -1)
 
 
 def install_row_attention(unet: UNet2DConditionModel) -> None:
@@ -268,6 +274,14 @@ def is_row_attention(name: str) -> bool:
         True
     """
     return "_mv." in name
+
+
+def _attended(query: ByHead, key: ByHead, value: ByHead) -> Tokens:
+    """Let queries attend to keys and values, head by head."""
+    attended = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    )
+    return attended.transpose(1, 2).flatten(-2)
 
 
 def _copy_linear(source: nn.Module) -> nn.Linear:

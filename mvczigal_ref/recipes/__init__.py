@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.config.loading import unknown_setting
+from mvczigal_ref.config.loading import nearest_name
+from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.recipes import baselines, dance, flow, mv_grpo, sd3, sdxl, tiny, tiny_flow
 
 __all__ = ["RECIPES", "recipe"]
@@ -31,7 +32,14 @@ def recipe(name: str) -> TrainConfig:
     Examples:
         >>> recipe("tiny").recipe
         'tiny'
+        >>> recipe("tinny")
+        Traceback (most recent call last):
+        mvczigal_ref.errors.ConfigError: unknown recipe: `tinny`; did you mean `tiny`? \
+`mvczigal recipes` lists them.
     """
     if name not in RECIPES:
-        raise unknown_setting(name, RECIPES)
+        shown = quoted(name)[1:].rstrip("'\"")
+        near = nearest_name(shown, RECIPES)
+        msg = f"unknown recipe: `{shown}`; did you mean `{near}`? `mvczigal recipes` lists them."
+        raise ConfigError(msg)
     return RECIPES[name]()

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mvczigal_ref.evaluation.evaluate import PairedGain
+from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.pictures.drawing import CURVES, INK, bare_axes, style
 
 __all__ = ["draw_gains", "swarm"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.evaluation.digits import decimals_of_size
-from mvczigal_ref.evaluation.evaluate import Evaluation
+from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.pictures import contact_sheet
 from mvczigal_ref.pictures.heat import error_map
 from mvczigal_ref.report.run_content import RunContent, reward_unit, score_tables

@@ -11,9 +11,9 @@ import jinja2
 from markupsafe import Markup
 
 from mvczigal_ref import __version__
+from mvczigal_ref.condition.drift_bins import DRIFT_EDGES, drift_histogram
 from mvczigal_ref.evaluation.digits import decimals_of_size, gain_text
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.method.caption import DRIFT_EDGES, drift_histogram
 from mvczigal_ref.pictures.drawing import element
 from mvczigal_ref.pictures.palette import DARK, LIGHT, variables
 from mvczigal_ref.report.figures import draw, draw_histogram

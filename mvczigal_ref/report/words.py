@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.digits import plus_minus
-from mvczigal_ref.evaluation.evaluate import PairedGain
+from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.recipes import RECIPES
 from mvczigal_ref.report.run_content import RunContent, changed_settings
 

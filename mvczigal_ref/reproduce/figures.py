@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvczigal_ref.method.caption import DRIFT_EDGES
+from mvczigal_ref.condition.drift_bins import DRIFT_EDGES
 from mvczigal_ref.pictures.drawing import CURVES, GRID, INK, picture, style
 from mvczigal_ref.reproduce.summary import MethodSummary, Summary
 from mvczigal_ref.reproduce.tables import SCORE_NAMES

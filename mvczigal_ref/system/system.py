@@ -23,6 +23,7 @@ from mvczigal_ref.models.placement import (
     set_tf32,
     take_latents_from,
 )
+from mvczigal_ref.models.projections import install_merged_linears
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
@@ -244,6 +245,7 @@ def build_system(
         backbone.network.requires_grad_(requires_grad=True)
     else:
         backbone.add_lora(rank=model.lora_rank, alpha=model.lora_alpha, seed=config.run.seed)
+    install_merged_linears(backbone.network)
     if model.gradient_checkpointing:
         # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
         backbone.network.enable_gradient_checkpointing()

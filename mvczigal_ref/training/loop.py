@@ -16,7 +16,7 @@ from mvczigal_ref.evaluation.guard import guard_step
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.iteration import run_iteration
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.state import TrainingState
 from mvczigal_ref.training.tracking import (
     MetricsLog,

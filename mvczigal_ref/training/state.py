@@ -19,7 +19,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.files import to_json
-from mvczigal_ref.method.steps import num_acting_steps, stochastic_steps
+from mvczigal_ref.method.steps import num_trained_decisions
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import (
@@ -31,7 +31,7 @@ from mvczigal_ref.training.checkpoint import (
     split_optimizer_state,
 )
 from mvczigal_ref.training.places import absolute_paths
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import follow_parameters, parameters_as
@@ -116,8 +116,7 @@ class TrainingState:
             return
         steps = self.finished * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
         if optim.step_per_decision:
-            acting = num_acting_steps(self.system)
-            steps *= len(stochastic_steps(self.config, most=acting, iteration=self.finished - 1))
+            steps *= num_trained_decisions(self.system, self.config, self.finished - 1)
         self.average = follow_parameters(
             self.average, self.system.trained(), decay=optim.average_decay, steps=steps
         )

@@ -138,21 +138,21 @@ def train(
 'summary.json']
     """
     tell = events if events is not None and world.is_main else Events()
-    met: list[TrainingState] = []
+    run = _Run(
+        config=config, folder=folder, world=world, tell=tell, components=components,
+        held_out=held_out, start=start,
+    )  # fmt: skip
     with ExitStack() as ownership:
         try:
             with world.together():
                 if world.is_main:
                     ownership.enter_context(owned(folder))
                 world.barrier()  # until the folder is ours
-                return _train(
-                    config, folder, world, tell, components, held_out, start, met, ownership
-                )
+                return _train(run, ownership)
         except ServiceUnavailableError:
             # Captions and scores come before changes: the state is the last finished iteration's.
-            if world.is_main:
-                for state in met:
-                    state.save(folder)
+            if world.is_main and run.state is not None:
+                run.state.save(folder)
             with suppress(ProcessLostError):  # a launcher ends all as soon as one has ended
                 world.barrier()
             raise
@@ -162,27 +162,32 @@ def train(
             raise
 
 
-def _train(
-    config: TrainConfig,
-    folder: Path,
-    world: World,
-    tell: Events,
-    components: Components | FlowComponents | None,
-    held_out: list[str] | None,
-    start: str | Path | None,
-    met: list[TrainingState],
-    ownership: ExitStack,
-) -> RunResult:
-    """Train; put the state where the caller finds it as soon as there is one."""
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """Arguments of a run, and its state as soon as there is one."""
+
+    config: TrainConfig
+    folder: Path
+    world: World
+    tell: Events
+    components: Components | FlowComponents | None
+    held_out: list[str] | None
+    start: str | Path | None
+    state: TrainingState | None = None
+
+
+def _train(run: _Run, ownership: ExitStack) -> RunResult:
+    """Train, whole or from the newest checkpoint on."""
+    config, folder, world, tell = run.config, run.folder, run.world, run.tell
     Share.of(config, world)  # refuse impossible slices before anything is loaded
     with warnings.catch_warnings():
         if not world.is_main:
             warnings.simplefilter("ignore")  # the main process warns
-        prompts, chosen = run_prompts(config, held_out=held_out)
+        prompts, chosen = run_prompts(config, held_out=run.held_out)
     checkpoint = find_checkpoint(folder, config)
-    origin = None if start is None else read_origin(start, config)
+    origin = None if run.start is None else read_origin(run.start, config)
     record = origin_of(folder, origin, checkpoint)
-    weights = None if components is not None else weights_identity(config)
+    weights = None if run.components is not None else weights_identity(config)
     if checkpoint is not None:
         require_rows(folder, checkpoint.state)
         if weights is not None:
@@ -195,7 +200,7 @@ def _train(
         enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
-    system = build_system(config, device=world.device, components=components)
+    system = build_system(config, device=world.device, components=run.components)
     if world.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
@@ -223,7 +228,7 @@ def _train(
         state = resume(system, config, prompts, checkpoint)
     state.weights = weights if state.weights is None else state.weights
     state.origin = None if first is None else first[0]
-    met.append(state)
+    run.state = state
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)

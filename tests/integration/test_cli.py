@@ -209,7 +209,7 @@ def test_the_same_command_goes_on(finished, words, tmp_path, capsys):
     said = capsys.readouterr().out
     summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, finished)]
 
-    assert f"going on with {folder}" in said
+    assert f"resumes {folder} at iteration 1 of 2 with its own settings" in said
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
     assert summaries[0] == summaries[1]
     assert "2 of 2 iterations" in (folder / "report.html").read_text("utf-8")

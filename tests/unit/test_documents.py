@@ -10,6 +10,7 @@ import pytest
 import mvczigal_ref
 from mvczigal_ref.cli import _COMMANDS
 from mvczigal_ref.config import TrainConfig, load_config, to_dict
+from mvczigal_ref.config.described import described_sections
 from mvczigal_ref.recipes import RECIPES, recipe
 from tests.documents import cells, documented_metrics, quoted, undocumented
 
@@ -189,44 +190,13 @@ def test_what_runs_together_is_what_the_recipes_do():
 # -- pages that are made of the source -------------------------------------------------------
 
 
-def test_every_setting_is_in_the_page_of_settings(hooks):
-    """With the default that the configuration has, and what it means."""
-    config = to_dict(TrainConfig())
-    config.pop("recipe")
-    sections = hooks.sections()
-
-    assert {name: [f.name for f in fields] for name, (_, fields) in sections.items()} == {
-        name: list(section) for name, section in config.items()
-    }
-    for name, (about, fields) in sections.items():
-        assert about
-        for field in fields:
-            value = config[name][field.name]
-            assert field.default == plain(value), field
-            assert field.meaning, field
-            assert "[" not in field.unit, field
-
-
-def plain(value):
-    """Write a value as the command line takes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return "[" + ", ".join(map(str, value)) + "]"
-    return str(value) if value != "" else '""'
-
-
-def test_settings_can_break(hooks, tmp_path, monkeypatch):
-    """A setting without a docstring is refused."""
-    for path in hooks.CONFIG.glob("*.py"):
-        (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
-    run = tmp_path / "run.py"
-    text = re.sub(r'(    lr: Rate = .*\n)    """.*?"""\n', r"\1", run.read_text("utf-8"))
-    run.write_text(text, "utf-8")
-    monkeypatch.setattr(hooks, "CONFIG", tmp_path)
-
-    with pytest.raises(ValueError, match=r"`OptimConfig\.lr` must have a docstring"):
-        hooks.sections()
+def test_the_page_of_settings_has_every_setting(hooks):
+    """One row each, by the piece that `mvczigal settings` prints."""
+    page = hooks.settings_tables()
+    for section, (about, settings) in described_sections().items():
+        assert f"## {section}\n\n{about}" in page
+        for setting in settings:
+            assert f"| `{section}.{setting.name}` | {hooks._cell(setting.unit)} |" in page
 
 
 def test_every_recipe_is_in_the_list(hooks):

@@ -14,7 +14,7 @@ from mvczigal_ref.evaluation.digits import (
     plus_minus,
     with_error,
 )
-from mvczigal_ref.evaluation.evaluate import PairedGain
+from mvczigal_ref.evaluation.scores import PairedGain
 
 # -- oracle ------------------------------------------------------------------------------
 

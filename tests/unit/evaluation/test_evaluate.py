@@ -66,6 +66,10 @@ def scores(slices=1, world=None, **more):
     return evaluate(system(), PROMPTS, config=settings(slices), world=here, **more)
 
 
+evaluated = cache(scores)
+"""Each evaluation is made once where it is compared with others."""
+
+
 def noise(objects, seed=0):
     """Evaluation noise of some objects, by its definition."""
     return SeededNoise(
@@ -148,7 +152,7 @@ def test_a_single_prompt_has_no_error():
 @pytest.mark.parametrize("slices", [2, 3, 4])
 def test_slices_change_no_more_than_rounding(slices):
     """Even those that join the end of one noise and the beginning of the next."""
-    alone, together = scores(), scores(slices)
+    alone, together = evaluated(), scores(slices)
 
     torch.testing.assert_close(together.per_view, alone.per_view, rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(together.joint, alone.joint, rtol=2e-6, atol=2e-6)
@@ -171,7 +175,7 @@ def test_two_processes_share_out_whole_slices():
     """The first has the first half, and both together have all."""
     for part in sent.values():
         part.clear()
-    whole = scores()
+    whole = evaluated()
     for rank in range(2):
         scores(world=Other(rank=rank, size=2))
     *images, _, joint = zip(*sent.values(), strict=True)
@@ -193,15 +197,15 @@ def test_slices_that_do_not_divide_are_done_by_all():
 
 def test_the_noise_is_the_seeds_alone():
     """The same for every policy, another for another seed, and none of training's."""
-    assert torch.equal(scores().joint, scores().joint)
-    assert (scores().joint != scores(seed=1).joint).all()
+    assert torch.equal(scores().joint, evaluated().joint)
+    assert (evaluated().joint != evaluated(seed=1).joint).all()
     image = sample_objects(
         system(),
         PROMPTS[:1],
         replace(noise([0]), iteration=0),
         config=settings(),
     )
-    assert not torch.equal(image[0], scores().images[0])
+    assert not torch.equal(image[0], evaluated().images[0])
 
 
 class Whole(World):
@@ -226,7 +230,7 @@ def test_images_are_kept_for_the_first_prompts(keep, kept):
     found = scores(keep_images=keep)
 
     assert found.images.shape == (kept, 6, 3, 32, 32)
-    assert torch.equal(found.images, scores().images[:kept])
+    assert torch.equal(found.images, evaluated().images[:kept])
 
 
 @pytest.mark.parametrize(("edge", "count"), [(32, 910), (256, 14), (768, 8)])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvczigal_ref.evaluation.evaluate import PairedGain
+from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.pictures.drawing import element
 from mvczigal_ref.report.gains import draw_gains, swarm
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mvczigal_ref.evaluation.evaluate import PairedGain
+from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.report.words import headline
 
 # -- laws --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.method.caption import DRIFT_EDGES
+from mvczigal_ref.condition.drift_bins import DRIFT_EDGES
 from mvczigal_ref.reproduce import COMPARISONS
 from mvczigal_ref.reproduce.figures import figure
 from mvczigal_ref.reproduce.summary import read_summary, summarise

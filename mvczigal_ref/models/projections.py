@@ -1,0 +1,148 @@
+"""Linear layers in the hot path: those of the same tokens fused, LoRA merged in.
+
+Parameters, their names and PEFT's bookkeeping stay where they are; only the products change.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from peft.tuners import lora
+from torch import Tensor, nn
+
+from mvczigal_ref.models.merged_linear import merged_linear, merges
+
+__all__ = ["MergedLinear", "QuickLinear", "install_merged_linears", "project"]
+
+Tokens = Float[Tensor, "*token width"]
+Projected = Float[Tensor, "*token _"]
+Heads = Float[Tensor, "*token head _"]
+
+
+class _Map(NamedTuple):
+    """A frozen linear map, with its low-rank update if it has one."""
+
+    weight: Tensor
+    bias: Tensor | None
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scale: float = 1.0
+
+    def shapes(self) -> Any:  # noqa: ANN401 - to be compared alone
+        """Give what two maps have in common if they can be one product."""
+        rank = None if self.down is None else self.down.shape[0]
+        return self.weight.shape, self.bias is None, rank, self.scale
+
+
+class QuickLinear(nn.Linear):
+    """A frozen linear layer whose product is the faster of two; nothing else differs."""
+
+    def forward(self, tokens: Tokens) -> Projected:
+        """Multiply."""
+        if self.weight.requires_grad or torch.compiler.is_compiling():
+            return super().forward(tokens)
+        return merged_linear(tokens, self.weight, self.bias)
+
+
+class MergedLinear(lora.Linear):
+    """PEFT's layer, whose plain LoRA is merged into the weight inside each call."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 - PEFT's
+        """Multiply once, or do as PEFT does where the update is not plain."""
+        merged = None if args or kwargs else _at_once(x, (self,))
+        output: Tensor = super().forward(x, *args, **kwargs) if merged is None else merged
+        return output
+
+
+def install_merged_linears(network: nn.Module) -> None:
+    """Let every linear layer of a network, adapted or not, multiply by this module's products.
+
+    Args:
+        network: Changed in place: classes of layers change, parameters and names do not.
+    """
+    kinds = {nn.Linear: QuickLinear, lora.Linear: MergedLinear}
+    inside = {id(m.base_layer) for m in network.modules() if isinstance(m, lora.Linear)}
+    for module in network.modules():
+        if type(module) in kinds and id(module) not in inside:
+            module.__class__ = kinds[type(module)]
+
+
+def project(tokens: Tokens, *layers: nn.Module, heads: int) -> tuple[Heads, ...]:
+    """Apply layers to the same tokens, as one product where they allow it.
+
+    Args:
+        tokens: Rows of every layer [1]. Gradient flows.
+        *layers: Linear layers, with or without a LoRA.
+        heads: Heads of attention, which divide a layer's outputs.
+
+    Returns:
+        One output per layer, head by head.
+
+    Examples:
+        >>> layers = [nn.Linear(2, 6).requires_grad_(False) for _ in range(2)]
+        >>> [tuple(output.shape) for output in project(torch.ones(5, 2), *layers, heads=3)]
+        [(5, 3, 2), (5, 3, 2)]
+    """
+    # A hook, such as one that moves weights, is called by its layer alone.
+    hooked = any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers)
+    joint = None if hooked else _at_once(tokens, layers)
+    if joint is None:
+        return tuple(layer(tokens).unflatten(-1, (heads, -1)) for layer in layers)
+    return joint.unflatten(-1, (len(layers), heads, -1)).unbind(-3)
+
+
+def _at_once(tokens: Tokens, layers: Sequence[nn.Module]) -> Projected | None:
+    """Multiply once; None where a layer trains its weight, computes otherwise, or differs."""
+    if torch.compiler.is_compiling():  # which fuses by itself
+        return None
+    maps = [_read(layer) for layer in layers]
+    first = maps[0]
+    if first is None or any(m is None or m.shapes() != first.shapes() for m in maps[1:]):
+        return None
+    down, up = ([getattr(m, name) for m in maps if m.down is not None] for name in ("down", "up"))
+    if down and not merges(tokens.numel() // tokens.shape[-1], first.weight, down[0]):
+        return None
+    bias = None if first.bias is None else _fused([m.bias for m in maps])
+    weight = _fused([m.weight for m in maps])
+    return merged_linear(tokens, weight, bias, down, up, scale=first.scale)
+
+
+def _read(layer: nn.Module) -> _Map | None:
+    """Read a layer's map; None where it is not a frozen linear one with at most one plain LoRA."""
+    base: Any = layer
+    named: list[str] = []
+    if isinstance(layer, lora.Linear):
+        if layer.lora_variant or layer.merged or layer.fan_in_fan_out:
+            return None
+        base = layer.base_layer
+        if not layer.disable_adapters:
+            named = [name for name in layer.active_adapters if name in layer.lora_A]
+    if not isinstance(base, nn.Linear) or base.weight.requires_grad or len(named) > 1:
+        return None
+    if not named:
+        return _Map(base.weight, base.bias)
+    name = named[0]
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    if not isinstance(layer.lora_dropout[name], nn.Identity) or up.bias is not None:
+        return None
+    return _Map(base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+
+
+def _fused(parameters: Sequence[Tensor]) -> Tensor:
+    """Join parameters; the first time they become parts of one memory, so that none is copied."""
+    first = parameters[0]
+    if len(parameters) == 1:
+        return first
+    size, start, memory = first.numel(), first.storage_offset(), first.untyped_storage()._cdata
+    adjacent = all(
+        p.storage_offset() == start + place * size and p.untyped_storage()._cdata == memory
+        for place, p in enumerate(parameters)
+    )
+    shape = (len(parameters) * first.shape[0], *first.shape[1:])
+    if adjacent:
+        return first.as_strided(shape, first.stride())
+    whole = torch.cat([p.detach() for p in parameters])
+    for parameter, part in zip(parameters, whole.chunk(len(parameters)), strict=True):
+        parameter.data = part
+    return whole

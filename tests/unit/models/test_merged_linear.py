@@ -1,0 +1,109 @@
+"""The merged low-rank product: oracle, gradients, both forms of them, laws of the choice."""
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from mvczigal_ref.models import merged_linear as module
+from mvczigal_ref.models.merged_linear import merged_linear, merges, product
+from tests.compare import FP64, assert_equal_to
+from tests.unit.models.small import randn
+
+SCALE = 0.5
+
+
+def maps(parts, *, rank=2, into=6, out=5, dtype=torch.float64):
+    """Draw stacked weights, biases and factors."""
+    weight = randn(parts * out, into, seed=1).to(dtype)
+    bias = randn(parts * out, seed=2).to(dtype)
+    down = [randn(rank, into, seed=10 + k).to(dtype).requires_grad_() for k in range(parts)]
+    up = [randn(out, rank, seed=20 + k).to(dtype).requires_grad_() for k in range(parts)]
+    return weight, bias, down, up
+
+
+def beside(tokens, weight, bias, down, up):
+    """Write the low-rank update out beside each weight, as PEFT does."""
+    outputs = [
+        linear(tokens, w, b) + SCALE * linear(linear(tokens, a), u)
+        for w, b, a, u in zip(weight.chunk(len(down)), bias.chunk(len(down)), down, up, strict=True)
+    ]
+    return torch.cat(outputs, -1)
+
+
+# -- oracle -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("thin", [0, 100], ids=["thin products", "whole gradient"])
+def test_value_and_gradients_equal_the_form_beside_the_weight(parts, thin, monkeypatch):
+    """Both ways to differentiate, of one map and of three."""
+    monkeypatch.setattr(module, "_THIN", thin)
+    weight, bias, down, up = maps(parts)
+    tokens = randn(2, 4, 6, seed=0).double().requires_grad_()
+    output, expected = (
+        f(tokens, weight, bias, down, up)
+        for f in (lambda *given: merged_linear(*given, scale=SCALE), beside)
+    )
+    assert_equal_to(output, expected, 10 * FP64, axes=3)
+    towards = randn(*output.shape, seed=3).double()
+    leaves = [tokens, *down, *up]
+    ours = torch.autograd.grad(output, leaves, towards)
+    for gradient, plain in zip(ours, torch.autograd.grad(expected, leaves, towards), strict=True):
+        torch.testing.assert_close(gradient, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_low_rank_update_it_is_the_linear_map():
+    """No factors."""
+    weight, bias, _, _ = maps(1)
+    tokens = randn(4, 6, seed=0).double()
+    assert torch.equal(merged_linear(tokens, weight, bias), linear(tokens, weight, bias))
+
+
+# -- laws ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("into", [6, 512], ids=["small", "large enough for oneDNN"])
+def test_values_are_the_same_with_and_without_a_graph(parts, into):
+    """Replay has the bits of sampling."""
+    given = maps(parts, into=into, out=256, dtype=torch.float32)
+    tokens = randn(2, 8, into, seed=0).float()
+    with torch.no_grad():
+        sampled = merged_linear(tokens, *given, scale=SCALE)
+    assert torch.equal(merged_linear(tokens, *given, scale=SCALE), sampled)
+
+
+def test_the_graph_keeps_tokens_and_parameters_alone():
+    """A merged weight that was kept would be the largest tensor of the graph."""
+    weight, bias, down, up = maps(2)
+    tokens = randn(4, 6, seed=0).double()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        merged_linear(tokens, weight, bias, down, up)
+    places = {t.data_ptr() for t in (tokens, weight, *down, *up)}
+    assert {t.data_ptr() for t in kept} == places
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (2, 300, 512)])
+def test_product_is_the_linear_map_with_either_library(shape):
+    """Weights in either layout, with and without a bias."""
+    tokens, weight = randn(*shape, seed=0).float(), randn(64, shape[-1], seed=1).float()
+    bias = randn(64, seed=2).float()
+    expected = linear(tokens.double(), weight.double(), bias.double())
+    for laid in (weight, weight.t().contiguous().t()):
+        torch.testing.assert_close(
+            product(tokens, laid, bias).double(), expected, rtol=1e-5, atol=1e-4
+        )
+
+
+def test_half_precision_is_never_merged():
+    """bfloat16 holds 8 bits: an update of a thousandth of the weight would be none."""
+    factor = torch.zeros(2, 8)
+    assert merges(100, torch.zeros(8, 8), factor)
+    assert not merges(100, torch.zeros(8, 8, dtype=torch.bfloat16), factor)
+
+
+def test_merging_is_chosen_by_its_operations():
+    """It costs r m n per call and spares r (m + n) per token."""
+    weight, factor = torch.empty(30, 20, device="meta"), torch.empty(2, 20, device="meta")
+    assert [merges(rows, weight, factor) for rows in (11, 12)] == [False, True]
