@@ -66,7 +66,7 @@ def in_errors(value: float, error: float) -> str:
 
     Args:
         value: A gain.
-        error: Its standard error.
+        error: Standard error of the number.
 
     Returns:
         The ratio with its sign; empty where the error is 0 or not finite.
@@ -83,7 +83,7 @@ def plus_minus(value: float, error: float, *, sign: bool = False) -> str:
 
     Args:
         value: A mean or a gain.
-        error: Its standard error; 0 or not finite where it is unknown.
+        error: Standard error of the number; 0 or not finite where it is unknown.
         sign: Whether a plus is written, too.
 
     Returns:

@@ -67,8 +67,8 @@ def bare_axes(width: float, height: float, *, left: float, bottom: float) -> tup
     """Make a figure with one pair of axes on a transparent ground.
 
     Args:
-        width: Of the figure [in].
-        height: Of the figure [in].
+        width: Width of the figure [in].
+        height: Height of the figure [in].
         left: Room for the vertical axis's name and numbers [in].
         bottom: Room for the horizontal axis's [in].
 

@@ -38,7 +38,7 @@ def error_map(
 
     Args:
         images: RGB in [0, 1].
-        targets: What they are compared with.
+        targets: Images that they are compared with.
 
     Returns:
         Mean absolute difference over RGB, as colours.

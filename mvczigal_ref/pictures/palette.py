@@ -29,7 +29,7 @@ DARK: Final = {
     "curve-2": "#9ca3af",
     "mark": "#33271c",
 }
-"""The same parts where it is dark."""
+"""Colours of the same parts where it is dark."""
 
 
 def variables(colours: Mapping[str, str]) -> str:

@@ -57,7 +57,7 @@ def draw_gains(
         pairs: Gains of every noise and prompt, by the same names [reward units].
         unit: Unit of the scores; may be empty.
         marked: Prompts whose dot of the first noise has a ring and a name, in the last row.
-        width: Of the figure [in].
+        width: Width of the figure [in].
 
     Returns:
         The figure, for :mod:`mvczigal_ref.pictures.drawing`.

@@ -150,7 +150,7 @@ def with_errors(
 
     Args:
         images: Views of one object.
-        prompt: Its prompt.
+        prompt: Prompt of the object.
         config: Scorers and cameras of the run.
 
     Returns:

@@ -159,7 +159,7 @@ def duration(seconds: float) -> str:
     """Write a duration.
 
     Args:
-        seconds: Its length [s].
+        seconds: Length of time [s].
 
     Returns:
         Words.

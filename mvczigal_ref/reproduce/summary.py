@@ -98,7 +98,7 @@ def summarise(comparison: Comparison) -> Summary:
         comparison: Comparison of one paper's methods.
 
     Returns:
-        Its numbers.
+        Numbers of the comparison.
     """
     methods = comparison.methods
     rival, full = methods.pair
