@@ -73,6 +73,22 @@ class Trajectory:
             denoised=self.denoised[index],
         )
 
+    def followed_by(self, later: "Trajectory") -> "Trajectory":
+        """Append the later steps of the same objects.
+
+        Args:
+            later: Steps that begin where these end.
+
+        Returns:
+            A trajectory with all steps and the later one's final latents.
+        """
+        return Trajectory(
+            state=torch.cat([self.state, later.state]),
+            action=torch.cat([self.action, later.action]),
+            log_prob=torch.cat([self.log_prob, later.log_prob]),
+            denoised=later.denoised,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedRollout:
@@ -95,6 +111,23 @@ class PairedRollout:
         """
         return PairedRollout(
             zigzag=self.zigzag.objects(index), standard=self.standard.objects(index)
+        )
+
+    def both(self) -> Trajectory:
+        """Lay both arms side by side along the object axis, the zigzag arm first.
+
+        Returns:
+            A copy with twice as many objects.
+        """
+        names = ("state", "action", "log_prob", "denoised")
+        return Trajectory(
+            **{
+                name: torch.cat(
+                    [getattr(arm, name) for arm in (self.zigzag, self.standard)],
+                    dim=0 if name == "denoised" else 1,
+                )
+                for name in names
+            }
         )
 
 

@@ -197,7 +197,9 @@ def _holds_other_bytes(word: str) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"mvczigal: {text}", file=sys.stderr, flush=True)
+    # Names out of files reach here, and a terminal would obey what is in some.
+    shown = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    print(f"mvczigal: {shown}", file=sys.stderr, flush=True)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -22,7 +22,7 @@ from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, gain_t
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.report.run_content import informative_metrics
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 
 __all__ = ["TrainingDisplay", "gain_table", "guard_table", "guard_text", "score_heading"]
 

@@ -17,8 +17,9 @@ from mvczigal_ref.preflight.attempts import CheckResult
 from mvczigal_ref.preflight.check import check
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.plan_record import Plan
+from mvczigal_ref.reward.registry import is_function
 from mvczigal_ref.system.enhancer import build_enhancer
-from mvczigal_ref.system.scorers import check_judges
+from mvczigal_ref.system.scorers import check_functions, check_judges
 from mvczigal_ref.training.prompts import run_prompts
 from mvczigal_ref.training.tracking import check_trackers
 
@@ -100,6 +101,9 @@ def print_plan(cost: Plan, console: Console) -> None:
             f"captions: {cost.conditions - 1} per prompt, all taken to differ, which is the most "
             "that an iteration can cost; equal ones of a prompt cost nothing"
         )
+    code = [name for name in cost.scorer_calls if is_function(name)]
+    if code:
+        notes.append(f"not counted: what {', '.join(code)} takes, functions that nothing measures")
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
 
@@ -158,6 +162,7 @@ def checked(config: TrainConfig) -> CheckResult:
     Share.of(config, world)
     prompts, _ = run_prompts(config)
     check_judges(config)
+    check_functions(config, device=world.device)
     check_trackers(config.run.trackers)
     # A language model of this process is loaded by training alone.
     if not config.objective.compares_pairs and config.condition.enhancer != "local":

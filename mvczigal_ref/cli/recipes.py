@@ -58,9 +58,13 @@ def show_recipes(command: Recipes) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from mvczigal_ref.config.plugins import plugins
     from mvczigal_ref.recipes import RECIPES
 
     rows = {name: _row(RECIPES[name]()) | {"summary": _summary(name)} for name in RECIPES}
+    unread = dict.fromkeys(("plan", "check", "reproduce"), "-")  # a plug-in that nobody named
+    for name, entry in plugins("recipes").items():
+        rows.setdefault(name, {**unread, "summary": f"plug-in, {entry.value}"})
     table = Table(
         "recipe", "plan", "check", "reproduce", "summary",
         caption="check: weights are those that it loads and that do not come with the package",
@@ -95,9 +99,9 @@ def _summary(name: str) -> str:
 
 def _show_recipe(name: str, command: Recipes, console: "Console") -> None:
     from mvczigal_ref.config import TrainConfig, to_dict
-    from mvczigal_ref.recipes import RECIPES
+    from mvczigal_ref.recipes import recipe_function
 
-    config, function = named_recipe(name), RECIPES[name]
+    config, function = named_recipe(name), recipe_function(name)
     other = TrainConfig() if command.diff is None else named_recipe(command.diff)
     changes = setting_changes(other, config)
     summary = inspect.getdoc(function) or ""

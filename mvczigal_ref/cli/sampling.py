@@ -99,7 +99,11 @@ def sample(command: Sample) -> None:
         CheckpointError: If the run is none.
     """
     if not command.prompts:
-        msg = "`prompts` must hold at least one; got none."
+        msg = (
+            "`prompts` must hold at least one; got none"
+            + "".join(f", as {word!r} reads as a setting" for word in command.settings[:1])
+            + "."
+        )
         raise ConfigError(msg)
     if command.run is not None and command.lora is not None:
         msg = "`--run` brings what it has trained; leave out `--lora`, or name weights or a recipe."

@@ -71,9 +71,13 @@ class Score(Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class ServeReward:
-    """Run a reward as an HTTP service, for training elsewhere with reward.url.
+    r"""Run a reward as an HTTP service, for training elsewhere with reward.url, or for curl.
 
-    There is no password: whoever reaches the port can use it.
+    There is no password: whoever reaches the port can use it. The service describes itself at
+    /openapi.json. One picture of one object, by curl:
+
+    printf '{"prompts": ["a cat"], "images": [["%s"]]}' "$(base64 < a.png | tr -d '\n')" |
+    curl --json @- http://127.0.0.1:8763/score
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
@@ -132,7 +136,9 @@ def score(command: Score) -> None:
     objects, views = images.shape[:2]
     scores: dict[str, Tensor] = {}
     for name in dict.fromkeys(command.reward):
-        options = scorer_options(name, settings, device=device, num_views=views)
+        options = scorer_options(
+            name, settings, device=device, num_views=views, image_size=images.shape[-1]
+        )
         _, scorer = _scorer(name, options)
         try:
             scores[name] = scorer(images.to(device), [command.prompt] * objects).cpu()
@@ -219,8 +225,10 @@ def _refuse_other_settings(command: Score | ServeReward) -> None:
 def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> "RewardConfig":
     """Read the places of scorers, from options and from `reward.` settings."""
     from mvczigal_ref.config import from_dict, load_config, to_dict
+    from mvczigal_ref.config.typed import note_typed
 
     _refuse_other_settings(command)
+    note_typed(names)
     values = to_dict(load_config(overrides=command.settings, training=False))["reward"]
     for field, option, place in (
         ("weights", "--weights", command.weights),
@@ -239,13 +247,20 @@ def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
     """Build a scorer of either kind; of an unknown name its service says which it is."""
     from mvczigal_ref.config.loading import nearest_name
     from mvczigal_ref.reward.builders import JOINT, PER_VIEW
-    from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer, require_device
+    from mvczigal_ref.reward.registry import (
+        is_function,
+        joint_view_scorer,
+        per_view_scorer,
+        require_device,
+    )
 
     require_device(str(options.device))
     if name in PER_VIEW:
         return "per_view", per_view_scorer(name, options)
     if name in JOINT:
         return "joint", joint_view_scorer(name, options)
+    if options.url is None and is_function(name):
+        return _function(name, options)
     if options.url is None:
         near = nearest_name(name, [*PER_VIEW, *JOINT])
         raise ConfigError(f"unknown scorer: {name!r}; the nearest name is {near!r}.")
@@ -253,6 +268,19 @@ def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
         return "per_view", per_view_scorer(name, options)
     except ConfigError:
         return "joint", joint_view_scorer(name, options)
+
+
+def _function(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
+    """Build the scorer of the user's function; of either kind, as its answer shows."""
+    from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
+
+    try:
+        return "per_view", per_view_scorer(name, options)
+    except ConfigError as per_view:
+        try:
+            return "joint", joint_view_scorer(name, options)
+        except ConfigError:
+            raise per_view from None
 
 
 def _table(command: Score, scores: dict[str, "Tensor"], objects: int, views: int) -> "Table":

@@ -57,12 +57,15 @@ _NOT_IN_FINGERPRINT = (
     "recipe",
     "condition.url",
     "condition.api_key_env",
+    "condition.requests_at_once",
     "model.offload_frozen",
     "reward.url",
     "reward.device",
     "reward.timeout",
     "reward.wait",
     "reward.api_key_env",
+    "reward.requests_at_once",
+    "reward.cache",
     "run.iterations",
     "run.checkpoint_every",
     "run.keep_checkpoints",
@@ -75,10 +78,15 @@ _NOT_IN_FINGERPRINT = (
 )
 
 
+# Settings that earlier versions did not have: left out at their default, which is what those did.
+_LATER = ("run.arms_per_call",)
+
+
 def fingerprinted(config: TrainConfig) -> dict[str, Any]:
     """Give the settings that a run's numbers depend on.
 
-    Length, evaluation, saving, trackers, device and the recipe's name are left out. A setting that
+    Length, evaluation, saving, trackers, device and the recipe's name are left out, and settings
+    that came later where they are at their default. A setting that
     the method does not read has its default.
 
     Args:
@@ -94,6 +102,10 @@ def fingerprinted(config: TrainConfig) -> dict[str, Any]:
     for path in _NOT_IN_FINGERPRINT:
         section, _, name = path.rpartition(".")
         del (values[section] if section else values)[name]
+    for path in _LATER:
+        section, _, name = path.rpartition(".")
+        if values[section][name] == default[section][name]:
+            del values[section][name]
     return values
 
 

@@ -99,6 +99,9 @@ class RunConfig:
     replay_objects_per_slice: Size | None = None
     """Objects that are replayed together [objects]; None is as many as were sampled together, the
     only value with a first ratio of exactly 1."""
+    arms_per_call: Literal[1, 2] = 1
+    """Arms of a pair that go through the network together [arms]: 2 makes fewer and larger calls,
+    and one graph of both arms, which takes twice the memory."""
     prompts: Name = "world.train"
     """Training prompts: "world.train"; a text file with one prompt per line; FILE.jsonl:COLUMN or
     FILE.csv:COLUMN; or hf:USER/DATASET:COLUMN of the hub, @REVISION after it for a fixed one."""

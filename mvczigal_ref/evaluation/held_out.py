@@ -112,8 +112,4 @@ class HeldOut:
         Returns:
             Both means [reward units].
         """
-        scores = self(name, iteration)
-        return {
-            "held_out/per_view": float(scores.per_view.double().mean()),
-            "held_out/joint": float(scores.joint.double().mean()),
-        }
+        return self(name, iteration).means()

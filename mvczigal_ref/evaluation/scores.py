@@ -42,6 +42,17 @@ class Evaluation:
     images: Images
     """Images of the first noise, for the prompts asked for, in [0, 1]."""
 
+    def means(self) -> dict[str, float]:
+        """Average both scores over noises and prompts, as the metrics file names them.
+
+        Returns:
+            Both means [reward units].
+        """
+        return {
+            "held_out/per_view": float(self.per_view.double().mean()),
+            "held_out/joint": float(self.joint.double().mean()),
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedGain:

@@ -3,8 +3,11 @@
 from functools import partial
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.plugins import load_plugin
+from mvczigal_ref.method.plugin_loss import plugin_gradients
 from mvczigal_ref.objective.preference import preference_gradients
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
+from mvczigal_ref.rollout.pair import first_joint_step
 from mvczigal_ref.system import System
 from mvczigal_ref.update.pairs import PairObjective
 from mvczigal_ref.update.replay import UpdateSettings
@@ -13,7 +16,8 @@ __all__ = ["pair_objective", "pair_update_settings"]
 
 
 def pair_objective(config: TrainConfig) -> PairObjective:
-    """Bind the settings of the loss: the reward difference of ZigAL and RDL, or DPO's preference.
+    """Bind the settings of the loss: the reward difference of ZigAL and RDL, DPO's preference, or
+    that of a plug-in.
 
     Args:
         config: The section ``objective`` is read.
@@ -22,6 +26,8 @@ def pair_objective(config: TrainConfig) -> PairObjective:
         The loss and both its derivatives.
     """
     objective = config.objective
+    if objective.is_plugin:
+        return partial(plugin_gradients, load_plugin("objectives", objective.kind), objective)
     if objective.kind == "preference":
         return partial(
             preference_gradients,
@@ -48,8 +54,13 @@ def pair_update_settings(system: System, config: TrainConfig) -> UpdateSettings:
     steps = list(range(system.sampler.num_steps))
     if system.sampler.last_action_is_image_independent and not config.objective.train_last_action:
         steps.pop()
+    # Calls of several steps are none of the rollout's: then any step may be joint.
+    exact = config.optim.steps_per_microbatch == 1
+    zigzag_steps = config.zigzag.steps if config.objective.pairing == "zigzag" else 0
+    joint = first_joint_step(zigzag_steps) if exact else 0
     return UpdateSettings(
         steps=steps,
+        joint_from=joint if config.run.arms_per_call > 1 else None,
         steps_per_microbatch=config.optim.steps_per_microbatch,
         objects_per_microbatch=config.run.replay_objects_per_slice,
         epochs=config.optim.epochs_per_iteration,

@@ -176,6 +176,7 @@ def draw_pair(
         zigzag_rounds=config.zigzag.rounds,
         storage_dtype=DTYPES[config.model.storage_dtype],
         reduction=config.objective.reduction,
+        arms_per_call=config.run.arms_per_call,
     )
 
 

@@ -21,7 +21,7 @@ from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
 from mvczigal_ref.preflight.workload import Replay, Workload
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW
-from mvczigal_ref.reward.registry import VIEW_MEAN, scorer_options
+from mvczigal_ref.reward.registry import VIEW_MEAN, is_function, scorer_options
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.scorers import no_scorers
 
@@ -126,8 +126,7 @@ def _counts(config: TrainConfig, work: Workload, slices: int) -> _Counts:
     if config.objective.compares_pairs:
         # Until the first change of the parameters the stored density is the present one.
         valued = epochs * slices - slices // config.optim.optimizer_steps_per_epoch
-        one_arm = Counter({shape: count // 2 for shape, count in work.replays.items()})
-        value = _times(one_arm, valued)
+        value = _times(work.valued, valued)
     grouped = not config.objective.compares_pairs
     forward_process = config.objective.kind == "forward_process"
     return _Counts(
@@ -254,7 +253,7 @@ def _footprints(config: TrainConfig) -> dict[str, Footprint]:
             if name == VIEW_MEAN:  # no scorer: the mean of the others
                 continue
             options = scorer_options(name, config.reward, device=_META, num_views=1)
-            if name not in names and options.url is None:
+            if name not in names and options.url is None and not is_function(name):
                 near = nearest_name(name, names)
                 raise ConfigError(f"there is no scorer {name!r}; the nearest name is {near!r}.")
             footprints[name] = scorer_footprint(name, options)

@@ -29,6 +29,8 @@ class PairTrial(Trial):
     def sample(self, storage: Dtype) -> PairedRollout:
         """Sample pairs as an iteration does."""
         stored = self.stored_in(storage)
+        # Every step of an arm is replayed alone below.
+        stored = replace(stored, run=replace(stored.run, arms_per_call=1))
         return draw_pair(self.system, self.conditioning, self.noise(), config=stored)
 
     def drawn(self, samples: PairedRollout) -> list[Tensor]:
@@ -123,5 +125,5 @@ class PairTrial(Trial):
             pair_objective(run),
             weight=scale * share,
             on_policy=True,
-            settings=replace(settings, steps=[step]),
+            settings=replace(settings, steps=[step], joint_from=None),
         )

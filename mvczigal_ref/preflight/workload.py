@@ -69,6 +69,9 @@ class Workload:
     inputs: Mapping[Replay, Sequence[Tensor]]
     """Stored tensors that each replay reads."""
 
+    valued: Counter[Replay] = field(default_factory=Counter)
+    """Calls without gradient of a pass off policy, for the values of second arms."""
+
     described: Counter[Replay] = field(default_factory=Counter)
     """Calls without gradient that give actions their densities under captions."""
 
@@ -137,12 +140,20 @@ def _of_pairs(
     """Cut both arms up as :func:`~mvczigal_ref.update.pairs.update_policy` does."""
     settings, prompts = pair_update_settings(system, config), config.run.objects_per_slice
     size = min(settings.objects_per_microbatch or prompts, prompts)
-    one_arm = Counter(
-        Replay(objects, steps, steps)
-        for objects in _cut(prompts, size)
-        for steps in _cut(len(settings.steps), settings.steps_per_microbatch)
-    )
-    arms = {shape: pair.standard.objects(slice(0, shape.prompts)) for shape in one_arm}
+    first, joint = settings.joint_from, 0
+    if first is not None:
+        joint = sum(step >= first for step in settings.steps)
+    replays: Counter[Replay] = Counter()
+    valued: Counter[Replay] = Counter()
+    # Steps of one arm per call, twice, and steps of both arms.
+    for arms, steps in ((1, len(settings.steps) - joint), (2, joint)):
+        for objects in _cut(prompts, size):
+            for length in _cut(steps, settings.steps_per_microbatch):
+                shape = Replay(arms * objects, length, length)
+                replays[shape] += 2 // arms
+                valued[shape] += 2 - arms
+    both = pair.both()
+    sides = {shape: both.objects(slice(0, shape.prompts)) for shape in replays}
 
     def replayed(
         arm: Trajectory, shape: Replay, policy: Policy, conditioning: Conditioning
@@ -161,9 +172,10 @@ def _of_pairs(
             for arm in (pair.zigzag, pair.standard)
             for name in ("state", "action", "log_prob", "denoised")
         ],
-        replays=Counter({shape: 2 * count for shape, count in one_arm.items()}),
-        function={shape: partial(replayed, arm, shape) for shape, arm in arms.items()},
-        inputs={shape: [arm.state, arm.action] for shape, arm in arms.items()},
+        replays=replays,
+        valued=valued,
+        function={shape: partial(replayed, side, shape) for shape, side in sides.items()},
+        inputs={shape: [side.state, side.action] for shape, side in sides.items()},
     )
 
 

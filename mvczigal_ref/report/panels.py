@@ -56,7 +56,7 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
     )
     threshold = Curve(key="threshold", label="threshold", dashed=True)
     goal = "The constraint aims to keep it above the threshold."
-    scorers = sorted({key.split("/")[1] for key in keys if key.startswith("reward/")})
+    scorers = sorted({_scorer_of(key) for key in keys if key.startswith("reward/")})
     return [
         Panel(
             title="Reward of single views",
@@ -134,6 +134,12 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
             for name in scorers
         ),
     ]
+
+
+def _scorer_of(key: str) -> str:
+    """Take a scorer's name, which may be a path, out of the metric of one of its arms or of all."""
+    name = key.removeprefix("reward/")
+    return name.removesuffix("/zigzag").removesuffix("/standard")
 
 
 def _constraint(unit: str) -> list[Panel]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.digits import plus_minus
 from mvczigal_ref.evaluation.scores import PairedGain
-from mvczigal_ref.recipes import RECIPES
+from mvczigal_ref.recipes import RECIPES, recipe_names
 from mvczigal_ref.report.run_content import RunContent, changed_settings
 
 __all__ = ["duration", "error_removed", "facts", "headline", "repeating_command", "run_facts"]
@@ -116,7 +116,7 @@ def repeating_command(run: RunContent) -> str:
     Returns:
         A command line.
     """
-    if run.config.recipe not in RECIPES:
+    if run.config.recipe not in recipe_names():
         return shlex.join(["mvczigal", "train", _ANY, "--config", str(run.folder / "config.json")])
     words = [
         f"{path}={value if isinstance(value, str) else json.dumps(value)}"

@@ -19,7 +19,7 @@ from mvczigal_ref.method.caption import drift_histogram
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import MethodRow, MethodSet
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.run_folder import find_checkpoint, is_finished
 from mvczigal_ref.training.tracking import read_metrics
 from mvczigal_ref.training.trainer import train

@@ -14,7 +14,7 @@ from mvczigal_ref.rollout.standard import first_output, standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
 from mvczigal_ref.shapes import ObjectLatent
 
-__all__ = ["paired_rollout"]
+__all__ = ["first_joint_step", "paired_rollout"]
 
 ARMS: Final = ("zigzag", "standard")
 """Names of both arms, under which a pair's noise is looked up."""
@@ -36,6 +36,7 @@ def paired_rollout(
     zigzag_rounds: int = 1,
     storage_dtype: torch.dtype = torch.float32,
     reduction: ActionReduction = "mean",
+    arms_per_call: int = 1,
 ) -> PairedRollout:
     """Sample a zigzag and a standard trajectory of the same objects from the same x_T.
 
@@ -60,10 +61,13 @@ def paired_rollout(
         storage_dtype: Dtype of stored latents.
         reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
+        arms_per_call: Arms that go through the network together, 1 or 2, from the step on that
+            :func:`first_joint_step` names.
 
     Returns:
         Both trajectories, without gradient; ``2 * num_steps - 1`` network calls, and
-        ``2 * zigzag_steps * zigzag_rounds`` more with a zigzag arm.
+        ``2 * zigzag_steps * zigzag_rounds`` more with a zigzag arm. Two arms per call save one
+        call per joint step.
 
     Raises:
         ValueError: If ``pairing`` is unknown, own noise lacks an arm or a start, or as
@@ -111,8 +115,12 @@ def paired_rollout(
         reduction=reduction,
         shared_output=first,
     )
+    joint = sampler.num_steps
+    if arms_per_call > 1:
+        joint = first_joint_step(zigzag_steps if pairing == "zigzag" else 0)
+    apart = range(min(joint, sampler.num_steps))
     if pairing == "standard":
-        zigzag = plain(noise=arms["zigzag"])
+        zigzag = plain(noise=arms["zigzag"], steps=apart)
     else:
         zigzag = zigzag_rollout(
             policy,
@@ -129,8 +137,44 @@ def paired_rollout(
             storage_dtype=storage_dtype,
             reduction=reduction,
             shared_output=first,
+            steps=apart,
         )
-    return PairedRollout(zigzag=zigzag, standard=plain(noise=arms["standard"]))
+    standard = plain(noise=arms["standard"], steps=apart)
+    if joint >= sampler.num_steps:
+        return PairedRollout(zigzag=zigzag, standard=standard)
+    both = standard_rollout(
+        policy,
+        sampler,
+        torch.cat([zigzag.action[-1], standard.action[-1]]),
+        conditioning.repeat(len(ARMS)),
+        lambda step, draw: torch.cat([arms[arm](step, draw) for arm in ARMS]),
+        guidance_scale=guidance_scale,
+        camera_scale=camera_scale,
+        storage_dtype=storage_dtype,
+        reduction=reduction,
+        steps=range(joint, sampler.num_steps),
+    )
+    objects = latent.shape[0]
+    return PairedRollout(
+        zigzag=zigzag.followed_by(both.objects(slice(objects))),
+        standard=standard.followed_by(both.objects(slice(objects, None))),
+    )
+
+
+def first_joint_step(zigzag_steps: int) -> int:
+    """Find the first step that both arms of a pair take by the same calls.
+
+    Args:
+        zigzag_steps: Leading steps that are zigzagged.
+
+    Returns:
+        The first step that neither is zigzagged nor has the output that both arms share.
+
+    Examples:
+        >>> first_joint_step(0), first_joint_step(1), first_joint_step(3)
+        (1, 1, 3)
+    """
+    return max(1, zigzag_steps)
 
 
 def _arms(noise: SeededNoise | Mapping[str, NoiseSource]) -> Mapping[str, NoiseSource]:

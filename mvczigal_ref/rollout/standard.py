@@ -151,6 +151,7 @@ def standard_rollout(
     storage_dtype: torch.dtype = torch.float32,
     reduction: ActionReduction = "mean",
     shared_output: Float[Tensor, "1 object view c h w"] | None = None,
+    steps: range | None = None,
 ) -> Trajectory:
     r"""Sample one trajectory per object.
 
@@ -166,7 +167,7 @@ def standard_rollout(
     Args:
         policy: The network.
         sampler: Grid and transition kernel.
-        latent: x_T [1].
+        latent: x_T, or the state at the first of ``steps`` [1].
         conditioning: Text and cameras of the same objects.
         noise: Step noise; draw 0 of every step is read.
         guidance_scale: Strength of the prompt [1].
@@ -175,6 +176,7 @@ def standard_rollout(
         reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
         shared_output: The network's output at x_T, if it has been computed.
+        steps: Adjacent steps to take; None is all.
 
     Returns:
         States, actions, log-densities (NaN where a step draws no noise) and final latents,
@@ -209,7 +211,9 @@ def standard_rollout(
     recorder = Recorder(storage_dtype=storage_dtype, reduction=reduction)
     state = recorder.round(latent)
     draw_noise = step_noise(sampler, noise)
-    for step, index in enumerate(step_indices(sampler, latent.device)):
+    indices = step_indices(sampler, latent.device)
+    for step in range(sampler.num_steps) if steps is None else steps:
+        index = indices[step]
         shared = shared_output if step == 0 else None
         output = denoise(state[None], index) if shared is None else shared
         transition = step_transition(sampler, output, state[None], index)

@@ -21,7 +21,7 @@ from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.files import atomic_write, owned, sweep, to_json
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.method.steps import check_steps
+from mvczigal_ref.method.steps import check_grid, check_steps
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.lora_weights import LoraWeights
@@ -31,11 +31,13 @@ from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
 from mvczigal_ref.training.checkpoint import latest_checkpoint
+from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
-from mvczigal_ref.training.loop import Events, TrainingLoop, stop_on_terminate
+from mvczigal_ref.training.loop import TrainingLoop, run_view, stop_on_terminate
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.places import in_places
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
+from mvczigal_ref.training.rewards import require_same_rewards, reward_sources, unhashed
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.sealed_rows import require_rows
 from mvczigal_ref.training.starts import recorded
@@ -180,6 +182,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
     """Train, whole or from the newest checkpoint on."""
     config, folder, world, tell = run.config, run.folder, run.world, run.tell
     Share.of(config, world)  # refuse impossible slices before anything is loaded
+    check_grid(config)
     with warnings.catch_warnings():
         if not world.is_main:
             warnings.simplefilter("ignore")  # the main process warns
@@ -192,6 +195,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
         require_rows(folder, checkpoint.state)
         if weights is not None:
             require_same_weights(config, checkpoint.state, identity=weights)
+        require_same_rewards(config, checkpoint.state)
     check_judges(config)
     if world.is_main:
         check_trackers(config.run.trackers)
@@ -220,6 +224,11 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
     if origin is not None and record is None:
         for line in origin.lines:
             tell.note(line)
+    for name in unhashed(reward_sources(config)):
+        tell.note(
+            f"the source of {name!r} cannot be read: a resumed run cannot tell whether it is the "
+            "same function."
+        )
     tell.stage("scoring held-out prompts before training")
     before = judge("before", 0)  # of the parameters that the run begins with
     if checkpoint is None:
@@ -228,13 +237,17 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
         state = resume(system, config, prompts, checkpoint)
     state.weights = weights if state.weights is None else state.weights
     state.origin = None if first is None else first[0]
+    state.rewards = reward_sources(config)
     run.state = state
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
+    tell.begin(run_view(state, folder))
+    tell.evaluation(run_view(state, folder), "before", before.means())
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
     tell.stage("scoring held-out prompts after training")
     with state.averaged():
         after = judge("after", state.finished)
+    tell.evaluation(run_view(state, folder), "after", after.means())
     result = RunResult(
         folder=folder,
         per_view=paired_gain(before.per_view, after.per_view),
@@ -247,6 +260,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
             export_policy(trained_lora(policy) or policy, config, folder / POLICY)
         atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()
+    tell.end(run_view(state, folder))
     return result
 
 

@@ -1,7 +1,7 @@
-"""Update from pairs: both arms replayed, one graph after the other."""
+"""Update from pairs: both arms replayed, one graph after the other or in one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -106,7 +106,7 @@ def accumulate_pairs(
 
     Source:
         The chain rule on the pair loss of arXiv:2505.20107; the released trainer holds both
-        graphs, this never does.
+        graphs, this does where both arms have one call.
 
     Args:
         policy: The network; its gradients grow.
@@ -118,7 +118,8 @@ def accumulate_pairs(
         on_policy: Whether the parameters are those that sampled. Then the
             second arm's stored log-density stands for its value; otherwise it is
             replayed once more, without gradient.
-        settings: Guidance, reduction and clip range.
+        settings: Guidance, reduction and clip range; and the step from which both arms have one
+            call and one graph, where there is one.
 
     Returns:
         Sums for the metrics.
@@ -126,6 +127,8 @@ def accumulate_pairs(
     Raises:
         NonFiniteError: If a log-density or the loss is non-finite; names object, view and step.
     """
+    if settings.joint_from is not None and min(steps) >= settings.joint_from:
+        return _accumulate_joint(policy, sampler, batch, steps, objective, weight, settings)
     index = list(steps)
     old_zigzag = batch.rollout.zigzag.log_prob[index]
     old_standard = batch.rollout.standard.log_prob[index]
@@ -151,15 +154,52 @@ def accumulate_pairs(
     standard_ratio = standard.detach() - old_standard
     _check_finite(gradients.loss, batch, steps, log_ratio_standard=standard_ratio)
     standard.backward(weight * gradients.standard)
-    both = torch.stack([zigzag_ratio, standard_ratio])
+    return _stats(gradients, zigzag_ratio, standard_ratio, settings)
+
+
+def _accumulate_joint(
+    policy: Policy,
+    sampler: Sampler,
+    batch: PairBatch,
+    steps: Sequence[int],
+    objective: PairObjective,
+    weight: float,
+    settings: UpdateSettings,
+) -> GradientStats:
+    """Replay both arms in one network call, side by side as the rollout sampled them."""
+    trajectory = batch.rollout.both()
+    pair = replace(batch, conditioning=batch.conditioning.repeat(2))
+    both = replay(policy, sampler, pair, trajectory, steps, settings)
+    zigzag_ratio, standard_ratio = (
+        (both.detach() - trajectory.log_prob[list(steps)]).chunk(2, dim=1)
+    )  # fmt: skip
+    gap = batch.advantage_gap.to(both.dtype).expand_as(zigzag_ratio)
+    gradients = objective(zigzag_ratio, standard_ratio, gap)
+    _check_finite(
+        gradients.loss,
+        batch,
+        steps,
+        log_ratio_zigzag=zigzag_ratio,
+        log_ratio_standard=standard_ratio,
+        advantage_gap=gap,
+    )
+    both.backward(weight * torch.cat([gradients.zigzag, gradients.standard], dim=1))
+    return _stats(gradients, zigzag_ratio, standard_ratio, settings)
+
+
+def _stats(
+    gradients: PairGradients, zigzag: StepLogProb, standard: StepLogProb, settings: UpdateSettings
+) -> GradientStats:
+    """Sum up one microbatch from both arms' log-ratios."""
+    both = torch.stack([zigzag, standard])
     return GradientStats(
-        loss=gradients.loss * gap.numel(),
+        loss=gradients.loss * zigzag.numel(),
         log_ratio_square=both.square().sum(),
         clipped=(both.abs() > settings.clip_range).sum().to(both.dtype),
         deviation=both.abs().max(),
         asks=gradients.zigzag.any() | gradients.standard.any(),
-        count=gap.numel(),
-        num_log_ratios=2 * gap.numel(),
+        count=zigzag.numel(),
+        num_log_ratios=both.numel(),
     )
 
 
@@ -342,5 +382,10 @@ def _pieces(batch: PairBatch, size: int | None) -> list[PairBatch]:
 
 def _runs(settings: UpdateSettings) -> list[Sequence[int]]:
     """Cut the steps into runs, of which each is one network call."""
-    length = settings.steps_per_microbatch
-    return [settings.steps[i : i + length] for i in range(0, len(settings.steps), length)]
+    length, joint = settings.steps_per_microbatch, settings.joint_from
+    first = max(settings.steps) + 1 if joint is None else joint
+    apart = [step for step in settings.steps if step < first]
+    together = [step for step in settings.steps if step >= first]
+    return [
+        steps[i : i + length] for steps in (apart, together) for i in range(0, len(steps), length)
+    ]

@@ -80,6 +80,9 @@ class UpdateSettings(ReplaySettings):
     """Objects replayed in one network call; None is the rollout's slice, the only value with a
     first ratio of exactly 1."""
 
+    joint_from: int | None = None
+    """First sampling step from which both arms are replayed in one network call; None is never."""
+
     def __post_init__(self) -> None:
         """Refuse an update that would train nothing."""
         if not self.steps:

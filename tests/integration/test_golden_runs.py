@@ -36,23 +36,25 @@ def config_of(name):
     return load_config(recipe(name), overrides=PROVENANCE["overrides"][name])
 
 
-def assert_golden(name, folder):
+def assert_golden(name, folder, *, kind="final", rows="metrics.json"):
     """Compare parameters and metrics: bits where arithmetic is the same, else to its rounding."""
     final = load_file(folder / "checkpoints/iteration_000002/policy.safetensors")
-    expected = load_file(GOLDEN / name / "final.safetensors")
-    rows = json.loads((GOLDEN / name / "metrics.json").read_text("utf-8"))
+    expected = load_file(GOLDEN / name / f"{kind}.safetensors")
+    rows = json.loads((GOLDEN / name / rows).read_text("utf-8"))
     same = arithmetic() == PROVENANCE["arithmetic"]
 
     assert final.keys() == expected.keys()
-    for parameter, value in expected.items():
-        if same:
-            assert torch.equal(final[parameter], value), parameter
-        else:  # AdamW moves a parameter by about its rate, however small the gradient
-            torch.testing.assert_close(final[parameter], value, rtol=0.0, atol=1e-4)
+    if same:
+        assert [n for n, value in expected.items() if not torch.equal(final[n], value)] == []
+    else:
+        # AdamW moves a parameter by about its rate, however small the gradient: one whose first
+        # gradient is rounding moves either way.
+        moved = torch.cat([(final[n] - value).abs().flatten() for n, value in expected.items()])
+        assert (moved > 1e-4).float().mean() < 0.02
+        assert moved.max() < 4 * config_of(name).optim.lr
     for row, old in zip(metrics(folder), rows, strict=True):
         for metric, value in old.items():
-            wanted = value if same else pytest.approx(value, rel=1e-3, abs=1e-4)
-            assert row[metric] == wanted, metric
+            assert row[metric] == (value if same else pytest.approx(value, rel=1e-3, abs=1e-4))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -64,7 +66,7 @@ def test_a_run_has_the_bits_that_it_had(name, tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_of_the_version_before_goes_on(name, tmp_path):
-    """From its checkpoint to the same bits."""
+    """From the checkpoint of an earlier version, whose files are read as they are."""
     folder = shutil.copytree(GOLDEN / name / "run", tmp_path / "run")
     train(config_of(name), folder, world=World(), held_out=PROVENANCE["held_out"])
-    assert_golden(name, folder)
+    assert_golden(name, folder, kind="resumed", rows="resumed_metrics.json")

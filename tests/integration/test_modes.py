@@ -172,13 +172,19 @@ DTYPES = {
     "DDIM in bf16": {"sampler": {"kind": "ddim"}, "model": {"storage_dtype": "bf16"}},
     "every step zigzagged": {"zigzag": {"steps": 2, "rounds": 2}},
     "last action trained": {"objective": {"train_last_action": True}},
-}
+    "two arms per call": {
+        "run": {**SHORT["run"], "arms_per_call": 2}, "sampler": {"num_steps": 3},
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("sections", cases(DTYPES, "fp32", "bf16 network", "fp16 network"))
+QUICK = ("fp32", "bf16 network", "fp16 network", "two arms per call")
+
+
+@pytest.mark.parametrize("sections", cases(DTYPES, *QUICK))
 def test_the_first_ratio_is_exactly_one(undisturbed, sections):
     """In every iteration, in every dtype; and the dtype does something."""
-    rows = metrics(undisturbed(**SHORT, **sections))
+    rows = metrics(undisturbed(**{**SHORT, **sections}))
 
     assert [row["replay_deviation"] for row in rows] == [0.0, 0.0]
     assert all(row["grad_norm"] > 0 for row in rows)

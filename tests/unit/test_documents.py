@@ -11,7 +11,12 @@ import mvczigal_ref
 from mvczigal_ref.cli import _COMMANDS
 from mvczigal_ref.config import TrainConfig, load_config, to_dict
 from mvczigal_ref.config.described import described_sections
+from mvczigal_ref.config.plugins import GROUPS
 from mvczigal_ref.recipes import RECIPES, recipe
+from mvczigal_ref.reward.builders import ScorerOptions
+from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
+from mvczigal_ref.reward.source import hand_over
+from mvczigal_ref.training.events import Events
 from tests.documents import cells, documented_metrics, quoted, undocumented
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +124,31 @@ def test_the_readmes_training_run_is_one():
 
     assert set(", ".join(imported).split(", ")) <= set(mvczigal_ref.__all__)
     assert load_config(recipe("tiny"), overrides=eval(changes)).run.iterations == 2
+
+
+# -- own reward ------------------------------------------------------------------------------
+
+
+def test_the_page_on_rewards_says_what_there_is():
+    """Every event and every group of entry points, and settings that are such."""
+    text = text_of("docs/own_reward.md")
+    named = {row[0].strip("`") for row in cells(text)}
+    events = {name for name in vars(Events) if not name.startswith("_")}
+
+    assert named >= events - {"stage", "note", "iteration", "stop", "stopping"}
+    assert named >= {f"mvczigal_ref.{group}" for group in GROUPS}
+    for word in re.findall(r"^mvczigal train tiny \"?(.*?)\"?$", text, re.MULTILINE):
+        load_config(recipe("tiny"), overrides=[word])
+
+
+def test_the_functions_of_the_page_on_rewards_are_rewards():
+    """Of both kinds, as they stand."""
+    names = {"__name__": "my_rewards"}
+    exec(FENCE.findall(text_of("docs/own_reward.md"))[0], names)
+    options = ScorerOptions(num_views=3, image_size=8)
+
+    per_view_scorer(hand_over("reward", names["redness"]), options)
+    joint_view_scorer(hand_over("joint_reward", names["evenness"]), options)
 
 
 # -- papers and deviations -------------------------------------------------------------------

@@ -51,3 +51,11 @@ def test_the_fingerprint_reads_what_a_number_depends_on_and_nothing_else(section
 def test_the_recipes_name_is_not_in_the_fingerprint():
     """A run may be continued from its own configuration file."""
     assert fingerprint(TrainConfig(recipe="a")) == fingerprint(TrainConfig(recipe="b"))
+
+
+def test_a_setting_that_came_later_leaves_the_fingerprint_of_earlier_runs():
+    """At its default, which is what those did."""
+    assert "arms_per_call" not in fingerprinted(TrainConfig())["run"]
+    assert (
+        fingerprinted(load_config(overrides=["run.arms_per_call=2"]))["run"]["arms_per_call"] == 2
+    )

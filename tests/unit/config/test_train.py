@@ -160,6 +160,10 @@ RULES = {
         [*GROUPS, "run.replay_objects_per_slice=1"], "`run.replay_objects_per_slice` is for obj",
         ["run.replay_objects_per_slice=1"],
     ),
+    "two arms of groups": (
+        [*GROUPS, "run.arms_per_call=2"], "`run.arms_per_call` is for objectives",
+        ["run.arms_per_call=2"],
+    ),
     "joint replay of groups": (
         [*GROUPS, "optim.steps_per_microbatch=2"], "`optim.steps_per_microbatch` is for objectives",
         ["optim.steps_per_microbatch=2"],

@@ -27,7 +27,7 @@ from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.comparison import run_gain
 from mvczigal_ref.reproduce.summary import summarise
 from mvczigal_ref.reproduce.tables import markdown
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.tracking import MetricsLog
 from tests.unit.reproduce.outcomes import made_up
 

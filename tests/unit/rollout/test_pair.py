@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvczigal_ref.rollout.pair import paired_rollout
+from mvczigal_ref.rollout.pair import first_joint_step, paired_rollout
 from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
 from tests import golden
@@ -65,6 +65,23 @@ def test_is_both_rollouts_made_alone(kind, storage, reduction, zigzag_steps, rou
     assert_same(
         pair.standard, roll_with(standard_rollout, policy, sampler, drawn, "standard", **common)
     )
+
+
+@pytest.mark.parametrize("pairing", ["zigzag", "standard"])
+@pytest.mark.parametrize("kind", ["lcm", "ddim"])
+@pytest.mark.parametrize("zigzag_steps", [0, 1, 2, 3])
+def test_two_arms_per_call_sample_the_same_pairs_by_fewer_calls(pairing, kind, zigzag_steps):
+    """One call per joint step is saved; a network whose rows are independent answers the same."""
+    sampler, drawn = sampler_of(kind, 3), noise()
+    told = {**SCALES, **INVERSION, "pairing": pairing, "zigzag_steps": zigzag_steps}
+    apart, together = (Recorded(LinearPolicy(0.5, 0.2, -0.1)) for _ in range(2))
+    one = roll(apart, sampler, drawn, **told)
+    two = roll(together, sampler, drawn, arms_per_call=2, **told)
+
+    for arm in ("zigzag", "standard"):
+        assert_same(getattr(one, arm), getattr(two, arm))
+    first = first_joint_step(zigzag_steps if pairing == "zigzag" else 0)
+    assert len(apart.calls) - len(together.calls) == 3 - first
 
 
 @pytest.mark.parametrize("storage", [torch.float64, torch.bfloat16])

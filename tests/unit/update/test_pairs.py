@@ -21,7 +21,9 @@ GAINS = (0.5, 0.2, -0.1)
 BATCHES = sampled(LinearPolicy(0.5), sampler_of("lcm", 2), [2, 4])
 
 
-def accumulate(policy, sampler, batch, steps, *, weight=1.0, on_policy=False, objective=None):
+def accumulate(
+    policy, sampler, batch, steps, *, weight=1.0, on_policy=False, objective=None, **changes
+):
     """Add the gradient of some steps of a batch."""
     return accumulate_pairs(
         policy,
@@ -31,7 +33,7 @@ def accumulate(policy, sampler, batch, steps, *, weight=1.0, on_policy=False, ob
         objective or objective_of(),
         weight=weight,
         on_policy=on_policy,
-        settings=settings_of(sampler),
+        settings=settings_of(sampler, **changes),
     )
 
 
@@ -80,6 +82,28 @@ def test_gradient_equals_that_of_both_arms_in_one_graph_on_policy(kind):
 
     assert apart.gain.grad.abs().min() > 1e-3
     torch.testing.assert_close(apart.gain.grad, together.gain.grad, rtol=FP64, atol=FP64)
+
+
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_one_graph_of_both_arms_has_the_gradient_and_the_sums_of_two(on_policy):
+    """And one network call where there were two or three."""
+    sampler = sampler_of("lcm", 3)
+    (batch,) = sampled(LinearPolicy(*GAINS), sampler, [3])
+    shift, outcomes = 0.0 if on_policy else 0.03, []
+    for joint_from in (None, 0):
+        policy = Recorded(moved(shift))
+        stats = accumulate(
+            policy, sampler, batch, range(3), on_policy=on_policy, joint_from=joint_from
+        )
+        outcomes.append((len(policy.calls), policy.policy.gain.grad, stats))
+    (calls, gradient, apart), (joint_calls, joint_gradient, joint) = outcomes
+
+    assert (calls, joint_calls) == (2 if on_policy else 3, 1)
+    torch.testing.assert_close(joint_gradient, gradient, rtol=FP64, atol=FP64)
+    assert (joint.count, joint.num_log_ratios) == (apart.count, apart.num_log_ratios)
+    for name in ("loss", "log_ratio_square", "clipped", "deviation"):
+        one, other = getattr(joint, name), getattr(apart, name)
+        torch.testing.assert_close(one, other, rtol=FP64, atol=FP64)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.03])
