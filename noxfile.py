@@ -137,6 +137,16 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", *arguments, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
+@nox.session(venv_backend="none")
+def pages(session: nox.Session) -> None:
+    """Open reports in this machine's Chromium; skipped, with the reason, where there is none."""
+    python = _python(session)
+    install = (python, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "playwright")
+    session.run(*install, external=True)
+    arguments = session.posargs or ("tests/pages",)
+    session.run(python, "-m", "pytest", *arguments, env=TEST_ENV, external=True)
+
+
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device, with the torch that `TORCH` asks for or the pinned."""

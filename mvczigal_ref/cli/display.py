@@ -18,7 +18,7 @@ from rich.table import Table
 
 from mvczigal_ref.cli.progress import PLAIN_EVERY, duration
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, with_error
+from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, gain_text, with_error
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.report.run_content import informative_metrics
@@ -194,12 +194,7 @@ def gain_table(gains: Mapping[str, PairedGain], *, unit: str, before: str, after
     for heading in (before, after, "gain", "standard error", "gain / error"):
         table.add_column(heading, justify="right")
     for name, gain in gains.items():
-        ratio = f"{gain.gain / gain.standard_error:+.1f}" if gain.standard_error else ""
-        decimals = decimals_of(gain.standard_error, gain.before, gain.after)
-        change = with_error(gain.gain, gain.standard_error, decimals=decimals, sign=True)
-        table.add_row(
-            name, f"{gain.before:.{decimals}f}", f"{gain.after:.{decimals}f}", *change, ratio
-        )
+        table.add_row(name, *gain_text(gain))
     return table
 
 
