@@ -95,6 +95,12 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def torture(session: nox.Session) -> None:
+    """Try damaged files, odd settings, kills and hostile peers; `-- --scale 0.1` for a part."""
+    _shared(session, "tests.torture", *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def mutants(session: nox.Session) -> None:
     """Break one line at a time and show that the unit tests notice."""
     _shared(session, "tests.mutants.run", *session.posargs)
@@ -139,6 +145,16 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", *arguments, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
+@nox.session(venv_backend="none")
+def pages(session: nox.Session) -> None:
+    """Open reports in this machine's Chromium; skipped, with the reason, where there is none."""
+    python = _python(session)
+    install = (python, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "playwright")
+    session.run(*install, external=True)
+    arguments = session.posargs or ("tests/pages",)
+    session.run(python, "-m", "pytest", *arguments, env=TEST_ENV, external=True)
+
+
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device, with the torch that `TORCH` asks for or the pinned."""
@@ -181,7 +197,7 @@ def _not_for_the_wheel_test(folder: str, names: list[str]) -> set[str]:
     if Path(folder) != ROOT:
         return {name for name in names if name == "__pycache__"}
     wanted = {
-        "tests", "fixtures", "docs", "pyproject.toml", "noxfile.py", "constraints.txt",
+        "tests", "fixtures", "docs", "examples", "pyproject.toml", "noxfile.py", "constraints.txt",
         "CITATION.cff",
     }  # fmt: skip
     return set(names) - wanted - {name for name in names if name.endswith(".md")}

@@ -2,8 +2,8 @@
 
     python -m bench.cost [--shapes S M L] [--repeats 3] [--released PATH]
 
-The columns "released" are figures of the released trainer for the same shapes, prompts, views, steps
-and optimiser steps: measured in turn with ours where PATH is a checkout of it, else published ones
+The columns "released" are figures of the released trainer for the same shapes, prompts, views,
+steps and optimiser steps: measured in turn with ours where PATH is a checkout of it, else published ones
 (minimum of three on a 2-core machine). Seconds do not carry over between machines; operators do.
 """
 

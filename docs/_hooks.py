@@ -7,127 +7,34 @@ of their sections, and the files beside the README appear as pages.
 import ast
 import re
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mvczigal_ref"
-CONFIG = PACKAGE / "config"
 BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "DEVIATIONS.md")
 SETTINGS_MARK, RECIPES_MARK = "<!-- every setting -->", "<!-- every recipe -->"
-_WORDS = {"float": "number", "int": "whole number", "str": "text", "bool": "true, false"}
-_UNIT = re.compile(r" \[(?!-?\d+,)([^\]]+)\]")  # and no interval
 _CODE = re.compile(r"`(\w+)`")
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)((?:#[^)]*)?)\)")
-
-
-class Setting(NamedTuple):
-    """One setting, as its section's source says it."""
-
-    name: str
-    unit: str
-    values: str
-    default: str
-    meaning: str
 
 
 # -- settings ----------------------------------------------------------------------------
 
 
-def sections() -> dict[str, tuple[str, list[Setting]]]:
-    """Read every section of a configuration: its docstring, and its settings in order."""
-    classes = {
-        node.name: node
-        for path in sorted(CONFIG.glob("*.py"))
-        for node in ast.parse(path.read_text("utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    }
-    return {
-        field.name: (ast.get_docstring(classes[field.values]) or "", _fields(classes[field.values]))
-        for field in _fields(classes["TrainConfig"])
-        if field.values in classes  # all but the recipe's name
-    }
-
-
-def _fields(section: ast.ClassDef) -> list[Setting]:
-    found, kinds = [], _kinds()
-    for node, after in zip(section.body, section.body[1:], strict=False):
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
-            msg = f"`{section.name}.{node.target.id}` must have a docstring; add one."
-            raise ValueError(msg)  # noqa: TRY004 - it is the source that is wrong
-        meaning = " ".join(str(after.value.value).split())
-        unit = _UNIT.search(meaning)
-        found.append(
-            Setting(
-                name=node.target.id,
-                unit=unit[1] if unit else "",
-                values=_values(node.annotation, kinds),
-                default=_default(node.value),
-                meaning=_UNIT.sub("", meaning, count=1),
-            )
-        )
-    return found
-
-
-def _kinds() -> dict[str, ast.expr]:
-    """Read the names of types and numbers that settings are declared with."""
-    return {
-        node.targets[0].id: node.value
-        for node in ast.parse((CONFIG / "types.py").read_text("utf-8")).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-
-
-def _values(kind: ast.expr, kinds: dict[str, ast.expr]) -> str:
-    """Say what a setting may be: choices, or a type and its bounds."""
-    if isinstance(kind, ast.Name):
-        return _values(kinds[kind.id], kinds) if kind.id in kinds else _WORDS.get(kind.id, kind.id)
-    if isinstance(kind, ast.Constant):
-        return "null" if kind.value is None else str(kind.value)
-    if isinstance(kind, ast.BinOp):
-        return f"{_values(kind.left, kinds)} or {_values(kind.right, kinds)}"
-    if not isinstance(kind, ast.Subscript):
-        return ast.unparse(kind)
-    parts = kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]
-    outer = ast.unparse(kind.value)
-    if outer == "Literal":
-        return ", ".join(str(ast.literal_eval(part)) for part in parts)
-    if outer == "Annotated":
-        bounds = [
-            _bound(word, kinds) for part in parts[1:] for word in getattr(part, "keywords", [])
-        ]
-        return f"{_values(parts[0], kinds)} {', '.join(filter(None, bounds))}".strip()
-    inner = ", ".join(
-        "..." if ast.unparse(part) == "..." else _values(part, kinds) for part in parts
-    )
-    return f"list of {inner.removesuffix(', ...')}" if outer == "tuple" else f"table of {inner}"
-
-
-def _bound(word: ast.keyword, kinds: dict[str, ast.expr]) -> str:
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    value = kinds.get(word.value.id) if isinstance(word.value, ast.Name) else word.value
-    return f"{signs[word.arg]} {ast.unparse(value)}" if word.arg in signs and value else ""
-
-
-def _default(value: ast.expr | None) -> str:
-    """Write a default as the command line takes it."""
-    try:
-        plain = ast.literal_eval(value) if value is not None else None
-    except ValueError:  # an empty table, or a section
-        return "{}"
-    if isinstance(plain, tuple):
-        return "[" + ", ".join(map(str, plain)) + "]"
-    if plain is None or isinstance(plain, bool):
-        return "null" if plain is None else str(plain).lower()
-    return str(plain) if plain != "" else '""'
+def _described() -> ModuleType:
+    """Load the package's own piece by its path: the site is built where the package is not."""
+    place = spec_from_file_location("described", PACKAGE / "config" / "described.py")
+    module = module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
 
 
 def settings_tables() -> str:
     """Write one table per section."""
     lines = []
-    for name, (about, fields) in sections().items():
+    for name, (about, fields) in _described().described_sections().items():
         lines += [f"## {name}", "", about, ""]
         lines += ["| setting | unit | default | values | meaning |", "| --- " * 5 + "|"]
         lines += [

@@ -219,11 +219,16 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     from mvczigal_ref.distributed import (
         World as World,
     )
-    from mvczigal_ref.training.loop import (
+    from mvczigal_ref.training.events import (
         Events as Events,
     )
     from mvczigal_ref.training.trainer import (
         train as train,
+    )
+    from mvczigal_ref.training_run import (
+        fit as fit,
+        Result as Result,
+        TrainedPolicy as TrainedPolicy,
     )
     from mvczigal_ref.pipeline import (
         TextToMultiviewPipeline as TextToMultiviewPipeline,
@@ -305,8 +310,9 @@ _NAMES = {
         "update.pairs": "update_policy",
         "iteration": "run_iteration",
         "distributed": "World",
-        "training.loop": "Events",
+        "training.events": "Events",
         "training.trainer": "train",
+        "training_run": "fit Result TrainedPolicy",
         "pipeline": "TextToMultiviewPipeline",
     },
 }

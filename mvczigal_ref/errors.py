@@ -1,6 +1,7 @@
 """Exceptions of the package: each is also the builtin that a caller would catch."""
 
 import json
+import re
 import sys
 from contextlib import suppress
 
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 _LONGEST_VALUE = 120  # length of a value in a message [characters]
+_PASSWORD = re.compile(r"(?<=//)[^/\s'\"]*@")  # user and password in a URL
 
 
 class ConfigError(ValueError):
@@ -102,7 +104,7 @@ class NonFiniteError(FloatingPointError):
 
 
 def quoted(value: object) -> str:
-    """Give a value for a message: on one line, and cut where it is long.
+    """Give a value for a message: on one line, cut where it is long, no password of a URL in it.
 
     Args:
         value: Any value.
@@ -115,11 +117,12 @@ def quoted(value: object) -> str:
         True
     """
     if isinstance(value, str | bytes):  # so that no long text is copied
-        value = value[: _LONGEST_VALUE + 1]
+        value = value[: 8 * _LONGEST_VALUE]
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested in itself, or an integer of many digits
         text = f"a {type(value).__name__}"
+    text = _PASSWORD.sub("[password]@", text)
     cut = text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
     return "".join(c if c.isprintable() else " " for c in cut)
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from mvczigal_ref.errors import RunFolderInUseError
 
-__all__ = ["atomic_write", "owned", "sweep", "sync", "to_json", "writing"]
+__all__ = ["atomic_write", "owned", "sweep", "sync", "to_json", "usual_mode", "writing"]
 
 _LOCK = ".lock"  # names the owner while there is one
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
@@ -145,6 +145,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def usual_mode(path: Path) -> None:
+    """Let whoever may read a process's other new files read its tensors, which are written 0600.
+
+    Args:
+        path: A file, or a folder whose safetensors files are meant, at any depth.
+    """
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in path.rglob("*.safetensors") if path.is_dir() else (path,):
+        file.chmod(0o666 & ~mask)
 
 
 def to_json(value: object) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,14 +15,26 @@ from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method import method_of
 from mvczigal_ref.method.caption import caption_log, describe
-from mvczigal_ref.method.protocol import Iteration
+from mvczigal_ref.method.protocol import Experience, Iteration, Learner
 from mvczigal_ref.method.sample import decode, sample
 from mvczigal_ref.method.score import score
 from mvczigal_ref.method.slices import Share
+from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.system import System
 from mvczigal_ref.update.loss_scale import LossScale
 
-__all__ = ["IterationResult", "run_iteration"]
+__all__ = ["Hearing", "IterationResult", "run_iteration"]
+
+
+@runtime_checkable
+class Hearing(Protocol):
+    """Hears of what an iteration makes, and changes none of it."""
+
+    def rollout(self, prompts: Sequence[str], images: Tensor) -> None:
+        """Hear that a slice has been sampled and decoded."""
+
+    def rewards(self, rewards: RewardTable) -> None:
+        """Hear the rewards of all processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,7 @@ def run_iteration(
     enhancer: ConditionEnhancer | None = None,
     old: Mapping[str, Tensor] | None = None,
     loss_scale: LossScale | None = None,
+    hearing: Hearing | None = None,
 ) -> IterationResult:
     """Roll out, describe, reward, constrain, compare, update.
 
@@ -82,6 +95,7 @@ def run_iteration(
         old: Trainable parameters of the policy that samples, where it follows the one that learns
             (DiffusionNFT); None is the policy itself.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
+        hearing: Hears of samples and rewards as they are made; None is nobody.
 
     Returns:
         The new constraint state and loss scale, and the metrics, the same in every process.
@@ -102,6 +116,8 @@ def run_iteration(
     for part, drawn in zip(parts, samples, strict=True):
         with timer("decode"):
             images = decode(system, drawn)
+        if hearing is not None:
+            hearing.rollout(part.prompts, images)
         with timer("condition"):
             conditions.append(describe(system, enhancer, part, images, config, iteration))
         with timer("reward"):
@@ -111,13 +127,15 @@ def run_iteration(
         rewards = here.share.gather_rewards(scores, world)
         rewards.require_finite()  # the constraint's mean would not say whose it was
         joint_mean = method.joint_mean(rewards)
+        if hearing is not None:
+            hearing.rewards(rewards)
         constraint = constraint_step(constraint, joint_mean, **_constraint_settings(config))
     with timer("advantage"):
         advantages = method.compare(rewards, samples, here, multiplier=constraint.multiplier)
     with timer("update"):
-        learned = method.learn(
-            system, optimizer, samples, conditions, advantages, here, old=old, loss_scale=loss_scale
-        )
+        learner = Learner(system=system, optimizer=optimizer, old=old, loss_scale=loss_scale)
+        experience = Experience(samples=samples, conditions=conditions, advantages=advantages)
+        learned = method.learn(learner, experience, here)
     metrics = {**method.reward_metrics(rewards), **_metrics(constraint, joint_mean)}
     return IterationResult(
         constraint, metrics | learned.metrics, old=learned.old, loss_scale=learned.loss_scale,

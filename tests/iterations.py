@@ -12,7 +12,7 @@ from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.method.caption import Conditions, describe
-from mvczigal_ref.method.protocol import Iteration
+from mvczigal_ref.method.protocol import Experience, Iteration
 from mvczigal_ref.method.sample import decode, sample
 from mvczigal_ref.method.score import score
 from mvczigal_ref.method.slices import Share
@@ -150,6 +150,10 @@ class Stages:
     samples: list[Samples]
     conditions: list[Conditions]
     rewards: RewardTable
+
+    def under(self, advantages: Any) -> Experience:
+        """Put the advantages beside."""
+        return Experience(samples=self.samples, conditions=self.conditions, advantages=advantages)
 
 
 def staged(

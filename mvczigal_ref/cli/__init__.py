@@ -22,6 +22,7 @@ from mvczigal_ref.cli.exporting import Export, Report, print_export, print_repor
 from mvczigal_ref.cli.launch import REFUSED, end_with_launcher
 from mvczigal_ref.cli.preflight_arguments import Check, Plan, check_recipe, plan_recipe
 from mvczigal_ref.cli.pretraining import Pretrain, pretrain_weights
+from mvczigal_ref.cli.recipes import Recipes, show_recipes
 from mvczigal_ref.cli.sampling import Sample, sample
 from mvczigal_ref.cli.scoring import (
     ConvertReward,
@@ -31,7 +32,8 @@ from mvczigal_ref.cli.scoring import (
     score,
     serve_reward,
 )
-from mvczigal_ref.cli.training import Recipes, Train, show_recipes, train
+from mvczigal_ref.cli.settings import Settings, show_settings
+from mvczigal_ref.cli.training import Train, train
 from mvczigal_ref.errors import ServiceUnavailableError, quoted
 
 __all__ = ["Command", "main"]
@@ -51,6 +53,7 @@ Command: TypeAlias = (
     | Reproduce
     | Pretrain
     | Recipes
+    | Settings
 )
 """Arguments of a command."""
 
@@ -78,6 +81,7 @@ _COMMANDS: Mapping[str, _Entry] = {
     "reproduce": _Entry(Reproduce, reproduce),
     "pretrain": _Entry(Pretrain, pretrain_weights),
     "recipes": _Entry(Recipes, show_recipes),
+    "settings": _Entry(Settings, show_settings),
 }
 _DESCRIPTION = """RL fine-tuning of few-step text-to-multiview diffusion.
 
@@ -86,7 +90,7 @@ _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # A word after one of these is its value, whatever it looks like.
 _TAKES_TEXT = (
     "--config", "--out", "--run", "--weights", "--lora", "--json", "--prompts", "--recipe",
-    "--prompt", "--tokenizer", "--url", "--model", "--api-key-env", "--from",
+    "--prompt", "--tokenizer", "--url", "--model", "--api-key-env", "--from", "--diff",
 )  # fmt: skip
 # A word of these that names something on the disk is that, though it look like a setting.
 _NAMES_FILES = ("score", "export", "report", "convert-reward", "enhance")
@@ -144,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _read(words: list[str]) -> Command:
     """Take the settings out, wherever they stand, and let tyro read the rest."""
     settings: list[str] = []
+    words = _with_standard_output(words)
     rest = words[:1]
     for before, word in pairwise(words):
         is_setting = before not in _TAKES_TEXT and _is_setting(word, words[0])
@@ -154,10 +159,18 @@ def _read(words: list[str]) -> Command:
     )  # fmt: skip
     if not settings:
         return command
-    if isinstance(command, Export | Report | ConvertReward | Enhance | Recipes):
+    if isinstance(command, Export | Report | ConvertReward | Enhance | Recipes | Settings):
         _say(f"error: this command takes no settings; got {settings[0]!r}.")
         raise SystemExit(2)
     return replace(command, settings=(*command.settings, *settings))
+
+
+def _with_standard_output(words: Sequence[str]) -> list[str]:
+    """Write out the name that `--json` has where none follows it: that of standard output."""
+    written = []
+    for word, after in pairwise([*words, "--"]):
+        written += [word, "-"] if word == "--json" and after.startswith("--") else [word]
+    return written
 
 
 def _is_setting(word: str, command: str) -> bool:
@@ -184,7 +197,9 @@ def _holds_other_bytes(word: str) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"mvczigal: {text}", file=sys.stderr, flush=True)
+    # Names out of files reach here, and a terminal would obey what is in some.
+    shown = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    print(f"mvczigal: {shown}", file=sys.stderr, flush=True)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

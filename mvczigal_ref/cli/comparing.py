@@ -1,24 +1,26 @@
 """Compare the papers' methods, and vary prompts ahead of training: arguments and work."""
 
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from mvczigal_ref.cli.output import Printed, Quiet, console_of, write_json
 from mvczigal_ref.cli.policy_settings import SettingWords, require_folder
 from mvczigal_ref.errors import ConfigError
 
 if TYPE_CHECKING:
     from mvczigal_ref.cli.display import TrainingDisplay
     from mvczigal_ref.language.protocol import LanguageModel
-    from mvczigal_ref.reproduce import PlannedRun
+    from mvczigal_ref.reproduce import Comparison, PlannedRun
 
 __all__ = ["Enhance", "Reproduce", "enhance", "reproduce"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Enhance:
+class Enhance(Quiet):
     """Vary prompts by a language model, ahead of training; repeat the command to continue it.
 
     The file is what `condition.enhancer=stored` reads.
@@ -45,7 +47,7 @@ class Enhance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproduce:
+class Reproduce(Printed):
     """Compare the papers' methods on the tiny worlds, at equal network calls; takes hours."""
 
     settings: SettingWords = ()
@@ -78,39 +80,77 @@ def reproduce(command: Reproduce) -> None:
     if any(word.startswith("run.seed=") for word in command.settings):
         raise ConfigError("`run.seed` is what `--seeds` sets; leave it out.")
     require_folder(command.out)
-    from rich.console import Console
     from rich.markup import escape
 
     from mvczigal_ref.cli.display import TrainingDisplay
+    from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.files import atomic_write
-    from mvczigal_ref.reproduce import COMPARISONS, compare, figure, markdown, planned_runs
+    from mvczigal_ref.reproduce import (
+        COMPARISONS,
+        compare,
+        figure,
+        markdown,
+        planned_runs,
+        summarise,
+        to_text,
+    )
 
-    console = Console()
+    console = console_of(command)
+    methods = sum(len(COMPARISONS[name].methods) for name in command.sets)
+    numbers = count(1)
 
     def tell(run: "PlannedRun") -> "TrainingDisplay":
+        place = f"run {next(numbers)} of {methods * len(command.seeds)}"
         recipe, of = run.config.recipe, run.config.run
-        console.print(f"{recipe}, seed {of.seed}: {of.iterations} iterations", style="bold")
+        console.print(
+            f"{place}: {recipe}, seed {of.seed}, {of.iterations} iterations", style="bold"
+        )
         return TrainingDisplay(console, run.config)
 
-    with console.status("counting the network calls of every method"):
+    with Steps(console, "counting the network calls of every method", methods) as steps:
         planned = {
             name: planned_runs(
                 COMPARISONS[name], command.out / name, seeds=command.seeds,
-                overrides=command.settings,
+                overrides=command.settings, progress=steps.advance,
             )
             for name in command.sets
         }  # fmt: skip
+    content = {}
     for name, runs in planned.items():
         try:
             comparison = compare(COMPARISONS[name], runs, tell=tell)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on, and repeats no finished run")
             raise
-        text = markdown(comparison)
+        summary = summarise(comparison)
+        text = markdown(summary)
+        content[name] = _content(comparison)
         atomic_write(command.out / f"{name}.md", text)
-        atomic_write(command.out / f"{name}.svg", figure(comparison))
+        atomic_write(command.out / f"{name}.json", to_text(summary))
+        atomic_write(command.out / f"{name}.svg", figure(summary))
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-        console.print(escape(f"table and picture: {command.out / name}.md, .svg"))
+        console.print(escape(f"table, numbers and picture: {command.out / name}.md, .json, .svg"))
+    write_json(command, content)
+
+
+def _content(comparison: "Comparison") -> list[dict[str, Any]]:
+    """Give a comparison as JSON values, one record per method."""
+    from mvczigal_ref.reproduce import gain_over_seeds
+
+    records = []
+    for outcome in comparison.outcomes:
+        gains = {name: gain_over_seeds(table) for name, table in outcome.gains.items()}
+        record = {
+            "method": outcome.method.name, "recipe": outcome.method.recipe,
+            "iterations": outcome.iterations, "calls": outcome.calls, "seconds": outcome.seconds,
+            "before": dict(outcome.before),
+            "gains": {
+                name: {"gain": gain, "standard_error": error}
+                for name, (gain, error) in gains.items()
+            },
+        }  # fmt: skip
+        records.append(record)
+    return records
 
 
 def enhance(command: Enhance) -> None:
@@ -123,21 +163,22 @@ def enhance(command: Enhance) -> None:
         ConfigError: If prompts or model cannot be used, or the file was made in another way.
         SystemExit: With status 1 if captions of some prompts could not be made.
     """
-    from rich.console import Console
-
+    from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.condition.offline import OfflineEnhancer
     from mvczigal_ref.condition.protocol import CaptionError
     from mvczigal_ref.condition.stored import enhance_prompts
     from mvczigal_ref.training.prompts import read_prompts
 
-    console, prompts = Console(), read_prompts(command.prompts, setting="PROMPTS")
+    console, prompts = console_of(command), read_prompts(command.prompts, setting="PROMPTS")
     edits = _edits(command)  # before a model is loaded
     try:
         enhancer = OfflineEnhancer(_model(command), num_captions=command.captions, edits=edits)
-        done = enhance_prompts(
-            prompts, command.out, enhancer=enhancer, seed=command.seed, model_name=command.model,
-            workers=command.workers, console=console,
-        )  # fmt: skip
+        with Steps(console, "captions", len(set(prompts))) as steps:
+            done = enhance_prompts(
+                prompts, command.out, enhancer=enhancer, seed=command.seed,
+                model_name=command.model, workers=command.workers,
+                progress=lambda finished, _: steps.reach(finished),
+            )  # fmt: skip
     except (CaptionError, ValueError) as error:
         raise ConfigError(str(error)) from error
     console.print(

@@ -16,17 +16,17 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mvczigal_ref.cli.progress import PLAIN_EVERY, duration
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, with_error
+from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, gain_text, with_error
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.report.run_content import informative_metrics
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 
 __all__ = ["TrainingDisplay", "gain_table", "guard_table", "guard_text", "score_heading"]
 
 _TRAINING = "training (Ctrl-C saves and stops)"
-_PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
 
 
 class _Column(NamedTuple):
@@ -90,7 +90,8 @@ class TrainingDisplay(Events):
         )
         self._task: TaskID | None = None
         self._stage: TaskID | None = None
-        self._spoken, self._began = -_PLAIN_EVERY, (0, 0.0)
+        self._stage_text, self._stage_spoken = "", 0.0
+        self._spoken, self._began = -PLAIN_EVERY, (0, 0.0)
         self._columns: Sequence[_Column] = _COLUMNS
 
     def __enter__(self) -> "TrainingDisplay":
@@ -102,11 +103,22 @@ class TrainingDisplay(Events):
 
     def stage(self, text: str) -> None:
         """Show that something long begins."""
+        self._stage_text, self._stage_spoken = text, time.monotonic()
         if not self._live:
             self._print(text)
             return
         self._end_stage()
         self._stage = self._progress.add_task(text, total=None, status="")
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how far it is; between iterations there is no stage, and the bar is theirs."""
+        if self._stage is not None:
+            status = f"{done}/{total}"
+            self._progress.update(self._stage, completed=done, total=total, status=status)
+        now = time.monotonic()
+        if not self._live and now - self._stage_spoken >= PLAIN_EVERY:
+            self._stage_spoken = now
+            self._print(f"{self._stage_text}: {done} of {total}")
 
     def note(self, text: str) -> None:
         """Print a line.
@@ -130,11 +142,11 @@ class TrainingDisplay(Events):
         left = ""
         done, began = self._began
         if done < finished < total:
-            left = _duration((now - began) / (finished - done) * (total - finished)) + " left"
+            left = duration((now - began) / (finished - done) * (total - finished)) + " left"
         if self._task is not None:
             status = f"{finished}/{total}  {left}"
             self._progress.update(self._task, completed=finished, status=status)
-        due = now - self._spoken >= _PLAIN_EVERY or finished == total
+        due = now - self._spoken >= PLAIN_EVERY or finished == total
         if self._live or first or due:
             self._spoken = now
             texts = [_text(metrics, column) for column in self._columns]
@@ -182,12 +194,7 @@ def gain_table(gains: Mapping[str, PairedGain], *, unit: str, before: str, after
     for heading in (before, after, "gain", "standard error", "gain / error"):
         table.add_column(heading, justify="right")
     for name, gain in gains.items():
-        ratio = f"{gain.gain / gain.standard_error:+.1f}" if gain.standard_error else ""
-        decimals = decimals_of(gain.standard_error, gain.before, gain.after)
-        change = with_error(gain.gain, gain.standard_error, decimals=decimals, sign=True)
-        table.add_row(
-            name, f"{gain.before:.{decimals}f}", f"{gain.after:.{decimals}f}", *change, ratio
-        )
+        table.add_row(name, *gain_text(gain))
     return table
 
 
@@ -271,8 +278,3 @@ def _text(metrics: Mapping[str, Any], column: _Column) -> str:
     if len(values) < len(column.metrics):
         return "-"
     return format(sum(values) / len(values), column.form)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

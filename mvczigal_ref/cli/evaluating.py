@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.launch import join
+from mvczigal_ref.cli.output import Printed, console_of, write_json
 from mvczigal_ref.cli.policy_settings import (
-    File,
     Folder,
     SettingWords,
     build_policy,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
+    from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.config import TrainConfig
     from mvczigal_ref.distributed import World
     from mvczigal_ref.evaluation.evaluate import PairedGain
@@ -29,7 +30,7 @@ __all__ = ["Evaluate", "evaluate", "evaluate_policy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(Printed):
     """Score a policy on held-out prompts.
 
     A run is also compared with the weights that it started from; ZMV-Sampling of other weights
@@ -53,9 +54,7 @@ class Evaluate:
     zigzag: bool = False
     """Sample with ZMV-Sampling."""
     prompts: str = "world.held_out"
-    """A named list, or a text file with one prompt per line."""
-    json: File = None
-    """Also write every score to this file."""
+    """Prompts, in any form of `run.prompts`."""
     device: str = "auto"
     """Torch device, or "auto" for an accelerator where there is one."""
 
@@ -96,32 +95,30 @@ def evaluate_policy(command: Evaluate, config: "TrainConfig", prompts: Sequence[
         config: Sampling and scorers.
         prompts: Prompts to score on, checked.
     """
-    from rich.console import Console
-
     from mvczigal_ref.cli.display import gain_table
+    from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.evaluation.evaluate import paired_gain
-    from mvczigal_ref.files import atomic_write, to_json
     from mvczigal_ref.report.run_content import reward_unit
     from mvczigal_ref.system.scorers import build_scorers
     from mvczigal_ref.training.prompts import warn_of_cut_prompts
 
     here = join(command.device)
-    console, unit = Console(quiet=not here.is_main), reward_unit(config)
+    console, unit = console_of(command, shown=here.is_main), reward_unit(config)
     scorers = build_scorers(config, device=here.device, watched=False)
     system = build_policy(command.run, config, here.device, scorers)
     if here.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="--prompts")
-    with console.status("scoring"):
-        scores = _scores(system, command, config, prompts, here, zigzag=command.zigzag)
-        against, other = _reference(system, command, config, prompts, here)
+    evaluations = len(command.seeds) * (2 if command.run is not None or command.zigzag else 1)
+    with Steps(console, "scoring", evaluations) as steps:
+        scores = _scores(system, command, config, prompts, here, steps, zigzag=command.zigzag)
+        against, other = _reference(system, command, config, prompts, here, steps)
     console.print(_score_table(scores, command.seeds, command.noises, unit=unit))
     gains = {name: paired_gain(other[name], table) for name, table in scores.items() if other}
     if gains:
         now = "ZMV-Sampling" if against == "plain sampling" else "this run"
         console.print(gain_table(gains, unit=unit, before=against, after=now))
-    if command.json is not None and here.is_main:
-        content = _as_json(command, config, prompts, scores, against, gains)
-        atomic_write(command.json, to_json(content))
+    if here.is_main:
+        write_json(command, _as_json(command, config, prompts, scores, against, gains))
 
 
 def _scores(
@@ -130,6 +127,7 @@ def _scores(
     config: "TrainConfig",
     prompts: Sequence[str],
     here: "World",
+    steps: "Steps",
     *,
     zigzag: bool,
 ) -> dict[str, "Tensor"]:
@@ -143,6 +141,7 @@ def _scores(
         evaluate(
             system, prompts, config=config, world=here, num_noises=command.noises, seed=seed,
             zigzag=zigzag, keep_images=0,
+            progress=lambda done, slices: steps.advance(1 / slices),
         )
         for seed in command.seeds
     ]  # fmt: skip
@@ -158,6 +157,7 @@ def _reference(
     config: "TrainConfig",
     prompts: Sequence[str],
     here: "World",
+    steps: "Steps",
 ) -> tuple[str, dict[str, "Tensor"]]:
     """Name what is compared with, and its scores on the same noises; nothing if nothing is."""
     from mvczigal_ref.system import build_system
@@ -165,9 +165,11 @@ def _reference(
     if command.run is not None:
         same = {"per_view": system.per_view, "joint": system.joint}
         base = build_system(config, device=here.device, scorers=same)
-        return "base weights", _scores(base, command, config, prompts, here, zigzag=command.zigzag)
+        return "base weights", _scores(
+            base, command, config, prompts, here, steps, zigzag=command.zigzag
+        )
     if command.zigzag:
-        plain = _scores(system, command, config, prompts, here, zigzag=False)
+        plain = _scores(system, command, config, prompts, here, steps, zigzag=False)
         return "plain sampling", plain
     return "", {}
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from tyro.conf import Positional, arg
 
-from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
+from mvczigal_ref.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -66,14 +66,8 @@ def named_recipe(name: str) -> "TrainConfig":
         mvczigal_ref.errors.ConfigError: unknown recipe: `tinny`; did you mean `tiny`? \
 `mvczigal recipes` lists them.
     """
-    from mvczigal_ref.config.loading import nearest_name
-    from mvczigal_ref.recipes import RECIPES, recipe
+    from mvczigal_ref.recipes import recipe
 
-    if name not in RECIPES:
-        shown = quoted(name)[1:].rstrip("'\"")
-        near = nearest_name(shown, RECIPES)
-        msg = f"unknown recipe: `{shown}`; did you mean `{near}`? `mvczigal recipes` lists them."
-        raise ConfigError(msg)
     return recipe(name)
 
 

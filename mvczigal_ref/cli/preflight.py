@@ -3,26 +3,36 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mvczigal_ref.cli.launch import join
+from mvczigal_ref.cli.output import Printed, console_of, write_json
+from mvczigal_ref.cli.progress import Steps
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.attempts import CheckResult
 from mvczigal_ref.preflight.check import check
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.plan_record import Plan
+from mvczigal_ref.reward.registry import is_function
 from mvczigal_ref.system.enhancer import build_enhancer
-from mvczigal_ref.system.scorers import check_judges
+from mvczigal_ref.system.scorers import check_functions, check_judges
 from mvczigal_ref.training.prompts import run_prompts
 from mvczigal_ref.training.tracking import check_trackers
 
-__all__ = ["check_tables", "plan_tables", "run_check", "run_plan"]
+__all__ = [
+    "check_tables",
+    "checked",
+    "plan_content",
+    "plan_tables",
+    "print_plan",
+    "run_check",
+    "run_plan",
+]
 
 _GIB = 2**30
 
@@ -59,19 +69,33 @@ _CALLS = {
 }
 
 
-def run_plan(config: TrainConfig, *, processes: int, file: Path | None) -> None:
+def run_plan(config: TrainConfig, *, processes: int, command: Printed) -> None:
     """Print the cost of one iteration of a run.
 
     Args:
         config: The run.
         processes: Processes of the run, each with a GPU of its own.
-        file: JSON file for all numbers; None writes none.
+        command: Command whose output it is.
 
     Raises:
         ConfigError: If the run's geometry is impossible; names the nearest that is possible.
     """
-    console = Console()
-    cost = plan(config, world_size=processes)
+    console = console_of(command)
+    with Steps(console, "measuring the shapes of an iteration", 1) as steps:
+        cost = plan(
+            config, world_size=processes, progress=lambda done, total: steps.reach(done / total)
+        )
+    print_plan(cost, console)
+    write_json(command, plan_content(cost))
+
+
+def print_plan(cost: Plan, console: Console) -> None:
+    """Print a plan's tables and notes.
+
+    Args:
+        cost: Plan of any run.
+        console: Place for them.
+    """
     for table in plan_tables(cost):
         console.print(table)
     notes = [f"sizes: {cost.source}"]
@@ -80,38 +104,73 @@ def run_plan(config: TrainConfig, *, processes: int, file: Path | None) -> None:
             f"captions: {cost.conditions - 1} per prompt, all taken to differ, which is the most "
             "that an iteration can cost; equal ones of a prompt cost nothing"
         )
+    code = [name for name in cost.scorer_calls if is_function(name)]
+    if code:
+        notes.append(f"not counted: what {', '.join(code)} takes, functions that nothing measures")
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
-    if file is not None:
-        peaks = {"peak": cost.memory.peak, "stages": dict(cost.memory.stages)}
-        atomic_write(file, to_json(json.loads(json.dumps(asdict(cost))) | {"peaks": peaks}))
 
 
-def run_check(config: TrainConfig) -> None:
+def plan_content(cost: Plan) -> dict[str, Any]:
+    """Give every number of a plan as JSON values.
+
+    Args:
+        cost: Plan of any run.
+
+    Returns:
+        Fields of the plan, and the peaks of memory.
+    """
+    peaks = {"peak": cost.memory.peak, "stages": dict(cost.memory.stages)}
+    content: dict[str, Any] = json.loads(json.dumps(asdict(cost)))
+    return content | {"peaks": peaks}
+
+
+def run_check(config: TrainConfig, command: Printed) -> None:
     """Try whether this machine trains a run as it should, and print the findings.
 
     Args:
         config: The run.
+        command: Command whose output it is.
+
+    Raises:
+        ConfigError: As :func:`checked`.
+        CheckpointError: If weights cannot be read.
+        SystemExit: With status 1 if something does not hold.
+    """
+    console = console_of(command)
+    with console.status("sampling, replaying and learning one slice"):
+        result = checked(config)
+    console.print(check_tables(result))
+    findings = [asdict(finding) for finding in result.findings]
+    write_json(command, {"passed": result.passed, "findings": findings})
+    if not result.passed:
+        raise SystemExit(1)
+
+
+def checked(config: TrainConfig) -> CheckResult:
+    """Try whether this machine trains a run as it should.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The findings.
 
     Raises:
         ConfigError: If there is no such device, or training would refuse the run: its slices,
             windows, prompts, scorers, captions or trackers.
         CheckpointError: If weights cannot be read.
-        SystemExit: If something does not hold.
     """
     world = join(config.run.device)
     Share.of(config, world)
     prompts, _ = run_prompts(config)
     check_judges(config)
+    check_functions(config, device=world.device)
     check_trackers(config.run.trackers)
     # A language model of this process is loaded by training alone.
     if not config.objective.compares_pairs and config.condition.enhancer != "local":
         build_enhancer(config.condition, device=world.device, prompts=prompts)
-    result = check(config, device=world.device)
-    console = Console()
-    console.print(check_tables(result))
-    if not result.passed:
-        raise SystemExit(1)
+    return check(config, device=world.device)
 
 
 def plan_tables(cost: Plan) -> tuple[Table, ...]:

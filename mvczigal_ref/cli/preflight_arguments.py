@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from mvczigal_ref.cli.output import Printed
 from mvczigal_ref.cli.policy_settings import File, RecipeName, SettingWords, recipe_config
 
 __all__ = ["Check", "Plan", "check_recipe", "plan_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Printed):
     """Count what an iteration takes, before any download: calls, TFLOP, and memory by part."""
 
     recipe: RecipeName
@@ -19,12 +20,10 @@ class Plan:
     """YAML or JSON file of settings by section; words on the command line win over it."""
     processes: int = 1
     """Processes of the run, each with a GPU of its own."""
-    json: File = None
-    """Also write every number to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(Printed):
     """Try whether this machine trains a recipe as it should, in about a minute."""
 
     recipe: RecipeName
@@ -44,7 +43,7 @@ def plan_recipe(command: Plan) -> None:
     config = recipe_config(command.recipe, file=command.config, words=command.settings)
     from mvczigal_ref.cli.preflight import run_plan
 
-    run_plan(config, processes=command.processes, file=command.json)
+    run_plan(config, processes=command.processes, command=command)
 
 
 def check_recipe(command: Check) -> None:
@@ -59,4 +58,4 @@ def check_recipe(command: Check) -> None:
     run_prompts(config)
     from mvczigal_ref.cli.preflight import run_check
 
-    run_check(config)
+    run_check(config, command)

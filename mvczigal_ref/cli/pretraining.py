@@ -1,8 +1,9 @@
 """Pretrain the tiny world's weights: arguments, settings, processes, and what is shipped."""
 
+import io
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.launch import join, launch, starts_processes
+from mvczigal_ref.cli.output import Quiet
 from mvczigal_ref.cli.policy_settings import require_folder
 from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.files import owned
@@ -24,7 +26,7 @@ _Numbers = TypeVar("_Numbers")  # settings of one kind of pretraining
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain:
+class Pretrain(Quiet):
     """Make the tiny world's weights: autoencoder, base model, few-step model; or the flow model.
 
     The flow model takes its autoencoder and CLIP from the multi-view weights.
@@ -70,10 +72,11 @@ def pretrain_weights(command: Pretrain) -> None:
         return
     here = join("cpu")
     with _owned_by_main(command.out, here):
-        if isinstance(config, FlowPretrainConfig):
-            pretrain_flow.pretrain_flow(command.out, config)
-        else:
-            pretrain.pretrain(command.out, config)
+        with redirect_stdout(io.StringIO()) if command.quiet else nullcontext():
+            if isinstance(config, FlowPretrainConfig):
+                pretrain_flow.pretrain_flow(command.out, config)
+            else:
+                pretrain.pretrain(command.out, config)
         if here.is_main:
             shipping = shipped.ship_flow if flow else shipped.ship
             print(shipping(command.out, command.out / "shipped"))
@@ -99,6 +102,7 @@ def _owned_by_main(folder: Path, here: "World") -> Iterator[None]:
 
 def _words(command: Pretrain) -> list[str]:
     options = ["--model", command.model, "--out", str(command.out)]
+    options += ["--quiet"] * command.quiet
     return ["pretrain", *command.settings, *options, "--processes", str(command.processes)]
 
 

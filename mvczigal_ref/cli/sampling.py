@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.launch import join
+from mvczigal_ref.cli.output import Quiet, console_of
 from mvczigal_ref.cli.policy_settings import (
     Folder,
     SettingWords,
@@ -35,7 +36,7 @@ _SHEET_EDGE = 96  # pixels of one view on a sheet, at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(Quiet):
     """Sample prompts into pictures: a sheet, and of each object its views, a grid and a turn."""
 
     prompts: Annotated[
@@ -98,7 +99,11 @@ def sample(command: Sample) -> None:
         CheckpointError: If the run is none.
     """
     if not command.prompts:
-        msg = "`prompts` must hold at least one; got none."
+        msg = (
+            "`prompts` must hold at least one; got none"
+            + "".join(f", as {word!r} reads as a setting" for word in command.settings[:1])
+            + "."
+        )
         raise ConfigError(msg)
     if command.run is not None and command.lora is not None:
         msg = "`--run` brings what it has trained; leave out `--lora`, or name weights or a recipe."
@@ -159,14 +164,12 @@ def sample_prompts(command: Sample, config: "TrainConfig", prompts: Sequence[str
         config: Sampling and its seed.
         prompts: One per object, checked.
     """
-    from rich.console import Console
-
     from mvczigal_ref.system.scorers import no_scorers
     from mvczigal_ref.training.prompts import warn_of_cut_prompts
     from mvczigal_ref.training.tracking import peak_memory
 
     here = join(command.device)
-    console = Console(quiet=not here.is_main)
+    console = console_of(command, shown=here.is_main)
     with console.status("loading models"):
         system = build_policy(command.run, config, here.device, no_scorers(), lora=command.lora)
     if here.is_main:
@@ -179,9 +182,10 @@ def sample_prompts(command: Sample, config: "TrainConfig", prompts: Sequence[str
     for path in _write_pictures(command.out, prompts, images, _azimuths(system, config)):
         print(path)
     objects, views = images.shape[:2]
-    print(f"{objects} x {views} views in {seconds:.2f} s", end="")
     peak = peak_memory(here.device)
-    print("" if peak is None else f"; peak memory {peak / 2**30:.2f} GiB on {here.device}")
+    memory = "" if peak is None else f"; peak memory {peak / 2**30:.2f} GiB on {here.device}"
+    if not command.quiet:
+        print(f"{objects} x {views} views in {seconds:.2f} s{memory}")
 
 
 def _images(
@@ -193,8 +197,8 @@ def _images(
 ) -> "Images":
     """Sample slice by slice, and show the network's calls as they come."""
     import torch
-    from rich.progress import Progress
 
+    from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.evaluation.evaluate import sample_objects
     from mvczigal_ref.pipeline.watch import calls_per_step
     from mvczigal_ref.rollout.noise import SeededNoise
@@ -209,9 +213,8 @@ def _images(
         zigzag_rounds=config.zigzag.rounds,
     )
     images = []
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("sampling", total=len(parts) * sum(calls))
-        counting = system.policy.register_forward_hook(lambda *_: progress.advance(task))
+    with Steps(console, "sampling", len(parts) * sum(calls)) as steps:
+        counting = system.policy.register_forward_hook(lambda *_: steps.advance())
         try:
             for part in parts:
                 noise = SeededNoise(

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from mvczigal_ref import __version__
 from mvczigal_ref.cli.launch import join
-from mvczigal_ref.cli.policy_settings import File
+from mvczigal_ref.cli.output import Printed, console_of, write_json
 from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _RewardSettings = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(Printed):
     """Score pictures with any reward: each view on its own, or all views of an object together."""
 
     images: Annotated[
@@ -65,17 +65,19 @@ class Score:
     """Folder, file or hub id of the weights, where one reward is named."""
     tokenizer: _Place = None
     """Folder or hub id of the tokenizer, where one reward is named."""
-    json: File = None
-    """Also write every score to this file."""
     device: str = "auto"
     """Torch device, or "auto" for an accelerator where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeReward:
-    """Run a reward as an HTTP service, for training elsewhere with reward.url.
+    r"""Run a reward as an HTTP service, for training elsewhere with reward.url, or for curl.
 
-    There is no password: whoever reaches the port can use it.
+    There is no password: whoever reaches the port can use it. The service describes itself at
+    /openapi.json. One picture of one object, by curl:
+
+    printf '{"prompts": ["a cat"], "images": [["%s"]]}' "$(base64 < a.png | tr -d '\n')" |
+    curl --json @- http://127.0.0.1:8763/score
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
@@ -125,10 +127,7 @@ def score(command: Score) -> None:
     if command.row is not None and command.row < 1:
         raise ConfigError(f"`--row` must be at least 1; got {command.row}.")
     settings = _reward_settings(command.reward, command)
-    from rich.console import Console
-
     from mvczigal_ref.cli.views import read_views
-    from mvczigal_ref.files import atomic_write, to_json
     from mvczigal_ref.models.finite import require_finite
     from mvczigal_ref.reward.registry import scorer_options
 
@@ -137,21 +136,22 @@ def score(command: Score) -> None:
     objects, views = images.shape[:2]
     scores: dict[str, Tensor] = {}
     for name in dict.fromkeys(command.reward):
-        options = scorer_options(name, settings, device=device, num_views=views)
+        options = scorer_options(
+            name, settings, device=device, num_views=views, image_size=images.shape[-1]
+        )
         _, scorer = _scorer(name, options)
         try:
             scores[name] = scorer(images.to(device), [command.prompt] * objects).cpu()
         except ValueError as error:  # such as another number of views than the scorer knows
             raise ConfigError(f"`{name}` cannot score these pictures: {error}") from error
         require_finite(name, scores[name], range(objects))
-    Console().print(_table(command, scores, objects, views))
-    if command.json is not None:
-        content = {
-            "prompt": command.prompt,
-            "images": [str(path) for path in command.images],
-            "scores": {name: table.tolist() for name, table in scores.items()},
-        }
-        atomic_write(command.json, to_json(content))
+    console_of(command).print(_table(command, scores, objects, views))
+    content = {
+        "prompt": command.prompt,
+        "images": [str(path) for path in command.images],
+        "scores": {name: table.tolist() for name, table in scores.items()},
+    }
+    write_json(command, content)
 
 
 def serve_reward(command: ServeReward) -> None:
@@ -225,8 +225,10 @@ def _refuse_other_settings(command: Score | ServeReward) -> None:
 def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> "RewardConfig":
     """Read the places of scorers, from options and from `reward.` settings."""
     from mvczigal_ref.config import from_dict, load_config, to_dict
+    from mvczigal_ref.config.typed import note_typed
 
     _refuse_other_settings(command)
+    note_typed(names)
     values = to_dict(load_config(overrides=command.settings, training=False))["reward"]
     for field, option, place in (
         ("weights", "--weights", command.weights),
@@ -245,13 +247,20 @@ def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
     """Build a scorer of either kind; of an unknown name its service says which it is."""
     from mvczigal_ref.config.loading import nearest_name
     from mvczigal_ref.reward.builders import JOINT, PER_VIEW
-    from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer, require_device
+    from mvczigal_ref.reward.registry import (
+        is_function,
+        joint_view_scorer,
+        per_view_scorer,
+        require_device,
+    )
 
     require_device(str(options.device))
     if name in PER_VIEW:
         return "per_view", per_view_scorer(name, options)
     if name in JOINT:
         return "joint", joint_view_scorer(name, options)
+    if options.url is None and is_function(name):
+        return _function(name, options)
     if options.url is None:
         near = nearest_name(name, [*PER_VIEW, *JOINT])
         raise ConfigError(f"unknown scorer: {name!r}; the nearest name is {near!r}.")
@@ -261,22 +270,39 @@ def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
         return "joint", joint_view_scorer(name, options)
 
 
+def _function(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
+    """Build the scorer of the user's function; of either kind, as its answer shows."""
+    from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
+
+    try:
+        return "per_view", per_view_scorer(name, options)
+    except ConfigError as per_view:
+        try:
+            return "joint", joint_view_scorer(name, options)
+        except ConfigError:
+            raise per_view from None
+
+
 def _table(command: Score, scores: dict[str, "Tensor"], objects: int, views: int) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
+    from mvczigal_ref.evaluation.digits import decimals_of_size
+
     table = Table("picture")
     for name in scores:
         table.add_column(escape(name), justify="right")
+    decimals = [decimals_of_size(*t.flatten().tolist()) for t in scores.values()]
+    columns = list(zip(scores.values(), decimals, strict=True))
     for index in range(objects):
         for view in range(views):
             path = command.images[view if command.row is None else index]
             label = path.name if command.row is None else f"{path.name} view {view}"
-            cells = [f"{t[index, view]:.4f}" if t.ndim == 2 else "" for t in scores.values()]
+            cells = [f"{t[index, view]:.{d}f}" if t.ndim == 2 else "" for t, d in columns]
             if any(cells):
                 table.add_row(escape(label), *cells)
         whole = "all views" if command.row is None else f"{command.images[index].name} all views"
-        cells = [f"{(t[index].mean() if t.ndim == 2 else t[index]):.4f}" for t in scores.values()]
+        cells = [f"{t[index].mean() if t.ndim == 2 else t[index]:.{d}f}" for t, d in columns]
         table.add_row(escape(whole), *cells)
     return table
 

@@ -1,24 +1,22 @@
-"""Train a recipe, and list recipes: arguments, progress, the table at the end, how to go on."""
+"""Train a recipe: arguments, progress, the table at the end, how to go on."""
 
-import inspect
 import json
 import shlex
-import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from mvczigal_ref.cli.launch import REFUSED, join, launch, starts_processes
+from mvczigal_ref.cli.output import Printed, console_of, write_json
 from mvczigal_ref.cli.policy_settings import (
     File,
     Folder,
     RecipeName,
     SettingWords,
-    named_recipe,
     recipe_config,
     require_folder,
 )
@@ -30,11 +28,11 @@ if TYPE_CHECKING:
     from mvczigal_ref.config import TrainConfig
     from mvczigal_ref.distributed import World
 
-__all__ = ["Recipes", "Train", "show_recipes", "train", "train_run", "train_words"]
+__all__ = ["Train", "train", "train_run", "train_words"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(Printed):
     """Train a recipe into a run folder; the same command continues a stopped run."""
 
     recipe: RecipeName
@@ -58,20 +56,8 @@ class Train:
     processes: int = 1
     """Processes on this machine that share the work, one per GPU or CPU core; leave it out under
     a launcher."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipes:
-    """List the recipes; or show what one is, its source, and what it changes of the defaults."""
-
-    recipe: Annotated[
-        Positional[str | None], arg(metavar="[RECIPE]", help_behavior_hint="(default: list all)")
-    ] = None
-    """Name of the recipe to show."""
-    yaml: bool = False
-    """Print all settings of the recipe as YAML, which `--config` reads."""
-    json: File = None
-    """Also write the table to this file."""
+    dry_run: bool = False
+    """Print settings, plan and checks, and train nothing; no file is written."""
 
 
 def train(command: Train) -> None:
@@ -89,11 +75,12 @@ def train(command: Train) -> None:
     config = recipe_config(command.recipe, file=command.config, words=command.settings)
     starting = starts_processes(command.processes)
     require_folder(_folder(command, config), run=True)
-    from mvczigal_ref.training.prompts import run_prompts
+    _refuse_early(config)
+    if command.dry_run:
+        from mvczigal_ref.cli.dry_run import dry_run
 
-    with warnings.catch_warnings():  # training itself warns
-        warnings.simplefilter("ignore")
-        run_prompts(config)
+        dry_run(command, config, folder=_folder(command, config), processes=command.processes)
+        return
     if not starting:
         train_run(command, config)
         return
@@ -109,6 +96,22 @@ def train(command: Train) -> None:
         raise SystemExit(status)
 
 
+def _refuse_early(config: "TrainConfig") -> None:
+    """Refuse what needs no model to be seen: prompts, trackers and scorers."""
+    from mvczigal_ref.training.prompts import run_prompts
+
+    with warnings.catch_warnings():  # training itself warns
+        warnings.simplefilter("ignore")
+        run_prompts(config)
+    from mvczigal_ref.reward.registry import check_scorers
+
+    check_scorers(config.reward, config.guard)
+    if config.run.trackers:
+        from mvczigal_ref.training.tracking import check_trackers
+
+        check_trackers(config.run.trackers)
+
+
 def train_run(command: Train, config: "TrainConfig") -> None:
     """Train, or go on with what the folder holds, and write the report.
 
@@ -122,15 +125,15 @@ def train_run(command: Train, config: "TrainConfig") -> None:
         ServiceUnavailableError: If a service is out; how to go on has been printed.
         SystemExit: In all processes but the main one, where that one raises.
     """
-    from rich.console import Console
-
     folder = _folder(command, config)
     here = join(config.run.device)
-    console = Console(quiet=not here.is_main)
-    resumed = (folder / "config.json").is_file()
-    _say(console, f"{'going on with' if resumed else 'training into'} {folder}")
+    console = console_of(command, shown=here.is_main)
+    _say(console, _beginning(folder, config))
     try:
         _run(config, folder, console, here, start=command.start)
+        if here.is_main and command.json is not None:
+            summary = json.loads((folder / "summary.json").read_text("utf-8"))
+            write_json(command, {"folder": str(folder), **summary})
     except REFUSED as error:
         if isinstance(error, ServiceUnavailableError):
             _say(console, _where(folder))
@@ -181,6 +184,21 @@ def _with_seed(command: Train) -> Train:
     return replace(command, settings=(*command.settings, f"run.seed={command.seed}"), seed=None)
 
 
+def _beginning(folder: Path, config: "TrainConfig") -> str:
+    """Say whether a run begins, or from where it goes on and by which settings."""
+    from mvczigal_ref.training.checkpoint import latest_checkpoint
+
+    newest, total = latest_checkpoint(folder / "checkpoints"), config.run.iterations
+    if newest is not None:
+        finished = int(newest.name.rpartition("_")[2])
+        if finished >= total:
+            return f"{folder} has finished its {total} iterations; only what is missing is made"
+        return f"resumes {folder} at iteration {finished} of {total} with its own settings"
+    if (folder / "config.json").is_file():
+        return f"resumes {folder}, which has no checkpoint yet, at iteration 0 of {total}"
+    return f"training into {folder}"
+
+
 def _where(folder: Path) -> str:
     from mvczigal_ref.training.checkpoint import latest_checkpoint
 
@@ -202,6 +220,8 @@ def train_words(command: Train) -> list[str]:
         words += [option, str(path)] if path is not None else []
     words += ["--seed", str(command.seed)] if command.seed is not None else []
     words += ["--from", command.start] if command.start is not None else []
+    words += ["--json", str(command.json)] if command.json is not None else []
+    words += ["--quiet"] * command.quiet
     several = command.processes > 1
     return [*words, "--processes", str(command.processes)] if several else words
 
@@ -212,82 +232,3 @@ def _again(command: Train) -> str:
 
 def _say(console: "Console", text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def show_recipes(command: Recipes) -> None:
-    """Print all recipes in a line each, or one at length.
-
-    Args:
-        command: Name of a recipe, if any.
-
-    Raises:
-        ConfigError: If there is no such recipe, or YAML is asked for without one.
-    """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from mvczigal_ref.files import atomic_write, to_json
-    from mvczigal_ref.recipes import RECIPES
-
-    console = Console()
-    if command.recipe is not None:
-        named_recipe(command.recipe)
-        _show_recipe(command.recipe, command, console)
-        return
-    if command.yaml:
-        raise ConfigError("`--yaml` prints one recipe's settings; name a recipe before it.")
-    summaries = {
-        name: (inspect.getdoc(function) or "").partition("\n")[0]
-        for name, function in RECIPES.items()
-    }
-    table = Table("recipe", "summary")
-    for name, summary in summaries.items():
-        table.add_row(name, escape(summary))
-    console.print(table)
-    if command.json is not None:
-        atomic_write(command.json, to_json(summaries))
-
-
-def _show_recipe(name: str, command: Recipes, console: "Console") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from mvczigal_ref.config import TrainConfig, to_dict
-    from mvczigal_ref.files import atomic_write, to_json
-    from mvczigal_ref.recipes import RECIPES
-
-    config, function = RECIPES[name](), RECIPES[name]
-    changes = _changes(to_dict(TrainConfig()), to_dict(config))
-    summary = inspect.getdoc(function) or ""
-    source = inspect.getdoc(sys.modules[function.__module__]) or ""
-    if command.json is not None:
-        content = {"recipe": name, "summary": summary, "source": source, "changes": changes}
-        atomic_write(command.json, to_json(content))
-    if command.yaml:
-        import yaml
-
-        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
-        return
-    _say(console, f"{name}: {summary}\n\nsource: {source}\n")
-    table = Table()
-    for heading in ("setting", "default", "here"):
-        table.add_column(heading, overflow="fold")
-    for path, (default, value) in changes.items():
-        table.add_row(path, *(escape(_shown(each)) for each in (default, value)))
-    console.print(table)
-
-
-def _changes(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Compare settings by section: the default and the value of each that differs, by its path."""
-    return {
-        f"{section}.{name}": (defaults[section][name], value)
-        for section, settings in values.items()
-        if isinstance(settings, dict)
-        for name, value in settings.items()
-        if value != defaults[section][name]
-    }
-
-
-def _shown(value: Any) -> str:  # noqa: ANN401 - whatever a setting may be
-    return value if isinstance(value, str) else json.dumps(value)

@@ -29,7 +29,7 @@ world renders on grey, 0.45, and MV-Adapter was trained on grey, 0.5: lay pictur
 where they are to be compared with those."""
 
 MOST_PIXELS: Final = 2**26
-"""Largest picture that is decoded [px], such as 8192 x 8192."""
+"""Most pixels of one picture that is decoded, and of all pictures of a call [px]: 8192 x 8192."""
 
 _LONGEST_CAUSE = 160  # of another library's words [characters]
 _BLACK_ON_WHITE = 0  # TIFF's photometric interpretation whose 0 is white
@@ -49,17 +49,24 @@ def read_views(paths: Sequence[Path], *, row: int | None) -> Images:
         Images in [0, 1], fp32; see :func:`read_picture`.
 
     Raises:
-        ConfigError: If a file is no picture that can be read, sizes differ, or a width cannot be
-            cut.
+        ConfigError: If a file is no picture that can be read, sizes differ, together they have
+            more than :data:`MOST_PIXELS`, or a width cannot be cut.
     """
-    pictures = [read_picture(path) for path in paths]
-    sizes = {tuple(picture.shape): path for path, picture in zip(paths, pictures, strict=True)}
+    sizes: dict[tuple[int, ...], Path] = {}
+    stacked = torch.empty(0)
+    for place, path in enumerate(paths):
+        picture = read_picture(path)
+        if not sizes:
+            _refuse_many(len(paths), picture)
+            stacked = torch.empty(len(paths), *picture.shape)
+        sizes[tuple(picture.shape)] = path
+        if len(sizes) == 1:
+            stacked[place] = picture
     if len(sizes) > 1:
         listed = ", ".join(
             f"{width} x {height} of {str(path)!r}" for (_, height, width), path in sizes.items()
         )
         raise ConfigError(f"pictures must have one size; got {listed}. Scale them first.")
-    stacked = torch.stack(pictures)
     if row is None:
         return stacked[None]
     if stacked.shape[-1] % row:
@@ -102,6 +109,16 @@ such file.
         msg = f"{str(path)!r} is no picture that can be read: {_cause(error)}. Save it anew."
         raise ConfigError(msg) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _refuse_many(count: int, picture: Tensor) -> None:
+    """Refuse more pictures of one size than memory is meant for, before the second is decoded."""
+    height, width = picture.shape[1:]
+    if count * height * width > MOST_PIXELS:
+        raise ConfigError(
+            f"pictures must have at most {MOST_PIXELS} pixels together; got {count} of {width} x "
+            f"{height}. Scale them first, or score fewer at once."
+        )
 
 
 class _UnreadableError(Exception):
@@ -180,7 +197,9 @@ def _rgb(image: Image.Image) -> NDArray[np.float32]:
 
 
 def _bytes(image: Image.Image) -> NDArray[np.float32]:
-    return np.asarray(image, np.float32) / np.float32(255)
+    pixels = np.array(image, np.float32)
+    pixels /= np.float32(255)
+    return pixels
 
 
 def _hidden_level(image: Image.Image) -> NDArray[np.generic] | None:

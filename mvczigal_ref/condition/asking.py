@@ -9,12 +9,37 @@ from torch import Tensor
 from mvczigal_ref.condition.captions import CaptionRules
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import NO_INSTRUCTION, Caption, CaptionError, OnRefusal
+from mvczigal_ref.condition.threads import in_order
 from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError
 from mvczigal_ref.language.protocol import LanguageModel
 
-__all__ = ["Asker", "checked_prompts"]
+__all__ = ["Asker", "Subject", "checked_prompts"]
 
 _SHOWN = 8  # earlier captions that a question lists
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """Prompt, or one of its samples, that a caption is asked for."""
+
+    prompt: str
+    """Text that the caption varies."""
+
+    memory: CaptionMemory
+    """Captions that the prompt has had."""
+
+    draws: random.Random
+    """Draws instructions and the seeds of answers."""
+
+    images: Sequence[Tensor] = ()
+    """Views of the sample to describe, if any."""
+
+    sample: int | None = None
+    """Index of that sample, for the record."""
+
+    def __str__(self) -> str:
+        """Name prompt and sample, for a message."""
+        return repr(self.prompt) + ("" if self.sample is None else f", sample {self.sample}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,64 +74,89 @@ class Asker:
             msg = f"`attempts` must be at least 1; got {self.attempts}."
             raise ValueError(msg)
 
-    def caption(
-        self,
-        prompt: str,
-        *,
-        memory: CaptionMemory,
-        draws: random.Random,
-        images: Sequence[Tensor] = (),
-        sample: int | None = None,
-    ) -> Caption:
-        """Ask until an answer keeps the rules and is new to the prompt, and remember it.
+    def captions(self, subjects: Sequence[Subject], *, workers: int = 1) -> list[Caption]:
+        """Ask in rounds until each subject has a caption that is new, and remember these.
 
-        Every question draws its instruction and its seed anew, and says why the last answer
-        was refused.
+        A round asks once for every caption that is still missing. Its answers are read in the
+        order of the subjects, so captions are the same for any number of workers. Every question
+        draws its instruction and its seed anew, lists captions of earlier rounds, and says why the
+        last answer was refused.
 
         Args:
-            prompt: Text that the caption varies.
-            memory: Captions that the prompt has had.
-            draws: Draws instructions and the seeds of answers.
-            images: Views of the sample to describe, if any.
-            sample: Index of that sample, for the record.
+            subjects: Subjects, one per caption; those of a prompt share a memory.
+            workers: Questions asked at once [1].
 
         Returns:
-            The caption; the prompt itself if all answers were refused and ``on_refusal`` is
-            ``prompt``.
+            One caption per subject; the prompt itself if all its answers were refused and
+            ``on_refusal`` is ``prompt``.
 
         Raises:
             CaptionError: If all answers were refused and ``on_refusal`` is ``raise``.
-            ChatRefusedError: If the endpoint does not take the question; ``on_refusal`` does not
+            ChatRefusedError: If the endpoint does not take a question; ``on_refusal`` does not
                 matter.
         """
-        refusal = ""
+        captions = [
+            Caption(caption=s.prompt, instruction=NO_INSTRUCTION, sample=s.sample) for s in subjects
+        ]
+        refusals = dict.fromkeys(range(len(subjects)), "")
         for attempt in range(self.attempts):
-            name = draws.choice(list(self.instructions))
-            parts = [self.question(prompt, self.instructions[name])]
-            if earlier := memory.earlier(prompt)[-_SHOWN:]:
-                parts.append("These exist already; say none of them again:")
-                parts += [f"- {caption}" for caption in earlier]
-            if attempt:
-                parts.append(f"Your answer number {attempt} was refused: {refusal}.")
-            seed = draws.getrandbits(31)
-            try:
-                text = self.rules.read(self.model.ask("\n".join(parts), images, seed=seed))
-                memory.remember(prompt, text)
-            except ChatRefusedError:  # no other question would be taken
-                raise
-            except (CaptionError, ChatAnswerError) as error:
-                refusal = str(error).rstrip(".")
-                continue
-            return Caption(caption=text, instruction=name, sample=sample)
-        if self.on_refusal == "prompt":
-            return Caption(caption=prompt, instruction=NO_INSTRUCTION, sample=sample)
-        place = "" if sample is None else f", sample {sample}"
-        msg = (
-            f"no caption for the prompt {prompt!r}{place}: {self.attempts} answers were refused, "
-            f'the last because {refusal}. Raise `attempts`, or let `on_refusal="prompt"` keep the '
-            "prompt."
-        )
-        raise CaptionError(msg)
+            questions = [self._drawn(subjects[k], attempt, refusals[k]) for k in refusals]
+            answers = in_order(self._answer, questions, workers=workers)
+            for index, question, answer in zip([*refusals], questions, answers, strict=True):
+                subject = subjects[index]
+                try:
+                    if isinstance(answer, ChatAnswerError):
+                        raise answer
+                    text = self.rules.read(answer)
+                    subject.memory.remember(subject.prompt, text)
+                except (CaptionError, ChatAnswerError) as error:
+                    refusals[index] = str(error).rstrip(".")
+                    continue
+                captions[index] = Caption(
+                    caption=text, instruction=question.instruction, sample=subject.sample
+                )
+                del refusals[index]
+        if refusals and self.on_refusal == "raise":
+            index, refusal = next(iter(refusals.items()))
+            msg = (
+                f"no caption for the prompt {subjects[index]}: {self.attempts} answers were "
+                f"refused, the last because {refusal}. Raise `attempts`, or let "
+                '`on_refusal="prompt"` keep the prompt.'
+            )
+            raise CaptionError(msg)
+        return captions
+
+    def _drawn(self, subject: Subject, attempt: int, refusal: str) -> "_Question":
+        """Draw one question."""
+        name = subject.draws.choice(list(self.instructions))
+        parts = [self.question(subject.prompt, self.instructions[name])]
+        if earlier := subject.memory.earlier(subject.prompt)[-_SHOWN:]:
+            parts.append("These exist already; say none of them again:")
+            parts += [f"- {caption}" for caption in earlier]
+        if attempt:
+            parts.append(f"Your answer number {attempt} was refused: {refusal}.")
+        seed = subject.draws.getrandbits(31)
+        return _Question(subject=subject, instruction=name, text="\n".join(parts), seed=seed)
+
+    def _answer(self, question: "_Question") -> str | ChatAnswerError:
+        """Ask one question, in any thread."""
+        subject = question.subject
+        try:
+            return self.model.ask(question.text, subject.images, seed=question.seed)
+        except ChatRefusedError as error:  # no other question would be taken
+            raise ChatRefusedError(f"no caption for the prompt {subject}: {error}") from error
+        except ChatAnswerError as error:
+            return error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Question:
+    """Question about one subject."""
+
+    subject: Subject
+    instruction: str
+    text: str
+    seed: int
 
 
 def checked_prompts(prompts: Sequence[str]) -> Sequence[str]:

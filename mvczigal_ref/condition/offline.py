@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from mvczigal_ref.condition.asking import Asker, checked_prompts
+from mvczigal_ref.condition.asking import Asker, Subject, checked_prompts
 from mvczigal_ref.condition.captions import CaptionRules
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import Caption, GroupImages, OnRefusal, stream
@@ -140,10 +140,9 @@ class OfflineEnhancer:
         captions = []
         for prompt in checked_prompts(prompts):
             memory = CaptionMemory() if self._memory is None else self._memory
-            captions.append(
-                tuple(
-                    self._asker.caption(prompt, memory=memory, draws=stream(seed, prompt, k))
-                    for k in range(self._num_captions)
-                )
-            )
+            row: list[Caption] = []
+            for k in range(self._num_captions):  # one by one, as each question lists the others
+                subject = Subject(prompt=prompt, memory=memory, draws=stream(seed, prompt, k))
+                row += self._asker.captions([subject])
+            captions.append(tuple(row))
         return captions

@@ -1,16 +1,13 @@
 """Captions that a vision-language model makes by describing each sample."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from itertools import islice
 from typing import Final
 
-from torch import Tensor
-
-from mvczigal_ref.condition.asking import Asker, checked_prompts
+from mvczigal_ref.condition.asking import Asker, Subject, checked_prompts
 from mvczigal_ref.condition.captions import CaptionRules
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import Caption, GroupImages, OnRefusal, stream
-from mvczigal_ref.condition.threads import in_order
 from mvczigal_ref.language.protocol import LanguageModel
 
 __all__ = ["ASPECTS", "OnlineEnhancer", "checked_groups"]
@@ -45,7 +42,8 @@ class OnlineEnhancer:
     """Describe every sample anew with one aspect added, drawn at random: K = G.
 
     A group's captions differ from the prompt and from each other, up to case, punctuation and
-    blanks. All views of a sample are shown together.
+    blanks. All views of a sample are shown together. A first round asks about all samples; where
+    an answer is refused, or repeats that of an earlier sample, further rounds follow.
 
     Source:
         arXiv:2603.12648 (MV-GRPO), its enhancer with a vision-language model, from its words:
@@ -58,7 +56,7 @@ class OnlineEnhancer:
         attempts: Most questions that one caption may take [1].
         on_refusal: Whether an error or the prompt stands in where every answer for a caption
             was refused. ``prompt`` lets a long training outlive one bad answer.
-        workers: Groups asked about at once [1]; more than 1 for a served model. Captions are
+        workers: Samples asked about at once [1]; more than 1 for a served model. Captions are
             the same for any number.
 
     Examples:
@@ -116,23 +114,21 @@ class OnlineEnhancer:
             CaptionError: If a caption could not be made and ``on_refusal`` is ``raise``.
             ValueError: If a prompt is blank, or there are not as many groups as prompts.
         """
-        groups = zip(checked_prompts(prompts), checked_groups(prompts, images), strict=True)
-        return list(in_order(partial(self._group, seed), groups, workers=self._workers))
-
-    def _group(self, seed: int, group: tuple[str, Tensor]) -> tuple[Caption, ...]:
-        """Describe the samples of one prompt."""
-        prompt, samples = group
-        memory = CaptionMemory()
-        return tuple(
-            self._asker.caption(
-                prompt,
-                memory=memory,
-                draws=stream(seed, prompt, index),
-                images=tuple(views),
-                sample=index,
-            )
-            for index, views in enumerate(samples)
-        )
+        subjects, groups = [], checked_groups(checked_prompts(prompts), images)
+        for prompt, samples in zip(prompts, groups, strict=True):
+            memory = CaptionMemory()
+            subjects += [
+                Subject(
+                    prompt=prompt,
+                    memory=memory,
+                    draws=stream(seed, prompt, index),
+                    images=tuple(views),
+                    sample=index,
+                )
+                for index, views in enumerate(samples)
+            ]
+        captions = iter(self._asker.captions(subjects, workers=self._workers))
+        return [tuple(islice(captions, groups.shape[1])) for _ in prompts]
 
 
 def checked_groups(prompts: Sequence[str], images: GroupImages | None) -> GroupImages:

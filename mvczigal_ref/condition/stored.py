@@ -7,13 +7,10 @@ costs the captions of one prompt; a last line without a line end does not count.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mvczigal_ref.condition.asking import checked_prompts
 from mvczigal_ref.condition.offline import OfflineEnhancer
@@ -50,7 +47,7 @@ def enhance_prompts(
     seed: int,
     model_name: str,
     workers: int = 1,
-    console: Console | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> EnhanceOutcome:
     """Make the captions of many prompts and store them; a file that was begun is continued.
 
@@ -64,7 +61,8 @@ def enhance_prompts(
         seed: Seed of the draws and of the answers.
         model_name: Stored in the file, so that no other model continues it.
         workers: Prompts asked about at once [1]; more than 1 for a served model.
-        console: Terminal that shows a progress bar; none is shown elsewhere.
+        progress: Called with the prompts that are done, those of earlier calls included, and with
+            all.
 
     Returns:
         Counts of prompts, and the reasons of refusals.
@@ -97,22 +95,17 @@ def enhance_prompts(
         except CaptionError as error:
             return prompt, str(error)
 
-    columns = (TextColumn("captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = console is None or not console.is_terminal
-    with (
-        out.open("ab", buffering=0) as file,
-        Progress(*columns, console=console, disable=hidden, transient=True) as progress,
-    ):
-        task = progress.add_task("", total=len(distinct), completed=len(distinct) - len(left))
+    with out.open("ab", buffering=0) as file:
         if out.stat().st_size == 0:
             _append(file.fileno(), header)
             sync(out.parent)
-        for prompt, captions in in_order(make, left, workers=workers):
+        for count, (prompt, captions) in enumerate(in_order(make, left, workers=workers), 1):
             if isinstance(captions, str):
                 refused[prompt] = captions
             else:
                 _append(file.fileno(), _record(prompt, captions))
-            progress.advance(task)
+            if progress is not None:
+                progress(len(distinct) - len(left) + count, len(distinct))
     written = len(left) - len(refused)
     return EnhanceOutcome(written=written, skipped=len(prompts) - len(left), refused=refused)
 

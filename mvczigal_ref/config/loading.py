@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from mvczigal_ref.config.reads import unread
 from mvczigal_ref.config.train import TrainConfig
+from mvczigal_ref.config.typed import note_typed, typed_in
 from mvczigal_ref.config.types import Name, Text
 from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.text_files import read_text
@@ -87,7 +88,8 @@ def load_config(
     Args:
         base: Configuration to start from, usually a recipe; None is the defaults.
         file: YAML or JSON file of settings by section, or None.
-        overrides: Words such as `objective.clip_range=1e-3`; a later one wins.
+        overrides: Words such as `objective.clip_range=1e-3`; a later one wins. Code that they name
+            as a scorer may be imported; what ``base`` or ``file`` name may not.
         training: Whether all of it is for a run; where some of it is for something else, such as
             sampling, no setting is refused as unread.
 
@@ -111,7 +113,9 @@ def load_config(
         if whole:
             base = from_dict(values)
     for word in overrides:
-        _update(values, _parse_override(word))
+        change = _parse_override(word)
+        note_typed(typed_in(change))
+        _update(values, change)
     config = from_dict(values)
     for problem in unread(config, base) if training else ():
         raise ConfigError(problem)

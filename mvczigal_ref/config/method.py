@@ -5,10 +5,11 @@ one of these records.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
+from mvczigal_ref.config.plugins import registered
 from mvczigal_ref.config.types import (
     SETTINGS,
     Cap,
@@ -90,10 +91,12 @@ class RolloutConfig:
 class ConditionConfig:
     """Captions under which a group is judged and learnt beside its prompt."""
 
-    enhancer: Literal["none", "world", "world_edits", "stored", "chat", "local"] = "none"
+    enhancer: Annotated[
+        Literal["none", "world", "world_edits", "stored", "chat", "local"], registered("enhancers")
+    ] = "none"
     """Source of captions: none; measurements of the tiny world's images; changes of one word of the
     tiny world's prompts; a file that `mvczigal enhance` wrote; a vision-language model that is
-    served; or one in this process."""
+    served; one in this process; or a plug-in's name."""
     num_captions: Size = 4
     """Captions per prompt of "world_edits" and "stored" [captions]; others make one per sample."""
     file: Name | None = None
@@ -104,6 +107,9 @@ class ConditionConfig:
     """Address of the OpenAI-compatible endpoint that "chat" asks."""
     api_key_env: Name | None = None
     """Environment variable that holds the endpoint's key; None sends no key."""
+    requests_at_once: Count = 8
+    """Samples that each process asks "chat" about at once [requests]; captions are the same for any
+    number."""
     instructions: Names = ()
     """Names of what captions may be asked to add, or of the world's words that may change; empty is
     all that the enhancer knows."""
@@ -165,13 +171,19 @@ class RewardConfig:
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Dtype of the scorers' networks."""
     images_per_chunk: Count = 32
-    """Images that pass through a scorer's network together [images]."""
+    """Images that pass through a scorer's network, or are sent to a service, together [images]."""
     timeout: Positive = 120.0
     """Longest duration of one request to a service [s]."""
     wait: NonNegative = 600.0
     """Time for which a service that fails is tried again; then the run saves and stops [s]."""
     api_key_env: Name | None = None
     """Environment variable that holds the chat judges' key."""
+    requests_at_once: Count = 8
+    """Questions that each process asks a chat judge at once [requests]; scores are the same for any
+    number."""
+    cache: Name | None = None
+    """Folder that keeps scores of services, so that no picture is scored twice [path]; None keeps
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -200,11 +212,12 @@ class AdvantageConfig:
 class ObjectiveConfig:
     """The loss, over pairs of trajectories or over groups."""
 
-    kind: Literal[
-        "reward_difference", "preference", "policy_gradient", "guard", "forward_process"
+    kind: Annotated[
+        Literal["reward_difference", "preference", "policy_gradient", "guard", "forward_process"],
+        registered("objectives"),
     ] = "reward_difference"
     """Kind of loss: RDL and ZigAL, or DPO, of pairs; the clipped surrogate of PG and GRPO,
-    GRPO-Guard's, or DiffusionNFT's on the forward process."""
+    GRPO-Guard's, or DiffusionNFT's on the forward process; or a plug-in's name, of pairs."""
     pairing: Literal["zigzag", "standard"] = "zigzag"
     """First arm of a pair: a zigzag trajectory, or a second standard one (MV-RDL)."""
     clip_range: Positive = 1e-2
@@ -232,7 +245,12 @@ class ObjectiveConfig:
     @property
     def compares_pairs(self) -> bool:
         """Whether the loss compares both arms of a pair, which a policy gradient does not."""
-        return self.kind in ("reward_difference", "preference")
+        return self.kind not in ("policy_gradient", "guard", "forward_process")
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether another package registers the loss."""
+        return self.compares_pairs and self.kind not in ("reward_difference", "preference")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)

@@ -99,10 +99,16 @@ def _window(*kinds: str) -> Condition:
     )
 
 
+# Beside these there are plug-ins, which may read whatever their section holds.
+_ENHANCERS = ("none", "world", "world_edits", "stored", "chat", "local")
+
+
 def _captions(*enhancers: str) -> Condition:
     names = " or ".join(f'"{enhancer}"' for enhancer in enhancers)
     return Condition(
-        lambda config: config.condition.enhancer in enhancers,
+        lambda config: (
+            config.condition.enhancer in enhancers or config.condition.enhancer not in _ENHANCERS
+        ),
         f"with `condition.enhancer` = {names}",
     )
 
@@ -122,6 +128,11 @@ def _computes_scores(config: TrainConfig) -> bool:
         and not {name, name.partition(".")[0]} & served.keys()
         for name in _scorers(config)
     )
+
+
+def _asks_services(config: TrainConfig) -> bool:
+    """Tell whether a scorer other than a chat judge runs elsewhere."""
+    return any(not name.startswith("chat_judge") for name in config.reward.url)
 
 
 def _doubles(config: TrainConfig) -> bool:
@@ -205,19 +216,28 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     _captions("world_edits", "stored"): ("condition.num_captions",),
     _captions("stored"): ("condition.file",),
     _captions("chat", "local"): ("condition.model",),
-    _captions("chat"): ("condition.url", "condition.api_key_env"),
+    _captions("chat"): ("condition.url", "condition.api_key_env", "condition.requests_at_once"),
     _captions("world", "world_edits", "chat", "local"): ("condition.instructions",),
     Condition(lambda c: not (isinstance(c.reward.per_view, str)
                              and isinstance(c.reward.joint, str)),
               "where a reward adds several scorers"): ("reward.combine",),
     Condition(_computes_scores, "where a scorer has a network in this process"): (
-        "reward.device", "reward.dtype", "reward.images_per_chunk",
+        "reward.device", "reward.dtype",
+    ),
+    Condition(lambda c: _computes_scores(c) or _asks_services(c),
+              "where a scorer has a network, in this process or behind `reward.url`"): (
+        "reward.images_per_chunk",
+    ),
+    Condition(_asks_services, "with `reward.url` of a scorer that is no chat judge"): (
+        "reward.cache",
     ),
     Condition(lambda c: bool(c.reward.url), "with `reward.url`"): (
         "reward.timeout", "reward.wait",
     ),
     Condition(lambda c: any(name.startswith("chat_judge") for name in _scorers(c)),
-              "with a chat judge among the scorers"): ("reward.api_key_env",),
+              "with a chat judge among the scorers"): (
+        "reward.api_key_env", "reward.requests_at_once",
+    ),
     Condition(lambda c: c.guard.every > 0, "with a positive `guard.every`"): (
         "guard.per_view", "guard.joint", "guard.diversity", "guard.noises", "guard.margin",
         "guard.unit", "guard.fallen", "guard.action",
@@ -231,11 +251,12 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     Condition(_clips, 'with `objective.clip` = true or `objective.kind` = "preference", and not '
               'with "forward_process"'): ("objective.clip_range",),
-    Condition(lambda c: c.objective.kind in ("reward_difference", "policy_gradient", "guard"),
+    Condition(lambda c: c.objective.kind in ("reward_difference", "policy_gradient", "guard")
+              or c.objective.is_plugin,
               'with `objective.kind` = "reward_difference", "policy_gradient" or "guard"'): (
         "objective.clip",
     ),
-    Condition(lambda c: c.objective.kind == "reward_difference",
+    Condition(lambda c: c.objective.kind == "reward_difference" or c.objective.is_plugin,
               'with `objective.kind` = "reward_difference"'): ("objective.temperature",),
     Condition(lambda c: not _forward(c), 'with an `objective.kind` other than "forward_process"'): (
         "objective.reduction",
@@ -244,7 +265,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               'with `rollout.kind` = "pair" and `sampler.kind` = "lcm" or "ddim"'): (
         "objective.train_last_action",
     ),
-    Condition(lambda c: c.objective.kind == "preference",
+    Condition(lambda c: c.objective.kind == "preference" or c.objective.is_plugin,
               'with `objective.kind` = "preference"'): ("objective.preference_scale",),
     Condition(lambda c: c.objective.kl_weight > 0 and _flow(c) and not _forward(c)
               and c.flow.kernel != "cps",

@@ -103,10 +103,10 @@ class RunConfig:
     """Arms of a pair that go through the network together [arms]: 2 makes fewer and larger calls,
     and one graph of both arms, which takes twice the memory."""
     prompts: Name = "world.train"
-    """Training prompts: "world.train", or the path of a text file with one prompt per line."""
+    """Training prompts: "world.train"; a text file with one prompt per line; FILE.jsonl:COLUMN or
+    FILE.csv:COLUMN; or hf:USER/DATASET:COLUMN of the hub, @REVISION after it for a fixed one."""
     held_out: Name = "world.held_out"
-    """Prompts that are evaluated and never trained on: "world.held_out", or the path of a text file
-    with one prompt per line."""
+    """Prompts that are evaluated and never trained on: "world.held_out", or as `run.prompts`."""
     seed: Seed = 0
     """Seed of every generator of the run; in [0, 2^63)."""
     checkpoint_every: Count = 10

@@ -1,9 +1,10 @@
 """Settings of the networks, the sampler, and the flow kernel."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
+from mvczigal_ref.config.plugins import registered
 from mvczigal_ref.config.types import (
     SETTINGS,
     Count,
@@ -76,8 +77,8 @@ class ModelConfig:
 class SamplerConfig:
     """Sampling grid, and the guidance along it."""
 
-    kind: Literal["lcm", "ddim", "flow"] = "lcm"
-    """Transition kernel; the section `flow` sets that of a flow."""
+    kind: Annotated[Literal["lcm", "ddim", "flow"], registered("samplers")] = "lcm"
+    """Transition kernel, or a plug-in's name; the section `flow` sets that of a flow."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     """Prediction of the network; the tiny weights predict velocity, SDXL noise."""
     num_steps: Size = 4

@@ -86,7 +86,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
 
 def _grid_contradictions(config: "TrainConfig") -> Iterable[str]:
     sampler, model = config.sampler, config.model
-    most = _MOST_STEPS[sampler.kind]
+    most = _MOST_STEPS.get(sampler.kind, 1000)
     for name in ("num_steps", "evaluation_steps"):
         steps = getattr(sampler, name)
         if steps > most:
@@ -229,7 +229,7 @@ def _tree_contradictions(config: "TrainConfig") -> Iterable[str]:
 
 def _objective_contradictions(config: "TrainConfig") -> Iterable[str]:
     objective, rollout, flow = config.objective, config.rollout, config.sampler.kind == "flow"
-    paired = objective.kind in ("reward_difference", "preference")
+    paired = objective.compares_pairs
     if paired and rollout.kind != "pair":
         yield (
             f'`objective.kind` = "{objective.kind}" compares two trajectories; got '
@@ -274,7 +274,7 @@ def _objective_contradictions(config: "TrainConfig") -> Iterable[str]:
 def _update_contradictions(config: "TrainConfig") -> Iterable[str]:
     """Find settings of the update that its kind would not read."""
     objective, rollout, optim = config.objective, config.rollout, config.optim
-    paired = objective.kind in ("reward_difference", "preference")
+    paired = objective.compares_pairs
     chosen = (objective.step_weight, objective.train_share, optim.step_per_decision)
     if (paired or objective.kind == "forward_process") and chosen != ("equal", 1.0, False):
         yield (

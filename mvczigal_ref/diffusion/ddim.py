@@ -20,8 +20,8 @@ from mvczigal_ref.diffusion.schedule import (
     PredictionType,
     check_schedule,
     clean_and_noise,
-    ddim_timesteps,
 )
+from mvczigal_ref.diffusion.spacing import TimestepSpacing, spaced_timesteps
 from mvczigal_ref.shapes import AlphaBar, BatchLatent, BatchShape, StepAlphaBar
 
 __all__ = ["ETA_ZERO_VARIANCE", "DdimSampler", "ddim_invert", "ddim_transition", "require_eta"]
@@ -189,6 +189,9 @@ class DdimSampler(Grid):
     eta: float = 1.0
     """Stochasticity of a step [1], in [0, 1]."""
 
+    image_is_denoised: bool = True
+    """Whether the last step goes to the clean image, or to a level that is still noisy."""
+
     @classmethod
     def create(
         cls,
@@ -198,6 +201,8 @@ class DdimSampler(Grid):
         prediction_type: PredictionType = "epsilon",
         eta: float = 1.0,
         steps_offset: int = 1,
+        timestep_spacing: TimestepSpacing = "leading",
+        set_alpha_to_one: bool = True,
     ) -> "DdimSampler":
         """Take a grid's levels out of a noise schedule.
 
@@ -206,7 +211,10 @@ class DdimSampler(Grid):
             alpha_bar: Signal share at every training timestep [1]; its dtype is the tables'.
             prediction_type: Meaning of the network's output.
             eta: Stochasticity [1], in [0, 1].
-            steps_offset: Lowest timestep of the grid [timesteps].
+            steps_offset: Lowest timestep of a leading grid [timesteps].
+            timestep_spacing: "leading", "trailing" or "linspace".
+            set_alpha_to_one: Whether below timestep 0 lies the clean image, or the level of
+                timestep 0, which is then that of the image.
 
         Returns:
             The sampler, its tables on ``alpha_bar``'s device.
@@ -225,20 +233,26 @@ class DdimSampler(Grid):
         require_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         require_eta(eta)
         num_train_timesteps = alpha_bar.shape[0]
-        timesteps = ddim_timesteps(
-            num_steps, num_train_timesteps=num_train_timesteps, steps_offset=steps_offset
+        timesteps = spaced_timesteps(
+            num_steps,
+            timestep_spacing,
+            num_train_timesteps=num_train_timesteps,
+            steps_offset=steps_offset,
         ).to(alpha_bar.device)
-        below = (timesteps - num_train_timesteps // num_steps).clamp(min=0)
+        lower = timesteps - num_train_timesteps // num_steps
+        below = lower.clamp(min=0)
         alpha_bar_t, alpha_bar_prev = alpha_bar[timesteps], alpha_bar[below]
         if eta > 0.0:
-            # With offset 0 the last step stays at timestep 0: no spread, no density.
-            check_std((alpha_bar_prev - alpha_bar_t).sqrt(), name="steps_offset")
+            # A grid down to timestep 0 stays there in its last step: no spread, no density.
+            name = "steps_offset" if timestep_spacing == "leading" else "timestep_spacing"
+            check_std((alpha_bar_prev - alpha_bar_t).sqrt(), name=name)
         return cls(
             timesteps=timesteps,
             alpha_bar_t=alpha_bar_t,
             alpha_bar_prev=alpha_bar_prev,
             prediction_type=prediction_type,
             eta=eta,
+            image_is_denoised=set_alpha_to_one and bool(lower[-1] < 0),
         )
 
     @property
@@ -248,8 +262,8 @@ class DdimSampler(Grid):
 
     @property
     def last_action_is_image_independent(self) -> bool:
-        """True: the image is decoded from the last ``denoised``, not from the last action."""
-        return True
+        """Whether the image is decoded from the last ``denoised``, not from the last action."""
+        return self.image_is_denoised
 
     def transition(self, output: BatchLatent, latent_t: BatchLatent, step: StepIndex) -> Transition:
         """Return the Gaussian of the next latent, see :func:`ddim_transition`.

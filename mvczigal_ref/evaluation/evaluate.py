@@ -1,21 +1,20 @@
 """Scores of a policy on prompts and noises, and the paired comparison of two."""
 
-import hashlib
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.evaluation.scores import (
+    Evaluation,
+    PairedGain,
+    paired_gain,
+    read_evaluation,
+    sealed_evaluation,
+)
 from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
@@ -36,159 +35,10 @@ __all__ = [
     "sealed_evaluation",
 ]
 
-MEASURED = "measured"
-"""Metadata that tells under which circumstances scores were measured."""
-
-_SEALED = "; sha256 "
-
 _OCCASION = "evaluation"  # its noise is apart from every iteration's
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """Scores of every prompt under every initial noise."""
-
-    per_view: Float[Tensor, "noise prompt"]
-    """Mean over views of the per-view score [reward units]."""
-
-    joint: Float[Tensor, "noise prompt"]
-    """Joint-view score [reward units]."""
-
-    images: Images
-    """Images of the first noise, for the prompts asked for, in [0, 1]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairedGain:
-    """Change of a mean score between two evaluations on the same prompts and noises."""
-
-    before: float
-    """Mean [reward units]."""
-
-    after: float
-    """Mean [reward units]."""
-
-    gain: float
-    """Mean of the paired differences [reward units]."""
-
-    standard_error: float
-    """Standard error of the gain over prompts [reward units]."""
-
-
-def read_evaluation(path: Path) -> tuple[Evaluation, dict[str, str]]:
-    """Read scores that training has kept.
-
-    Args:
-        path: A safetensors file.
-
-    Returns:
-        The scores, and what is written beside them.
-
-    Raises:
-        CheckpointError: If the file is damaged.
-
-    Examples:
-        >>> read_evaluation(Path("absent/before_000000.safetensors"))
-        Traceback (most recent call last):
-        mvczigal_ref.errors.CheckpointError: cannot read the scores in \
-'absent/before_000000.safetensors': No such file or directory: absent/before_000000.safetensors. \
-Remove the file.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            metadata = file.metadata() or {}
-        scores = Evaluation(**tensors)
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
-        msg = f"cannot read the scores in {str(path)!r}: {error}. Remove the file."
-        raise CheckpointError(msg) from error
-    measured, sealed, seal = metadata.get(MEASURED, "").partition(_SEALED)
-    if sealed and seal != seal_evaluation(scores, path, measured):
-        msg = (
-            f"cannot read the scores in {str(path)!r}: they are not what was written under that "
-            "iteration. Remove the file."
-        )
-        raise CheckpointError(msg)
-    return scores, metadata
-
-
-def sealed_evaluation(scores: Evaluation, path: Path, measured: str) -> bytes:
-    """Give scores as the content of a file that :func:`read_evaluation` checks.
-
-    Args:
-        scores: Scores to keep.
-        path: File that they are for: under that of another iteration they are refused.
-        measured: Circumstances of the measurement.
-
-    Returns:
-        Bytes of a safetensors file.
-    """
-    # One entry alone: several would be written in any order, and files would not be equal.
-    metadata = {MEASURED: measured + _SEALED + seal_evaluation(scores, path, measured)}
-    content: bytes = save(_tensors(scores), metadata=metadata)
-    return content
-
-
-def seal_evaluation(scores: Evaluation, path: Path, measured: str) -> str:
-    """Digest scores, their iteration and circumstances.
-
-    Args:
-        scores: Scores of an occasion.
-        path: File of the scores; the iteration that ends its name is read.
-        measured: Circumstances of the measurement.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
-    iteration = path.stem.rpartition("_")[2]
-    digest = hashlib.sha256(f"{iteration}\0{measured}\0".encode())
-    digest.update(save(_tensors(scores)))
-    return digest.hexdigest()
-
-
-def _tensors(scores: Evaluation) -> dict[str, Tensor]:
-    return {"per_view": scores.per_view, "joint": scores.joint, "images": scores.images}
-
-
-def paired_gain(
-    before: Float[Tensor, "noise prompt"], after: Float[Tensor, "noise prompt"]
-) -> PairedGain:
-    r"""Compare scores prompt by prompt.
-
-    .. math::
-        d_p = \frac1N \sum_n (a_{np} - b_{np}), \quad
-        \mathrm{SE} = \sqrt{\frac{\sum_p (d_p - \bar d)^2}{P (P - 1)}}
-
-    Args:
-        before: Scores of one policy [reward units].
-        after: Scores of another, on the same noises and prompts.
-
-    Returns:
-        Both means, the gain and its standard error (NaN for a single prompt).
-
-    Raises:
-        ValueError: If the tables differ in shape.
-
-    Examples:
-        >>> gain = paired_gain(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 6.0]]))
-        >>> gain.gain, gain.standard_error
-        (2.0, 1.0)
-    """
-    if before.shape != after.shape:
-        msg = (
-            f"`after` must have the shape of `before`, {tuple(before.shape)}; got "
-            f"{tuple(after.shape)}. Evaluate both on the same prompts and noises."
-        )
-        raise ValueError(msg)
-    difference = (after.double() - before.double()).mean(0)
-    prompts = difference.shape[0]
-    error = float(difference.std()) / math.sqrt(prompts) if prompts > 1 else math.nan
-    return PairedGain(
-        before=float(before.double().mean()),
-        after=float(after.double().mean()),
-        gain=float(difference.mean()),
-        standard_error=error,
-    )
+_ROOM = 2**26  # bytes of images in one file of scores, of fp32
+_FEWEST = 8  # prompts whose images are kept even where they need more
 
 
 def sample_objects(
@@ -274,7 +124,8 @@ def evaluate(
     num_noises: int,
     seed: int = 0,
     zigzag: bool = False,
-    keep_images: int = 8,
+    keep_images: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score a policy on every prompt under several initial noises.
 
@@ -289,7 +140,9 @@ def evaluate(
         num_noises: Initial noises per prompt; at least 1.
         seed: Seed of the noises.
         zigzag: Sample with ZMV-Sampling instead of plainly.
-        keep_images: Prompts whose images of the first noise are kept, at most all; at least 0.
+        keep_images: Prompts whose images of the first noise are kept, at most all; at least 0. None
+            keeps all that fit into 64 MiB, and 8 where fewer do.
+        progress: Called with the slices that this process has scored, and with all of its own.
 
     Returns:
         Scores, the same in every process.
@@ -314,15 +167,19 @@ def evaluate(
         msg = "`prompts` must hold at least one prompt; got none."
         raise ValueError(msg)
     for name, number, least in (("num_noises", num_noises, 1), ("keep_images", keep_images, 0)):
-        if number < least:
+        if number is not None and number < least:
             msg = f"`{name}` must be at least {least}; got {number}."
             raise ValueError(msg)
     size, total = config.run.objects_per_slice, num_noises * len(prompts)
     slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
     even = len(slices) % world.size == 0 and total % size == 0
     mine = world.slice_share(len(slices)) if even else range(len(slices))
-    per_view, joint = [], []
-    for index in mine:
+    keep = min(
+        _room(system.num_views, system.image_size) if keep_images is None else keep_images,
+        len(prompts),
+    )
+    per_view, joint, shown = [], [], dict[int, Tensor]()
+    for place, index in enumerate(mine):
         part = slices[index]
         texts = [prompts[i % len(prompts)] for i in part]
         images = sample_objects(
@@ -331,25 +188,29 @@ def evaluate(
         by_view, by_object = system.score(images, texts)
         per_view.append(by_view)
         joint.append(by_object)
+        if place * size < keep:  # then the first process has some of them, and others may
+            everywhere = world.gather_objects(images) if even else images
+            for rank, rows in enumerate(everywhere.split(len(part))):
+                first = (rank * len(mine) + place) * size
+                if first < keep:
+                    shown[first] = rows[: keep - first].cpu()
+        if progress is not None:
+            progress(place + 1, len(mine))
     by_view, by_object = torch.cat(per_view), torch.cat(joint)
     if even:
         by_view, by_object = world.gather_objects(by_view), world.gather_objects(by_object)
     check_rewards(per_view_reward=by_view, joint_view_reward=by_object)
-    first_prompts = range(min(keep_images, len(prompts)))
-    shown = [
-        sample_objects(
-            system, [prompts[i] for i in first_prompts[first : first + size]],
-            _noise(system, first_prompts[first : first + size], seed), config=config,
-            zigzag=zigzag,
-        )
-        for first in range(0, len(first_prompts), size)
-    ]  # fmt: skip
     nothing = torch.zeros(0, system.num_views, 3, system.image_size, system.image_size)
     return Evaluation(
         per_view=by_view.mean(-1).view(num_noises, -1).cpu(),
         joint=by_object.view(num_noises, -1).cpu(),
-        images=torch.cat(shown).cpu() if shown else nothing,
+        images=torch.cat([shown[first] for first in sorted(shown)]) if shown else nothing,
     )
+
+
+def _room(views: int, edge: int) -> int:
+    """Count the prompts whose images fit into a file of scores, by the pixels of an edge."""
+    return max(_FEWEST, _ROOM // (4 * views * 3 * edge**2))
 
 
 def _noise(system: System, part: Sequence[int], seed: int) -> SeededNoise:

@@ -1,32 +1,28 @@
-"""One HTTP request whose answer is bounded in time and in bytes, whatever the server does."""
+"""One HTTP exchange whose answer is bounded in time and in bytes, whatever the server does."""
 
 import contextlib
-import http.client
+import ipaddress
 import math
 import socket
+import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from functools import cache
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from mvczigal_ref.errors import quoted
+import httpx2
 
-__all__ = [
-    "TRANSIENT",
-    "Reply",
-    "TryAgainError",
-    "post",
-    "printable",
-    "read_bounded",
-    "split_url",
-]
+from mvczigal_ref.errors import ConfigError, quoted
+
+__all__ = ["TRANSIENT", "Reply", "TryAgainError", "checked_url", "exchange", "printable"]
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 """HTTP statuses after which another try may succeed."""
 
 
-class TryAgainError(Exception):
+class TryAgainError(ConnectionError):
     """One try failed, and another may succeed.
 
     Args:
@@ -53,27 +49,28 @@ class Reply:
     """Pause that the server asks for [s]; 0 if it asks for none, or gives a date."""
 
 
-def split_url(base_url: str, *, name: str = "base_url") -> SplitResult:
-    """Split a base URL into its parts, or refuse it.
+def checked_url(base_url: str, *, name: str = "base_url") -> str:
+    """Refuse a base URL that requests cannot be sent to, or that would give a secret away.
 
     Args:
         base_url: URL with scheme and host; port and path are optional.
         name: Name of the argument, for the message.
 
     Returns:
-        Parts of the URL.
+        The URL without a slash at its end.
 
     Raises:
         ValueError: If it is not such a URL, or holds a password, query or fragment.
 
     Examples:
-        >>> split_url("http://127.0.0.1:8000/v1").port
-        8000
+        >>> checked_url("http://127.0.0.1:8000/v1/")
+        'http://127.0.0.1:8000/v1'
     """
     try:
         parts = urlsplit(base_url)
         fits = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
+        httpx2.URL(base_url)
+    except (ValueError, httpx2.InvalidURL):
         fits = False
     # A password would end up in messages and saved settings; these messages quote none either.
     if not fits or "@" in parts.netloc or any(mark in base_url for mark in "?#"):
@@ -85,79 +82,71 @@ def split_url(base_url: str, *, name: str = "base_url") -> SplitResult:
     if parts.scheme not in ("http", "https") or not plain:
         msg = f"`{name}` must be like http://127.0.0.1:8000/v1; got {quoted(base_url)}."
         raise ValueError(msg)
-    return parts
+    return base_url.rstrip("/")
 
 
-def post(
-    base_url: str,
-    path: str,
-    body: bytes,
+def exchange(
+    method: Literal["GET", "POST"],
+    url: str,
+    body: bytes = b"",
     *,
     headers: Mapping[str, str],
     timeout_s: float,
     max_bytes: int,
 ) -> Reply:
-    """Send one request on a connection of its own; no proxy is used, no redirect followed.
+    """Send one request on a connection of its own, and read its answer.
+
+    No redirect is followed, so that headers go to the named host alone. Proxies that the
+    environment names are used, but not on the way to this machine itself.
 
     Args:
-        base_url: Scheme, host, port and the start of the path.
-        path: Rest of the path, with its leading slash.
-        body: JSON.
-        headers: Headers besides the content's type and length.
+        method: HTTP method.
+        url: Address, from :func:`checked_url`, and path.
+        body: Body of the request.
+        headers: Headers besides the content's length.
         timeout_s: Longest time from connecting to the last byte [s]; positive.
-        max_bytes: Longest body [bytes]; the rest of a longer one is left unread.
+        max_bytes: Longest body of the answer [bytes]; the rest of a longer one is left unread.
 
     Returns:
         The reply, whatever its status.
 
     Raises:
         TryAgainError: If there was no reply in time, or the connection failed.
+        ConfigError: If the environment names a proxy or certificates that cannot be used, or the
+            server's certificate is not trusted.
     """
-    parts = split_url(base_url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
-    sent = {"Content-Type": "application/json", "Accept-Encoding": "identity", **headers}
-    late = threading.Event()
-    end = time.monotonic() + timeout_s
+    late = f"no whole answer in {timeout_s:g} s"
+    # Nothing is unpacked: a small body could become a huge one.
+    sent = {"Accept-Encoding": "identity", "User-Agent": "mvczigal", **headers}
     try:
-        connection.connect()
-        # The socket's own limit holds for one read; a server that sends single bytes outlives it.
-        with _deadline(connection.sock, max(end - time.monotonic(), 0.0), late):
-            connection.request("POST", parts.path.rstrip("/") + path, body, sent)
-            response = connection.getresponse()
-            content = read_bounded(response, max_bytes + 1)
-    except TimeoutError as error:
-        msg = f"no answer in {timeout_s:g} s"
-        raise TryAgainError(msg) from error
-    except (OSError, http.client.HTTPException) as error:
-        name = f"{type(error).__name__}: {printable(str(error)[:200])}"
-        raise TryAgainError(f"no answer in {timeout_s:g} s" if late.is_set() else name) from error
-    finally:
-        connection.close()
-    if late.is_set():
-        # A socket that was shut down reads like an end.
-        msg = f"no whole answer in {timeout_s:g} s"
-        raise TryAgainError(msg)
-    pause = _seconds(response.getheader("Retry-After"))
-    return Reply(status=response.status, content=content, retry_after_s=pause)
-
-
-def read_bounded(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    """Read a body up to a length, whatever length the server announces.
-
-    One `read` of a body in chunks would follow a chunk of size -1 to the end of the connection.
-
-    Args:
-        response: Response whose body is not read yet.
-        max_bytes: Longest body [bytes].
-
-    Returns:
-        The body, or its first ``max_bytes`` bytes.
-    """
-    body = bytearray()
-    while len(body) < max_bytes and (part := response.read1(max_bytes - len(body))):
-        body += part
-    return bytes(body[:max_bytes])
+        with (
+            _client(url, timeout_s) as client,
+            _Deadline(timeout_s) as deadline,
+            client.stream(
+                method, url, content=body, headers=sent, extensions={"trace": deadline.trace}
+            ) as response,
+        ):
+            content = _start(response.iter_raw(), max_bytes + 1)
+            pause = _seconds(response.headers.get("Retry-After"))
+            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise TryAgainError("a compressed answer, which was not asked for")
+    except httpx2.TimeoutException:
+        raise TryAgainError(late) from None
+    except httpx2.TransportError as error:
+        words = str(error)
+        if isinstance(error, httpx2.ProtocolError):  # after a colon it quotes the server
+            words = words.partition(":")[0]
+        words = f"{type(error).__name__}: {printable(words[:200])}"
+        if "CERTIFICATE_VERIFY_FAILED" in words:
+            msg = (
+                f"the server of {url} must have a certificate that is trusted here; got {words}. "
+                "Name the authority's certificate in SSL_CERT_FILE."
+            )
+            raise ConfigError(msg) from None
+        raise TryAgainError(late if deadline.passed else words) from None
+    if deadline.passed:  # a connection that was hung up reads like an end
+        raise TryAgainError(late)
+    return Reply(status=response.status_code, content=content, retry_after_s=pause)
 
 
 def printable(text: str) -> str:
@@ -176,23 +165,80 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-@contextlib.contextmanager
-def _deadline(sock: socket.socket, seconds: float, late: threading.Event) -> Iterator[None]:
-    """Shut a socket down after some seconds, so that a blocked read returns."""
+class _Deadline:
+    """Moment at which a connection is hung up, so that a blocked read or write returns.
 
-    def end() -> None:
-        late.set()
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+    The library's own time limits are on one read each; a server that sends single bytes outlives
+    them.
+    """
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    def __init__(self, seconds: float) -> None:
+        self.passed = False
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._pass)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._timer.join()
+        for connection in self._sockets:
+            connection.close()
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Take a second handle of each new connection; TLS takes the first one away."""
+        if event.endswith("connect_tcp.complete"):
+            self._sockets.append(info["return_value"].get_extra_info("socket").dup())
+            if self.passed:
+                self._pass()
+
+    def _pass(self) -> None:
+        self.passed = True
+        for connection in self._sockets:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _client(url: str, timeout_s: float) -> httpx2.Client:
+    """Make the client of one request, which keeps no cookie and no connection."""
     try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
+        return httpx2.Client(
+            timeout=timeout_s, verify=_certificates(), trust_env=not _is_here(url),
+            follow_redirects=False,
+        )  # fmt: skip
+    except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
+        # The cause may quote the proxy's password.
+        msg = (
+            "the environment must name proxies and certificates that can be used, in HTTP_PROXY, "
+            f"HTTPS_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE; got a {type(error).__name__}."
+        )
+        raise ConfigError(msg) from None
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()
+
+
+def _is_here(url: str) -> bool:
+    """Return whether a URL is of this machine, which no proxy would find."""
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _start(parts: Iterator[bytes], max_bytes: int) -> bytes:
+    """Read a body up to a length, whatever length the server announces."""
+    body = bytearray()
+    for part in parts:
+        body += part
+        if len(body) >= max_bytes:
+            break
+    return bytes(body[:max_bytes])
 
 
 def _seconds(header: str | None) -> float:

@@ -18,10 +18,17 @@ from http import HTTPStatus
 import torch
 from jaxtyping import Float
 from PIL import Image
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
 from torch import Tensor
 
 from mvczigal_ref.errors import ConfigError, ServiceUnavailableError
-from mvczigal_ref.language.bounded_http import TRANSIENT, TryAgainError, post, split_url
+from mvczigal_ref.language.bounded_http import TRANSIENT, TryAgainError, checked_url, exchange
 
 __all__ = [
     "ChatAnswerError",
@@ -91,7 +98,7 @@ class ChatEndpoint:
     """A served model: its address, and the settings of its questions.
 
     Each question opens its own connection, so one endpoint serves several threads.
-    Proxies named in the environment are not used.
+    Proxies named in the environment are used, but not on the way to this machine itself.
 
     Examples:
         >>> endpoint = ChatEndpoint("http://127.0.0.1:8000/v1", "judge", temperature=0.0)
@@ -130,7 +137,7 @@ class ChatEndpoint:
     """Waits so many seconds; its exceptions end the question. ``time.sleep`` if None."""
 
     def __post_init__(self) -> None:
-        split_url(self.base_url)
+        checked_url(self.base_url)
         if not self.model:
             msg = "`model` must name the served model; got ''. Ask the server for its /models."
             raise ValueError(msg)
@@ -180,18 +187,25 @@ class ChatEndpoint:
         """
         key = self._key()
         body = self._body(text, images, self.seed if seed is None else seed)
-        last = ""
-        pause = 0.0
-        for attempt in range(self.retries + 1):
-            if attempt:
-                wait = self.sleep or time.sleep
-                wait(min(max(pause, self.backoff_s * 2.0 ** (attempt - 1)), MAX_PAUSE_S))
-            try:
-                return _answer(self._post(body, key), key)
-            except TryAgainError as error:
-                last, pause = _without(str(error), key), error.pause_s
+        tries = Retrying(
+            retry=retry_if_exception_type(TryAgainError),
+            stop=stop_after_attempt(self.retries + 1),
+            wait=self._pause,
+            sleep=self.sleep or time.sleep,
+            reraise=True,
+        )
+        try:
+            return tries(lambda: _answer(self._post(body, key), key))
+        except TryAgainError as error:
+            last = _without(str(error), key)
         msg = f"`{self.url}` must answer; got {last} at the last of {self.retries + 1} tries."
         raise ChatUnavailableError(msg)
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Double the pause from try to try [s]; the server may ask for a longer one."""
+        error = state.outcome.exception() if state.outcome else None
+        longer = error.pause_s if isinstance(error, TryAgainError) else 0.0
+        return min(max(longer, wait_exponential(self.backoff_s)(state)), MAX_PAUSE_S)
 
     def _key(self) -> str | None:
         """Read the key; refuse one that no header can hold, without quoting it."""
@@ -230,11 +244,12 @@ class ChatEndpoint:
 
     def _post(self, body: bytes, key: str | None) -> bytes:
         """Send the request once, and return the body of an accepting response."""
-        reply = post(
-            self.base_url,
-            _PATH,
+        secret = {} if key is None else {"Authorization": f"Bearer {key}"}
+        reply = exchange(
+            "POST",
+            self.url,
             body,
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            headers={"Content-Type": "application/json", **secret},
             timeout_s=self.timeout_s,
             max_bytes=MAX_BODY_BYTES,
         )

@@ -1,14 +1,15 @@
 """Captions of an iteration: other texts to judge and learn samples under, and their record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.condition.distinct import TextColumn, distinct_texts
+from mvczigal_ref.condition.drift_bins import DRIFT_EDGES, drift_histogram
 from mvczigal_ref.condition.protocol import Caption, ConditionEnhancer
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.slices import Part
@@ -26,9 +27,6 @@ __all__ = [
     "drift_histogram",
     "drift_metrics",
 ]
-
-DRIFT_EDGES: Final = tuple(10.0 ** (power / 4) for power in range(-24, 13))
-"""Edges of the drift's histogram, four per decade [unit of the log-density]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,21 +172,6 @@ def drift_metrics(drift: Float[Tensor, " entry"]) -> dict[str, float]:
         "drift/median": float(quantiles[0]),
         "drift/p95": float(quantiles[1]),
     }
-
-
-def drift_histogram(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Add up the histograms of some iterations.
-
-    Args:
-        rows: Record of each iteration, from :func:`caption_record`.
-
-    Returns:
-        Counts, one more than there are edges; all 0 without rows.
-    """
-    total = [0] * (len(DRIFT_EDGES) + 1)
-    for row in rows:
-        total = [a + b for a, b in zip(total, row["drift_counts"], strict=True)]
-    return total
 
 
 def drift_entries(drift: Sequence[Tensor]) -> Float[Tensor, " entry"]:

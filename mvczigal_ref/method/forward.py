@@ -1,80 +1,63 @@
 """DiffusionNFT: samples noised again, velocities fitted to them, and no log-density."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.method.caption import Conditions
 from mvczigal_ref.method.forward_batches import forward_batches
 from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.group_metrics import joint_mean, reward_metrics
 from mvczigal_ref.method.groups import compare
-from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
+from mvczigal_ref.method.protocol import Experience, Iteration, Learned, Learner
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss, old_policy_decay
-from mvczigal_ref.records import Samples
 from mvczigal_ref.system import System
 from mvczigal_ref.update.forward import NoisedSamples, update_forward
-from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import mixed_parameters, parameters_as
 
 __all__ = ["compare", "joint_mean", "learn", "reward_metrics"]
 
 
-def learn(
-    system: System,
-    optimizer: torch.optim.Optimizer,
-    samples: Sequence[Samples],
-    conditions: Sequence[Conditions],
-    advantages: Advantages,
-    iteration: Iteration,
-    *,
-    old: Mapping[str, Tensor] | None = None,
-    loss_scale: LossScale | None = None,
-) -> Learned:
+def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Learned:
     """Noise the samples, fit velocities to them, and change the parameters.
 
     Source:
         arXiv:2509.16117 (DiffusionNFT).
 
     Args:
-        system: Network and sampler; the trainable parameters change.
-        optimizer: Optimiser over the trainable parameters.
-        samples: One record per slice of this process.
-        conditions: The prompts' own conditioning of each slice; captions are not read.
-        advantages: Advantages of all prompts.
+        learner: System whose trainable parameters change, and those of the policy that sampled.
+        experience: Groups, the prompts' own conditioning, and the advantages of all prompts;
+            captions are not read.
         iteration: Iteration whose index names levels and noise; the sections ``objective``,
             ``forward`` and ``optim`` are read.
-        old: Trainable parameters of the policy that sampled.
-        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:
         Means over the update, the parameters of the policy that samples next, and the loss scale
         of the next update.
 
     Raises:
-        ValueError: If ``old`` is missing.
+        ValueError: If ``learner`` has no ``old``.
         NonFiniteError: If a number is non-finite; says where.
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
     """
+    system, old = learner.system, learner.old
     if old is None:
         msg = "`old` must hold the parameters of the policy that samples; got None."
         raise ValueError(msg)
     config = iteration.config
     metrics, loss_scale = update_forward(
         system.policy,
-        optimizer,
-        forward_batches(system, samples, conditions, advantages, iteration),
+        learner.optimizer,
+        forward_batches(system, experience, iteration),
         partial(_loss, config),
         parameters=system.trained(),
         world=iteration.world,
         settings=group_update_settings(config),
         old=partial(parameters_as, system.trained(), old),
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
-        loss_scale=loss_scale,
+        loss_scale=learner.loss_scale,
     )
     follower = _follow(old, system, config, iteration.index)
     return Learned(metrics=metrics, old=follower, loss_scale=loss_scale)

@@ -1,14 +1,11 @@
 """Slices of DiffusionNFT: samples with noise at every level."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
-from mvczigal_ref.method.caption import Conditions
-from mvczigal_ref.method.protocol import Advantages, Iteration
+from mvczigal_ref.method.protocol import Experience, Iteration
 from mvczigal_ref.method.sample import noise_of
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.records import Samples
@@ -20,31 +17,24 @@ __all__ = ["forward_batches"]
 
 
 def forward_batches(
-    system: System,
-    samples: Sequence[Samples],
-    conditions: Sequence[Conditions],
-    advantages: Advantages,
-    iteration: Iteration,
+    system: System, experience: Experience, iteration: Iteration
 ) -> list[ForwardBatch]:
     """Put this process's slices together, each with noise at every level.
 
     Args:
         system: System whose grid and latents' shape are read.
-        samples: One record per slice of this process.
-        conditions: The prompts' own conditioning of each slice.
-        advantages: Advantages of all prompts.
+        experience: Groups, the prompts' own conditioning, and the advantages of all prompts.
         iteration: Iteration whose index names levels and noise.
 
     Returns:
         One batch per slice, with the same levels for all.
     """
     levels = _levels(system, iteration.config, iteration.index)
+    advantage = experience.advantages[0][0]
     return [
-        _noised(
-            system, objects, part, condition.conditioning[0], advantages[0][0], levels, iteration
-        )
+        _noised(system, objects, part, condition.conditioning[0], advantage, levels, iteration)
         for objects, part, condition in zip(
-            iteration.share.objects, samples, conditions, strict=True
+            iteration.share.objects, experience.samples, experience.conditions, strict=True
         )
     ]
 

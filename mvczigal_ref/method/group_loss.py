@@ -1,9 +1,11 @@
 """The objective of groups as a configuration asks for it."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
@@ -15,7 +17,7 @@ from mvczigal_ref.objective.clipped import (
     reference_kl_without_step_length,
     tempflow_step_weights,
 )
-from mvczigal_ref.objective.grpo_guard import guard_loss
+from mvczigal_ref.objective.grpo_guard import guard_loss, guarded_log_ratio
 from mvczigal_ref.policy import step_transition
 from mvczigal_ref.records import GroupDecision
 from mvczigal_ref.shapes import Scalar
@@ -82,7 +84,7 @@ def _loss(
         "kl_weight": objective.kl_weight,
     }
     if objective.kind == "guard" and length is not None and decision.mean_old is not None:
-        return guard_loss(
+        loss, stats = guard_loss(
             decision.log_ratio,
             decision.advantage * decision.weight,
             mean=decision.mean,
@@ -92,12 +94,22 @@ def _loss(
             reduction=objective.reduction,
             **shared,
         )
-    return clipped_surrogate_loss(
-        decision.log_ratio,
-        decision.advantage,
-        weight=decision.weight,
-        **shared,
-    )
+        clipped = guarded_log_ratio(
+            decision.log_ratio, mean=decision.mean, mean_old=decision.mean_old, std=decision.std,
+            reduction=objective.reduction,
+        )  # fmt: skip
+    else:
+        clipped = decision.log_ratio
+        loss, stats = clipped_surrogate_loss(
+            decision.log_ratio, decision.advantage, weight=decision.weight, **shared
+        )
+    return loss, replace(stats, clip_fraction=_fraction(decision, clipped, shared["clip_range"]))
+
+
+@torch.no_grad()
+def _fraction(decision: ReplayedDecision, log_ratio: Tensor, clip_range: float) -> Scalar:
+    """Measure which part of the ratios lies beyond the range, each as often as it stands."""
+    return ((log_ratio.expm1().abs() > clip_range) * decision.repeats).mean()
 
 
 def _spread_has_length(sampler: Sampler) -> bool:

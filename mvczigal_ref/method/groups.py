@@ -1,13 +1,10 @@
 """GRPO and MV-GRPO: samples compared within groups, replayed under every condition."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
-import torch
-from torch import Tensor
-
 from mvczigal_ref.advantage.pair import joint_share
-from mvczigal_ref.method.caption import Conditions, drift_entries, drift_metrics
+from mvczigal_ref.method.caption import drift_entries, drift_metrics
 from mvczigal_ref.method.drift import caption_drift
 from mvczigal_ref.method.group_advantages import sample_advantages
 from mvczigal_ref.method.group_batches import (
@@ -17,12 +14,10 @@ from mvczigal_ref.method.group_batches import (
 )
 from mvczigal_ref.method.group_loss import group_objective
 from mvczigal_ref.method.group_metrics import joint_mean, reward_metrics
-from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
+from mvczigal_ref.method.protocol import Advantages, Experience, Iteration, Learned, Learner
 from mvczigal_ref.records import Samples
 from mvczigal_ref.reward.table import RewardTable
-from mvczigal_ref.system import System
 from mvczigal_ref.update.groups import update_groups
-from mvczigal_ref.update.loss_scale import LossScale
 
 __all__ = ["compare", "joint_mean", "learn", "reward_metrics"]
 
@@ -87,17 +82,7 @@ def compare(
     return iteration.controlled(advantages)
 
 
-def learn(
-    system: System,
-    optimizer: torch.optim.Optimizer,
-    samples: Sequence[Samples],
-    conditions: Sequence[Conditions],
-    advantages: Advantages,
-    iteration: Iteration,
-    *,
-    old: Mapping[str, Tensor] | None = None,
-    loss_scale: LossScale | None = None,
-) -> Learned:
+def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Learned:
     """Replay every decision under every condition, and change the parameters.
 
     Source:
@@ -106,14 +91,9 @@ def learn(
         several of a prompt's conditions share is replayed once, with their weights added up.
 
     Args:
-        system: Network and sampler; the trainable parameters change.
-        optimizer: Optimiser over the trainable parameters.
-        samples: One record per slice of this process.
-        conditions: Columns of distinct texts of each slice, the prompts' own first.
-        advantages: Advantages of all prompts.
-        iteration: The sections ``objective``, ``condition`` and ``optim`` are read.
-        old: Not read.
-        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
+        learner: System whose trainable parameters change; ``old`` is not read.
+        experience: Groups, their conditions, and the advantages of all prompts.
+        iteration: Iteration whose sections ``objective``, ``condition`` and ``optim`` are read.
 
     Returns:
         Means over the update, the captions' drift, and the loss scale of the next update.
@@ -123,27 +103,27 @@ def learn(
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If replay does not reproduce the rollout.
     """
-    config = iteration.config
+    config, system, conditions = iteration.config, learner.system, experience.conditions
     settings = group_update_settings(config)
     decisions = [
         decisions_under(system, part, condition, settings)
-        for part, condition in zip(samples, conditions, strict=True)
+        for part, condition in zip(experience.samples, conditions, strict=True)
     ]
     batches = [
-        slice_batches(system, objects, decisions[n], conditions[n], advantages, config)
+        slice_batches(system, objects, decisions[n], conditions[n], experience.advantages, config)
         for n, objects in enumerate(iteration.share.objects)
     ]
     metrics, loss_scale = update_groups(
         system.policy,
         system.sampler,
-        optimizer,
+        learner.optimizer,
         batches,
         group_objective(config, system.sampler),
         parameters=system.trained(),
         world=iteration.world,
         settings=settings,
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
-        loss_scale=loss_scale,
+        loss_scale=learner.loss_scale,
     )
     drift = caption_drift(conditions, decisions, iteration)
     if drift is not None:

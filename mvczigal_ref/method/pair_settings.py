@@ -3,6 +3,8 @@
 from functools import partial
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.plugins import load_plugin
+from mvczigal_ref.method.plugin_loss import plugin_gradients
 from mvczigal_ref.objective.preference import preference_gradients
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
 from mvczigal_ref.rollout.pair import first_joint_step
@@ -14,7 +16,8 @@ __all__ = ["pair_objective", "pair_update_settings"]
 
 
 def pair_objective(config: TrainConfig) -> PairObjective:
-    """Bind the settings of the loss: the reward difference of ZigAL and RDL, or DPO's preference.
+    """Bind the settings of the loss: the reward difference of ZigAL and RDL, DPO's preference, or
+    that of a plug-in.
 
     Args:
         config: The section ``objective`` is read.
@@ -23,6 +26,8 @@ def pair_objective(config: TrainConfig) -> PairObjective:
         The loss and both its derivatives.
     """
     objective = config.objective
+    if objective.is_plugin:
+        return partial(plugin_gradients, load_plugin("objectives", objective.kind), objective)
     if objective.kind == "preference":
         return partial(
             preference_gradients,

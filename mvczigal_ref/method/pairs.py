@@ -3,7 +3,7 @@
 A pair is a group of two, sample 0 the zigzag arm and sample 1 the standard one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,14 +11,11 @@ from torch import Tensor
 from mvczigal_ref.advantage.pair import PairAdvantages, advantage_gap, joint_share, pair_advantages
 from mvczigal_ref.advantage.standardise import standardise
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.method.caption import Conditions
 from mvczigal_ref.method.pair_settings import pair_objective, pair_update_settings
-from mvczigal_ref.method.protocol import Advantages, Iteration, Learned
+from mvczigal_ref.method.protocol import Advantages, Experience, Iteration, Learned, Learner
 from mvczigal_ref.records import PairedRollout, Samples
 from mvczigal_ref.reward.aggregate import weighted_sum
 from mvczigal_ref.reward.table import RewardTable
-from mvczigal_ref.system import System
-from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.pairs import PairBatch, update_policy
 
 __all__ = ["compare", "joint_mean", "learn", "pair_update_settings", "reward_metrics"]
@@ -85,28 +82,13 @@ def _advantages(rewards: RewardTable, config: TrainConfig) -> PairAdvantages:
     return PairAdvantages(**apart)
 
 
-def learn(
-    system: System,
-    optimizer: torch.optim.Optimizer,
-    samples: Sequence[Samples],
-    conditions: Sequence[Conditions],
-    advantages: Advantages,
-    iteration: Iteration,
-    *,
-    old: Mapping[str, Tensor] | None = None,
-    loss_scale: LossScale | None = None,
-) -> Learned:
+def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Learned:
     """Replay both arms of every pair, and change the parameters.
 
     Args:
-        system: Network and sampler; the trainable parameters change.
-        optimizer: Optimiser over the trainable parameters.
-        samples: One record per slice of this process.
-        conditions: The prompts' own conditioning of each slice.
-        advantages: Gaps of all pairs.
-        iteration: The sections ``objective`` and ``optim`` are read.
-        old: Not read.
-        loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
+        learner: System whose trainable parameters change; ``old`` is not read.
+        experience: Pairs, the prompts' own conditioning, and the gaps of all pairs.
+        iteration: Iteration whose sections ``objective`` and ``optim`` are read.
 
     Returns:
         Means over the update, and the loss scale of the next.
@@ -116,7 +98,8 @@ def learn(
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If replay does not reproduce the rollout on equal slices.
     """
-    gap = advantages[0][0].to(system.device)
+    system = learner.system
+    gap = experience.advantages[0][0].to(system.device)
     batches = [
         PairBatch(
             rollout=_pair(part),
@@ -125,19 +108,19 @@ def learn(
             first_object=objects.start,
         )
         for objects, part, condition in zip(
-            iteration.share.objects, samples, conditions, strict=True
+            iteration.share.objects, experience.samples, experience.conditions, strict=True
         )
     ]
     metrics, loss_scale = update_policy(
         system.policy,
         system.sampler,
-        optimizer,
+        learner.optimizer,
         batches,
         pair_objective(iteration.config),
         parameters=system.trained(),
         world=iteration.world,
         settings=pair_update_settings(system, iteration.config),
-        loss_scale=loss_scale,
+        loss_scale=learner.loss_scale,
     )
     return Learned(metrics=metrics, loss_scale=loss_scale)
 

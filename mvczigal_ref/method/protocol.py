@@ -18,7 +18,7 @@ from mvczigal_ref.rollout.noise import derived_generator
 from mvczigal_ref.system import System
 from mvczigal_ref.update.loss_scale import LossScale
 
-__all__ = ["Advantages", "Drift", "Iteration", "Learned", "Method"]
+__all__ = ["Advantages", "Drift", "Experience", "Iteration", "Learned", "Learner", "Method"]
 
 Advantages = Sequence[tuple[Float[Tensor, "prompt ... view"], ...]]
 """Advantages of all prompts [1]: per condition one table per decision; of pairs one table alone,
@@ -62,6 +62,37 @@ class Iteration:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Experience:
+    """Samples of this process, and everything that is known of them."""
+
+    samples: Sequence[Samples]
+    """One record per slice."""
+
+    conditions: Sequence[Conditions]
+    """Columns of distinct texts of each slice, the prompts' own first."""
+
+    advantages: Advantages
+    """Advantages of all prompts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """System that learns, and the state that its update begins with."""
+
+    system: System
+    """Network and sampler; the trainable parameters change."""
+
+    optimizer: torch.optim.Optimizer
+    """Optimiser over the trainable parameters."""
+
+    old: Mapping[str, Tensor] | None = None
+    """Trainable parameters of the policy that sampled, where it is not the one that learns."""
+
+    loss_scale: LossScale | None = None
+    """Factor on the loss in the backward pass; None where gradients do not need it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Learned:
     """Outcome of an update."""
 
@@ -101,17 +132,6 @@ class Method(Protocol):
         """Turn the rewards of all prompts into advantages."""
         ...
 
-    def learn(
-        self,
-        system: System,
-        optimizer: torch.optim.Optimizer,
-        samples: Sequence[Samples],
-        conditions: Sequence[Conditions],
-        advantages: Advantages,
-        iteration: Iteration,
-        *,
-        old: Mapping[str, Tensor] | None = None,
-        loss_scale: LossScale | None = None,
-    ) -> Learned:
+    def learn(self, learner: Learner, experience: Experience, iteration: Iteration) -> Learned:
         """Replay this process's samples with gradients, and change the parameters."""
         ...

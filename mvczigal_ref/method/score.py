@@ -32,11 +32,15 @@ def score(
         Rewards on the CPU.
 
     Raises:
+        ValueError: If a per-view and a joint scorer have one name.
         ScorerUnavailableError: If a scorer's service is out.
     """
     samples = images.shape[1]
     per_view, joint = Mixture.of(system.per_view, "per_view"), system.joint
     whole = Mixture(scorers={}, weights={}) if joint is None else Mixture.of(joint, "joint_view")
+    if shared := sorted({*per_view.scorers} & {*whole.scorers}):
+        msg = f"`joint` must name its scorers as `per_view` does not; got {shared} in both."
+        raise ValueError(msg)
     rows: dict[str, list[Tensor]] = {}
     for column in columns:
         flat: Images = column.of(images).flatten(0, 1)

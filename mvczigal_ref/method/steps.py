@@ -1,9 +1,11 @@
 """Steps of an iteration that draw noise, and those that are trained."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.windows import (
@@ -13,18 +15,37 @@ from mvczigal_ref.rollout.windows import (
     random_window,
     sliding_window,
 )
-from mvczigal_ref.system import System
+from mvczigal_ref.system.sampler import build_sampler
 
 __all__ = [
+    "Sampled",
+    "check_grid",
     "check_steps",
     "num_acting_steps",
+    "num_trained_decisions",
     "plan_of",
     "stochastic_steps",
     "trained_decisions",
 ]
 
 
-def num_acting_steps(system: System) -> int:
+@runtime_checkable
+class Sampled(Protocol):
+    """Anything with a sampling grid, such as a system."""
+
+    @property
+    def sampler(self) -> Sampler:
+        """The grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """A grid without a network."""
+
+    sampler: Sampler
+
+
+def num_acting_steps(system: Sampled) -> int:
     """Count the steps from the first on whose noise an image can show."""
     sampler = system.sampler
     if isinstance(sampler, FlowSampler):
@@ -106,7 +127,28 @@ def trained_decisions(config: TrainConfig, *, count: int, iteration: int) -> tup
     )
 
 
-def plan_of(config: TrainConfig, system: System, iteration: int) -> GroupPlan:
+def num_trained_decisions(system: Sampled, config: TrainConfig, iteration: int) -> int:
+    """Count the decisions of an iteration that are trained.
+
+    Args:
+        system: Sampled whose sampler's grid is read.
+        config: The sections ``rollout`` and ``objective`` are read.
+        iteration: Index of the iteration.
+
+    Returns:
+        Number of decisions [1].
+
+    Raises:
+        ValueError: If window, tree and grid do not fit.
+    """
+    if config.rollout.kind == "branches":
+        most = num_acting_steps(system)
+        return len(stochastic_steps(config, most=most, iteration=iteration))
+    count = len(plan_of(config, system, iteration).stochastic_steps)
+    return len(trained_decisions(config, count=count, iteration=iteration))
+
+
+def plan_of(config: TrainConfig, system: Sampled, iteration: int) -> GroupPlan:
     """Plan an iteration's groups or trees.
 
     Args:
@@ -138,7 +180,23 @@ def plan_of(config: TrainConfig, system: System, iteration: int) -> GroupPlan:
     )
 
 
-def check_steps(system: System, config: TrainConfig) -> None:
+def check_grid(config: TrainConfig) -> None:
+    """Refuse windows and trees that do not fit the grid, before weights are read.
+
+    Args:
+        config: Any run; one of pairs has neither.
+
+    Raises:
+        ConfigError: If something does not fit; says what.
+
+    Examples:
+        >>> check_grid(TrainConfig())
+    """
+    if not config.objective.compares_pairs:
+        check_steps(_Grid(build_sampler(config)), config)
+
+
+def check_steps(system: Sampled, config: TrainConfig) -> None:
     """Refuse windows and trees that do not fit the grid, before any long work.
 
     Args:

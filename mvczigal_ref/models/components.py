@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from mvczigal_ref.cameras import OrthographicRig, camera_image
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import usual_mode
 from mvczigal_ref.models.latents import ScaledAutoencoder
 from mvczigal_ref.models.loading import (
     cast_network,
@@ -188,6 +189,7 @@ class Components(ScaledAutoencoder):
         }
         for path, values in files.items():
             save_file(stored(values, dtype), path, metadata={"format": "pt"})
+        usual_mode(folder)
 
 
 def load_components(

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, load_strict, quiet
@@ -19,6 +20,7 @@ from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.sources import (
     Located,
     SdxlSources,
+    cache_first,
     locate_adapter,
     locate_network,
     locate_tokenizer,
@@ -41,6 +43,7 @@ _NETWORKS = {
     "vae": (AutoencoderKL, "torch_dtype"),
 }
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
+_UNREACHED = "the Hugging Face hub does not answer, and these files are not on this machine:"
 
 
 def load_sdxl_components(
@@ -81,10 +84,12 @@ def load_sdxl_components(
     absent = []
     for name, search in searches.items():
         try:
-            places[name] = search(sources)
+            places[name] = cache_first(search, sources)
         except CheckpointError as error:
             absent.append(str(error))
     if absent:
+        if not (sources.local_files_only or reach.hub_answers()):
+            absent.insert(0, _UNREACHED)
         raise CheckpointError("\n".join(absent))
     try:
         with quiet():

@@ -13,7 +13,13 @@ from transformers.utils import logging as transformers_logging
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.models.weight_files import check_safetensors, first_line, read_json
+from mvczigal_ref.models.weight_files import (
+    check_safetensors,
+    first_line,
+    pickled_weights,
+    plain_name,
+    read_json,
+)
 
 __all__ = [
     "cast_network",
@@ -127,15 +133,20 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         CheckpointError: If a file is of another kind; the message says what it is.
     """
     read_json(folder / "config.json")
-    dotted = f".{variant}" if variant else ""
+    dotted, reasons = f".{variant}" if variant else "", []
     for stem in ("diffusion_pytorch_model", "model"):
         whole = folder / f"{stem}{dotted}.safetensors"
         index = folder / f"{stem}.safetensors.index{dotted}.json"
         if whole.is_file():
             check_safetensors(whole)
-        elif index.is_file():
+            return
+        if index.is_file():
             for shard in sorted(shards_of(index)):
                 check_safetensors(folder / shard)
+            return
+        reasons.append(pickled_weights(folder, stem + dotted))
+    for reason in filter(None, reasons):
+        raise CheckpointError(f"`{folder}` must hold safetensors; {reason}.")
 
 
 def shards_of(index: Path) -> set[str]:
@@ -165,7 +176,7 @@ def _listed(faults: list[str]) -> str:
     """Give the first faults of each kind, and the number of the others."""
     kinds: dict[str, list[str]] = {}
     for fault in faults:
-        word = fault.partition(" ")[0]
+        word, fault = fault.partition(" ")[0], plain_name(fault)
         kinds.setdefault(word if word in ("missing", "unexpected") else "", []).append(fault)
     return "; ".join(
         "; ".join(each[:_SHOWN]) + (f"; and {len(each) - _SHOWN} more" * (len(each) > _SHOWN))

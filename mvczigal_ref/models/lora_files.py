@@ -22,7 +22,7 @@ from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
 
-__all__ = ["load_lora", "save_unet_folder"]
+__all__ = ["check_lora", "load_lora", "save_unet_folder"]
 
 
 def load_lora(network: ModelMixin, source: str | Path) -> None:
@@ -66,6 +66,20 @@ def load_lora(network: ModelMixin, source: str | Path) -> None:
         )
         raise CheckpointError(msg)
     load_lora_state_dict(network, file.values, source=str(path))
+
+
+def check_lora(source: str | Path, *, unet: bool) -> None:
+    """Read a LoRA's file before its network is loaded, to refuse a damaged one at once.
+
+    Args:
+        source: As in :func:`load_lora`.
+        unet: Whether the network is a UNet, or a flow transformer.
+
+    Raises:
+        CheckpointError: If there is no such file, or it can fit no network of the kind.
+    """
+    path = _find(Path(source).expanduser())
+    read_lora(path, network="unet" if unet else "transformer")
 
 
 def save_unet_folder(

@@ -9,8 +9,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.weight_files import read_json, read_metadata, read_safetensors, summary
+from mvczigal_ref.errors import CheckpointError, quoted
+from mvczigal_ref.models.weight_files import (
+    plain_name,
+    read_json,
+    read_metadata,
+    read_safetensors,
+    summary,
+)
 
 __all__ = [
     "INERT",
@@ -108,12 +114,16 @@ def read_lora(path: Path, *, network: Literal["unet", "transformer"] = "unet") -
     for name, value in values.items():
         if not value.is_floating_point():
             msg = (
-                f"`{path}` must hold floating-point tensors; got {name} of {value.dtype}. Save the "
+                f"`{path}` must hold floating-point tensors; got {plain_name(name)} of "
+                f"{value.dtype}. Save the "
                 "LoRA as it was before it was quantised."
             )
             raise CheckpointError(msg)
         if not bool(value.float().isfinite().all()):
-            msg = f"`{path}` must hold finite numbers; got NaN or infinity in {name}. Train again."
+            msg = (
+                f"`{path}` must hold finite numbers; got NaN or infinity in {plain_name(name)}. "
+                "Train again."
+            )
             raise CheckpointError(msg)
     rank = _rank(path, values, settings)
     targets = settings.get("target_modules")
@@ -148,7 +158,7 @@ def _settings(path: Path, network: str) -> dict[str, Any]:
     if not any(type(initial) is type(kind) and initial == kind for kind in KEEPS_BASE):
         msg = (
             f"`{path}` must be for the base weights as they are; its init_lora_weights = "
-            f"{initial!r} changed them. Save it with PEFT's `path_initial_model_for_weight_"
+            f"{quoted(initial)} changed them. Save it with PEFT's `path_initial_model_for_weight_"
             "conversion`, which makes a plain LoRA of it."
         )
         raise CheckpointError(msg)
@@ -173,7 +183,8 @@ def _check_style(path: Path, named: Mapping[str, Tensor], network: str) -> None:
             names = [name for name in names if name.startswith(wrong)]
         if names:
             msg = (
-                f"`{path}` is {style}, {len(names)} of {len(named)} tensors, such as {names[0]}; "
+                f"`{path}` is {style}, {len(names)} of {len(named)} tensors, such as "
+                f"{plain_name(names[0])}; "
                 "names of PEFT, diffusers or the released code are read here. A pipeline may read "
                 "it, by `load_lora_weights`."
             )
@@ -200,8 +211,8 @@ def _rank(path: Path, values: Mapping[str, Tensor], settings: Mapping[str, Any])
     (rank,) = ranks
     if "r" in settings and _number(path, settings, "r") != rank:
         msg = (
-            f"`{path}` must have the rank that its settings say, r = {settings['r']}; its tensors "
-            f"have rank {rank}, so its strength is unknown. Correct the setting."
+            f"`{path}` must have the rank that its settings say, r = {quoted(settings['r'])}; its "
+            f"tensors have rank {rank}, so its strength is unknown. Correct the setting."
         )
         raise CheckpointError(msg)
     return rank
@@ -212,6 +223,6 @@ def _number(path: Path, settings: Mapping[str, Any], name: str) -> float:
     value = settings[name]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not value > 0:
-        msg = f"`{path}` must have a positive number as its setting {name}; got {value!r}."
+        msg = f"`{path}` must have a positive number as its setting {name}; got {quoted(value)}."
         raise CheckpointError(msg)
     return float(value)

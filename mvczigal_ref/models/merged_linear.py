@@ -96,7 +96,7 @@ def merged_linear(
     Args:
         tokens: Rows x [1]. Gradient flows.
         weight: Matrices W_1, W_2, ... below each other [1]; frozen.
-        bias: Their vectors b_k, one after the other [1]; frozen; None without.
+        bias: Vectors b_k, one after the other [1]; frozen; None without.
         down: Matrices A_k [1], of one rank; none without a low-rank update. Gradient flows.
         up: Matrices B_k [1]. Gradient flows.
         scale: Factor s = alpha / rank [1].

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import nn
 
-from mvczigal_ref.files import sync, writing
+from mvczigal_ref.files import sync, usual_mode, writing
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.loading import save_config, stored
 from mvczigal_ref.models.lora import adapter_names
@@ -89,6 +89,7 @@ def save_policy(
         else:
             save_unet_folder(trained, aside)
         (aside / "README.md").write_text(card, "utf-8")
+        usual_mode(aside)
 
 
 def _refuse(lora: LoraWeights, layout: PolicyLayout | None) -> None:

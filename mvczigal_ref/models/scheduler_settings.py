@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES
+from mvczigal_ref.diffusion.spacing import SPACINGS
 
 __all__ = ["FOLLOWED", "INERT", "REFUSED", "check_scheduler"]
 
@@ -14,7 +15,9 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     "LCMScheduler": (
         *_NOISE, "prediction_type", "original_inference_steps", "timestep_scaling",
     ),
-    "DDIMScheduler": (*_NOISE, "prediction_type", "steps_offset"),
+    "DDIMScheduler": (
+        *_NOISE, "prediction_type", "steps_offset", "timestep_spacing", "set_alpha_to_one",
+    ),
     "FlowMatchEulerDiscreteScheduler": (
         "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
         "max_image_seq_len",
@@ -28,8 +31,7 @@ _PLAIN: Mapping[str, Any] = {
 
 REFUSED: Mapping[str, Mapping[str, Any]] = {
     "LCMScheduler": _PLAIN,
-    # The image is the last prediction of the clean latent, as where the last signal share is 1.
-    "DDIMScheduler": {**_PLAIN, "timestep_spacing": "leading", "set_alpha_to_one": True},
+    "DDIMScheduler": _PLAIN,
     "FlowMatchEulerDiscreteScheduler": {
         # The networks' timestep is 1000 times the noise level.
         "num_train_timesteps": 1000,
@@ -49,7 +51,16 @@ INERT: Mapping[str, tuple[str, ...]] = {
 }
 """Settings that change no step of diffusers either, as long as nothing above is refused."""
 
-_NO_NUMBERS = ("beta_schedule", "prediction_type", "trained_betas", "use_dynamic_shifting")
+_NO_NUMBERS = (
+    "beta_schedule", "prediction_type", "trained_betas", "use_dynamic_shifting",
+    "timestep_spacing", "set_alpha_to_one",
+)  # fmt: skip
+
+_WORDS: Mapping[str, tuple[Any, ...]] = {
+    "prediction_type": PREDICTION_TYPES,
+    "timestep_spacing": SPACINGS,
+    "set_alpha_to_one": (True, False),
+}
 
 
 def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is untyped
@@ -83,12 +94,13 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
                 f"{value!r}. Make one with {kind}.from_config(config, {name}={only!r})."
             )
             raise ValueError(msg)
-    if "prediction_type" in FOLLOWED[kind] and config.prediction_type not in PREDICTION_TYPES:
-        msg = (
-            f"`scheduler` must have a prediction_type of {', '.join(PREDICTION_TYPES)}; got "
-            f"{config.prediction_type!r}."
-        )
-        raise ValueError(msg)
+    for name, words in _WORDS.items():
+        if name in FOLLOWED[kind] and config[name] not in words:
+            msg = (
+                f"`scheduler` must have a {name} of {', '.join(map(str, words))}; got "
+                f"{config[name]!r}."
+            )
+            raise ValueError(msg)
     unread = ("shift",) if dynamic else ("base_shift", "max_shift")
     for name in FOLLOWED[kind]:
         value = config.get(name)

@@ -10,29 +10,35 @@ from diffusers import DDIMScheduler, LCMScheduler
 from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.sampler import Sampler
-from mvczigal_ref.diffusion.schedule import (
-    PREDICTION_TYPES,
-    PredictionType,
-    scaled_linear_alpha_bar,
-    shift_snr,
-)
+from mvczigal_ref.diffusion.schedule import PredictionType, scaled_linear_alpha_bar, shift_snr
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.scheduler_settings import check_scheduler
-from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE, SdxlSources, find_file
+from mvczigal_ref.models.sources import SdxlSources, find_file
 from mvczigal_ref.models.weight_files import first_line, read_json
 from mvczigal_ref.shapes import AlphaBar
 
 __all__ = [
+    "KINDS",
+    "SCHEDULER_FILE",
+    "SDXL_NOISE",
     "sampler_from_scheduler",
     "scheduler_of",
     "sdxl_scheduler",
-    "stored_prediction",
     "stored_settings",
 ]
 
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
-_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-KINDS: dict[str, Any] = {"LCMScheduler": LCMScheduler, "DDIMScheduler": DDIMScheduler}
+"""Name of a scheduler's settings in a pipeline's folder."""
+
+SDXL_NOISE: Mapping[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+"""Noise schedule that SDXL is trained with."""
+
+KINDS: Mapping[str, Any] = {"LCMScheduler": LCMScheduler, "DDIMScheduler": DDIMScheduler}
+"""Classes whose steps are followed, by name."""
 
 
 def sdxl_scheduler(
@@ -51,7 +57,7 @@ def sdxl_scheduler(
         >>> sdxl_scheduler(few_steps=True).config.beta_schedule
         'scaled_linear'
     """
-    settings = {**_NOISE, "prediction_type": prediction_type}
+    settings = {**SDXL_NOISE, "prediction_type": prediction_type}
     if few_steps:
         return LCMScheduler(**settings)
     return DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=True, steps_offset=1)
@@ -82,7 +88,8 @@ def sampler_from_scheduler(
 
     Raises:
         ValueError: If the scheduler is of another kind or another noise schedule, or has a setting
-            that is not followed; the message names it.
+            that is not followed; the message names it. Also if ``eta`` is above 0 and the grid
+            ends at timestep 0, where no step has a spread.
 
     Examples:
         >>> sampler_from_scheduler(sdxl_scheduler(few_steps=True), num_steps=4).timesteps
@@ -113,14 +120,8 @@ def sampler_from_scheduler(
             timestep_scaling=config["timestep_scaling"],
         )
     else:
-        sampler = DdimSampler.create(**grid, eta=eta, steps_offset=config["steps_offset"])
-        below = int(sampler.timesteps[-1]) - len(alpha_bar) // num_steps
-        if below >= 0:
-            msg = (
-                "`scheduler` must end at a clean image, with steps_offset below the stride; got "
-                f"{config['steps_offset']} in {num_steps} steps of {len(alpha_bar) // num_steps}."
-            )
-            raise ValueError(msg)
+        names = ("steps_offset", "timestep_spacing", "set_alpha_to_one")
+        sampler = DdimSampler.create(**grid, eta=eta, **{name: config[name] for name in names})
     return sampler.to(dtype=torch.float32)
 
 
@@ -172,49 +173,6 @@ def stored_settings(source: str, sources: SdxlSources) -> dict[str, Any]:
     if scheduler is not None:
         settings["scheduler"] = scheduler_of(KINDS, scheduler)
     return settings
-
-
-def stored_prediction(source: str, sources: SdxlSources) -> PredictionType | None:
-    """Read from a pipeline's scheduler what its network was trained to predict.
-
-    The scheduler's steps are not taken, but its noise schedule must be SDXL's.
-
-    Args:
-        source: Folder or hub id of the pipeline in which the UNet lies.
-        sources: Read for the hub's cache, and for whether to look there alone.
-
-    Returns:
-        The prediction type; None where the settings do not say it.
-
-    Raises:
-        CheckpointError: If the settings are unreadable, or of another noise schedule than SDXL's.
-    """
-    if source.partition("@")[0] in (LCM_UNET, SDXL_BASE):
-        return None  # known, and not looked up each time
-    path, _ = find_file(source, SCHEDULER_FILE, sources)
-    if path is None:
-        return None
-    config = read_json(path)
-    for name, only in {
-        **_NOISE,
-        "num_train_timesteps": 1000,
-        "trained_betas": None,
-        "rescale_betas_zero_snr": False,
-    }.items():
-        if config.get(name, only) != only and (config.get(name) or only):
-            msg = (
-                f"`{path}` must have SDXL's {name} = {only!r}, the only noise schedule that is "
-                f"supported for a plain pipeline; got {str(config.get(name))[:80]}."
-            )
-            raise CheckpointError(msg)
-    prediction = config.get("prediction_type")
-    if prediction is not None and prediction not in PREDICTION_TYPES:
-        msg = (
-            f"`{path}` must have a prediction_type of {', '.join(PREDICTION_TYPES)}; got "
-            f"{prediction!r}."
-        )
-        raise CheckpointError(msg)
-    return prediction
 
 
 def _alpha_bar(config: Any) -> AlphaBar:  # noqa: ANN401

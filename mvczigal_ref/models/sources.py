@@ -2,22 +2,25 @@
 
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import ADAPTER_FILE
 from mvczigal_ref.models.loading import shards_of
+from mvczigal_ref.models.weight_files import pickled_weights
 
 __all__ = [
     "ADAPTER_FILES",
     "Located",
     "SdxlSources",
+    "cache_first",
     "find_file",
     "locate_adapter",
     "locate_network",
@@ -32,6 +35,7 @@ MV_ADAPTER = "huanngzh/mv-adapter"
 ADAPTER_FILES = ("mvadapter_t2mv_sdxl.safetensors", ADAPTER_FILE)
 """Names of the file of row attention and camera encoder: the published one, and ours."""
 
+_Place = TypeVar("_Place")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -87,7 +91,7 @@ _NETWORKS = {
 
 
 def find_file(source: str, name: str, sources: SdxlSources) -> tuple[Path | None, str]:
-    """Find one file in a folder, or in a hub repository and its cache.
+    """Find one file in a folder, or in a hub repository's cache, and only then in the repository.
 
     Args:
         source: A folder, or a hub id, optionally followed by ``@revision``.
@@ -97,6 +101,43 @@ def find_file(source: str, name: str, sources: SdxlSources) -> tuple[Path | None
     Returns:
         The file, or None; and the reason where there is none.
     """
+    path, reason = _look(source, name, replace(sources, local_files_only=True))
+    if path is not None or not _may_ask(source, sources):
+        return path, reason
+    return _look(source, name, sources)
+
+
+def cache_first(search: Callable[[SdxlSources], _Place], sources: SdxlSources) -> _Place:
+    """Look for files on this machine, and only where some are absent on the hub, if it answers.
+
+    All files of a search come from one place, so that settings and tensors are of one revision.
+
+    Args:
+        search: One of the functions that locate a part.
+        sources: Places to look.
+
+    Returns:
+        Place that was found.
+
+    Raises:
+        CheckpointError: If files are absent; says what to download.
+    """
+    try:
+        return search(replace(sources, local_files_only=True))
+    except CheckpointError:
+        if sources.local_files_only or not reach.hub_answers():
+            raise
+    return search(sources)
+
+
+def _may_ask(source: str, sources: SdxlSources) -> bool:
+    """Say whether the hub may be asked for more than its cache holds, and answers."""
+    named = _HUB_ID.fullmatch(source) and not Path(source).expanduser().exists()
+    return bool(named) and not sources.local_files_only and reach.hub_answers()
+
+
+def _look(source: str, name: str, sources: SdxlSources) -> tuple[Path | None, str]:
+    """Find one file as far as it is allowed, asking the hub at once where that is."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         file = folder / name
@@ -113,6 +154,8 @@ def find_file(source: str, name: str, sources: SdxlSources) -> tuple[Path | None
             local_files_only=sources.local_files_only,
         )
     except OSError as error:
+        if sources.local_files_only:
+            return None, f"the cache holds no {name}"
         return None, str(error).partition("\n")[0].rstrip(".")
     return (None, f"the repository holds no {name}") if path is None else (Path(path), "")
 
@@ -159,7 +202,7 @@ def locate_network(name: str, sources: SdxlSources, *, dtype: torch.dtype) -> Lo
     variants = ("fp16", None) if half else (None,)
     why = ""
     for place in ("", f"{name}/") if separate else (f"{name}/",):
-        config, reason = find_file(source, f"{place}config.json", sources)
+        config, reason = _look(source, f"{place}config.json", sources)
         if config is None:
             why = why or reason
             continue
@@ -185,14 +228,14 @@ def _find_weights(
 ) -> str:
     """Find a network's tensors, in one file or in shards; return why not."""
     dotted = f".{variant}" if variant else ""
-    path, reason = find_file(source, f"{place}{stem}{dotted}.safetensors", sources)
+    path, reason = _look(source, f"{place}{stem}{dotted}.safetensors", sources)
     if path is not None:
         return ""
-    index, _ = find_file(source, f"{place}{stem}.safetensors.index{dotted}.json", sources)
+    index, _ = _look(source, f"{place}{stem}.safetensors.index{dotted}.json", sources)
     if index is None:
-        return reason
+        return pickled_weights(Path(source).expanduser() / place, stem + dotted) or reason
     shards = sorted(shards_of(index))
-    reasons = [find_file(source, place + shard, sources)[1] for shard in shards]
+    reasons = [_look(source, place + shard, sources)[1] for shard in shards]
     return next(filter(None, reasons), "")
 
 
@@ -210,10 +253,10 @@ def locate_tokenizer(name: str, sources: SdxlSources) -> Path:
         CheckpointError: If they are absent; says what to download.
     """
     files = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-    results = {file: find_file(sources.base, f"{name}/{file}", sources) for file in files}
+    results = {file: _look(sources.base, f"{name}/{file}", sources) for file in files}
     settings, why = results["tokenizer_config.json"]
     words = results["vocab.json"][0] and results["merges.txt"][0]
-    whole = words or find_file(sources.base, f"{name}/tokenizer.json", sources)[0]
+    whole = words or _look(sources.base, f"{name}/tokenizer.json", sources)[0]
     if settings is None or whole is None:
         why = why or results["vocab.json"][1]
         names = [f"{name}/{file}" for file in files]
@@ -237,10 +280,10 @@ def locate_adapter(sources: SdxlSources) -> Path:
     if file.is_file():
         return file
     for name in ADAPTER_FILES:
-        path, reason = find_file(sources.adapter, name, sources)
+        path, reason = _look(sources.adapter, name, sources)
         if path is not None:
             # Fetched where there is one: the published encoder's size is known without.
-            find_file(sources.adapter, "camera_encoder/config.json", sources)
+            _look(sources.adapter, "camera_encoder/config.json", sources)
             return path
         why = why or reason
     size = "1.0 GB in half precision, twice that in single"

@@ -18,6 +18,8 @@ __all__ = [
     "describe_file",
     "described_by",
     "first_line",
+    "pickled_weights",
+    "plain_name",
     "read_json",
     "read_metadata",
     "read_safetensors",
@@ -28,6 +30,7 @@ __all__ = [
 _HEAD = 512  # bytes that tell a kind
 _LONGEST_HEADER = 100_000_000  # bytes, as in the format's own library
 _SHOWN = 4  # names in a message
+_LONGEST_NAME = 120  # characters of one
 
 # First bytes of files that are no weights, and of weights in other formats.
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -202,7 +205,9 @@ def refuse_single_file(name: str, source: str | Path) -> None:
         return
     what = describe_file(path)
     remedy = "Give the folder that holds it."
-    if what == "a safetensors file":
+    if "pickle" in what:
+        remedy = f"Give the folder that holds it, and {_conversion(path)}."
+    elif what == "a safetensors file" and not (path.parent / "config.json").is_file():
         remedy = (
             "Convert a single-file SDXL checkpoint once, `from diffusers import "
             f"StableDiffusionXLPipeline as P; P.from_single_file({str(path)!r}).save_pretrained("
@@ -213,6 +218,22 @@ def refuse_single_file(name: str, source: str | Path) -> None:
         f"which is {what}. {remedy}"
     )
     raise CheckpointError(msg)
+
+
+def pickled_weights(folder: Path, stem: str) -> str | None:
+    """Say how to convert a pickle that lies where safetensors are missing.
+
+    Args:
+        folder: Folder of a network.
+        stem: Name of the file that is missing, without its suffix.
+
+    Returns:
+        The reason and the remedy, without its end; None where there is no pickle either.
+    """
+    for path in (folder / f"{stem}.bin", folder / "pytorch_model.bin", folder / f"{stem}.pt"):
+        if path.is_file():
+            return f"it holds {path.name}, and pickles are not loaded: {_conversion(path)}"
+    return None
 
 
 def summary(names: Sequence[str], *, shown: int = _SHOWN) -> str:
@@ -230,7 +251,24 @@ def summary(names: Sequence[str], *, shown: int = _SHOWN) -> str:
         'a, b and 1 more'
     """
     more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(plain_name, names[:shown])) + (f" and {more} more" if more > 0 else "")
+
+
+def plain_name(name: str) -> str:
+    r"""Give a name out of a file for a message: without a terminal's codes, and not at length.
+
+    Args:
+        name: Name of a tensor, a setting or a class, as a file has it.
+
+    Returns:
+        Printable text of at most 120 characters.
+
+    Examples:
+        >>> plain_name("a\x1b[2Jb")
+        'a [2Jb'
+    """
+    cut = name[:_LONGEST_NAME] + "..." * (len(name) > _LONGEST_NAME)
+    return "".join(c if c.isprintable() else " " for c in cut)
 
 
 @contextmanager
@@ -276,7 +314,7 @@ def first_line(error: BaseException) -> str:
         'no'
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160].rstrip(".: ")
+    return "".join(c if c.isprintable() else " " for c in lines[0][:160]).rstrip(".: ")
 
 
 def _not_safetensors(path: Path, error: Exception) -> CheckpointError:
@@ -284,8 +322,12 @@ def _not_safetensors(path: Path, error: Exception) -> CheckpointError:
     if what == "a safetensors file":
         what = f"a damaged one ({first_line(error)})"
     pickled = "pickle" in what or "TorchScript" in what
-    remedy = "`mvczigal convert-reward` may convert it." if pickled else "Download it again."
+    remedy = f"To read it, {_conversion(path)}." if pickled else "Download it again."
     return CheckpointError(f"`{path}` must be a whole safetensors file; it is {what}. {remedy}")
+
+
+def _conversion(path: Path) -> str:
+    return f"convert it once by `mvczigal convert-reward {path} {path.with_suffix('')}.safetensors`"
 
 
 def _archive(path: Path) -> str:

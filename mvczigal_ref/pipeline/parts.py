@@ -17,7 +17,8 @@ from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.hub import load_sdxl_components
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
-from mvczigal_ref.models.schedulers import sdxl_scheduler, stored_prediction, stored_settings
+from mvczigal_ref.models.plain_pipelines import plain_scheduler, stored_prediction
+from mvczigal_ref.models.schedulers import sdxl_scheduler, stored_settings
 from mvczigal_ref.models.sources import ADAPTER_FILES, SdxlSources, find_file, published_place
 from mvczigal_ref.models.weight_files import refuse_single_file
 
@@ -135,10 +136,11 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         """Load a saved pipeline, or any SDXL with the published adapter.
 
         Every tensor must fit; only safetensors are read, and no code of a repository is run. From
-        a plain SDXL pipeline come its own UNet and autoencoder, and from its scheduler what the
-        UNet predicts. From SDXL's published base, named by its hub id, come the text encoders
-        alone, beside the published few-step UNet and autoencoder. Where a folder has no UNet or
-        autoencoder, the published one is taken with a warning.
+        a plain SDXL pipeline come its own UNet and autoencoder, and from its scheduler what
+        :func:`~mvczigal_ref.models.plain_pipelines.plain_scheduler` takes. From SDXL's published
+        base, named by its hub id, come the text encoders alone, beside the published few-step UNet
+        and autoencoder. Where a folder has no UNet or autoencoder, the published one is taken with
+        a warning.
 
         Args:
             pretrained_model_name_or_path: Folder or hub id of a pipeline that
@@ -173,9 +175,10 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
             vae=vae or (None if whole else published_place("vae", sources)),
             adapter=adapter or (source if whole else sources.adapter),
         )
-        prediction = None
-        if scheduler is None and not (whole and unet is None):
-            prediction = stored_prediction(sources.unet or source, sources)
+        prediction, place = None, sources.unet or source
+        plain = scheduler is None and not (whole and unet is None)
+        if plain:
+            prediction = stored_prediction(place, sources)
         components = load_sdxl_components(sources, dtype=dtype or torch_dtype or torch.float32)
         settings = stored_settings(source, sources) if whole else {}
         rig = settings.pop("rig", None)
@@ -187,10 +190,11 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
                 "json, or `scheduler` must be given, as sdxl_scheduler makes it."
             )
             raise CheckpointError(msg)
-        if prediction is not None:
+        if plain and "scheduler" not in settings:
             few_steps = components.policy.guidance_width is not None
-            fitting = sdxl_scheduler(few_steps=few_steps, prediction_type=prediction)
-            setting = settings.setdefault("scheduler", fitting).config.prediction_type
+            settings["scheduler"] = plain_scheduler(place, sources, few_steps=few_steps)
+        elif prediction is not None:
+            setting = settings["scheduler"].config.prediction_type
             if setting != prediction:
                 msg = (
                     f"`unet` must predict what the scheduler of {source!r} says, {setting!r}; got "

@@ -7,7 +7,7 @@ import torch
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.method.steps import check_steps
+from mvczigal_ref.method.steps import check_grid, check_steps
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.preflight.attempts import ATTEMPTS, CheckResult, Finding
@@ -70,6 +70,7 @@ def check(
         True
     """
     Share.of(config, World())
+    check_grid(config)
     system = build_system(config, device=device, components=components, scorers=no_scorers())
     return check_system(system, config, objects=objects)
 

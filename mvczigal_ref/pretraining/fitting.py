@@ -15,8 +15,8 @@ from mvczigal_ref.distributed import World
 
 __all__ = ["Log", "averaged", "file_log", "optimiser_steps"]
 
-Log = Callable[[str, int, float], None]
-"""Takes a stage's name, its number of steps so far and the mean loss since the last call."""
+Log = Callable[[str, int, int, float], None]
+"""Takes a stage's name, its steps so far and in all, and the mean loss since the last call."""
 
 
 def file_log(accelerator: Accelerator, path: Path) -> Log:
@@ -30,13 +30,21 @@ def file_log(accelerator: Accelerator, path: Path) -> Log:
         The log; it counts seconds from this call.
     """
     started = time.time()
+    stages: dict[str, tuple[float, int]] = {}
 
-    def log(stage: str, step: int, loss: float) -> None:
+    def log(stage: str, step: int, steps: int, loss: float) -> None:
         if accelerator.is_main_process:
-            line = {"stage": stage, "step": step, "loss": loss, "seconds": time.time() - started}
+            seconds = time.time() - started
+            line = {"stage": stage, "step": step, "loss": loss, "seconds": seconds}
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            accelerator.print(line, flush=True)
+            began, first = stages.setdefault(stage, (seconds, step))
+            left = ""
+            if first < step < steps:
+                minutes = (seconds - began) / (step - first) * (steps - step) / 60
+                left = f", {minutes:.0f} min left of it"
+            text = f"{stage}: step {step} of {steps}, loss {loss:.4g}{left}"
+            accelerator.print(text, flush=True)
 
     return log
 
@@ -96,7 +104,7 @@ def optimiser_steps(
         scheduler.step()
         running += float(value.detach())
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            log(name, step + 1, running / (step + 1 - logged))
+            log(name, step + 1, steps, running / (step + 1 - logged))
             running, logged = 0.0, step + 1
         yield step
 

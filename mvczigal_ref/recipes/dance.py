@@ -31,7 +31,13 @@ def dance_grpo() -> TrainConfig:
         advantage=replace(base.advantage, spread="group", ddof=1, delta=1e-8),
         objective=replace(base.objective, train_share=0.6),
         optim=replace(base.optim, average_decay=0.0),
-        run=replace(base.run, iterations=301, objects_per_iteration=16),
+        run=replace(
+            base.run,
+            iterations=301,
+            objects_per_iteration=16,
+            prompts="prompts/hpdv2_train.txt",
+            held_out="prompts/hpdv2_test.txt",
+        ),
     )
 
 

@@ -2,7 +2,8 @@
 
 Every setting is that of the released trainer (arXiv:2505.05470, 2508.04324, 2509.16117,
 2603.12648), or docs/recipes.md says what differs and why. Rewards and prompts are the user's
-choice: ``run.prompts`` and ``run.held_out`` name text files with one prompt per line.
+choice; the lists that ``run.prompts`` and ``run.held_out`` name are published, and docs/recipes.md
+says where.
 """
 
 from dataclasses import replace
@@ -61,8 +62,8 @@ def flow_grpo() -> TrainConfig:
             iterations=1000,
             objects_per_iteration=48,
             objects_per_slice=1,
-            prompts="prompts/train.txt",
-            held_out="prompts/test.txt",
+            prompts="prompts/pickscore_train.txt",
+            held_out="prompts/pickscore_test.txt",
             evaluation_noises=1,
         ),
     )

@@ -42,5 +42,11 @@ def _mv_grpo() -> TrainConfig:
         reward=replace(base.reward, per_view="hpsv3"),
         advantage=replace(base.advantage, spread="group", ddof=1, delta=1e-8),
         optim=replace(base.optim, lr=1e-4, optimizer_steps_per_epoch=1, average_decay=0.0),
-        run=replace(base.run, iterations=300, objects_per_iteration=8),
+        run=replace(
+            base.run,
+            iterations=300,
+            objects_per_iteration=8,
+            prompts="prompts/hpdv2_train.txt",
+            held_out="prompts/hpdv2_test.txt",
+        ),
     )

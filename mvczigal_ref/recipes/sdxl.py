@@ -15,8 +15,9 @@ same. Results depend on both only by rounding. On smaller cards ``model.offload_
 6 GiB more.
 
 The networks come from where they are published, and ``model.sources`` names other places.
-``reward.weights`` names a folder that the user fills, ``run.prompts`` and ``run.held_out`` text
-files with one prompt per line.
+``reward.weights`` names a folder that the user fills. The animal names and the held-out objects are
+lists of our own, shipped beside these recipes; MATE-3D's prompts are the user's to fetch, and
+docs/recipes.md says where.
 """
 
 from dataclasses import replace
@@ -70,7 +71,7 @@ def lcm_sdxl_simple() -> TrainConfig:
             objects_per_iteration=_PROCESSES * 1 * 4,
             objects_per_slice=2,
             prompts="prompts/simple_animals.txt",
-            held_out="prompts/mate3d.txt",
+            held_out="prompts/objects_held_out.txt",
             seed=42,
         ),
     )

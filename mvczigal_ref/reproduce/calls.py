@@ -12,7 +12,8 @@ from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.method.steps import num_acting_steps, stochastic_steps, trained_decisions
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.enhancer import build_enhancer
-from mvczigal_ref.training.prompts import prompt_batch, read_prompts
+from mvczigal_ref.training.prompt_batch import prompt_batch
+from mvczigal_ref.training.prompts import read_prompts
 from mvczigal_ref.training.tracking import StageTimer, network_rows
 
 __all__ = ["network_calls"]

@@ -19,7 +19,7 @@ from mvczigal_ref.method.caption import drift_histogram
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import MethodRow, MethodSet
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.run_folder import find_checkpoint, is_finished
 from mvczigal_ref.training.tracking import read_metrics
 from mvczigal_ref.training.trainer import train
@@ -161,7 +161,12 @@ def _silence(run: PlannedRun) -> AbstractContextManager[Events]:
 
 
 def planned_runs(
-    methods: MethodSet, folder: Path, *, seeds: Sequence[int], overrides: Sequence[str] = ()
+    methods: MethodSet,
+    folder: Path,
+    *,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    progress: Callable[[], None] = lambda: None,
 ) -> tuple[tuple[PlannedRun, ...], ...]:
     """Give every method as many iterations as its network calls allow, before any long work.
 
@@ -173,6 +178,7 @@ def planned_runs(
         folder: Holds one run folder per method and seed.
         seeds: Seeds of the runs; at least one.
         overrides: Settings of all methods, as ``section.name=value``, after the set's own.
+        progress: Called after each method.
 
     Returns:
         Per method one run per seed.
@@ -207,6 +213,7 @@ def planned_runs(
                 )
             )
         planned.append(tuple(runs))
+        progress()
     for run in chain.from_iterable(planned):
         find_checkpoint(run.folder, run.config)
     return tuple(planned)

@@ -53,6 +53,9 @@ class ScorerOptions:
     num_views: int = 6
     """Views of an object, for a scorer that judges them together [1]."""
 
+    image_size: int = 64
+    """Edge of an image, for the trial of a scorer that is the user's function [px]."""
+
     timeout: float = 120.0
     """Longest duration of one request to a service [s]."""
 
@@ -61,6 +64,9 @@ class ScorerOptions:
 
     api_key_env: str | None = None
     """Environment variable that holds a chat endpoint's key."""
+
+    requests_at_once: int = 8
+    """Questions that a chat judge is asked at once [requests]."""
 
     cache: str | None = None
     """Folder that stores a service's scores beyond the process; None stores none."""
@@ -201,14 +207,17 @@ def _chat_judge(options: ScorerOptions) -> PerViewScorer:
     from mvczigal_ref.reward.chat_judge import ChatJudge
 
     waiting = Waiting()
-    return _chat(ChatJudge(_endpoint(options, waiting)), options, waiting)
+    judge = ChatJudge(_endpoint(options, waiting), workers=options.requests_at_once)
+    return _chat(judge, options, waiting)
 
 
 def _chat_joint_judge(options: ScorerOptions) -> JointViewScorer:
     from mvczigal_ref.reward.chat_judge import ChatJointJudge
 
     waiting = Waiting()
-    judge = ChatJointJudge(_endpoint(options, waiting), num_views=options.num_views)
+    judge = ChatJointJudge(
+        _endpoint(options, waiting), num_views=options.num_views, workers=options.requests_at_once
+    )
     return _chat(judge, options, waiting)
 
 

@@ -44,17 +44,19 @@ class _Judge:
         self.endpoint, self.criteria = endpoint, dict(criteria)
         self.re_asks, self.workers, self.always_code = re_asks, workers, always_code
 
-    def _all(self, rows: Sequence[Tensor], prompts: Sequence[str], views: int | None) -> Tensor:
-        """Score rows of one or more images each, in order."""
+    def _all(
+        self, rows: Sequence[Tensor], prompts: Sequence[str], views: int | None, per_object: int
+    ) -> Tensor:
+        """Score rows of one or more images each, in order; so many rows belong to an object."""
         pool = ThreadPoolExecutor(self.workers)
         try:
-            scores = list(pool.map(self._one(views), range(len(rows)), rows, prompts))
+            scores = list(pool.map(self._one(views, per_object), range(len(rows)), rows, prompts))
         finally:
             # After a failure, no further question is asked.
             pool.shutdown(cancel_futures=True)
         return torch.tensor(scores, dtype=torch.float32)
 
-    def _one(self, views: int | None) -> Callable[[int, Tensor, str], float]:
+    def _one(self, views: int | None, per_object: int) -> Callable[[int, Tensor, str], float]:
         def score(row: int, images: Tensor, prompt: str) -> float:
             code = code_for(prompt, always=self.always_code)
             text = question(prompt, self.criteria, views=views, code=code)
@@ -67,13 +69,16 @@ class _Judge:
                     answer = self.endpoint.ask(text, list(images), seed=seed)
                     scores = parse_scores(answer, list(self.criteria), code=code)
                     return math.fsum(scores.values()) / len(scores)
-                except ChatRefusedError:
-                    raise
+                except ChatRefusedError as error:  # no other wording would be taken
+                    raise ChatRefusedError(f"{_place(row, per_object)}: {error}") from error
                 except (ChatAnswerError, JudgementError) as error:
                     failure = error
                 # At temperature 0 the same question would get the same answer.
                 text = question(prompt, self.criteria, views=views, code=code) + _REMINDER
-            msg = f"Row {row} must be judged within {self.re_asks + 1} questions; got: {failure}"
+            msg = (
+                f"{_place(row, per_object)} must be judged within {self.re_asks + 1} questions; "
+                f"got: {failure}"
+            )
             raise JudgementError(msg) from failure
 
         return score
@@ -128,7 +133,7 @@ class ChatJudge(_Judge):
         views = images.shape[1]
         rows = list(images.flatten(0, 1)[:, None])
         repeated = [prompt for prompt in prompts for _ in range(views)]
-        return self._all(rows, repeated, None).view(images.shape[:2]).to(images.device)
+        return self._all(rows, repeated, None, views).view(images.shape[:2]).to(images.device)
 
 
 class ChatJointJudge(_Judge):
@@ -183,7 +188,13 @@ class ChatJointJudge(_Judge):
         if images.shape[1] != self.num_views:
             msg = f"`images` must have {self.num_views} views; got {images.shape[1]}."
             raise ValueError(msg)
-        return self._all(list(images), list(prompts), self.num_views).to(images.device)
+        return self._all(list(images), list(prompts), self.num_views, 1).to(images.device)
+
+
+def _place(row: int, per_object: int) -> str:
+    """Name what a row shows, as counted in this call."""
+    object, view = divmod(row, per_object)
+    return f"Object {object}" + (f", view {view}" if per_object > 1 else "")
 
 
 def _check(images: Images, prompts: Sequence[str]) -> None:

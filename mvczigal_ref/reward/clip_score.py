@@ -95,8 +95,8 @@ class ClipScore:
         """Load a published checkpoint, or any CLIP in transformers' layout.
 
         Args:
-            source: A folder with ``config.json`` and ``model.safetensors`` (or
-                ``pytorch_model.bin``), or a hub id; the published one when None.
+            source: A folder with ``config.json`` and ``model.safetensors``, or a hub id; the
+                published one when None. A ``pytorch_model.bin`` is to be converted first.
             tokenizer: A folder or hub id; the published one when None.
             dtype: Floating type of the network, float32 or bfloat16.
             local_files_only: If true, nothing is downloaded: a hub id is looked up in the

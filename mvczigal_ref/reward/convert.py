@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import sync
+from mvczigal_ref.files import sync, usual_mode
 from mvczigal_ref.models.weight_files import describe_file
 from mvczigal_ref.reward.foreign_tensors import read_pickle
 
@@ -61,6 +61,7 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
         msg = f"`source` must hold tensors that safetensors can; got {str(source)!r}: {error}"
         raise CheckpointError(msg) from error
     else:
+        usual_mode(aside)
         sync(aside)
         aside.replace(target)
     finally:

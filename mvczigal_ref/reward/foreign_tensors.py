@@ -25,7 +25,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     ``model`` are taken; entries beside them are ignored.
 
     Args:
-        path: A ``.safetensors`` file, or one of ``torch.save``: ``.pt``, ``.pth``, ``.bin``.
+        path: A ``.safetensors`` file, or one of ``torch.save``: ``.pt`` or ``.pth``. A ``.bin``
+            is read by :func:`~mvczigal_ref.reward.convert.convert_checkpoint` alone.
 
     Returns:
         Tensors by the file's own names, in the file's own dtypes.
@@ -43,6 +44,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     kind = describe_file(path)
     if path.suffix == ".safetensors" or kind.startswith("a safetensors"):
         return read_safetensors(path)
+    if path.suffix == ".bin" and "pickle" in kind:
+        msg = (
+            "`path` must be a .safetensors file, or the .pt or .pth that a scorer is published as; "
+            f"got {str(path)!r}, which is {kind}. Convert it once: `mvczigal convert-reward "
+            f"{path} {path.with_suffix('.safetensors')}`."
+        )
+        raise CheckpointError(msg)
     return read_pickle(path, kind)
 
 

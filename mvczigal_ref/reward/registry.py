@@ -10,10 +10,14 @@ import torch
 
 from mvczigal_ref.config import GuardConfig, RewardConfig, scorer_weights
 from mvczigal_ref.config.loading import nearest_name
+from mvczigal_ref.config.plugins import plugin, plugin_names
+from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions, remote
+from mvczigal_ref.reward.callable import callable_scorer
 from mvczigal_ref.reward.mixture import Mixture, Scorer
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
+from mvczigal_ref.reward.source import Source, load_source, plugin_source
 
 __all__ = [
     "JOINT",
@@ -22,11 +26,13 @@ __all__ = [
     "ScorerBuilder",
     "ScorerOptions",
     "check_scorers",
+    "is_function",
     "joint_view_scorer",
     "mixture",
     "per_view_scorer",
     "require_device",
     "scorer_options",
+    "source_of",
 ]
 
 VIEW_MEAN = "per_view"
@@ -43,7 +49,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def scorer_options(
-    name: str, reward: RewardConfig, *, device: torch.device, num_views: int
+    name: str,
+    reward: RewardConfig,
+    *,
+    device: torch.device,
+    num_views: int,
+    image_size: int = 64,
 ) -> ScorerOptions:
     """Collect the settings of one scorer.
 
@@ -52,6 +63,7 @@ def scorer_options(
         reward: Settings of all scorers.
         device: Device of the run; ``reward.device`` takes precedence.
         num_views: Views of an object [1].
+        image_size: Edge of an image [px].
 
     Returns:
         Options of this scorer.
@@ -80,9 +92,12 @@ def scorer_options(
         dtype=_DTYPES[reward.dtype],
         images_per_chunk=reward.images_per_chunk,
         num_views=num_views,
+        image_size=image_size,
         timeout=reward.timeout,
         wait=reward.wait,
         api_key_env=reward.api_key_env,
+        requests_at_once=reward.requests_at_once,
+        cache=reward.cache,
     )
 
 
@@ -131,14 +146,16 @@ class ScorerBuilder(Generic[_Built]):
         """Build the scorer of a name.
 
         Args:
-            name: Name such as ``world.per_view``; any name if ``options`` has a service's URL.
+            name: Name such as ``world.per_view``, or of a function that the user has typed, such as
+                ``my_rewards.py:score``; any name if ``options`` has a service's URL.
             options: Options of the scorer; published weights on the CPU if None.
 
         Returns:
             A new scorer.
 
         Raises:
-            ConfigError: If no scorer of this kind has that name; names the nearest.
+            ConfigError: If no scorer of this kind has that name; names the nearest. If a function
+                breaks the contract of :mod:`mvczigal_ref.reward.callable`; says the rule.
             CheckpointError: If its weights are absent or damaged.
             ScorerUnavailableError: If its service does not answer.
         """
@@ -146,6 +163,14 @@ class ScorerBuilder(Generic[_Built]):
         _check(f"reward.{self.kind}", self.kind, name, options)
         if options.url and not _is_chat(name):
             scorer: _Built = remote(self.kind, name, options)
+        elif is_function(name):
+            setting = f"reward.{self.kind}"
+            source = (
+                load_source(name, setting=setting)
+                if is_code(name)
+                else plugin_source(name, options)
+            )
+            scorer = callable_scorer(setting, self.kind, source, options)
         else:
             scorer = _SCORERS[self.kind][name](options)
         return scorer
@@ -191,8 +216,12 @@ def check_scorers(reward: RewardConfig, guard: GuardConfig | None = None) -> Non
         >>> check_scorers(RewardConfig(per_view={"world.per_view": 1, "pikscore": 1}))
         Traceback (most recent call last):
         mvczigal_ref.errors.ConfigError: `reward.per_view` names the unknown scorer 'pikscore'; \
-the nearest is 'pickscore'.
+the nearest is 'pickscore'. Registered are chat_judge, clip_score, hpsv2, hpsv3, image_reward, \
+pickscore, world.per_view; a function is named as my_rewards.py:score.
     """
+    place = None if reward.cache is None else Path(reward.cache).expanduser()
+    if place is not None and place.exists() and not place.is_dir():
+        raise ConfigError(f"`reward.cache` must be a folder; {reward.cache!r} is a file.")
     named: list[tuple[str, _Kind, Sequence[str]]] = [
         ("reward.per_view", "per_view", list(scorer_weights(reward.per_view))),
         ("reward.joint", "joint", [s for s in scorer_weights(reward.joint) if s != VIEW_MEAN]),
@@ -227,8 +256,20 @@ def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
             f"and `reward.weights={{{name}: MODEL}}`, the model's name at that server."
         )
         raise ConfigError(msg)
+    if options.url:
+        from mvczigal_ref.language.bounded_http import checked_url
+
+        try:
+            checked_url(options.url, name="url")
+        except ValueError as error:
+            raise ConfigError(f"`reward.url` of {name!r}: {error}") from error
     if options.url and not _is_chat(name):
         return  # the service names its scorer
+    if is_code(name):
+        load_source(name, setting=path)
+        return
+    if is_function(name):
+        return
     if name not in _SCORERS[kind]:
         raise _unknown(path, kind, name)
     if name.startswith("hyperscore") and options.weights is None:
@@ -245,6 +286,41 @@ def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
             raise ConfigError(msg)
 
 
+def is_function(name: str) -> bool:
+    """Tell whether a scorer is the user's function or a plug-in's, and not the package's.
+
+    Args:
+        name: Name in a setting.
+
+    Returns:
+        True of names of code and of registered plug-ins.
+
+    Examples:
+        >>> is_function("my_rewards.py:score"), is_function("world.joint")
+        (True, False)
+    """
+    if is_code(name):
+        return True
+    registered = name in PER_VIEW or name in JOINT or name == VIEW_MEAN
+    return not registered and plugin("scorers", name) is not None
+
+
+def source_of(name: str, *, setting: str) -> Source:
+    """Find the source of a function's or a plug-in's scorer.
+
+    Args:
+        name: Name for which :func:`is_function` holds.
+        setting: Setting that names it.
+
+    Returns:
+        Place and hash of its source.
+
+    Raises:
+        ConfigError: If it was not typed, or cannot be imported.
+    """
+    return load_source(name, setting=setting) if is_code(name) else plugin_source(name)
+
+
 def _unknown(path: str, kind: _Kind, name: str) -> ConfigError:
     other = "joint" if kind == "per_view" else "per_view"
     if name in _SCORERS[other]:
@@ -252,8 +328,12 @@ def _unknown(path: str, kind: _Kind, name: str) -> ConfigError:
             f"`{path}` names {name!r}, which is a {other} scorer: name it in "
             f"`{path.rpartition('.')[0]}.{other}`, and here one of {sorted(_SCORERS[kind])}."
         )
-    nearest = nearest_name(name, _SCORERS[kind])
-    return ConfigError(f"`{path}` names the unknown scorer {name!r}; the nearest is {nearest!r}.")
+    names = sorted({*_SCORERS[kind], *plugin_names("scorers")})
+    near = nearest_name(name, names)
+    return ConfigError(
+        f"`{path}` names the unknown scorer {name!r}; the nearest is {near!r}. "
+        f"Registered are {', '.join(names)}; a function is named as my_rewards.py:score."
+    )
 
 
 def _is_chat(name: str) -> bool:

@@ -125,8 +125,9 @@ def branched_rollout(
         keep_mean: Whether decisions keep the means that their actions were drawn around.
 
     Returns:
-        A decision a branching step, and the final latents of every branch and stride, without
-        gradient; network calls as :func:`branch_network_rows` counts them.
+        One decision per branching step, and the final latents of every branch and stride, without
+        gradient; ``steps[-1] + 1`` network calls for the trunks, and one per step of every
+        :func:`finishing_sampler` for all branches of its step.
 
     Raises:
         ValueError: If a step has no spread or no image shows its noise, a number is out of its

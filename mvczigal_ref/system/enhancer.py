@@ -10,6 +10,7 @@ from mvczigal_ref.condition.protocol import CaptionError, ConditionEnhancer
 from mvczigal_ref.condition.stored import StoredCaptions
 from mvczigal_ref.condition.tiny_world import WORDS, GrammarEditor, GrammarEnhancer
 from mvczigal_ref.config import ConditionConfig
+from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.language.chat import ChatEndpoint
 from mvczigal_ref.language.local import LocalVisionLanguageModel
@@ -44,7 +45,7 @@ def build_enhancer(
         enhancer = _built(condition, device)
         if isinstance(enhancer, StoredCaptions):
             enhancer.require(prompts)
-    except (CaptionError, ValueError, OSError) as error:
+    except (CaptionError, ValueError, TypeError, OSError) as error:
         raise ConfigError(f'`condition.enhancer` = "{condition.enhancer}": {error}') from error
     return enhancer
 
@@ -60,12 +61,20 @@ def _built(condition: ConditionConfig, device: torch.device) -> ConditionEnhance
         return GrammarEditor(num_captions=condition.num_captions, words=words)
     if condition.enhancer == "stored":
         return StoredCaptions(Path(condition.file or ""), num_captions=condition.num_captions)
+    if condition.enhancer not in ("chat", "local"):
+        enhancer = load_plugin("enhancers", condition.enhancer)(condition, device)
+        if not isinstance(enhancer, ConditionEnhancer):
+            raise TypeError(f"it must give a ConditionEnhancer; got a {type(enhancer).__name__}.")
+        return enhancer
     unknown = [name for name in condition.instructions if name not in ASPECTS]
     if unknown:
         msg = f"`condition.instructions` must be some of {list(ASPECTS)}; got {unknown}."
         raise ValueError(msg)
     aspects = {name: ASPECTS[name] for name in condition.instructions} or ASPECTS
-    return OnlineEnhancer(_model(condition, device), aspects=aspects, on_refusal="prompt")
+    workers = condition.requests_at_once if condition.enhancer == "chat" else 1
+    return OnlineEnhancer(
+        _model(condition, device), aspects=aspects, on_refusal="prompt", workers=workers
+    )
 
 
 def _model(condition: ConditionConfig, device: torch.device) -> LanguageModel:

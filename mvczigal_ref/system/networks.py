@@ -14,7 +14,7 @@ from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
-from mvczigal_ref.models.schedulers import stored_prediction
+from mvczigal_ref.models.plain_pipelines import stored_prediction
 from mvczigal_ref.models.sources import SdxlSources, find_file
 from mvczigal_ref.system.rig import rig_of
 

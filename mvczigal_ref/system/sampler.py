@@ -1,14 +1,18 @@
 """Sampling grid of a configuration, bound to its kernel."""
 
+from typing import Any
+
 import torch
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
+from mvczigal_ref.errors import ConfigError
 
 __all__ = ["build_sampler"]
 
@@ -36,8 +40,9 @@ def build_sampler(
         tensor([999, 759, 499, 259])
     """
     settings, steps = config.sampler, num_steps or config.sampler.num_steps
+    kind: str = settings.kind
     sampler: Sampler
-    if settings.kind == "flow":
+    if kind == "flow":
         flow = config.flow
         shift = shift if flow.shift is None else flow.shift
         sampler = FlowSampler.create(
@@ -50,10 +55,16 @@ def build_sampler(
     alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)
     if settings.snr_shift != 1.0:
         alpha_bar = shift_snr(alpha_bar, settings.snr_shift)
-    if settings.kind == "lcm":
+    if kind == "lcm":
         sampler = LcmSampler.create(
             num_steps=steps, alpha_bar=alpha_bar, prediction_type=settings.prediction_type
         )
+    elif kind != "ddim":
+        plugged: Any = load_plugin("samplers", kind)(steps, alpha_bar, settings)
+        if not isinstance(plugged, Sampler):
+            name = type(plugged).__name__
+            raise ConfigError(f"the plug-in {kind!r} must give a Sampler; got a {name}.")
+        sampler = plugged
     else:
         sampler = DdimSampler.create(
             num_steps=steps,

@@ -14,6 +14,7 @@ from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.registry import (
     VIEW_MEAN,
     check_scorers,
+    is_function,
     joint_view_scorer,
     mixture,
     per_view_scorer,
@@ -24,7 +25,7 @@ from mvczigal_ref.system.offloaded import Offloaded
 from mvczigal_ref.system.rig import RIGS, rig_of
 from mvczigal_ref.tiny_world.render import IMAGE_SIZE
 
-__all__ = ["build_scorers", "check_judges", "no_scorers"]
+__all__ = ["build_scorers", "check_functions", "check_judges", "no_scorers"]
 
 
 def build_scorers(
@@ -56,7 +57,9 @@ def build_scorers(
     views = 1 if model.network == "flow" else rig_of(model).num_views
 
     def built(name: str, build: Callable[[str, ScorerOptions], Any]) -> Any:  # noqa: ANN401
-        options = scorer_options(name, config.reward, device=device, num_views=views)
+        options = scorer_options(
+            name, config.reward, device=device, num_views=views, image_size=model.image_size
+        )
         if not model.offload_frozen:
             return build(name, options)
         scorer = build(name, replace(options, device=torch.device("cpu")))
@@ -117,6 +120,34 @@ def check_judges(config: TrainConfig, *, watched: bool = True) -> None:
                 "or leave the size out."
             )
             raise ConfigError(msg)
+
+
+def check_functions(config: TrainConfig, *, device: torch.device) -> None:
+    """Try the user's functions among the scorers on a small batch, before anything is loaded.
+
+    Args:
+        config: Read as by :func:`build_scorers`.
+        device: Device of the run.
+
+    Raises:
+        ConfigError: If one breaks the contract of :mod:`mvczigal_ref.reward.callable`.
+
+    Examples:
+        >>> check_functions(TrainConfig(), device=torch.device("cpu"))
+    """
+    reward, guard = config.reward, config.guard
+    kinds = (
+        (per_view_scorer, [*scorer_weights(reward.per_view), *guard.per_view]),
+        (joint_view_scorer, [*scorer_weights(reward.joint), *guard.joint]),
+    )
+    views = 1 if config.model.network == "flow" else rig_of(config.model).num_views
+    for build, names in kinds:
+        for name in filter(is_function, names):
+            options = scorer_options(
+                name, reward, device=device, num_views=views, image_size=config.model.image_size
+            )
+            if options.url is None:
+                build(name, options)
 
 
 def no_scorers() -> dict[str, Any]:

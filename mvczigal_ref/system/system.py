@@ -16,6 +16,7 @@ from mvczigal_ref.models.chunks import device_of, in_chunks
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.loading import cast_network
+from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.placement import (
     at_work,
     compile_network,
@@ -227,6 +228,8 @@ def build_system(
         raise ConfigError(msg)
     if scorers is None:  # first, so that a missing one is reported at once
         scorers = build_scorers(config, device=device)
+    if lora is not None:
+        check_lora(lora, unet=model.network != "flow")
     if components is None:
         components = load_network(config)
     set_tf32(device, allowed=model.tf32)

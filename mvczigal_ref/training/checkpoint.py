@@ -21,7 +21,8 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_dict, to_dict
 from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.files import sync, to_json, writing
+from mvczigal_ref.files import sync, to_json, usual_mode, writing
+from mvczigal_ref.training.saved_state import require_state
 
 __all__ = [
     "Checkpoint",
@@ -70,7 +71,7 @@ def split_optimizer_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
 
 
 def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Put back together what `split_optimizer_state` took apart.
+    """Put back together what :func:`split_optimizer_state` took apart.
 
     Args:
         tensors: Tensors named `<parameter>.<entry>`.
@@ -92,13 +93,9 @@ def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any])
 
 
 _FORMAT = "mvczigal-ref checkpoint"
-_VERSION = 1
-_MANIFEST = "manifest.json"
+_VERSION, _MANIFEST = 1, "manifest.json"
 _NAME = re.compile(r"iteration_(\d{6,})")
-
-
-# Ends the name of a checkpoint that a new one of its iteration is about to replace.
-_REPLACED = ".replaced"
+_REPLACED = ".replaced"  # ends the name of a checkpoint that a new one of its iteration replaces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +156,7 @@ def save_checkpoint(
         aside.mkdir(parents=True)
         for group, named in tensors.items():
             save_file(_unshared(named), aside / f"{group}.safetensors")
+        usual_mode(aside)
         (aside / "state.json").write_text(text, "utf-8")
         (aside / "config.json").write_text(to_json(to_dict(config)), "utf-8")
         files = {file.name: _measure(file) for file in sorted(aside.iterdir())}
@@ -207,7 +205,7 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
     return Checkpoint(
         iteration=manifest["iteration"],
         tensors={Path(name).stem: load_file(path / name) for name in groups},
-        state=json.loads((path / "state.json").read_text("utf-8")),
+        state=_read_state(path),
         config=saved,
     )
 
@@ -240,10 +238,8 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If manifest or values are damaged.
     """
-    manifest = _read_manifest(path)
-    _require_file(path, "state.json", manifest["files"]["state.json"])
-    state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
-    return state
+    _require_file(path, "state.json", _read_manifest(path)["files"]["state.json"])
+    return _read_state(path)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -257,8 +253,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     Returns:
         The checkpoint's folder, or None if there is none.
     """
-    paths = _checkpoints(folder)
-    return paths[-1] if paths else None
+    return next(reversed(_checkpoints(folder)), None)
 
 
 def prune_checkpoints(folder: Path, *, keep: int) -> None:
@@ -307,12 +302,19 @@ def clean_leftovers(folder: Path) -> None:
 def _checkpoints(folder: Path) -> list[Path]:
     """Every folder that is named as a checkpoint, oldest first."""
     paths: dict[int, Path] = {}
-    # A replaced checkpoint counts only while nothing has taken its place.
-    for path in sorted(folder.glob("iteration_*"), reverse=True):
+    # A glob would find a folder empty that may not be read. A replaced one counts without another.
+    for path in sorted(folder.iterdir() if folder.is_dir() else (), reverse=True):
         match = _NAME.fullmatch(path.name.removesuffix(_REPLACED))
         if match is not None and path.is_dir():
             paths[int(match[1])] = path
     return [paths[iteration] for iteration in sorted(paths)]
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return require_state((path / "state.json").read_text("utf-8"))
+    except CheckpointError as error:
+        raise _refuse(path, str(error).rstrip(".")) from error
 
 
 def _is_whole(path: Path) -> bool:
@@ -336,8 +338,7 @@ def _require_file(path: Path, name: str, written: Mapping[str, Any]) -> None:
     file = path / name
     if not file.is_file():
         raise _refuse(path, f"its file {name!r} is missing")
-    measure = _measure(file)
-    if measure["bytes"] != written["bytes"]:
+    if (measure := _measure(file))["bytes"] != written["bytes"]:
         sizes = f"{measure['bytes']} bytes of {written['bytes']}"
         raise _refuse(path, f"its file {name!r} has {sizes}")
     if measure != written:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,13 @@ from mvczigal_ref.system.networks import PUBLISHED, published_sources, weights_f
 
 __all__ = ["require_same_weights", "weights_identity"]
 
-_WHOLE = 2**26  # files up to this size are read whole, larger ones in parts [bytes]
-
-
-_PARTS = 256  # of a large file, evenly spaced, beside its beginning
-
-
-_PART = 2**16  # size of one [bytes]
-
-
 _READ = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
 def weights_identity(config: TrainConfig) -> dict[str, str]:
     """Digest the base weights that a configuration names.
 
-    Of a file over 64 MiB the size, the first 64 KiB, where the names and shapes of its tensors
-    are, and 256 parts of 64 KiB are read, so that any network takes seconds at most.
+    Every byte of every file is read, once per process while the file keeps its size and time.
 
     Args:
         config: The section ``model`` is read.
@@ -109,17 +100,13 @@ def _of_place(place: Path) -> dict[str, str]:
         if file.is_file() and file.suffix in _READ:
             name = "" if file == place else file.relative_to(place).as_posix()
             digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-            digest.update(_content(file))
+            status = file.stat()
+            digest.update(_content(file, status.st_ino, status.st_size, status.st_mtime_ns))
     return {"place": str(place), "sha256": digest.hexdigest()}
 
 
-def _content(file: Path) -> bytes:
-    size = file.stat().st_size
+@cache
+def _content(file: Path, *_status: int) -> bytes:
+    """Digest a file's whole content; its status tells a changed one apart in the cache."""
     with file.open("rb") as stream:
-        if size <= _WHOLE:
-            return hashlib.file_digest(stream, "sha256").digest()
-        digest = hashlib.sha256()
-        for part in range(_PARTS + 1):
-            stream.seek(max(0, size - _PART) * part // _PARTS)
-            digest.update(stream.read(_PART))
-        return digest.digest()
+        return hashlib.file_digest(stream, "sha256").digest()

@@ -4,11 +4,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mvczigal_ref.condition.protocol import ConditionEnhancer
 from mvczigal_ref.distributed import World
@@ -16,7 +18,9 @@ from mvczigal_ref.evaluation.guard import guard_step
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.iteration import run_iteration
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.reward.table import RewardTable
+from mvczigal_ref.training.events import Events, RunView, hears
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.state import TrainingState
 from mvczigal_ref.training.tracking import (
     MetricsLog,
@@ -26,34 +30,42 @@ from mvczigal_ref.training.tracking import (
     peak_memory,
 )
 
-__all__ = ["Events", "TrainingLoop", "stop_on_terminate"]
+__all__ = ["TrainingLoop", "run_view", "stop_on_terminate"]
 
 
-class Events:
-    """News of a run for whoever watches it; the base class says nothing."""
+def run_view(state: TrainingState, folder: Path) -> RunView:
+    """Give the run's place to those who watch it.
 
-    def stage(self, text: str) -> None:
-        """Hear that something long begins.
+    Args:
+        state: State of the run.
+        folder: Run folder.
 
-        Args:
-            text: Name of it.
-        """
+    Returns:
+        A record that cannot be changed.
+    """
+    return RunView(
+        folder=folder, config=state.config, finished=state.finished, constraint=state.constraint
+    )
 
-    def note(self, text: str) -> None:
-        """Hear something that a person should read, once.
 
-        Args:
-            text: One line.
-        """
+@dataclass(frozen=True, slots=True)
+class _Hearing:
+    """Copies of what an iteration makes, for those who hear of it."""
 
-    def iteration(self, finished: int, total: int, metrics: Mapping[str, float | None]) -> None:
-        """Hear that an iteration has ended.
+    tell: Events
+    run: RunView
 
-        Args:
-            finished: Iterations done, those before a resume too.
-            total: Iterations of the whole run.
-            metrics: Row of the metrics file.
-        """
+    def rollout(self, prompts: Sequence[str], images: Tensor) -> None:
+        if hears(self.tell, "rollout"):
+            self.tell.rollout(self.run, tuple(prompts), images.clone())
+
+    def rewards(self, rewards: RewardTable) -> None:
+        if hears(self.tell, "rewards"):
+            tables = {
+                kind: {name: table.clone() for name, table in getattr(rewards, kind).items()}
+                for kind in ("per_view", "joint")
+            }
+            self.tell.rewards(self.run, replace(rewards, weights={**rewards.weights}, **tables))
 
 
 class TrainingLoop:
@@ -110,6 +122,7 @@ class TrainingLoop:
                 state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
                 config=config, world=self._world, timer=self._timer, enhancer=self._enhancer,
                 old=state.old, loss_scale=state.loss_scale,
+                hearing=_Hearing(self._tell, run_view(state, self._folder)),
             )  # fmt: skip
         calls = int(self._world.gather_objects(torch.tensor([rows()])).sum())
         state.constraint, state.finished = result.constraint, state.finished + 1
@@ -118,6 +131,7 @@ class TrainingLoop:
         if self._captions is not None and result.captions is not None:
             self._captions.append(state.finished - 1, result.captions)
         state.pending = {**result.metrics, "network_calls": calls}
+        self._tell.update(run_view(state, self._folder), {**state.pending})
 
     def _finish(self, stopped: Callable[[], bool]) -> None:
         """Measure what is due after an iteration, write it down, and save."""
@@ -128,7 +142,10 @@ class TrainingLoop:
         metrics = {**(state.pending or {})}
         if every and state.finished % every == 0:
             with state.averaged():
-                metrics |= self._judge.metrics("after" if last else "at", state.finished)
+                scores = self._judge.metrics("after" if last else "at", state.finished)
+            metrics |= scores
+            if not last:  # which the trainer tells
+                self._tell.evaluation(run_view(state, self._folder), "at", scores)
         metrics |= {**self._timer.take(), "peak_memory": peak_memory(self._world.device)}
         if self._log is not None:
             self._log.append(iteration, metrics)
@@ -137,10 +154,11 @@ class TrainingLoop:
         with suppress(OSError):  # a terminal that has gone must not cost what is to be saved
             self._tell.iteration(state.finished, run.iterations, metrics)
             self._note_idle_steps(iteration, metrics)
-        stop = self._world.anywhere(stopped())
+        stop = self._world.anywhere(stopped() or self._tell.stopping)
         if stop or last or best or state.finished % run.checkpoint_every == 0:
             self._save()
         if stop:
+            self._tell.end(run_view(state, self._folder))
             raise KeyboardInterrupt
 
     def _note_idle_steps(self, iteration: int, metrics: Mapping[str, Any]) -> None:
@@ -180,7 +198,8 @@ class TrainingLoop:
 
     def _save(self) -> None:
         if self._world.is_main:
-            self._state.save(self._folder)
+            path = self._state.save(self._folder)
+            self._tell.checkpoint(run_view(self._state, self._folder), path)
         self._world.barrier()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.system.networks import PUBLISHED
+from mvczigal_ref.training.prompt_rows import split_column
 
 __all__ = ["absolute_paths", "in_places"]
 
@@ -37,10 +38,12 @@ def absolute_paths(config: TrainConfig) -> dict[str, str]:
         value = getattr(getattr(config, section), name)
         if value is None or value in (*PUBLISHED, *_SHIPPED) or value.startswith("world."):
             continue
-        path = Path(value).expanduser()
+        path, column = Path(value).expanduser(), None
+        if section == "run":
+            path, column = split_column(value)
         with suppress(OSError):  # of a name too long
             if path.exists():
-                paths[setting] = str(path.absolute())
+                paths[setting] = f"{path.absolute()}{'' if column is None else f':{column}'}"
     return paths
 
 

@@ -1,21 +1,19 @@
-"""Prompts of a run: the list that a setting names, and each iteration's batch of it."""
+"""Prompts of a run: the list that a setting names, checked before anything is loaded."""
 
 import math
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from mvczigal_ref.config import TrainConfig, scorer_weights
 from mvczigal_ref.errors import ConfigError, quoted
-from mvczigal_ref.rollout.noise import derived_generator
-from mvczigal_ref.text_files import read_text, text_lines
 from mvczigal_ref.tiny_world.grammar import parse, split_prompts
+from mvczigal_ref.training.prompt_datasets import dataset_rows, is_dataset
+from mvczigal_ref.training.prompt_rows import Rows, file_rows, list_rows, split_column
+from mvczigal_ref.training.prompt_sources import shipped_list, where_to_get
 
-__all__ = ["in_world", "prompt_batch", "read_prompts", "run_prompts", "warn_of_cut_prompts"]
+__all__ = ["in_world", "read_prompts", "run_prompts", "warn_of_cut_prompts"]
 
 _SHIPPED = ("tiny", "tiny_flow")
 
@@ -23,69 +21,101 @@ _SHIPPED = ("tiny", "tiny_flow")
 _TOKENS_ADDED = 2  # at most, before and after a text
 
 
-def read_prompts(name: str, *, setting: str = "prompts", world: bool = False) -> list[str]:
+def read_prompts(
+    name: str | Sequence[str], *, setting: str = "prompts", world: bool = False
+) -> list[str]:
     """Read the prompts that a setting names; a warning tells blank and repeated lines.
 
-    A line ends at a line feed, a carriage return or both, and nowhere else.
+    A line ends at a line feed, a carriage return or both, and nowhere else. Files are in UTF-8,
+    with or without a byte-order mark.
 
     Args:
-        name: ``world.train``, ``world.held_out``, or the path of a text file in UTF-8
-            with one prompt per line.
-        setting: Setting that names them, for messages.
+        name: ``world.train``, ``world.held_out``, or the path of a text file with one prompt per
+            line; ``file.jsonl:column`` or ``file.csv:column``; ``hf:user/dataset:column``, with
+            ``/split`` after the dataset and ``@revision`` at the end where they are needed; or the
+            prompts themselves. A list that the package ships, such as
+            ``prompts/simple_animals.txt``, is looked up in the working directory first.
+        setting: Name of the setting or argument, for messages.
         world: Refuse prompts outside the tiny world's grammar.
 
     Returns:
         The prompts without surrounding blanks, blank lines left out, repeated ones kept.
 
     Raises:
-        ConfigError: If there is no such list or file, it is empty or in another encoding, or a
-            prompt is refused; names file and line.
+        ConfigError: If there is no such list, file or column, it is empty or in another encoding,
+            or a prompt is refused; names file and line.
 
     Examples:
         >>> len(read_prompts("world.held_out"))
         40
     """
-    train_prompts, held_out = split_prompts()
-    named = {"world.train": train_prompts, "world.held_out": held_out}
-    if name in named:
-        return named[name]
-    path = Path(name).expanduser()
-    if not os.path.isfile(path):  # which a name too long is not either
-        msg = f"`{setting}` must be one of {sorted(named)} or a text file; got {quoted(name)}."
-        raise ConfigError(msg)
-    # A mark inside a file is left of another file that was joined to it.
-    lines = [line.strip().strip("\ufeff").strip() for line in text_lines(read_text(path))]
-    while lines and not lines[-1]:
-        lines.pop()
-    if not lines:
-        msg = f"`{setting}` must hold at least one prompt; {name!r} is empty."
+    if isinstance(name, str):
+        train_prompts, held_out = split_prompts()
+        named = {"world.train": train_prompts, "world.held_out": held_out}
+        if name in named:
+            return named[name]
+        rows, source = _rows(name, setting), repr(name)
+    else:
+        rows, source = list_rows(name, setting=setting), "the list"
+    texts = list(rows.texts)
+    while texts and not texts[-1][1]:
+        texts.pop()
+    if not texts:
+        msg = f"`{setting}` must hold at least one prompt; {source} is empty."
         raise ConfigError(msg)
     prompts: list[str] = []
     first, blank, repeated = dict[str, int](), list[int](), list[int]()
-    for number, line in enumerate(lines, 1):
-        if not line:
+    for number, text in texts:
+        if not text:
             blank.append(number)
             continue
         if world:
-            _check_grammar(line, f"line {number} of {name!r}")
-        prompts.append(line)
-        if first.setdefault(prompts[-1], number) != number:
+            _check_grammar(text, f"{rows.place} {number} of {source}")
+        prompts.append(text)
+        if first.setdefault(text, number) != number:
             repeated.append(number)
-    for what, numbers in (("blank lines, left out", blank), ("repeated prompts, kept", repeated)):
+    for fault, numbers in (
+        (f"blank {rows.place}s, left out", blank),
+        ("repeated prompts, kept", repeated),
+    ):
         if numbers:
             listed = ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")
-            msg = f"`{setting}`: {name!r} has {len(numbers)} {what}: line {listed}."
+            msg = f"`{setting}`: {source} has {len(numbers)} {fault}: {rows.place} {listed}."
             warnings.warn(msg, stacklevel=2)
     return prompts
 
 
+def _rows(name: str, setting: str) -> Rows:
+    """Read the rows of a file, of a list that is shipped, or of a dataset."""
+    path, column = split_column(name)
+    if os.path.isfile(path):  # which a name too long is not either
+        return file_rows(path, column, setting=setting)
+    if is_dataset(name):
+        return dataset_rows(name, setting=setting)
+    shipped = shipped_list(name)
+    if shipped is not None:
+        return file_rows(shipped, None, setting=setting)
+    if place := where_to_get(name):
+        msg = f"`{setting}` = {name!r} is not in this folder. {place}; or name another list."
+        raise ConfigError(msg)
+    msg = (
+        f"`{setting}` must be one of ['world.held_out', 'world.train'], a text file, FILE.csv:"
+        f"COLUMN, FILE.jsonl:COLUMN or hf:USER/DATASET:COLUMN; got {quoted(name)}."
+    )
+    raise ConfigError(msg)
+
+
 def run_prompts(
-    config: TrainConfig, *, held_out: list[str] | None = None
+    config: TrainConfig,
+    *,
+    prompts: Sequence[str] | None = None,
+    held_out: Sequence[str] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Read a run's training and held-out prompts, and refuse what the run would stumble over.
 
     Args:
         config: The run.
+        prompts: Prompts to train on in place of those that ``run.prompts`` names.
         held_out: Prompts to evaluate on in place of those that ``run.held_out`` names.
 
     Returns:
@@ -96,7 +126,9 @@ def run_prompts(
             guard's unit needs more than one.
     """
     world = in_world(config)
-    trained = read_prompts(config.run.prompts, setting="run.prompts", world=world)
+    trained = read_prompts(
+        config.run.prompts if prompts is None else prompts, setting="run.prompts", world=world
+    )
     named = held_out is None
     if held_out is None:
         held_out = read_prompts(config.run.held_out, setting="run.held_out", world=world)
@@ -114,7 +146,7 @@ def run_prompts(
             'got 1. Add prompts, or set `guard.unit` to "reward".'
         )
         raise ConfigError(msg)
-    return trained, held_out
+    return trained, list(held_out)
 
 
 def in_world(config: TrainConfig, *, scored: bool = True) -> bool:
@@ -191,34 +223,3 @@ def _check_grammar(prompt: str, place: str) -> None:
 def _meaning(prompt: str) -> str:
     """Spell a prompt as encoders read it: without the case of its letters."""
     return " ".join(prompt.lower().split())
-
-
-def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: int) -> list[str]:
-    """Choose an iteration's prompts: shuffled passes over the list, whatever the processes.
-
-    Args:
-        prompts: All training prompts.
-        seed: Run seed.
-        iteration: Index of the iteration.
-        count: Prompts wanted.
-
-    Returns:
-        ``count`` prompts; every prompt appears once a pass.
-
-    Raises:
-        ValueError: If there are no prompts.
-
-    Examples:
-        >>> sorted(prompt_batch(["a", "b"], seed=0, iteration=3, count=2))
-        ['a', 'b']
-    """
-    if not prompts:
-        msg = "`prompts` must hold at least one prompt; got none."
-        raise ValueError(msg)
-    chosen: list[str] = []
-    for position in range(iteration * count, (iteration + 1) * count):
-        turn, place = divmod(position, len(prompts))
-        if not chosen or place == 0:
-            order = torch.randperm(len(prompts), generator=derived_generator(seed, "prompts", turn))
-        chosen.append(prompts[int(order[place])])
-    return chosen

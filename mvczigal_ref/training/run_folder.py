@@ -1,6 +1,7 @@
 """Run folder: its newest checkpoint and its policy, or the remains of another run."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mvczigal_ref.training.checkpoint import (
 )
 from mvczigal_ref.training.identity import require_same_weights
 from mvczigal_ref.training.places import in_places
+from mvczigal_ref.training.rewards import changed_rewards
 
 __all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest", "load_policy"]
 
@@ -146,6 +148,11 @@ training wrote.
     """
     checkpoint = load_newest(folder)
     require_same_weights(checkpoint.config, checkpoint.state)
+    for name in changed_rewards(checkpoint.state):
+        warnings.warn(
+            f"the reward {name!r} has changed since {str(folder)!r} was trained on it.",
+            stacklevel=2,
+        )
     system = build_system(checkpoint.config, device=device, scorers=scorers)
     load_strict(system.trained(), checkpoint.policy, source=f"the checkpoint of {str(folder)!r}")
     return system, checkpoint.config

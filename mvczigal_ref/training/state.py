@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.files import to_json
-from mvczigal_ref.method.steps import num_acting_steps, stochastic_steps
+from mvczigal_ref.method.steps import num_trained_decisions
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import (
@@ -31,7 +32,8 @@ from mvczigal_ref.training.checkpoint import (
     split_optimizer_state,
 )
 from mvczigal_ref.training.places import absolute_paths
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
+from mvczigal_ref.training.saved_state import REQUIRED, require_optimizer, restored
 from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import follow_parameters, parameters_as
@@ -88,6 +90,9 @@ class TrainingState:
     origin: dict[str, Any] | None = None
     """Record of the run or LoRA with whose parameters the run began; None of the base weights."""
 
+    rewards: dict[str, dict[str, str | None]] | None = None
+    """Places and hashes of the user's functions that score; None where there are none."""
+
     @property
     def logged(self) -> int:
         """Iterations whose metrics are written."""
@@ -116,8 +121,7 @@ class TrainingState:
             return
         steps = self.finished * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
         if optim.step_per_decision:
-            acting = num_acting_steps(self.system)
-            steps *= len(stochastic_steps(self.config, most=acting, iteration=self.finished - 1))
+            steps *= num_trained_decisions(self.system, self.config, self.finished - 1)
         self.average = follow_parameters(
             self.average, self.system.trained(), decay=optim.average_decay, steps=steps
         )
@@ -148,11 +152,14 @@ class TrainingState:
         self.old, self.average = best_state.old, best_state.average
         self.loss_scale = best_state.loss_scale
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Path:
         """Write a checkpoint and remove old ones; for the main process alone.
 
         Args:
             folder: The run folder.
+
+        Returns:
+            Folder of the checkpoint.
         """
         self._write(folder, "checkpoints")
         prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
@@ -160,6 +167,7 @@ class TrainingState:
         for path in (folder / _BEST).glob("iteration_*"):
             if path.name != best:  # which the checkpoint just written does not need any more
                 shutil.rmtree(path)
+        return folder / "checkpoints" / _name(self.finished)
 
     def keep_best(self, folder: Path) -> None:
         """Write the state of the guard's best check; older ones go with the next `save`.
@@ -185,6 +193,7 @@ class TrainingState:
             "weights": self.weights,
             "paths": absolute_paths(self.config),
             "origin": self.origin,
+            **({"rewards": self.rewards} if self.rewards else {}),
         }
         save_checkpoint(
             folder / name,
@@ -270,6 +279,8 @@ def resume(
     Raises:
         CheckpointError: If tensors are not this run's, or the prompts that it has met.
     """
+    for name in REQUIRED:
+        restored(name, partial(checkpoint.state.__getitem__, name))
     if checkpoint.state["prompts"] != _digest(prompts):
         met = _digest_met(prompts, config, checkpoint.iteration)
         if checkpoint.state.get("prompts_met") != met:
@@ -286,18 +297,19 @@ def resume(
         )
     load_strict(system.trained(), checkpoint.tensors["policy"], source="the checkpoint")
     optimizer = _optimizer(system, config)
-    saved = checkpoint.state["optimizer"]
-    optimizer.load_state_dict(join_optimizer_state(checkpoint.tensors["optimizer"], saved))
-    constraint = ConstraintState(**checkpoint.state["constraint"])
+    restored("optimizer", lambda: _restore(optimizer, checkpoint))
+    constraint = restored("constraint", lambda: ConstraintState(**checkpoint.state["constraint"]))
     guard, scale = checkpoint.state.get("guard"), checkpoint.state.get("loss_scale")
     return TrainingState(
         system, optimizer, constraint, checkpoint.iteration, prompts, config,
-        guard=None if guard is None else GuardState.from_json(guard),
+        guard=restored("guard", lambda: None if guard is None else GuardState.from_json(guard)),
         pending=checkpoint.state.get("pending"),
         weights=checkpoint.state.get("weights"),
         origin=checkpoint.state.get("origin"),
         # Runs of before there was one begin with it where they are.
-        loss_scale=initial_loss_scale(config) if scale is None else LossScale(**scale),
+        loss_scale=restored(
+            "loss_scale", lambda: LossScale(**scale) if scale else initial_loss_scale(config)
+        ),
         old=_saved_values(
             system, checkpoint, "old", present=config.objective.kind == "forward_process"
         ),
@@ -335,6 +347,14 @@ def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
     )
+
+
+def _restore(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Put the checkpoint's moments into an optimiser, once they are seen to fit."""
+    rest = checkpoint.state["optimizer"]
+    saved = join_optimizer_state(checkpoint.tensors["optimizer"], rest)
+    require_optimizer(optimizer, saved)
+    optimizer.load_state_dict(saved)
 
 
 def _trained_values(system: System) -> dict[str, torch.Tensor]:

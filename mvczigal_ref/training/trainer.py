@@ -21,7 +21,7 @@ from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.files import atomic_write, owned, sweep, to_json
 from mvczigal_ref.method.slices import Share
-from mvczigal_ref.method.steps import check_steps
+from mvczigal_ref.method.steps import check_grid, check_steps
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.lora_weights import LoraWeights
@@ -31,13 +31,16 @@ from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
 from mvczigal_ref.training.checkpoint import latest_checkpoint
+from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
-from mvczigal_ref.training.loop import Events, TrainingLoop, stop_on_terminate
+from mvczigal_ref.training.loop import TrainingLoop, run_view, stop_on_terminate
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.places import in_places
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
+from mvczigal_ref.training.rewards import require_same_rewards, reward_sources, unhashed
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.sealed_rows import require_rows
+from mvczigal_ref.training.starts import recorded
 from mvczigal_ref.training.state import TrainingState, begin, resume
 from mvczigal_ref.training.tracking import check_trackers
 
@@ -133,22 +136,25 @@ def train(
         ...         held_out=["a red ball with a white nose"],
         ...     )
         ...     sorted(path.name for path in Path(folder).iterdir())
-        ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'summary.json']
+        ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'starts.json', \
+'summary.json']
     """
     tell = events if events is not None and world.is_main else Events()
-    met: list[TrainingState] = []
+    run = _Run(
+        config=config, folder=folder, world=world, tell=tell, components=components,
+        held_out=held_out, start=start,
+    )  # fmt: skip
     with ExitStack() as ownership:
         try:
             with world.together():
                 if world.is_main:
                     ownership.enter_context(owned(folder))
                 world.barrier()  # until the folder is ours
-                return _train(config, folder, world, tell, components, held_out, start, met)
+                return _train(run, ownership)
         except ServiceUnavailableError:
             # Captions and scores come before changes: the state is the last finished iteration's.
-            if world.is_main:
-                for state in met:
-                    state.save(folder)
+            if world.is_main and run.state is not None:
+                run.state.save(folder)
             with suppress(ProcessLostError):  # a launcher ends all as soon as one has ended
                 world.barrier()
             raise
@@ -158,30 +164,38 @@ def train(
             raise
 
 
-def _train(
-    config: TrainConfig,
-    folder: Path,
-    world: World,
-    tell: Events,
-    components: Components | FlowComponents | None,
-    held_out: list[str] | None,
-    start: str | Path | None,
-    met: list[TrainingState],
-) -> RunResult:
-    """Train; put the state where the caller finds it as soon as there is one."""
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """Arguments of a run, and its state as soon as there is one."""
+
+    config: TrainConfig
+    folder: Path
+    world: World
+    tell: Events
+    components: Components | FlowComponents | None
+    held_out: list[str] | None
+    start: str | Path | None
+    state: TrainingState | None = None
+
+
+def _train(run: _Run, ownership: ExitStack) -> RunResult:
+    """Train, whole or from the newest checkpoint on."""
+    config, folder, world, tell = run.config, run.folder, run.world, run.tell
     Share.of(config, world)  # refuse impossible slices before anything is loaded
+    check_grid(config)
     with warnings.catch_warnings():
         if not world.is_main:
             warnings.simplefilter("ignore")  # the main process warns
-        prompts, chosen = run_prompts(config, held_out=held_out)
+        prompts, chosen = run_prompts(config, held_out=run.held_out)
     checkpoint = find_checkpoint(folder, config)
-    origin = None if start is None else read_origin(start, config)
+    origin = None if run.start is None else read_origin(run.start, config)
     record = origin_of(folder, origin, checkpoint)
-    weights = None if components is not None else weights_identity(config)
+    weights = None if run.components is not None else weights_identity(config)
     if checkpoint is not None:
         require_rows(folder, checkpoint.state)
         if weights is not None:
             require_same_weights(config, checkpoint.state, identity=weights)
+        require_same_rewards(config, checkpoint.state)
     check_judges(config)
     if world.is_main:
         check_trackers(config.run.trackers)
@@ -190,11 +204,14 @@ def _train(
         enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
-    system = build_system(config, device=world.device, components=components)
+    system = build_system(config, device=world.device, components=run.components)
     if world.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
-    judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
+    judge = HeldOut(
+        system=system, prompts=chosen, folder=folder, config=config, world=world,
+        progress=tell.progress,
+    )  # fmt: skip
     judge.refuse_other_prompts()
     first = begin_from(folder, system, origin, record)
     if not config.objective.compares_pairs:
@@ -206,9 +223,15 @@ def _train(
         if first is not None and record is None:
             write_origin(folder, first)
         atomic_write(folder / "config.json", to_json(to_dict(in_places(config))))
+    ownership.enter_context(recorded(folder, world))
     if origin is not None and record is None:
         for line in origin.lines:
             tell.note(line)
+    for name in unhashed(reward_sources(config)):
+        tell.note(
+            f"the source of {name!r} cannot be read: a resumed run cannot tell whether it is the "
+            "same function."
+        )
     tell.stage("scoring held-out prompts before training")
     before = judge("before", 0)  # of the parameters that the run begins with
     if checkpoint is None:
@@ -217,13 +240,17 @@ def _train(
         state = resume(system, config, prompts, checkpoint)
     state.weights = weights if state.weights is None else state.weights
     state.origin = None if first is None else first[0]
-    met.append(state)
+    state.rewards = reward_sources(config)
+    run.state = state
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
+    tell.begin(run_view(state, folder))
+    tell.evaluation(run_view(state, folder), "before", before.means())
     with stop_on_terminate() as stopped:
         TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
     tell.stage("scoring held-out prompts after training")
     with state.averaged():
         after = judge("after", state.finished)
+    tell.evaluation(run_view(state, folder), "after", after.means())
     result = RunResult(
         folder=folder,
         per_view=paired_gain(before.per_view, after.per_view),
@@ -236,6 +263,7 @@ def _train(
             export_policy(trained_lora(policy) or policy, config, folder / POLICY)
         atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()
+    tell.end(run_view(state, folder))
     return result
 
 

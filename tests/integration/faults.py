@@ -6,7 +6,7 @@ import torch
 
 from mvczigal_ref.system import scorers
 from mvczigal_ref.training import loop as training_loop
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from mvczigal_ref.update import pairs as accumulate
 
 

@@ -15,7 +15,7 @@ import torch
 
 from mvczigal_ref.config import from_dict, to_dict
 from mvczigal_ref.training import checkpoint
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from tests.integration.runs import run
 
 SERVER = multiprocessing.get_context("forkserver")

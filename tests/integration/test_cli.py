@@ -161,8 +161,9 @@ def test_no_words_are_a_call_for_help(capsys):
     assert capsys.readouterr().out == f"{mvczigal_ref.__version__}\n"
 
 
-def test_recipes_are_listed(capsys):
+def test_recipes_are_listed(capsys, monkeypatch):
     """Each with what it is."""
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["recipes"]) == 0
     text = capsys.readouterr().out
 
@@ -209,7 +210,7 @@ def test_the_same_command_goes_on(finished, words, tmp_path, capsys):
     said = capsys.readouterr().out
     summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, finished)]
 
-    assert f"going on with {folder}" in said
+    assert f"resumes {folder} at iteration 1 of 2 with its own settings" in said
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
     assert summaries[0] == summaries[1]
     assert "2 of 2 iterations" in (folder / "report.html").read_text("utf-8")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.reward.registry import PER_VIEW
 from mvczigal_ref.training.tracking import read_metrics
 from tests.documents import documented_metrics, undocumented
 from tests.integration.runs import run, small_components, small_config, small_flow, write_prompts
@@ -30,6 +29,7 @@ RARE = {"idle_steps"}
 """Written where every advantage of an optimiser step is 0."""
 
 README = Path(__file__).parents[2] / "README.md"
+PAGE = README.parent / "docs" / "own_reward.md"
 QUICK = [
     "run.iterations=1",
     "run.objects_per_iteration=8",
@@ -68,15 +68,29 @@ def test_every_documented_metric_is_written(names):
 
 
 def test_the_readmes_training_run_trains(tmp_path, monkeypatch):
-    """As it stands, but for its length: with a reward of its own, into its folder."""
+    """As it stands, but for its length: with a function as its reward, into its folder."""
     code = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.M | re.S)[1]
     longer = '"run.iterations=2", "optim.decay_iterations=2"'
     assert longer in code
     monkeypatch.chdir(tmp_path)
-    try:
-        exec(code.replace(longer, ", ".join(f'"{change}"' for change in QUICK)), {})
-    finally:
-        PER_VIEW.pop("redness", None)
+    names = {"__name__": "readme"}
+    exec(code.replace(longer, ", ".join(f'"{change}"' for change in QUICK)), names)
+    row = read_metrics(tmp_path / "runs/redness/metrics.jsonl")[0]
 
     assert (tmp_path / "runs/redness/policy").is_dir()
-    assert "reward/redness/zigzag" in read_metrics(tmp_path / "runs/redness/metrics.jsonl")[0]
+    assert "reward/fit.reward:redness/zigzag" in row
+    assert names["result"].gain.standard_error > 0
+    assert names["images"].shape == (1, 6, 3, 32, 32)
+
+
+@pytest.mark.slow
+def test_the_run_of_the_page_on_rewards_trains(tmp_path, monkeypatch, capsys):
+    """As it stands, but for its length; its callback hears."""
+    code = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)[1]
+    longer = '"run.iterations=2", "optim.decay_iterations=2"'
+    assert longer in code
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace(longer, ", ".join(f'"{change}"' for change in QUICK)), {"__name__": "page"})
+
+    assert (tmp_path / "runs/dark/policy").is_dir()
+    assert "before 0 " in capsys.readouterr().out

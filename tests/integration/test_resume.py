@@ -7,7 +7,7 @@ import pytest
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.trainer import train
 from tests.integration.runs import (
     HELD_OUT,

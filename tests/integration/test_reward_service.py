@@ -1,17 +1,27 @@
 """The reward service in earnest: the world's judges, a killed process, lies, and whole runs."""
 
+import base64
+import io
+import json
 import os
 import re
+import shutil
 import signal
+import socket
+import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
-from urllib.request import urlopen
+from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
+from PIL import Image
 
+from mvczigal_ref.cli.scoring import ServeReward
 from mvczigal_ref.reward.service import (
     Patience,
     RemoteJointView,
@@ -21,11 +31,12 @@ from mvczigal_ref.reward.service import (
     serve,
     serving,
 )
-from mvczigal_ref.reward.service.server import Handler
+from mvczigal_ref.reward.service.handler import Handler
+from mvczigal_ref.reward.service.wire import CONTENT_TYPE, Head
 from mvczigal_ref.reward.tiny_world import WorldJointView, WorldPerView
 from mvczigal_ref.system import scorers
 from mvczigal_ref.training.checkpoint import load_checkpoint
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from tests.integration.faults import patched
 from tests.integration.killable import SERVER
 from tests.integration.runs import PROMPTS, assert_same_run, checkpoints, run, small_config
@@ -88,6 +99,102 @@ def service(port=0, *, answers=-1):
         process.kill()
         process.join()
         here.close()
+
+
+def test_the_help_s_line_for_curl_is_scored(tmp_path):
+    """As it stands there, but for the port and the file."""
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl here")
+    line = " ".join(re.search(r"(?s)printf .*/score", ServeReward.__doc__)[0].split())
+    Image.new("RGB", (300, 300), (51, 102, 153)).save(tmp_path / "a.png")
+    info = ScorerInfo(name="mean", version="1", kind="per_view")
+    with serving(lambda images, prompts: images.mean((2, 3, 4)), info=info) as server:
+        line = line.replace("http://127.0.0.1:8763", server.url).replace("curl", "curl --silent")
+        answer = subprocess.check_output(["sh", "-c", line], cwd=tmp_path, timeout=60)
+
+    assert json.loads(answer)["scores"] == [[pytest.approx(0.4, abs=1e-6)]]
+
+
+def _limited(pipe, descriptors):
+    """Serve with room for so many descriptors more than are open; report the process's memory."""
+    import resource
+
+    def peak():
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
+
+    def judge(images, prompts):
+        return images.mean((2, 3, 4))
+
+    torch.set_num_threads(1)
+    if descriptors:
+        many = len(os.listdir("/proc/self/fd")) + descriptors
+        resource.setrlimit(resource.RLIMIT_NOFILE, (many, many))
+    info = ScorerInfo(name="mean", version="1", kind="per_view")
+    with serving(judge, info=info) as server:
+        pipe.send((server.url, server.server_port))
+        pipe.recv()
+        pipe.send(peak())
+
+
+@contextmanager
+def limited(descriptors=0):
+    """Serve in a process of its own; give its address, port and the pipe."""
+    here, there = SERVER.Pipe()
+    process = SERVER.Process(target=_limited, args=(there, descriptors))
+    process.start()
+    there.close()
+    try:
+        yield *here.recv(), here
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+
+
+def test_the_service_outlives_its_last_descriptor():
+    """It answers again once some are free."""
+    with limited(descriptors=12) as (url, port, _):
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(24)]
+        time.sleep(0.3)
+        for client in silent:
+            client.close()
+        with urlopen(f"{url}/health", timeout=30) as answer:
+            assert answer.status == 200
+
+
+def _post(url, type_, body):
+    """Send a body; return the scores."""
+    with urlopen(Request(f"{url}/score", body, {"Content-Type": type_}), timeout=300) as answer:
+        return json.load(answer)["scores"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_json", [False, True], ids=["pixels", "JSON"])
+def test_four_large_requests_stay_within_a_gibibyte(as_json):
+    """72 MiB each, all at once; the process and its libraries included."""
+    if as_json:
+        picture = torch.randint(0, 256, (1024, 1024, 3), dtype=torch.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(picture.numpy()).save(buffer, "PNG", compress_level=1)
+        text = base64.b64encode(buffer.getvalue()).decode()
+        objects = -(-72 * 2**20 // len(text))
+        rows = [[text]] * objects
+        body = json.dumps({"prompts": ["a"] * objects, "images": rows}).encode()
+        expected, type_ = [picture.double().mean().item() / 255], "application/json"
+    else:
+        objects = 24
+        shape = (objects, 1, 3, 1024, 1024)
+        head = Head(kind="per_view", prompts=("a",) * objects, shape=shape, dtype="uint8")
+        body, expected, type_ = head.encode() + b"\x33" * head.image_bytes, [0.2], CONTENT_TYPE
+    assert 72 * 2**20 <= len(body) < 77 * 2**20
+    with limited() as (url, _, pipe), ThreadPoolExecutor(4) as pool:
+        for scores in pool.map(lambda _: _post(url, type_, body), range(4)):
+            assert scores == [pytest.approx(expected, abs=1e-4)] * objects
+        pipe.send("done")
+        peak = pipe.recv()
+    print(f"peak: {peak / 2**20:.0f} MiB")
+    assert peak < 2**30
 
 
 def test_ctrl_c_ends_the_service():

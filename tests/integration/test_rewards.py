@@ -24,7 +24,7 @@ from mvczigal_ref.reward.hyperscore_network import HyperScoreNetwork
 from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
 from mvczigal_ref.reward.service import ScorerInfo, serving
 from mvczigal_ref.training.checkpoint import load_checkpoint
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from tests.chat_stub import chat, serve
 from tests.integration.runs import (
     assert_same_run,

@@ -7,7 +7,7 @@ import pytest
 
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.training.checkpoint import load_checkpoint
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from tests.integration import faults
 from tests.integration.runs import assert_same_run, cases, checkpoints, metrics, run, small_config
 

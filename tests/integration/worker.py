@@ -14,7 +14,7 @@ from mvczigal_ref.distributed import World, world
 from mvczigal_ref.method.sample import draw_pair, noise_of
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.training import loop as training_loop
-from mvczigal_ref.training.loop import Events
+from mvczigal_ref.training.events import Events
 from tests.integration import faults
 from tests.integration.runs import run, small_config
 

@@ -10,7 +10,13 @@ import pytest
 import mvczigal_ref
 from mvczigal_ref.cli import _COMMANDS
 from mvczigal_ref.config import TrainConfig, load_config, to_dict
+from mvczigal_ref.config.described import described_sections
+from mvczigal_ref.config.plugins import GROUPS
 from mvczigal_ref.recipes import RECIPES, recipe
+from mvczigal_ref.reward.builders import ScorerOptions
+from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
+from mvczigal_ref.reward.source import hand_over
+from mvczigal_ref.training.events import Events
 from tests.documents import cells, documented_metrics, quoted, undocumented
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +126,31 @@ def test_the_readmes_training_run_is_one():
     assert load_config(recipe("tiny"), overrides=eval(changes)).run.iterations == 2
 
 
+# -- own reward ------------------------------------------------------------------------------
+
+
+def test_the_page_on_rewards_says_what_there_is():
+    """Every event and every group of entry points, and settings that are such."""
+    text = text_of("docs/own_reward.md")
+    named = {row[0].strip("`") for row in cells(text)}
+    events = {name for name in vars(Events) if not name.startswith("_")}
+
+    assert named >= events - {"stage", "note", "iteration", "stop", "stopping"}
+    assert named >= {f"mvczigal_ref.{group}" for group in GROUPS}
+    for word in re.findall(r"^mvczigal train tiny \"?(.*?)\"?$", text, re.MULTILINE):
+        load_config(recipe("tiny"), overrides=[word])
+
+
+def test_the_functions_of_the_page_on_rewards_are_rewards():
+    """Of both kinds, as they stand."""
+    names = {"__name__": "my_rewards"}
+    exec(FENCE.findall(text_of("docs/own_reward.md"))[0], names)
+    options = ScorerOptions(num_views=3, image_size=8)
+
+    per_view_scorer(hand_over("reward", names["redness"]), options)
+    joint_view_scorer(hand_over("joint_reward", names["evenness"]), options)
+
+
 # -- papers and deviations -------------------------------------------------------------------
 
 
@@ -189,44 +220,13 @@ def test_what_runs_together_is_what_the_recipes_do():
 # -- pages that are made of the source -------------------------------------------------------
 
 
-def test_every_setting_is_in_the_page_of_settings(hooks):
-    """With the default that the configuration has, and what it means."""
-    config = to_dict(TrainConfig())
-    config.pop("recipe")
-    sections = hooks.sections()
-
-    assert {name: [f.name for f in fields] for name, (_, fields) in sections.items()} == {
-        name: list(section) for name, section in config.items()
-    }
-    for name, (about, fields) in sections.items():
-        assert about
-        for field in fields:
-            value = config[name][field.name]
-            assert field.default == plain(value), field
-            assert field.meaning, field
-            assert "[" not in field.unit, field
-
-
-def plain(value):
-    """Write a value as the command line takes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return "[" + ", ".join(map(str, value)) + "]"
-    return str(value) if value != "" else '""'
-
-
-def test_settings_can_break(hooks, tmp_path, monkeypatch):
-    """A setting without a docstring is refused."""
-    for path in hooks.CONFIG.glob("*.py"):
-        (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
-    run = tmp_path / "run.py"
-    text = re.sub(r'(    lr: Rate = .*\n)    """.*?"""\n', r"\1", run.read_text("utf-8"))
-    run.write_text(text, "utf-8")
-    monkeypatch.setattr(hooks, "CONFIG", tmp_path)
-
-    with pytest.raises(ValueError, match=r"`OptimConfig\.lr` must have a docstring"):
-        hooks.sections()
+def test_the_page_of_settings_has_every_setting(hooks):
+    """One row each, by the piece that `mvczigal settings` prints."""
+    page = hooks.settings_tables()
+    for section, (about, settings) in described_sections().items():
+        assert f"## {section}\n\n{about}" in page
+        for setting in settings:
+            assert f"| `{section}.{setting.name}` | {hooks._cell(setting.unit)} |" in page
 
 
 def test_every_recipe_is_in_the_list(hooks):

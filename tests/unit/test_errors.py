@@ -15,6 +15,7 @@ from mvczigal_ref.errors import (
     ZeroGradientError,
     decode_error,
     encode_error,
+    quoted,
 )
 
 BUILTIN = {
@@ -41,6 +42,22 @@ def test_each_is_the_builtin_that_a_caller_would_catch(ours, builtin):
     """One `except` of the builtin is enough."""
     with pytest.raises(builtin):
         raise ours("what")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://me:hunter2@host/v1",
+        ["x", {"judge": "https://me:hunter2@host:1/v1"}],
+        "socks5://hunter2@host",
+        "http://" + "hunter2" * 40 + "@host",
+    ],
+)
+def test_a_quoted_value_shows_no_password(value):
+    """Of a URL anywhere in it, also where the text is cut; other addresses stay."""
+    assert "hunter2" not in quoted(value)
+    assert "[password]@host" in quoted(value)
+    assert quoted("mail a@b, http://host/a") == "'mail a@b, http://host/a'"
 
 
 def test_non_finite_says_what_and_where():

@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from mvczigal_ref import files
+from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import RunFolderInUseError
 from mvczigal_ref.files import atomic_write, owned, sweep, to_json, writing
+from mvczigal_ref.reward.convert import convert_checkpoint
+from mvczigal_ref.training.checkpoint import save_checkpoint
 
 
 class Killed(BaseException):
@@ -121,6 +125,25 @@ def test_an_error_that_is_not_the_disks_passes_unchanged(tmp_path):
         raise error
     assert caught.value is error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_tensors_have_the_mode_of_other_files(tmp_path, mask, mode):
+    """Whatever library writes them; a checkpoint's as a converted one's."""
+    before = os.umask(mask)
+    try:
+        torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+        converted = convert_checkpoint(tmp_path / "a.pt")
+        group = {"policy": {"a": torch.ones(1)}}
+        path = save_checkpoint(tmp_path, 1, tensors=group, state={}, config=TrainConfig())
+        umask_now = os.umask(mask)
+    finally:
+        os.umask(before)
+
+    files = [converted, *path.iterdir()]
+    assert umask_now == mask
+    assert {file.stat().st_mode & 0o777 for file in files} == {mode}
 
 
 def test_equal_values_have_one_text():

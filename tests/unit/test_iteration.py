@@ -13,6 +13,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError, NonFiniteError
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.method import method_of
+from mvczigal_ref.method.protocol import Learner
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.training.tracking import StageTimer
 from mvczigal_ref.update.loss_scale import LossScale
@@ -59,10 +60,11 @@ def test_an_iteration_is_its_stages_one_after_the_other(name):
         advantages = method.compare(
             stages.rewards, stages.samples, stages.here, multiplier=constraint.multiplier
         )
-        learned = method.learn(
-            system, torch.optim.SGD(list(system.trained().values()), lr=0.05), stages.samples,
-            stages.conditions, advantages, stages.here, old=old if name == "forward" else None,
+        learner = Learner(
+            system=system, optimizer=torch.optim.SGD(list(system.trained().values()), lr=0.05),
+            old=old if name == "forward" else None,
         )  # fmt: skip
+        learned = method.learn(learner, stages.under(advantages), stages.here)
     stepped = torch.cat([p.detach().flatten() for p in system.trained().values()])
 
     assert constraint.multiplier != START.multiplier

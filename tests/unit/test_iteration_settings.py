@@ -122,6 +122,8 @@ ELSEWHERE = {
     "reward.timeout": BUILT,
     "reward.wait": BUILT,
     "reward.api_key_env": BUILT,
+    "reward.requests_at_once": BUILT,
+    "reward.cache": BUILT,
     "guard.every": RUN,
     "guard.per_view": BUILT,
     "guard.joint": BUILT,
@@ -240,7 +242,16 @@ GROUPS_CUTS = {
 # What is read before the first iteration: where captions come from, and how long prompts are.
 GROUPS_BUILT = {
     f"condition.{name}"
-    for name in ("enhancer", "num_captions", "file", "model", "url", "api_key_env", "instructions")
+    for name in (
+        "enhancer",
+        "num_captions",
+        "file",
+        "model",
+        "url",
+        "api_key_env",
+        "requests_at_once",
+        "instructions",
+    )
 } | {"flow.text_length"}
 
 

@@ -276,7 +276,7 @@ def test_the_package_is_typed():
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
-    """Neither by luck, as another package's dependency, nor for nothing; trackers are extras."""
+    """Neither by luck, as another package's dependency, nor for nothing; some are extras."""
     imported = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -286,12 +286,13 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
                 imported.add(node.module.partition(".")[0])
     others = imported - sys.stdlib_module_names - {"mvczigal_ref"}
     declared = {re.match(r"[\w-]+", text)[0] for text in PROJECT["project"]["dependencies"]}
-    trackers = PROJECT["project"]["optional-dependencies"]["tracking"]
-    others -= {re.match(r"[\w-]+", text)[0] for text in trackers}
+    extras = PROJECT["project"]["optional-dependencies"]
+    others -= {re.match(r"[\w-]+", text)[0] for text in extras["tracking"] + extras["datasets"]}
     # The names that differ, and the halves that packages are released in.
     needed = {
         "PIL": "pillow",
         "yaml": "pyyaml",
+        "huggingface_hub": "huggingface-hub",
         "markupsafe": "jinja2",
         "pydantic_core": "pydantic",
     }

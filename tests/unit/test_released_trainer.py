@@ -19,7 +19,7 @@ from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.method import pairs
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system.networks import DTYPES
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.tracking import StageTimer
 from tests.analytic_system import PROMPTS, CoupledPolicy, analytic_system
 from tests.iterations import staged

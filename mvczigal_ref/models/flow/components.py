@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mvczigal_ref.diffusion.flow_schedule import resolution_shift, shift_sigma
-from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.files import atomic_write, to_json, usual_mode
 from mvczigal_ref.models.flow.families import family_of, numbered
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.latents import ScaledAutoencoder
@@ -208,6 +208,7 @@ class FlowComponents(ScaledAutoencoder):
             save_config(network, folder / name)
             values = stored(network.state_dict(), dtype)
             save_file(values, folder / name / WEIGHTS_FILE, metadata={"format": "pt"})
+        usual_mode(folder)
         self.scheduler.save_config(folder / "scheduler")
         index: dict[str, Any] = {"_class_name": family.pipeline}
         for name, part in {**texts, **networks, "scheduler": self.scheduler}.items():

@@ -8,20 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.models.flow.packing import PATCH, image_positions, pack_latents, unpack_latents
-from mvczigal_ref.models.flow.policy import FlowPolicy
+from mvczigal_ref.models.flow.policy import ATTENTION_LORA_TARGETS, FlowPolicy
 from mvczigal_ref.shapes import Latent, PromptEmbedding
 
 __all__ = ["FLUX_LORA_TARGETS", "FluxPolicy"]
 
 FLUX_LORA_TARGETS = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
+    *ATTENTION_LORA_TARGETS,
     "ff.net.0.proj",
     "ff.net.2",
     "ff_context.net.0.proj",
@@ -69,18 +62,7 @@ class FluxPolicy(FlowPolicy):
         *,
         guidance_scale: float,
     ) -> Latent:
-        """Call the transformer once, packed.
-
-        Args:
-            sample: States in the network's type [1].
-            timestep: 1000 times the noise level, fp32 or wider [1].
-            text: T5's token features, one set per row [1].
-            pooled: CLIP's pooled features [1].
-            guidance_scale: Input of networks that embed it [1].
-
-        Returns:
-            The network's own prediction [1].
-        """
+        """Call the transformer once, packed; see :meth:`FlowPolicy.velocity`."""
         height, width = sample.shape[-2:]
         guidance = None
         if self.embeds_guidance:

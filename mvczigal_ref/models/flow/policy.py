@@ -12,7 +12,19 @@ from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import Latent, PromptEmbedding
 
-__all__ = ["FlowPolicy"]
+__all__ = ["ATTENTION_LORA_TARGETS", "FlowPolicy"]
+
+ATTENTION_LORA_TARGETS = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+"""Layers of every joint attention of text and image, which a LoRA adapts in either family."""
 
 RowTime = Float[Tensor, "*#row"] | Int[Tensor, "*#row"]
 

@@ -6,21 +6,12 @@ from diffusers import SD3Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.models.flow.policy import FlowPolicy
+from mvczigal_ref.models.flow.policy import ATTENTION_LORA_TARGETS, FlowPolicy
 from mvczigal_ref.shapes import Latent, PromptEmbedding
 
 __all__ = ["SD3_LORA_TARGETS", "Sd3Policy"]
 
-SD3_LORA_TARGETS = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-)
+SD3_LORA_TARGETS = ATTENTION_LORA_TARGETS
 """Layers that Flow-GRPO adapts with rank 32 and alpha 64: every joint attention. The second
 attention of 3.5-Medium's first blocks, ``attn2``, stays as it is."""
 
@@ -55,18 +46,7 @@ class Sd3Policy(FlowPolicy):
         *,
         guidance_scale: float,
     ) -> Latent:
-        """Call the transformer once; it packs latents itself.
-
-        Args:
-            sample: States in the network's type [1].
-            timestep: 1000 times the noise level, fp32 or wider [1].
-            text: Token features of CLIP and T5, one set per row [1].
-            pooled: Pooled features of both CLIPs [1].
-            guidance_scale: Without effect: the network has no guidance embedding.
-
-        Returns:
-            The network's own prediction [1].
-        """
+        """Call the transformer once; it packs latents itself and embeds no guidance."""
         output: Tensor = self.transformer(
             sample,
             encoder_hidden_states=text,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from mvczigal_ref.reward.service.wire import Scores, decode_scores, parse_object
 __all__ = ["ScoreCache", "content_key"]
 
 _LOG: Final = logging.getLogger(__name__)
+_ASIDE_S: Final = 3600.0  # age at which a half-written file has no living writer
 
 
 def content_key(
@@ -26,11 +28,11 @@ def content_key(
     """Name one object's images, its prompt and who scores them.
 
     Args:
-        info: Description of the scorer.
+        info: Info of the scorer.
         prompt: Prompt of the object.
         shape: Shape of its images.
-        dtype: Dtype of a pixel.
-        pixels: Bytes of the images, as they travel.
+        dtype: Type of a pixel.
+        pixels: Pixels as they travel.
 
     Returns:
         SHA-256 in hexadecimal; equal for equal contents alone.
@@ -53,8 +55,9 @@ class ScoreCache:
     Args:
         entries: Objects to remember in memory; the one that was not asked for longest goes
             first. At least 1.
-        folder: Folder of the scores that outlive the process, one file of some 200 bytes per
-            object. It may be emptied at any moment.
+        folder: Folder that keeps scores beyond the end of the process, a file of some 300 bytes
+            per object. It may be emptied at any moment. A file that does not fit its checksum is
+            removed with a warning, and its object scored again.
         files: Objects to keep in the folder; the one that was written longest ago goes first.
             At least 1. Each further process that writes there may exceed it by a tenth.
 
@@ -81,9 +84,9 @@ class ScoreCache:
         """Look up one object.
 
         Args:
-            key: From `content_key`.
-            info: Description of the scorer.
-            views: Views of the object.
+            key: Key from `content_key`.
+            info: Info of the scorer.
+            views: Views of the object [1].
 
         Returns:
             One row of scores, or None if it is not known, or its file is damaged.
@@ -102,18 +105,19 @@ class ScoreCache:
         """Remember one object.
 
         Args:
-            key: From `content_key`.
+            key: Key from `content_key`.
             scores: One row of scores.
-            info: Description of the scorer.
+            info: Info of the scorer.
         """
         self._remember(key, scores)
         if self._folder is None:
             return
-        entry: dict[str, Any] = {**asdict(info), **asdict(scores)}
+        entry: dict[str, Any] = {"key": key, **asdict(info), **asdict(scores)}
         entry["scores"] = entry.pop("rows")
         try:
             self._make_room(self._folder)
-            atomic_write(self._path(self._folder, key), json.dumps(entry))
+            content = json.dumps({"sha256": _checksum(entry), **entry})
+            atomic_write(self._path(self._folder, key), content)
         except OSError as error:
             # Scores can be had again: no reason to end a run.
             _LOG.warning("scores are no longer kept in %s: %s", self._folder, error)
@@ -141,16 +145,32 @@ class ScoreCache:
         written.sort()
         for _, path in written[: max(0, len(written) + spare - self._files)]:
             path.unlink(missing_ok=True)
+        for path in folder.glob("??/.*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ASIDE_S:
+                    path.unlink()
 
     def _read(self, key: str, info: ScorerInfo, views: int) -> Scores | None:
         if self._folder is None:
             return None
+        path = self._path(self._folder, key)
         try:
-            entry = parse_object(self._path(self._folder, key).read_bytes())
+            entry = parse_object(path.read_bytes())
+            if entry.pop("sha256", None) != _checksum(entry) or entry.pop("key", None) != key:
+                raise ValueError("its checksum does not fit")  # noqa: TRY301
             return decode_scores(entry, info=info, objects=1, views=views)
-        except (OSError, ValueError):
+        except OSError:  # absent, most often
+            return None
+        except ValueError as error:
+            _LOG.warning("damaged scores in %s are scored again: %s", path, error)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             return None
 
     @staticmethod
     def _path(folder: Path, key: str) -> Path:
         return folder / key[:2] / f"{key}.json"
+
+
+def _checksum(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()

@@ -1,17 +1,22 @@
 """HTTP exchanges with a scorer's service, one at a time, and their repetition after failures."""
 
-import http.client
 import logging
-import socket
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
 from mvczigal_ref.errors import ScorerUnavailableError
-from mvczigal_ref.language.bounded_http import printable, read_bounded, split_url
+from mvczigal_ref.language.bounded_http import (
+    TRANSIENT,
+    Reply,
+    TryAgainError,
+    checked_url,
+    exchange,
+    printable,
+)
 from mvczigal_ref.reward.service.terms import RefusedError
 from mvczigal_ref.reward.service.wire import CONTENT_TYPE, parse_object
 
@@ -21,8 +26,8 @@ _LOG: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _ANSWER_BYTES: Final = 2**20
 _WORDS: Final = 400  # most characters of a service's answer in a message
-# Statuses of a server, or of a proxy before it, that may answer later.
-_LATER: Final = (408, 429, 502, 503, 504)
+# After any other error of its own, such as 500, the service may be broken for good.
+_LATER: Final = TRANSIENT - {500}
 
 
 class BadAnswerError(Exception):
@@ -65,7 +70,8 @@ class Patience:
 class Connection:
     """A service's address; every exchange opens a connection of its own.
 
-    Proxies named in the environment are not used, and redirections are not followed.
+    Proxies named in the environment are used, but not on the way to this machine itself.
+    Redirections are not followed.
 
     Args:
         url: Address such as ``http://127.0.0.1:8763``.
@@ -85,9 +91,7 @@ class Connection:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        parts = split_url(url, name="url")
-        self.url, self._host, self._port = url, parts.hostname or "", parts.port
-        self._path, self._secure = parts.path.rstrip("/"), parts.scheme == "https"
+        self.url, self._base = url, checked_url(url, name="url")
         self._patience, self._clock, self._sleep = patience, clock, sleep
 
     def get(self, path: str) -> dict[str, Any]:
@@ -100,11 +104,11 @@ class Connection:
             The answer.
 
         Raises:
-            OSError: If there is no answer.
+            TryAgainError: If there is no answer, or it is to be asked for later.
             BadAnswerError: If it is a wrong one.
             RefusedError: If asking again would not help.
         """
-        return self._exchange("GET", path, None)
+        return self._exchange("GET", path, b"")
 
     def post(self, path: str, body: bytes) -> dict[str, Any]:
         """Send a body once.
@@ -117,7 +121,7 @@ class Connection:
             The answer.
 
         Raises:
-            OSError: If there is no answer.
+            TryAgainError: If there is no answer, or it is to be asked for later.
             BadAnswerError: If it is a wrong one.
             RefusedError: If sending again would not help.
         """
@@ -136,81 +140,94 @@ class Connection:
             ScorerUnavailableError: If patience ends.
             RefusedError: If an attempt is refused; there is no second one.
         """
-        patience, pause = self._patience, self._patience.first_pause_s
-        bad, began = 0, None
-        while True:
-            try:
-                result = attempt()
-            except (OSError, http.client.HTTPException, BadAnswerError) as error:
-                cause: Exception = error
-            else:
-                if began is not None:
-                    waited = self._clock() - began
-                    _LOG.warning("the scorer at %s is back after %.1f s", self.url, waited)
-                return result
-            now = self._clock()
-            reason = printable(f"{type(cause).__name__}: {cause}"[:_WORDS])
-            if began is None:
-                began = now
-                _LOG.warning(
-                    "the scorer at %s does not serve (%s); trying again for %.0f s",
-                    self.url, reason, patience.wait_s,
-                )  # fmt: skip
-            bad += isinstance(cause, BadAnswerError)
-            rest = patience.wait_s - (now - began)
-            if bad >= patience.bad_answers or rest <= 0:
-                msg = (
-                    f"the scorer at {self.url} gave no usable answer for {now - began:.1f} s "
-                    f"({bad} wrong ones); the last time: {reason}. Look at its log, start it "
-                    "again, and resume."
-                )
-                raise ScorerUnavailableError(msg) from cause
-            self._sleep(min(pause, rest))
-            pause = min(2 * pause, patience.longest_pause_s)
-
-    def _exchange(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=self._patience.timeout_s)
+        outage = _Outage(self.url, self._patience, self._clock)
+        tries = Retrying(
+            retry=retry_if_exception_type((TryAgainError, BadAnswerError)),
+            after=outage.note,
+            wait=outage.pause,
+            stop=outage.is_over,
+            sleep=self._sleep,
+            reraise=True,
+        )
         try:
-            connection.connect()
-            # A socket's own time-out begins anew with every byte.
-            late = threading.Event()
-            watch = threading.Timer(self._patience.timeout_s, _hang_up, (connection.sock, late))
-            watch.daemon = True
-            watch.start()
-            try:
-                status, raw = _send(connection, method, self._path + path, body)
-            except (OSError, http.client.HTTPException):
-                if late.is_set():
-                    raise TimeoutError("timed out") from None
-                raise
-            finally:
-                watch.cancel()
-        finally:
-            connection.close()
-        if late.is_set():
-            raise TimeoutError("timed out")
-        return _checked(status, raw)
+            result = tries(attempt)
+        except (TryAgainError, BadAnswerError) as error:
+            raise ScorerUnavailableError(outage.report()) from error
+        outage.end()
+        return result
+
+    def _exchange(self, method: Literal["GET", "POST"], path: str, body: bytes) -> dict[str, Any]:
+        reply = exchange(
+            method,
+            self._base + path,
+            body,
+            headers={"Content-Type": CONTENT_TYPE},
+            timeout_s=self._patience.timeout_s,
+            max_bytes=_ANSWER_BYTES,
+        )
+        return _checked(reply)
 
 
-def _send(
-    connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
-) -> tuple[int, bytes]:
-    # A service that refuses a body answers before it has read it.
-    with suppress(BrokenPipeError, ConnectionResetError):
-        connection.request(method, path, body, {"Content-Type": CONTENT_TYPE})
-    with connection.getresponse() as response:
-        return response.status, read_bounded(response, _ANSWER_BYTES + 1)
+class _Outage:
+    """Failures of one call, from the first on: their number, duration, and the pauses after them.
+
+    Args:
+        url: Address of the service.
+        patience: Bounds on the wait.
+        clock: Returns the time [s].
+    """
+
+    def __init__(self, url: str, patience: Patience, clock: Callable[[], float]) -> None:
+        self._url, self._patience, self._clock = url, patience, clock
+        self._began: float | None = None
+        self._bad, self._lasted, self._reason = 0, 0.0, ""
+
+    def note(self, state: RetryCallState) -> None:
+        """Count a failure; log the first."""
+        error = state.outcome.exception() if state.outcome else None
+        self._reason = printable(str(error)[:_WORDS])
+        self._bad += isinstance(error, BadAnswerError)
+        if self._began is None:
+            self._began = self._clock()
+            _LOG.warning(
+                "the scorer at %s does not serve (%s); trying again for %.0f s",
+                self._url, self._reason, self._patience.wait_s,
+            )  # fmt: skip
+        self._lasted = self._clock() - self._began
+
+    def pause(self, state: RetryCallState) -> float:
+        """Double the pause from try to try [s], up to a bound; the service may ask for more."""
+        error = state.outcome.exception() if state.outcome else None
+        longer = error.pause_s if isinstance(error, TryAgainError) else 0.0
+        pause = max(longer, wait_exponential(self._patience.first_pause_s)(state))
+        return min(pause, self._patience.longest_pause_s, self._rest)
+
+    def is_over(self, state: RetryCallState) -> bool:
+        """Return whether patience has ended."""
+        return self._bad >= self._patience.bad_answers or self._rest <= 0.0
+
+    def report(self) -> str:
+        """Word the error of a service that did not come back."""
+        return (
+            f"the scorer at {self._url} gave no usable answer for {self._lasted:.1f} s "
+            f"({self._bad} wrong ones); the last time: {self._reason}. Look at its log, start it "
+            "again, and resume."
+        )
+
+    def end(self) -> None:
+        """Log the end of the failures, if there were any."""
+        if self._began is not None:
+            waited = self._clock() - self._began
+            _LOG.warning("the scorer at %s is back after %.1f s", self._url, waited)
+
+    @property
+    def _rest(self) -> float:
+        return self._patience.wait_s - self._lasted
 
 
-def _hang_up(connection: socket.socket, late: threading.Event) -> None:
-    late.set()
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-def _checked(status: int, raw: bytes) -> dict[str, Any]:
+def _checked(reply: Reply) -> dict[str, Any]:
     """Return a good answer; raise for one to wait after, a final refusal, and a wrong answer."""
+    status, raw = reply.status, reply.content
     try:
         if len(raw) > _ANSWER_BYTES:
             msg = f"it is longer than {_ANSWER_BYTES} bytes"
@@ -222,7 +239,7 @@ def _checked(status: int, raw: bytes) -> dict[str, Any]:
         fault = ""
     words = printable(str(answer.get("error", "no reason"))[:_WORDS])
     if status in _LATER:
-        raise ConnectionError(f"status {status}: {words}")
+        raise TryAgainError(f"status {status}: {words}", reply.retry_after_s)
     if 400 <= status < 500:
         raise RefusedError(f"the scorer's service refused ({status}): {words}", status=status)
     if status != 200:

@@ -24,6 +24,7 @@ __all__ = [
     "Head",
     "Pixels",
     "Scores",
+    "checked_head",
     "decode_scores",
     "encode_scores",
     "from_pixels",
@@ -111,7 +112,7 @@ def to_pixels(images: Images, dtype: Pixels) -> np.ndarray[Any, np.dtype[Any]]:
     return np.ascontiguousarray(pixels.numpy(), dtype=_NUMPY[dtype])
 
 
-def from_pixels(body: bytearray, head: Head) -> Images:
+def from_pixels(body: bytearray | memoryview, head: Head) -> Images:
     """Turn received bytes into images.
 
     Args:
@@ -176,6 +177,23 @@ def parse_head(raw: bytes | bytearray, *, kind: Kind, limits: Limits) -> Head:
         raise RefusedError(msg) from error
     if entries.keys() != {"kind", "prompts", "shape", "dtype"}:
         raise RefusedError("the request's head must have kind, prompts, shape and dtype alone.")
+    return checked_head(entries, kind=kind, limits=limits)
+
+
+def checked_head(entries: Mapping[str, Any], *, kind: Kind, limits: Limits) -> Head:
+    """Check the entries of a head against the limits.
+
+    Args:
+        entries: Values of any type under the names of the fields.
+        kind: Kind of the service's scorer.
+        limits: Limits of the service.
+
+    Returns:
+        The head.
+
+    Raises:
+        RefusedError: If a value is wrong, is for a scorer of another kind, or exceeds a limit.
+    """
     if entries["kind"] != kind:
         msg = f"`kind` must be {kind!r}, the scorer's; got {str(entries['kind'])[:50]!r}."
         raise RefusedError(msg, status=409)

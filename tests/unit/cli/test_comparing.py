@@ -8,7 +8,7 @@ import torch
 from mvczigal_ref import reproduce
 from mvczigal_ref.cli import comparing, main
 from mvczigal_ref.condition.stored import StoredCaptions
-from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome
+from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome, read_summary
 
 
 class Echo:
@@ -69,7 +69,8 @@ def test_a_comparison_leaves_table_and_picture(tmp_path, monkeypatch, capsys):
     """A set's files bear its name."""
     seen = {}
 
-    def planned_runs(methods, folder, *, seeds, overrides):
+    def planned_runs(methods, folder, *, seeds, overrides, progress):
+        progress()
         seen.update(folder=folder, seeds=seeds, overrides=overrides)
         return "runs"
 
@@ -94,8 +95,13 @@ def test_a_comparison_leaves_table_and_picture(tmp_path, monkeypatch, capsys):
         "runs": "runs",
     }  # fmt: skip
     assert COMPARISONS["flow"].title in (tmp_path / "flow.md").read_text()
-    assert (tmp_path / "flow.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "flow.svg").read_text().startswith("<svg")
+    assert read_summary(tmp_path / "flow.json").full == "tiny_mv_grpo_vlm"
     assert "tiny_mv_grpo_vlm" in capsys.readouterr().out
+    assert main([*words, "run.evaluation_noises=2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["flow"]
+    assert [row["recipe"] for row in rows] == [m.recipe for m in COMPARISONS["flow"].methods]
+    assert rows[0]["gains"] == {"per_view": {"gain": 1.5, "standard_error": 0.5}}
     assert main([*words[:3], "--seeds", "1", "1"]) == 2
     assert main([*words, "run.seed=2"]) == 2
     monkeypatch.undo()

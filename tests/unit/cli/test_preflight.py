@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from mvczigal_ref.cli import preflight as planning
+from mvczigal_ref.cli.output import Printed
 from mvczigal_ref.cli.preflight import check_tables, plan_tables, run_check, run_plan
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
@@ -90,9 +91,9 @@ def test_a_plan_is_written_as_json(monkeypatch, tmp_path):
     """With its peaks, for the processes that were asked for."""
     asked = []
     monkeypatch.setattr(
-        planning, "plan", lambda config, *, world_size: asked.append(world_size) or PLAN
+        planning, "plan", lambda config, *, world_size, progress: asked.append(world_size) or PLAN
     )
-    run_plan(load_config(), processes=3, file=tmp_path / "plan.json")
+    run_plan(load_config(), processes=3, command=Printed(json=tmp_path / "plan.json"))
     read = json.loads((tmp_path / "plan.json").read_text("utf-8"))
 
     assert asked == [3]
@@ -121,10 +122,10 @@ def test_a_bad_verdict_is_the_exit_status(monkeypatch, finding):
     monkeypatch.setattr(planning, "check", tried)
     config = load_config(recipe("tiny"), overrides=["run.device=cpu"])
     if finding.passed:
-        run_check(config)
+        run_check(config, Printed())
     else:
         with pytest.raises(SystemExit) as stopped:
-            run_check(config)
+            run_check(config, Printed())
         assert stopped.value.code == 1
 
     assert seen == [torch.device("cpu")]
@@ -144,4 +145,4 @@ def test_what_training_refuses_is_refused_before_anything_is_tried(monkeypatch, 
     name, *settings = words
     config = load_config(recipe(name), overrides=["run.device=cpu", *settings])
     with pytest.raises(ConfigError, match=message):
-        run_check(config)
+        run_check(config, Printed())

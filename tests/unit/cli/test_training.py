@@ -1,16 +1,17 @@
-"""`cli.training`: recipes shown, the seed's option, processes and folders refused before work."""
+"""`cli.training`: the seed's option, processes and folders refused before work."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.cli import main, training
+from mvczigal_ref.cli import _read, dry_run, main, preflight, training
 from mvczigal_ref.cli.training import Train, train_words
-from mvczigal_ref.config import TrainConfig, load_config, to_dict
-from mvczigal_ref.config.loading import read_settings
-from mvczigal_ref.recipes import RECIPES, recipe
+from mvczigal_ref.preflight.attempts import CheckResult, Finding
+from mvczigal_ref.recipes import recipe
+from tests.unit.cli.test_preflight import PLAN
 
 
 @pytest.fixture
@@ -21,52 +22,6 @@ def runs(monkeypatch):
     monkeypatch.setattr(training, "train_run", lambda *begun: runs.append(begun))
     monkeypatch.setattr(training, "launch", lambda *begun: runs.append(begun))
     return runs
-
-
-# -- recipes -----------------------------------------------------------------------------
-
-
-def test_a_recipe_is_shown_with_source_and_changes(capsys):
-    """Every setting that differs from the default is there with both values, and no other."""
-    assert main(["recipes", "tiny_mv_pg"]) == 0
-    text = capsys.readouterr().out
-    rows = [line.strip("│ ").split(" │ ") for line in text.splitlines() if line.startswith("│")]
-    table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
-    defaults, values = to_dict(TrainConfig()), to_dict(recipe("tiny_mv_pg"))
-    changed = {
-        f"{section}.{name}"
-        for section, settings in values.items()
-        if section != "recipe"
-        for name, value in settings.items()
-        if value != defaults[section][name]
-    }
-
-    assert table.keys() == changed
-    assert table["optim.lr"] == ["0.002", "0.004"]
-    assert text.startswith("tiny_mv_pg: MV-PG on the tiny world")
-    assert "arXiv:2505.20107" in text
-
-
-@pytest.mark.parametrize("name", ["tiny", "lcm_sdxl_simple", "mv_grpo_vlm"])
-def test_a_recipe_s_yaml_is_the_recipe(name, tmp_path, capsys):
-    """A file that `--config` reads, with every section, so that no later default changes it."""
-    assert main(["recipes", name, "--yaml"]) == 0
-    (tmp_path / "recipe.yaml").write_text(capsys.readouterr().out)
-
-    assert read_settings(tmp_path / "recipe.yaml").keys() == to_dict(recipe(name)).keys()
-    assert load_config(file=tmp_path / "recipe.yaml") == recipe(name)
-
-
-def test_recipes_are_written_as_json(tmp_path):
-    """All of them in a line each, or one with its changes."""
-    assert main(["recipes", "--json", str(tmp_path / "all.json")]) == 0
-    assert main(["recipes", "tiny", "--json", str(tmp_path / "tiny.json")]) == 0
-    every, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("all", "tiny"))
-
-    assert every.keys() == RECIPES.keys()
-    assert one["changes"]["optim.lr"] == [0.002, 0.004]
-    assert one["recipe"] == "tiny"
-    assert "source" in one
 
 
 # -- the seed ----------------------------------------------------------------------------
@@ -85,11 +40,16 @@ def test_a_seed_is_the_setting(runs, tmp_path, monkeypatch):
 
 def test_words_of_a_command_are_the_command(runs):
     """What is printed to go on is read as the same."""
-    command = Train(recipe="tiny", settings=("optim.lr=1",), seed=3, start="runs/a@4", processes=2)
+    command = Train(
+        recipe="tiny", settings=("optim.lr=1",), seed=3, start="runs/a@4", processes=2, quiet=True,
+        json=Path("-"),
+    )  # fmt: skip
 
     assert train_words(command) == [
-        "train", "tiny", "optim.lr=1", "--seed", "3", "--from", "runs/a@4", "--processes", "2",
+        "train", "tiny", "optim.lr=1", "--seed", "3", "--from", "runs/a@4", "--json", "-",
+        "--quiet", "--processes", "2",
     ]  # fmt: skip
+    assert _read(train_words(command)) == command
 
 
 # -- errors ------------------------------------------------------------------------------
@@ -99,8 +59,8 @@ def test_words_of_a_command_are_the_command(runs):
     ("words", "message"),
     [
         (["train", "tinny"], "unknown recipe: `tinny`; did you mean `tiny`?"),
-        (["recipes", "tinny"], "unknown recipe: `tinny`; did you mean `tiny`?"),
-        (["recipes", "--yaml"], "name a recipe"),
+        (["train", "tiny", "reward.per_view=world.per_veiw"], "the nearest is 'world.per_view'"),
+        (["train", "tiny", "run.prompts=absent.csv:text"], "hf:USER/DATASET:COLUMN"),
         (["train", "tiny", "--seed", "1", "run.seed=1"], "leave one of the two out"),
         (["train", "tiny", "--seed", "-1"], "`run.seed`"),
         (["train", "tiny", "--processes", "0"], "`--processes` must be at least 1"),
@@ -159,7 +119,12 @@ QUICK = (
     ["train", "tiny", "optim.rl=1"],
     ["train", "tiny", "--out", "{file}"],
     ["score", "a.png", "--prompt", "x", "--reward", "clip_score", "optim.lr=1"],
+    ["settings", "optm"],
+    ["train", "tiny", "run.prompts=prompts/none.txt"],
+    ["train", "flow_grpo"],
     ["recipes", "tiny"],
+    ["recipes"],
+    ["settings", "optim.lr"],
 )
 
 
@@ -177,5 +142,48 @@ def test_slips_are_told_without_torch(tmp_path):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
     )
 
-    assert done.stdout.splitlines()[-2:] == [str([2] * 8 + [0]), "set()"]
-    assert len(done.stderr.splitlines()) == 8
+    assert done.stdout.splitlines()[-2:] == [str([2] * 11 + [0] * 3), "set()"]
+    assert len(done.stderr.splitlines()) == 11
+
+
+def test_a_run_says_where_it_begins(tmp_path):
+    """Anew, without a checkpoint, at one, or at the end."""
+    config, folder = recipe("tiny"), tmp_path / "run"
+    assert training._beginning(folder, config) == f"training into {folder}"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    assert training._beginning(folder, config).endswith("no checkpoint yet, at iteration 0 of 40")
+    (folder / "checkpoints" / "iteration_000012").mkdir(parents=True)
+    text = f"resumes {folder} at iteration 12 of 40 with its own settings"
+    assert training._beginning(folder, config) == text
+    (folder / "checkpoints" / "iteration_000040").mkdir()
+    assert "has finished its 40 iterations" in training._beginning(folder, config)
+
+
+def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
+    """It gives settings, plan and checks, and its status says whether they hold."""
+    monkeypatch.chdir(tmp_path)
+    passed = [True]
+
+    def check(config, *, device):
+        finding = Finding(name="it is", passed=passed[0], reason="so")
+        return CheckResult(findings=(finding,), seconds=0.0)
+
+    monkeypatch.setattr(preflight, "check", check)
+    monkeypatch.setattr(dry_run, "plan", lambda config, *, world_size: PLAN)
+    words = ["train", "tiny", "optim.lr=1e-3", "run.device=cpu", "--dry-run"]
+    assert main([*words, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    passed[0] = False
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+
+    assert stopped.value.code == 1
+    text = capsys.readouterr().out
+    assert content["folder"] == str(Path("runs/tiny-0"))
+    assert content["config"]["optim"]["lr"] == 1e-3
+    assert content["plan"]["calls"]["rollout"] > 0
+    assert content["checks"][0]["reason"] == "so"
+    for words in ("would train into runs/tiny-0", "optim.lr", "peak in update", "it is"):
+        assert words in text
+    assert list(tmp_path.iterdir()) == []

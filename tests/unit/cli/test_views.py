@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from mvczigal_ref.cli import views
 from mvczigal_ref.cli.views import MOST_PIXELS, read_picture, read_views
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.pictures import save_turntable
@@ -371,6 +372,19 @@ def test_the_one_that_fails_is_named_among_many(tmp_path):
         read_views([paths[0], paths[2]], row=None)
     with pytest.raises(ConfigError, match=r"`--row` = 3 must divide .*; got 8 pixels"):
         read_views(paths[:1], row=3)
+
+
+def test_too_many_pictures_are_refused_at_the_first(tmp_path, monkeypatch):
+    """Each is small enough; together they would fill the memory."""
+    read = []
+    monkeypatch.setattr(views, "read_picture", lambda p: (read.append(p), read_picture(p))[1])
+    monkeypatch.setattr(views, "MOST_PIXELS", 3 * 64)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    paths = [tmp_path / "a.png"] * 4
+    with pytest.raises(ConfigError, match=r"at most 192 pixels together; got 4 of 8 x 8\. .*fewer"):
+        read_views(paths, row=None)
+    assert len(read) == 1
+    assert read_views(paths[:3], row=None).shape == (1, 3, 3, 8, 8)
 
 
 def test_inks_follow_their_profile(tmp_path):

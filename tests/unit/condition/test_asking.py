@@ -3,30 +3,39 @@
 import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mvczigal_ref.condition.asking import Asker, checked_prompts
+from mvczigal_ref.condition.asking import Asker, Subject, checked_prompts
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import Caption, CaptionError, stream
 from mvczigal_ref.condition.threads import in_order
 from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError, ChatUnavailableError
-from tests.unit.condition.fakes import Scripted
+from tests.unit.condition.fakes import Scripted, Talker
 
 
-def asker(model, **settings):
+def asker(model, **changes):
     return Asker(
         **{
             "model": model,
             "instructions": {"add": "ADD", "delete": "DELETE"},
             "question": lambda prompt, instruction: f"{instruction}: {prompt}",
-            **settings,
+            **changes,
         }
     )
 
 
-def caption(model, memory=None, **settings):
-    return asker(model, **settings).caption(
-        "a cat", memory=memory or CaptionMemory(), draws=stream(0), sample=2
-    )
+def caption(model, memory=None, **changes):
+    subject = Subject(prompt="a cat", memory=memory or CaptionMemory(), draws=stream(0), sample=2)
+    (made,) = asker(model, **changes).captions([subject])
+    return made
+
+
+def subjects(count, memory):
+    """Ask for several captions of one prompt."""
+    return [
+        Subject(prompt="a cat", memory=memory, draws=stream(0, k), sample=k) for k in range(count)
+    ]
 
 
 # -- oracle ------------------------------------------------------------------------------
@@ -84,6 +93,22 @@ def test_the_prompt_stands_in_where_that_is_wanted():
     assert memory.earlier("a cat") == ()
 
 
+def test_a_round_asks_for_every_caption_that_is_missing():
+    """Of two equal answers the earlier subject's stands; later rounds list what exists by then."""
+    model, memory = Scripted("one", "", "one", "two", "two", "three"), CaptionMemory()
+    made = asker(model).captions(subjects(3, memory))
+
+    assert [c.caption for c in made] == ["one", "two", "three"]
+    assert [c.sample for c in made] == [0, 1, 2]
+    rounds = [model.asked[:3], model.asked[3:5], model.asked[5:]]
+    assert not any("exist already" in asked for asked in rounds[0])
+    assert all("- one" in asked and "- two" not in asked for asked in rounds[1])
+    assert "1 was refused: it is empty" in rounds[1][0]
+    assert "1 was refused: it repeats" in rounds[1][1]
+    assert "- one\n- two" in rounds[2][0]
+    assert memory.earlier("a cat") == ("one", "two", "three")
+
+
 # -- laws --------------------------------------------------------------------------------
 
 
@@ -99,6 +124,38 @@ def test_results_keep_the_order_of_the_items(workers):
         return item * item
 
     assert list(in_order(slow_first, range(7), workers=workers)) == [n * n for n in range(7)]
+
+
+def test_questions_are_asked_at_once_and_no_more_than_workers():
+    """Each waits until as many have come; one more would be there too."""
+    meeting, inside, most = threading.Barrier(3), [], []
+
+    class Together:
+        def ask(self, text, images=(), *, seed=None):
+            inside.append(seed)
+            most.append(len(inside))
+            meeting.wait(timeout=20)
+            inside.remove(seed)
+            return f"a cat number {seed}"
+
+    made = asker(Together()).captions(subjects(6, CaptionMemory()), workers=3)
+
+    assert len({c.caption for c in made}) == 6
+    assert max(most) == 3
+
+
+@given(st.integers(1, 9), st.integers(2, 5), st.integers(0, 9))
+@settings(max_examples=10)
+def test_captions_are_the_same_for_any_number_of_workers(count, workers, words):
+    """Though answers are refused and repeat each other."""
+    one, many = (
+        asker(Talker(12 + words), attempts=200).captions(
+            subjects(count, CaptionMemory()), workers=w
+        )
+        for w in (1, workers)
+    )
+
+    assert one == many
 
 
 def test_no_more_is_begun_than_a_few_ahead():
@@ -124,7 +181,8 @@ def test_raises_when_every_answer_was_refused():
 def test_what_no_other_question_would_mend_passes_at_once(kind):
     """A server that is gone, or that takes no question; the prompt must not hide either."""
     model, memory = Scripted(kind("status 401")), CaptionMemory()
-    with pytest.raises(kind, match="status 401"):
+    place = "'a cat', sample 2: status 401" if kind is ChatRefusedError else "status 401"
+    with pytest.raises(kind, match=place):
         caption(model, memory, on_refusal="prompt")
 
     assert len(model.asked) == 1
@@ -132,17 +190,17 @@ def test_what_no_other_question_would_mend_passes_at_once(kind):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("changes", "message"),
     [
         ({"instructions": {}}, "`instructions` must hold at least one"),
         ({"instructions": {"none": "x"}}, "`instructions` must not be named 'none'"),
         ({"attempts": 0}, "`attempts` must be at least 1; got 0"),
     ],
 )
-def test_rejects_bad_settings(settings, message):
+def test_rejects_bad_settings(changes, message):
     """By name."""
     with pytest.raises(ValueError, match=message):
-        asker(Scripted(""), **settings)
+        asker(Scripted(""), **changes)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_another_seed_draws_other_aspects():
 
 def test_one_bad_sample_need_not_stop_a_training():
     """The prompt stands in for its caption, and K stays."""
-    model = Scripted("one", "", "", "two")
+    model = Scripted("one", "", "two", "")
     (captions,) = OnlineEnhancer(model, attempts=2, on_refusal="prompt")(
         ["a cat"], groups(objects=1, samples=3), seed=0
     )

@@ -72,6 +72,7 @@ OTHER = {
         "model": "qwen",
         "url": "http://127.0.0.1:8000/v1",
         "api_key_env": "KEY",
+        "requests_at_once": 3,
         "instructions": ["style"],
         "weight": 0.5,
     },
@@ -101,6 +102,8 @@ OTHER = {
         "timeout": 3.0,
         "wait": 0.0,
         "api_key_env": "KEY",
+        "requests_at_once": 3,
+        "cache": "scores",
     },
     "guard": {
         "every": 5,
@@ -196,6 +199,8 @@ FREE = {
         "device",
     ]
 } | {("reward", name) for name in ["url", "device", "timeout", "wait", "api_key_env"]}
-FREE |= {("condition", "url"), ("condition", "api_key_env"), ("sampler", "evaluation_steps")}
+FREE |= {("reward", name) for name in ["requests_at_once", "cache"]}
+FREE |= {("condition", name) for name in ["url", "api_key_env", "requests_at_once"]}
+FREE.add(("sampler", "evaluation_steps"))
 FREE.add(("model", "offload_frozen"))
 SETTINGS = [(s, n) for s, values in OTHER.items() if s != "recipe" for n in values]

@@ -74,6 +74,8 @@ IGNORED = [
     ((), "optim.average_every=2", ("optim.average_decay=0.9",)),
     ((), "optim.loss_scale_growth_interval=5", ("optim.loss_scale=8",)),
     ((), "reward.timeout=3", ("reward.url={world.joint: http://localhost:1}",)),
+    ((), "reward.cache=scores", ("reward.url={world.joint: http://localhost:1}",)),
+    ((), "reward.images_per_chunk=8", ("reward.url={world.joint: http://localhost:1}",)),
     ((), "reward.dtype=bf16", ("reward.per_view=pickscore",)),
     ((), "reward.combine=advantages", ("reward.per_view={world.per_view: 2}",)),
     (("model.finetune=full",), "model.lora_rank=4", ()),

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import math
 import re
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.diffusion.lcm import LcmSampler
+from mvczigal_ref.diffusion.sampler import require_density
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
 from tests.strategies import randn
 
@@ -79,3 +81,35 @@ def test_an_index_without_an_axis_for_each_of_the_batch_is_refused(name, index, 
     for call in (transition, invert):
         with pytest.raises(ValueError, match=rf"`step` must be one index.*{given_}"):
             call(sampler, latent, latent, step)
+
+
+DENSITIES = {
+    "lcm": LcmSampler.create(num_steps=3, alpha_bar=ALPHA_BAR),
+    "ddim": DdimSampler.create(num_steps=3, alpha_bar=ALPHA_BAR),
+    "ddim without noise": DdimSampler.create(num_steps=3, alpha_bar=ALPHA_BAR, eta=0.0),
+    "sde": FlowSampler.create(sigmas=flow_sigmas(3), kernel="sde", noise_scale=0.7),
+    "cps": FlowSampler.create(sigmas=flow_sigmas(3), kernel="cps", noise_scale=0.7),
+    "ode": FlowSampler.create(sigmas=flow_sigmas(3), kernel="ode"),
+}
+COUNTS = {"ddim without noise": 0, "cps": 2, "ode": 0}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_steps_without_a_spread_have_no_density_to_ask_for(name):
+    """All of the ODE's and of DDIM at eta 0, and the last of CPS, which ends clean."""
+    sampler, count = DENSITIES[name], COUNTS.get(name, 3)
+    require_density("steps", range(count), sampler)
+
+    assert sampler.num_density_steps == count
+    for step in range(count, 3):
+        with pytest.raises(
+            ValueError, match=rf"`steps` must be below {count}, the steps .*\[0, {step}\]"
+        ):
+            require_density("steps", [0, step], sampler)
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_a_sampler_is_frozen(name):
+    """What was sampled under one setting is scored under it."""
+    with pytest.raises(FrozenInstanceError):
+        DENSITIES[name].timesteps = torch.zeros(3)

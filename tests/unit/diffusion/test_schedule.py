@@ -321,7 +321,9 @@ def test_shift_refuses_half_precision_and_unknown_modes():
         inspect.unwrap(shift_snr)(torch.tensor([0.5]), 2.0, mode="linear")
 
 
-@pytest.mark.parametrize("bad", [[0.5, 0.9], [0.5, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, math.nan]])
+@pytest.mark.parametrize(
+    "bad", [[0.5, 0.9], [0.5, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, -0.1], [0.5, math.nan]]
+)
 def test_betas_of_no_schedule_are_refused(bad):
     """They would not lie in (0, 1)."""
     with pytest.raises(ValueError, match=r"`alpha_bar` must be strictly decreasing in \(0, 1\)"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.evaluation.evaluate import evaluate, paired_gain, sample_objects
+from mvczigal_ref.evaluation.evaluate import _room, evaluate, paired_gain, sample_objects
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import standard_rollout
@@ -64,6 +64,10 @@ def scores(slices=1, world=None, **more):
     here = World() if world is None else world
     more = {"num_noises": 2, **more}
     return evaluate(system(), PROMPTS, config=settings(slices), world=here, **more)
+
+
+evaluated = cache(scores)
+"""Each evaluation is made once where it is compared with others."""
 
 
 def noise(objects, seed=0):
@@ -148,7 +152,7 @@ def test_a_single_prompt_has_no_error():
 @pytest.mark.parametrize("slices", [2, 3, 4])
 def test_slices_change_no_more_than_rounding(slices):
     """Even those that join the end of one noise and the beginning of the next."""
-    alone, together = scores(), scores(slices)
+    alone, together = evaluated(), scores(slices)
 
     torch.testing.assert_close(together.per_view, alone.per_view, rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(together.joint, alone.joint, rtol=2e-6, atol=2e-6)
@@ -171,13 +175,14 @@ def test_two_processes_share_out_whole_slices():
     """The first has the first half, and both together have all."""
     for part in sent.values():
         part.clear()
-    whole = scores()
+    whole = evaluated()
     for rank in range(2):
         scores(world=Other(rank=rank, size=2))
-    per_object = torch.cat([sent[0][1], sent[1][1]])
+    *images, _, joint = zip(*sent.values(), strict=True)
 
-    assert [len(part) for part in sent[0]] == [len(part) for part in sent[1]] == [3, 3]
-    assert torch.equal(per_object.view(2, 3), whole.joint)
+    assert [len(part) for part in sent[0]] == [len(part) for part in sent[1]] == [1, 1, 1, 3, 3]
+    assert torch.equal(torch.cat(joint).view(2, 3), whole.joint)
+    assert torch.equal(torch.cat([first for first, _ in images]), whole.images)
 
 
 def test_slices_that_do_not_divide_are_done_by_all():
@@ -190,26 +195,56 @@ def test_slices_that_do_not_divide_are_done_by_all():
     assert torch.equal(found.joint, scores(4).joint)
 
 
+def test_whoever_listens_hears_each_slice():
+    """The last one is all of this process's."""
+    heard = []
+    scores(slices=2, progress=lambda done, total: heard.append((done, total)))
+
+    assert heard == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_the_noise_is_the_seeds_alone():
     """The same for every policy, another for another seed, and none of training's."""
-    assert torch.equal(scores().joint, scores().joint)
-    assert (scores().joint != scores(seed=1).joint).all()
+    assert torch.equal(scores().joint, evaluated().joint)
+    assert (evaluated().joint != evaluated(seed=1).joint).all()
     image = sample_objects(
         system(),
         PROMPTS[:1],
         replace(noise([0]), iteration=0),
         config=settings(),
     )
-    assert not torch.equal(image[0], scores().images[0])
+    assert not torch.equal(image[0], evaluated().images[0])
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(0, 0), (2, 2), (8, 3)])
+class Whole(World):
+    """The second of two processes, each of which has one noise; the first sends its images."""
+
+    def gather_objects(self, share):
+        """Put what the first has sent before what the second has."""
+        return torch.cat([scores().images if share.ndim == 5 else share, share])
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_a_process_without_the_first_noise_has_its_images_too(keep):
+    """They are gathered, so that every process holds the same."""
+    found = scores(3, world=Whole(rank=1, size=2), keep_images=keep)
+
+    torch.testing.assert_close(found.images, scores(3).images[:keep], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, 0), (2, 2), (8, 3), (None, 3)])
 def test_images_are_kept_for_the_first_prompts(keep, kept):
-    """As many as asked for, at most all."""
+    """As many as asked for, at most all; all where they fit."""
     found = scores(keep_images=keep)
 
     assert found.images.shape == (kept, 6, 3, 32, 32)
-    assert torch.equal(found.images, scores().images[:kept])
+    assert torch.equal(found.images, evaluated().images[:kept])
+
+
+@pytest.mark.parametrize(("edge", "count"), [(32, 910), (256, 14), (768, 8)])
+def test_images_that_are_kept_fit_into_a_file(edge, count):
+    """64 MiB of fp32, but 8 prompts at least."""
+    assert _room(6, edge) == count
 
 
 def test_the_guidance_of_the_configuration_is_used():

@@ -1,8 +1,6 @@
-"""`language.chat`, `language.bounded_http`: oracle, laws, errors. A real server answers."""
+"""`language.chat`: oracle, laws, errors. A real server answers."""
 
 import json
-import time
-import tracemalloc
 
 import pytest
 import torch
@@ -179,44 +177,10 @@ def test_nobody_there_is_an_outage(pauses):
     """A connection error, which an outage rule can wait for."""
     with serve(chat("gone")) as stub:
         pass
-    with pytest.raises(ConnectionError, match="ConnectionRefusedError"):
+    with pytest.raises(ConnectionError, match="ConnectError"):
         endpoint(stub.url, retries=1).ask("?")
 
     assert len(pauses) == 1
-
-
-def drip(handler, request):
-    """Send a byte now and then, for longer than anyone waits."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    for _ in range(200):
-        handler.wfile.write(b" ")
-        time.sleep(0.05)
-
-
-def drip_head(handler, request):
-    """Send a header that never ends."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-    for _ in range(200):
-        handler.wfile.write(b"x")
-        time.sleep(0.05)
-
-
-def silent(handler, request):
-    """Say nothing for longer than anyone waits."""
-    time.sleep(3.0)
-    handler.close_connection = True
-
-
-@pytest.mark.parametrize("slow", [drip, drip_head, silent])
-def test_a_slow_server_is_left_in_time(slow):
-    """The limit holds for the whole answer, not for each byte of it."""
-    with serve(slow) as stub:
-        start = time.monotonic()
-        with pytest.raises(ChatUnavailableError, match=r"in 0\.4 s at the last of 1 tries"):
-            endpoint(stub.url, timeout_s=0.4).ask("?")
-        assert time.monotonic() - start < 2.5
 
 
 # -- errors ------------------------------------------------------------------------------
@@ -261,9 +225,8 @@ def quoting(status_line):
         raw(f"<html>{KEY}</html>".encode()),
         raw(json.dumps({"error": KEY}).encode()),
         raw(json.dumps({"choices": [{"message": {"content": [KEY]}}]}).encode()),
-        quoting(f"Bearer {KEY}\r\n\r\n".encode()),
     ],
-    ids=["page", "other JSON", "no text", "no HTTP"],
+    ids=["page", "other JSON", "no text"],
 )
 def test_a_key_in_a_failed_answer_is_not_told(reply, monkeypatch, pauses):
     """Whatever the status is."""
@@ -295,24 +258,6 @@ def test_escape_codes_do_not_reach_the_terminal(pauses):
         endpoint(stub.url).ask("?")
 
     assert str(caught.value).isprintable()
-
-
-def endless_chunk(handler, request):
-    """Send one chunk of size -1, and bytes for as long as they are taken."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
-    for _ in range(200):
-        handler.wfile.write(b"a" * 2**20)
-
-
-def test_a_chunk_without_end_is_bounded(pauses):
-    """The body is read up to the bound, whatever size the server names."""
-    tracemalloc.start()
-    try:
-        with serve(endless_chunk) as stub, pytest.raises(ChatAnswerError, match="at most"):
-            endpoint(stub.url).ask("?")
-        assert tracemalloc.get_traced_memory()[1] < 16 * module.MAX_BODY_BYTES
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_url_with_a_password_is_not_quoted():

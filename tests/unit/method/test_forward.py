@@ -17,9 +17,7 @@ def test_every_sample_has_noise_of_its_own_at_every_level():
     advantages = forward.compare(
         stages.rewards, stages.samples, stages.here, multiplier=constraint.multiplier
     )
-    batches = forward.forward_batches(
-        system, stages.samples, stages.conditions, advantages, stages.here
-    )
+    batches = forward.forward_batches(system, stages.under(advantages), stages.here)
     rows = [row for batch in batches for row in batch.noise.flatten(0, 3).flatten(1).tolist()]
 
     assert len({tuple(row) for row in rows}) == len(rows) == 2 * 2 * 3 * 3

@@ -21,7 +21,7 @@ SHAPE = (2, 2, 1)
 
 def replayed(*, reference=True, old=True):
     """Give log-ratios on both sides of the clip, unequal weights, and three means apart."""
-    numbers = randn(2, *SHAPE, seed=1, dtype=torch.float64)
+    numbers = randn(2, *SHAPE, seed=4, dtype=torch.float64)
     means = randn(3, *SHAPE, 1, 2, 2, seed=2, dtype=torch.float64)
     return ReplayedDecision(
         log_ratio=0.1 * numbers[0],
@@ -43,28 +43,28 @@ def apart(one, other, reduction):
 
 
 def slow(decision, *, guard, clip, reduction, kl_form):
-    """Walk the members in plain floats."""
+    """Walk the members in plain floats; give the loss and the fraction that is clipped."""
     length = LEVELS[STEP] - LEVELS[STEP + 1]
     log_ratio = decision.log_ratio.flatten().tolist()
     if guard:
         bias = apart(decision.mean, decision.mean_old, reduction)
         log_ratio = [(x + b / STD**2) * STD for x, b in zip(log_ratio, bias, strict=True)]
-    terms = []
-    for x, a, w in zip(
+    terms, repeats, clipped = [], decision.repeats.flatten().tolist(), 0.0
+    for x, a, w, often in zip(
         log_ratio, decision.advantage.flatten().tolist(), decision.weight.flatten().tolist(),
-        strict=True,
+        repeats, strict=True,
     ):  # fmt: skip
         ratio = math.exp(x)
+        clipped += often * (abs(ratio - 1) > clip)
         near = max(1 - clip, min(1 + clip, ratio))
         terms.append(w * max(-a * ratio, -a * near) / (length if guard else 1.0))
     penalty = 0.0
     if decision.mean_reference is not None:
         squares = apart(decision.mean, decision.mean_reference, reduction)
         unit = length if kl_form == "without_step_length" else 1.0
-        repeats = decision.repeats.flatten().tolist()
         total = sum(often * square for often, square in zip(repeats, squares, strict=True))
         penalty = KL * total / len(squares) / STD**2 * unit
-    return sum(terms) / len(terms) + penalty
+    return sum(terms) / len(terms) + penalty, clipped / len(terms)
 
 
 @pytest.mark.parametrize("kind", ["policy_gradient", "guard"])
@@ -78,7 +78,7 @@ def slow(decision, *, guard, clip, reduction, kl_form):
     ],
 )
 def test_the_loss_is_the_settings(kind, clip, reduction, kl_form, reference):
-    """Weights, clip, reduction and divergence, of either kind."""
+    """Weights, repeats, clip, reduction and divergence, of either kind."""
     how = {
         "objective.kind": kind, "objective.clip_range": CLIP, "objective.clip": clip,
         "objective.reduction": reduction, "objective.kl_form": kl_form,
@@ -86,14 +86,15 @@ def test_the_loss_is_the_settings(kind, clip, reduction, kl_form, reference):
     }  # fmt: skip
     config, decision = config_of(SHIFTED, how), replayed(reference=reference)
     loss, stats = group_objective(config, build_sampler(config))(decision)
-    expected = slow(
+    expected, clipped = slow(
         decision, guard=kind == "guard", clip=CLIP if clip else math.inf, reduction=reduction,
         kl_form=kl_form,
     )  # fmt: skip
 
     assert loss.item() == pytest.approx(expected, rel=1e-6)  # the grid is in fp32
     assert (stats.reference_kl > 0) == reference
-    assert (stats.clip_fraction > 0) == clip
+    assert stats.clip_fraction.item() == pytest.approx(clipped)
+    assert (clipped > 0) == clip
 
 
 def test_cps_has_the_divergence_in_either_form():
@@ -113,7 +114,7 @@ def test_a_diffusion_sampler_has_the_divergence(sampler):
     how = {"sampler.kind": sampler, "objective.kl_weight": KL, "objective.clip_range": CLIP}
     config, decision = config_of(GROUP, how), replayed(old=False)
     loss, _ = group_objective(config, build_sampler(config))(decision)
-    expected = slow(decision, guard=False, clip=CLIP, reduction="mean", kl_form="divergence")
+    expected, _ = slow(decision, guard=False, clip=CLIP, reduction="mean", kl_form="divergence")
 
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 

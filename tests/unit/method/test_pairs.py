@@ -10,7 +10,7 @@ from mvczigal_ref.advantage.pair import joint_share
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method import pairs
 from mvczigal_ref.method.pair_settings import pair_update_settings
-from mvczigal_ref.method.protocol import Iteration
+from mvczigal_ref.method.protocol import Iteration, Learner
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.objective.preference import preference_loss
 from mvczigal_ref.objective.reward_difference import reward_difference_loss
@@ -169,10 +169,9 @@ def test_the_trained_loss_is_the_published_one(kind, sampler, groups):
             advantages = pairs.compare(stages.rewards, stages.samples, stages.here, multiplier=0.5)
             trained = list(system.trained().values())
             if ours:
-                learned = pairs.learn(
-                    system, torch.optim.SGD(trained, lr=STEP[sampler]), stages.samples,
-                    stages.conditions, advantages, stages.here,
-                )  # fmt: skip
+                optimizer = torch.optim.SGD(trained, lr=STEP[sampler])
+                learner = Learner(system=system, optimizer=optimizer)
+                learned = pairs.learn(learner, stages.under(advantages), stages.here)
             else:
                 for objects in ([[0, 1]] if groups == 1 else [[0], [1]]) * 2:
                     loss = published_loss(system, stages, advantages[0][0], objects, config)
@@ -224,4 +223,8 @@ def test_a_slice_without_pairs_is_refused():
     samples = [replace(part, pair=None) for part in stages.samples]
     optimizer = torch.optim.SGD(list(system.trained().values()), lr=0.1)
     with pytest.raises(ValueError, match="`samples` must hold the pairs of every slice"):
-        pairs.learn(system, optimizer, samples, stages.conditions, gap, stages.here, old=None)
+        pairs.learn(
+            Learner(system=system, optimizer=optimizer),
+            replace(stages.under(gap), samples=samples),
+            stages.here,
+        )

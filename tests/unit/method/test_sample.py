@@ -18,7 +18,7 @@ from mvczigal_ref.diffusion.gaussian import joint_log_prob
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.method.group_advantages import sample_advantages
 from mvczigal_ref.method.sample import draw_samples
-from mvczigal_ref.method.steps import check_steps, plan_of, stochastic_steps
+from mvczigal_ref.method.steps import check_grid, check_steps, plan_of, stochastic_steps
 from mvczigal_ref.records import BranchTrajectory, GroupTrajectory
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.windows import random_steps
@@ -402,8 +402,9 @@ def test_means_are_kept_for_the_guard_alone(kind):
 def test_what_does_not_fit_the_grid_is_refused(how, said):
     """Before anything is sampled."""
     config = config_of(*how, {"zigzag.steps": 0})
-    with pytest.raises(ConfigError, match=rf"`rollout` does not fit `sampler`: .*{said}"):
-        check_steps(analytic_system(config), config)
+    for check in (lambda: check_steps(analytic_system(config), config), lambda: check_grid(config)):
+        with pytest.raises(ConfigError, match=rf"`rollout` does not fit `sampler`: .*{said}"):
+            check()
 
 
 @pytest.mark.parametrize(
@@ -417,6 +418,7 @@ def test_what_fits_is_let_pass(how):
     """Every kind of sample."""
     config = config_of(*how)
     check_steps(analytic_system(config), config)
+    check_grid(config)
 
 
 def test_branches_need_a_flow_s_sampler():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from mvczigal_ref.condition.distinct import distinct_texts
@@ -51,3 +52,18 @@ def test_every_sample_is_judged_under_every_caption():
     assert [name for name, _ in seen] == ["a", "b", "joint_view"] * 3
     assert seen[3][1] == ["c 5"] * 4 + ["c 7"] * 4
     assert found.weights == {"a": 2.0, "b": 0.5, "joint_view": 1.0}
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+def test_a_name_of_both_kinds_is_refused():
+    """Its two tables would be taken for one; no scorer is asked."""
+    seen = []
+    per_view, joint = asked(seen)
+    twice = Mixture(scorers={"a": joint, "joint": joint}, weights={"a": 1.0, "joint": 1.0})
+    system = replace(analytic_system(config_of(GROUP)), per_view=per_view, joint=twice)
+    with pytest.raises(ValueError, match=r"`per_view` does not; got \['a'\]"):
+        score(system, torch.rand(1, 2, 3, 3, 2, 2), distinct_texts([["p 1"]]))
+
+    assert not seen

@@ -5,16 +5,18 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, LCMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.hub import load_sdxl_components
-from mvczigal_ref.models.schedulers import stored_prediction
+from mvczigal_ref.models.loading import load_model
+from mvczigal_ref.models.plain_pipelines import stored_prediction
 from mvczigal_ref.models.sources import LCM_UNET, SdxlSources
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.reward.convert import convert_checkpoint
 from mvczigal_ref.system import networks
 from mvczigal_ref.system.networks import load_network
 from tests.unit.models.published import write_cache, write_published
@@ -161,9 +163,32 @@ def test_another_noise_is_refused_by_name(here, mine, change):
         load(here, mine)
 
 
-def test_one_file_is_refused_with_the_remedy(here, mine):
-    """A single-file checkpoint, by every loader."""
-    file = str(mine / "unet" / "diffusion_pytorch_model.safetensors")
+def test_a_pickle_is_refused_with_the_command(here, mine):
+    """In place of a part's tensors, of a file of its own, and as the whole."""
+    path = mine / "unet" / "diffusion_pytorch_model.safetensors"
+    pickle = path.with_suffix(".bin")
+    torch.save(load_file(path), pickle)
+    path.unlink()
+    command = rf"mvczigal convert-reward {pickle} {path}`"
+    for call in (
+        lambda: load(here, mine),
+        lambda: load_sdxl_components(SdxlSources(base=str(mine), unet=str(mine / "unet"))),
+        lambda: load_model(UNet2DConditionModel, mine / "unet"),
+        lambda: load(here, pickle),
+        lambda: load(here, here[0].base, adapter=str(pickle), unet=here[0].unet, vae=here[0].vae),
+    ):
+        with pytest.raises(CheckpointError, match=command):
+            call()
+    convert_checkpoint(pickle)
+    assert is_tuned(load(here, mine), mine)
+
+
+def test_one_file_is_refused_with_the_remedy(here, mine, tmp_path):
+    """A single-file checkpoint, by every loader; one of a folder asks for the folder."""
+    with pytest.raises(CheckpointError, match=r"a safetensors file\. Give the folder that holds"):
+        load(here, mine / "unet" / "diffusion_pytorch_model.safetensors")
+    file = str(tmp_path / "sd_xl_base_1.0.safetensors")
+    save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, file)
     for call in (
         lambda: load(here, file),
         lambda: load_sdxl_components(SdxlSources(base=file)),

@@ -6,12 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
+from mvczigal_ref.diffusion.spacing import SPACINGS
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.scheduler_settings import FOLLOWED, INERT, REFUSED, check_scheduler
 from mvczigal_ref.models.schedulers import sampler_from_scheduler
 from tests.compare import FP32, assert_equal_to
+from tests.strategies import PREDICTION_TYPES
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PLAIN = {
@@ -82,7 +86,7 @@ def our_steps(scheduler):
     for step, t in enumerate(sampler.timesteps.tolist()):
         at = sampler.transition(net(x, t), x, step)
         x = at.mean + spread * at.std[..., None, None, None] * noise(step)
-    return at.denoised
+    return at.denoised if sampler.last_action_is_image_independent else x
 
 
 def flow_grid(scheduler):
@@ -148,6 +152,41 @@ def test_an_inert_setting_changes_no_step(kind, name):
     assert torch.equal(our_steps(made), our_steps(plain))
 
 
+@given(
+    st.integers(1, 60),
+    st.sampled_from(SPACINGS),
+    st.booleans(),
+    st.integers(0, 20),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    PREDICTION_TYPES,
+)
+def test_implicit_steps_are_diffusers_own(num_steps, spacing, to_one, offset, eta, kind):
+    """On every grid that diffusers can space, to the image that its last step gives."""
+    theirs = DDIMScheduler(
+        **PLAIN[DDIMScheduler]
+        | {"timestep_spacing": spacing, "set_alpha_to_one": to_one, "steps_offset": offset},
+        prediction_type=kind,
+    )
+    theirs.set_timesteps(num_steps)
+    grid = theirs.timesteps.tolist()
+    eta *= grid[-1] > 0  # at timestep 0 no step has a spread; refused, see below
+    if grid[0] > 999 or len(grid) != num_steps:
+        with pytest.raises(ValueError, match=r"`(steps_offset|num_steps)` must"):
+            sampler_from_scheduler(theirs, num_steps=num_steps, eta=eta)
+        return
+    sampler = sampler_from_scheduler(theirs, num_steps=num_steps, eta=eta)
+    x = y = noise(99)
+    for step, t in enumerate(grid):
+        drawn = noise(step)
+        x = theirs.step(0.1 * net(x, t), t, x, eta=eta, variance_noise=drawn).prev_sample
+        at = sampler.transition(0.1 * net(y, t), y, step)
+        y = at.mean + at.std[..., None, None, None] * drawn
+    image = at.denoised if sampler.last_action_is_image_independent else y
+
+    assert sampler.timesteps.tolist() == grid
+    torch.testing.assert_close(image, x, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("num_steps", [1, 3, 7, 11, 33, 50])
 @pytest.mark.parametrize("original", [50, 64, 100])
 def test_the_grid_is_diffusers_own(num_steps, original):
@@ -189,7 +228,8 @@ def test_flow_components_refuse_it_too():
         (LCMScheduler, {"timestep_scaling": float("nan")}, "as timestep_scaling; got nan"),
         (LCMScheduler, {"prediction_type": "flow"}, "a prediction_type of .* got .flow."),
         (LCMScheduler, {"trained_betas": [0.1] * 10}, r"as many trained_betas as .* got \(10,\)"),
-        (DDIMScheduler, {"num_train_timesteps": 1001, "steps_offset": 250}, "at a clean image"),
+        (DDIMScheduler, {"timestep_spacing": "karras"}, "a timestep_spacing of .* got .karras."),
+        (DDIMScheduler, {"set_alpha_to_one": "no"}, "a set_alpha_to_one of True, False; got .no."),
     ],
 )
 def test_an_unfit_value_is_refused(kind, change, message):
@@ -198,3 +238,15 @@ def test_an_unfit_value_is_refused(kind, change, message):
     made.register_to_config(**change)
     with pytest.raises(ValueError, match=message):
         sampler_from_scheduler(made, num_steps=STEPS, eta=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"timestep_spacing": "linspace"}, "timestep_spacing"), ({"steps_offset": 0}, "steps_offset")],
+)
+def test_noise_at_timestep_0_is_refused_by_name(change, name):
+    """A grid that ends there has a last step without spread; without noise it is followed."""
+    made = DDIMScheduler(**(PLAIN[DDIMScheduler] | change))
+    with pytest.raises(ValueError, match=f"`{name}` must be positive .* at index 3"):
+        sampler_from_scheduler(made, num_steps=STEPS, eta=1.0)
+    assert sampler_from_scheduler(made, num_steps=STEPS, eta=0.0).timesteps[-1] == 0

@@ -1,6 +1,7 @@
 """`shipped`: the stored folder holds the weights, their gate and their pictures."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.pretraining import ship as shipped
 from mvczigal_ref.pretraining.gate_flow import gate_flow
+from mvczigal_ref.pretraining.gate_multiview import gate
 from mvczigal_ref.pretraining.ship import ship, ship_flow
 
 
@@ -29,8 +31,11 @@ def work(tmp_path):
     return folder
 
 
-def test_ships_the_last_stage_in_half_precision_with_its_evidence(work, tmp_path):
+def test_ships_the_last_stage_in_half_precision_with_its_evidence(work, tmp_path, monkeypatch):
     """Weights, settings, log, gate and pictures; an older folder is replaced."""
+    prompts = ["a red ball with a white nose"] * 2  # of 60: the gate has tests of its own
+    monkeypatch.setattr(shipped, "gate", partial(gate, prompts=prompts))
+    monkeypatch.setattr(shipped, "split_prompts", lambda: ([], prompts))
     folder = tmp_path / "shipped"
     folder.mkdir()
     (folder / "stale").touch()

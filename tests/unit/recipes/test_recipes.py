@@ -172,7 +172,7 @@ def test_every_full_size_flow_recipe_has_a_source():
 
     assert set(SOURCES["recipes"]) == {*METHODS, *sd3.__all__}
     assert {row[0] for row in TABLE.findall(text)} <= set(SOURCES["recipes"])
-    assert len(TABLE.findall(text)) == len(re.findall(r"^\| `", text, re.MULTILINE))
+    assert len(TABLE.findall(text)) == len(re.findall(r"^\| `\w+`", text, re.MULTILINE))
 
 
 def asked_of(theirs, ours):
@@ -260,5 +260,5 @@ def test_the_released_settings_are_the_released_ones():
 
 def test_an_unknown_recipe_names_the_nearest():
     """A slip of the finger is told as one."""
-    with pytest.raises(ConfigError, match=r"tiny_shufled.*tiny_shuffled"):
+    with pytest.raises(ConfigError, match=r"unknown recipe: `tiny_shufled`.*`tiny_shuffled`"):
         recipe("tiny_shufled")

@@ -235,7 +235,7 @@ def test_a_judge_that_only_quotes_has_not_judged():
     """It is asked again and then refused."""
     with (
         serve(chat(f"I refuse to judge this:\n{INJECTION}")) as stub,
-        pytest.raises(JudgementError, match=r"Row 0 must be judged within 2 questions"),
+        pytest.raises(JudgementError, match=r"Object 0 must be judged within 2 questions"),
     ):
         ChatJudge(endpoint(stub.url), re_asks=1)(grey([0.2]), [INJECTION])
 
@@ -319,7 +319,7 @@ def test_questions_are_asked_side_by_side():
     with serve(chat(together)) as stub:
         reward = ChatJudge(endpoint(stub.url), workers=3)(grey([0.1, 0.2, 0.3]), ["a cube"])
 
-    assert reward.shape == (1, 3)
+    torch.testing.assert_close(reward, torch.tensor([[1.4, 1.7, 2.0]]), rtol=0.0, atol=0.01)
 
 
 def test_no_more_questions_at_once_than_workers(monkeypatch):
@@ -391,6 +391,36 @@ def test_a_refused_request_is_not_asked_again():
         with pytest.raises(ChatRefusedError):
             ChatJudge(endpoint(stub.url), re_asks=3, workers=1)(grey([0.1]), ["a cube"])
         assert len(stub.requests) == 1
+
+
+def dark_is_odd(reply):
+    """Judge by brightness, and answer in another way about a dark image."""
+
+    def answer(handler, request):
+        usual = float(request.images[0].mean()) > 0.1
+        (chat(by_brightness) if usual else reply)(handler, request)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "message"),
+    [
+        (chat("fine"), JudgementError, " must be judged within 1 questions"),
+        (raw(b"no", status=400), ChatRefusedError, ": `.*` must accept the request"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_error_names_the_first_object_and_view(workers, reply, error, message):
+    """However many questions are asked at once."""
+    images = grey([0.2, 0.3], [0.4, 0.0], [0.0, 0.5])
+    with serve(dark_is_odd(reply)) as stub:
+        judge = ChatJudge(endpoint(stub.url), re_asks=0, workers=workers)
+        with pytest.raises(error, match=f"^Object 1, view 1{message}"):
+            judge(images, ["a", "b", "c"])
+        joint = ChatJointJudge(endpoint(stub.url), num_views=2, re_asks=0, workers=workers)
+        with pytest.raises(error, match=f"^Object 2{message}"):
+            joint(images, ["a", "b", "c"])
 
 
 def test_an_outage_is_told_as_one_and_ends_the_asking():

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.watch import object_features
 from mvczigal_ref.reward.clip_score import ClipScore, PickScore
+from mvczigal_ref.reward.convert import convert_checkpoint
 from mvczigal_ref.reward.preprocessing import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, preprocess
 from mvczigal_ref.reward.protocols import PerViewScorer
 from tests.unit.reward import slow_transformers as slow
@@ -214,13 +215,17 @@ def test_loading_leaves_the_global_generator(folder):
 
 
 def test_old_files_are_read(tmp_path, folder, scorer):
-    """A pickle of tensors, with the position indices that files once held."""
+    """A pickle of tensors, once converted, with the position indices that files once held."""
     tiny.write_clip(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["text_model.embeddings.position_ids"] = torch.zeros(1, 16, dtype=torch.int64)
     tensors["vision_model.embeddings.position_ids"] = torch.zeros(1, 17, dtype=torch.int64)
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
+    command = r"convert-reward .*pytorch_model\.bin .*pytorch_model\.safetensors`"
+    with pytest.raises(CheckpointError, match=command):
+        ClipScore.from_pretrained(tmp_path, tokenizer=folder)
+    convert_checkpoint(tmp_path / "pytorch_model.bin")
 
     old = ClipScore.from_pretrained(tmp_path, tokenizer=folder)
 

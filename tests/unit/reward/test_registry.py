@@ -71,6 +71,8 @@ def test_options_are_a_scorer_s_own_or_its_family_s():
         timeout=4,
         wait=5,
         api_key_env="KEY",
+        requests_at_once=2,
+        cache="scores",
     )
     told = {
         name: scorer_options(name, reward, device=torch.device("meta"), num_views=7)
@@ -83,6 +85,7 @@ def test_options_are_a_scorer_s_own_or_its_family_s():
     assert told["mine"] == ScorerOptions(
         url="http://127.0.0.1:1", device=torch.device("meta"), dtype=torch.bfloat16,
         images_per_chunk=3, num_views=7, timeout=4.0, wait=5.0, api_key_env="KEY",
+        requests_at_once=2, cache="scores",
     )  # fmt: skip
 
 
@@ -193,6 +196,8 @@ def test_rejects_an_unknown_joint_scorer(name, complaint):
             {},
             "`reward.weights={chat_judge.joint: MODEL}`",
         ),
+        ({"url": {"world.joint": "host:80"}}, {}, "`reward.url` of 'world.joint': `url` must"),
+        ({"cache": __file__}, {}, "`reward.cache` must be a folder"),
         ({}, {"per_view": ("hps",)}, "`guard.per_view` names the unknown scorer 'hps'"),
         (
             {},

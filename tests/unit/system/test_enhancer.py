@@ -97,6 +97,7 @@ def test_a_model_is_asked_about_the_chosen_aspects(models, kind):
     """Where it says nothing the prompt stands in."""
     told = {"model": "name", "url": "http://host/v1", "api_key_env": "KEY"}
     every, some = build(kind, **told), build(kind, **told, instructions=["lighting"])
+    three = build(kind, **told, requests_at_once=3)
 
     assert isinstance(every, OnlineEnhancer)
     made = {"chat": ("http://host/v1", "name", "KEY"), "local": (enhancers.Path("name"), CPU)}
@@ -105,6 +106,8 @@ def test_a_model_is_asked_about_the_chosen_aspects(models, kind):
     assert [c.caption for c in captions] == ["a cat", "a cat"]
     assert every._asker.instructions == ASPECTS
     assert some._asker.instructions == {"lighting": ASPECTS["lighting"]}
+    # A model in this process answers one question at a time.
+    assert three._workers == {"chat": 3, "local": 1}[kind]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_family_has_its_pipeline_s_length_where_none_is_said(fresh, usual, tmp
 
 def test_prompts_longer_than_the_tokenizer_allows_are_refused(flux, monkeypatch):
     """Before any weights are read."""
-    monkeypatch.setattr(flow_loading, "_load", None)
+    monkeypatch.setattr(flow_loading, "_read", None)
     with pytest.raises(ConfigError, match=r"`flow.text_length` must be at most 16.*got 17"):
         load_flow(flux, text_length=17)
 

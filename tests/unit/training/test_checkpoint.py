@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -272,6 +274,29 @@ def test_a_writer_killed_at_a_random_moment_leaves_its_last_checkpoint(tmp_path,
     clean_leftovers(tmp_path)
     assert all(name.startswith("iteration_") for name in names(tmp_path))
     assert len(names(tmp_path)) <= 3
+
+
+@pytest.fixture
+def unreadable():
+    """A folder of a checkpoint that this process may not read, though it be root's."""
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    save(root / "checkpoints", 1)
+    (root / "checkpoints").chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield root / "checkpoints"
+    os.seteuid(user)
+    (root / "checkpoints").chmod(0o755)
+    shutil.rmtree(root)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_folder_that_may_not_be_read_is_not_empty(unreadable):
+    """Else a run would begin anew beside its checkpoints."""
+    with pytest.raises(PermissionError, match="checkpoints"):
+        latest_checkpoint(unreadable)
 
 
 def test_looking_for_the_latest_changes_nothing(tmp_path):

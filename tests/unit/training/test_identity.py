@@ -1,5 +1,6 @@
 """`identity`: base weights that changed under a path are not gone on with."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -11,7 +12,6 @@ from mvczigal_ref.config import from_dict, to_dict
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import to_json
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.training import identity
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.places import absolute_paths, in_places
 from mvczigal_ref.training.run_folder import find_checkpoint, load_policy
@@ -38,10 +38,8 @@ def change(folder):
 # -- laws --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("whole", [2**26, 0])
-def test_the_identity_is_the_content_wherever_it_lies(weights, tmp_path, monkeypatch, whole):
-    """A copy is the same, one changed number is not; so of large files, which are read in parts."""
-    monkeypatch.setattr(identity, "_WHOLE", whole)
+def test_the_identity_is_the_content_wherever_it_lies(weights, tmp_path):
+    """A copy is the same, one changed number is not."""
     one = weights_identity(config(model={"weights": str(weights)}))
     copy = shutil.copytree(weights, tmp_path / "copy")
     two = weights_identity(config(model={"weights": str(copy)}))
@@ -50,6 +48,23 @@ def test_the_identity_is_the_content_wherever_it_lies(weights, tmp_path, monkeyp
 
     assert one["sha256"] == two["sha256"] != three["sha256"]
     assert one["place"] == str(weights) != two["place"]
+
+
+@pytest.mark.parametrize("place", [0, 2**26 + 70_001, -1])
+def test_every_byte_of_a_large_file_counts(tmp_path, place):
+    """The first, the last, and one beyond 64 MiB; the time of the file alone changes nothing."""
+    path = tmp_path / "unet.safetensors"
+    with path.open("wb") as file:
+        file.truncate(2**26 + 2**20)
+    chosen = config(model={"weights": str(tmp_path)})
+    before = weights_identity(chosen)
+    os.utime(path, ns=(0, 0))
+    assert weights_identity(chosen) == before
+    with path.open("r+b") as file:
+        file.seek(place, os.SEEK_END if place < 0 else os.SEEK_SET)
+        file.write(b"1")
+
+    assert weights_identity(chosen)["sha256"] != before["sha256"]
 
 
 def test_a_published_model_is_known_by_its_parts(weights):

@@ -16,7 +16,7 @@ from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.system import build_system
 from mvczigal_ref.training import state as training_state
 from mvczigal_ref.training.checkpoint import load_checkpoint
-from mvczigal_ref.training.prompts import prompt_batch
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.run_folder import find_checkpoint
 from mvczigal_ref.training.state import begin, initial_loss_scale, resume
 from mvczigal_ref.training.tracking import StageTimer
@@ -311,13 +311,14 @@ def test_an_average_follows_is_saved_and_is_what_is_kept(tmp_path):
 
 
 def test_an_average_counts_every_change_of_the_parameters():
-    """Where they change after each decision, these are as many as the window's steps."""
+    """Where they change after each decision, these are the window's steps that are trained."""
     moved = []
-    for often, decisions in ((False, 1), (True, 2)):
+    for often, share, decisions in ((False, 1.0, 1), (True, 1.0, 2), (True, 0.5, 1)):
         chosen = config_of(
             FLOW, GROUP,
             {"optim.step_per_decision": often, "optim.average_decay": 0.9,
-             "optim.average_every": 1, "rollout.window": "fixed", "rollout.window_size": 2},
+             "optim.average_every": 1, "rollout.window": "fixed", "rollout.window_size": 2,
+             "objective.train_share": share},
         )  # fmt: skip
         state = begin(analytic_system(chosen), chosen, World(), NUMBERED)
         before = state.average["gain"].clone()

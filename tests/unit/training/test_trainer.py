@@ -38,8 +38,9 @@ from mvczigal_ref.tiny_world.grammar import split_prompts
 from mvczigal_ref.training import checkpoint, trainer
 from mvczigal_ref.training import loop as training_loop
 from mvczigal_ref.training.checkpoint import load_checkpoint
-from mvczigal_ref.training.loop import Events
-from mvczigal_ref.training.prompts import prompt_batch, read_prompts
+from mvczigal_ref.training.events import Events
+from mvczigal_ref.training.prompt_batch import prompt_batch
+from mvczigal_ref.training.prompts import read_prompts
 from mvczigal_ref.training.run_folder import is_finished
 from mvczigal_ref.training.tracking import read_metrics
 from mvczigal_ref.training.trainer import export_policy, train

@@ -104,17 +104,60 @@ def test_what_others_wrote_counts_too(tmp_path):
     assert ScoreCache(folder=tmp_path).get("dd", info=PER_VIEW, views=1) == one(2.0)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[1, 2]"])
-def test_a_damaged_file_is_no_score(tmp_path, content):
-    """It is asked for again, and the file made whole."""
-    ScoreCache(folder=tmp_path).put(KEY, SCORES, info=PER_VIEW)
-    (path,) = tmp_path.rglob("*.json")
-    path.write_bytes(content)
-    cache = ScoreCache(folder=tmp_path)
+def stored(folder, key=KEY):
+    """Store the scores; give their file."""
+    ScoreCache(folder=folder).put(key, SCORES, info=PER_VIEW)
+    return folder / key[:2] / f"{key}.json"
 
-    assert cache.get(KEY, info=PER_VIEW, views=2) is None
+
+def damaged(content):
+    """Damage a file's content in every way that a disk has: one bit of each byte, and cuts."""
+    for place in range(len(content)):
+        for bit in (0, 4):
+            yield content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+    yield from (content[:length] for length in range(0, len(content), 37))
+    yield from (b"{}", b"[1, 2]", b"\xff", b"[" * 9999)
+
+
+def test_damaged_scores_are_dropped_with_a_word(tmp_path, caplog):
+    """Whatever bit was lost; the object is scored again, and the file made whole."""
+    path = stored(tmp_path)
+    content = path.read_bytes()
+    for broken in damaged(content):
+        path.write_bytes(broken)
+        caplog.clear()
+        cache = ScoreCache(folder=tmp_path)
+
+        assert cache.get(KEY, info=PER_VIEW, views=2) is None
+        assert not path.exists()
+        (message,) = caplog.messages
+        assert message.startswith(f"damaged scores in {path} are scored again: ")
+        assert message.isprintable()
     cache.put(KEY, SCORES, info=PER_VIEW)
     assert ScoreCache(folder=tmp_path).get(KEY, info=PER_VIEW, views=2) == SCORES
+    assert path.read_bytes() == content
+
+
+def test_scores_of_another_object_are_damage(tmp_path):
+    """A file that was renamed is whole, and wrong all the same."""
+    path, other = stored(tmp_path), content_key(PER_VIEW, **{**CONTENT, "prompt": "b"})
+    place = tmp_path / other[:2] / f"{other}.json"
+    place.parent.mkdir(exist_ok=True)
+    path.rename(place)
+
+    assert ScoreCache(folder=tmp_path).get(other, info=PER_VIEW, views=2) is None
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    """Once it is so old that no writer lives; a younger one may still be written."""
+    path = stored(tmp_path)
+    old, young = path.with_name(".a.json.7.tmp"), path.with_name(".b.json.8.tmp")
+    for left in (old, young):
+        left.write_text("{")
+    os.utime(old, (1.0, 1.0))
+    stored(tmp_path)
+
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_a_full_disk_ends_the_folder_and_not_the_run(tmp_path, monkeypatch, caplog):

@@ -8,6 +8,7 @@ import tracemalloc
 import pytest
 
 from mvczigal_ref.errors import ScorerUnavailableError
+from mvczigal_ref.language.bounded_http import TryAgainError
 from mvczigal_ref.reward.service.connection import BadAnswerError, Connection, Patience
 from mvczigal_ref.reward.service.server import serving
 from mvczigal_ref.reward.service.terms import Limits, RefusedError
@@ -44,15 +45,15 @@ def test_pauses_double_up_to_the_longest():
     """From the first: 1, 2, 4, 4 ..."""
     connection, time = connect()
 
-    assert connection.persist(failing(*[OSError("down")] * 5)) == "done"
+    assert connection.persist(failing(*[TryAgainError("down")] * 5)) == "done"
     assert time.pauses == [1.0, 2.0, 4.0, 4.0, 4.0]
 
 
 def test_an_outage_is_waited_for_up_to_the_bound():
     """The last pause is cut to what is left, and an exchange follows it."""
     connection, time = connect()
-    with pytest.raises(ScorerUnavailableError, match=r"for 20\.0 s .*OSError: down") as caught:
-        connection.persist(failing(*[OSError("down")] * 99))
+    with pytest.raises(ScorerUnavailableError, match=r"for 20\.0 s .*: down") as caught:
+        connection.persist(failing(*[TryAgainError("down")] * 99))
 
     assert time.pauses == [1.0, 2.0, 4.0, 4.0, 4.0, 4.0, 1.0]
     assert isinstance(caught.value, ConnectionError)
@@ -61,8 +62,8 @@ def test_an_outage_is_waited_for_up_to_the_bound():
 def test_wrong_answers_are_counted():
     """However patient the clock is; an outage between them does not count."""
     connection, time = connect()
-    errors = [BadAnswerError("x"), OSError("down"), BadAnswerError("x"), BadAnswerError("y")]
-    with pytest.raises(ScorerUnavailableError, match=r"3 wrong ones.*BadAnswerError: y"):
+    errors = [BadAnswerError("x"), TryAgainError("down"), BadAnswerError("x"), BadAnswerError("y")]
+    with pytest.raises(ScorerUnavailableError, match=r"3 wrong ones.*last time: y"):
         connection.persist(failing(*errors))
 
     assert time.pauses == [1.0, 2.0, 4.0]
@@ -86,19 +87,37 @@ def test_an_outage_is_told_once_and_so_is_its_end(caplog):
     connection, _ = connect()
     with caplog.at_level(logging.WARNING):
         connection.persist(failing())
-        connection.persist(failing(*[OSError("down")] * 4))
+        connection.persist(failing(*[TryAgainError("down")] * 4))
 
     assert [record.getMessage() for record in caplog.records] == [
-        f"the scorer at {NO_ONE} does not serve (OSError: down); trying again for 20 s",
+        f"the scorer at {NO_ONE} does not serve (down); trying again for 20 s",
         f"the scorer at {NO_ONE} is back after 11.0 s",
     ]
+
+
+def test_a_service_may_ask_for_a_longer_pause():
+    """Up to the longest, and to what is left."""
+    connection, time = connect()
+    errors = [TryAgainError("busy", 3.0), TryAgainError("busy"), TryAgainError("busy", 99.0)]
+
+    assert connection.persist(failing(*errors)) == "done"
+    assert time.pauses == [3.0, 2.0, 4.0]
+
+
+def test_what_is_no_outage_is_not_repeated():
+    """Such as a fault of this program."""
+    connection, time = connect()
+    with pytest.raises(OSError, match="no such file"):
+        connection.persist(failing(OSError("no such file")))
+
+    assert time.pauses == []
 
 
 def test_no_patience_is_one_exchange():
     """With `wait_s` 0."""
     connection, time = connect(patience=Patience(wait_s=0.0))
     with pytest.raises(ScorerUnavailableError):
-        connection.persist(failing(OSError("down")))
+        connection.persist(failing(TryAgainError("down")))
 
     assert time.pauses == []
 
@@ -131,8 +150,8 @@ def test_a_refusal_is_read_though_the_body_was_not():
         (http(200, b" " * (2**20 + 1)), BadAnswerError, "longer than 1048576 bytes"),
         (http(301, {}), BadAnswerError, "status 301"),
         (http(500, {"error": "out of memory"}), BadAnswerError, "status 500: out of memory"),
-        (http(503, {"error": "busy"}), ConnectionError, "status 503: busy"),
-        (http(502, b"<html>"), ConnectionError, "status 502: no reason"),
+        (http(503, {"error": "busy"}), TryAgainError, "status 503: busy"),
+        (http(502, b"<html>"), TryAgainError, "status 502: no reason"),
         (http(422, {"error": "no such part"}), RefusedError, r"\(422\): no such part"),
         (http(404, b""), RefusedError, r"\(404\): no reason"),
     ],
@@ -143,21 +162,29 @@ def test_answers_are_sorted(answer, error, message):
         connect(server.url)[0].get("/version")
 
 
-def endless_chunk(connection):
-    """Send one chunk of size -1, and bytes for as long as they are taken."""
-    connection.sendall(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
-    for _ in range(200):
-        connection.sendall(b"a" * 2**20)
+def endless(size):
+    """Send chunks of a named size, and bytes for as long as they are taken."""
+
+    def answer(connection):
+        connection.sendall(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n" + size)
+        for _ in range(200):
+            connection.sendall(b"a" * 2**20)
+
+    return answer
 
 
-def test_a_chunk_without_end_is_bounded():
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        (b"-1\r\n", TryAgainError, "RemoteProtocolError"),
+        (b"7fffffffff\r\n", BadAnswerError, "longer than 1048576 bytes"),
+    ],
+)
+def test_a_chunk_without_end_is_bounded(size, error, message):
     """The answer is read up to the bound, whatever size the service names."""
     tracemalloc.start()
     try:
-        with (
-            Scripted(endless_chunk) as server,
-            pytest.raises(BadAnswerError, match="longer than 1048576 bytes"),
-        ):
+        with Scripted(endless(size)) as server, pytest.raises(error, match=message):
             connect(server.url)[0].get("/version")
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
@@ -169,7 +196,7 @@ def test_escape_codes_do_not_reach_the_terminal(status):
     """The service's words are shown without them."""
     with (
         Scripted(http(status, {"error": "\x1b[2J\x07bad\nluck"})) as server,
-        pytest.raises((BadAnswerError, ConnectionError, RefusedError)) as caught,
+        pytest.raises((BadAnswerError, TryAgainError, RefusedError)) as caught,
     ):
         connect(server.url)[0].get("/version")
 
@@ -210,7 +237,7 @@ def test_no_one_there_is_an_outage():
     """A port that was let go."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(TryAgainError, match=r"ConnectError: .*refused"):
         connect(f"http://127.0.0.1:{port}")[0].get("/version")
 
 
@@ -232,7 +259,7 @@ def test_an_exchange_ends_in_time(answer, limit):
     """Also where every single byte comes in time."""
     with Scripted(answer) as server:
         connection, _ = connect(server.url, Patience(timeout_s=limit))
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TryAgainError, match=rf"no whole answer in {limit:g} s"):
             connection.get("/version")
 
 

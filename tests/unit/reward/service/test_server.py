@@ -1,7 +1,9 @@
-"""`reward.service.server` and `.bounds`: what is answered, what is refused, and when."""
+"""`reward.service.server`, `.handler`, `.bounds`: what is answered, what is refused, and when."""
 
+import base64
 import errno
 import http.client
+import io
 import json
 import select
 import socket
@@ -14,13 +16,14 @@ from socketserver import TCPServer
 
 import pytest
 import torch
+from PIL import Image
 
 from mvczigal_ref.reward.service import bounds
-from mvczigal_ref.reward.service import server as service
+from mvczigal_ref.reward.service import handler as service
 from mvczigal_ref.reward.service.bounds import Memory
 from mvczigal_ref.reward.service.server import ScorerServer, serve, serving
 from mvczigal_ref.reward.service.terms import Limits, RefusedError
-from mvczigal_ref.reward.service.wire import CONTENT_TYPE, Head, from_pixels, to_pixels
+from mvczigal_ref.reward.service.wire import CONTENT_TYPE, Head, to_pixels
 from tests.unit.reward.service.doubles import JOINT, PER_VIEW, PROMPTS, corner, lightest, noise
 
 LONG = 30  # seconds that no test takes
@@ -30,6 +33,24 @@ def body(images, prompts=PROMPTS, *, kind="per_view", dtype="float32"):
     """Write a request's body."""
     head = Head(kind=kind, prompts=tuple(prompts), shape=tuple(images.shape), dtype=dtype)
     return head.encode() + to_pixels(images, dtype).tobytes()
+
+
+def json_body(images, prompts=PROMPTS):
+    """Write the same request in JSON."""
+    rows = []
+    for views in (images * 255).round().byte().permute(0, 1, 3, 4, 2).numpy():
+        rows.append([])
+        for view in views:
+            buffer = io.BytesIO()
+            Image.fromarray(view).save(buffer, "PNG")
+            rows[-1].append(base64.b64encode(buffer.getvalue()).decode())
+    return json.dumps({"prompts": list(prompts), "images": rows}).encode()
+
+
+# Both formats of a request: its content type, and its writer.
+FORMATS = pytest.mark.parametrize(
+    ("type_", "written"), [(CONTENT_TYPE, body), ("application/json", json_body)]
+)
 
 
 def ask(server, method, path, content=None, headers=None):
@@ -85,6 +106,35 @@ def test_scores_are_the_scorers(server, dtype):
         "dtype": "float32",
         "scores": corner(seen, PROMPTS).tolist(),
     }
+
+
+def test_json_is_scored_as_pixels_are(server):
+    """The same answer as to the same pixels in the other format."""
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    answer = ask(server, "POST", "/score", json_body(noise()), headers)
+
+    assert answer == ask(server, "POST", "/score", body(noise(), dtype="uint8"))
+    assert answer[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        (b"{", 400, "cannot be read as JSON"),
+        (b'{"prompts": ["a"], "images": [["AAAA"]]}', 400, "must be PNG files"),
+        (b'{"prompts": ["a"], "images": "' + b"A" * 1971, 413, "`body_bytes` must be at most 2000"),
+        (json_body(noise(), ["a", "b", "longer"]), 413, "`prompt_chars` must be at most 5"),
+    ],
+)
+def test_json_is_refused_in_one_line(server, content, status, message):
+    """And the service goes on."""
+    headers = {"Content-Type": "application/json"}
+    found, said = ask(server, "POST", "/score", content, headers)
+
+    assert found == status
+    assert message in said["error"]
+    assert said["error"].isprintable()
+    assert server.places.taken == server.memory.held == 0
 
 
 def test_a_joint_scorer_gives_one_an_object():
@@ -278,13 +328,15 @@ def test_refuses_what_it_does_not_serve(server):
             assert b'{"error": "Bad request syntax' in file.read()
 
 
-def test_does_not_wait_for_a_body_that_drips():
+@pytest.mark.parametrize("type_", [CONTENT_TYPE, "application/json"])
+def test_does_not_wait_for_a_body_that_drips(type_):
     """The time limit is on the whole of it, though each byte comes soon."""
     with (
         serving(corner, info=PER_VIEW, limits=Limits(read_s=0.2)) as server,
         socket.create_connection(("127.0.0.1", server.server_port), timeout=LONG) as client,
     ):
-        client.sendall(post(TYPE, "Content-Length: 204") + struct.pack("<I", 200))
+        header = post(f"Content-Type: {type_}", "Content-Length: 204")
+        client.sendall(header + struct.pack("<I", 200))
         for _ in range(200):
             if select.select([client], [], [], 0.01)[0]:
                 break
@@ -325,18 +377,33 @@ def until(condition):
         time.sleep(0.005)
 
 
-def test_silent_clients_take_no_place():
+@FORMATS
+def test_silent_clients_take_no_place(type_, written):
     """A place is for a request that has come as a whole."""
-    content = body(noise())
-    begun = post(TYPE, f"Content-Length: {len(content)}") + content[:-1]
+    content = written(noise())
+    begun = post(f"Content-Type: {type_}", f"Content-Length: {len(content)}") + content[:-1]
     with serving(corner, info=PER_VIEW, limits=Limits(requests=1)) as server:
-        clients = [silent(server, begun) for _ in range(3)]
-        until(lambda: server.memory.held == 3 * (len(content) - 1))
+        clients = [silent(server, begun) for _ in range(8)]
+        until(lambda: server.memory.held == 8 * (len(content) - 1))
 
-        assert ask(server, "POST", "/score", content)[0] == 200
+        assert ask(server, "POST", "/score", content, {"Content-Type": type_})[0] == 200
         for client in clients:
             client.close()
         until(lambda: server.memory.held == 0)
+
+
+def test_memory_of_json_grows_with_the_bytes_received():
+    """Not with the length that a client names; it is given back."""
+    begun = post("Content-Type: application/json", f"Content-Length: {2**28}") + b"x" * 100
+    with serving(corner, info=PER_VIEW) as server:
+        tracemalloc.start()
+        try:
+            with silent(server, begun):
+                until(lambda: server.memory.held == 100)
+            until(lambda: server.memory.held == 0)
+            assert tracemalloc.get_traced_memory()[1] < 2**23
+        finally:
+            tracemalloc.stop()
 
 
 def test_memory_grows_with_the_bytes_received():
@@ -356,17 +423,24 @@ def test_memory_grows_with_the_bytes_received():
 
 
 def test_images_are_made_one_request_at_a_time(server, monkeypatch):
-    """Bytes become four times as many when they become numbers."""
+    """Bytes become four times as many when they become numbers; PNGs are opened then too."""
     turns = []
 
-    def watched(content, head):
-        turns.append(server.turn.locked())
-        return from_pixels(content, head)
+    def watched(name):
+        work = getattr(service, name)
 
-    monkeypatch.setattr(service, "from_pixels", watched)
+        def noted(*arguments, **more):
+            turns.append((name, server.turn.locked()))
+            return work(*arguments, **more)
 
+        monkeypatch.setattr(service, name, noted)
+
+    watched("from_pixels")
+    watched("parse_json")
     assert ask(server, "POST", "/score", body(noise(), dtype="uint8"))[0] == 200
-    assert turns == [True]
+    headers = {"Content-Type": "application/json"}
+    assert ask(server, "POST", "/score", json_body(noise()), headers)[0] == 200
+    assert turns == [("from_pixels", True), ("parse_json", True), ("from_pixels", True)]
 
 
 def test_all_bodies_together_are_bounded():
@@ -426,12 +500,14 @@ def test_the_service_outlives_a_lack_of_descriptors(monkeypatch):
         ("[", 421),
     ],
 )
-def test_another_host_is_refused(server, host, status):
+@FORMATS
+def test_another_host_is_refused(server, type_, written, host, status):
     """A web page whose name leads to this machine gets no answer from its browser."""
-    content = body(noise())
-    headers = {"Content-Type": CONTENT_TYPE, "Host": host}
+    content = written(noise())
+    headers = {"Content-Type": type_, "Host": host}
 
     assert ask(server, "GET", "/version", None, headers)[0] == status
+    assert ask(server, "GET", "/openapi.json", None, headers)[0] == status
     assert ask(server, "POST", "/score", content, headers)[0] == status
 
 

@@ -1,0 +1,1 @@
+"""Example of a plug-in: one scorer, one objective, one recipe."""

@@ -1,0 +1,47 @@
+"""Dry run: the settings, plan and checks of a training run, and no file."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from mvczigal_ref.cli.output import Printed, console_of, write_json
+from mvczigal_ref.cli.preflight import check_tables, checked, plan_content, print_plan
+from mvczigal_ref.cli.recipes import changes_table, setting_changes
+from mvczigal_ref.config import TrainConfig, to_dict
+from mvczigal_ref.preflight.plan import plan
+
+__all__ = ["dry_run"]
+
+
+def dry_run(command: Printed, config: TrainConfig, *, folder: Path, processes: int) -> None:
+    """Print what a run would be, what it would take, and whether this machine trains it.
+
+    Args:
+        command: Command whose output it is.
+        config: The run.
+        folder: Folder that it would train into.
+        processes: Processes of it.
+
+    Raises:
+        ConfigError: If training would refuse the run.
+        CheckpointError: If weights cannot be read.
+        SystemExit: With status 1 if something does not hold.
+    """
+    console = console_of(command)
+    changes = setting_changes(TrainConfig(), config)
+    console.print(f"would train into {folder}", markup=False, highlight=False, soft_wrap=True)
+    console.print(changes_table(changes, before="default", after=config.recipe))
+    cost = plan(config, world_size=processes)
+    print_plan(cost, console)
+    result = checked(config)
+    console.print(check_tables(result))
+    write_json(
+        command,
+        {
+            "folder": str(folder),
+            "config": to_dict(config),
+            "plan": plan_content(cost),
+            "checks": [asdict(finding) for finding in result.findings],
+        },
+    )
+    if not result.passed:
+        raise SystemExit(1)

@@ -1,0 +1,71 @@
+"""Output of commands that print a table: as JSON, or not at all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["STANDARD_OUTPUT", "Printed", "Quiet", "console_of", "write_json"]
+
+STANDARD_OUTPUT = Path("-")
+"""Name for standard output, in a file's place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quiet:
+    """Output of a command that shows progress."""
+
+    quiet: bool = False
+    """Print no table and no progress; warnings, errors and JSON alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed(Quiet):
+    """Output of a command that prints a table."""
+
+    json: Annotated[
+        Path | None, arg(metavar="[FILE]", help_behavior_hint="(default: a table alone)")
+    ] = None
+    """Also write it as JSON to this file; without a name, at the end of the line, print JSON in the
+    table's place."""
+
+
+def console_of(command: Quiet, *, shown: bool = True) -> "Console":
+    """Make the console that a command's table and progress go to.
+
+    Args:
+        command: Any command with progress or a table.
+        shown: Whether this process prints at all.
+
+    Returns:
+        A console, silent where the command is quiet or prints JSON.
+
+    Examples:
+        >>> console_of(Printed(quiet=True)).quiet
+        True
+    """
+    from rich.console import Console
+
+    as_json = isinstance(command, Printed) and command.json == STANDARD_OUTPUT
+    return Console(quiet=command.quiet or as_json or not shown)
+
+
+def write_json(command: Printed, content: Any) -> None:  # noqa: ANN401 - whatever JSON can say
+    """Write a command's result as JSON where it asks for that.
+
+    Args:
+        command: The command.
+        content: JSON values.
+    """
+    if command.json is None:
+        return
+    from mvczigal_ref.files import atomic_write, to_json
+
+    if command.json == STANDARD_OUTPUT:
+        print(to_json(content), end="")
+    else:
+        atomic_write(command.json, to_json(content))

@@ -1,0 +1,103 @@
+"""Progress of a long step: a bar where someone watches, a plain line now and then elsewhere."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+__all__ = ["PLAIN_EVERY", "Steps", "duration"]
+
+PLAIN_EVERY = 15.0
+"""Time between plain lines [s]."""
+
+
+class Steps:
+    """Progress over a known number of steps.
+
+    Args:
+        console: Place for it; rich knows whether someone is watching. A silent one shows nothing.
+        text: Name of the long step.
+        total: Steps in all.
+        done: Steps that were done before.
+        clock: Seconds now.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        text: str,
+        total: int | float,
+        *,
+        done: int | float = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._text, self._clock = console, text, clock
+        self._total, self._done, self._first = total, done, done
+        self._began = self._spoken = clock()
+        columns = (
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            TaskProgressColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bar = Progress(
+            *columns, console=console, disable=not console.is_terminal or console.quiet,
+            transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task(text, total=total)
+        self._bar.update(self._task, completed=done)
+
+    def __enter__(self) -> "Steps":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, count: int | float = 1) -> None:
+        """Note that steps are done.
+
+        Args:
+            count: Number of them.
+        """
+        self.reach(self._done + count)
+
+    def reach(self, done: int | float) -> None:
+        """Note how many steps are done in all.
+
+        Args:
+            done: Number of them, those done before included.
+        """
+        self._done = done
+        self._bar.update(self._task, completed=done)
+        now = self._clock()
+        if self._console.is_terminal or now - self._spoken < PLAIN_EVERY:
+            return
+        self._spoken = now
+        share = self._done / self._total if self._total else 1.0
+        rate = (self._done - self._first) / max(now - self._began, 1e-9)
+        left = f", {duration((self._total - self._done) / rate)} left" if rate > 0 else ""
+        line = f"{self._text}: {share:.0%}{left}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Write a length of time.
+
+    Args:
+        seconds: Length [s].
+
+    Returns:
+        Minutes and seconds, or seconds alone.
+
+    Examples:
+        >>> duration(75), duration(4.2)
+        ('1 min 15 s', '4 s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

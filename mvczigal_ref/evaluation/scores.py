@@ -1,0 +1,187 @@
+"""Scores of an evaluation: their files, and the paired gain of one over another."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.shapes import Images
+
+__all__ = [
+    "MEASURED",
+    "Evaluation",
+    "PairedGain",
+    "paired_gain",
+    "read_evaluation",
+    "seal_evaluation",
+    "sealed_evaluation",
+]
+
+MEASURED = "measured"
+"""Metadata that tells under which circumstances scores were measured."""
+
+_SEALED = "; sha256 "
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Scores of every prompt under every initial noise."""
+
+    per_view: Float[Tensor, "noise prompt"]
+    """Mean over views of the per-view score [reward units]."""
+
+    joint: Float[Tensor, "noise prompt"]
+    """Joint-view score [reward units]."""
+
+    images: Images
+    """Images of the first noise, for the prompts asked for, in [0, 1]."""
+
+    def means(self) -> dict[str, float]:
+        """Average both scores over noises and prompts, as the metrics file names them.
+
+        Returns:
+            Both means [reward units].
+        """
+        return {
+            "held_out/per_view": float(self.per_view.double().mean()),
+            "held_out/joint": float(self.joint.double().mean()),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedGain:
+    """Change of a mean score between two evaluations on the same prompts and noises."""
+
+    before: float
+    """Mean [reward units]."""
+
+    after: float
+    """Mean [reward units]."""
+
+    gain: float
+    """Mean of the paired differences [reward units]."""
+
+    standard_error: float
+    """Standard error of the gain over prompts [reward units]."""
+
+
+def read_evaluation(path: Path) -> tuple[Evaluation, dict[str, str]]:
+    """Read scores that training has kept.
+
+    Args:
+        path: A safetensors file.
+
+    Returns:
+        The scores, and what is written beside them.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+
+    Examples:
+        >>> read_evaluation(Path("absent/before_000000.safetensors"))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: cannot read the scores in \
+'absent/before_000000.safetensors': No such file or directory: absent/before_000000.safetensors. \
+Remove the file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            metadata = file.metadata() or {}
+        scores = Evaluation(**tensors)
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        msg = f"cannot read the scores in {str(path)!r}: {error}. Remove the file."
+        raise CheckpointError(msg) from error
+    measured, sealed, seal = metadata.get(MEASURED, "").partition(_SEALED)
+    if sealed and seal != seal_evaluation(scores, path, measured):
+        msg = (
+            f"cannot read the scores in {str(path)!r}: they are not what was written under that "
+            "iteration. Remove the file."
+        )
+        raise CheckpointError(msg)
+    return scores, metadata
+
+
+def sealed_evaluation(scores: Evaluation, path: Path, measured: str) -> bytes:
+    """Give scores as the content of a file that :func:`read_evaluation` checks.
+
+    Args:
+        scores: Scores to keep.
+        path: File that they are for: under that of another iteration they are refused.
+        measured: Circumstances of the measurement.
+
+    Returns:
+        Bytes of a safetensors file.
+    """
+    # One entry alone: several would be written in any order, and files would not be equal.
+    metadata = {MEASURED: measured + _SEALED + seal_evaluation(scores, path, measured)}
+    content: bytes = save(_tensors(scores), metadata=metadata)
+    return content
+
+
+def seal_evaluation(scores: Evaluation, path: Path, measured: str) -> str:
+    """Digest scores, their iteration and circumstances.
+
+    Args:
+        scores: Scores of an occasion.
+        path: File of the scores; the iteration that ends its name is read.
+        measured: Circumstances of the measurement.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    iteration = path.stem.rpartition("_")[2]
+    digest = hashlib.sha256(f"{iteration}\0{measured}\0".encode())
+    digest.update(save(_tensors(scores)))
+    return digest.hexdigest()
+
+
+def _tensors(scores: Evaluation) -> dict[str, Tensor]:
+    return {"per_view": scores.per_view, "joint": scores.joint, "images": scores.images}
+
+
+def paired_gain(
+    before: Float[Tensor, "noise prompt"], after: Float[Tensor, "noise prompt"]
+) -> PairedGain:
+    r"""Compare scores prompt by prompt.
+
+    .. math::
+        d_p = \frac1N \sum_n (a_{np} - b_{np}), \quad
+        \mathrm{SE} = \sqrt{\frac{\sum_p (d_p - \bar d)^2}{P (P - 1)}}
+
+    Args:
+        before: Scores of one policy [reward units].
+        after: Scores of another, on the same noises and prompts.
+
+    Returns:
+        Both means, the gain and its standard error (NaN for a single prompt).
+
+    Raises:
+        ValueError: If the tables differ in shape.
+
+    Examples:
+        >>> gain = paired_gain(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 6.0]]))
+        >>> gain.gain, gain.standard_error
+        (2.0, 1.0)
+    """
+    if before.shape != after.shape:
+        msg = (
+            f"`after` must have the shape of `before`, {tuple(before.shape)}; got "
+            f"{tuple(after.shape)}. Evaluate both on the same prompts and noises."
+        )
+        raise ValueError(msg)
+    difference = (after.double() - before.double()).mean(0)
+    prompts = difference.shape[0]
+    error = float(difference.std()) / math.sqrt(prompts) if prompts > 1 else math.nan
+    return PairedGain(
+        before=float(before.double().mean()),
+        after=float(after.double().mean()),
+        gain=float(difference.mean()),
+        standard_error=error,
+    )

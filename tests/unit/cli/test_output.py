@@ -1,0 +1,63 @@
+"""`cli.output`: JSON in a file or in the table's place, and silence."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mvczigal_ref.cli import _read, main
+from mvczigal_ref.cli.output import STANDARD_OUTPUT, Printed, console_of
+
+TABLES = {
+    "train": ["tiny"], "plan": ["tiny"], "check": ["tiny"], "recipes": [], "settings": [],
+    "evaluate": [], "reproduce": [], "score": ["a.png", "--prompt", "x", "--reward", "clip_score"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_command_with_a_table_has_both(name):
+    """`--json` with and without a file, `--quiet`."""
+    words = [name, *TABLES[name]]
+
+    assert (_read(words).json, _read(words).quiet) == (None, False)
+    assert _read([*words, "--json", "a.json"]).json == Path("a.json")
+    assert _read([*words, "--json"]).json == STANDARD_OUTPUT
+    both = _read([*words, "--json", "--quiet"])
+    assert (both.json, both.quiet) == (STANDARD_OUTPUT, True)
+
+
+@pytest.mark.parametrize("name", ["enhance", "pretrain", "sample"])
+def test_every_command_with_progress_can_be_quiet(name):
+    """Without a table there is nothing to give as JSON."""
+    words = {"enhance": ["p.txt", "--out", "a", "--model", "m"], "pretrain": ["--out", "a"]}
+
+    assert _read([name, *words.get(name, []), "--quiet"]).quiet
+
+
+def test_json_takes_the_table_s_place(tmp_path, capsys):
+    """In a file it comes beside it."""
+    assert main(["settings", "run.seed", "--json"]) == 0
+    alone = capsys.readouterr().out
+    assert main(["settings", "run.seed", "--json", str(tmp_path / "a.json")]) == 0
+    beside = capsys.readouterr().out
+    assert main(["settings", "run.seed", "--quiet"]) == 0
+
+    assert json.loads(alone) == json.loads((tmp_path / "a.json").read_text())
+    assert "run.seed" in beside
+    assert "{" not in beside
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown", "silent"),
+    [
+        (Printed(), True, False),
+        (Printed(), False, True),
+        (Printed(quiet=True), True, True),
+        (Printed(json=Path("a.json")), True, False),
+        (Printed(json=STANDARD_OUTPUT), True, True),
+    ],
+)
+def test_a_console_is_silent_where_it_should_be(printed, shown, silent):
+    """In other processes, where the command is quiet, and where JSON is printed."""
+    assert console_of(printed, shown=shown).quiet is silent

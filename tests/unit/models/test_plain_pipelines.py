@@ -1,0 +1,146 @@
+"""`plain_pipelines`: the grid of somebody's own SDXL, by the scheduler that lies with it."""
+
+import json
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.plain_pipelines import plain_scheduler
+from mvczigal_ref.models.schedulers import sampler_from_scheduler
+from mvczigal_ref.models.sources import SdxlSources
+
+BASE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+SDXL = BASE | {
+    "_class_name": "EulerDiscreteScheduler",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "interpolation_type": "linear",
+    "use_karras_sigmas": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "clip_sample": False,
+    "sample_max_value": 1.0,
+    "trained_betas": None,
+}
+LIGHTNING = SDXL | {"timestep_spacing": "trailing"}
+"""Settings as SDXL's base and the pipelines of Lightning and Hyper-SD have them."""
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """Write settings, and read them as those of a plain pipeline."""
+
+    def read(settings, *, few_steps=False):
+        folder = tmp_path / "scheduler"
+        folder.mkdir(exist_ok=True)
+        (folder / "scheduler_config.json").write_text(json.dumps(settings))
+        return plain_scheduler(str(tmp_path), SdxlSources(), few_steps=few_steps)
+
+    return read
+
+
+# -- oracle: diffusers' own steps ---------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("num_steps", [1, 4, 8, 25])
+@pytest.mark.parametrize("settings", [SDXL, LIGHTNING], ids=["base", "lightning"])
+def test_the_steps_are_eulers(scheduler, settings, num_steps):
+    """From the same first latent, scaled to Euler's variance, to the same image."""
+
+    def net(latent, time):
+        return torch.tanh(0.7 * latent + 0.001 * float(time))
+
+    theirs = EulerDiscreteScheduler.from_config(settings)
+    theirs.set_timesteps(num_steps)
+    sampler = sampler_from_scheduler(scheduler(settings), num_steps=num_steps, eta=0.0)
+    latent = torch.randn(1, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    state = latent * (theirs.sigmas[0].double() ** 2 + 1).sqrt().float()
+    for step, time in enumerate(theirs.timesteps):
+        output = net(theirs.scale_model_input(state, time), time)
+        state = theirs.step(output, time, state).prev_sample
+        at = sampler.transition(net(latent, time), latent, step)
+        latent = at.mean
+
+    assert sampler.timesteps.tolist() == theirs.timesteps.tolist()
+    torch.testing.assert_close(at.denoised, state, rtol=1e-3, atol=1e-3)
+
+
+# -- laws ---------------------------------------------------------------------------------
+
+
+def test_ddim_and_lcm_are_taken_whole(scheduler):
+    """With every setting that is followed."""
+    ddim = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False}
+    made = scheduler(BASE | ddim | {"timestep_spacing": "linspace"})
+    assert (made.config.timestep_spacing, made.config.set_alpha_to_one) == ("linspace", False)
+    lcm = BASE | {"_class_name": "LCMScheduler", "original_inference_steps": 100}
+    for few_steps in (False, True):
+        made = scheduler(lcm, few_steps=few_steps)
+        assert made.config.original_inference_steps == 100
+
+
+def test_a_distilled_network_keeps_its_grid(scheduler):
+    """Of a base's scheduler it takes what the network predicts alone."""
+    made = scheduler(LIGHTNING | {"prediction_type": "v_prediction"}, few_steps=True)
+    assert type(made).__name__ == "LCMScheduler"
+    assert made.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "spacing"),
+    [
+        ({"use_karras_sigmas": True}, "samples with use_karras_sigmas = True; ", "leading"),
+        ({"_class_name": "DPMSolverMultistepScheduler"}, "DPMSolverMultistepSch.*; ", "leading"),
+        ({"_class_name": "TCDScheduler", "timestep_spacing": "trailing"}, "TCDSch", "trailing"),
+        ({"timestep_spacing": "linspace"}, "timestep_spacing = linspace; ", "leading"),
+        ({"steps_offset": 0}, "steps_offset = 0; ", "leading"),
+        ({"final_sigmas_type": "sigma_min"}, "final_sigmas_type = sigma_min; ", "leading"),
+    ],
+    ids=str,
+)
+def test_what_is_taken_instead_is_told(scheduler, change, words, spacing):
+    """One warning names the settings and the grid."""
+    with pytest.warns(UserWarning, match=f"{words}.*DDIM's steps on a {spacing} grid"):
+        made = scheduler(SDXL | change)
+    assert made.config.timestep_spacing == spacing
+    assert sampler_from_scheduler(made, num_steps=4, eta=1.0).timesteps[-1] in (1, 249)
+
+
+def test_without_settings_they_are_sdxls(scheduler, tmp_path):
+    """As for the published base."""
+    made = plain_scheduler(str(tmp_path), SdxlSources(), few_steps=False)
+    assert made.config.timestep_spacing == "leading"
+
+
+# -- errors -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (SDXL | {"_class_name": "EDMEulerScheduler"}, "scheduler of SDXL's noise.*EDMEuler"),
+        (SDXL | {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "noise.*FlowMatchEuler"),
+        (SDXL | {"_class_name": ["DDIMScheduler"]}, "scheduler of SDXL's noise"),
+        (SDXL | {"use_flow_sigmas": True}, "use_flow_sigmas = False"),
+        (SDXL | {"timestep_spacing": "even"}, "timestep_spacing of leading, .* got 'even'"),
+        (SDXL | {"steps_offset": 1.5}, "whole steps_offset; got .* '1.5'"),
+        (SDXL | {"timestep_spacing": ["leading"]}, "timestep_spacing of leading"),
+        (
+            BASE | {"_class_name": "DDIMScheduler", "clip_sample": True},
+            r"scheduler_config\.json.*clip_sample = False",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_not_followed_is_refused(scheduler, settings, message):
+    """The file and the setting are named."""
+    with pytest.raises(CheckpointError, match=message):
+        scheduler(settings)
