@@ -90,6 +90,7 @@ class TrainingDisplay(Events):
         )
         self._task: TaskID | None = None
         self._stage: TaskID | None = None
+        self._stage_text, self._stage_spoken = "", 0.0
         self._spoken, self._began = -PLAIN_EVERY, (0, 0.0)
         self._columns: Sequence[_Column] = _COLUMNS
 
@@ -102,11 +103,22 @@ class TrainingDisplay(Events):
 
     def stage(self, text: str) -> None:
         """Show that something long begins."""
+        self._stage_text, self._stage_spoken = text, time.monotonic()
         if not self._live:
             self._print(text)
             return
         self._end_stage()
         self._stage = self._progress.add_task(text, total=None, status="")
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how far it is; between iterations there is no stage, and the bar is theirs."""
+        if self._stage is not None:
+            status = f"{done}/{total}"
+            self._progress.update(self._stage, completed=done, total=total, status=status)
+        now = time.monotonic()
+        if not self._live and now - self._stage_spoken >= PLAIN_EVERY:
+            self._stage_spoken = now
+            self._print(f"{self._stage_text}: {done} of {total}")
 
     def note(self, text: str) -> None:
         """Print a line.

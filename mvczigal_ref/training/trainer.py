@@ -208,7 +208,10 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
     if world.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
-    judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
+    judge = HeldOut(
+        system=system, prompts=chosen, folder=folder, config=config, world=world,
+        progress=tell.progress,
+    )  # fmt: skip
     judge.refuse_other_prompts()
     first = begin_from(folder, system, origin, record)
     if not config.objective.compares_pairs:

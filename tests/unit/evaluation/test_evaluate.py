@@ -195,6 +195,14 @@ def test_slices_that_do_not_divide_are_done_by_all():
     assert torch.equal(found.joint, scores(4).joint)
 
 
+def test_whoever_listens_hears_each_slice():
+    """The last one is all of this process's."""
+    heard = []
+    scores(slices=2, progress=lambda done, total: heard.append((done, total)))
+
+    assert heard == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_the_noise_is_the_seeds_alone():
     """The same for every policy, another for another seed, and none of training's."""
     assert torch.equal(scores().joint, evaluated().joint)
