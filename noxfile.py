@@ -108,8 +108,16 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Measure cost at small shapes; `nox -s bench -- budget` what an object costs on a GPU."""
-    _shared(session, "bench", *session.posargs)
+    """Measure cost at small shapes; `-- budget` what an object costs on a GPU, `-- --compare` all
+    primitives against the time before.
+    """
+    if "--compare" not in session.posargs:
+        _shared(session, "bench", *session.posargs)
+        return
+    _shared(session, "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[bench]")
+    timed = ("--benchmark-autosave", "--benchmark-compare", "bench/test_timings.py")
+    # The plugin is off elsewhere: it warns of workers, and a warning is an error.
+    _shared(session, "pytest", "-o", "addopts=", "-p", "no:cacheprovider", *timed)
 
 
 @nox.session(venv_backend="none")

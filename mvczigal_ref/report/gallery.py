@@ -18,7 +18,6 @@ from mvczigal_ref.pictures.heat import error_map
 from mvczigal_ref.report.run_content import RunContent, reward_unit, score_tables
 from mvczigal_ref.reward.registry import VIEW_MEAN
 from mvczigal_ref.shapes import Images
-from mvczigal_ref.system.rig import rig_of
 from mvczigal_ref.tiny_world.grammar import parse
 from mvczigal_ref.tiny_world.render import IMAGE_SIZE
 from mvczigal_ref.tiny_world.score import nearest_renders
@@ -158,6 +157,7 @@ def with_errors(
     """
     if reward_unit(config) != "dB" or not _shape(prompt) or images.shape[-1] != IMAGE_SIZE:
         return images
+    from mvczigal_ref.system.rig import rig_of  # loads the libraries of models
     rig = None if config.reward.joint == VIEW_MEAN else rig_of(config.model)
     maps: Images = error_map(images, nearest_renders(images, [prompt], rig=rig))
     return torch.cat([images, maps])
