@@ -163,7 +163,7 @@ def play(session: nox.Session) -> None:
             if not line.startswith("pillow==")]  # fmt: skip
     constraints = Path(session.create_tmp()) / "constraints.txt"
     constraints.write_text("\n".join(pins) + "\n", "utf-8")
-    session.install("-c", str(constraints), "-e", ".[test,demo]")
+    session.install("-c", str(constraints), "-e", ".[test,demo]", "playwright")
     # Gradio's own warnings are not ours to turn into errors.
     _pytest(session, "-W", "default", *(session.posargs or ("tests/unit/demo",)))
 

@@ -65,12 +65,15 @@ def play(command: Play) -> None:
     """
     page = page_of(command)
     try:
-        page.launch(
-            server_name=command.host, server_port=command.port, share=False, inbrowser=False,
+        _, address, _ = page.launch(
+            server_name=command.host, server_port=command.port, share=False, quiet=True,
+            prevent_thread_lock=True,
         )  # fmt: skip
     except (OSError, OverflowError) as error:
         msg = f"cannot serve at `--host` {command.host!r}, `--port` {command.port}: {error}"
         raise ConfigError(msg) from error
+    print(f"the page is at {address}; Ctrl-C ends it", flush=True)
+    page.block_thread()
 
 
 def page_of(command: Play) -> Any:  # noqa: ANN401 - of Gradio

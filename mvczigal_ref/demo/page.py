@@ -82,11 +82,12 @@ def build_page(playground: Playground, prompt: str) -> Any:  # noqa: ANN401 - of
             zigzag = gr.Checkbox(
                 first.zigzag, label="zigzag in the first step", visible=playground.zigzags
             )
+        shown: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"]}
         message = gr.Textbox(label="message", interactive=False)
-        slider = gr.ImageSlider(label=f"{against} | {now}", interactive=False)
+        slider = gr.ImageSlider(label=f"{against} | {now}", **shown)
         with gr.Row():
-            ring = gr.Image(label="cameras, from above", interactive=False)
-            turn = gr.Image(label="turntable", interactive=False, type="filepath")
+            ring = gr.Image(label="cameras, from above", **shown)
+            turn = gr.Image(label="turntable", type="filepath", **shown)
         scores = gr.Dataframe(
             headers=["score" + (f" [{unit}]" if unit else ""), against, now],
             label="scores", interactive=False, visible=playground.scored,

@@ -1,5 +1,6 @@
 """`demo.page`: Gradio's page; its server is asked as a browser asks it."""
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def server(tmp_path_factory):
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
         try:
             for _ in range(600):
-                if "Running on" in log.read_text() or process.poll() is not None:
+                if "the page is at" in log.read_text() or process.poll() is not None:
                     break
                 time.sleep(0.2)
             assert process.poll() is None, log.read_text()
@@ -98,9 +99,36 @@ def test_the_page_is_served_to_this_machine_alone(client, server):
     port = int(address.strip("/").rpartition(":")[2])
 
     assert client.config["analytics_enabled"] is False
-    assert "gradio.live" not in log.read_text()
+    assert log.read_text() == f"the page is at {address}; Ctrl-C ends it\n"
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.2", port))  # of this machine, too
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it(server):
+    """The scores come by themselves; a message in their place; no other machine is asked."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no Chromium; on Debian: apt install chromium")
+    others = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        shown = browser.new_page()
+        shown.on("request", lambda request: others.append(request.url))
+        shown.goto(server[0])
+        shown.wait_for_selector("text=all views together", state="attached", timeout=90_000)
+        pictures = shown.locator("img").evaluate_all("all => all.map(i => i.naturalWidth)")
+        shown.get_by_label("prompt").fill("a red dog")
+        shown.get_by_role("button", name="sample").click()
+        shown.wait_for_function(
+            "() => [...document.querySelectorAll('textarea, input')]"
+            ".some(field => field.value.includes('a COLOUR SHAPE'))"
+        )
+        browser.close()
+
+    assert sum(width > 100 for width in pictures) >= 4  # both sheets, ring, turntable
+    assert [url for url in others if not url.startswith((server[0], "data:", "blob:"))] == []
 
 
 @pytest.mark.slow
