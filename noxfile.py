@@ -156,6 +156,30 @@ def pages(session: nox.Session) -> None:
 
 
 @nox.session
+def play(session: nox.Session) -> None:
+    """Serve the page to play with, and ask it as a browser does."""
+    # Gradio needs an older Pillow than the rest is tested with.
+    pins = [line for line in Path(CONSTRAINTS[1]).read_text("utf-8").splitlines()
+            if not line.startswith("pillow==")]  # fmt: skip
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("\n".join(pins) + "\n", "utf-8")
+    session.install("-c", str(constraints), "-e", ".[test,demo]", "playwright")
+    # Gradio's own warnings are not ours to turn into errors.
+    _pytest(session, "-W", "default", *(session.posargs or ("tests/unit/demo",)))
+
+
+@nox.session(venv_backend="none")
+def notebooks(session: nox.Session) -> None:
+    """Run every notebook of `docs/notebooks`, without changing it."""
+    python = _python(session)
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    install = (python, "-m", "pip", "install", "--quiet", *CONSTRAINTS)
+    session.run(*install, *extra["optional-dependencies"]["notebooks"], external=True)
+    arguments = session.posargs or ("tests/notebooks",)
+    session.run(python, "-m", "pytest", *arguments, env=TEST_ENV, external=True)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device, with the torch that `TORCH` asks for or the pinned."""
     wanted = os.environ.get("TORCH")

@@ -20,6 +20,7 @@ from mvczigal_ref.cli.comparing import Enhance, Reproduce, enhance, reproduce
 from mvczigal_ref.cli.evaluating import Evaluate, evaluate
 from mvczigal_ref.cli.exporting import Export, Report, print_export, print_report
 from mvczigal_ref.cli.launch import REFUSED, end_with_launcher
+from mvczigal_ref.cli.playing import Play, play
 from mvczigal_ref.cli.preflight_arguments import Check, Plan, check_recipe, plan_recipe
 from mvczigal_ref.cli.pretraining import Pretrain, pretrain_weights
 from mvczigal_ref.cli.recipes import Recipes, show_recipes
@@ -41,6 +42,7 @@ __all__ = ["Command", "main"]
 Command: TypeAlias = (
     Train
     | Sample
+    | Play
     | Evaluate
     | Export
     | Report
@@ -69,6 +71,7 @@ class _Entry:
 _COMMANDS: Mapping[str, _Entry] = {
     "train": _Entry(Train, train),
     "sample": _Entry(Sample, sample),
+    "play": _Entry(Play, play),
     "evaluate": _Entry(Evaluate, evaluate),
     "export": _Entry(Export, print_export),
     "report": _Entry(Report, print_report),
@@ -90,7 +93,7 @@ _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # A word after one of these is its value, whatever it looks like.
 _TAKES_TEXT = (
     "--config", "--out", "--run", "--weights", "--lora", "--json", "--prompts", "--recipe",
-    "--prompt", "--tokenizer", "--url", "--model", "--api-key-env", "--from", "--diff",
+    "--prompt", "--tokenizer", "--url", "--model", "--api-key-env", "--from", "--diff", "--host",
 )  # fmt: skip
 # A word of these that names something on the disk is that, though it look like a setting.
 _NAMES_FILES = ("score", "export", "report", "convert-reward", "enhance")
