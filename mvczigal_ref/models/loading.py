@@ -11,7 +11,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.weight_files import (
     check_safetensors,
@@ -132,7 +132,13 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     Raises:
         CheckpointError: If a file is of another kind; the message says what it is.
     """
-    read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    if not any(name in config for name in ("_class_name", "model_type", "architectures")):
+        msg = (
+            f"`{folder / 'config.json'}` must name its model's class; got {quoted(config)}. "
+            "Download it again."
+        )
+        raise CheckpointError(msg)
     dotted, reasons = f".{variant}" if variant else "", []
     for stem in ("diffusion_pytorch_model", "model"):
         whole = folder / f"{stem}{dotted}.safetensors"

@@ -21,8 +21,11 @@ from mvczigal_ref.models.lora_reading import PEFT_FILE, read_lora
 from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
+from mvczigal_ref.models.weight_files import pickled_weights
 
 __all__ = ["check_lora", "load_lora", "save_unet_folder"]
+
+_FILES = (PEFT_FILE, DIFFUSERS_LORA_FILE)
 
 
 def load_lora(network: ModelMixin, source: str | Path) -> None:
@@ -121,12 +124,13 @@ def _find(source: Path) -> Path:
     """Find the file that holds the tensors."""
     if source.is_file():
         return source
-    for name in (PEFT_FILE, DIFFUSERS_LORA_FILE):
+    for name in _FILES:
         if (source / name).is_file():
             return source / name
+    why = next(filter(None, (pickled_weights(source, Path(n).stem) for n in _FILES)), None)
     msg = (
         f"`source` must be a LoRA's file, or a folder that holds {PEFT_FILE} or "
-        f"{DIFFUSERS_LORA_FILE}; got {str(source)!r}."
+        f"{DIFFUSERS_LORA_FILE}; got {str(source)!r}{f': {why}' if why else ''}."
     )
     raise CheckpointError(msg)
 

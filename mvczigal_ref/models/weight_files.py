@@ -327,7 +327,14 @@ def _not_safetensors(path: Path, error: Exception) -> CheckpointError:
 
 
 def _conversion(path: Path) -> str:
-    return f"convert it once by `mvczigal convert-reward {path} {path.with_suffix('')}.safetensors`"
+    source, first = path, ""
+    if path.suffix == ".safetensors":  # whose name the converted file takes
+        source = path.with_suffix(".pt")
+        first = f"rename it {source.name}, and "
+    return (
+        f"{first}convert it once by `mvczigal convert-reward {source} "
+        f"{path.with_suffix('')}.safetensors`"
+    )
 
 
 def _archive(path: Path) -> str:
