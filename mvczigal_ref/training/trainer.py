@@ -41,7 +41,7 @@ from mvczigal_ref.training.rewards import require_same_rewards, reward_sources, 
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.sealed_rows import require_rows
 from mvczigal_ref.training.state import TrainingState, begin, resume
-from mvczigal_ref.training.tracking import check_trackers
+from mvczigal_ref.training.trackers import Trackers, check_trackers
 
 __all__ = ["RunResult", "export_policy", "train"]
 
@@ -239,11 +239,16 @@ def _train(run: _Run) -> RunResult:
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
     tell.begin(run_view(state, folder))
     tell.evaluation(run_view(state, folder), "before", before.means())
-    with stop_on_terminate() as stopped:
-        TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
-    tell.stage("scoring held-out prompts after training")
-    with state.averaged():
-        after = judge("after", state.finished)
+    names = config.run.trackers if world.is_main else ()
+    with Trackers(names, folder=folder, config=config, finished=state.logged) as trackers:
+        if checkpoint is None:
+            trackers.log_sheet(0, "held_out/before", before.images)
+        with stop_on_terminate() as stopped:
+            TrainingLoop(state, judge, watch, folder, tell, world, trackers, enhancer).run(stopped)
+        tell.stage("scoring held-out prompts after training")
+        with state.averaged():
+            after = judge("after", state.finished)
+        trackers.log_sheet(max(state.finished - 1, 0), "held_out/after", after.images)
     tell.evaluation(run_view(state, folder), "after", after.means())
     result = RunResult(
         folder=folder,
