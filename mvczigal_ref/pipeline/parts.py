@@ -270,7 +270,10 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         return (tensors, *rest)
 
     def load_lora_weights(
-        self, source: Any, adapter_name: str | None = None, **options: Any
+        self,
+        source: Any,  # noqa: ANN401
+        adapter_name: str | None = None,
+        **options: Any,  # noqa: ANN401
     ) -> None:
         """Add a LoRA beside those that are loaded, as diffusers does, without its warnings.
 
