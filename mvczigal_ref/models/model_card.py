@@ -98,7 +98,7 @@ def model_card(lora: LoraWeights | None, facts: CardFacts, *, network: str) -> s
     """
     base = hub_id(facts.base)
     name = "mvczigal-lora" if facts.repo is None else facts.repo.partition("/")[2]
-    known = {"license": facts.license} if facts.license else _LICENSES.get(base or "", {})
+    terms = {"license": facts.license} if facts.license else _LICENSES.get(base or "", {})
     header = ModelCardData(
         base_model=base,
         library_name="diffusers" if lora is None else "peft",
@@ -106,7 +106,7 @@ def model_card(lora: LoraWeights | None, facts: CardFacts, *, network: str) -> s
         pipeline_tag="text-to-image",
         model_name=name if facts.results else None,
         eval_results=[_evaluation(result) for result in facts.results] or None,
-        **known,
+        **terms,
     )
     parts = [_about(lora), _results(facts)]
     parts += ["## Loading", loading_snippet(facts, whole=lora is None, network=network)]

@@ -88,11 +88,12 @@ def test_the_card_s_snippet_runs(dry, monkeypatch):
 def test_the_sheet_lies_beside_the_card(dry):
     """Each prompt before and after, six views of at least 96 px."""
     card = (dry / "README.md").read_text("utf-8")
-    sheet = Image.open(dry / "sheet.png")
+    with Image.open(dry / "sheet.png") as sheet:
+        width, height = sheet.size
 
     assert "![Sheet](sheet.png)" in card
-    assert sheet.width > 6 * 96
-    assert sheet.height > 4 * 96
+    assert width > 6 * 96
+    assert height > 4 * 96
 
 
 def test_the_hub_is_handed_the_same_folder(run, dry, monkeypatch, capsys):
