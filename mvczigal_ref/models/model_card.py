@@ -19,7 +19,7 @@ _LAYERS = {
     "unet": "every attention projection of a UNet with row attention",
     "transformer": "a flow transformer",
 }
-_LICENSES: dict[str, dict[str, str]] = {
+_LICENSES: dict[str, dict[str, Any]] = {
     "latent-consistency/lcm-sdxl": {"license": "openrail++"},
     "stabilityai/stable-diffusion-xl-base-1.0": {"license": "openrail++"},
     "stabilityai/stable-diffusion-3.5-medium": {
@@ -98,7 +98,9 @@ def model_card(lora: LoraWeights | None, facts: CardFacts, *, network: str) -> s
     """
     base = hub_id(facts.base)
     name = "mvczigal-lora" if facts.repo is None else facts.repo.partition("/")[2]
-    terms = {"license": facts.license} if facts.license else _LICENSES.get(base or "", {})
+    terms: dict[str, Any] = (
+        {"license": facts.license} if facts.license else _LICENSES.get(base or "", {})
+    )
     header = ModelCardData(
         base_model=base,
         library_name="diffusers" if lora is None else "peft",
