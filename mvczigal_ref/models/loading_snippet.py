@@ -1,12 +1,9 @@
 """Lines of Python by which a folder of trained weights is loaded and sampled."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE
-
-if TYPE_CHECKING:
-    from mvczigal_ref.models.model_card import CardFacts
 
 __all__ = ["loading_snippet"]
 
@@ -14,11 +11,20 @@ _SHIPPED = ("tiny", "tiny_flow")
 _PROMPT = "a red cube with a white nose"
 
 
-def loading_snippet(facts: "CardFacts", *, whole: bool, network: str) -> str:
+def loading_snippet(
+    base: str | None,
+    repo: str | None,
+    settings: Mapping[str, Any] | None,
+    *,
+    whole: bool,
+    network: str,
+) -> str:
     """Write the lines that load the weights on their base and sample a prompt.
 
     Args:
-        facts: Read for the base, the place of the folder, and the run's sampling.
+        base: Weights that were trained: a hub id, a folder, or the name of shipped weights.
+        repo: Hub id of the folder, or None where it is a folder alone.
+        settings: Settings of the run, read for its sampling; the pipeline's own if None.
         whole: Whether every weight was trained, or a LoRA.
         network: Name of the network in a diffusers pipeline, "unet" or "transformer".
 
@@ -26,15 +32,15 @@ def loading_snippet(facts: "CardFacts", *, whole: bool, network: str) -> str:
         A block of Markdown.
     """
     imports, lines = [], []
-    if facts.repo is None:
+    if repo is None:
         folder = '"."  # this folder'
     else:
         imports.append("from huggingface_hub import snapshot_download")
-        folder = f'snapshot_download("{facts.repo}")'
-    base = f'"{SDXL_BASE if facts.base == LCM_UNET else facts.base or "the trained base"}"'
-    if facts.base in _SHIPPED:
+        folder = f'snapshot_download("{repo}")'
+    place = f'"{SDXL_BASE if base == LCM_UNET else base or "the trained base"}"'
+    if base in _SHIPPED:
         imports.append("from mvczigal_ref.system.networks import weights_folder")
-        base = f"weights_folder({base})"  # within the package
+        place = f"weights_folder({place})"  # within the package
     kind = "TextToMultiviewPipeline" if network == "unet" else "DiffusionPipeline"
     imports.append(f"from {'mvczigal_ref' if network == 'unet' else 'diffusers'} import {kind}")
     more, after = "", []
@@ -46,16 +52,16 @@ def loading_snippet(facts: "CardFacts", *, whole: bool, network: str) -> str:
         more = ", transformer=transformer"
     elif network == "unet":
         # Of SDXL's base the package takes the published few-step UNet unless another is named.
-        more = f", unet={base}" if facts.base == SDXL_BASE else ""
+        more = f", unet={place}" if base == SDXL_BASE else ""
         imports.append("from mvczigal_ref.models.lora_files import load_lora")
         after.append("load_lora(pipeline.unet, folder)")
     else:
         after.append("pipeline.load_lora_weights(folder)")
-    options = _sampling(facts.settings or {}, flow=network != "unet")
-    if facts.base == "tiny_flow":
+    options = _sampling(settings or {}, flow=network != "unet")
+    if base == "tiny_flow":
         # Its autoencoder has one scale per channel, which diffusers' own pipeline does not apply.
         options += ', output_type="latent"'
-    lines = [f"folder = {folder}", *lines, f"pipeline = {kind}.from_pretrained({base}{more})"]
+    lines = [f"folder = {folder}", *lines, f"pipeline = {kind}.from_pretrained({place}{more})"]
     lines += [*after, f'images = pipeline("{_PROMPT}"{options}).images']
     return "\n".join(["```python", *sorted(imports), "", *lines, "```"])
 

@@ -111,7 +111,10 @@ def model_card(lora: LoraWeights | None, facts: CardFacts, *, network: str) -> s
         **terms,
     )
     parts = [_about(lora), _results(facts)]
-    parts += ["## Loading", loading_snippet(facts, whole=lora is None, network=network)]
+    lines = loading_snippet(
+        facts.base, facts.repo, facts.settings, whole=lora is None, network=network
+    )
+    parts += ["## Loading", lines]
     if facts.settings:
         parts += ["## Settings of the run", f"```json\n{to_json(facts.settings)}```"]
     body = "\n\n".join(part.strip() for part in parts if part)

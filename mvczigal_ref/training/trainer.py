@@ -248,7 +248,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
     tell.evaluation(run_view(state, folder), "before", before.means())
     names = config.run.trackers if world.is_main else ()
     with Trackers(names, folder=folder, config=config, finished=state.logged) as trackers:
-        if checkpoint is None:
+        if state.logged == 0:
             trackers.log_sheet(0, "held_out/before", before.images)
         with stop_on_terminate() as stopped:
             TrainingLoop(state, judge, watch, folder, tell, world, trackers, enhancer).run(stopped)

@@ -91,7 +91,8 @@ def record(monkeypatch):
             moved = replace(constraint, multiplier=constraint.multiplier + 0.25)
         return IterationResult(moved, {"loss": float(iteration)})
 
-    def evaluate(system, prompts, *, config, world, num_noises):
+    def evaluate(system, prompts, *, config, world, num_noises, progress=None):
+        del progress
         value = level(system).item()
         record.meet_outage("evaluation", len(record.iterations))
         record.measured.append((value, list(prompts), num_noises))
