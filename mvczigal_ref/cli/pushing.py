@@ -67,7 +67,8 @@ def push_run(command: Push) -> None:
 def _refuse(command: Push) -> None:
     """Refuse what needs no model to be seen."""
     from huggingface_hub import get_token
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(command.repo)

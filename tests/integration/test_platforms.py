@@ -11,7 +11,7 @@ absent = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios"
 import torch, diffusers, accelerate.tracking, peft, transformers  # theirs are not our matter
 for name in ("SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1"):
     delattr(signal, name)
-for name in ("fork", "getpgid", "getuid", "killpg", "sched_getaffinity", "setsid", "sysconf"):
+for name in ("fork", "getpgid", "killpg", "sched_getaffinity", "setsid", "sysconf"):
     delattr(os, name)
 real = builtins.__import__
 
