@@ -17,6 +17,7 @@ nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 DECLARING = ("pyproject.toml", "constraints.txt")
 # Tests read no hub and no network, and run on one thread unless told otherwise.
 TEST_ENV = {
@@ -196,6 +197,13 @@ def minimums(session: nox.Session) -> None:
     lowest.write_text("\n".join(lower_bounds(("test",))) + "\n", "utf-8")
     session.install("-c", str(lowest), "-e", ".[test]")
     _pytest(session, *(session.posargs or UNIT))
+
+
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """Run the unit tests under one Python, `nox -s pythons-3.13`, or under all of them."""
+    session.install(*CONSTRAINTS, "-e", ".[test]")
+    _pytest(session, *(session.posargs or (*WORKERS, *UNIT)))
 
 
 @nox.session

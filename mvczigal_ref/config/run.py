@@ -17,6 +17,7 @@ from mvczigal_ref.config.types import (
     RateOrZero,
     Seed,
     Size,
+    TrackerName,
 )
 
 __all__ = ["GuardConfig", "OptimConfig", "RunConfig"]
@@ -117,7 +118,8 @@ class RunConfig:
     """Iterations between evaluations [iterations]; 0 evaluates before and after only."""
     evaluation_noises: Size = 4
     """Initial noises on which each held-out prompt is evaluated [noises]."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Trackers beside the metrics file; each is an extra to install."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Trackers beside the metrics file, each a package to install; those that can take the sheets
+    of every evaluation, too."""
     device: Name = "auto"
     """Torch device of the run, or "auto" for an accelerator where there is one."""

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from mvczigal_ref.diffusion.precision import widest_dtype
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
 from mvczigal_ref.shapes import Scalar
@@ -339,9 +340,10 @@ def _note_zero(
 def _means(totals: Sequence[GradientStats], world: World) -> dict[str, float]:
     """Average over microbatches and processes, which hold as many elements each."""
     names = list(totals[0].extra)
+    wide = widest_dtype(totals[0].loss.device)
     sums = torch.stack(
         [
-            torch.stack([s.loss, s.log_ratio_square, s.clipped, *s.extra.values()]).double()
+            torch.stack([s.loss, s.log_ratio_square, s.clipped, *s.extra.values()]).to(wide)
             for s in totals
         ]
     ).sum(0)

@@ -543,6 +543,33 @@ def test_trackers_are_asked_for_before_anything_is_loaded(record, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+class Sheets(trainer.Trackers):
+    """Trackers that hold the sheets they were handed."""
+
+    sheets: ClassVar = []
+
+    def __init__(self, names, **more):
+        super().__init__((), **more)
+
+    def log_sheet(self, iteration, name, images):
+        self.sheets.append((iteration, name))
+
+    def close(self):
+        self.sheets.append("closed")
+
+
+def test_every_evaluation_hands_its_sheet_to_the_trackers_once(record, tmp_path, monkeypatch):
+    """Before, between and after; a resumed run does not hand over the first again."""
+    monkeypatch.setattr(trainer, "Trackers", Sheets)
+    monkeypatch.setattr(Sheets, "sheets", [])
+    go(config(4, evaluate_every=2), tmp_path, record)
+
+    first, between, after = (0, "held_out/before"), (1, "held_out"), (3, "held_out/after")
+    assert Sheets.sheets == [first, between, after, "closed"]
+    go(config(6, evaluate_every=6), tmp_path, record)
+    assert Sheets.sheets[4:] == [(5, "held_out/after"), "closed"]
+
+
 def test_a_run_in_a_thread_leaves_signals_alone(record, tmp_path):
     """Python allows handlers in the main thread only."""
     thread = threading.Thread(target=go, args=(config(1), tmp_path, record))
