@@ -108,8 +108,16 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Measure cost at small shapes; `nox -s bench -- budget` what an object costs on a GPU."""
-    _shared(session, "bench", *session.posargs)
+    """Measure cost at small shapes; `-- budget` what an object costs on a GPU, `-- --compare` all
+    primitives against the time before.
+    """
+    if "--compare" not in session.posargs:
+        _shared(session, "bench", *session.posargs)
+        return
+    _shared(session, "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[bench]")
+    timed = ("--benchmark-autosave", "--benchmark-compare", "bench/test_timings.py")
+    # The plugin is off elsewhere: it warns of workers, and a warning is an error.
+    _shared(session, "pytest", "-o", "addopts=", "-p", "no:cacheprovider", *timed)
 
 
 @nox.session(venv_backend="none")
@@ -135,6 +143,16 @@ def docs(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, *project["optional-dependencies"]["docs"])
     arguments = session.posargs or ("build", "--strict")
     session.run("mkdocs", *arguments, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session(venv_backend="none")
+def pages(session: nox.Session) -> None:
+    """Open reports in this machine's Chromium; skipped, with the reason, where there is none."""
+    python = _python(session)
+    install = (python, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "playwright")
+    session.run(*install, external=True)
+    arguments = session.posargs or ("tests/pages",)
+    session.run(python, "-m", "pytest", *arguments, env=TEST_ENV, external=True)
 
 
 @nox.session

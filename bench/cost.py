@@ -1,20 +1,23 @@
 """One training iteration at three small shapes: ATen operators, CPU seconds, peak memory.
 
-    python -m bench.cost [--shapes S M L] [--repeats 3]
+    python -m bench.cost [--shapes S M L] [--repeats 3] [--released PATH]
 
-The columns "released" are published figures of the released trainer for the same shapes,
-prompts, views, steps, checkpointing and optimiser steps (minimum of three on a 2-core machine).
-Seconds do not carry over between machines; operators do.
+The columns "released" are figures of the released trainer for the same shapes, prompts, views,
+steps and optimiser steps: measured in turn with ours where PATH is a checkout of it, else published
+ones (minimum of three on a 2-core machine). Seconds do not carry over between machines; operators
+do.
 """
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +26,7 @@ from mvczigal_ref.config import TrainConfig, from_dict
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.training.tracking import StageTimer, peak_memory
@@ -78,29 +82,40 @@ def configuration(shape: Shape) -> TrainConfig:
     return from_dict(
         {
             "model": {"image_size": shape.image, "lora_rank": 4, "lora_alpha": 4.0, "rig": "paper",
-                      "gradient_checkpointing": True},
+                      "channels_last": True},
             "sampler": {"num_steps": shape.steps, "guidance_scale": 7.0, "snr_shift": 8.0,
                         "prediction_type": "epsilon"},
             "objective": {"clip_range": 1e-4, "train_last_action": True},
             "optim": {"lr": 1e-4, "optimizer_steps_per_epoch": 1,
                       "steps_per_microbatch": STEPS_TOGETHER[shape.image]},
-            "run": {"objects_per_iteration": 2, "objects_per_slice": 2},
+            "run": {"objects_per_iteration": 2, "objects_per_slice": 2,
+                    "arms_per_call": ARMS_TOGETHER[shape.image],
+                    "replay_objects_per_slice": OBJECTS_REPLAYED[shape.image]},
         }
     )  # fmt: skip
 
 
-STEPS_TOGETHER = {64: 8, 128: 2, 256: 1}
+STEPS_TOGETHER = {64: 4, 128: 1, 256: 1}
 """Steps replayed in one call, by image edge: as many as stay below the released peak memory."""
+ARMS_TOGETHER = {64: 2, 128: 2, 256: 1}
+"""Arms in one call, likewise."""
+OBJECTS_REPLAYED = {64: 2, 128: 1, 256: 2}
+"""Objects in one replay, likewise."""
+
+
+def networks(shape: Shape) -> Components:
+    """Build the random networks of a shape."""
+    return tiny_components(
+        seed=0, channels=shape.channels, num_heads=shape.heads, layers_per_block=2,
+        transformer_layers=shape.layers, vae_channels=(8, 8, 16, 16), text_width=16,
+        time_cond_proj_dim=8,
+    )  # fmt: skip
 
 
 def build(shape: Shape) -> tuple[System, TrainConfig]:
     """Build the random network of a shape."""
     config = configuration(shape)
-    components = tiny_components(
-        seed=0, channels=shape.channels, num_heads=shape.heads, layers_per_block=2,
-        transformer_layers=shape.layers, vae_channels=(8, 8, 16, 16), text_width=16,
-        time_cond_proj_dim=8,
-    )  # fmt: skip
+    components = networks(shape)
     scorers = {"per_view": cheap_per_view, "joint": cheap_joint}
     system = build_system(
         config, device=torch.device("cpu"), components=components, scorers=scorers
@@ -117,33 +132,49 @@ def build(shape: Shape) -> tuple[System, TrainConfig]:
     return replace(system, prompt_cache=features), config
 
 
-def measure(name: str, repeats: int) -> dict[str, float]:
-    """Run one shape in this process."""
-    torch.set_num_threads(1)
+def trainee(name: str, timer: StageTimer | None = None) -> Callable[[], None]:
+    """Bind one iteration after the other of a shape."""
     system, config = build(SHAPES[name])
     optimizer = torch.optim.AdamW(list(system.trained().values()), lr=config.optim.lr)
-    timer, state = StageTimer(), ConstraintState()
+    indices = itertools.count()
 
-    def iterate(index: int) -> None:
+    def iterate() -> None:
         run_iteration(
-            system, optimizer, state, PROMPTS, iteration=index, config=config, world=World(),
-            timer=timer,
+            system, optimizer, ConstraintState(), PROMPTS, iteration=next(indices), config=config,
+            world=World(), timer=timer or StageTimer(),
         )  # fmt: skip
 
+    return iterate
+
+
+def measure(name: str, repeats: int, released: Path | None = None) -> dict[str, float]:
+    """Run one shape in this process: ours, or the released trainer of a checkout."""
+    torch.set_num_threads(1)
+    timer = StageTimer()
+    if released is None:
+        iterate = trainee(name, timer)
+    else:
+        from bench.released import released_trainee
+
+        shape = SHAPES[name]
+        iterate = released_trainee(
+            released, networks(shape), image_size=shape.image, num_steps=shape.steps,
+            prompts=PROMPTS,
+        )  # fmt: skip
     base = _peak_megabytes()
     seconds = []
-    for index in range(repeats):
+    for _ in range(repeats):
         start = time.process_time()
-        iterate(index)
+        iterate()
         seconds.append(time.process_time() - start)
     peak = _peak_megabytes()
     stages = timer.take()
     with CountOperators() as counter:
-        iterate(repeats)
+        iterate()
     return {
         "operators": counter.count, "seconds": min(seconds), "slowest": max(seconds),
         "megabytes": peak, "base_megabytes": base,
-        "update_share": stages["seconds/update"] / sum(stages.values()),
+        "update_share": stages.get("seconds/update", 0.0) / max(sum(stages.values()), 1e-9),
     }  # fmt: skip
 
 
@@ -158,30 +189,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--released", type=Path, help="checkout of the released trainer")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    wanted = parser.parse_args()
-    if wanted.one:
-        print(json.dumps(measure(wanted.one, wanted.repeats)))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.repeats, options.released)))
         return
     print(
         "| shape | operators | released | ratio | CPU s (min-max of repeats) | released | ratio "
         "| peak MB | released | update's share |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name in wanted.shapes:
-        command = [sys.executable, "-m", "bench.cost", "--one", name]
-        command += ["--repeats", str(wanted.repeats)]
-        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found = json.loads(line)
-        shape = SHAPES[name]
+    for name in options.shapes:
+        ours, theirs = _in_turn(name, options.repeats, options.released)
         print(
-            f"| {name} | {found['operators']:,} | {shape.released_operators:,} "
-            f"| 1/{shape.released_operators / found['operators']:.1f} "
-            f"| {found['seconds']:.2f}-{found['slowest']:.2f} | {shape.released_seconds} "
-            f"| 1/{shape.released_seconds / found['seconds']:.1f} "
-            f"| {found['megabytes']:.0f} | {shape.released_megabytes:.0f} "
-            f"| {found['update_share']:.0%} |"
+            f"| {name} | {ours['operators']:,} | {theirs['operators']:,} "
+            f"| 1/{theirs['operators'] / ours['operators']:.1f} "
+            f"| {ours['seconds']:.2f}-{ours['slowest']:.2f} | {theirs['seconds']:.2f} "
+            f"| 1/{theirs['seconds'] / ours['seconds']:.1f} "
+            f"| {ours['megabytes']:.0f} | {theirs['megabytes']:.0f} "
+            f"| {ours['update_share']:.0%} |",
+            flush=True,
         )
+
+
+def _in_turn(
+    name: str, repeats: int, released: Path | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Measure ours, and the released trainer if there is a checkout, each in its own process."""
+    shape = SHAPES[name]
+    published = {
+        "operators": shape.released_operators,
+        "seconds": shape.released_seconds,
+        "megabytes": shape.released_megabytes,
+    }
+    ours = _alone(name, "--repeats", str(repeats))
+    if released is None:
+        return ours, published
+    return ours, _alone(name, "--repeats", str(repeats), "--released", str(released))
+
+
+def _alone(name: str, *words: str) -> dict[str, float]:
+    command = [sys.executable, "-W", "ignore", "-m", "bench.cost", "--one", name, *words]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result: dict[str, float] = json.loads(output.splitlines()[-1])
+    return result
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mvczigal_ref.config import load_config
 from mvczigal_ref.distributed import World
+from mvczigal_ref.evaluation.digits import decimals_of, in_errors, plus_minus
 from mvczigal_ref.evaluation.evaluate import evaluate, paired_gain
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.comparison import gain_over_seeds, run_gain
@@ -55,7 +56,8 @@ def table(recipes: Sequence[str], seeds: Sequence[int], folder: Path, words: Seq
             )
             mean, error = gain_over_seeds(gains)
             before = float(runs[0]["before"][score].double().mean())
-            cells.append(f"{before:.2f}, {mean:+.2f} ± {error:.2f} ({mean / error:+.1f})")
+            gain = plus_minus(mean, error, sign=True)
+            cells.append(f"{before:.{decimals_of(error)}f}, {gain} ({in_errors(mean, error)})")
         seconds = max(r["seconds"] for r in runs)
         print(f"| {name} | {cells[0]} | {cells[1]} | {seconds:.0f} |", flush=True)
 
@@ -76,7 +78,7 @@ def zigzag_table(noises: int) -> None:
     print("| --- | --- |")
     for score in SCORES:
         found = paired_gain(getattr(plain, score), getattr(zigzag, score))
-        print(f"| {score} | {found.gain:+.3f} ± {found.standard_error:.3f} |")
+        print(f"| {score} | {plus_minus(found.gain, found.standard_error, sign=True)} |")
 
 
 def main() -> None:

@@ -113,7 +113,8 @@ def fit(
             prompts, one per object, that returns (object, view); or the name of a scorer. A new
             run records the hash of its source, and a resume compares it.
         joint_reward: As ``reward``, of all the views of an object together: it returns (object,).
-        prompts: Prompts to train on, or a file of them; the recipe's if None.
+        prompts: Prompts to train on, or what ``run.prompts`` may name, such as a file; the
+            recipe's if None.
         callbacks: Watchers of the run, which may ask it to stop.
         overrides: Words such as ``run.iterations=10``; a later one wins.
         out: Run folder; ``runs/RECIPE-SEED`` if None.
@@ -143,8 +144,8 @@ def fit(
     config = load_config(base, overrides=[*words, *overrides])
     folder = Path(out or Path("runs") / f"{config.recipe}-{config.run.seed}")
     if prompts is not None:
-        file = _prompt_file(prompts, folder)
-        config = load_config(config, overrides=[f"run.prompts={file}"])
+        source = _prompt_source(prompts, folder)
+        config = load_config(config, overrides=[f"run.prompts={source}"])
     outcome = _train(config, folder, callbacks)
     return Result(
         folder=folder,
@@ -181,14 +182,14 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Events]) -> Ru
         return result
 
 
-def _prompt_file(prompts: Sequence[str] | str | Path, folder: Path) -> Path:
-    """Give the file of the prompts; those of a list are written into the run folder."""
+def _prompt_source(prompts: Sequence[str] | str | Path, folder: Path) -> str:
+    """Give ``run.prompts``; prompts of a list are written into the run folder, to stay with it."""
     if isinstance(prompts, str | Path):
-        return Path(prompts)
+        return str(prompts)
     for prompt in prompts:
         if not isinstance(prompt, str) or len(prompt.splitlines()) != 1:
             raise ConfigError(f"`prompts` must hold texts of one line each; got {quoted(prompt)}.")
     text, path = "\n".join(prompts) + "\n", (folder / _PROMPTS).absolute()
     if not path.is_file() or path.read_text("utf-8") != text:
         atomic_write(path, text)
-    return path
+    return str(path)

@@ -85,7 +85,15 @@ def reproduce(command: Reproduce) -> None:
     from mvczigal_ref.cli.display import TrainingDisplay
     from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.files import atomic_write
-    from mvczigal_ref.reproduce import COMPARISONS, compare, figure, markdown, planned_runs
+    from mvczigal_ref.reproduce import (
+        COMPARISONS,
+        compare,
+        figure,
+        markdown,
+        planned_runs,
+        summarise,
+        to_text,
+    )
 
     console = console_of(command)
     methods = sum(len(COMPARISONS[name].methods) for name in command.sets)
@@ -114,12 +122,14 @@ def reproduce(command: Reproduce) -> None:
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on, and repeats no finished run")
             raise
-        text = markdown(comparison)
+        summary = summarise(comparison)
+        text = markdown(summary)
         content[name] = _content(comparison)
         atomic_write(command.out / f"{name}.md", text)
-        atomic_write(command.out / f"{name}.svg", figure(comparison))
+        atomic_write(command.out / f"{name}.json", to_text(summary))
+        atomic_write(command.out / f"{name}.svg", figure(summary))
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-        console.print(escape(f"table and picture: {command.out / name}.md, .svg"))
+        console.print(escape(f"table, numbers and picture: {command.out / name}.md, .json, .svg"))
     write_json(command, content)
 
 

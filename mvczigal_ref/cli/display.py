@@ -18,7 +18,7 @@ from rich.table import Table
 
 from mvczigal_ref.cli.progress import PLAIN_EVERY, duration
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, with_error
+from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, gain_text, with_error
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.report.run_content import informative_metrics
@@ -90,6 +90,7 @@ class TrainingDisplay(Events):
         )
         self._task: TaskID | None = None
         self._stage: TaskID | None = None
+        self._stage_text, self._stage_spoken = "", 0.0
         self._spoken, self._began = -PLAIN_EVERY, (0, 0.0)
         self._columns: Sequence[_Column] = _COLUMNS
 
@@ -102,11 +103,22 @@ class TrainingDisplay(Events):
 
     def stage(self, text: str) -> None:
         """Show that something long begins."""
+        self._stage_text, self._stage_spoken = text, time.monotonic()
         if not self._live:
             self._print(text)
             return
         self._end_stage()
         self._stage = self._progress.add_task(text, total=None, status="")
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how far it is; between iterations there is no stage, and the bar is theirs."""
+        if self._stage is not None:
+            status = f"{done}/{total}"
+            self._progress.update(self._stage, completed=done, total=total, status=status)
+        now = time.monotonic()
+        if not self._live and now - self._stage_spoken >= PLAIN_EVERY:
+            self._stage_spoken = now
+            self._print(f"{self._stage_text}: {done} of {total}")
 
     def note(self, text: str) -> None:
         """Print a line.
@@ -182,12 +194,7 @@ def gain_table(gains: Mapping[str, PairedGain], *, unit: str, before: str, after
     for heading in (before, after, "gain", "standard error", "gain / error"):
         table.add_column(heading, justify="right")
     for name, gain in gains.items():
-        ratio = f"{gain.gain / gain.standard_error:+.1f}" if gain.standard_error else ""
-        decimals = decimals_of(gain.standard_error, gain.before, gain.after)
-        change = with_error(gain.gain, gain.standard_error, decimals=decimals, sign=True)
-        table.add_row(
-            name, f"{gain.before:.{decimals}f}", f"{gain.after:.{decimals}f}", *change, ratio
-        )
+        table.add_row(name, *gain_text(gain))
     return table
 
 

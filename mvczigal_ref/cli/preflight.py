@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mvczigal_ref.cli.launch import join
 from mvczigal_ref.cli.output import Printed, console_of, write_json
+from mvczigal_ref.cli.progress import Steps
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.attempts import CheckResult
@@ -81,8 +82,10 @@ def run_plan(config: TrainConfig, *, processes: int, command: Printed) -> None:
         ConfigError: If the run's geometry is impossible; names the nearest that is possible.
     """
     console = console_of(command)
-    with console.status("measuring the shapes of an iteration"):
-        cost = plan(config, world_size=processes)
+    with Steps(console, "measuring the shapes of an iteration", 1) as steps:
+        cost = plan(
+            config, world_size=processes, progress=lambda done, total: steps.reach(done / total)
+        )
     print_plan(cost, console)
     write_json(command, plan_content(cost))
 

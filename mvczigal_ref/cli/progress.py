@@ -44,7 +44,8 @@ class Steps:
             *columns, console=console, disable=not console.is_terminal or console.quiet,
             transient=True,
         )  # fmt: skip
-        self._task = self._bar.add_task(text, total=total, completed=done)
+        self._task = self._bar.add_task(text, total=total)
+        self._bar.update(self._task, completed=done)
 
     def __enter__(self) -> "Steps":
         self._bar.start()

@@ -65,10 +65,10 @@ def show_recipes(command: Recipes) -> None:
     unread = dict.fromkeys(("plan", "check", "reproduce"), "-")  # a plug-in that nobody named
     for name, entry in plugins("recipes").items():
         rows.setdefault(name, {**unread, "summary": f"plug-in, {entry.value}"})
-    table = Table(
-        "recipe", "plan", "check", "reproduce", "summary",
-        caption="check: weights are those that it loads and that do not come with the package",
-    )  # fmt: skip
+    table = Table(caption="check: weights are those that it loads and that the package lacks")
+    table.add_column("recipe", no_wrap=True)
+    for heading in ("plan", "check", "reproduce", "summary"):
+        table.add_column(heading)
     for name, row in rows.items():
         table.add_row(name, row["plan"], row["check"], row["reproduce"], escape(row["summary"]))
     console.print(table)

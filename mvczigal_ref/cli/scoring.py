@@ -287,18 +287,22 @@ def _table(command: Score, scores: dict[str, "Tensor"], objects: int, views: int
     from rich.markup import escape
     from rich.table import Table
 
+    from mvczigal_ref.evaluation.digits import decimals_of_size
+
     table = Table("picture")
     for name in scores:
         table.add_column(escape(name), justify="right")
+    decimals = [decimals_of_size(*t.flatten().tolist()) for t in scores.values()]
+    columns = list(zip(scores.values(), decimals, strict=True))
     for index in range(objects):
         for view in range(views):
             path = command.images[view if command.row is None else index]
             label = path.name if command.row is None else f"{path.name} view {view}"
-            cells = [f"{t[index, view]:.4f}" if t.ndim == 2 else "" for t in scores.values()]
+            cells = [f"{t[index, view]:.{d}f}" if t.ndim == 2 else "" for t, d in columns]
             if any(cells):
                 table.add_row(escape(label), *cells)
         whole = "all views" if command.row is None else f"{command.images[index].name} all views"
-        cells = [f"{(t[index].mean() if t.ndim == 2 else t[index]):.4f}" for t in scores.values()]
+        cells = [f"{t[index].mean() if t.ndim == 2 else t[index]:.{d}f}" for t, d in columns]
         table.add_row(escape(whole), *cells)
     return table
 

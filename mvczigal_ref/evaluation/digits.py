@@ -1,13 +1,99 @@
-"""Digits of a number: as many as its standard error allows, for terminal and report."""
+"""Digits of a number: as many as its standard error allows, wherever numbers are shown."""
 
 import math
+from typing import NamedTuple
 
-__all__ = ["decimals_of", "decimals_of_size", "with_error"]
+from mvczigal_ref.evaluation.scores import PairedGain
+
+__all__ = [
+    "GainText",
+    "decimals_of",
+    "decimals_of_size",
+    "gain_text",
+    "in_errors",
+    "plus_minus",
+    "with_error",
+]
 
 _ERROR_DIGITS = 2  # significant digits of a standard error
 _SIZE_DIGITS = 4  # significant digits of a number below 1 whose error is unknown
 _FEWEST = 2  # decimals of a larger one
 _MOST = 12  # decimals of any number
+
+
+class GainText(NamedTuple):
+    """Cells of a paired gain, all with the decimals that its error allows."""
+
+    before: str
+    """Mean before."""
+
+    after: str
+    """Mean after."""
+
+    gain: str
+    """Gain with its sign."""
+
+    error: str
+    """Standard error of the gain."""
+
+    ratio: str
+    """Gain in standard errors; empty where the error is 0 or unknown."""
+
+
+def gain_text(gain: PairedGain) -> GainText:
+    """Write a paired gain.
+
+    Args:
+        gain: Means, gain and standard error.
+
+    Returns:
+        The cells.
+
+    Examples:
+        >>> gain = PairedGain(before=0.0213, after=0.0245, gain=0.0032, standard_error=0.0004)
+        >>> gain_text(gain)
+        GainText(before='0.02130', after='0.02450', gain='+0.00320', error='0.00040', ratio='+8.0')
+    """
+    error = gain.standard_error
+    decimals = decimals_of(error, gain.before, gain.after)
+    change = with_error(gain.gain, error, decimals=decimals, sign=True)
+    before, after = (f"{mean:.{decimals}f}" for mean in (gain.before, gain.after))
+    return GainText(before, after, *change, in_errors(gain.gain, error))
+
+
+def in_errors(value: float, error: float) -> str:
+    """Write how many standard errors a number is.
+
+    Args:
+        value: A gain.
+        error: Standard error of the number.
+
+    Returns:
+        The ratio with its sign; empty where the error is 0 or not finite.
+
+    Examples:
+        >>> in_errors(-0.4, 0.1), in_errors(1.0, 0.0)
+        ('-4.0', '')
+    """
+    return f"{value / error:+.1f}" if error and math.isfinite(error) else ""
+
+
+def plus_minus(value: float, error: float, *, sign: bool = False) -> str:
+    """Write a number ± its standard error.
+
+    Args:
+        value: A mean or a gain.
+        error: Standard error of the number; 0 or not finite where it is unknown.
+        sign: Whether a plus is written, too.
+
+    Returns:
+        Text such as ``0.02134 ± 0.00071``.
+
+    Examples:
+        >>> plus_minus(0.75, 0.124, sign=True)
+        '+0.75 ± 0.12'
+    """
+    return " ± ".join(with_error(value, error, sign=sign))
 
 
 def with_error(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 _OCCASION = "evaluation"  # its noise is apart from every iteration's
+
+_ROOM = 2**26  # bytes of images in one file of scores, of fp32
+_FEWEST = 8  # prompts whose images are kept even where they need more
 
 
 def sample_objects(
@@ -120,7 +124,7 @@ def evaluate(
     num_noises: int,
     seed: int = 0,
     zigzag: bool = False,
-    keep_images: int = 8,
+    keep_images: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score a policy on every prompt under several initial noises.
@@ -136,7 +140,8 @@ def evaluate(
         num_noises: Initial noises per prompt; at least 1.
         seed: Seed of the noises.
         zigzag: Sample with ZMV-Sampling instead of plainly.
-        keep_images: Prompts whose images of the first noise are kept, at most all; at least 0.
+        keep_images: Prompts whose images of the first noise are kept, at most all; at least 0. None
+            keeps all that fit into 64 MiB, and 8 where fewer do.
         progress: Called with the slices that this process has scored, and with all of its own.
 
     Returns:
@@ -162,15 +167,19 @@ def evaluate(
         msg = "`prompts` must hold at least one prompt; got none."
         raise ValueError(msg)
     for name, number, least in (("num_noises", num_noises, 1), ("keep_images", keep_images, 0)):
-        if number < least:
+        if number is not None and number < least:
             msg = f"`{name}` must be at least {least}; got {number}."
             raise ValueError(msg)
     size, total = config.run.objects_per_slice, num_noises * len(prompts)
     slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
     even = len(slices) % world.size == 0 and total % size == 0
     mine = world.slice_share(len(slices)) if even else range(len(slices))
-    per_view, joint = [], []
-    for count, index in enumerate(mine, 1):
+    keep = min(
+        _room(system.num_views, system.image_size) if keep_images is None else keep_images,
+        len(prompts),
+    )
+    per_view, joint, shown = [], [], dict[int, Tensor]()
+    for place, index in enumerate(mine):
         part = slices[index]
         texts = [prompts[i % len(prompts)] for i in part]
         images = sample_objects(
@@ -179,27 +188,29 @@ def evaluate(
         by_view, by_object = system.score(images, texts)
         per_view.append(by_view)
         joint.append(by_object)
+        if place * size < keep:  # then the first process has some of them, and others may
+            everywhere = world.gather_objects(images) if even else images
+            for rank, rows in enumerate(everywhere.split(len(part))):
+                first = (rank * len(mine) + place) * size
+                if first < keep:
+                    shown[first] = rows[: keep - first].cpu()
         if progress is not None:
-            progress(count, len(mine))
+            progress(place + 1, len(mine))
     by_view, by_object = torch.cat(per_view), torch.cat(joint)
     if even:
         by_view, by_object = world.gather_objects(by_view), world.gather_objects(by_object)
     check_rewards(per_view_reward=by_view, joint_view_reward=by_object)
-    first_prompts = range(min(keep_images, len(prompts)))
-    shown = [
-        sample_objects(
-            system, [prompts[i] for i in first_prompts[first : first + size]],
-            _noise(system, first_prompts[first : first + size], seed), config=config,
-            zigzag=zigzag,
-        )
-        for first in range(0, len(first_prompts), size)
-    ]  # fmt: skip
     nothing = torch.zeros(0, system.num_views, 3, system.image_size, system.image_size)
     return Evaluation(
         per_view=by_view.mean(-1).view(num_noises, -1).cpu(),
         joint=by_object.view(num_noises, -1).cpu(),
-        images=torch.cat(shown).cpu() if shown else nothing,
+        images=torch.cat([shown[first] for first in sorted(shown)]) if shown else nothing,
     )
+
+
+def _room(views: int, edge: int) -> int:
+    """Count the prompts whose images fit into a file of scores, by the pixels of an edge."""
+    return max(_FEWEST, _ROOM // (4 * views * 3 * edge**2))
 
 
 def _noise(system: System, part: Sequence[int], seed: int) -> SeededNoise:

@@ -1,7 +1,7 @@
 """Held-out scores of a run: each occasion measured once and kept, and what the guard watches."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,9 @@ class HeldOut:
     world: World
     """This process among all."""
 
+    progress: Callable[[int, int], None] | None = None
+    """Called with the parts of a measurement that are done, and with all of them."""
+
     def __call__(self, name: str, iteration: int) -> Evaluation:
         """Read the scores of an occasion, or measure and keep them.
 
@@ -66,8 +69,9 @@ class HeldOut:
             if metadata.get(MEASURED, "").partition(";")[0] in (measured, older):
                 return scores
         scores = evaluate(
-            self.system, self.prompts, config=self.config, world=self.world, num_noises=noises
-        )
+            self.system, self.prompts, config=self.config, world=self.world, num_noises=noises,
+            progress=self.progress,
+        )  # fmt: skip
         self.world.barrier()  # until all have looked for the file
         if self.world.is_main:
             atomic_write(self._listed, to_json(list(self.prompts)))

@@ -29,10 +29,15 @@ class _Map(NamedTuple):
     up: Tensor | None = None
     scale: float = 1.0
 
-    def shapes(self) -> Any:  # noqa: ANN401 - to be compared alone
-        """Give what two maps have in common if they can be one product."""
-        rank = None if self.down is None else self.down.shape[0]
-        return self.weight.shape, self.bias is None, rank, self.scale
+    def fits(self, other: "_Map") -> bool:
+        """Tell whether two maps can be one product."""
+        ranks = [None if m.down is None else m.down.shape[0] for m in (self, other)]
+        return (
+            self.weight.shape == other.weight.shape
+            and (self.bias is None) == (other.bias is None)
+            and ranks[0] == ranks[1]
+            and self.scale == other.scale
+        )
 
 
 class QuickLinear(nn.Linear):
@@ -89,44 +94,61 @@ def project(tokens: Tokens, *layers: nn.Module, heads: int) -> tuple[Heads, ...]
     joint = None if hooked else _at_once(tokens, layers)
     if joint is None:
         return tuple(layer(tokens).unflatten(-1, (heads, -1)) for layer in layers)
-    return joint.unflatten(-1, (len(layers), heads, -1)).unbind(-3)
+    by_layer: tuple[Tensor, ...] = joint.unflatten(-1, (len(layers), heads, -1)).unbind(-3)
+    return by_layer
 
 
 def _at_once(tokens: Tokens, layers: Sequence[nn.Module]) -> Projected | None:
     """Multiply once; None where a layer trains its weight, computes otherwise, or differs."""
     if torch.compiler.is_compiling():  # which fuses by itself
         return None
-    maps = [_read(layer) for layer in layers]
+    maps: list[_Map] = []
+    for layer in layers:
+        part = _read(layer)
+        if part is None or (maps and not part.fits(maps[0])):
+            return None
+        maps.append(part)
     first = maps[0]
-    if first is None or any(m is None or m.shapes() != first.shapes() for m in maps[1:]):
-        return None
-    down, up = ([getattr(m, name) for m in maps if m.down is not None] for name in ("down", "up"))
+    down, up = (
+        [m.down for m in maps if m.down is not None],
+        [m.up for m in maps if m.up is not None],
+    )
     if down and not merges(tokens.numel() // tokens.shape[-1], first.weight, down[0]):
         return None
-    bias = None if first.bias is None else _fused([m.bias for m in maps])
+    bias = None if first.bias is None else _fused([m.bias for m in maps if m.bias is not None])
     weight = _fused([m.weight for m in maps])
     return merged_linear(tokens, weight, bias, down, up, scale=first.scale)
 
 
-def _read(layer: nn.Module) -> _Map | None:
-    """Read a layer's map; None where it is not a frozen linear one with at most one plain LoRA."""
+def _read(layer: Any) -> _Map | None:  # noqa: ANN401 - PEFT is untyped
+    """Read a layer's map; None where it is not a frozen linear one with at most one plain LoRA.
+
+    Modules' own dictionaries are read: attributes of theirs take a microsecond each, and there are
+    thousands in a network call.
+    """
     base: Any = layer
-    named: list[str] = []
+    names: tuple[str, ...] = ()
     if isinstance(layer, lora.Linear):
-        if layer.lora_variant or layer.merged or layer.fan_in_fan_out:
+        if layer.lora_variant or layer.merged_adapters or layer.fan_in_fan_out:
             return None
-        base = layer.base_layer
-        if not layer.disable_adapters:
-            named = [name for name in layer.active_adapters if name in layer.lora_A]
-    if not isinstance(base, nn.Linear) or base.weight.requires_grad or len(named) > 1:
+        base = layer._modules["base_layer"]
+        if not layer._disable_adapters:
+            downs = layer._modules["lora_A"]._modules
+            names = tuple(name for name in layer.active_adapters if name in downs)
+    # A subclass, such as one of quantised weights, multiplies in its own way.
+    if type(base) not in (nn.Linear, QuickLinear) or len(names) > 1:
         return None
-    if not named:
-        return _Map(base.weight, base.bias)
-    name = named[0]
-    down, up = layer.lora_A[name], layer.lora_B[name]
-    if not isinstance(layer.lora_dropout[name], nn.Identity) or up.bias is not None:
+    weight, bias = base._parameters["weight"], base._parameters["bias"]
+    if weight.requires_grad:
         return None
-    return _Map(base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+    if not names:
+        return _Map(weight, bias)
+    up = layer._modules["lora_B"]._modules[names[0]]._parameters
+    dropout = layer._modules["lora_dropout"]._modules[names[0]]
+    if type(dropout) is not nn.Identity or up["bias"] is not None:
+        return None
+    down = downs[names[0]]._parameters["weight"]
+    return _Map(weight, bias, down, up["weight"], layer.scaling[names[0]])
 
 
 def _fused(parameters: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 __all__ = ["hub_answers", "without_retries"]
 
@@ -17,13 +18,13 @@ def hub_answers() -> bool:
     Returns:
         False offline, and where nothing answers at the hub's address or the proxy's.
     """
+    import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
 
     if constants.is_offline_mode():
         return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
     except Exception:  # whatever the client raises of names, sockets, proxies and certificates
         return False
     return True
@@ -37,7 +38,7 @@ def without_retries() -> Iterator[None]:
         return
     from huggingface_hub import constants
 
-    places = [constants, sys.modules.get("datasets.config")]
+    places: list[Any] = [constants, sys.modules.get("datasets.config")]
     before = [(place, place.HF_HUB_OFFLINE) for place in places if place is not None]
     for place, _ in before:
         place.HF_HUB_OFFLINE = True

@@ -155,8 +155,7 @@ class RowSelfAttnProcessor(nn.Module):
         del temb
         heads = attn.heads
         within = _attended(*project(hidden_states, attn.to_q, attn.to_k, attn.to_v, heads=heads))
-        for layer in cast("nn.ModuleList", attn.to_out):
-            within = layer(within)
+        within = _put_out(within, cast("nn.ModuleList", attn.to_out))
         if mv_scale == 0.0:
             return within
         height, columns = token_grid(latent_size, tokens)
@@ -169,8 +168,7 @@ class RowSelfAttnProcessor(nn.Module):
             .reshape(objects * height, num_views * columns, width)
         )
         across = _attended(*project(folded, self.to_q_mv, self.to_k_mv, self.to_v_mv, heads=heads))
-        for layer in self.to_out_mv:
-            across = layer(across)
+        across = _put_out(across, self.to_out_mv)
         across = (
             across.view(objects, height, num_views, columns, -1)
             .transpose(1, 2)
@@ -237,8 +235,7 @@ class FoldedCrossAttnProcessor(AttnProcessor2_0):
         attended = _attended(
             query, *project(encoder_hidden_states, attn.to_k, attn.to_v, heads=attn.heads)
         )
-        for layer in cast("nn.ModuleList", attn.to_out):
-            attended = layer(attended)
+        attended = _put_out(attended, cast("nn.ModuleList", attn.to_out))
         return attended.view(rows, tokens, -1)
 
 
@@ -282,6 +279,12 @@ def _attended(query: ByHead, key: ByHead, value: ByHead) -> Tokens:
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     )
     return attended.transpose(1, 2).flatten(-2)
+
+
+def _put_out(attended: Tokens, layers: nn.ModuleList) -> Tokens:
+    """Apply a layer's last projection, and its dropout in training."""
+    projected: Tensor = layers[0](attended)
+    return layers[1](projected) if layers[1].training else projected
 
 
 def _copy_linear(source: nn.Module) -> nn.Linear:

@@ -117,7 +117,7 @@ def cache_first(search: Callable[[SdxlSources], _Place], sources: SdxlSources) -
         sources: Places to look.
 
     Returns:
-        What was searched.
+        Place that was found.
 
     Raises:
         CheckpointError: If files are absent; says what to download.

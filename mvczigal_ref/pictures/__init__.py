@@ -1,4 +1,4 @@
-"""Contact sheets, grids and turntables: many images as one picture or as an animation."""
+"""Pictures: sheets of images, turntables, and the drawing of figures."""
 
 from mvczigal_ref.pictures.sheets import as_grid, contact_sheet, save_png
 from mvczigal_ref.pictures.turntable import save_turntable

@@ -19,16 +19,22 @@ _FONT_SIZE, _LINE = 12, 18  # of a label [pixels]
 
 
 def contact_sheet(
-    images: Images, *, scale: int = 1, row_labels: Sequence[str] | None = None, gap: int = 2
+    images: Images,
+    *,
+    scale: int = 1,
+    row_labels: Sequence[str] | None = None,
+    gap: int = 2,
+    paper: tuple[int, int, int] = _PAPER,
 ) -> Image.Image:
-    """Lay out objects as rows and their views as columns, on white.
+    """Lay out objects as rows and their views as columns.
 
     Args:
         images: RGB; values outside [0, 1] are clamped.
         scale: Screen pixels along the edge of an image's pixel, which stays a
             sharp square; at least 1.
         row_labels: A line of text above each row.
-        gap: White pixels around every image.
+        gap: Pixels of paper around every image.
+        paper: Colour of the ground, RGB up to 255; white if not given.
 
     Returns:
         The picture, RGB.
@@ -60,7 +66,7 @@ def contact_sheet(
     step_x, step_y = width * scale + gap, height * scale + gap + line
     text = max((font.getlength(label) for label in labels), default=0)
     size = (max(gap + columns * step_x, 2 * gap + round(text)), gap + rows * step_y)
-    sheet = Image.new("RGB", size, _PAPER)
+    sheet = Image.new("RGB", size, paper)
     pixels = (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     for row, views in enumerate(pixels.permute(0, 1, 3, 4, 2).numpy()):

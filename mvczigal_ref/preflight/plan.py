@@ -2,7 +2,9 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -31,7 +33,13 @@ __all__ = ["plan"]
 _META = torch.device("meta")
 
 
-def plan(config: TrainConfig, *, world_size: int = 1, iteration: int = 0) -> Plan:
+def plan(
+    config: TrainConfig,
+    *,
+    world_size: int = 1,
+    iteration: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Plan:
     r"""Count the work of one iteration, and estimate its peak memory, without a byte of weights.
 
     With T steps, z zigzagged ones of r rounds, and S slices per process, a rollout of pairs takes
@@ -50,6 +58,7 @@ def plan(config: TrainConfig, *, world_size: int = 1, iteration: int = 0) -> Pla
         config: Any run. Where ``model.weights`` is no folder, sizes are the published ones.
         world_size: Processes, each with a device of its own.
         iteration: Index of the iteration, for windows that move.
+        progress: Called with the shapes that have been measured, and with all of them.
 
     Returns:
         Counts, operations and bytes of one process.
@@ -76,6 +85,7 @@ def plan(config: TrainConfig, *, world_size: int = 1, iteration: int = 0) -> Pla
     check_steps(system, config)
     costs, slices = Costs(system=system, config=config), len(share.objects)
     work, views = costs.workload(iteration=iteration), system.latent_shape[0]
+    _measure(costs, work, progress)
     counts = _counts(config, work, slices)
     calls, flops = _calls(config, costs, work, counts)
     prompts, pairs = config.run.objects_per_slice, config.objective.compares_pairs
@@ -107,6 +117,21 @@ def plan(config: TrainConfig, *, world_size: int = 1, iteration: int = 0) -> Pla
             decoding=max((arms - 1) * images + peak, 2 * (arms - 1) * arms * images),
         ),
     )  # fmt: skip
+
+
+def _measure(costs: Costs, work: Workload, progress: Callable[[int, int], None]) -> None:
+    """Measure each shape once, ahead of the sums, which find it measured."""
+    checkpointed = costs.config.model.gradient_checkpointing
+    measures: list[Callable[[], object]] = [
+        *(partial(costs.sampled, call) for call in dict.fromkeys(work.calls)),
+        *(
+            partial(costs.replayed, work, shape, checkpointed=checkpointed, backward=True)
+            for shape in work.replays
+        ),
+    ]
+    for done, measure in enumerate(measures, 1):
+        measure()
+        progress(done, len(measures))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,52 +1,18 @@
-"""Curves of a run as SVG text, in the colours and fonts of the page around it."""
+"""Curves and histograms of a run as SVG elements, in the colours and fonts of the page."""
 
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mvczigal_ref.report.panels import Curve, Panel
+from mvczigal_ref.pictures.drawing import CURVES, INK, bare_axes, element, style
+from mvczigal_ref.report.panel import Curve, Panel
 
 __all__ = ["draw", "draw_histogram", "smooth"]
 
-# matplotlib needs colours; the page has two sets of them, light and dark. Each of these stands
-# for one of the page's variables.
-_INK, _GRID = "#010101", "#020202"
-_CURVES = ("#0a0a01", "#0a0a02", "#0a0a03")
-_VARIABLES = {_INK: "var(--soft)", _GRID: "var(--line)"} | {
-    colour: f"var(--curve-{place})" for place, colour in enumerate(_CURVES)
-}
-
-
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "mvczigal",  # equal runs give equal pages
-    "font.size": 10,
-    "path.simplify": True,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-}
-
-
-_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_WIDTH, _HEIGHT = 4.4, 2.4  # of every figure [in], so that their axes stand side by side
 _FEW = 3  # so few points are drawn as dots too
 
 
@@ -82,32 +48,28 @@ def draw(panel: Panel, rows: Sequence[Mapping[str, Any]], *, name: str) -> str |
     Returns:
         An ``<svg>`` element, or None if none of the curves was measured.
     """
-    measured = [
-        [(row["iteration"] + 1, float(row[curve.key])) for row in rows
-         if row.get(curve.key) is not None]
-        for curve in panel.curves
-    ]  # fmt: skip
+    measured = panel.points(rows)
     if not any(measured):
         return None
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _empty()
-        for curve, points, colour in zip(panel.curves, measured, _CURVES, strict=False):
+    with style("y"):
+        figure, axes = bare_axes(_WIDTH, _HEIGHT, left=0.72, bottom=0.46)
+        for curve, points, colour in zip(panel.curves, measured, CURVES, strict=False):
             if points:
                 _line(axes, points, curve, colour, noisy=panel.noisy)
         if panel.zero:
-            axes.axhline(0.0, color=_INK, linewidth=0.6, zorder=1)
+            axes.axhline(0.0, color=INK, linewidth=0.6, zorder=1)
             if all(value >= 0 for points in measured for _, value in points):
                 axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])  # a curve at 0 is seen
-        axes.set_xlabel("iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _iterations(axes, [x for points in measured for x, _ in points])
+        axes.set_ylabel(panel.axis)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.tick_params(length=0)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
-        return _svg(figure, name)
+        axes.yaxis.set_label_coords(-0.6 / _WIDTH / 0.82, 0.5)
+        return element(figure, name=name, title=f"{panel.title}: {panel.note}")
 
 
 def draw_histogram(
-    edges: Sequence[float], counts: Sequence[int], *, label: str, name: str
+    edges: Sequence[float], counts: Sequence[int], *, label: str, title: str, name: str
 ) -> str | None:
     """Draw a histogram of a positive quantity, on a logarithmic axis.
 
@@ -115,6 +77,7 @@ def draw_histogram(
         edges: Edges of the bins, increasing and positive.
         counts: One count more than there are edges: the first and last bins are open.
         label: Name of the quantity, with its unit.
+        title: Name of the figure, for those who do not see it.
         name: Prefix of the SVG's ids, unique on the page.
 
     Returns:
@@ -125,33 +88,27 @@ def draw_histogram(
     ratio = edges[1] / edges[0]
     bounds = [edges[0] / ratio, *edges, edges[-1] * ratio]
     shown = [place for place, count in enumerate(counts) if count]
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _empty()
+    with style("y"):
+        figure, axes = bare_axes(_WIDTH, _HEIGHT, left=0.72, bottom=0.46)
         total = sum(counts)
-        axes.stairs([100 * c / total for c in counts], bounds, fill=True, color=_CURVES[0])
+        axes.stairs([100 * c / total for c in counts], bounds, fill=True, color=CURVES[0])
         axes.set_xscale("log")
         axes.set_xlim(bounds[shown[0]], bounds[shown[-1] + 1])
         axes.set_xlabel(label)
-        axes.set_ylabel("%")
+        axes.set_ylabel("share [%]")
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.tick_params(length=0, which="both")
-        return _svg(figure, name)
+        return element(figure, name=name, title=title)
 
 
-def _empty() -> tuple[Figure, Axes]:
-    """Make a figure with a transparent background."""
-    figure = Figure(figsize=(4.4, 2.3))
-    figure.subplots_adjust(left=0.13, right=0.985, bottom=0.22, top=0.91)
-    figure.patch.set_alpha(0.0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0.0)
-    return figure, axes
-
-
-def _svg(figure: Figure, name: str) -> str:
-    text = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(text, metadata=_NO_METADATA)
-    return _adapt(text.getvalue(), name)
+def _iterations(axes: Axes, places: Sequence[int]) -> None:
+    """Number the iterations from 1; scores before training stand at 0 finished ones."""
+    first, last = min(1, *places), max(places)
+    axes.set_xlabel("iteration" if first else "finished iterations")
+    margin = 0.0 if last > first else 0.5
+    axes.set_xlim(first - margin, last + margin)
+    locator = MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
+    round_ones = [tick for tick in locator.tick_values(first, last) if first < tick <= last]
+    axes.set_xticks([first, *round_ones])
 
 
 def _line(
@@ -167,23 +124,3 @@ def _line(
         axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35)
         y = smooth(y, window)
     axes.plot(x, y, color=colour, linewidth=1.6, marker=marker, ms=3)
-
-
-def _adapt(svg: str, name: str) -> str:
-    """Cut matplotlib's file down to an element of a page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    # Only elements that are referred to keep their id, made unique on the page.
-    used = set(re.findall(r"#([\w.-]+)[\")]", svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(url\(|href=")#([\w.-]+)', rf"\1#{name}-\2", svg)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    # The page gives the size; the view box keeps the shape.
-    svg = re.sub(r'^<svg( [^>]*?)? width="[^"]*"', r"<svg\1", svg)
-    svg = re.sub(r'^<svg( [^>]*?)? height="[^"]*"', r"<svg\1", svg)
-    svg = re.sub(
-        r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1system-ui, sans-serif", svg
-    )
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return svg.strip()

@@ -1,11 +1,8 @@
-"""Page of a report: numbers and pictures put into the template."""
+"""Page of a report: numbers, figures and pictures put into the template."""
 
-import base64
-import io
 import json
-import shlex
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,12 +12,13 @@ from markupsafe import Markup
 
 from mvczigal_ref import __version__
 from mvczigal_ref.condition.drift_bins import DRIFT_EDGES, drift_histogram
-from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.evaluation.scores import PairedGain
+from mvczigal_ref.evaluation.digits import decimals_of_size, gain_text
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.pictures import contact_sheet
-from mvczigal_ref.recipes import RECIPES, recipe_names
+from mvczigal_ref.pictures.drawing import element
+from mvczigal_ref.pictures.palette import DARK, LIGHT, variables
 from mvczigal_ref.report.figures import draw, draw_histogram
+from mvczigal_ref.report.gains import draw_gains
+from mvczigal_ref.report.gallery import choose, gallery, image_gains
 from mvczigal_ref.report.panels import panels
 from mvczigal_ref.report.run_content import (
     RunContent,
@@ -31,14 +29,18 @@ from mvczigal_ref.report.run_content import (
     score_tables,
     settings_of,
 )
-from mvczigal_ref.shapes import Images
+from mvczigal_ref.report.words import (
+    duration,
+    error_removed,
+    facts,
+    headline,
+    repeating_command,
+    run_facts,
+)
 
-__all__ = ["headline", "write_report"]
+__all__ = ["write_report"]
 
-_CLEAR = 2.0  # standard errors above which a change is called one
-_ANY = next(iter(RECIPES))  # a settings file that sets everything starts from any recipe
 _CAPTIONS = 12  # captions of the last iteration on the page
-_SHEET_EDGE = 96  # smallest edge of one view on the page [px]
 
 
 def write_report(folder: Path) -> Path:
@@ -67,88 +69,82 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def headline(gains: Mapping[str, PairedGain], *, finished: int, unit: str) -> str:
-    """Say in a sentence what training did to the held-out scores.
-
-    Args:
-        gains: Gains by name of the score; empty while there is nothing to compare.
-        finished: Finished iterations.
-        unit: Unit of the scores; may be empty.
-
-    Returns:
-        The sentence.
-
-    Examples:
-        >>> gain = PairedGain(before=10.0, after=11.0, gain=1.0, standard_error=0.1)
-        >>> headline({"joint view": gain}, finished=60, unit="dB")
-        'The joint-view score rose by 1.00 ± 0.10 dB in 60 iterations.'
-    """
-    done = "1 iteration" if finished == 1 else f"{finished} iterations"
-    if not gains:
-        return f"Nothing to compare yet: {done} done, no held-out scores after training."
-    parts = []
-    for name, gain in gains.items():
-        far = abs(gain.gain) > _CLEAR * gain.standard_error  # False where the error is NaN
-        size = f"{abs(gain.gain):.2f} ± {gain.standard_error:.2f}{unit and ' ' + unit}"
-        change = ("rose by " if gain.gain > 0 else "fell by ") + size
-        if not far:
-            change = f"did not change clearly ({_signed(gain)}{unit and ' ' + unit})"
-        parts.append(f"the {name.replace(' ', '-')} score {change}")
-    text = " and ".join(parts)
-    return f"{text[0].upper()}{text[1:]} in {done}."
-
-
-def _signed(gain: PairedGain) -> str:
-    return f"{gain.gain:+.2f} ± {gain.standard_error:.2f}"
-
-
 def _content(run: RunContent) -> dict[str, Any]:
     """Gather everything that the template names."""
     config, unit = run.config, reward_unit(run.config)
     finished = run.rows[-1]["iteration"] + 1 if run.rows else 0
     gains = run.gains()
-    rows = _with_scores(run)
-    keys = informative_metrics(config, {key for row in rows for key in row})
-    figures = [
-        {"title": panel.title, "note": panel.note, "svg": Markup(svg),
-         "legend": [curve for curve in panel.curves if curve.label]}
-        for place, panel in enumerate(panels(unit, keys))
-        if (svg := draw(panel, rows, name=f"f{place}"))
-    ]  # fmt: skip
-    if svg := draw_histogram(
-        DRIFT_EDGES, drift_histogram(run.captions), label="drift", name="drift"
-    ):
-        figures.append(
-            {"title": "Probability drift, all iterations", "legend": [], "svg": Markup(svg),
-             "note": "Change of the log-density of a sample under its caption in place of its "
-             "prompt: share of all captions, samples and steps."}
-        )  # fmt: skip
+    figures, flat = _figures(run, unit)
     noises, prompts = run.before.joint.shape if run.before is not None else (0, 0)
+    compared = max(run.evaluations) if gains else finished
     return {
+        "light": Markup(variables(LIGHT)),
+        "dark": Markup(variables(DARK)),
         "name": run.folder.resolve().name,
         "version": __version__,
         "config": config,
         "unit": unit,
-        "finished": finished,
-        "facts": _facts(config, finished),
-        "command": _command(run),
-        "headline": headline(
-            gains, finished=max(run.evaluations) if gains else finished, unit=unit
-        ),
-        "gains": gains,
-        "signed": _signed,
+        "facts": facts(config, finished),
+        "command": repeating_command(run),
+        "headline": headline(gains, finished=compared, unit=unit),
+        "gains": {name: gain_text(gain) for name, gain in gains.items()},
+        "less_error": {name: error_removed(gain.gain) for name, gain in gains.items()},
+        "dots": _dots(run, unit),
         "noises": noises,
         "num_prompts": prompts,
-        "sheets": _sheets(run),
-        "captions": run.captions[-1]["captions"][:_CAPTIONS] if run.captions else [],
+        "num_images": len(image_gains(run)),
+        "ranking": list(score_tables(config))[-1],
+        "gallery": gallery(run),
+        "captions": _captions(run),
         "figures": figures,
+        "flat": flat,
         "stages": _stages(run.rows),
         "memory": _peak(run.rows),
+        "run_facts": run_facts(run),
+        "in_iterations": duration(_seconds(run.rows)),
         "settings": settings_of(config),
         "changed": changed_settings(config),
         "text": json.dumps,
         "files": _files(run.folder),
     }
+
+
+def _figures(run: RunContent, unit: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Draw every panel but those that show nothing but 0, which are named."""
+    rows = _with_scores(run)
+    keys = informative_metrics(run.config, {key for row in rows for key in row})
+    shown = panels(unit, keys)
+    figures = [
+        {"title": panel.title, "note": panel.note, "svg": Markup(svg),
+         "legend": [curve for curve in panel.curves if curve.label]}
+        for place, panel in enumerate(shown)
+        if not panel.is_flat(rows) and (svg := draw(panel, rows, name=f"f{place}"))
+    ]  # fmt: skip
+    title = "Probability drift, all iterations"
+    note = (
+        "Change of the log-density of a sample under its caption in place of its prompt: share of "
+        "all captions, samples and steps."
+    )
+    counts = drift_histogram(run.captions)
+    label = "drift [nats/element]"
+    if svg := draw_histogram(DRIFT_EDGES, counts, label=label, title=title, name="drift"):
+        figures.append({"title": title, "legend": [], "svg": Markup(svg), "note": note})
+    return figures, [panel.title for panel in shown if panel.is_flat(rows)]
+
+
+def _dots(run: RunContent, unit: str) -> Markup | None:
+    """Draw the gain of every pair of images, those of the gallery marked."""
+    before, after = run.before, run.after
+    if before is None or after is None:
+        return None
+    pairs = {
+        name: getattr(after, field) - getattr(before, field)
+        for name, field in score_tables(run.config).items()
+    }
+    chosen = choose(image_gains(run), run.prompts)
+    marked = {one.reason: one.place for one in chosen if one.reason in ("best", "median", "worst")}
+    figure = draw_gains(run.gains(), pairs, unit=unit, marked=marked)
+    return Markup(element(figure, name="gains", title="Gain of every prompt and noise, as dots"))
 
 
 def _with_scores(run: RunContent) -> list[dict[str, Any]]:
@@ -164,94 +160,17 @@ def _with_scores(run: RunContent) -> list[dict[str, Any]]:
     return [rows[iteration] for iteration in sorted(rows)]
 
 
-def _facts(config: TrainConfig, finished: int) -> list[str]:
-    """Describe the run, in a few words per fact."""
-    sampler, model, run = config.sampler, config.model, config.run
-    kind = sampler.kind if sampler.kind == "flow" else sampler.kind.upper()
-    trained = f"LoRA of rank {model.lora_rank}" if model.finetune == "lora" else "every weight"
-    return [
-        f"{finished} of {run.iterations} iterations",
-        f"{run.objects_per_iteration} {_sampled(config)}",
-        f"advantage: {config.advantage.mode.replace('_', ' ')}"
-        + (", shuffled" if config.advantage.shuffle else ""),
-        f"{kind}, {sampler.num_steps} steps, guidance {sampler.guidance_scale:g}",
-        f"trains {trained}, learning rate {config.optim.lr:g}",
-        f"seed {run.seed}",
-    ]
+def _captions(run: RunContent) -> list[dict[str, Any]]:
+    """Give some captions of the last iteration, their rewards with the digits of their size."""
+    rows = run.captions[-1]["captions"][:_CAPTIONS] if run.captions else []
+    names = ("reward_under_prompt", "reward_under_caption")
+    decimals = decimals_of_size(*(row[name] for row in rows for name in names))
+    return [{**row, **{name: f"{row[name]:.{decimals}f}" for name in names}} for row in rows]
 
 
-def _sampled(config: TrainConfig) -> str:
-    """Describe what is sampled of each prompt."""
-    rollout = config.rollout
-    if rollout.kind == "pair":
-        zigzag = config.objective.pairing == "zigzag"
-        return f"pairs per iteration ({'zigzag against standard' if zigzag else 'two standard'})"
-    if rollout.kind == "tree":
-        steps = ", ".join(map(str, rollout.split_steps))
-        return f"trees per iteration, which divide at steps {steps}"
-    if rollout.kind == "branches":
-        branches = f"{rollout.members} branches of {rollout.trunks} trunks at every step"
-        return f"prompts per iteration, {branches}"
-    enhancer = config.condition.enhancer
-    captions = "" if enhancer == "none" else f", captions: {enhancer}"
-    return f"groups of {rollout.members} per iteration{captions}"
-
-
-def _command(run: RunContent) -> str:
-    """Write the command that repeats the run."""
-    if run.config.recipe not in recipe_names():
-        return shlex.join(["mvczigal", "train", _ANY, "--config", str(run.folder / "config.json")])
-    words = [
-        f"{path}={value if isinstance(value, str) else json.dumps(value)}"
-        for path, (_, value) in changed_settings(run.config).items()
-    ]
-    return shlex.join(["mvczigal", "train", run.config.recipe, *words])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sheet:
-    """One prompt's views before and after training, with the scores of these images."""
-
-    prompt: str
-    before: str
-    after: str | None
-    scores: list[tuple[str, float, float | None]]
-
-
-def _sheets(run: RunContent) -> list[_Sheet]:
-    before, after = run.before, run.after
-    if before is None:
-        return []
-    shown = len(before.images)
-    sheets = []
-    for place in range(shown):
-        scores = [
-            (
-                name,
-                float(getattr(before, field)[0, place]),
-                None if after is None else float(getattr(after, field)[0, place]),
-            )
-            for name, field in score_tables(run.config).items()
-        ]
-        sheets.append(
-            _Sheet(
-                prompt=run.prompts[place],
-                before=_png(before.images[place : place + 1]),
-                after=None if after is None else _png(after.images[place : place + 1]),
-                scores=scores,
-            )
-        )
-    return sheets
-
-
-def _png(images: Images) -> str:
-    """Encode one row of views as a data URL."""
-    scale = max(1, -(-_SHEET_EDGE // images.shape[-1]))
-    sheet = contact_sheet(images, scale=scale, gap=scale)
-    inside = sheet.crop((scale, scale, sheet.width - scale, sheet.height - scale))
-    buffer = io.BytesIO()
-    inside.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _seconds(rows: Sequence[Mapping[str, Any]]) -> float:
+    stages = (row[key] for row in rows for key in row if key.startswith("seconds/"))
+    return math.fsum(seconds or 0.0 for seconds in stages)
 
 
 def _stages(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:

@@ -1,43 +1,13 @@
 """Panels of a run's page: its metrics as curves, and how to read them."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-__all__ = ["Curve", "Panel", "panels"]
+from mvczigal_ref.report.panel import Curve, Panel
 
+__all__ = ["panels"]
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
-    """One number over the iterations."""
-
-    key: str
-    """Name of the number in the metrics."""
-
-    label: str = ""
-    """Name in the legend; a panel of one curve needs none."""
-
-    dashed: bool = False
-    """Whether the curve is drawn as a dashed line and never smoothed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Panel:
-    """One small picture: curves that share a vertical axis."""
-
-    title: str
-    """Name of the drawn quantity, with its unit."""
-
-    note: str
-    """Sentence that says how to read the panel."""
-
-    curves: tuple[Curve, ...]
-    """Curves of the panel, at most three."""
-
-    noisy: bool = False
-    """Whether the curves are drawn thin, with a moving mean on top."""
-
-    zero: bool = False
-    """Whether 0 is marked, and so always visible."""
+_RAW = " [reward units]"  # of a scorer whose unit is its own
 
 
 def panels(unit: str, keys: Collection[str]) -> list[Panel]:
@@ -52,7 +22,7 @@ def panels(unit: str, keys: Collection[str]) -> list[Panel]:
 
     Examples:
         >>> [panel.title for panel in panels("dB", ["slack", "threshold"])]
-        ['Slack [dB]']
+        ['Slack']
     """
     every = [
         *_rewards(unit, keys),
@@ -69,8 +39,12 @@ def panels(unit: str, keys: Collection[str]) -> list[Panel]:
     return [panel for panel in measured if any(not curve.dashed for curve in panel.curves)]
 
 
+def _brackets(unit: str) -> str:
+    return f" [{unit}]" if unit else _RAW
+
+
 def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
-    measured = f" [{unit}]" if unit else ""
+    measured = _brackets(unit)
     constrained = "threshold" in keys
     arms = (
         Curve(key="per_view_reward/zigzag", label="zigzag"),
@@ -85,7 +59,8 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
     scorers = sorted({_scorer_of(key) for key in keys if key.startswith("reward/")})
     return [
         Panel(
-            title=f"Reward of single views{measured}",
+            title="Reward of single views",
+            axis=f"reward{measured}",
             note="Mean over this iteration's groups.",
             curves=(
                 Curve(key="per_view_reward/mean", label="under prompts"),
@@ -94,13 +69,15 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
             noisy=True,
         ),
         Panel(
-            title=f"Joint-view reward of groups{measured}",
+            title="Joint-view reward of groups",
+            axis=f"reward{measured}",
             note=goal if constrained else "Mean over this iteration's groups.",
             curves=(Curve(key="joint_view_reward/mean", label="mean"), threshold),
             noisy=True,
         ),
         Panel(
-            title=f"Spread within groups{measured}",
+            title="Spread within groups",
+            axis=f"standard deviation{measured}",
             note="Standard deviation of a group's rewards: where it is 0, nothing is learnt.",
             curves=(
                 Curve(key="per_view_reward/group_std", label="per view"),
@@ -111,25 +88,29 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
         ),
         Panel(
             title="Groups scored alike",
+            axis="share [1]",
             note="Share of groups whose samples all have one reward: they teach nothing.",
             curves=(Curve(key="groups_alike"),),
             noisy=True,
             zero=True,
         ),
         Panel(
-            title=f"Per-view reward{measured}",
+            title="Per-view reward",
+            axis=f"reward{measured}",
             note="Mean over this iteration's training prompts, both arms of each pair.",
             curves=arms,
             noisy=True,
         ),
         Panel(
-            title=f"Joint-view reward{measured}",
+            title="Joint-view reward",
+            axis=f"reward{measured}",
             note=goal if constrained else "Mean over the same prompts, both arms of each pair.",
             curves=(*joint, threshold),
             noisy=True,
         ),
         Panel(
-            title=f"Gap, zigzag minus standard{measured}",
+            title="Gap, zigzag minus standard",
+            axis=f"gap{measured}",
             note="Each pair learns from its own gap; the mean over pairs may well be 0.",
             curves=(
                 Curve(key="per_view_reward/gap", label="per view"),
@@ -141,6 +122,7 @@ def _rewards(unit: str, keys: Collection[str]) -> list[Panel]:
         *(
             Panel(
                 title=f"Reward of {name}",
+                axis=f"reward{_RAW}",
                 note="Mean reward of this scorer, before its weight.",
                 curves=(
                     Curve(key=f"reward/{name}"),
@@ -164,12 +146,14 @@ def _constraint(unit: str) -> list[Panel]:
     return [
         Panel(
             title="Multiplier",
+            axis="weight [1]",
             note="Weight of the joint reward; it rises while the slack is negative.",
             curves=(Curve(key="multiplier"),),
             zero=True,
         ),
         Panel(
-            title="Slack" + (f" [{unit}]" if unit else ""),
+            title="Slack",
+            axis=f"slack{_brackets(unit)}",
             note="Joint reward minus threshold; below 0 the constraint is violated.",
             curves=(Curve(key="slack"),),
             noisy=True,
@@ -182,12 +166,14 @@ def _learning() -> list[Panel]:
     return [
         Panel(
             title="Loss",
+            axis="loss [1]",
             note="Value of the objective; for pairs the mean squared gap at each first step.",
             curves=(Curve(key="loss"),),
             noisy=True,
         ),
         Panel(
             title="Approximate KL",
+            axis="KL [(nats/element)²]",
             note="Half the mean squared log-ratio to the policy that sampled.",
             curves=(Curve(key="approx_kl"),),
             noisy=True,
@@ -195,6 +181,7 @@ def _learning() -> list[Panel]:
         ),
         Panel(
             title="Clip fraction",
+            axis="share [1]",
             note="Share of log-ratios outside the clip range.",
             curves=(Curve(key="clip_fraction"),),
             noisy=True,
@@ -202,12 +189,14 @@ def _learning() -> list[Panel]:
         ),
         Panel(
             title="Gradient norm",
+            axis="norm [loss/parameter]",
             note="Before clipping, mean over the iteration's optimiser steps.",
             curves=(Curve(key="grad_norm"),),
             noisy=True,
         ),
         Panel(
             title="Optimiser steps that changed nothing",
+            axis="steps [1]",
             note="Left out where the scaled gradient overflowed; idle where the loss is flat.",
             curves=(
                 Curve(key="skipped_steps", label="left out"),
@@ -217,17 +206,20 @@ def _learning() -> list[Panel]:
         ),
         Panel(
             title="Loss scale",
+            axis="factor [1]",
             note="Factor on the loss in half precision; it halves when a gradient overflows.",
             curves=(Curve(key="loss_scale"),),
         ),
         Panel(
-            title="Replay deviation [of the clip range]",
+            title="Replay deviation",
+            axis="share of clip range [1]",
             note="Largest log-ratio of the first replay; exactly 0 on equal slices.",
             curves=(Curve(key="replay_deviation"),),
             zero=True,
         ),
         Panel(
             title="Divergence from the reference",
+            axis="KL [nats/element]",
             note="KL divergence of each step's Gaussian from that of the network without its LoRA.",
             curves=(Curve(key="reference_kl"),),
             noisy=True,
@@ -235,6 +227,7 @@ def _learning() -> list[Panel]:
         ),
         Panel(
             title="Probability drift",
+            axis="drift [nats/element]",
             note="Change of the log-density of a sample under its caption in place of its prompt.",
             curves=(
                 Curve(key="drift/median", label="median"),
@@ -250,6 +243,7 @@ def _forward_process() -> list[Panel]:
     return [
         Panel(
             title="Forward-process loss",
+            axis="error [1]",
             note="Scaled errors of the new velocity and of its mirror image, and the loss of both.",
             curves=(
                 Curve(key="forward/policy_loss", label="policy"),
@@ -260,6 +254,7 @@ def _forward_process() -> list[Panel]:
         ),
         Panel(
             title="Distance of velocities",
+            axis="mean square [latent²]",
             note="Mean squared difference of the new velocity from others.",
             curves=(
                 Curve(key="forward/old_distance", label="old policy"),
@@ -270,6 +265,7 @@ def _forward_process() -> list[Panel]:
         ),
         Panel(
             title="Optimality",
+            axis="weight [1]",
             note="Mean weight of the positive fit; 0.5 for average samples.",
             curves=(Curve(key="forward/optimality"),),
             noisy=True,
@@ -278,12 +274,13 @@ def _forward_process() -> list[Panel]:
 
 
 def _held_out(unit: str, keys: Collection[str]) -> list[Panel]:
-    measured = f" [{unit}]" if unit else ""
-    trained = {"per_view": f"per view{measured}", "joint": f"joint view{measured}"}
+    measured = _brackets(unit)
+    trained = {"per_view": "per view", "joint": "joint view"}
     seen = sorted(key.removeprefix("guard/") for key in keys if key.startswith("guard/"))
     return [
         Panel(
-            title=f"Held-out scores{measured}",
+            title="Held-out scores",
+            axis=f"score{measured}",
             note="Mean over the held-out prompts and their noises.",
             curves=(
                 Curve(key="held_out/per_view", label="per view"),
@@ -293,6 +290,7 @@ def _held_out(unit: str, keys: Collection[str]) -> list[Panel]:
         *(
             Panel(
                 title=f"Guard: {trained.get(name, name)}",
+                axis=f"score{measured if name in trained else _RAW}",
                 note="Mean over the held-out prompts, at every check.",
                 curves=(Curve(key=f"guard/{name}"),),
             )
@@ -300,7 +298,8 @@ def _held_out(unit: str, keys: Collection[str]) -> list[Panel]:
             if name not in ("fired", "best_iteration")
         ),
         Panel(
-            title="Guard: best check [iterations]",
+            title="Guard: best check",
+            axis="finished iterations [1]",
             note="Finished iterations at the guard's best scores so far.",
             curves=(Curve(key="guard/best_iteration"),),
         ),

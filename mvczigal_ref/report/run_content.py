@@ -13,6 +13,7 @@ from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.registry import VIEW_MEAN
 from mvczigal_ref.tiny_world.grammar import split_prompts
 from mvczigal_ref.training.sealed_rows import check_rows
+from mvczigal_ref.training.starts import read_starts
 from mvczigal_ref.training.tracking import read_metrics
 
 __all__ = [
@@ -48,6 +49,9 @@ class RunContent:
 
     captions: list[dict[str, Any]] = field(default_factory=list)
     """Captions of the prompts, one mapping per iteration."""
+
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    """Command, versions, machine and seconds of each start; empty where none was recorded."""
 
     @property
     def before(self) -> Evaluation | None:
@@ -142,6 +146,7 @@ def read_run(folder: Path) -> RunContent:
         evaluations=evaluations,
         prompts=_prompts(folder, columns),
         captions=read_metrics(folder / "captions.jsonl"),
+        starts=read_starts(folder),
     )
 
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
         gain_over_seeds,
         planned_runs,
     )
+    from mvczigal_ref.reproduce.figures import figure
     from mvczigal_ref.reproduce.methods import COMPARISONS, MethodRow, MethodSet
-    from mvczigal_ref.reproduce.tables import figure, markdown
+    from mvczigal_ref.reproduce.summary import Summary, read_summary, summarise, to_text
+    from mvczigal_ref.reproduce.tables import markdown
 
 __all__ = [
     "COMPARISONS",
@@ -25,14 +27,23 @@ __all__ = [
     "MethodSet",
     "Outcome",
     "PlannedRun",
+    "Summary",
     "compare",
     "figure",
     "gain_over_seeds",
     "markdown",
     "planned_runs",
+    "read_summary",
+    "summarise",
+    "to_text",
 ]
 
-_METHODS, _TABLES = ("COMPARISONS", "MethodRow", "MethodSet"), ("figure", "markdown")
+_HOMES = {
+    **dict.fromkeys(("COMPARISONS", "MethodRow", "MethodSet"), "methods"),
+    **dict.fromkeys(("Summary", "read_summary", "summarise", "to_text"), "summary"),
+    "figure": "figures",
+    "markdown": "tables",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is
@@ -40,5 +51,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    home = "methods" if name in _METHODS else "tables" if name in _TABLES else "comparison"
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'comparison')}"), name)

@@ -27,6 +27,9 @@ class MethodSet:
     title: str
     """Subject of the comparison, and its paper."""
 
+    paper: str
+    """Identifier of the paper."""
+
     published: tuple[str, ...]
     """Measures of the paper, one per column."""
 
@@ -37,7 +40,8 @@ class MethodSet:
     """In the paper's order; the first one's calls are the budget of all."""
 
     pair: tuple[str, str]
-    """Recipes that are compared by a paired test, the second minus the first."""
+    """Recipes that are compared by a paired test, the second minus the first; the second is the
+    paper's full method."""
 
     settings: tuple[str, ...] = ()
     """Settings of all methods, as ``section.name=value``; whoever asks for the comparison has the
@@ -47,6 +51,7 @@ class MethodSet:
 COMPARISONS: Final = {
     "multiview": MethodSet(
         title="Text to multi-view: arXiv:2505.20107, tables on 45 animals and on MATE-3D",
+        paper="arXiv:2505.20107",
         published=(
             "HyperScore, 45 animals", "PickScore, 45 animals", "HyperScore, MATE-3D",
             "PickScore, MATE-3D",
@@ -71,6 +76,7 @@ COMPARISONS: Final = {
     ),
     "flow": MethodSet(
         title="Text to image: arXiv:2603.12648, FLUX.1-dev trained on HPS-v3",
+        paper="arXiv:2603.12648",
         published=("HPS-v3", "HPS-v2"),
         scores=("per_view",),
         methods=(

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mvczigal_ref.cameras import OrthographicRig
@@ -28,11 +28,12 @@ from mvczigal_ref.tiny_world.render import (
     Geometry,
     Nuisance,
     colour_maps,
+    paint,
     render_maps,
 )
 from mvczigal_ref.tiny_world.scene import AZIMUTHS, WORLD_RIG, azimuth_index
 
-__all__ = ["FLOOR", "PART_BONUS", "joint_view_score", "per_view_score"]
+__all__ = ["FLOOR", "PART_BONUS", "joint_view_score", "nearest_renders", "per_view_score"]
 
 FLOOR: Final = 0.02
 """Relative error that is added to every match, which bounds the score [1]."""
@@ -207,15 +208,59 @@ def joint_view_score(
     if images.shape[1] != rig.num_views:
         msg = f"`images` must hold {rig.num_views} views, one per camera; got {images.shape[1]}."
         raise ValueError(msg)
-    azimuth = azimuth_index(rig).to(images.device)
-    view = torch.arange(rig.num_views, device=images.device)
     scores = images.new_empty(images.shape[0])
     for index, above, atlas, colours in _families(images, prompts):
-        error, energy = _errors(above, atlas, colours)
-        total = error[:, :, azimuth, view].sum(-1)  # (object, geometry, heading)
-        best = _decibel(total, energy[:, :, azimuth].sum(-1)).flatten(1).argmax(1)
-        geometry, heading = best // len(azimuth), best % len(azimuth)
-        maps = atlas.maps[geometry[:, None], azimuth[heading]]
+        maps = _best_object(above, atlas, colours, azimuth_index(rig).to(images.device))
         squares, energies = _measure(above, maps, colours)
         scores[index] = _decibel(squares.sum(-1), energies.sum(-1))
     return scores
+
+
+def _best_object(
+    above: _Above, atlas: _Atlas, colours: _Colours, azimuth: Int[Tensor, "heading view"]
+) -> Float[Tensor, "object view 3 pixel"]:
+    """Choose the one object that matches all cameras best."""
+    error, energy = _errors(above, atlas, colours)
+    view = torch.arange(azimuth.shape[1], device=azimuth.device)
+    total = error[:, :, azimuth, view].sum(-1)  # (object, geometry, heading)
+    best = _decibel(total, energy[:, :, azimuth].sum(-1)).flatten(1).argmax(1)
+    geometry, heading = best // len(azimuth), best % len(azimuth)
+    maps: Tensor = atlas.maps[geometry[:, None], azimuth[heading]]
+    return maps
+
+
+@torch.no_grad()
+def nearest_renders(
+    images: Images, prompts: Sequence[str], *, rig: OrthographicRig | None = WORLD_RIG
+) -> Images:
+    """Paint the exact render that a judge compares each view with.
+
+    Args:
+        images: Views in [0, 1], one object per prompt.
+        prompts: Sentences of the grammar.
+        rig: Cameras of the views, which the joint judge knows; None for the per-view judge, which
+            looks at each view alone.
+
+    Returns:
+        Renders in [0, 1]: with cameras the views of one object.
+
+    Raises:
+        ValueError: As :func:`joint_view_score` or :func:`per_view_score`.
+
+    Examples:
+        >>> grey = torch.full((1, 6, 3, 32, 32), 0.45)
+        >>> nearest_renders(grey, ["a red cube with a white nose"]).shape
+        torch.Size([1, 6, 3, 32, 32])
+    """
+    images = _checked(images, prompts)
+    renders = torch.empty_like(images)
+    for index, above, atlas, colours in _families(images, prompts):
+        if rig is None:
+            error, energy = _errors(above, atlas, colours)
+            value = _decibel(error, energy[..., None]) + atlas.bonus[None, :, :, None]
+            maps = atlas.maps.flatten(0, 1)[value.flatten(1, 2).argmax(1)]
+        else:
+            maps = _best_object(above, atlas, colours, azimuth_index(rig).to(images.device))
+        painted = paint(maps.unflatten(-1, (IMAGE_SIZE, IMAGE_SIZE)), colours[:, None])
+        renders[index] = painted.to(images)
+    return renders

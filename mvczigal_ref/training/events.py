@@ -64,6 +64,14 @@ class Events:
             text: Name of it.
         """
 
+    def progress(self, done: int, total: int) -> None:
+        """Hear how far the stage in hand is.
+
+        Args:
+            done: Parts of it that are done.
+            total: Parts in all.
+        """
+
     def note(self, text: str) -> None:
         """Hear something that a person should read, once.
 

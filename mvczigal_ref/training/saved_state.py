@@ -75,7 +75,7 @@ def require_state(text: str) -> dict[str, Any]:
         text: JSON of a checkpoint.
 
     Returns:
-        Its values.
+        Values by name.
 
     Raises:
         CheckpointError: If one is of another kind; names it.

@@ -41,6 +41,7 @@ from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
 from mvczigal_ref.training.rewards import require_same_rewards, reward_sources, unhashed
 from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.sealed_rows import require_rows
+from mvczigal_ref.training.starts import recorded
 from mvczigal_ref.training.state import TrainingState, begin, resume
 from mvczigal_ref.training.tracking import check_trackers
 
@@ -136,7 +137,8 @@ def train(
         ...         held_out=["a red ball with a white nose"],
         ...     )
         ...     sorted(path.name for path in Path(folder).iterdir())
-        ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'summary.json']
+        ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'starts.json', \
+'summary.json']
     """
     if world.size > 1:
         engine = config.run.reduction == "engine"
@@ -155,7 +157,7 @@ def train(
                 if world.is_main:
                     ownership.enter_context(owned(folder))
                 world.barrier()  # until the folder is ours
-                return _train(run)
+                return _train(run, ownership)
         except ServiceUnavailableError:
             # Captions and scores come before changes: the state is the last finished iteration's.
             # Sharded parameters would need the others, who may wait elsewhere.
@@ -184,7 +186,7 @@ class _Run:
     state: TrainingState | None = None
 
 
-def _train(run: _Run) -> RunResult:
+def _train(run: _Run, ownership: ExitStack) -> RunResult:
     """Train, whole or from the newest checkpoint on."""
     config, folder, world, tell = run.config, run.folder, run.world, run.tell
     Share.of(config, world)  # refuse impossible slices before anything is loaded
@@ -214,7 +216,10 @@ def _train(run: _Run) -> RunResult:
     if world.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
-    judge = HeldOut(system=system, prompts=chosen, folder=folder, config=config, world=world)
+    judge = HeldOut(
+        system=system, prompts=chosen, folder=folder, config=config, world=world,
+        progress=tell.progress,
+    )  # fmt: skip
     judge.refuse_other_prompts()
     first = begin_from(folder, system, origin, record)
     if not config.objective.compares_pairs:
@@ -226,6 +231,7 @@ def _train(run: _Run) -> RunResult:
         if first is not None and record is None:
             write_origin(folder, first)
         atomic_write(folder / "config.json", to_json(to_dict(in_places(config))))
+    ownership.enter_context(recorded(folder, world))
     if origin is not None and record is None:
         for line in origin.lines:
             tell.note(line)

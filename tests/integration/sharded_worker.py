@@ -4,16 +4,18 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from mvczigal_ref.distributed import world
+from mvczigal_ref.distributed import World, world
 from mvczigal_ref.models import projections
 from mvczigal_ref.models.sharding import is_sharded
 from mvczigal_ref.training import loop as training_loop
 from tests.integration import faults
-from tests.integration.runs import run, small_config
+from tests.integration.runs import run, small_components, small_config, small_flow
+from tests.integration.test_modes import shrunken
 
 SHARED = {"iterations": 2, "objects_per_slice": 1, "checkpoint_every": 1}
 """Each of two optimiser steps has one slice of one object in each of two processes."""
@@ -28,8 +30,19 @@ CASES = {
 
 def config_of(prompts: str, name: str, **run_settings):
     """Configure a run; sharded where the settings say so."""
+    if name.startswith("flow"):
+        config = shrunken("tiny_flow_grpo", prompts)
+        model = replace(config.model, finetune=name.partition(" ")[2])
+        settings = {"iterations": 2, "objects_per_iteration": 4, "objects_per_slice": 1}
+        return replace(config, model=model, run=replace(config.run, **settings, **run_settings))
     case = CASES[name]
     return small_config(prompts, **{**case, "run": {**SHARED, **case["run"], **run_settings}})
+
+
+def run_case(config, folder: Path, here: World | None = None) -> None:
+    """Train the small network of the configuration's kind."""
+    flow = config.model.network == "flow"
+    run(config, folder, here, components=small_flow() if flow else small_components())
 
 
 def share_held(system) -> float:
@@ -63,7 +76,7 @@ def work(folder: Path, prompts: str, names: list[str], fault: str) -> None:
         faults.patched(projections, "_fused", fused),
     ):
         for name in names:
-            run(config_of(prompts, name, sharding="full"), folder / name, here)
+            run_case(config_of(prompts, name, sharding="full"), folder / name, here)
         (folder / f"{here.rank}_of_{here.size}.json").write_text(json.dumps(shares), "utf-8")
         if fault != "none":
             name = fault

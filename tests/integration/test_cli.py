@@ -161,8 +161,9 @@ def test_no_words_are_a_call_for_help(capsys):
     assert capsys.readouterr().out == f"{mvczigal_ref.__version__}\n"
 
 
-def test_recipes_are_listed(capsys):
+def test_recipes_are_listed(capsys, monkeypatch):
     """Each with what it is."""
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["recipes"]) == 0
     text = capsys.readouterr().out
 

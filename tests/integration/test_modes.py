@@ -98,7 +98,8 @@ def test_a_recipe_trains_and_writes_its_files(ran, name):
     captioned = recipe(name).condition.enhancer != "none"
     assert sorted(path.name for path in folder.iterdir()) == [
         *(["captions.jsonl"] if captioned else []),
-        "checkpoints", "config.json", "evaluations", "metrics.jsonl", "policy", "summary.json",
+        "checkpoints", "config.json", "evaluations", "metrics.jsonl", "policy", "starts.json",
+        "summary.json",
     ]  # fmt: skip
     assert json.loads((folder / "config.json").read_text())["recipe"] == name
     assert checkpoints(folder) == ["iteration_000001", "iteration_000002"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mvczigal_ref.training.checkpoint import load_checkpoint
 from tests.integration.runs import checkpoints, metrics, run
-from tests.integration.sharded_worker import config_of
+from tests.integration.sharded_worker import config_of, run_case
 
 # The engine adds gradients in its own order, and layers of the same tokens multiply one by one:
 # the last bits differ, and AdamW's first steps divide by the gradient's own size.
@@ -160,6 +160,23 @@ def test_two_processes_go_on_with_the_parts_of_four(prompts, tmp_path):
     ended = launch(2, tmp_path, prompts, "of four")
     assert ended.returncode == 0, ended.stdout
     assert distance(four, newest(folder).policy) <= RELATIVE
+
+
+@pytest.mark.slow
+def test_flow_transformers_in_parts_train_as_whole_ones(prompts, tmp_path):
+    """Under a LoRA, and with every weight trained."""
+    names = ("flow lora", "flow full")
+    ended = launch(2, tmp_path, prompts, ",".join(names))
+    assert ended.returncode == 0, ended.stdout
+    for name in names:
+        run_case(config_of(prompts, name), tmp_path / "one" / name)
+        mine, theirs = newest(tmp_path / "one" / name), newest(tmp_path / name)
+        assert distance(mine.policy, theirs.policy) <= RELATIVE
+        pairs = zip(metrics(tmp_path / "one" / name), metrics(tmp_path / name), strict=True)
+        for row, other in pairs:
+            assert other == pytest.approx(row, **METRICS)
+    shares = json.loads((tmp_path / "0_of_2.json").read_text())
+    assert shares["flow full"] < 0.65
 
 
 def test_a_killed_process_ends_all_of_them(two):

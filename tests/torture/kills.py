@@ -71,7 +71,7 @@ def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> No
     config, whole = config_of(folder), folder / "whole"
     events = finish(*start(config, whole))
     assert events is not None
-    tally.note(f"events of a run: {events}")
+    tally.notes["changes in a run"] = events
     moments = sorted(chance.sample(range(1, events + 1), min(count, events)))
     for place, moment in enumerate(moments):
         here = folder / "here"

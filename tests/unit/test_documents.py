@@ -135,7 +135,7 @@ def test_the_page_on_rewards_says_what_there_is():
     named = {row[0].strip("`") for row in cells(text)}
     events = {name for name in vars(Events) if not name.startswith("_")}
 
-    assert named >= events - {"stage", "note", "iteration", "stop", "stopping"}
+    assert named >= events - {"stage", "progress", "note", "iteration", "stop", "stopping"}
     assert named >= {f"mvczigal_ref.{group}" for group in GROUPS}
     for word in re.findall(r"^mvczigal train tiny \"?(.*?)\"?$", text, re.MULTILINE):
         load_config(recipe("tiny"), overrides=[word])

@@ -75,6 +75,8 @@ def test_constrained_gap_is_the_difference_of_constrained_advantages(rewards, mu
         ("joint", {"multiplier": 3.0, "joint_weight": 0.1}, 1.0),
         ("per_view", {"multiplier": 3.0, "joint_weight": 0.1}, 0.0),
         ("weighted_sum", {"multiplier": 3.0, "joint_weight": 0.1}, 0.1),
+        ("weighted_sum", {"joint_weight": 0.0}, 0.0),
+        ("weighted_sum", {"joint_weight": 1.0}, 1.0),
         ("weighted_sum", {}, 0.0),
         ("constrained", {}, 0.0),
     ],

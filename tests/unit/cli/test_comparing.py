@@ -8,7 +8,7 @@ import torch
 from mvczigal_ref import reproduce
 from mvczigal_ref.cli import comparing, main
 from mvczigal_ref.condition.stored import StoredCaptions
-from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome
+from mvczigal_ref.reproduce import COMPARISONS, Comparison, Outcome, read_summary
 
 
 class Echo:
@@ -95,7 +95,8 @@ def test_a_comparison_leaves_table_and_picture(tmp_path, monkeypatch, capsys):
         "runs": "runs",
     }  # fmt: skip
     assert COMPARISONS["flow"].title in (tmp_path / "flow.md").read_text()
-    assert (tmp_path / "flow.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "flow.svg").read_text().startswith("<svg")
+    assert read_summary(tmp_path / "flow.json").full == "tiny_mv_grpo_vlm"
     assert "tiny_mv_grpo_vlm" in capsys.readouterr().out
     assert main([*words, "run.evaluation_noises=2", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["flow"]

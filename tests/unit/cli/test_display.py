@@ -124,6 +124,25 @@ def test_who_watches_sees_every_iteration_and_a_bar(monkeypatch):
     assert "3/6  6 s left" in said
 
 
+def test_a_stage_says_how_far_it_is(monkeypatch):
+    """A bar for who watches; a plain line every 15 s elsewhere."""
+    clock = Clock(monkeypatch)
+    console, text = unwatched()
+    with TrainingDisplay(console) as shown:
+        shown.stage("scoring")
+        for done in range(1, 5):
+            clock.now += 8.0
+            shown.progress(done, 4)
+    assert text.getvalue().splitlines() == ["scoring", "scoring: 2 of 4", "scoring: 4 of 4"]
+
+    console, text = watched()
+    with TrainingDisplay(console) as shown:
+        shown.stage("scoring")
+        shown.progress(3, 4)
+        shown._progress.refresh()
+    assert "3/4" in text.getvalue()
+
+
 def test_what_was_not_measured_is_a_dash():
     """A null of the metrics file, or an absent number, stops no one."""
     console, text = unwatched()

@@ -91,7 +91,7 @@ def test_a_plan_is_written_as_json(monkeypatch, tmp_path):
     """With its peaks, for the processes that were asked for."""
     asked = []
     monkeypatch.setattr(
-        planning, "plan", lambda config, *, world_size: asked.append(world_size) or PLAN
+        planning, "plan", lambda config, *, world_size, progress: asked.append(world_size) or PLAN
     )
     run_plan(load_config(), processes=3, command=Printed(json=tmp_path / "plan.json"))
     read = json.loads((tmp_path / "plan.json").read_text("utf-8"))

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, with_error
+from mvczigal_ref.evaluation.digits import (
+    decimals_of,
+    decimals_of_size,
+    gain_text,
+    in_errors,
+    plus_minus,
+    with_error,
+)
+from mvczigal_ref.evaluation.scores import PairedGain
 
 # -- oracle ------------------------------------------------------------------------------
 
@@ -33,6 +41,17 @@ def test_a_gain_has_its_sign():
     """A gain of the size that is published for PickScore is visible."""
     assert with_error(0.0141, 0.0012, sign=True) == ("+0.0141", "0.0012")
     assert with_error(-0.0141, 0.0012, sign=True) == ("-0.0141", "0.0012")
+
+
+def test_a_gain_and_its_means_share_their_decimals():
+    """Those of the error; without one there is no ratio."""
+    gain = PairedGain(before=0.2131, after=0.2166, gain=0.0035, standard_error=0.0007)
+    alone = PairedGain(before=10.0, after=11.0, gain=1.0, standard_error=math.nan)
+
+    assert gain_text(gain) == ("0.21310", "0.21660", "+0.00350", "0.00070", "+5.0")
+    assert gain_text(alone) == ("10.00", "11.00", "+1.00", "unknown", "")
+    assert plus_minus(0.0035, 0.0007) == "0.00350 ± 0.00070"
+    assert in_errors(1.0, 0.0) == in_errors(1.0, math.inf) == ""
 
 
 # -- laws --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.evaluation.evaluate import evaluate, paired_gain, sample_objects
+from mvczigal_ref.evaluation.evaluate import _room, evaluate, paired_gain, sample_objects
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import standard_rollout
@@ -178,10 +178,11 @@ def test_two_processes_share_out_whole_slices():
     whole = evaluated()
     for rank in range(2):
         scores(world=Other(rank=rank, size=2))
-    per_object = torch.cat([sent[0][1], sent[1][1]])
+    *images, _, joint = zip(*sent.values(), strict=True)
 
-    assert [len(part) for part in sent[0]] == [len(part) for part in sent[1]] == [3, 3]
-    assert torch.equal(per_object.view(2, 3), whole.joint)
+    assert [len(part) for part in sent[0]] == [len(part) for part in sent[1]] == [1, 1, 1, 3, 3]
+    assert torch.equal(torch.cat(joint).view(2, 3), whole.joint)
+    assert torch.equal(torch.cat([first for first, _ in images]), whole.images)
 
 
 def test_slices_that_do_not_divide_are_done_by_all():
@@ -192,6 +193,14 @@ def test_slices_that_do_not_divide_are_done_by_all():
 
     assert sent == {0: [], 1: []}
     assert torch.equal(found.joint, scores(4).joint)
+
+
+def test_whoever_listens_hears_each_slice():
+    """The last one is all of this process's."""
+    heard = []
+    scores(slices=2, progress=lambda done, total: heard.append((done, total)))
+
+    assert heard == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_the_noise_is_the_seeds_alone():
@@ -207,13 +216,35 @@ def test_the_noise_is_the_seeds_alone():
     assert not torch.equal(image[0], evaluated().images[0])
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(0, 0), (2, 2), (8, 3)])
+class Whole(World):
+    """The second of two processes, each of which has one noise; the first sends its images."""
+
+    def gather_objects(self, share):
+        """Put what the first has sent before what the second has."""
+        return torch.cat([scores().images if share.ndim == 5 else share, share])
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_a_process_without_the_first_noise_has_its_images_too(keep):
+    """They are gathered, so that every process holds the same."""
+    found = scores(3, world=Whole(rank=1, size=2), keep_images=keep)
+
+    torch.testing.assert_close(found.images, scores(3).images[:keep], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, 0), (2, 2), (8, 3), (None, 3)])
 def test_images_are_kept_for_the_first_prompts(keep, kept):
-    """As many as asked for, at most all."""
+    """As many as asked for, at most all; all where they fit."""
     found = scores(keep_images=keep)
 
     assert found.images.shape == (kept, 6, 3, 32, 32)
     assert torch.equal(found.images, evaluated().images[:kept])
+
+
+@pytest.mark.parametrize(("edge", "count"), [(32, 910), (256, 14), (768, 8)])
+def test_images_that_are_kept_fit_into_a_file(edge, count):
+    """64 MiB of fp32, but 8 prompts at least."""
+    assert _room(6, edge) == count
 
 
 def test_the_guidance_of_the_configuration_is_used():

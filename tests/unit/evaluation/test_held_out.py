@@ -25,7 +25,8 @@ def made(monkeypatch):
     """Count the measurements; each is another table."""
     made = []
 
-    def evaluate(system, prompts, *, config, world, num_noises):
+    def evaluate(system, prompts, *, config, world, num_noises, progress):
+        del progress
         made.append(num_noises)
         table = torch.full((num_noises, len(prompts)), float(len(made)))
         table[0, 0] += 1

@@ -3,9 +3,9 @@
 import sys
 from types import ModuleType
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from huggingface_hub import utils as hub_utils
 
 from mvczigal_ref.models import reach
 
@@ -37,7 +37,7 @@ def online(monkeypatch):
 def test_the_hub_is_asked_once_and_for_seconds(online, error):
     """Whatever the client raises, nothing answers."""
     session = Session(error)
-    online.setattr(hub_utils, "get_session", lambda: session)
+    online.setattr(huggingface_hub, "get_session", lambda: session)
 
     assert [reach.hub_answers() for _ in range(3)] == [error is None] * 3
     assert session.requests == [(constants.ENDPOINT, 3.0)]
@@ -46,7 +46,7 @@ def test_the_hub_is_asked_once_and_for_seconds(online, error):
 def test_offline_nothing_is_asked(online):
     """As `HF_HUB_OFFLINE` says."""
     session = Session()
-    online.setattr(hub_utils, "get_session", lambda: session)
+    online.setattr(huggingface_hub, "get_session", lambda: session)
     online.setattr(constants, "HF_HUB_OFFLINE", True)
 
     assert not reach.hub_answers()

@@ -319,8 +319,8 @@ def test_released_trainer(case, dtype):
 )
 def test_refuses_a_setting_out_of_range(function, name, bad):
     """A range may be infinite, a temperature may not; NaN is neither."""
-    zero = torch.zeros(1)
-    with pytest.raises(ValueError, match=rf"`{name}` must be positive.*got {bad}"):
+    zero, finite = torch.zeros(1), {"temperature": " and finite"}.get(name, "")
+    with pytest.raises(ValueError, match=rf"`{name}` must be positive{finite}; got {bad}"):
         function(zero, zero, zero, **{"clip_range": 0.1, name: bad})
 
 

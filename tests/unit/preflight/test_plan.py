@@ -23,8 +23,15 @@ SIZES = {
     "world.per_view": Footprint(0, 3 * GB, 2 * GB),
     "world.joint": Footprint(0, 5 * GB, GB),
 }
-planned = cache(plan)
-"""Each plan is made once."""
+HEARD = {}
+"""Measurements that each plan told of."""
+
+
+@cache
+def planned(config, **more):
+    """Make each plan once."""
+    heard = HEARD.setdefault(config, [])
+    return plan(config, progress=lambda done, total: heard.append((done, total)), **more)
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +174,15 @@ def test_a_scorer_here_takes_its_published_size():
     assert full.weights - half.weights == pytest.approx(2 * full.parameters, rel=1e-3)
     assert half.working < full.working
     assert scorer_footprint("pickscore", ScorerOptions(images_per_chunk=1)).parameters == 986109441
+
+
+def test_whoever_listens_hears_each_measurement():
+    """In order, to the end."""
+    planned(config_of())
+    heard = HEARD[config_of()]
+
+    assert heard == [(done, len(heard)) for done in range(1, len(heard) + 1)]
+    assert len(heard) > 1
 
 
 # -- errors -------------------------------------------------------------------------------

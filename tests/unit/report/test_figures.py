@@ -3,13 +3,15 @@
 import math
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.report.figures import draw, draw_histogram, smooth
-from mvczigal_ref.report.panels import Curve, Panel, panels
+from mvczigal_ref.report.panel import Curve, Panel
+from mvczigal_ref.report.panels import panels
 from mvczigal_ref.training.tracking import read_metrics
 from tests.unit.report.folders import KEYS, KINDS, learnt, metrics
 from tests.unit.training import test_trainer as of_runs
@@ -21,7 +23,7 @@ record = of_runs.record
 LEFT_OUT = {"network_calls", "drift/mean", "guard/fired"}
 
 NUMBER = st.floats(-1e6, 1e6)
-ONE = Panel(title="One", note="A note.", curves=(Curve(key="a"),))
+ONE = Panel(title="One", axis="size [m]", note="A note.", curves=(Curve(key="a"),))
 
 
 def vertices(svg, variable):
@@ -72,7 +74,7 @@ def test_what_was_not_measured_is_left_out():
 
 def test_one_of_two_curves_is_drawn_alone():
     """A run without a threshold still shows its rewards, in their own colour."""
-    two = Panel(title="Two", note="A note.", curves=(Curve(key="absent"), Curve(key="a")))
+    two = replace(ONE, curves=(Curve(key="absent"), Curve(key="a")))
     svg = draw(two, [{"iteration": i, "a": 1.0 + i} for i in range(5)], name="f")
 
     assert len(vertices(svg, "--curve-1")) == 5
@@ -81,7 +83,7 @@ def test_one_of_two_curves_is_drawn_alone():
 
 def test_a_noisy_curve_is_drawn_thin_and_its_mean_bold():
     """A long noisy curve is two lines, a short or a quiet one is one."""
-    noisy = Panel(title="One", note="A note.", curves=(Curve(key="a"),), noisy=True)
+    noisy = replace(ONE, noisy=True)
     rows = [{"iteration": i, "a": float(i % 2)} for i in range(40)]
 
     assert draw(noisy, rows, name="f").count("var(--curve-0)") == 2
@@ -100,7 +102,7 @@ def test_few_points_are_seen(count):
 def test_zero_is_in_sight_where_it_matters():
     """A panel that marks 0 has a line more."""
     rows = [{"iteration": i, "a": 5.0 + i} for i in range(5)]
-    marked = Panel(title="One", note="A note.", curves=(Curve(key="a"),), zero=True)
+    marked = replace(ONE, zero=True)
     plain, zero = draw(ONE, rows, name="f"), draw(marked, rows, name="f")
 
     assert len(re.findall(r">0<", zero)) == 1 + len(re.findall(r">0<", plain))
@@ -114,13 +116,19 @@ def test_an_element_needs_nothing_but_its_page(panel):
     """It is well-formed, sets no colour, font or size of its own, and refers to itself only."""
     svg = draw(panel, metrics(30), name="f7")
     ids = re.findall(r' id="([^"]+)"', svg)
+    axes = re.findall(r">([^<>]+)</text>", svg)
 
     ET.fromstring(svg)
-    assert re.match(r'<svg viewBox="[\d. ]+" version="1.1">', svg)
+    assert re.match(
+        r'<svg viewBox="[\d. ]+" version="1.1" role="img" aria-labelledby="f7-title">'
+        r'<title id="f7-title">[^<]+</title>', svg,
+    )  # fmt: skip
     assert not re.search(r"#[0-9a-f]{6}|http|DejaVu|xmlns", svg)
     assert len(ids) == len(set(ids))
     assert all(name.startswith("f7-") for name in ids)
     assert set(re.findall(r"#([\w.-]+)", svg)) <= set(ids)
+    assert {"iteration", panel.axis} <= set(axes)
+    assert re.search(r" \[.+\]$", panel.axis)
 
 
 def test_equal_numbers_give_equal_pictures():
@@ -180,22 +188,62 @@ def test_each_scorer_has_a_panel_of_its_own():
         "Reward of a": ["reward/a/zigzag", "reward/a/standard"],
         "Reward of b": ["reward/b"],
         "Guard: hps": ["guard/hps"],
-        "Guard: joint view [dB]": ["guard/joint"],
+        "Guard: joint view": ["guard/joint"],
     }
 
 
 def test_a_histogram_shows_shares_of_what_was_counted():
     """The first and last bins are open; nothing counted draws nothing."""
-    svg = draw_histogram([0.1, 1.0, 10.0], [0, 3, 1, 0], label="drift", name="h")
+
+    def histogram(*counts):
+        words = {"label": "drift [nats]", "title": "A drift", "name": "h"}
+        return draw_histogram([0.1, 1.0, 10.0], counts, **words)
+
+    svg = histogram(0, 3, 1, 0)
 
     ET.fromstring(svg)
-    assert "drift" in svg
-    assert svg == draw_histogram([0.1, 1.0, 10.0], [0, 6, 2, 0], label="drift", name="h")
-    assert svg != draw_histogram([0.1, 1.0, 10.0], [0, 1, 3, 0], label="drift", name="h")
-    assert draw_histogram([0.1, 1.0], [0, 0, 0], label="drift", name="h") is None
+    assert ">drift [nats]<" in svg
+    assert ">share [%]<" in svg
+    assert '<title id="h-title">A drift</title>' in svg
+    assert svg == histogram(0, 6, 2, 0)
+    assert svg != histogram(0, 1, 3, 0)
+    assert histogram(0, 0, 0, 0) is None
 
 
 def test_units_stand_where_rewards_do():
-    """A reward without a unit shows no empty brackets."""
-    assert "Per-view reward [dB]" in [panel.title for panel in panels("dB", KEYS)]
-    assert "Per-view reward" in [panel.title for panel in panels("", KEYS)]
+    """A reward without a unit has its scorer's, which is not guessed."""
+    (named,), (unnamed,) = (panels(unit, {"slack"}) for unit in ("dB", ""))
+
+    assert (named.axis, unnamed.axis) == ("slack [dB]", "slack [reward units]")
+
+
+def ticks(svg):
+    """Numbers below the axis of the iterations."""
+    axis = svg.partition("matplotlib.axis_1")[2] or svg
+    texts = re.findall(r"text-anchor: middle[^>]*>(\d+)</text>", axis)
+    return [int(text) for text in texts]
+
+
+@pytest.mark.parametrize(("count", "marks"), [(1, [1]), (3, [1, 2, 3]), (40, [1, 10, 20, 30, 40])])
+def test_iterations_are_counted_from_one(count, marks):
+    """The first is named 1, and stands at the left edge where there are more."""
+    assert (
+        ticks(draw(ONE, [{"iteration": i, "a": 1.0 + i} for i in range(count)], name="f")) == marks
+    )
+
+
+def test_scores_before_training_stand_at_zero_finished_iterations():
+    """They are no iteration's."""
+    svg = draw(ONE, [{"iteration": i, "a": 1.0 + i} for i in range(-1, 10)], name="f")
+
+    assert ticks(svg)[0] == 0
+    assert ">finished iterations<" in svg
+
+
+@pytest.mark.parametrize(
+    ("values", "flat"),
+    [([0.0, 0], True), ([0.0, 1e-9], False), ([None, 0.0], True), ([None], False)],
+)
+def test_a_panel_is_flat_where_all_of_it_is_zero(values, flat):
+    """The smallest number is a curve, and what was not measured is none."""
+    assert ONE.is_flat([{"iteration": i, "a": value} for i, value in enumerate(values)]) is flat

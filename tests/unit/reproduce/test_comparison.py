@@ -13,25 +13,23 @@ from safetensors.torch import save_file
 
 from mvczigal_ref.config import load_config, to_dict
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.method.caption import DRIFT_EDGES
 from mvczigal_ref.method.sample import stochastic_steps, trained_decisions
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.reproduce import (
     COMPARISONS,
-    Comparison,
-    Outcome,
     compare,
     gain_over_seeds,
     planned_runs,
 )
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.comparison import run_gain
-from mvczigal_ref.reproduce.methods import MethodRow, MethodSet
-from mvczigal_ref.reproduce.tables import figure, markdown
+from mvczigal_ref.reproduce.summary import summarise
+from mvczigal_ref.reproduce.tables import markdown
 from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.tracking import MetricsLog
+from tests.unit.reproduce.outcomes import made_up
 
 FIRST = ("rollout.window_last_start=0",)
 SMALL = (
@@ -130,70 +128,13 @@ def test_every_method_has_a_recipe_and_as_many_published_numbers_as_its_table():
             assert len(method.published) in (0, len(methods.published))
 
 
-def outcome(name, gains):
-    """One method's outcome of made-up gains."""
-    return Outcome(
-        method=MethodRow(name, name, (0.5,)), iterations=3, calls=1200, seconds=2.0,
-        before={"per_view": 1.0}, gains={"per_view": torch.tensor(gains)},
-    )  # fmt: skip
-
-
-def made_up():
-    """Two methods of two seeds and two prompts."""
-    methods = MethodSet(
-        title="Made up", published=("P",), scores=("per_view",),
-        methods=(MethodRow("a", "a", (0.5,)), MethodRow("b", "b")), pair=("a", "b"),
-    )  # fmt: skip
-    return Comparison(
-        methods=methods,
-        outcomes=(outcome("a", [[1.0, 3.0], [1.0, 3.0]]), outcome("b", [[2.0, 4.5], [2.0, 4.5]])),
-    )
-
-
-def test_the_table_holds_what_was_measured_beside_what_is_published():
-    """A row a method, and the paired difference with its own error."""
-    text = markdown(made_up())
-
-    assert "| a (`a`) | +2.00 ± 1.00 (+2.0; +2.0) | 3 | 1,200 | 2 | +0.5 |" in text
-    assert "`b` minus `a`, paired, per view: +1.25 ± 0.25 (+5.0 standard errors)." in text
-
-
-def test_gains_stand_in_the_errors_of_prompts_alone_too():
-    """Seeds that differ do not enlarge these."""
-    whole = made_up()
-    apart = replace(whole.outcomes[0], gains={"per_view": torch.tensor([[0.0, 2.0], [2.0, 4.0]])})
-
-    assert "| +2.00 ± 1.41 (+1.4; +2.0) |" in markdown(replace(whole, outcomes=(apart,)))
-
-
 def test_a_pair_of_which_one_was_not_run_is_not_compared():
     """The table is there all the same."""
     whole = made_up()
     half = replace(whole, outcomes=whole.outcomes[:1])
 
     assert half.paired("per_view") is None
-    assert "paired" not in markdown(half)
-
-
-def test_the_picture_is_the_same_for_equal_numbers():
-    """It can be compared with the one that is drawn again, and it names every method."""
-    drawn = figure(made_up())
-
-    assert drawn == figure(made_up())
-    assert "<!-- Made up -->" in drawn
-    for outcome in made_up().outcomes:
-        assert f"<!-- {outcome.method.name} -->" in drawn
-
-
-def test_scores_before_training_are_told():
-    """One number where all methods start alike, else the least and the most."""
-    whole = made_up()
-    one, other = whole.outcomes
-    apart = replace(whole, outcomes=(replace(one, before={"per_view": 1.25}), other))
-
-    assert "\nBefore training: per view 1.00.\n" in markdown(whole)
-    assert "\nBefore training: per view 1.00 to 1.25.\n" in markdown(apart)
-    assert "| latents through the network (forward) |" in markdown(whole)
+    assert "paired" not in markdown(summarise(half))
 
 
 def finished(folder, config):
@@ -244,19 +185,6 @@ def test_a_finished_run_of_which_more_is_asked_goes_on(monkeypatch, tmp_path, wo
 
     assert told == [(asked, tmp_path, 1, None)]
     assert found["after"]["per_view"].tolist() == [[5.0, 5.0]]
-
-
-def test_the_picture_shows_the_drift_of_captions():
-    """A panel where a method has them, and how many captions change nothing."""
-    whole = made_up()
-    counts = (3, *[1] * len(DRIFT_EDGES))
-    one, other = whole.outcomes
-    drawn = figure(replace(whole, outcomes=(one, replace(other, drift=counts))))
-    share = round(100 * 3 / sum(counts))
-
-    assert f"b, {share} % below 1e-06" in drawn
-    assert "probability drift" in drawn
-    assert "probability drift" not in figure(whole)
 
 
 @pytest.fixture

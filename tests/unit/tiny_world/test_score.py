@@ -14,7 +14,7 @@ from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.tiny_world.grammar import parse
 from mvczigal_ref.tiny_world.render import Geometry, Nuisance, colour_maps, paint, render_maps
 from mvczigal_ref.tiny_world.scene import WORLD_RIG
-from mvczigal_ref.tiny_world.score import joint_view_score, per_view_score
+from mvczigal_ref.tiny_world.score import joint_view_score, nearest_renders, per_view_score
 from tests.renders import render_prompts
 
 PROMPTS = ["a red cube with a white nose", "a blue cone with a green fin"]
@@ -227,6 +227,22 @@ def test_a_sentence_may_be_spelled_anyhow():
         torch.testing.assert_close(
             score(images, spelled), score(images, [PROMPTS[0]] * 2), rtol=0, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.3])
+def test_the_nearest_renders_are_those_that_the_judges_compare_with(spread):
+    """Measured against them by hand, images have the judges' scores, but for a bonus of views."""
+    images = noisy_images(PROMPTS, spread=spread)
+    for rig, judge in ((WORLD_RIG, joint_view_score), (None, per_view_score)):
+        renders = nearest_renders(images, PROMPTS, rig=rig)
+        error = (images - renders).square().sum((-3, -2, -1))
+        energy = (renders - 0.45).square().sum((-3, -2, -1))
+        if rig is not None:
+            error, energy = error.sum(-1), energy.sum(-1)
+        bonus = judge(images, PROMPTS) + 10 * (error / energy + 0.02).log10()
+
+        assert bonus.min() > -1e-5
+        assert bonus.max() < (1e-5 if rig is not None else 6 + 1e-5)
 
 
 # -- gradients ---------------------------------------------------------------------------

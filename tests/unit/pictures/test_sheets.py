@@ -1,4 +1,4 @@
-"""`pictures`: oracle, laws, errors."""
+"""`pictures.sheets`: oracle, laws, errors."""
 
 import io
 
