@@ -46,6 +46,7 @@ _PARTS = {
     "features": "camera features",
     "optimizer": "optimiser",
     "copies": "copies of the trained weights",
+    "gathered": "gathered for a call, of cut weights",
     "rollouts": "stored rollouts",
     "gradients": "gradients",
     "sampling": "a sampling call",

@@ -185,7 +185,7 @@ class TrainingLoop:
                 "guard/best_iteration": float(state.guard.best.iteration),
             }
         if guard.action == "return":
-            if verdict.improved and self._world.is_main:
+            if verdict.improved and (self._world.is_main or state.sharded):
                 state.keep_best(self._folder)
             self._world.barrier()
             if verdict.fired:
@@ -193,8 +193,10 @@ class TrainingLoop:
         return verdict.improved and guard.action == "return"
 
     def _save(self) -> None:
-        if self._world.is_main:
+        main, path = self._world.is_main, None
+        if main or self._state.sharded:
             path = self._state.save(self._folder)
+        if main and path is not None:
             self._tell.checkpoint(run_view(self._state, self._folder), path)
         self._world.barrier()
 

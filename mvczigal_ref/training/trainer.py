@@ -27,6 +27,7 @@ from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.model_card import CardFacts
 from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_lora
+from mvczigal_ref.models.sharding import gathered
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.networks import PUBLISHED, published_sources
@@ -140,6 +141,12 @@ def train(
         ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'starts.json', \
 'summary.json']
     """
+    if world.size > 1:
+        engine = config.run.reduction == "engine"
+        world = replace(
+            world, sharded=config.run.sharding == "full",
+            reduction="engine" if engine else "ordered",
+        )  # fmt: skip
     tell = events if events is not None and world.is_main else Events()
     run = _Run(
         config=config, folder=folder, world=world, tell=tell, components=components,
@@ -154,7 +161,8 @@ def train(
                 return _train(run, ownership)
         except ServiceUnavailableError:
             # Captions and scores come before changes: the state is the last finished iteration's.
-            if world.is_main and run.state is not None:
+            # Sharded parameters would need the others, who may wait elsewhere.
+            if world.is_main and run.state is not None and not run.state.sharded:
                 run.state.save(folder)
             with suppress(ProcessLostError):  # a launcher ends all as soon as one has ended
                 world.barrier()
@@ -205,7 +213,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
         enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
-    system = build_system(config, device=world.device, components=run.components)
+    system = build_system(config, device=world.device, components=run.components, world=world)
     if world.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
@@ -263,10 +271,11 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
         joint=paired_gain(before.joint, after.joint),
         guard=state.guard,
     )
-    if world.is_main:
-        policy: Any = system.policy
-        with state.averaged():
+    with state.averaged(), gathered(system.backbone.network):
+        if world.is_main:
+            policy: Any = system.policy
             export_policy(trained_lora(policy) or policy, config, folder / POLICY)
+    if world.is_main:
         atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()
     tell.end(run_view(state, folder))

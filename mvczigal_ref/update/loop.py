@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from mvczigal_ref.diffusion.precision import widest_dtype
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
+from mvczigal_ref.models.sharding import whole
 from mvczigal_ref.shapes import Scalar
 from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
 from mvczigal_ref.update.parameters import Parameters, named_parameters
@@ -156,7 +157,7 @@ def optimizer_step(
     if loss_scale != 1.0:
         for gradient in gradients.values():
             gradient /= loss_scale
-    norm = get_total_norm(gradients.values())
+    norm = whole(get_total_norm(gradients.values()))
     if not math.isfinite(norm):
         optimizer.zero_grad()
         if loss_scale > 1.0:
@@ -164,7 +165,7 @@ def optimizer_step(
         raise _non_finite(gradients, float(norm))
     clip_grads_with_norm_(named.values(), max_grad_norm, norm)
     # The norm of the smallest numbers rounds to 0.
-    if norm == 0.0 and on_zero and not any(bool(g.any()) for g in gradients.values()):
+    if norm == 0.0 and on_zero and not any(bool(whole(g).any()) for g in gradients.values()):
         on_zero()
     optimizer.step()
     optimizer.zero_grad()
@@ -174,7 +175,7 @@ def optimizer_step(
 def _non_finite(gradients: Mapping[str, Tensor], norm: float) -> NonFiniteError:
     """Name the first parameter whose gradient is non-finite, or the norm of finite ones."""
     for name, gradient in gradients.items():
-        if not bool(gradient.isfinite().all()):
+        if not bool(whole(gradient).isfinite().all()):
             return NonFiniteError(f"gradient_norm of {name}", value=norm)
     return NonFiniteError("gradient_norm", value=norm)
 
