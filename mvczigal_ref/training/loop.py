@@ -17,7 +17,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.guard import guard_step
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.watch import Watch
-from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.iteration import Listener, run_iteration
 from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.training.events import Events, RunView, hears
 from mvczigal_ref.training.prompt_batch import prompt_batch
@@ -49,7 +49,7 @@ def run_view(state: TrainingState, folder: Path) -> RunView:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hearing:
+class _Copies(Listener):
     """Copies of what an iteration makes, for those who hear of it."""
 
     tell: Events
@@ -122,7 +122,7 @@ class TrainingLoop:
                 state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
                 config=config, world=self._world, timer=self._timer, enhancer=self._enhancer,
                 old=state.old, loss_scale=state.loss_scale,
-                hearing=_Hearing(self._tell, run_view(state, self._folder)),
+                listener=_Copies(self._tell, run_view(state, self._folder)),
             )  # fmt: skip
         calls = int(self._world.gather_objects(torch.tensor([rows()])).sum())
         state.constraint, state.finished = result.constraint, state.finished + 1
