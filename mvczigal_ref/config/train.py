@@ -96,6 +96,12 @@ def _grid_contradictions(config: "TrainConfig") -> Iterable[str]:
                 f'`sampler.{name}` must be at most {most} with `sampler.kind` = "{sampler.kind}", '
                 f"the grid that its steps are taken from; got {steps}."
             )
+    together = config.optim.steps_per_microbatch
+    if config.objective.compares_pairs and together > sampler.num_steps:
+        yield (
+            "`optim.steps_per_microbatch` must be at most `sampler.num_steps` = "
+            f"{sampler.num_steps}; got {together}."
+        )
     unit = 16 if model.network == "flow" and model.weights != "tiny_flow" else 8
     nearest = max(1, (model.image_size + unit // 2 - 1) // unit) * unit
     if model.image_size != nearest:
@@ -113,6 +119,7 @@ def _length_contradictions(config: "TrainConfig") -> Iterable[str]:
         ("optim.warmup_iterations", optim.warmup_iterations, True, "0 for none"),
         ("optim.average_every", optim.average_every, optim.average_decay > 0, ""),
         ("guard.every", config.guard.every, True, "0 for no guard"),
+        ("run.evaluate_every", config.run.evaluate_every, True, "0 for before and after only"),
     ):
         if acts and length > iterations:
             other = f", or to {remedy}" if remedy else ", or `optim.average_decay` to 0"

@@ -77,6 +77,16 @@ RULES = {
         "`guard.every` must be at most `run.iterations` = 3; got 4",
         ["run.iterations=3", "guard.every=3", "guard.diversity=true"],
     ),
+    "evaluations beyond the run": (
+        ["run.iterations=3", "run.evaluate_every=4"],
+        "`run.evaluate_every` must be at most `run.iterations` = 3; got 4",
+        ["run.iterations=3", "run.evaluate_every=3"],
+    ),
+    "more steps together than there are": (
+        ["sampler.num_steps=2", "optim.steps_per_microbatch=3"],
+        "`optim.steps_per_microbatch` must be at most `sampler.num_steps` = 2; got 3.",
+        ["sampler.num_steps=2", "optim.steps_per_microbatch=2"],
+    ),
     "guard of nothing": (
         ["guard.every=1"], "`guard.every` needs something to watch",
         ["guard.every=1", "advantage.mode=joint"],
