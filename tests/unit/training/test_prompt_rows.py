@@ -231,9 +231,7 @@ def test_another_kind_of_file_is_no_list(table, content, words):
 def test_a_comma_without_quotes_does_not_cut_a_prompt(table):
     """Its end would be a cell that no column has."""
     name = table("list.csv", "id,text\n1,a red cube, with a nose\n")
-    with pytest.raises(
-        ConfigError, match=r"line 2 of 'list.csv' must hold at most 2 cells"
-    ):
+    with pytest.raises(ConfigError, match=r"line 2 of 'list.csv' must hold at most 2 cells"):
         read_prompts(f"{name}:text")
 
 
