@@ -3,8 +3,9 @@
     python -m bench.cost [--shapes S M L] [--repeats 3] [--released PATH]
 
 The columns "released" are figures of the released trainer for the same shapes, prompts, views,
-steps and optimiser steps: measured in turn with ours where PATH is a checkout of it, else published ones
-(minimum of three on a 2-core machine). Seconds do not carry over between machines; operators do.
+steps and optimiser steps: measured in turn with ours where PATH is a checkout of it, else published
+ones (minimum of three on a 2-core machine). Seconds do not carry over between machines; operators
+do.
 """
 
 import argparse
@@ -88,15 +89,18 @@ def configuration(shape: Shape) -> TrainConfig:
             "optim": {"lr": 1e-4, "optimizer_steps_per_epoch": 1,
                       "steps_per_microbatch": STEPS_TOGETHER[shape.image]},
             "run": {"objects_per_iteration": 2, "objects_per_slice": 2,
-                    "arms_per_call": ARMS_TOGETHER[shape.image]},
+                    "arms_per_call": ARMS_TOGETHER[shape.image],
+                    "replay_objects_per_slice": OBJECTS_REPLAYED[shape.image]},
         }
     )  # fmt: skip
 
 
 STEPS_TOGETHER = {64: 4, 128: 1, 256: 1}
 """Steps replayed in one call, by image edge: as many as stay below the released peak memory."""
-ARMS_TOGETHER = {64: 2, 128: 1, 256: 1}
+ARMS_TOGETHER = {64: 2, 128: 2, 256: 1}
 """Arms in one call, likewise."""
+OBJECTS_REPLAYED = {64: 2, 128: 1, 256: 2}
+"""Objects in one replay, likewise."""
 
 
 def networks(shape: Shape) -> Components:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,18 +23,20 @@ from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.system import System
 from mvczigal_ref.update.loss_scale import LossScale
 
-__all__ = ["Hearing", "IterationResult", "run_iteration"]
+__all__ = ["IterationResult", "Listener", "run_iteration"]
 
 
-@runtime_checkable
-class Hearing(Protocol):
-    """Hears of what an iteration makes, and changes none of it."""
+class Listener:
+    """Hears of what an iteration makes, and changes none of it; this one ignores it."""
 
     def rollout(self, prompts: Sequence[str], images: Tensor) -> None:
         """Hear that a slice has been sampled and decoded."""
 
     def rewards(self, rewards: RewardTable) -> None:
         """Hear the rewards of all processes."""
+
+
+_NOBODY = Listener()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def run_iteration(
     enhancer: ConditionEnhancer | None = None,
     old: Mapping[str, Tensor] | None = None,
     loss_scale: LossScale | None = None,
-    hearing: Hearing | None = None,
+    listener: Listener = _NOBODY,
 ) -> IterationResult:
     """Roll out, describe, reward, constrain, compare, update.
 
@@ -95,7 +97,7 @@ def run_iteration(
         old: Trainable parameters of the policy that samples, where it follows the one that learns
             (DiffusionNFT); None is the policy itself.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
-        hearing: Hears of samples and rewards as they are made; None is nobody.
+        listener: Hears of samples and rewards as they are made; the default ignores them.
 
     Returns:
         The new constraint state and loss scale, and the metrics, the same in every process.
@@ -116,8 +118,7 @@ def run_iteration(
     for part, drawn in zip(parts, samples, strict=True):
         with timer("decode"):
             images = decode(system, drawn)
-        if hearing is not None:
-            hearing.rollout(part.prompts, images)
+        listener.rollout(part.prompts, images)
         with timer("condition"):
             conditions.append(describe(system, enhancer, part, images, config, iteration))
         with timer("reward"):
@@ -125,20 +126,17 @@ def run_iteration(
         del images  # gigabytes at full size
     with timer("reward"):
         rewards = here.share.gather_rewards(scores, world)
-        rewards.require_finite()  # the constraint's mean would not say whose it was
+        listener.rewards(rewards)
         joint_mean = method.joint_mean(rewards)
-        if hearing is not None:
-            hearing.rewards(rewards)
         constraint = constraint_step(constraint, joint_mean, **_constraint_settings(config))
     with timer("advantage"):
         advantages = method.compare(rewards, samples, here, multiplier=constraint.multiplier)
     with timer("update"):
         learner = Learner(system=system, optimizer=optimizer, old=old, loss_scale=loss_scale)
-        experience = Experience(samples=samples, conditions=conditions, advantages=advantages)
-        learned = method.learn(learner, experience, here)
-    metrics = {**method.reward_metrics(rewards), **_metrics(constraint, joint_mean)}
+        learned = method.learn(learner, Experience(samples, conditions, advantages), here)
     return IterationResult(
-        constraint, metrics | learned.metrics, old=learned.old, loss_scale=learned.loss_scale,
+        metrics=method.reward_metrics(rewards) | _metrics(constraint, joint_mean) | learned.metrics,
+        constraint=constraint, old=learned.old, loss_scale=learned.loss_scale,
         captions=caption_log(parts, conditions, rewards, learned.drift),
     )  # fmt: skip
 

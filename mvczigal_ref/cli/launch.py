@@ -24,6 +24,7 @@ from mvczigal_ref.errors import (
     NonFiniteError,
     ReplayMismatchError,
     ZeroGradientError,
+    quoted,
 )
 
 if TYPE_CHECKING:
@@ -100,8 +101,16 @@ def join(device: str) -> "World":
         here = world(device)
         torch.empty(1, device=here.device)
     except (RuntimeError, AssertionError, ValueError) as error:  # torch's words for its absence
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"cannot compute on device {device!r}: {reason}") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        msg = (
+            f"cannot compute on device {quoted(device)}: {reason}. Name one that is there, or cpu."
+        )
+        raise ConfigError(msg) from error
+    if here.device.type == "meta":
+        msg = (
+            'cannot compute on device "meta", whose tensors hold no numbers. Name another, or cpu.'
+        )
+        raise ConfigError(msg)
     return here
 
 

@@ -1,15 +1,18 @@
 """Output of commands that print a table: as JSON, or not at all."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
+from mvczigal_ref.errors import ConfigError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["STANDARD_OUTPUT", "Printed", "Quiet", "console_of", "write_json"]
+__all__ = ["STANDARD_OUTPUT", "Printed", "Quiet", "console_of", "require_json", "write_json"]
 
 STANDARD_OUTPUT = Path("-")
 """Name for standard output, in a file's place."""
@@ -52,6 +55,31 @@ def console_of(command: Quiet, *, shown: bool = True) -> "Console":
 
     as_json = isinstance(command, Printed) and command.json == STANDARD_OUTPUT
     return Console(quiet=command.quiet or as_json or not shown)
+
+
+def require_json(command: object) -> None:
+    """Refuse a file for JSON that could not be written, before the work that it would tell of.
+
+    Args:
+        command: Any command.
+
+    Raises:
+        ConfigError: If the file is a folder, or no file can be made beside it.
+
+    Examples:
+        >>> require_json(Printed(json=Path(".")))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.ConfigError: `--json` must be a file; got the folder '.'.
+    """
+    path = command.json if isinstance(command, Printed) else None
+    if path is None or path == STANDARD_OUTPUT:
+        return
+    if path.is_dir():
+        raise ConfigError(f"`--json` must be a file; got the folder {str(path)!r}.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        msg = f"`--json` must be a file that can be written; {str(above)!r} is no folder that takes"
+        raise ConfigError(f"{msg} files. Choose another.")
 
 
 def write_json(command: Printed, content: Any) -> None:  # noqa: ANN401 - whatever JSON can say

@@ -138,6 +138,10 @@ _PATHS = _settable(TrainConfig)
 def _refuse_unknown(values: Mapping[str, Any], prefix: str = "") -> None:
     for key, value in values.items():
         path = f"{prefix}{key}"
+        if path in _PATHS and "." in str(key):
+            section, _, name = path.partition(".")
+            msg = f"`{path}` must be written by section, as in `{section}: {{{name}: ...}}`."
+            raise ConfigError(msg)
         if path not in _PATHS:
             raise unknown_setting(path, _PATHS)
         if dataclasses.is_dataclass(_PATHS[path]):
@@ -300,7 +304,9 @@ def read_value(text: str) -> Any:  # noqa: ANN401 - whatever YAML can say
     except ConfigError:
         raise
     # Values that do not fit the tag that is written before them raise whatever they like.
-    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+    except (
+        yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError
+    ) as error:  # fmt: skip
         reason = quoted(" ".join(str(error).split()))[1:-1]
         raise ConfigError(f"it is not YAML as it should be: {reason}.") from error
 
@@ -341,7 +347,7 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     """
 
     def likeness(one: str, other: str) -> float:
-        return difflib.SequenceMatcher(None, one, other).ratio()
+        return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
 
     # A right name in the wrong section is near too.
     leaf = name.rpartition(".")[2]

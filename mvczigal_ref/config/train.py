@@ -18,6 +18,7 @@ from mvczigal_ref.config.method import (
     ZigzagConfig,
 )
 from mvczigal_ref.config.run import GuardConfig, OptimConfig, RunConfig
+from mvczigal_ref.config.sharding import sharding_contradictions
 from mvczigal_ref.config.system import FlowConfig, ModelConfig, SamplerConfig
 from mvczigal_ref.config.types import SETTINGS, Name
 
@@ -70,6 +71,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
     yield from _tree_contradictions(config)
     yield from _objective_contradictions(config)
     yield from _condition_contradictions(config)
+    yield from sharding_contradictions(config)
     if config.advantage.shuffle and run.objects_per_iteration < 2:
         yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
     slices = [("run.objects_per_slice", run.objects_per_slice)]
@@ -94,6 +96,12 @@ def _grid_contradictions(config: "TrainConfig") -> Iterable[str]:
                 f'`sampler.{name}` must be at most {most} with `sampler.kind` = "{sampler.kind}", '
                 f"the grid that its steps are taken from; got {steps}."
             )
+    together = config.optim.steps_per_microbatch
+    if config.objective.compares_pairs and together > sampler.num_steps:
+        yield (
+            "`optim.steps_per_microbatch` must be at most `sampler.num_steps` = "
+            f"{sampler.num_steps}; got {together}."
+        )
     unit = 16 if model.network == "flow" and model.weights != "tiny_flow" else 8
     nearest = max(1, (model.image_size + unit // 2 - 1) // unit) * unit
     if model.image_size != nearest:
@@ -111,6 +119,7 @@ def _length_contradictions(config: "TrainConfig") -> Iterable[str]:
         ("optim.warmup_iterations", optim.warmup_iterations, True, "0 for none"),
         ("optim.average_every", optim.average_every, optim.average_decay > 0, ""),
         ("guard.every", config.guard.every, True, "0 for no guard"),
+        ("run.evaluate_every", config.run.evaluate_every, True, "0 for before and after only"),
     ):
         if acts and length > iterations:
             other = f", or to {remedy}" if remedy else ", or `optim.average_decay` to 0"

@@ -61,7 +61,7 @@ class Iteration:
         return [tuple(table[order] for table in tables) for tables in advantages]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Experience:
     """Samples of this process, and everything that is known of them."""
 

@@ -122,6 +122,9 @@ class Share:
 
         Returns:
             Rewards of all objects, the same in every process.
+
+        Raises:
+            NonFiniteError: If a reward is NaN or infinite; names its scorer and place.
         """
 
         def whole(tables: Sequence[Tensor]) -> Tensor:
@@ -129,11 +132,13 @@ class Share:
             return self.gather(by_prompt, world).transpose(0, 1)
 
         first = parts[0]
-        return RewardTable(
+        rewards = RewardTable(
             per_view={name: whole([t.per_view[name] for t in parts]) for name in first.per_view},
             joint={name: whole([t.joint[name] for t in parts]) for name in first.joint},
             weights=first.weights,
         )
+        rewards.require_finite()  # a mean of them would not say whose it was
+        return rewards
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

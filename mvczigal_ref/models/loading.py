@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.sharding import local_part
 from mvczigal_ref.models.weight_files import (
     check_safetensors,
     first_line,
@@ -71,7 +72,7 @@ def load_strict(
         raise CheckpointError(msg)
     with torch.no_grad():
         for name, value in target.items():
-            value.copy_(tensors[name])
+            value.copy_(local_part(tensors[name], value))
 
 
 def load_model(

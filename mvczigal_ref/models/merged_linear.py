@@ -135,7 +135,8 @@ class _MergedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         tokens, weight, *factors = ctx.saved_tensors
-        by_tokens, by_factors = None, [None] * len(factors)
+        by_tokens = None
+        by_factors: Sequence[Tensor | None] = [None] * len(factors)
         if ctx.needs_input_grad[0]:
             by_tokens = product(gradient, _merged(weight, factors, ctx.scale).t())
         if any(ctx.needs_input_grad[4:]):

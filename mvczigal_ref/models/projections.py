@@ -94,14 +94,15 @@ def project(tokens: Tokens, *layers: nn.Module, heads: int) -> tuple[Heads, ...]
     joint = None if hooked else _at_once(tokens, layers)
     if joint is None:
         return tuple(layer(tokens).unflatten(-1, (heads, -1)) for layer in layers)
-    return joint.unflatten(-1, (len(layers), heads, -1)).unbind(-3)
+    by_layer: tuple[Tensor, ...] = joint.unflatten(-1, (len(layers), heads, -1)).unbind(-3)
+    return by_layer
 
 
 def _at_once(tokens: Tokens, layers: Sequence[nn.Module]) -> Projected | None:
     """Multiply once; None where a layer trains its weight, computes otherwise, or differs."""
     if torch.compiler.is_compiling():  # which fuses by itself
         return None
-    maps = []
+    maps: list[_Map] = []
     for layer in layers:
         part = _read(layer)
         if part is None or (maps and not part.fits(maps[0])):
@@ -125,7 +126,8 @@ def _read(layer: Any) -> _Map | None:  # noqa: ANN401 - PEFT is untyped
     Modules' own dictionaries are read: attributes of theirs take a microsecond each, and there are
     thousands in a network call.
     """
-    base, names = layer, ()
+    base: Any = layer
+    names: tuple[str, ...] = ()
     if isinstance(layer, lora.Linear):
         if layer.lora_variant or layer.merged_adapters or layer.fan_in_fan_out:
             return None
@@ -133,7 +135,8 @@ def _read(layer: Any) -> _Map | None:  # noqa: ANN401 - PEFT is untyped
         if not layer._disable_adapters:
             downs = layer._modules["lora_A"]._modules
             names = tuple(name for name in layer.active_adapters if name in downs)
-    if not isinstance(base, nn.Linear) or len(names) > 1:
+    # A subclass, such as one of quantised weights, multiplies in its own way.
+    if type(base) not in (nn.Linear, QuickLinear) or len(names) > 1:
         return None
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     if weight.requires_grad:

@@ -158,6 +158,7 @@ def with_errors(
     if reward_unit(config) != "dB" or not _shape(prompt) or images.shape[-1] != IMAGE_SIZE:
         return images
     from mvczigal_ref.system.rig import rig_of  # loads the libraries of models
+
     rig = None if config.reward.joint == VIEW_MEAN else rig_of(config.model)
     maps: Images = error_map(images, nearest_renders(images, [prompt], rig=rig))
     return torch.cat([images, maps])

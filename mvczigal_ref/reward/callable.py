@@ -1,16 +1,16 @@
 """Scorer that is a plain function of the user's: looked up by name, checked once, called."""
 
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.errors import ConfigError, ServiceUnavailableError, quoted
 from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.source import Source
+from mvczigal_ref.reward.user_code import FAULTS, raised, unchanged_defaults
 from mvczigal_ref.shapes import Images
 
 __all__ = ["SIGNATURE", "CallableScorer", "callable_scorer", "require_contract"]
@@ -21,6 +21,7 @@ SIGNATURE = {
 }
 """Signature of a function of each kind."""
 
+_ROUNDING = 0.05  # of the largest reward: more than kernels of other sizes make in bf16
 _PROMPTS = ("a red cube with a white nose", "a blue ball with a green fin")
 
 
@@ -48,16 +49,16 @@ class CallableScorer:
             One reward per view or per object, fp32, on the images' device [reward units].
 
         Raises:
-            ValueError: If the function returns anything else.
+            ConfigError: If the function raises, or returns anything else.
+            ServiceUnavailableError: If the function raises it, since a service that it asks is out.
         """
-        with torch.no_grad():
-            rewards = self.source.function(
-                images if self.device is None else images.to(self.device), list(prompts)
-            )
+        begin = f"{self.source.name!r} must be a function `{SIGNATURE[self.kind]}`"
+        rewards = _called(
+            self, images if self.device is None else images.to(self.device), prompts, begin
+        )
         if problem := _problem(rewards, images, self.kind):
-            msg = f"{self.source.name!r} must be a function `{SIGNATURE[self.kind]}`; {problem}."
-            raise ValueError(msg)
-        return rewards.to(device=images.device, dtype=torch.float32)
+            raise ConfigError(f"{begin}; {problem}.")
+        return rewards.detach().to(device=images.device, dtype=torch.float32)
 
 
 def callable_scorer(
@@ -85,7 +86,7 @@ def callable_scorer(
 
 
 def require_contract(setting: str, scorer: CallableScorer, images: Images) -> None:
-    """Call a function twice on a small batch, and refuse it if it breaks the contract.
+    """Call a function on a small batch and on half of it; refuse it if it breaks the contract.
 
     Args:
         setting: Setting that names it.
@@ -94,26 +95,49 @@ def require_contract(setting: str, scorer: CallableScorer, images: Images) -> No
 
     Raises:
         ConfigError: If it raises, returns another shape or type, a non-finite number, other numbers
-            at the second call, or changes its images.
+            at the second call or for an object alone, changes its images, or changes a default of
+            torch.
     """
     begin = f"`{setting}` = {scorer.source.name!r} must be a function `{SIGNATURE[scorer.kind]}`"
     passed = images.clone()
-    tables = []
-    for _ in range(2):
-        try:
-            with torch.no_grad():
-                tables.append(scorer.source.function(passed, list(_PROMPTS)))
-        except Exception as error:
-            raise ConfigError(f"{begin}; {_raised(error, scorer.source.function)}.") from error
-    if problem := _problem(tables[0], images, scorer.kind):
-        raise ConfigError(f"{begin}; {problem}.")
-    if not torch.isfinite(tables[0]).all():
-        raise ConfigError(f"{begin} of finite numbers; got {quoted(tables[0].tolist())}.")
-    if not isinstance(tables[1], Tensor) or not torch.equal(tables[0], tables[1]):
-        msg = "that is deterministic; two calls on equal images differ. Seed what it draws."
+    with unchanged_defaults(f"`{setting}` = {scorer.source.name!r}"):
+        table = _checked(scorer, passed, _PROMPTS, begin)
+        if not torch.equal(passed, images):
+            raise ConfigError(f"{begin} that leaves its images as they are; it changed them. Copy.")
+        if not torch.equal(table, _checked(scorer, passed, _PROMPTS, begin)):
+            msg = "that is deterministic; two calls on equal images differ. Seed what it draws."
+            raise ConfigError(f"{begin} {msg}")
+        alone = _checked(scorer, passed[1:], _PROMPTS[1:], begin)
+    # Kernels of other sizes round otherwise; what mixes objects differs by more.
+    if (alone - table[1:]).abs().max() > _ROUNDING * table.abs().max():
+        msg = (
+            "that scores an object by its own images and prompt; with another object before it "
+            f"one had {quoted(table[1:].tolist())}, alone {quoted(alone.tolist())}. Leave out what "
+            "mixes objects, such as a mean over the batch."
+        )
         raise ConfigError(f"{begin} {msg}")
-    if not torch.equal(passed, images):
-        raise ConfigError(f"{begin} that leaves its images as they are; it changed them. Copy.")
+
+
+def _called(scorer: CallableScorer, images: Images, prompts: Sequence[str], begin: str) -> Any:  # noqa: ANN401 - the user's
+    """Call a function without gradients; what it raises becomes one line."""
+    try:
+        with torch.no_grad():
+            return scorer.source.function(images, list(prompts))
+    except ServiceUnavailableError:
+        raise
+    except FAULTS as error:
+        raise ConfigError(f"{begin}; {raised(error, scorer.source.function)}.") from error
+
+
+def _checked(scorer: CallableScorer, images: Images, prompts: Sequence[str], begin: str) -> Tensor:
+    """Call a function, and refuse what it returns if that is no table of finite numbers."""
+    rewards = _called(scorer, images, prompts, begin)
+    if problem := _problem(rewards, images, scorer.kind):
+        raise ConfigError(f"{begin}; {problem}.")
+    table: Tensor = rewards.detach().clone()  # which the function may write into again
+    if not torch.isfinite(table.float()).all():
+        raise ConfigError(f"{begin} of finite numbers; got {quoted(table.tolist())}.")
+    return table
 
 
 def _problem(rewards: object, images: Images, kind: str) -> str:
@@ -128,13 +152,6 @@ def _problem(rewards: object, images: Images, kind: str) -> str:
         return f"of {tuple(images.shape)} images it returned shape {tuple(rewards.shape)}{hint}"
     if not rewards.is_floating_point():
         return f"it returned {str(rewards.dtype).removeprefix('torch.')}, not a floating type"
+    if rewards.layout != torch.strided or rewards.is_meta:
+        return "it returned a sparse tensor or one on the device meta, not one of plain numbers"
     return ""
-
-
-def _raised(error: Exception, function: Callable[..., Any]) -> str:
-    """Say in a line what a function has raised, and in which line of which file."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call here
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    text = " ".join(str(error).split())
-    hint = "; it is a class, so name an instance of it" if isinstance(function, type) else ""
-    return f"it raised {type(error).__name__}: {text}{place}{hint}"

@@ -18,6 +18,7 @@ from mvczigal_ref.config.plugins import GROUPS, load_plugin, plugin
 from mvczigal_ref.config.typed import is_typed, note_typed
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.provenance import note
+from mvczigal_ref.reward.user_code import FAULTS, unchanged_defaults
 
 __all__ = ["Source", "hand_over", "load_source", "plugin_source"]
 
@@ -166,8 +167,11 @@ def _imported(place: str, begin: str) -> tuple[ModuleType, str, str | None]:
         msg = f"must read FILE.py:NAME or package.module:NAME; {place!r} is neither."
         raise ConfigError(f"{begin} {msg}")
     try:
-        module = importlib.import_module(place)
-    except Exception as error:
+        with unchanged_defaults(begin):
+            module = importlib.import_module(place)
+    except ConfigError:
+        raise
+    except FAULTS as error:
         raise ConfigError(_broken(begin, f"the module {place!r}", error)) from error
     file = getattr(module, "__file__", None)
     if file is None or not file.endswith(".py"):
@@ -184,14 +188,18 @@ def _run(path: Path, digest: str, begin: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses and pickles look it up
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with unchanged_defaults(begin):
+            spec.loader.exec_module(module)
+    except ConfigError:
+        del sys.modules[name]
+        raise
+    except FAULTS as error:
         del sys.modules[name]
         raise ConfigError(_broken(begin, repr(str(path)), error)) from error
     return module
 
 
-def _broken(begin: str, what: str, error: Exception) -> str:
+def _broken(begin: str, what: str, error: BaseException) -> str:
     text = " ".join(str(error).split())
     hint = ""
     if isinstance(error, ModuleNotFoundError):

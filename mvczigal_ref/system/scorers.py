@@ -22,8 +22,9 @@ from mvczigal_ref.reward.registry import (
     scorer_options,
 )
 from mvczigal_ref.system.offloaded import Offloaded
-from mvczigal_ref.system.rig import RIGS, rig_of
+from mvczigal_ref.system.rig import rig_of
 from mvczigal_ref.tiny_world.render import IMAGE_SIZE
+from mvczigal_ref.tiny_world.scene import WORLD_RIG
 
 __all__ = ["build_scorers", "check_functions", "check_judges", "no_scorers"]
 
@@ -107,10 +108,11 @@ def check_judges(config: TrainConfig, *, watched: bool = True) -> None:
         options = scorer_options(name, reward, device=torch.device("cpu"), num_views=1)
         if not name.startswith("world.") or options.url is not None:
             continue
-        if rig_of(model) != RIGS[model.rig]:
+        if rig_of(model) != WORLD_RIG:
             msg = (
-                f"the scorer {name!r} knows only the cameras of the tiny world; got other "
-                "`model.azimuths` or `model.elevation`. Leave both out, or choose another scorer."
+                f"the scorer {name!r} knows only the cameras of the tiny world; got another "
+                "`model.rig`, `model.azimuths` or `model.elevation`. Leave them out, or choose "
+                "another scorer."
             )
             raise ConfigError(msg)
         if model.image_size != IMAGE_SIZE:

@@ -22,6 +22,11 @@ _OTHER_FILES = {
     "%pdf": "a PDF",
     "{\\rtf": "rich text",
 }
+# Files of other formats, whose lines are no prompts.
+_OTHERS = (
+    ".json", ".tsv", ".tab", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods", ".yaml",
+    ".yml", ".toml", ".xml", ".html", ".py", ".zip", ".gz",
+)  # fmt: skip
 
 
 class Rows(NamedTuple):
@@ -76,7 +81,13 @@ def file_rows(path: Path, column: str | None, *, setting: str) -> Rows:
             columns that exist are named.
     """
     kind = path.suffix.lower()
-    text = read_text(path)
+    if kind in _OTHERS:
+        msg = (
+            f"`{setting}` must be a text file with one prompt per line, or a column of a .jsonl or "
+            f".csv file; got {str(path)!r}. Write its prompts to one of these."
+        )
+        raise ConfigError(msg)
+    text = read_text(path).rstrip()  # a row that is there and holds no prompt is told of
     _refuse_other_files(text, path)
     if kind not in _TABLES:
         lines = enumerate(text_lines(text), 1)
@@ -116,6 +127,7 @@ def list_rows(prompts: Iterable[object], *, setting: str) -> Rows:
         if not isinstance(prompt, str):
             msg = f"`{setting}` must hold texts; item {number} is {quoted(prompt)}."
             raise ConfigError(msg)
+        _require_characters(prompt, f"item {number} of `{setting}`")
         rows.append((number, prompt.strip()))
     return Rows(rows, "item")
 
@@ -171,10 +183,10 @@ def _csv(text: str, path: Path) -> _Table:
         columns = [name.strip() for name in next(reader, [])]
         before = reader.line_num
         for cells in reader:
-            if len(cells) > len(columns):
+            if any(cell.strip() for cell in cells[len(columns) :]):
                 msg = (
-                    f"line {before + 1} of {str(path)!r} must have at most {len(columns)} cells, "
-                    f"one per column; got {len(cells)}. Put quotes around a prompt with commas."
+                    f"line {before + 1} of {str(path)!r} must hold at most {len(columns)} cells, "
+                    f'one per column; got {quoted(cells)}. Put a prompt with a comma in "quotes".'
                 )
                 raise ConfigError(msg)
             rows.append((before + 1, dict(zip(columns, cells, strict=False))))
@@ -196,4 +208,13 @@ def _text(value: object, number: int, path: Path) -> str:
     if not isinstance(value, str):
         msg = f"line {number} of {str(path)!r} must hold a text as prompt; got {quoted(value)}."
         raise ConfigError(msg)
+    _require_characters(value, f"line {number} of {str(path)!r}")
     return value.strip()
+
+
+def _require_characters(prompt: str, place: str) -> None:
+    """Refuse what JSON and Python can spell and no text file can hold."""
+    faults = [letter for letter in prompt if letter == "\0" or "\ud800" <= letter <= "\udfff"]
+    if faults:
+        msg = f"{place} must be Unicode text; it holds {faults[0]!a}, half a character or NUL."
+        raise ConfigError(f"{msg} Take it out.")

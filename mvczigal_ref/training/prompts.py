@@ -59,15 +59,12 @@ def read_prompts(
         rows, source = _rows(name, setting), repr(name)
     else:
         rows, source = list_rows(name, setting=setting), "the list"
-    texts = list(rows.texts)
-    while texts and not texts[-1][1]:
-        texts.pop()
-    if not texts:
+    if not any(text for _, text in rows.texts):
         msg = f"`{setting}` must hold at least one prompt; {source} is empty."
         raise ConfigError(msg)
     prompts: list[str] = []
     first, blank, repeated = dict[str, int](), list[int](), list[int]()
-    for number, text in texts:
+    for number, text in rows.texts:
         if not text:
             blank.append(number)
             continue

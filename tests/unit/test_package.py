@@ -129,6 +129,18 @@ def test_modules_are_short():
     assert statistics.median(lengths.values()) < 160
 
 
+def test_one_iteration_fits_on_a_screen():
+    """Lines of the function, its docstring apart."""
+    tree = ast.parse((PACKAGE / "iteration.py").read_text("utf-8"))
+    function = next(node for node in tree.body if getattr(node, "name", "") == "run_iteration")
+    docstring = function.body[0]
+
+    lines = function.end_lineno - function.lineno - (docstring.end_lineno - docstring.lineno)
+
+    assert ast.get_docstring(function)
+    assert lines < 45
+
+
 def test_the_root_is_an_entrance():
     """Modules of the root itself; rooms are folders."""
     assert len(list(PACKAGE.glob("*.py"))) <= 14
@@ -287,7 +299,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     others = imported - sys.stdlib_module_names - {"mvczigal_ref"}
     declared = {re.match(r"[\w-]+", text)[0] for text in PROJECT["project"]["dependencies"]}
     extras = PROJECT["project"]["optional-dependencies"]
-    others -= {re.match(r"[\w-]+", text)[0] for text in extras["tracking"] + extras["datasets"]}
+    optional = [text for extra in ("tracking", "datasets", "demo") for text in extras[extra]]
+    others -= {re.match(r"[\w-]+", text)[0] for text in optional}
     # The names that differ, and the halves that packages are released in.
     needed = {
         "PIL": "pillow",

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from mvczigal_ref.cli import launch as launching
-from mvczigal_ref.cli.launch import end_with_launcher, launch, starts_processes
+from mvczigal_ref.cli.launch import end_with_launcher, join, launch, starts_processes
 from mvczigal_ref.errors import ConfigError
 
 # Writes down the environment and the mode of the folder in which the processes meet.
@@ -81,6 +81,15 @@ def test_a_launcher_of_another_size_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ConfigError, match="launcher; got 2, it runs 4"):
         starts_processes(2)
+
+
+@pytest.mark.parametrize("device", ["bogus", "meta", "cuda:99"])
+def test_a_device_that_cannot_compute_is_refused(device):
+    """In one short line, with a remedy."""
+    with pytest.raises(ConfigError, match="cannot compute on device") as caught:
+        join(device)
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).endswith("or cpu.")
 
 
 def test_no_process_is_refused():

@@ -34,6 +34,14 @@ def test_every_command_with_progress_can_be_quiet(name):
     assert _read([name, *words.get(name, []), "--quiet"]).quiet
 
 
+def test_json_that_could_not_be_written_is_refused_before_the_work(tmp_path, capsys):
+    """A run of hours must not end at the name of its summary."""
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "a.json"):
+        assert main(["train", "no-such-recipe", "--json", str(place)]) == 2
+        assert "error: `--json` must be a file" in capsys.readouterr().err
+
+
 def test_json_takes_the_table_s_place(tmp_path, capsys):
     """In a file it comes beside it."""
     assert main(["settings", "run.seed", "--json"]) == 0

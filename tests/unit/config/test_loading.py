@@ -203,6 +203,7 @@ def test_an_unknown_key_of_a_file_is_refused_too(tmp_path):
         ("[1, 2]", "must hold sections of settings"),
         ("optim: 3", "`optim` must be a section of settings; got 3"),
         ("optim: {lr: [", "cannot read settings from"),
+        ("optim.lr: 1", "`optim.lr` must be written by section, as in `optim: {lr: ...}`."),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, text, complaint):
@@ -313,6 +314,7 @@ def short_refusal(call, *given):
         ("!!int x", "invalid literal"),
         ("!!float x", "could not convert"),
         ("!!timestamp 2020-13-45", "month must be"),
+        ("!!timestamp x", "not YAML as it should be"),
         ("!!bool x", "not YAML as it should be"),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("!!binary x", "not YAML as it should be"),

@@ -77,6 +77,16 @@ RULES = {
         "`guard.every` must be at most `run.iterations` = 3; got 4",
         ["run.iterations=3", "guard.every=3", "guard.diversity=true"],
     ),
+    "evaluations beyond the run": (
+        ["run.iterations=3", "run.evaluate_every=4"],
+        "`run.evaluate_every` must be at most `run.iterations` = 3; got 4",
+        ["run.iterations=3", "run.evaluate_every=3"],
+    ),
+    "more steps together than there are": (
+        ["sampler.num_steps=2", "optim.steps_per_microbatch=3"],
+        "`optim.steps_per_microbatch` must be at most `sampler.num_steps` = 2; got 3.",
+        ["sampler.num_steps=2", "optim.steps_per_microbatch=2"],
+    ),
     "guard of nothing": (
         ["guard.every=1"], "`guard.every` needs something to watch",
         ["guard.every=1", "advantage.mode=joint"],
@@ -159,6 +169,21 @@ RULES = {
     "a replay slice of groups": (
         [*GROUPS, "run.replay_objects_per_slice=1"], "`run.replay_objects_per_slice` is for obj",
         ["run.replay_objects_per_slice=1"],
+    ),
+    "a compiled network in parts": (
+        ["run.sharding=full", "model.compile=inductor"],
+        '`model.compile` must be "none" where `run.sharding` is "full"; got \'inductor\'',
+        ["model.compile=inductor"],
+    ),
+    "channels last in parts": (
+        ["run.sharding=full", "model.channels_last=true"],
+        '`model.channels_last` must be false where `run.sharding` is "full"',
+        ["run.sharding=full"],
+    ),
+    "an ordered sum of parts": (
+        ["run.sharding=full", "model.finetune=full", "run.reduction=ordered"],
+        '`run.reduction` must be "auto" or "engine" where `run.sharding` and `model.finetune`',
+        ["run.sharding=full", "run.reduction=ordered"],
     ),
     "two arms of groups": (
         [*GROUPS, "run.arms_per_call=2"], "`run.arms_per_call` is for objectives",

@@ -67,6 +67,43 @@ def raises(images, prompts):
     return {}["nothing"]
 
 
+def leaves(images, prompts):
+    raise SystemExit(0)
+
+
+def centred(images, prompts):
+    return score(images, prompts) - score(images, prompts).mean()
+
+
+def squeezed(images, prompts):
+    return score(images, prompts).squeeze()
+
+
+def sparse(images, prompts):
+    return score(images, prompts).to_sparse()
+
+
+def meta(images, prompts):
+    return score(images, prompts).to("meta")
+
+
+def doubles(images, prompts):
+    torch.set_default_dtype(torch.float64)
+    return score(images, prompts)
+
+
+def graph(images, prompts):
+    with torch.enable_grad():
+        return score(images.clone().requires_grad_(), prompts)
+
+
+def late(images, prompts):
+    RUNS.append(1)
+    if len(RUNS) > 4:
+        raise SystemExit(0)
+    return score(images, prompts)
+
+
 class Redness:
     def __call__(self, images, prompts):
         return images[:, :, 0].mean((-1, -2))
@@ -121,6 +158,7 @@ def test_no_gradient_passes(file):
     scorer = per_view_scorer(typed(file, "score"), OPTIONS)
 
     assert not scorer(IMAGES.clone().requires_grad_(), PROMPTS).requires_grad
+    assert not per_view_scorer(typed(file, "graph"), OPTIONS)(IMAGES, PROMPTS).requires_grad
 
 
 def test_a_function_of_a_module_scores_as_it_does_alone(file, monkeypatch):
@@ -208,6 +246,11 @@ def test_the_source_of_what_is_handed_over_is_that_of_its_code(file):
         ("infinite", "of finite numbers; got [[inf, inf, inf]"),
         ("random", "that is deterministic; two calls on equal images differ. Seed what it draws."),
         ("raises", "it raised KeyError: 'nothing' at "),
+        ("leaves", "it raised SystemExit: 0 at "),
+        ("centred", "that scores an object by its own images and prompt; with another object"),
+        ("squeezed", "of (1, 3, 3, 16, 16) images it returned shape (3,)"),
+        ("sparse", "it returned a sparse tensor"),
+        ("meta", "or one on the device meta"),
         ("Redness", "it is a class, so name an instance of it"),
     ],
 )
@@ -228,6 +271,20 @@ def test_a_function_that_changes_its_images_is_refused(file):
         per_view_scorer(typed(file, "changes"), OPTIONS)
 
 
+def test_a_function_that_changes_torch_is_refused(file):
+    """The run's networks would compute in another dtype."""
+    with pytest.raises(ConfigError, match="must leave torch's default dtype as it is; it set"):
+        per_view_scorer(typed(file, "doubles"), OPTIONS)
+
+
+def test_a_function_that_ends_the_process_later_is_refused(file):
+    """A run that has not ended must not look as if it had."""
+    scorer = per_view_scorer(typed(file, "late"), OPTIONS)
+
+    with pytest.raises(ConfigError, match="it raised SystemExit: 0 at"):
+        scorer(IMAGES, PROMPTS)
+
+
 def test_a_function_that_changes_its_mind_is_refused_in_training(file):
     """The shape counts at every call."""
     scorer = per_view_scorer(typed(file, "score"), OPTIONS)
@@ -241,10 +298,12 @@ def test_a_function_that_changes_its_mind_is_refused_in_training(file):
     ("word", "complaint"),
     [
         ("{folder}/absent.py:score", "there is no '{folder}/absent.py'"),
-        ("{folder}/my_rewards.py:scoer", "it defines Holder, Redness, changes, infinite, "),
+        ("{folder}/my_rewards.py:scoer", "it defines Holder, Redness, centred, changes, "),
         ("{folder}/my_rewards.py:NUMBER", "must be a function; got a int"),
         ("no_such_module:score", "No module named 'no_such_module'. Install it; a file"),
         ("{folder}/broken.py:score", "raised ZeroDivisionError: division by zero"),
+        ("{folder}/leaves.py:score", "raised SystemExit: 0"),
+        ("{folder}/doubles.py:score", "must leave torch's default dtype as it is"),
         ("a b:score", "'a b' is neither"),
         ("fit.reward:score", "name its file: `reward.per_view=my_rewards.py:score`"),
         ("score:", "must read FILE.py:NAME or package.module:NAME"),
@@ -253,6 +312,9 @@ def test_a_function_that_changes_its_mind_is_refused_in_training(file):
 def test_what_cannot_be_imported_is_refused_before_anything_is_loaded(file, word, complaint):
     """In one line that names setting, place and remedy."""
     (file.parent / "broken.py").write_text("1 / 0\n", "utf-8")
+    (file.parent / "leaves.py").write_text("raise SystemExit(0)\n", "utf-8")
+    doubles = "import torch\ntorch.set_default_dtype(torch.float64)\n"
+    (file.parent / "doubles.py").write_text(doubles, "utf-8")
     name = word.format(folder=file.parent)
     typed_names.note_typed([name])
 

@@ -25,6 +25,10 @@ OTHERS = {"per_view": "clip_score", "joint": "per_view"}
             },
             "got 64",
         ),
+        (
+            {"model": {"rig": "paper"}},
+            "knows only the cameras of the tiny world; got another `model",
+        ),
         ({"model": {"elevation": 20.0}}, "knows only the cameras of the tiny world"),
         ({"reward": {"device": "bogus"}}, "`reward.device` must be a torch device.* got 'bogus'"),
         ({"reward": {"device": "cuda:99"}}, "cannot compute on `reward.device` = 'cuda:99'"),

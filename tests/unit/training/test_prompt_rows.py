@@ -153,6 +153,22 @@ def test_lists_take_the_place_of_the_settings():
         ("a.jsonl", '{"text": "a"}\n["b"]', ":text", "line 2 of 'a.jsonl' must be a JSON object"),
         ("a.jsonl", '{"text": "a"}\n{"text": 3}', ":text", "line 2 of 'a.jsonl' must hold a text"),
         ("a.jsonl", "[" * 100_000, ":text", "line 1 of 'a.jsonl' must be JSON"),
+        (
+            "a.csv",
+            "text,n\na red cube, small,1\n",
+            ":text",
+            "line 2 of 'a.csv' must hold at most 2",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": "\\ud83d b"}',
+            ":text",
+            "line 2 of 'a.jsonl' must be Uni",
+        ),
+        ("a.jsonl", '{"text": "a\\u0000b"}', ":text", "line 1 of 'a.jsonl' must be Unicode text"),
+        ("a.json", '["a", "b"]', "", "one prompt per line, or a column of a .jsonl or .csv file"),
+        ("a.tsv", "text\tn\na\t1\n", "", "got 'a.tsv'. Write its prompts to one of these."),
+        ("a.parquet", "PAR1", "", "got 'a.parquet'"),
         ("a.csv", b"text\na caf\xe9\n", ":text", "line 2 holds the byte 0xe9"),
     ],
 )
@@ -165,8 +181,21 @@ def test_a_damaged_table_is_refused_in_one_line(table, file, content, column, wo
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("a.csv", "n,text\n1,a\n2\n"), ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n\n')],
+)
+def test_a_last_row_without_a_prompt_is_told_of(table, file, content):
+    """As one in the middle is; empty lines after it are not."""
+    table(file, content)
+    with pytest.warns(UserWarning, match="has 1 blank lines, left out"):
+        assert read_prompts(f"{file}:text") == ["a"]
+
+
 def test_what_is_no_text_is_refused():
     """By its item."""
+    with pytest.raises(ConfigError, match="item 1 of `prompts` must be Unicode text"):
+        read_prompts(["\ud800"])
     with pytest.raises(ConfigError, match="`prompts` must hold texts; item 2 is 3"):
         list_rows(["a", 3], setting="prompts")  # readers' own types are checked by chance
     with pytest.raises(ConfigError, match="must hold at least one prompt; the list is empty"):
@@ -203,7 +232,7 @@ def test_a_comma_without_quotes_does_not_cut_a_prompt(table):
     """Its end would be a cell that no column has."""
     name = table("list.csv", "id,text\n1,a red cube, with a nose\n")
     with pytest.raises(
-        ConfigError, match=r"line 2 of 'list.csv' must have at most 2 cells, .* got 3"
+        ConfigError, match=r"line 2 of 'list.csv' must hold at most 2 cells"
     ):
         read_prompts(f"{name}:text")
 

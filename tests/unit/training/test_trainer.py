@@ -91,7 +91,7 @@ def record(monkeypatch):
             moved = replace(constraint, multiplier=constraint.multiplier + 0.25)
         return IterationResult(moved, {"loss": float(iteration)})
 
-    def evaluate(system, prompts, *, config, world, num_noises):
+    def evaluate(system, prompts, *, config, world, num_noises, **_):
         value = level(system).item()
         record.meet_outage("evaluation", len(record.iterations))
         record.measured.append((value, list(prompts), num_noises))
@@ -541,6 +541,33 @@ def test_trackers_are_asked_for_before_anything_is_loaded(record, tmp_path, monk
     with pytest.raises(ConfigError, match="tracker 'wandb' is not installed"):
         go(config(trackers=["wandb"]), tmp_path / "run", record)
     assert list(tmp_path.iterdir()) == []
+
+
+class Sheets(trainer.Trackers):
+    """Trackers that hold the sheets they were handed."""
+
+    sheets: ClassVar = []
+
+    def __init__(self, names, **more):
+        super().__init__((), **more)
+
+    def log_sheet(self, iteration, name, images):
+        self.sheets.append((iteration, name))
+
+    def close(self):
+        self.sheets.append("closed")
+
+
+def test_every_evaluation_hands_its_sheet_to_the_trackers_once(record, tmp_path, monkeypatch):
+    """Before, between and after; a resumed run does not hand over the first again."""
+    monkeypatch.setattr(trainer, "Trackers", Sheets)
+    monkeypatch.setattr(Sheets, "sheets", [])
+    go(config(4, evaluate_every=2), tmp_path, record)
+
+    first, between, after = (0, "held_out/before"), (1, "held_out"), (3, "held_out/after")
+    assert Sheets.sheets == [first, between, after, "closed"]
+    go(config(6, evaluate_every=6), tmp_path, record)
+    assert Sheets.sheets[4:] == [(5, "held_out/after"), "closed"]
 
 
 def test_a_run_in_a_thread_leaves_signals_alone(record, tmp_path):
