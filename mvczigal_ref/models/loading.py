@@ -62,6 +62,11 @@ def load_strict(
         for name, value in target.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
+    faults += [
+        f"{name} of {tensors[name].dtype}, not floating-point"
+        for name, value in target.items()
+        if name in tensors and value.is_floating_point() > tensors[name].is_floating_point()
+    ]
     if faults:
         msg = f"`{source}` must hold exactly the network's tensors: {_listed(faults)}."
         raise CheckpointError(msg)
@@ -145,11 +150,11 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         whole = folder / f"{stem}{dotted}.safetensors"
         index = folder / f"{stem}.safetensors.index{dotted}.json"
         if whole.is_file():
-            check_safetensors(whole)
+            check_safetensors(whole, floats=True)
             return
         if index.is_file():
             for shard in sorted(shards_of(index)):
-                check_safetensors(folder / shard)
+                check_safetensors(folder / shard, floats=True)
             return
         reasons.append(pickled_weights(folder, stem + dotted))
     for reason in filter(None, reasons):
@@ -168,12 +173,13 @@ def shards_of(index: Path) -> set[str]:
     Raises:
         CheckpointError: If it is no such index, or names files in another folder.
     """
-    names = read_json(index).get("weight_map")
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content.get("metadata"), dict) else None
     values = list(names.values()) if isinstance(names, dict) else []
     if not values or not all(isinstance(n, str) and n == Path(n).name for n in values):
         msg = (
-            f"`{index}` must say in `weight_map` which file beside it holds each tensor; got "
-            f"{str(names)[:80]}. Download it again."
+            f"`{index}` must hold `metadata`, and say in `weight_map` which file beside it holds "
+            f"each tensor; got {str(content)[:80]}. Download it again."
         )
         raise CheckpointError(msg)
     return set(values)

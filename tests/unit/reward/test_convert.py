@@ -131,9 +131,7 @@ def test_a_flipped_bit_of_a_tensor_is_refused(tmp_path):
     content = bytearray((tmp_path / "file.pt").read_bytes())
     content[content.index(torch.full((4,), 1.5).numpy().tobytes()) + 2] ^= 1
     (tmp_path / "file.pt").write_bytes(content)
-    with pytest.raises(
-        CheckpointError, match=r"torch's archive, damaged \(checksum of file/data/0\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"damaged \(checksum of file/data/0\)"):
         read_tensors(tmp_path / "file.pt")
 
 
