@@ -179,7 +179,8 @@ def test_a_run_that_ended_leaves_what_it_trained(record, tmp_path):
         name: v.tolist() for name, v in trained.items()
     }
     assert json.loads(card.partition("```json\n")[2].partition("```")[0]) == to_dict(wanted)
-    assert card.startswith("---\nbase_model: tiny\n")
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "base_model" not in card  # no model of the hub
     assert (tmp_path / "policy" / "lora.safetensors").is_file()
 
 
