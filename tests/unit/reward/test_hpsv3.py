@@ -247,7 +247,7 @@ def test_every_misfit_tensor_is_named(folder, tmp_path):
     ("name", "content", "message"),
     [
         ("config.json", '{"model_type": "clip"}', "must describe a `qwen2_vl` model; got 'clip'"),
-        ("tokenizer.json", "[]", "must be a tokenizer"),
+        ("tokenizer.json", "[]", "must hold a JSON object; got list"),
     ],
 )
 def test_refuses_another_base(folder, tmp_path, name, content, message):
