@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mvczigal_ref.cli.launch import join
 from mvczigal_ref.cli.notebook import NotebookDisplay, notebook_output
 from mvczigal_ref.config import TrainConfig, load_config
-from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
 from mvczigal_ref.evaluation.evaluate import PairedGain, sample_objects
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.recipes import recipe as named_recipe
@@ -18,7 +18,9 @@ from mvczigal_ref.reward.source import hand_over
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.system.scorers import no_scorers
+from mvczigal_ref.text_files import text_lines
 from mvczigal_ref.training.events import EventGroup, Events
+from mvczigal_ref.training.prompt_rows import list_rows
 from mvczigal_ref.training.run_folder import load_policy
 from mvczigal_ref.training.tracking import read_metrics
 from mvczigal_ref.training.trainer import RunResult, train
@@ -123,7 +125,7 @@ def fit(
         The run's folder, metrics, gain and policy.
 
     Raises:
-        CheckpointError: If the folder holds another run, or a reward has changed since.
+        CheckpointError: If the folder holds another run, or a reward or the prompts have changed.
         ConfigError: If a setting, a prompt or a reward is refused; nothing is loaded then.
         KeyboardInterrupt: After Ctrl-C, with a checkpoint.
 
@@ -186,10 +188,19 @@ def _prompt_source(prompts: Sequence[str] | str | Path, folder: Path) -> str:
     """Give ``run.prompts``; prompts of a list are written into the run folder, to stay with it."""
     if isinstance(prompts, str | Path):
         return str(prompts)
-    for prompt in prompts:
-        if not isinstance(prompt, str) or len(prompt.splitlines()) != 1:
+    texts = [prompt for _, prompt in list_rows(prompts, setting="prompts").texts]
+    for prompt in texts:
+        if len(text_lines(prompt)) != 1:
             raise ConfigError(f"`prompts` must hold texts of one line each; got {quoted(prompt)}.")
-    text, path = "\n".join(prompts) + "\n", (folder / _PROMPTS).absolute()
-    if not path.is_file() or path.read_text("utf-8") != text:
-        atomic_write(path, text)
+    content, path = ("\n".join(texts) + "\n").encode(), (folder / _PROMPTS).absolute()
+    if path.is_file() and path.read_bytes() == content:
+        return str(path)
+    if path.is_file() and (folder / "config.json").is_file():
+        # It may be in use, and no other list would go on with it.
+        msg = (
+            f"`prompts` must be those that the run in {str(folder)!r} began with, as its "
+            f"{_PROMPTS} holds them; got others. Restore them, or choose another `out`."
+        )
+        raise CheckpointError(msg)
+    atomic_write(path, content)
     return str(path)

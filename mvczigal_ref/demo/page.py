@@ -103,7 +103,7 @@ def build_page(playground: Playground, prompt: str) -> Any:  # noqa: ANN401 - of
 
 
 def _whole(name: str, value: float | None) -> int:
-    if value is None or value != int(value):
+    if value is None or not float(value).is_integer():  # nor infinite
         raise ConfigError(f"`{name}` must be a whole number; got {value}.")
     return int(value)
 

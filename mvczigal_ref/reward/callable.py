@@ -58,7 +58,8 @@ class CallableScorer:
         )
         if problem := _problem(rewards, images, self.kind):
             raise ConfigError(f"{begin}; {problem}.")
-        return rewards.detach().to(device=images.device, dtype=torch.float32)
+        # A copy: a function may write into its own memory again at the next call.
+        return rewards.detach().to(device=images.device, dtype=torch.float32, copy=True)
 
 
 def callable_scorer(

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from mvczigal_ref.config.plugins import GROUPS, load_plugin, plugin
@@ -182,14 +183,14 @@ def _imported(place: str, begin: str) -> tuple[ModuleType, str, str | None]:
 def _run(path: Path, digest: str, begin: str) -> ModuleType:
     """Run a file as a module that nothing else is named like."""
     name = f"{path.stem}_{digest[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _FreshLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses and pickles look it up
     try:
         with unchanged_defaults(begin):
-            spec.loader.exec_module(module)
+            loader.exec_module(module)
     except ConfigError:
         del sys.modules[name]
         raise
@@ -197,6 +198,19 @@ def _run(path: Path, digest: str, begin: str) -> ModuleType:
         del sys.modules[name]
         raise ConfigError(_broken(begin, repr(str(path)), error)) from error
     return module
+
+
+class _FreshLoader(SourceFileLoader):
+    """Loader that compiles the source each time, so that what runs is what is hashed.
+
+    Python's own cache overlooks a change that keeps a file's second and length.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the file; ``__pycache__`` is neither read nor written."""
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
 
 
 def _broken(begin: str, what: str, error: BaseException) -> str:

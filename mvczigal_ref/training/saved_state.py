@@ -39,6 +39,12 @@ class _Seal(BaseModel):
     sha256: str
 
 
+class _Reward(BaseModel):
+    model_config = _STRICT
+    place: str
+    sha256: str | None
+
+
 class _LossScale(BaseModel):
     model_config = _STRICT
     scale: float
@@ -63,6 +69,7 @@ class _State(BaseModel):
     guard: dict[str, Any] | None = None
     pending: dict[str, float | None] | None = None
     records: dict[str, _Seal] = {}
+    rewards: dict[str, _Reward] = {}
     weights: dict[str, str] | None = None
     paths: dict[str, str] = {}
     origin: _Origin | None = None

@@ -142,6 +142,15 @@ def test_the_run_records_the_reward_and_refuses_another(settings, plain):
         fit("tiny", reward=darkness, prompts=PROMPTS, overrides=settings, out=plain.folder)
 
 
+def test_other_prompts_are_refused_and_the_run_keeps_its_own(settings, plain):
+    """Its list is written once: another process may train on it."""
+    before = (plain.folder / "prompts.txt").read_bytes()
+    with pytest.raises(CheckpointError, match="`prompts` must be those that the run in"):
+        fit("tiny", reward=darkness, prompts=PROMPTS[:1], overrides=settings, out=plain.folder)
+
+    assert (plain.folder / "prompts.txt").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -149,6 +158,7 @@ def test_the_run_records_the_reward_and_refuses_another(settings, plain):
         ({"joint_reward": lambda images, prompts: images.mean((-1, -2, -3))}, "`reward.per_view`"),
         ({"reward": "pikscore"}, "the nearest is 'pickscore'"),
         ({"prompts": ["a red ball\nwith a white nose"]}, "texts of one line each"),
+        ({"prompts": ["a red ball", "\ud800"]}, "item 2 of `prompts` must be Unicode text"),
         ({"overrides": ["optim.lr=-1"]}, "`optim.lr`"),
     ],
 )

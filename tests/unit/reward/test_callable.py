@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 import re
 from functools import partial
 
@@ -104,6 +105,15 @@ def late(images, prompts):
     return score(images, prompts)
 
 
+TABLE = torch.zeros(1, 3)
+
+
+def table(images, prompts):
+    if len(prompts) > 1:
+        return score(images, prompts)
+    return TABLE.copy_(score(images, prompts))
+
+
 class Redness:
     def __call__(self, images, prompts):
         return images[:, :, 0].mean((-1, -2))
@@ -203,6 +213,27 @@ def test_a_file_runs_once_for_each_of_its_contents(file):
     three = load_source(typed(file, "score"), setting="reward.per_view").function
 
     assert three.__globals__ is not one.__globals__
+
+
+def test_what_runs_is_what_is_hashed(file, monkeypatch):
+    """After a change of one digit within a second too, which Python's own cache takes for none."""
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    numbers = []
+    for digit in "12":
+        file.write_text(FILE.replace("NUMBER = 3", f"NUMBER = {digit}"), "utf-8")
+        os.utime(file, (0, 0))
+        function = load_source(typed(file, "score"), setting="reward.per_view").function
+        numbers.append(function.__globals__["NUMBER"])
+
+    assert numbers == [1, 2]
+
+
+def test_rewards_stay_when_a_function_writes_into_its_memory_again(file):
+    """As one does that fills the same table at each call."""
+    scorer = per_view_scorer(typed(file, "table"), OPTIONS)
+    first, second = (scorer(IMAGES[place : place + 1], PROMPTS[:1]) for place in range(2))
+
+    assert torch.equal(torch.cat([first, second]), IMAGES.mean((-1, -2, -3)))
 
 
 def test_what_is_handed_over_needs_no_file(file):

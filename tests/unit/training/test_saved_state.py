@@ -50,6 +50,8 @@ def test_what_a_run_writes_is_taken(saved):
         ("optimizer", {"numbers": {}, "param_groups": 3}),
         ("records", -1),
         ("records", {"metrics.jsonl": {"rows": -1, "sha256": ""}}),
+        ("rewards", 3),
+        ("rewards", {"my.py:score": {"place": "my.py"}}),
         ("guard", []),
         ("pending", "x"),
         ("weights", {"place": 1}),
