@@ -32,7 +32,6 @@ __all__ = ["Sample", "sample", "sample_prompts"]
 
 _STEPS = 8  # of a sample, where nothing else says
 _FRONT = -90.0  # azimuth of the first camera of every rig [deg]
-_SHEET_EDGE = 96  # pixels of one view on a sheet, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,10 +239,9 @@ def _write_pictures(
     folder: Path, prompts: Sequence[str], images: "Images", azimuths: Sequence[float]
 ) -> Iterator[str]:
     """Write a sheet, and of each object its views, a grid and a turn; name each once written."""
-    from mvczigal_ref.pictures import as_grid, contact_sheet, save_png, save_turntable
+    from mvczigal_ref.pictures import as_grid, contact_sheet, save_png, save_turntable, view_scale
 
-    views, edge = images.shape[1], images.shape[-1]
-    scale = max(1, -(-_SHEET_EDGE // edge))
+    views, scale = images.shape[1], view_scale(images)
     sheet = folder / "sheet.png"
     save_png(sheet, contact_sheet(images, scale=scale, row_labels=list(prompts), gap=scale))
     yield str(sheet)

@@ -10,14 +10,12 @@ from PIL import Image
 from mvczigal_ref.demo.play import LONGEST_PROMPT, MOST_STEPS, Played, Playground, Request
 from mvczigal_ref.errors import ConfigError, NonFiniteError
 from mvczigal_ref.evaluation.digits import decimals_of_size
-from mvczigal_ref.pictures import contact_sheet, save_turntable
+from mvczigal_ref.pictures import contact_sheet, save_turntable, view_scale
 from mvczigal_ref.pictures.ring import camera_ring
 from mvczigal_ref.report.run_content import reward_unit
-from mvczigal_ref.shapes import Images
 
 __all__ = ["build_page", "require_gradio"]
 
-_EDGE = 96  # smallest edge of a view [px]
 _TITLE = "Text to all views of an object"
 
 
@@ -103,30 +101,26 @@ def build_page(playground: Playground, prompt: str) -> Any:  # noqa: ANN401 - of
 
 
 def _whole(name: str, value: float | None) -> int:
-    if value is None or not float(value).is_integer():  # nor infinite
+    if value is None or value != int(value):
         raise ConfigError(f"`{name}` must be a whole number; got {value}.")
     return int(value)
 
 
-def _scale(images: Images) -> int:
-    return max(1, -(-_EDGE // images.shape[-1]))
-
-
 def _slider(played: Played) -> tuple[Image.Image, Image.Image]:
     """Lay out both samples; the same twice where nothing is compared."""
-    scale = _scale(played.after)
+    scale = view_scale(played.after)
     pair = (played.after if played.before is None else played.before, played.after)
     before, after = (contact_sheet(images, scale=scale, gap=scale) for images in pair)
     return before, after
 
 
 def _ring(played: Played) -> Image.Image:
-    return camera_ring(played.after[0], played.azimuths, scale=_scale(played.after))
+    return camera_ring(played.after[0], played.azimuths, scale=view_scale(played.after))
 
 
 def _turn(played: Played, path: Path) -> str:
     """Write the animation; equal requests have equal ones."""
-    save_turntable(path, played.after[0].cpu(), played.azimuths, scale=2 * _scale(played.after))
+    save_turntable(path, played.after[0].cpu(), played.azimuths, scale=2 * view_scale(played.after))
     return str(path)
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.shapes import Images
 
-__all__ = ["as_grid", "contact_sheet", "save_png"]
+__all__ = ["as_grid", "contact_sheet", "save_png", "view_scale"]
 
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
+_SMALLEST = 96  # edge of a view that is still seen well [screen pixels]
 _FONT_SIZE, _LINE = 12, 18  # of a label [pixels]
 
 
@@ -76,6 +77,22 @@ def contact_sheet(
         for column, view in enumerate(views):
             sheet.paste(Image.fromarray(view), (gap + column * step_x, top + line))
     return sheet
+
+
+def view_scale(images: Tensor) -> int:
+    """Choose the scale at which small views are large enough to be seen.
+
+    Args:
+        images: Views, whose last axis is their width.
+
+    Returns:
+        Smallest scale, for :func:`contact_sheet`, that makes a view 96 screen pixels wide.
+
+    Examples:
+        >>> view_scale(torch.zeros(3, 32, 32)), view_scale(torch.zeros(3, 512, 512))
+        (3, 1)
+    """
+    return max(1, -(-_SMALLEST // images.shape[-1]))
 
 
 def as_grid(

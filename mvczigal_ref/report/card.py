@@ -8,12 +8,11 @@ from PIL import Image
 from mvczigal_ref.evaluation.digits import with_error
 from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.models.model_card import CardResult
-from mvczigal_ref.pictures import contact_sheet
+from mvczigal_ref.pictures import contact_sheet, view_scale
 from mvczigal_ref.report.run_content import RunContent
 
 __all__ = ["card_results", "card_sheet"]
 
-_SHEET_EDGE = 96  # smallest edge of one view on the sheet [px]
 _MOST_PROMPTS = 4  # prompts on the sheet
 
 
@@ -58,5 +57,4 @@ def card_sheet(run: RunContent) -> Image.Image | None:
     count = min(len(before.images), len(after.images), _MOST_PROMPTS)
     pairs = torch.stack([before.images[:count], after.images[:count]], dim=1)
     labels = [f"{prompt}: {when}" for prompt in run.prompts[:count] for when in ("before", "after")]
-    scale = max(1, -(-_SHEET_EDGE // pairs.shape[-1]))
-    return contact_sheet(pairs.flatten(0, 1), scale=scale, row_labels=labels)
+    return contact_sheet(pairs.flatten(0, 1), scale=view_scale(pairs), row_labels=labels)

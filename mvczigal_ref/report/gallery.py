@@ -13,7 +13,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.evaluation.digits import decimals_of_size
 from mvczigal_ref.evaluation.scores import Evaluation
-from mvczigal_ref.pictures import contact_sheet
+from mvczigal_ref.pictures import contact_sheet, view_scale
 from mvczigal_ref.pictures.heat import error_map
 from mvczigal_ref.report.run_content import RunContent, reward_unit, score_tables
 from mvczigal_ref.reward.registry import VIEW_MEAN
@@ -24,7 +24,6 @@ from mvczigal_ref.tiny_world.score import nearest_renders
 
 __all__ = ["Choice", "Row", "Strip", "choose", "gallery", "image_gains", "with_errors"]
 
-_EDGE = 96  # smallest edge of one view on the page [px]
 _PAPER = (112, 112, 112)  # seen between views, on light and on dark pages
 
 
@@ -192,7 +191,7 @@ def _words(run: RunContent, scores: Evaluation, choice: Choice, since: Evaluatio
 
 def _png(rows: Float[Tensor, "row view rgb height width"]) -> str:
     """Encode rows of views as a data URL."""
-    scale = max(1, -(-_EDGE // rows.shape[-1]))
+    scale = view_scale(rows)
     sheet = contact_sheet(rows, scale=scale, gap=scale, paper=_PAPER)
     inside = sheet.crop((scale, scale, sheet.width - scale, sheet.height - scale))
     buffer = io.BytesIO()

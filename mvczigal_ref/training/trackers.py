@@ -15,7 +15,7 @@ from PIL import Image
 
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.pictures import contact_sheet
+from mvczigal_ref.pictures import contact_sheet, view_scale
 from mvczigal_ref.shapes import Images
 
 __all__ = ["Trackers", "check_trackers"]
@@ -25,7 +25,6 @@ Number = float | int | bool | None
 _PROJECT = "mvczigal"
 _IN_EXTRA = ("tensorboard", "wandb")  # of the extra `tracking`
 _PACKAGES = {"comet_ml": "comet-ml"}  # packages that are not named like their modules
-_SHEET_EDGE = 96  # smallest edge of one view on a sheet [px]
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -120,7 +119,7 @@ class Trackers:
         takers = [each for each in self._trackers if hasattr(each, "log_images")]
         if not takers or not images.numel():
             return
-        sheet = contact_sheet(images, scale=max(1, -(-_SHEET_EDGE // images.shape[-1])))
+        sheet = contact_sheet(images, scale=view_scale(images))
         for tracker in takers:
             _log_picture(tracker, name, sheet, iteration)
 

@@ -213,6 +213,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
         enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
+    sources = reward_sources(config)  # of the scorers, which are built next, before any network
     system = build_system(config, device=world.device, components=run.components, world=world)
     if world.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
@@ -236,7 +237,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
     if origin is not None and record is None:
         for line in origin.lines:
             tell.note(line)
-    for name in unhashed(reward_sources(config)):
+    for name in unhashed(sources):
         tell.note(
             f"the source of {name!r} cannot be read: a resumed run cannot tell whether it is the "
             "same function."
@@ -249,7 +250,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
         state = resume(system, config, prompts, checkpoint)
     state.weights = weights if state.weights is None else state.weights
     state.origin = None if first is None else first[0]
-    state.rewards = reward_sources(config)
+    state.rewards = sources
     run.state = state
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
     tell.begin(run_view(state, folder))

@@ -1,5 +1,8 @@
 """`fit`: a run in one call, with a reward, prompts and callbacks of the caller's."""
 
+import hashlib
+import inspect
+
 import pytest
 import torch
 
@@ -140,6 +143,30 @@ def test_the_run_records_the_reward_and_refuses_another(settings, plain):
 
     with pytest.raises(CheckpointError, match="must be the function that the run began with"):
         fit("tiny", reward=darkness, prompts=PROMPTS, overrides=settings, out=plain.folder)
+
+
+def test_the_recorded_source_is_of_what_scores(settings, tmp_path):
+    """Not of a file that is edited while the run begins."""
+    file = tmp_path / "my.py"
+    file.write_text(inspect.getsource(darkness), "utf-8")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    class Edit(Events):
+        def stage(self, text):
+            if text.startswith("scoring held-out"):
+                file.write_text(f"# {text}\n{inspect.getsource(darkness)}", "utf-8")
+
+        def checkpoint(self, run, path):
+            assert file.read_text("utf-8").startswith("# scoring")
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        fit(
+            "tiny", reward=f"{file}:darkness", prompts=PROMPTS, overrides=settings,
+            callbacks=[Edit()], out=tmp_path / "run",
+        )  # fmt: skip
+
+    assert load_newest(tmp_path / "run").state["rewards"][f"{file}:darkness"]["sha256"] == digest
 
 
 def test_other_prompts_are_refused_and_the_run_keeps_its_own(settings, plain):
