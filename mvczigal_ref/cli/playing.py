@@ -24,8 +24,7 @@ _PROMPT = "a red cube with a white nose"
 class Play:
     """Serve a page on which to sample a policy: prompt, seed, steps, guidance and zigzag.
 
-    A run is shown beside the weights that it started from, other weights by ZMV-Sampling beside
-    plain sampling. Needs the extra `demo`.
+    A run is shown beside its base weights, other weights by ZMV-Sampling beside plain sampling. Needs the extra `demo`.
     """
 
     folder: Annotated[
@@ -94,7 +93,7 @@ def page_of(command: Play) -> Any:  # noqa: ANN401 - of Gradio
 
 
 def _playground(command: Play) -> "Playground":
-    """Load the policy, and beside a run's the weights that it started from."""
+    """Load the policy, and beside a run's its base weights."""
     from mvczigal_ref.demo import Playground
     from mvczigal_ref.system.scorers import build_scorers, no_scorers
 

@@ -112,7 +112,8 @@ def policy_config(
 
     Raises:
         CheckpointError: If the folder is no run folder.
-        ConfigError: If a setting is refused or would change nothing.
+        ConfigError: If a setting is refused or would change nothing, or the run's settings, which
+            may have been downloaded, would send a key to a service.
     """
     from mvczigal_ref.config import load_config
 
@@ -122,6 +123,8 @@ def policy_config(
     if run is not None:
         require_run(run)
         base = load_config(file=run / "config.json")
+        if "reward." in also:
+            _require_typed_key(base, words)
     else:
         base = named_recipe(name or _RECIPE)
     config = load_config(base, overrides=words, training=False)
@@ -137,6 +140,18 @@ def policy_config(
         if weights is None
         else load_config(config, overrides=[f"model.weights={weights}"], training=False)
     )
+
+
+def _require_typed_key(config: "TrainConfig", words: Sequence[str]) -> None:
+    """Refuse a secret of the environment that a run's settings name and the user does not."""
+    key, name = config.reward.api_key_env, "reward.api_key_env"
+    if key is None or not config.reward.url or any(w.partition("=")[0] == name for w in words):
+        return
+    msg = (
+        f"`{name}` names {key!r}, a key in your environment, in the settings of a run. A key is "
+        f"sent only where you type its name: add `{name}={key}`, or `{name}=null` to send none."
+    )
+    raise ConfigError(msg)
 
 
 def build_policy(

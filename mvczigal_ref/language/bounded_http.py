@@ -16,7 +16,15 @@ import httpx2
 
 from mvczigal_ref.errors import ConfigError, quoted
 
-__all__ = ["TRANSIENT", "Reply", "TryAgainError", "checked_url", "exchange", "printable"]
+__all__ = [
+    "TRANSIENT",
+    "Reply",
+    "TryAgainError",
+    "checked_url",
+    "exchange",
+    "is_loopback",
+    "printable",
+]
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 """HTTP statuses after which another try may succeed."""
@@ -165,6 +173,25 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether an address is of this machine alone.
+
+    Args:
+        host: Name or address.
+
+    Returns:
+        Whether no other machine reaches it.
+
+    Examples:
+        >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
+        (True, False)
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class _Deadline:
     """Moment at which a connection is hung up, so that a blocked read or write returns.
 
@@ -206,8 +233,8 @@ def _client(url: str, timeout_s: float) -> httpx2.Client:
     """Make the client of one request, which keeps no cookie and no connection."""
     try:
         return httpx2.Client(
-            timeout=timeout_s, verify=_certificates(), trust_env=not _is_here(url),
-            follow_redirects=False,
+            timeout=timeout_s, verify=_certificates(), follow_redirects=False,
+            trust_env=not is_loopback(urlsplit(url).hostname or ""),  # which no proxy would find
         )  # fmt: skip
     except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
         # The cause may quote the proxy's password.
@@ -221,14 +248,6 @@ def _client(url: str, timeout_s: float) -> httpx2.Client:
 @cache
 def _certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
-
-
-def _is_here(url: str) -> bool:
-    """Return whether a URL is of this machine, which no proxy would find."""
-    host = urlsplit(url).hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _start(parts: Iterator[bytes], max_bytes: int) -> bytes:

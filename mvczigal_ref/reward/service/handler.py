@@ -5,7 +5,6 @@ to the application, so each bound kept here would have to be built around them.
 """
 
 import io
-import ipaddress
 import json
 import logging
 import re
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from mvczigal_ref.language.bounded_http import is_loopback
 from mvczigal_ref.reward.service.bounds import Incoming, Memory, Places
 from mvczigal_ref.reward.service.json_wire import JSON_TYPE, parse_json
 from mvczigal_ref.reward.service.openapi import openapi
@@ -37,7 +37,7 @@ from mvczigal_ref.reward.service.wire import (
 )
 from mvczigal_ref.shapes import Images
 
-__all__ = ["Handler", "Service", "is_loopback"]
+__all__ = ["Handler", "Service"]
 
 _LOG: Final = logging.getLogger(__name__)
 _HEAD: Final = 4  # bytes of the head's length
@@ -260,22 +260,3 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.settimeout(rest)
                 got = len(self.connection.recv(2**16))
                 left = left - got if got else 0
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address is of this machine alone.
-
-    Args:
-        host: Name or address.
-
-    Returns:
-        Whether no other machine reaches it.
-
-    Examples:
-        >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
-        (True, False)
-    """
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

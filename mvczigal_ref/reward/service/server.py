@@ -10,8 +10,9 @@ from typing import Final
 
 from torch import Tensor
 
+from mvczigal_ref.language.bounded_http import is_loopback
 from mvczigal_ref.reward.service.bounds import BoundedServer, Memory, Places
-from mvczigal_ref.reward.service.handler import Handler, is_loopback
+from mvczigal_ref.reward.service.handler import Handler
 from mvczigal_ref.reward.service.terms import Kind, Limits, ScorerInfo
 from mvczigal_ref.shapes import Images
 

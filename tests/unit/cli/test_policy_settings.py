@@ -1,0 +1,42 @@
+"""`cli.policy_settings`: what a run's own settings may not do without the user's word."""
+
+import pytest
+
+from mvczigal_ref.cli.policy_settings import policy_config
+from mvczigal_ref.config import load_config, to_dict
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.files import to_json
+
+ASKS = (
+    "reward.per_view=chat_judge",
+    "reward.url={chat_judge: http://elsewhere.example/v1}",
+    "reward.weights={chat_judge: judge}",
+    "reward.api_key_env=SECRET",
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder, as downloaded, whose settings send a key to a judge."""
+    config = to_dict(load_config(overrides=ASKS))
+    (tmp_path / "config.json").write_text(to_json(config), "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("word", "key"), [("reward.api_key_env=SECRET", "SECRET"), ("reward.api_key_env=null", None)]
+)
+def test_a_key_that_is_typed_is_sent(run, word, key):
+    """Or none, where that is typed."""
+    assert policy_config(run, None, None, [word], also=("reward.",)).reward.api_key_env == key
+
+
+def test_a_command_that_scores_nothing_needs_no_word(run):
+    """It asks no service."""
+    assert policy_config(run, None, None, []).reward.api_key_env == "SECRET"
+
+
+def test_a_key_that_only_the_run_names_is_refused(run):
+    """It could be any secret of the environment, and the service anyone's."""
+    with pytest.raises(ConfigError, match=r"sent only where you type its name: add"):
+        policy_config(run, None, None, ["reward.timeout=3"], also=("reward.",))
