@@ -107,7 +107,7 @@ def _check_clip(tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     symbols = bytes_to_unicode().values()
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
-    words += ["".join(pair) for pair in model["merges"]]
+    words += ["".join(pair).replace(" ", "") for pair in model["merges"]]  # pairs, or text
     ids = model["vocab"]
     odd = [w for place, w in enumerate(words) if ids.get(w) != place]
     odd += sorted(set(ids) - {*words, *_MARKS})
