@@ -1,24 +1,23 @@
 """Rules between sharded weights and the other settings of a run."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mvczigal_ref.config.train import TrainConfig
+from mvczigal_ref.config.run import RunConfig
+from mvczigal_ref.config.system import ModelConfig
 
 __all__ = ["sharding_contradictions"]
 
 
-def sharding_contradictions(config: "TrainConfig") -> Iterator[str]:
+def sharding_contradictions(model: ModelConfig, run: RunConfig) -> Iterator[str]:
     """List the settings that do not go with `run.sharding` of "full".
 
     Args:
-        config: The run.
+        model: Settings of the network.
+        run: Settings of the run.
 
     Yields:
         Messages, each with a setting and the remedy.
     """
-    model, run = config.model, config.run
     if run.sharding == "none":
         return
     if model.compile != "none":

@@ -233,3 +233,14 @@ def test_a_comma_without_quotes_does_not_cut_a_prompt(table):
     name = table("list.csv", "id,text\n1,a red cube, with a nose\n")
     with pytest.raises(ConfigError, match=r"line 2 of 'list.csv' must hold at most 2 cells"):
         read_prompts(f"{name}:text")
+
+
+def test_half_a_character_is_refused(table):
+    """JSON can write it, and no tokenizer can read it."""
+    name = table("list.jsonl", '{"text": "a cat"}\n{"text": "a \\ud83e"}\n')
+    with pytest.raises(
+        ConfigError, match=r"line 2 of .* must be Unicode text; .* half a character"
+    ):
+        read_prompts(f"{name}:text")
+    with pytest.raises(ConfigError, match="item 1 of `prompts` must be Unicode text"):
+        read_prompts(["a \ud83e"])

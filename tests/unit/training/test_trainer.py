@@ -35,7 +35,7 @@ from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.report import write_report
 from mvczigal_ref.tiny_world.grammar import split_prompts
-from mvczigal_ref.training import checkpoint, trainer
+from mvczigal_ref.training import checkpoint, tensor_groups, trainer
 from mvczigal_ref.training import loop as training_loop
 from mvczigal_ref.training.checkpoint import load_checkpoint
 from mvczigal_ref.training.events import Events
@@ -179,7 +179,8 @@ def test_a_run_that_ended_leaves_what_it_trained(record, tmp_path):
         name: v.tolist() for name, v in trained.items()
     }
     assert json.loads(card.partition("```json\n")[2].partition("```")[0]) == to_dict(wanted)
-    assert card.startswith("---\nbase_model: tiny\n")
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "base_model" not in card  # no model of the hub
     assert (tmp_path / "policy" / "lora.safetensors").is_file()
 
 
@@ -501,14 +502,15 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_to_go_on_from(
     record, tmp_path, monkeypatch, what
 ):
     """In one sentence; nothing half-written keeps the disk full, and the run goes on later."""
-    right = getattr(checkpoint, what)
+    place = tensor_groups if what == "save_file" else checkpoint
+    right = getattr(place, what)
 
     def full(*arguments):
         if len(record.iterations) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         return right(*arguments)
 
-    monkeypatch.setattr(checkpoint, what, full)
+    monkeypatch.setattr(place, what, full)
     with pytest.raises(DiskFullError) as caught:
         go(config(checkpoint_every=1), tmp_path, record)
     name = f"{tmp_path}/checkpoints/iteration_00000"
