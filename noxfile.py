@@ -17,6 +17,7 @@ nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 DECLARING = ("pyproject.toml", "constraints.txt")
 # Tests read no hub and no network, and run on one thread unless told otherwise.
 TEST_ENV = {
@@ -156,6 +157,30 @@ def pages(session: nox.Session) -> None:
 
 
 @nox.session
+def play(session: nox.Session) -> None:
+    """Serve the page to play with, and ask it as a browser does."""
+    # Gradio needs an older Pillow than the rest is tested with.
+    pins = [line for line in Path(CONSTRAINTS[1]).read_text("utf-8").splitlines()
+            if not line.startswith("pillow==")]  # fmt: skip
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("\n".join(pins) + "\n", "utf-8")
+    session.install("-c", str(constraints), "-e", ".[test,demo]", "playwright")
+    # Gradio's own warnings are not ours to turn into errors.
+    _pytest(session, "-W", "default", *(session.posargs or ("tests/unit/demo",)))
+
+
+@nox.session(venv_backend="none")
+def notebooks(session: nox.Session) -> None:
+    """Run every notebook of `docs/notebooks`, without changing it."""
+    python = _python(session)
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    install = (python, "-m", "pip", "install", "--quiet", *CONSTRAINTS)
+    session.run(*install, *extra["optional-dependencies"]["notebooks"], external=True)
+    arguments = session.posargs or ("tests/notebooks",)
+    session.run(python, "-m", "pytest", *arguments, env=TEST_ENV, external=True)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device, with the torch that `TORCH` asks for or the pinned."""
     wanted = os.environ.get("TORCH")
@@ -172,6 +197,13 @@ def minimums(session: nox.Session) -> None:
     lowest.write_text("\n".join(lower_bounds(("test",))) + "\n", "utf-8")
     session.install("-c", str(lowest), "-e", ".[test]")
     _pytest(session, *(session.posargs or UNIT))
+
+
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """Run the unit tests under one Python, `nox -s pythons-3.13`, or under all of them."""
+    session.install(*CONSTRAINTS, "-e", ".[test]")
+    _pytest(session, *(session.posargs or (*WORKERS, *UNIT)))
 
 
 @nox.session

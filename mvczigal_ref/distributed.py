@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -43,6 +43,12 @@ class World:
     """Number of processes."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Device on which this process computes."""
+    reduction: Literal["ordered", "engine"] = "ordered"
+    """Sum of gradients that every process holds whole: in the order of the processes, or as the
+    backend prefers."""
+    sharded: bool = False
+    """Whether weights are gathered in the middle of a network call, where no process can be asked
+    whether it has failed: a process that fails then ends by itself, and the others lose it."""
 
     @property
     def is_main(self) -> bool:
@@ -104,7 +110,9 @@ class World:
 
         The order of the sum is fixed, whichever algorithm the backend prefers. A parameter
         without a gradient counts as zero where another process has one, and keeps none where
-        no process has one, so that the optimiser skips it as it would in one process.
+        no process has one, so that the optimiser skips it as it would in one process. With a
+        ``reduction`` of "engine" the order is the backend's, and the last bits may differ. The
+        gradients of sharded parameters are means already.
 
         Args:
             parameters: The trainable parameters, in the same order in every process.
@@ -112,7 +120,9 @@ class World:
         if self.size == 1:
             return
         self._meet()
-        trained = list(parameters)
+        trained = [p for p in parameters if not hasattr(p, "device_mesh")]
+        if not trained:
+            return
         present = self._stacked(self._flags([p.grad is not None for p in trained])).amax(0)
         used = [p for p, one in zip(trained, present.tolist(), strict=True) if one]
         for parameter in used:
@@ -120,14 +130,25 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
         for bucket in _buckets([p.grad for p in used if p.grad is not None]):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            total = torch.zeros_like(flat)
-            for part in self._stacked(flat):
-                total += part
+            total = self._summed(flat)
             total /= self.size
             for gradient, mean in zip(
                 bucket, total.split([g.numel() for g in bucket]), strict=True
             ):
                 gradient.copy_(mean.view_as(gradient))
+
+    def _summed(self, flat: Tensor) -> Tensor:
+        """Add every process's numbers; the engine in fp32 or wider."""
+        if self.reduction == "engine":
+            wide = torch.promote_types(flat.dtype, torch.float32)
+            total = flat.to(self.device, wide)
+            with _losses():
+                torch.distributed.all_reduce(total)
+            return total.to(flat.device)
+        total = torch.zeros_like(flat)
+        for part in self._stacked(flat):
+            total += part
+        return total
 
     def anywhere(self, flag: bool) -> bool:
         """Tell whether the flag is true in any process, so that all of them act alike.
@@ -153,7 +174,9 @@ class World:
         """Raise an exception of one process in all of them.
 
         Without this the others would wait in their next collective for ever. Inside it, each
-        collective of this class first asks whether all processes have come to it.
+        collective of this class first asks whether all processes have come to it. Where weights
+        are sharded, nobody can be asked: the exception stays this process's own, and the others
+        raise that they have lost it.
 
         Yields:
             Nothing.
@@ -173,8 +196,10 @@ at object 3.
         except _ElsewhereError as remote:
             raise remote.error from None
         except Exception as error:
-            chosen = None
-            if self.size > 1:
+            chosen: Exception | None = None
+            if self.sharded:
+                chosen = _loss(error)
+            elif self.size > 1:
                 with suppress(ProcessLostError):  # the others may be dead
                     chosen = self._failure(error)
             if chosen is None or chosen is error:
@@ -226,14 +251,32 @@ at object 3.
         """Gather every process's rows, one process after the other."""
         share = share.to(self.device).contiguous()
         whole = share.new_empty((self.size * share.shape[0], *share.shape[1:]))
-        try:
+        with _losses():
             torch.distributed.all_gather_single(whole, share)
-        except RuntimeError as error:
-            if type(error) is RuntimeError or isinstance(error, torch.distributed.DistError):
-                reason = str(error).partition("\n")[0]
-                raise ProcessLostError(f"lost another process of the run: {reason}") from error
-            raise
         return whole
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """Name what a collective raises when another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is RuntimeError or isinstance(error, torch.distributed.DistError):
+            raise _lost(error) from error
+        raise
+
+
+def _lost(error: Exception) -> ProcessLostError:
+    reason = str(error).partition("\n")[0]
+    return ProcessLostError(f"lost another process of the run: {reason}")
+
+
+def _loss(error: Exception) -> ProcessLostError | None:
+    """Tell the engine's words for a lost process from other errors; None for those."""
+    distributed = isinstance(error, torch.distributed.DistError)
+    gloo = type(error) is RuntimeError and "gloo" in str(error).partition("\n")[0]
+    return _lost(error) if distributed or gloo else None
 
 
 def world(device: str = "auto") -> World:

@@ -7,12 +7,14 @@ CPU's to the bit. What an operation may take together is CUDA's rule:
 * indices of the CPU or of its own into a tensor of the device, indices of the CPU alone into one
   of the CPU;
 * copies between any two;
-* no generator of the CPU, no matrix product of integers, no view as an array of NumPy.
+* no generator of the CPU, no matrix product of integers, no view as an array of NumPy;
+* with `PRETEND_WITHOUT_DOUBLES` in the environment, no float64, as on Apple's MPS.
 
 PyTorch has one place for a device of this kind, for the whole process and for ever, and counts the
 devices before its first backward pass: :func:`install` is for processes that do nothing else.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -27,6 +29,9 @@ __all__ = ["NAME", "PretendTensor", "install", "on_the_cpu"]
 
 NAME = "pretend"
 """What `torch.device` calls it."""
+
+WITHOUT_DOUBLES = bool(os.environ.get("PRETEND_WITHOUT_DOUBLES"))
+"""Whether it refuses float64, as Apple's MPS does."""
 
 _CPU = torch.device("cpu")
 _MOVES = {"_to_copy", "copy_", "_copy_from", "_local_scalar_dense", "set_data"}
@@ -57,6 +62,8 @@ class PretendTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> "PretendTensor":
         """Put a CPU tensor behind the wall; both share memory."""
+        if WITHOUT_DOUBLES and inner.dtype in (torch.float64, torch.complex128):
+            raise TypeError(f"Cannot convert a {NAME} Tensor to {inner.dtype}: it has no doubles.")
         outer = torch.Tensor._make_wrapper_subclass(
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
             dtype=inner.dtype, layout=inner.layout, device=torch.device(NAME, 0),

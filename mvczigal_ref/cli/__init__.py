@@ -21,8 +21,10 @@ from mvczigal_ref.cli.evaluating import Evaluate, evaluate
 from mvczigal_ref.cli.exporting import Export, Report, print_export, print_report
 from mvczigal_ref.cli.launch import REFUSED, end_with_launcher
 from mvczigal_ref.cli.output import json_alone, require_json
+from mvczigal_ref.cli.playing import Play, play
 from mvczigal_ref.cli.preflight_arguments import Check, Plan, check_recipe, plan_recipe
 from mvczigal_ref.cli.pretraining import Pretrain, pretrain_weights
+from mvczigal_ref.cli.pushing import Push, push_run
 from mvczigal_ref.cli.recipes import Recipes, show_recipes
 from mvczigal_ref.cli.sampling import Sample, sample
 from mvczigal_ref.cli.scoring import (
@@ -42,8 +44,10 @@ __all__ = ["Command", "main"]
 Command: TypeAlias = (
     Train
     | Sample
+    | Play
     | Evaluate
     | Export
+    | Push
     | Report
     | Score
     | ServeReward
@@ -70,8 +74,10 @@ class _Entry:
 _COMMANDS: Mapping[str, _Entry] = {
     "train": _Entry(Train, train),
     "sample": _Entry(Sample, sample),
+    "play": _Entry(Play, play),
     "evaluate": _Entry(Evaluate, evaluate),
     "export": _Entry(Export, print_export),
+    "push": _Entry(Push, push_run),
     "report": _Entry(Report, print_report),
     "score": _Entry(Score, score),
     "serve-reward": _Entry(ServeReward, serve_reward),
@@ -91,10 +97,11 @@ _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # A word after one of these is its value, whatever it looks like.
 _TAKES_TEXT = (
     "--config", "--out", "--run", "--weights", "--lora", "--json", "--prompts", "--recipe",
-    "--prompt", "--tokenizer", "--url", "--model", "--api-key-env", "--from", "--diff",
+    "--prompt", "--tokenizer", "--url", "--model", "--api-key-env", "--from", "--diff", "--host",
+    "--license",
 )  # fmt: skip
 # A word of these that names something on the disk is that, though it look like a setting.
-_NAMES_FILES = ("score", "export", "report", "convert-reward", "enhance")
+_NAMES_FILES = ("score", "export", "push", "report", "convert-reward", "enhance")
 _INTERRUPTED = 130  # a shell's report of Ctrl-C
 _TRY_LATER = 75  # what sendmail's descendants call a failure that will pass
 
@@ -162,7 +169,7 @@ def _read(words: list[str]) -> Command:
     )  # fmt: skip
     if not settings:
         return command
-    if isinstance(command, Export | Report | ConvertReward | Enhance | Recipes | Settings):
+    if isinstance(command, Export | Push | Report | ConvertReward | Enhance | Recipes | Settings):
         _say(f"error: this command takes no settings; got {settings[0]!r}.")
         raise SystemExit(2)
     return replace(command, settings=(*command.settings, *settings))

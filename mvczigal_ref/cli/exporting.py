@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.policy_settings import require_run
 from mvczigal_ref.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mvczigal_ref.models.model_card import CardFacts
 
 __all__ = ["Export", "Report", "export_run", "print_export", "print_report"]
 
@@ -63,13 +66,14 @@ def print_report(command: Report) -> None:
     print(write_report(command.run))
 
 
-def export_run(command: Export) -> Path:
+def export_run(command: Export, *, facts: "CardFacts | None" = None) -> Path:
     """Write what a run has trained, from its newest checkpoint.
 
     The multi-view UNet's LoRA is in the checkpoint; the base model is loaded for anything else.
 
     Args:
         command: Run, folder and layout.
+        facts: Results and the like for the model card.
 
     Returns:
         The folder that was written.
@@ -103,7 +107,7 @@ def export_run(command: Export) -> Path:
         system, _ = load_policy(command.run, device=torch.device("cpu"), scorers=no_scorers())
         trained = trained_lora(system.policy) or system.policy
     try:
-        export_policy(trained, config, command.out, layout=command.layout)
+        export_policy(trained, config, command.out, layout=command.layout, facts=facts)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return command.out

@@ -22,7 +22,7 @@ from mvczigal_ref.reward.registry import is_function
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.scorers import check_functions, check_judges
 from mvczigal_ref.training.prompts import run_prompts
-from mvczigal_ref.training.tracking import check_trackers
+from mvczigal_ref.training.trackers import check_trackers
 
 __all__ = [
     "check_tables",
@@ -46,6 +46,7 @@ _PARTS = {
     "features": "camera features",
     "optimizer": "optimiser",
     "copies": "copies of the trained weights",
+    "gathered": "gathered for a call, of cut weights",
     "rollouts": "stored rollouts",
     "gradients": "gradients",
     "sampling": "a sampling call",

@@ -107,7 +107,7 @@ def _refuse_early(config: "TrainConfig") -> None:
 
     check_scorers(config.reward, config.guard)
     if config.run.trackers:
-        from mvczigal_ref.training.tracking import check_trackers
+        from mvczigal_ref.training.trackers import check_trackers
 
         check_trackers(config.run.trackers)
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.weight_files import describe_file
 from mvczigal_ref.shapes import Images
 
 __all__ = ["FORMATS", "GROUND", "MOST_PIXELS", "read_picture", "read_views"]
@@ -33,7 +34,9 @@ MOST_PIXELS: Final = 2**26
 
 _LONGEST_CAUSE = 160  # of another library's words [characters]
 _BLACK_ON_WHITE = 0  # TIFF's photometric interpretation whose 0 is white
-_BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_SIGNED = 2  # of TIFF's sample formats
+_NO_PICTURE = ("a web page", "a Git LFS", "JSON text", "an empty file", "a PDF")
 _WHITE_OF_BITS = {"L;2": 85, "L;4": 17}  # decoded levels per level of a PNG of few bits
 
 
@@ -140,10 +143,15 @@ def _read(path: Path) -> NDArray[np.float32]:
                     "it holds several frames, and a picture is one view. Save each frame as a "
                     "file, and name the files in the order of the cameras"
                 )
+            _refuse_samples(image, path)
             return _rgb(image)
     except UnidentifiedImageError as error:
+        kind = describe_file(path)
+        if kind.startswith(_NO_PICTURE):
+            raise _UnreadableError(f"it is {kind}") from error
         raise _UnreadableError(
-            f"it is none of {', '.join(formats)}, or its start is damaged"
+            f"it is none of {', '.join(formats)}, or of a kind of them that is not read, or its "
+            "start is damaged"
         ) from error
     except Image.DecompressionBombError as error:
         raise _UnreadableError(f"it has more than {MOST_PIXELS} pixels. Scale it first") from error
@@ -166,6 +174,25 @@ def _refuse_size(image: Image.Image) -> None:
     if image.width * image.height > MOST_PIXELS:
         raise _UnreadableError(
             f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS}. Scale it first"
+        )
+
+
+def _refuse_samples(image: Image.Image, path: Path) -> None:
+    """Refuse samples that Pillow reads as if they were others."""
+    if _SIGNED in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):
+        raise _UnreadableError(
+            "it holds signed integers, and nothing says which of them is white. Save it with 8 or "
+            "16 bits without a sign"
+        )
+    tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    if image.format != "BMP" or tile is None or "BGRX" not in str(tile.args):
+        return
+    rows = path.read_bytes()[tile.offset :][: 4 * image.width * image.height]
+    fourth = np.frombuffer(rows, np.uint8)[3::4]
+    if fourth.size and fourth.min() != fourth.max():
+        raise _UnreadableError(
+            "it holds a fourth byte per pixel, and nothing says whether that is transparency. Save "
+            "it as PNG"
         )
 
 

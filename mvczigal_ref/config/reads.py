@@ -325,5 +325,6 @@ ALWAYS: tuple[str, ...] = (
     "run.iterations", "run.objects_per_iteration", "run.objects_per_slice", "run.prompts",
     "run.held_out", "run.seed", "run.checkpoint_every", "run.keep_checkpoints",
     "run.evaluate_every", "run.evaluation_noises", "run.trackers", "run.device",
+    "run.sharding", "run.reduction",
 )  # fmt: skip
 """Settings that every run reads."""

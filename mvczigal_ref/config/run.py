@@ -17,6 +17,7 @@ from mvczigal_ref.config.types import (
     RateOrZero,
     Seed,
     Size,
+    TrackerName,
 )
 
 __all__ = ["GuardConfig", "OptimConfig", "RunConfig"]
@@ -102,6 +103,13 @@ class RunConfig:
     arms_per_call: Literal[1, 2] = 1
     """Arms of a pair that go through the network together [arms]: 2 makes fewer and larger calls,
     and one graph of both arms, which takes twice the memory."""
+    sharding: Literal["none", "full"] = "none"
+    """Weights of the trained network in each of several processes: all of them, or "full" for one
+    part, of which a block's are gathered for as long as it computes. A LoRA stays whole."""
+    reduction: Literal["auto", "ordered", "engine"] = "auto"
+    """Sum of gradients over processes: "ordered" adds in the order of the processes, "engine" as
+    the backend prefers; "auto" is ordered for parameters that are whole in every process. Those
+    that are sharded are summed by the engine."""
     prompts: Name = "world.train"
     """Training prompts: "world.train"; a text file with one prompt per line; FILE.jsonl:COLUMN or
     FILE.csv:COLUMN; or hf:USER/DATASET:COLUMN of the hub, @REVISION after it for a fixed one."""
@@ -117,7 +125,8 @@ class RunConfig:
     """Iterations between evaluations [iterations]; 0 evaluates before and after only."""
     evaluation_noises: Size = 4
     """Initial noises on which each held-out prompt is evaluated [noises]."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Trackers beside the metrics file; each is an extra to install."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Trackers beside the metrics file, each a package to install; those that can take the sheets
+    of every evaluation, too."""
     device: Name = "auto"
     """Torch device of the run, or "auto" for an accelerator where there is one."""

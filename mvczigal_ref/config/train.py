@@ -18,6 +18,7 @@ from mvczigal_ref.config.method import (
     ZigzagConfig,
 )
 from mvczigal_ref.config.run import GuardConfig, OptimConfig, RunConfig
+from mvczigal_ref.config.sharding import sharding_contradictions
 from mvczigal_ref.config.system import FlowConfig, ModelConfig, SamplerConfig
 from mvczigal_ref.config.types import SETTINGS, Name
 
@@ -70,6 +71,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
     yield from _tree_contradictions(config)
     yield from _objective_contradictions(config)
     yield from _condition_contradictions(config)
+    yield from sharding_contradictions(config.model, config.run)
     if config.advantage.shuffle and run.objects_per_iteration < 2:
         yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
     slices = [("run.objects_per_slice", run.objects_per_slice)]

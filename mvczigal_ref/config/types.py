@@ -29,6 +29,7 @@ __all__ = [
     "Table",
     "Text",
     "Texts",
+    "TrackerName",
 ]
 
 _Value = TypeVar("_Value")
@@ -110,6 +111,12 @@ _MOST = 10**9  # of anything that is counted one by one
 _MOST_HELD = 10**5  # of anything that is held at once
 
 SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+# The names of accelerate's map, which is not imported here.
+TrackerName = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
+"""Name of an experiment tracker, and of its module."""
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Real = Annotated[

@@ -1,6 +1,7 @@
 """Precision: checks of the arguments of this package's functions, and their broadcast."""
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ __all__ = [
     "require_full_dtype",
     "require_full_precision",
     "require_positive",
+    "widest_dtype",
     "working_dtype",
 ]
 
@@ -116,6 +118,26 @@ def working_dtype(**tensors: Tensor) -> torch.dtype:
     require_full_precision(**tensors)
     wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())
     return torch.float64 if wide else torch.float32
+
+
+@cache
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest real dtype of a device; Apple's MPS has no float64.
+
+    Args:
+        device: A device of this machine.
+
+    Returns:
+        ``torch.float64``, or ``torch.float32`` where the device refuses it.
+
+    Examples:
+        >>> widest_dtype(torch.device("cpu"))
+        torch.float64
+    """
+    try:
+        return torch.empty(0, dtype=torch.float64, device=device).dtype
+    except TypeError:
+        return torch.float32
 
 
 def per_latent(value: Tensor, dtype: torch.dtype) -> Tensor:

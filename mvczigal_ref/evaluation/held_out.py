@@ -105,15 +105,3 @@ class HeldOut:
     @property
     def _num_steps(self) -> int:
         return self.system.evaluation_sampler.num_steps
-
-    def metrics(self, name: str, iteration: int) -> dict[str, float]:
-        """Give the mean scores of an occasion as the metrics file names them.
-
-        Args:
-            name: Such as ``at``.
-            iteration: Iterations finished.
-
-        Returns:
-            Both means [reward units].
-        """
-        return self(name, iteration).means()

@@ -1,5 +1,6 @@
 """Metrics of groups: means and spreads of their rewards."""
 
+from mvczigal_ref.diffusion.precision import widest_dtype
 from mvczigal_ref.reward.table import RewardTable
 
 __all__ = ["joint_mean", "reward_metrics"]
@@ -17,13 +18,14 @@ def reward_metrics(rewards: RewardTable) -> dict[str, float]:
     """
     per_view, joint = rewards.per_view_total(), rewards.joint_total()
     by_sample = per_view[0].mean(-1)
+    wide = widest_dtype(by_sample.device)
     metrics = {
         "per_view_reward/mean": by_sample.mean(),
         "per_view_reward/group_std": by_sample.std(-1, correction=0).mean(),
         "joint_view_reward/mean": joint[0].mean(),
         "joint_view_reward/group_std": joint[0].std(-1, correction=0).mean(),
         # Groups that were all scored alike teach nothing.
-        "groups_alike": (by_sample.amax(-1) == by_sample.amin(-1)).double().mean(),
+        "groups_alike": (by_sample.amax(-1) == by_sample.amin(-1)).to(wide).mean(),
     }
     if len(per_view) > 1:
         metrics["per_view_reward/under_captions"] = per_view[1:].mean()

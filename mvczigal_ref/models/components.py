@@ -26,7 +26,7 @@ from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiVi
 from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.text import encode_prompts
-from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
 from mvczigal_ref.models.weight_files import read_safetensors, refuse_single_file
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 
@@ -243,9 +243,11 @@ def _read(folder: Path, dtype: torch.dtype) -> Components:
     channels, scale = vae.config.latent_channels, 1.0 / vae.config.scaling_factor
     first = load_model(CLIPTextModel, folder / "text_encoder", dtype=dtype)
     second = load_model(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
+    words = [read_tokenizer(CLIPTokenizer, folder / n) for n in ("tokenizer", "tokenizer_2")]
+    fit_tokenizers({"tokenizer": (words[0], first), "tokenizer_2": (words[1], second)})
     return Components(
-        tokenizer=read_tokenizer(CLIPTokenizer, folder / "tokenizer"),
-        tokenizer_2=read_tokenizer(CLIPTokenizer, folder / "tokenizer_2"),
+        tokenizer=words[0],
+        tokenizer_2=words[1],
         text_encoder=first.requires_grad_(requires_grad=False),
         text_encoder_2=second.requires_grad_(requires_grad=False),
         vae=vae,

@@ -18,6 +18,7 @@ from mvczigal_ref.models.loading import load_model, load_strict, quiet
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.sources import (
+    AbsentError,
     Located,
     SdxlSources,
     cache_first,
@@ -25,7 +26,7 @@ from mvczigal_ref.models.sources import (
     locate_network,
     locate_tokenizer,
 )
-from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
 from mvczigal_ref.models.weight_files import (
     first_line,
     read_json,
@@ -85,7 +86,7 @@ def load_sdxl_components(
     for name, search in searches.items():
         try:
             places[name] = cache_first(search, sources)
-        except CheckpointError as error:
+        except AbsentError as error:
             absent.append(str(error))
     if absent:
         if not (sources.local_files_only or reach.hub_answers()):
@@ -106,6 +107,10 @@ def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
     loaded = {name: _load_network(name, places[name], dtype) for name in _NETWORKS}
     for name in ("text_encoder", "text_encoder_2"):
         loaded[name].requires_grad_(requires_grad=False)
+    encoders = [loaded[name.replace("tokenizer", "text_encoder")] for name in _TOKENIZERS]
+    fit_tokenizers(
+        dict(zip(_TOKENIZERS, zip(tokenizers.values(), encoders, strict=True), strict=True))
+    )
     policy = _with_adapter(loaded.pop("unet"), places["adapter"], dtype)
     vae = loaded["vae"]
     mean, std = latent_statistics(vae)

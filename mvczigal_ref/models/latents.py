@@ -1,12 +1,14 @@
 """Latents of an autoencoder: scaled to mean 0 and standard deviation 1, and back."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.models.finite import overflow_shown
 from mvczigal_ref.shapes import BatchLatent
 
@@ -83,8 +85,27 @@ def latent_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
 
     Returns:
         Mean and standard deviation by channel, fp32 [1].
+
+    Raises:
+        CheckpointError: If they are not one finite number per channel, or a deviation is not
+            positive.
     """
-    channels = vae.config.latent_channels
-    mean = torch.tensor(vae.config.latents_mean or [0.0] * channels)
-    std = torch.tensor(vae.config.latents_std or [1.0] * channels)
-    return mean, std / vae.config.scaling_factor
+    config, channels = vae.config, vae.config.latent_channels
+    try:
+        mean = torch.tensor(config.latents_mean or [0.0] * channels).float()
+        std = torch.tensor(config.latents_std or [1.0] * channels) / config.scaling_factor
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _unfit_statistics(config) from error
+    fit = mean.shape == std.shape == (channels,) and bool((std > 0).all())
+    if not (fit and bool(mean.isfinite().all() and std.isfinite().all())):
+        raise _unfit_statistics(config)
+    return mean, std
+
+
+def _unfit_statistics(config: Any) -> CheckpointError:  # noqa: ANN401 - diffusers is untyped
+    got = {n: config.get(n) for n in ("scaling_factor", "latents_mean", "latents_std")}
+    return CheckpointError(
+        "the autoencoder's config.json must have a positive scaling_factor, and latents_mean and "
+        f"positive latents_std of {config.latent_channels} numbers, or neither; got {quoted(got)}. "
+        "Download it again."
+    )

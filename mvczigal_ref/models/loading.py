@@ -11,8 +11,9 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.sharding import local_part
 from mvczigal_ref.models.weight_files import (
     check_safetensors,
     first_line,
@@ -61,12 +62,17 @@ def load_strict(
         for name, value in target.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
+    faults += [
+        f"{name} of {tensors[name].dtype}, not floating-point"
+        for name, value in target.items()
+        if name in tensors and value.is_floating_point() > tensors[name].is_floating_point()
+    ]
     if faults:
         msg = f"`{source}` must hold exactly the network's tensors: {_listed(faults)}."
         raise CheckpointError(msg)
     with torch.no_grad():
         for name, value in target.items():
-            value.copy_(tensors[name])
+            value.copy_(local_part(tensors[name], value))
 
 
 def load_model(
@@ -132,17 +138,23 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     Raises:
         CheckpointError: If a file is of another kind; the message says what it is.
     """
-    read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    if not any(name in config for name in ("_class_name", "model_type", "architectures")):
+        msg = (
+            f"`{folder / 'config.json'}` must name its model's class; got {quoted(config)}. "
+            "Download it again."
+        )
+        raise CheckpointError(msg)
     dotted, reasons = f".{variant}" if variant else "", []
     for stem in ("diffusion_pytorch_model", "model"):
         whole = folder / f"{stem}{dotted}.safetensors"
         index = folder / f"{stem}.safetensors.index{dotted}.json"
         if whole.is_file():
-            check_safetensors(whole)
+            check_safetensors(whole, floats=True)
             return
         if index.is_file():
             for shard in sorted(shards_of(index)):
-                check_safetensors(folder / shard)
+                check_safetensors(folder / shard, floats=True)
             return
         reasons.append(pickled_weights(folder, stem + dotted))
     for reason in filter(None, reasons):
@@ -161,12 +173,13 @@ def shards_of(index: Path) -> set[str]:
     Raises:
         CheckpointError: If it is no such index, or names files in another folder.
     """
-    names = read_json(index).get("weight_map")
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content.get("metadata"), dict) else None
     values = list(names.values()) if isinstance(names, dict) else []
     if not values or not all(isinstance(n, str) and n == Path(n).name for n in values):
         msg = (
-            f"`{index}` must say in `weight_map` which file beside it holds each tensor; got "
-            f"{str(names)[:80]}. Download it again."
+            f"`{index}` must hold `metadata`, and say in `weight_map` which file beside it holds "
+            f"each tensor; got {str(content)[:80]}. Download it again."
         )
         raise CheckpointError(msg)
     return set(values)

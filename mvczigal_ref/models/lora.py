@@ -103,8 +103,9 @@ def insert_lora(
     alpha: float,
     seed: int,
     targets: Sequence[str] = LORA_TARGETS,
+    adapter: str = _ADAPTER,
 ) -> None:
-    """Add the trained LoRA beside other adapters, which stay active and are frozen.
+    """Add a LoRA beside other adapters, which stay active and are frozen.
 
     Args:
         network: UNet or flow transformer, changed in place.
@@ -112,6 +113,7 @@ def insert_lora(
         alpha: Numerator of the scale [1], as in :func:`add_lora`.
         seed: Seed of the initial values, as in :func:`add_lora`.
         targets: Ends of the names of the layers to adapt, as in :func:`add_lora`.
+        adapter: Name of the new adapter; by default the trained one.
     """
     beside = list(network.active_adapters()) if adapter_names(network) else []
     config = LoraConfig(
@@ -125,15 +127,15 @@ def insert_lora(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         if beside:  # which PEFT warns of
             warnings.simplefilter("ignore", UserWarning)
-        network.add_adapter(config, adapter_name=_ADAPTER)
+        network.add_adapter(config, adapter_name=adapter)
     if beside:  # PEFT has switched them off; it makes active adapters trainable
-        network.set_adapter([*beside, _ADAPTER])
-        trained = lora_parameters(network).values()
+        network.set_adapter([*beside, adapter])
+        trained = lora_parameters(network, adapter).values()
         for parameter in set(network.parameters()) - set(trained):
             parameter.requires_grad_(requires_grad=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in lora_parameters(network).items():
+        for name, parameter in lora_parameters(network, adapter).items():
             # In half precision the updates of one optimiser step would round away.
             parameter.data = parameter.data.float()
             if parameter.is_meta:
@@ -216,7 +218,11 @@ def lora_state_dict(network: ModelMixin) -> dict[str, Tensor]:
 
 
 def load_lora_state_dict(
-    network: ModelMixin, tensors: Mapping[str, Tensor], *, source: str = "tensors"
+    network: ModelMixin,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str = "tensors",
+    adapter: str = _ADAPTER,
 ) -> None:
     """Copy values into a LoRA of the same rank and targets.
 
@@ -224,13 +230,14 @@ def load_lora_state_dict(
         network: UNet or flow transformer that holds a LoRA, changed in place.
         tensors: Values by published name.
         source: Origin of the values, for the message.
+        adapter: Name of the LoRA; by default the trained one.
 
     Raises:
         ValueError: If there is no LoRA.
         CheckpointError: If a tensor is missing, left over or of another
             shape; the message names each, and nothing is changed.
     """
-    parameters = lora_parameters(network)
+    parameters = lora_parameters(network, adapter)
     if not parameters:
         msg = "`network` must hold a LoRA; got one without. Call add_lora first."
         raise ValueError(msg)

@@ -15,33 +15,40 @@ from mvczigal_ref.models.lora import (
     adapter_names,
     insert_lora,
     load_lora_state_dict,
-    lora_parameters,
 )
 from mvczigal_ref.models.lora_reading import PEFT_FILE, read_lora
 from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
+from mvczigal_ref.models.weight_files import pickled_weights
 
 __all__ = ["check_lora", "load_lora", "save_unet_folder"]
 
+_FILES = (PEFT_FILE, DIFFUSERS_LORA_FILE)
 
-def load_lora(network: ModelMixin, source: str | Path) -> None:
+
+def load_lora(network: ModelMixin, source: str | Path, *, adapter: str = "default") -> None:
     """Read a LoRA in any of the three layouts, adding it where there is none.
 
     A UNet's file without a stored scale has alpha equal to the rank, as in the released code; a
     flow transformer's must say its scale and which layers it adapts. The LoRA goes beside adapters
-    of other names, which stay active; its own name is "default".
+    of other names, which stay active: their updates add up. One of its own name is overwritten.
 
     Args:
-        network: UNet or flow transformer, changed in place; a LoRA "default" that it holds must be
-            of the same rank and scale.
+        network: UNet or flow transformer, changed in place; a LoRA of this name that it holds must
+            be of the same rank and scale.
         source: A PEFT folder, one that holds diffusers' file, or the file itself.
+        adapter: Name of the LoRA in the network; "default" is the one that is trained and saved.
 
     Raises:
+        ValueError: If the adapter's name is empty or holds a dot, which no module's name may.
         CheckpointError: If there is no such file or it is unreadable, the LoRA is of another
             kind, rank or scale, a number is not finite, or a tensor is missing, left over or of
             another shape; one line says what and where, and nothing is changed.
     """
+    if not adapter or "." in adapter:
+        msg = f"`adapter` must be a name without dots; got {adapter!r}."
+        raise ValueError(msg)
     is_unet = isinstance(network, UNet2DConditionModel)
     path = _find(Path(source).expanduser())
     file = read_lora(path, network="unet" if is_unet else "transformer")
@@ -54,18 +61,18 @@ def load_lora(network: ModelMixin, source: str | Path) -> None:
             f"{alpha} and targets {targets}. Write it with write_lora_file."
         )
         raise CheckpointError(msg)
-    if not lora_parameters(network):
+    if adapter not in adapter_names(network):
         # Compared first, so that a file that does not fit leaves no LoRA behind.
         load_strict(_expected(network, rank, targets), file.values, source=str(path))
-        insert_lora(network, rank=rank, alpha=alpha, seed=0, targets=targets)
-    config = network.peft_config["default"]
+        insert_lora(network, rank=rank, alpha=alpha, seed=0, targets=targets, adapter=adapter)
+    config = network.peft_config[adapter]
     if config.lora_alpha / config.r != alpha / rank:
         msg = (
             f"`{path}` must have the network's scale alpha / rank = {config.lora_alpha:g} / "
             f"{config.r}; got {alpha:g} / {rank}."
         )
         raise CheckpointError(msg)
-    load_lora_state_dict(network, file.values, source=str(path))
+    load_lora_state_dict(network, file.values, source=str(path), adapter=adapter)
 
 
 def check_lora(source: str | Path, *, unet: bool) -> None:
@@ -121,12 +128,13 @@ def _find(source: Path) -> Path:
     """Find the file that holds the tensors."""
     if source.is_file():
         return source
-    for name in (PEFT_FILE, DIFFUSERS_LORA_FILE):
+    for name in _FILES:
         if (source / name).is_file():
             return source / name
+    why = next(filter(None, (pickled_weights(source, Path(n).stem) for n in _FILES)), None)
     msg = (
         f"`source` must be a LoRA's file, or a folder that holds {PEFT_FILE} or "
-        f"{DIFFUSERS_LORA_FILE}; got {str(source)!r}."
+        f"{DIFFUSERS_LORA_FILE}; got {str(source)!r}{f': {why}' if why else ''}."
     )
     raise CheckpointError(msg)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ PLAIN: Mapping[str, Any] = {
     "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layer_replication": None,
     "target_parameters": None, "trainable_token_indices": None, "alora_invocation_tokens": None,
     "velora_config": None, "monteclora_config": None, "arrow_config": None, "kasa_config": None,
+    "layers_to_transform": None,
 }  # fmt: skip
 """PEFT's settings with the value that a plain LoRA has; any other value is refused."""
 
@@ -50,12 +52,14 @@ KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 INERT = (
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-    "inference_mode", "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform",
+    "inference_mode", "target_modules", "exclude_modules", "lora_dropout",
     "layers_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config",
     "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
     "ensure_weight_tying",
 )  # fmt: skip
 """PEFT's settings that change no value of a plain LoRA: every tensor is compared by name."""
+
+_NAMES = (*PLAIN, *INERT, "r", "lora_alpha", "init_lora_weights")
 
 # Parts of tensors' names, and the kind of file that has them.
 _STYLES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -65,6 +69,7 @@ _STYLES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("_lora.down.", "_lora.up.", ".lora.down.", ".lora.up."), "a LoRA in diffusers' old names"),
     (("diffusion_model.",), "a LoRA in the original model's names"),
 )
+_ADAPTER = re.compile(r"\.lora_[AB]\.(?!weight$)[^.]+\.weight$")
 _TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
 _OTHER_NETWORK = {"unet": "transformer.", "transformer": "unet."}
 
@@ -127,6 +132,8 @@ def read_lora(path: Path, *, network: Literal["unet", "transformer"] = "unet") -
             raise CheckpointError(msg)
     rank = _rank(path, values, settings)
     targets = settings.get("target_modules")
+    if isinstance(targets, list):
+        _check_targets(path, values, tuple(str(end) for end in targets))
     return LoraFile(
         path=path,
         values=values,
@@ -147,10 +154,20 @@ def _settings(path: Path, network: str) -> dict[str, Any]:
         msg = f"`{path}` must hold {METADATA} as a JSON object; got {type(content).__name__}."
         raise CheckpointError(msg)
     start = f"{network}."
-    settings = {n.removeprefix(start): v for n, v in content.items() if n.startswith(start)}
+    # diffusers' `save_lora_adapter` writes a network's settings without its name.
+    bare = {n: v for n, v in content.items() if "." not in n}
+    settings = {n.removeprefix(start): v for n, v in content.items() if n.startswith(start)} or bare
     if path.name == PEFT_FILE:
         settings |= read_json(path.parent / PEFT_CONFIG)
+    absent = [name for name in ("r", "lora_alpha") if name not in settings]
+    if absent and (settings or path.name == PEFT_FILE):
+        msg = (
+            f"`{path}` must have {absent[0]} among its settings; got "
+            f"{summary(sorted(settings)) or 'none'}, and PEFT would take its default. Add it."
+        )
+        raise CheckpointError(msg)
     other = [n for n, only in PLAIN.items() if settings.get(n) and settings[n] != only]
+    other += [n for n, value in settings.items() if value and n not in _NAMES]
     if other:
         msg = f"`{path}` must be a plain LoRA of one rank; its settings have {summary(other)}."
         raise CheckpointError(msg)
@@ -189,6 +206,14 @@ def _check_style(path: Path, named: Mapping[str, Tensor], network: str) -> None:
                 "it, by `load_lora_weights`."
             )
             raise CheckpointError(msg)
+    inside = [name for name in named if _ADAPTER.search(name)]
+    if inside:
+        msg = (
+            f"`{path}` is a network's own state, {len(inside)} of {len(named)} tensors with an "
+            f"adapter's name inside, such as {plain_name(inside[0])}. Save it with PEFT's "
+            "`save_pretrained`, or diffusers' `save_lora_weights`."
+        )
+        raise CheckpointError(msg)
     if not any(".lora_A." in name for name in named):
         msg = (
             f"`{path}` must hold a LoRA, tensors named lora_A and lora_B; got {len(named)} "
@@ -216,6 +241,19 @@ def _rank(path: Path, values: Mapping[str, Tensor], settings: Mapping[str, Any])
         )
         raise CheckpointError(msg)
     return rank
+
+
+def _check_targets(path: Path, values: Mapping[str, Tensor], targets: tuple[str, ...]) -> None:
+    """Refuse tensors of layers that the settings leave out: PEFT would drop them."""
+    ends = tuple(f".{end}" for end in targets)
+    layers = {name.partition(".lora_")[0] for name in values}
+    other = sorted(layer for layer in layers if not f".{layer}".endswith(ends))
+    if other:
+        msg = (
+            f"`{path}` must hold tensors of its target_modules alone, {summary(targets)}; got "
+            f"those of {summary(other)}. Correct the setting."
+        )
+        raise CheckpointError(msg)
 
 
 def _number(path: Path, settings: Mapping[str, Any], name: str) -> float:

@@ -1,82 +1,159 @@
-"""Model cards: a folder of trained weights describes itself."""
+"""Model cards: a folder of trained weights describes itself, and says how to load it."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from mvczigal_ref.files import to_json
+from mvczigal_ref.models.loading_snippet import loading_snippet
 from mvczigal_ref.models.lora_weights import LoraWeights
 
-__all__ = ["lora_card", "network_card"]
+__all__ = ["CardFacts", "CardResult", "hub_id", "model_card"]
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _LAYERS = {
     "unet": "every attention projection of a UNet with row attention",
     "transformer": "a flow transformer",
 }
-_LOADING = {
-    "unet": """
-```python
-from mvczigal_ref.models.lora_files import load_lora
-
-load_lora(pipeline.unet, "this folder")
-```
-
-PEFT reads `adapter_model.safetensors` by `PeftModel.from_pretrained(unet, folder)`, diffusers
-`pytorch_lora_weights.safetensors` by `pipeline.load_lora_weights(folder)`, where the UNet has row
-attention; `lora.safetensors` has the released trainer's names. A folder need not hold all of them.
-""",
-    "transformer": """
-PEFT reads `adapter_model.safetensors` by `PeftModel.from_pretrained(transformer, folder)`,
-diffusers `pytorch_lora_weights.safetensors` by `pipeline.load_lora_weights(folder)`. A folder need
-not hold all of them.
-""",
-}
+_LICENSES: dict[str, dict[str, Any]] = {
+    "latent-consistency/lcm-sdxl": {"license": "openrail++"},
+    "stabilityai/stable-diffusion-xl-base-1.0": {"license": "openrail++"},
+    "stabilityai/stable-diffusion-3.5-medium": {
+        "license": "other", "license_name": "stabilityai-ai-community",
+    },
+    "black-forest-labs/FLUX.1-dev": {
+        "license": "other", "license_name": "flux-1-dev-non-commercial-license",
+    },
+}  # fmt: skip
 
 
-def lora_card(
-    lora: LoraWeights, *, base_model: str | None, settings: Mapping[str, Any] | None
-) -> str:
-    """Write the card of a folder that holds a LoRA.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardResult:
+    """Change of one held-out score."""
+
+    name: str
+    """Name of the score."""
+
+    gain: float
+    """Mean of the paired differences [reward units]."""
+
+    text: str
+    """Before, after, and the gain with its standard error and unit, as a reader sees them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardFacts:
+    """Facts about trained weights that the weights themselves do not hold."""
+
+    base: str | None = None
+    """Weights that were trained: a hub id, a folder, or the name of shipped weights."""
+
+    settings: Mapping[str, Any] | None = None
+    """Settings of the run as JSON values, or None if unknown."""
+
+    results: Sequence[CardResult] = ()
+    """Held-out scores."""
+
+    sheet: str | None = None
+    """File of the picture with objects before and after, beside the card."""
+
+    repo: str | None = None
+    """Hub id under which the folder will be found, or None where it is a folder alone."""
+
+    license: str | None = None
+    """Licence by its name on the hub; that of a known base if None."""
+
+
+def hub_id(name: str | None) -> str | None:
+    """Tell a hub id from the name of a folder or of shipped weights.
 
     Args:
-        lora: The trained update.
-        base_model: Hub id of the trained network, or None if unknown.
-        settings: Settings of the run as JSON values, or None if unknown.
+        name: Weights that were trained.
 
     Returns:
-        Markdown with the hub's header.
+        The hub id, or None.
+
+    Examples:
+        >>> hub_id("black-forest-labs/FLUX.1-dev"), hub_id("tiny"), hub_id("/data/flux")
+        ('black-forest-labs/FLUX.1-dev', None, None)
     """
-    text = f"""
-# LoRA trained by reinforcement learning
-
-Rank {lora.rank}, alpha {lora.alpha:g}, on {_LAYERS[lora.network]}. Trained with mvczigal_ref.
-{_LOADING[lora.network]}"""
-    return _card("peft", "lora", text, base_model, settings)
+    named = name is not None and _HUB_ID.fullmatch(name) and not Path(name).exists()
+    return name if named else None
 
 
-def network_card(*, base_model: str | None, settings: Mapping[str, Any] | None) -> str:
-    """Write the card of a folder that holds a whole trained network.
+def model_card(lora: LoraWeights | None, facts: CardFacts, *, network: str) -> str:
+    """Write the card of a folder of trained weights.
 
     Args:
-        base_model: Hub id of the trained network, or None if unknown.
-        settings: Settings of the run as JSON values, or None if unknown.
+        lora: The trained update, or None where every weight was trained.
+        facts: Facts about the weights; a base that is no hub id is left out of the header.
+        network: Name of the network in a diffusers pipeline, "unet" or "transformer".
 
     Returns:
-        Markdown with the hub's header.
+        Markdown with the hub's header, in which ``model-index`` holds the results.
     """
-    text = """
-# Network trained by reinforcement learning
+    base = hub_id(facts.base)
+    name = "mvczigal-lora" if facts.repo is None else facts.repo.partition("/")[2]
+    terms: dict[str, Any] = (
+        {"license": facts.license} if facts.license else _LICENSES.get(base or "", {})
+    )
+    header = ModelCardData(
+        base_model=base,
+        library_name="diffusers" if lora is None else "peft",
+        tags=["fine-tuned" if lora is None else "lora", "reinforcement-learning"],
+        pipeline_tag="text-to-image",
+        model_name=name if facts.results else None,
+        eval_results=[_evaluation(result) for result in facts.results] or None,
+        **terms,
+    )
+    parts = [_about(lora), _results(facts)]
+    lines = loading_snippet(
+        facts.base, facts.repo, facts.settings, whole=lora is None, network=network
+    )
+    parts += ["## Loading", lines]
+    if facts.settings:
+        parts += ["## Settings of the run", f"```json\n{to_json(facts.settings)}```"]
+    body = "\n\n".join(part.strip() for part in parts if part)
+    return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _about(lora: LoraWeights | None) -> str:
+    if lora is None:
+        return """# Network trained by reinforcement learning
 
 Every weight was trained, with mvczigal_ref. A sub-folder is a diffusers model, read by its class's
 `from_pretrained`; `mv_adapter.safetensors`, where there is one, holds row attention and camera
-encoder under the published adapter's names.
-"""
-    return _card("diffusers", "fine-tuned", text, base_model, settings)
+encoder under the published adapter's names."""
+    text = f"""# LoRA trained by reinforcement learning
+
+Rank {lora.rank}, alpha {lora.alpha:g}, on {_LAYERS[lora.network]}. Trained with mvczigal_ref.
+
+PEFT reads `adapter_model.safetensors` by `PeftModel.from_pretrained({lora.network}, folder)`,
+diffusers `pytorch_lora_weights.safetensors` by `pipeline.load_lora_weights(folder)`"""
+    if lora.network == "unet":
+        text += """, where the
+UNet has row attention; `lora.safetensors` has the released trainer's names"""
+    return text + ". A folder need not hold all of them."
 
 
-def _card(
-    library: str, tag: str, text: str, base_model: str | None, settings: Mapping[str, Any] | None
-) -> str:
-    base = [f"base_model: {base_model}"] if base_model else []
-    head = ["---", *base, f"library_name: {library}", f"tags: [{tag}, reinforcement-learning]"]
-    run = f"\n## Settings of the run\n\n```json\n{to_json(settings)}```\n" if settings else ""
-    return "\n".join([*head, "---"]) + "\n" + text + run
+def _results(facts: CardFacts) -> str:
+    lines = [f"- {result.name}: {result.text}" for result in facts.results]
+    text = "## Held-out prompts\n\n" + "\n".join(lines) if lines else ""
+    if facts.sheet is not None:
+        text += f"\n\nFrom the same noise, before and after training:\n\n![Sheet]({facts.sheet})"
+    return text
+
+
+def _evaluation(result: CardResult) -> EvalResult:
+    return EvalResult(
+        task_type="text-to-image",
+        dataset_type="prompts",
+        dataset_name="held-out prompts",
+        metric_type="gain",
+        metric_name=f"gain of the {result.name} score ({result.text})",
+        metric_value=result.gain,
+    )

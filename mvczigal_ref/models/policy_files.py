@@ -2,10 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safetensors.torch import save_file
 from torch import nn
@@ -22,7 +22,7 @@ from mvczigal_ref.models.lora_weights import (
     write_lora_file,
     write_peft_files,
 )
-from mvczigal_ref.models.model_card import lora_card, network_card
+from mvczigal_ref.models.model_card import CardFacts, hub_id, model_card
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 
 __all__ = ["PolicyLayout", "save_policy", "trained_lora"]
@@ -47,8 +47,7 @@ def save_policy(
     trained: LoraWeights | MultiViewUNet | FlowPolicy,
     folder: Path,
     *,
-    base_model: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    facts: CardFacts | None = None,
     layout: PolicyLayout | None = None,
 ) -> None:
     """Write a trained policy; the folder gets its name only once all of it is on the disk.
@@ -60,25 +59,25 @@ def save_policy(
     Args:
         trained: A LoRA, or a network that was trained whole.
         folder: Folder to write; replaced if it exists. A kill leaves all of it or nothing.
-        base_model: Hub id of the trained network, for the card.
-        settings: Settings of the run as JSON values, for the card.
+        facts: Facts about the weights, for the model card.
         layout: The one layout to write of a LoRA; every one that fits if None.
 
     Raises:
         ValueError: If the layout does not fit: a whole network has no layouts, and the released
             one is for a UNet's LoRA with a scale of 1.
     """
+    facts, lora = facts or CardFacts(), None
+    network = "transformer" if isinstance(trained, FlowPolicy) else "unet"
     if isinstance(trained, LoraWeights):
         _refuse(trained, layout)
-        card = lora_card(trained, base_model=base_model, settings=settings)
+        lora, network = trained, trained.network
     elif layout is not None:
         msg = f"`layout` is for a LoRA; every weight was trained here. Leave {layout!r} out."
         raise ValueError(msg)
-    else:
-        card = network_card(base_model=base_model, settings=settings)
+    card = model_card(lora, facts, network=network)
     with _whole(folder) as aside:
         if isinstance(trained, LoraWeights):
-            _write_lora(trained, aside, layout, base_model)
+            _write_lora(trained, aside, layout, hub_id(facts.base))
         elif isinstance(trained, FlowPolicy):
             save_config(trained.transformer, aside / "transformer")
             save_file(

@@ -56,6 +56,8 @@ _NO_NUMBERS = (
     "timestep_spacing", "set_alpha_to_one",
 )  # fmt: skip
 
+_WHOLE = ("num_train_timesteps", "original_inference_steps", "steps_offset")
+
 _WORDS: Mapping[str, tuple[Any, ...]] = {
     "prediction_type": PREDICTION_TYPES,
     "timestep_spacing": SPACINGS,
@@ -106,6 +108,9 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
         value = config.get(name)
         if name not in (*_NO_NUMBERS, *unread) and not _is_number(value):
             msg = f"`scheduler` must have a finite number as {name}; got {value!r}."
+            raise ValueError(msg)
+        if name in _WHOLE and not isinstance(value, int):
+            msg = f"`scheduler` must have a whole number as {name}; got {value!r}."
             raise ValueError(msg)
 
 

@@ -18,6 +18,7 @@ from mvczigal_ref.models.weight_files import pickled_weights
 
 __all__ = [
     "ADAPTER_FILES",
+    "AbsentError",
     "Located",
     "SdxlSources",
     "cache_first",
@@ -36,6 +37,12 @@ ADAPTER_FILES = ("mvadapter_t2mv_sdxl.safetensors", ADAPTER_FILE)
 """Names of the file of row attention and camera encoder: the published one, and ours."""
 
 _Place = TypeVar("_Place")
+
+
+class AbsentError(CheckpointError):
+    """A part's files are on this machine neither whole nor damaged."""
+
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -258,7 +265,7 @@ def locate_tokenizer(name: str, sources: SdxlSources) -> Path:
     words = results["vocab.json"][0] and results["merges.txt"][0]
     whole = words or _look(sources.base, f"{name}/tokenizer.json", sources)[0]
     if settings is None or whole is None:
-        why = why or results["vocab.json"][1]
+        why = why or results["vocab.json"][1] or results["merges.txt"][1]
         names = [f"{name}/{file}" for file in files]
         raise _absent("base", sources.base, SDXL_BASE, names, "2 MB", why)
     return settings.parent
@@ -292,14 +299,14 @@ def locate_adapter(sources: SdxlSources) -> Path:
 
 def _absent(
     name: str, source: str, published: str, files: Sequence[str], size: str, why: str
-) -> CheckpointError:
+) -> AbsentError:
     """Make the error that says what to download, from which place, and its size."""
     here = Path(source).expanduser().exists()
     repo, _, revision = (source if _HUB_ID.fullmatch(source) and not here else published).partition(
         "@"
     )
     at = f" --revision {revision}" if revision else ""
-    return CheckpointError(
+    return AbsentError(
         f"`{name}` must be a folder or hub id that holds {' and '.join(files)}; got {source!r}: "
         f"{why}. Download with `hf download {repo} {' '.join(files)}{at}` (about {size})."
     )

@@ -1,19 +1,27 @@
 """Tokenizers: read strictly and compared with the published ones, and their longest text."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mvczigal_ref.errors import CheckpointError
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.models.weight_files import describe_file, first_line, read_json
 
-__all__ = ["KNOWN_IDS", "read_tokenizer", "text_length"]
+__all__ = ["KNOWN_IDS", "fit_tokenizers", "read_tokenizer", "text_length"]
 
 _JSON_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json",
     "vocab.json",
 )  # fmt: skip
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_ENDS = ("_token", "_tokens", "_class", "_length", "_case", "_decoder", "_prefix_space")
 _TEXT_FILES = ("merges.txt", "vocab.txt")
 _WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("spiece.model",))
+
+_MARKS = ("<|startoftext|>", "<|endoftext|>")
 
 KNOWN_IDS: dict[tuple[str, int], tuple[str, tuple[int, ...]]] = {
     ("CLIPTokenizer", 49408): (
@@ -48,7 +56,13 @@ def read_tokenizer(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - transforme
     """
     for name in _JSON_FILES:
         if (folder / name).is_file():
-            read_json(folder / name)
+            content = read_json(folder / name)
+            if name in _SETTINGS and content and not any(n.endswith(_ENDS) for n in content):
+                msg = (
+                    f"`{folder / name}` must hold a tokenizer's settings; got "
+                    f"{quoted(content)}. Download it again."
+                )
+                raise CheckpointError(msg)
     for name in _TEXT_FILES:
         what = describe_file(folder / name) if (folder / name).exists() else "text"
         if not what.startswith("text"):
@@ -79,7 +93,56 @@ def read_tokenizer(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - transforme
             f"{text!r} into {list(expected)}; got {ids}. Download its files again."
         )
         raise CheckpointError(msg)
+    if name == "CLIPTokenizer":
+        _check_clip(tokenizer, folder)
     return tokenizer
+
+
+def _check_clip(tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
+    """Refuse a CLIP vocabulary that is not 256 bytes twice, the merges in order, two marks.
+
+    Source:
+        Radford et al., CLIP, arXiv:2103.00020, its released tokenizer. No deviation.
+    """
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    symbols = bytes_to_unicode().values()
+    words = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
+    words += ["".join(pair) for pair in model["merges"]]
+    ids = model["vocab"]
+    odd = [w for place, w in enumerate(words) if ids.get(w) != place]
+    odd += sorted(set(ids) - {*words, *_MARKS})
+    if odd:
+        msg = (
+            f"`{folder}` must number CLIP's 512 symbols, and the merges in their order after them; "
+            f"its vocabulary and merges differ in {len(odd)} tokens, such as {quoted(odd[0])}. "
+            "Download its files again."
+        )
+        raise CheckpointError(msg)
+
+
+def fit_tokenizers(pairs: Mapping[str, tuple[Any, Any]]) -> None:
+    """Give tokenizers the length that their encoders read, which must be one.
+
+    Args:
+        pairs: Tokenizer and encoder by the tokenizer's name.
+
+    Raises:
+        CheckpointError: If an id has no embedding in its encoder, or the lengths differ.
+    """
+    lengths = {}
+    for name, (tokenizer, encoder) in pairs.items():
+        most, size = max(tokenizer.get_vocab().values()), int(encoder.config.vocab_size)
+        if most >= size:
+            msg = (
+                f"`{name}` must have ids below {size}, the embeddings of its encoder; got {most}. "
+                "Take both from one place."
+            )
+            raise CheckpointError(msg)
+        tokenizer.model_max_length = lengths[name] = text_length(tokenizer, encoder)
+    if len(set(lengths.values())) > 1:
+        listed = " and ".join(f"{length} in {name}" for name, length in lengths.items())
+        msg = f"`model_max_length` must be one for both tokenizers; got {listed}. Correct one."
+        raise CheckpointError(msg)
 
 
 def text_length(tokenizer: Any, encoder: Any) -> int:  # noqa: ANN401 - transformers is untyped

@@ -30,6 +30,7 @@ __all__ = [
 _HEAD = 512  # bytes that tell a kind
 _LONGEST_HEADER = 100_000_000  # bytes, as in the format's own library
 _SHOWN = 4  # names in a message
+_COUNTERS = ("position_ids", "num_batches_tracked")  # integers of networks
 _LONGEST_NAME = 120  # characters of one
 
 # First bytes of files that are no weights, and of weights in other formats.
@@ -148,20 +149,34 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise _not_safetensors(path, error) from error
 
 
-def check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path, *, floats: bool = False) -> None:
     """Read a safetensors file's header and compare it with the file's size.
 
     Args:
         path: File; its tensors are not read.
+        floats: Whether integers are refused, other than counters and positions:
+            quantised weights would be read as numbers.
 
     Raises:
-        CheckpointError: If it is anything else, or cut; the message says what it is.
+        CheckpointError: If it is anything else, or cut; the message says what it is. Also if it
+            holds integers that are refused; one is named.
     """
     try:
-        with safe_open(path, framework="pt"):
-            return
+        with safe_open(path, framework="pt") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except Exception as error:
         raise _not_safetensors(path, error) from error
+    odd = [
+        f"{plain_name(name)} of {kind}"
+        for name, kind in kinds.items()
+        if not kind.startswith(("F", "BF")) and not name.endswith(_COUNTERS)
+    ]
+    if floats and odd:
+        msg = (
+            f"`{path}` must hold floating-point weights; got {summary(odd)}. Take the file as it "
+            "was before it was quantised."
+        )
+        raise CheckpointError(msg)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -327,7 +342,14 @@ def _not_safetensors(path: Path, error: Exception) -> CheckpointError:
 
 
 def _conversion(path: Path) -> str:
-    return f"convert it once by `mvczigal convert-reward {path} {path.with_suffix('')}.safetensors`"
+    source, first = path, ""
+    if path.suffix == ".safetensors":  # whose name the converted file takes
+        source = path.with_suffix(".pt")
+        first = f"rename it {source.name}, and "
+    return (
+        f"{first}convert it once by `mvczigal convert-reward {source} "
+        f"{path.with_suffix('')}.safetensors`"
+    )
 
 
 def _archive(path: Path) -> str:

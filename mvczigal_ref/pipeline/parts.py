@@ -1,5 +1,6 @@
 """Parts of the diffusers pipeline: put together, loaded and saved."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from os import PathLike
@@ -21,6 +22,7 @@ from mvczigal_ref.models.plain_pipelines import plain_scheduler, stored_predicti
 from mvczigal_ref.models.schedulers import sdxl_scheduler, stored_settings
 from mvczigal_ref.models.sources import ADAPTER_FILES, SdxlSources, find_file, published_place
 from mvczigal_ref.models.weight_files import refuse_single_file
+from mvczigal_ref.pipeline.stock_files import write_stock_files
 
 __all__ = ["MultiviewPipelineParts"]
 
@@ -74,7 +76,11 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         )
         cameras = asdict(_rig(rig))
         self.register_to_config(image_size=image_size, snr_shift=snr_shift, rig=cameras)
-        MultiViewUNet(unet, camera_encoder)  # installs row attention, or says why it cannot
+        self._complete()
+
+    def _complete(self) -> None:
+        """Install row attention, or say why that cannot be."""
+        MultiViewUNet(self.unet, self.camera_encoder)
 
     @classmethod
     def from_components(
@@ -210,7 +216,13 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         dtype: torch.dtype | None = None,
         **hub: Any,  # noqa: ANN401
     ) -> None:
-        """Write every part into a folder that this class and :func:`load_components` read.
+        """Write every part into a folder that this class, and stock diffusers with the folder's own
+        ``pipeline.py``, read.
+
+        ``DiffusionPipeline.from_pretrained`` with ``custom_pipeline=folder`` and
+        ``trust_remote_code=True`` runs that file, which names this package's class and holds
+        nothing else. Of a pipeline on the hub, download the whole repository first: diffusers
+        leaves row attention out.
 
         Args:
             save_directory: Folder to write into; made if absent.
@@ -220,8 +232,10 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         Raises:
             ValueError: If a LoRA is loaded; fuse and unload it first, or save it by itself.
         """
-        self.parts.save(Path(save_directory), dtype=dtype)
-        self.scheduler.save_pretrained(Path(save_directory) / "scheduler")
+        folder = Path(save_directory)
+        self.parts.save(folder, dtype=dtype)
+        self.scheduler.save_pretrained(folder / "scheduler")
+        write_stock_files(self.camera_encoder, folder, dtype=dtype)
         self.save_config(str(save_directory), **hub)
 
     @classmethod
@@ -254,6 +268,48 @@ class MultiviewPipelineParts(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin
         if not any(name.startswith(("unet.", "text_encoder", "lora_")) for name in tensors):
             tensors = {f"unet.{name}": value for name, value in tensors.items()}
         return (tensors, *rest)
+
+    def load_lora_weights(
+        self,
+        source: Any,  # noqa: ANN401
+        adapter_name: str | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        """Add a LoRA beside those that are loaded, as diffusers does, without its warnings.
+
+        Args:
+            source: As :meth:`lora_state_dict` takes it.
+            adapter_name: Name of the LoRA, by which ``set_adapters`` and ``delete_adapters`` know
+                it; "default_0" and so on if None.
+            **options: As in diffusers.
+        """
+        with warnings.catch_warnings():
+            # PEFT warns of a second adapter, which is what was asked for.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            super().load_lora_weights(source, adapter_name=adapter_name, **options)
+
+    @classmethod
+    def load_lora_into_text_encoder(
+        cls,
+        state_dict: Mapping[str, torch.Tensor],
+        network_alphas: Any,  # noqa: ANN401
+        text_encoder: Any,  # noqa: ANN401
+        prefix: str | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        """Load a text encoder's part of a LoRA, if it has one; diffusers warns where it has none.
+
+        Args:
+            state_dict: Tensors by name.
+            network_alphas: As in diffusers.
+            text_encoder: The network, changed in place.
+            prefix: Beginning of the names of its tensors.
+            **options: As in diffusers.
+        """
+        if any(name.startswith(f"{prefix}.") for name in state_dict):
+            super().load_lora_into_text_encoder(
+                state_dict, network_alphas, text_encoder, prefix=prefix, **options
+            )
 
     @property
     def parts(self) -> Components:

@@ -21,6 +21,7 @@ from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
 from mvczigal_ref.preflight.meta_networks import meta_components
 from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
+from mvczigal_ref.preflight.shards import gathered_bytes, part_bytes
 from mvczigal_ref.preflight.workload import Replay, Workload
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW
 from mvczigal_ref.reward.registry import VIEW_MEAN, is_function, scorer_options
@@ -111,7 +112,7 @@ def plan(
         ),
         parameters=_parameters(system, footprints),
         memory=_memory(
-            costs, work, footprints, slices=slices, images=arms * images,
+            costs, work, footprints, slices=slices, images=arms * images, processes=world_size,
             # Images of the arms are laid side by side.
             decoding=max((arms - 1) * images + peak, 2 * (arms - 1) * arms * images),
         ),
@@ -221,6 +222,7 @@ def _memory(
     slices: int,
     images: int,
     decoding: int,
+    processes: int,
 ) -> Memory:
     """Add up bytes by part."""
     config, system = costs.config, costs.system
@@ -237,7 +239,7 @@ def _memory(
     }
     stored = slices * storage_bytes(work.stored)
     return Memory(
-        **_weights(system, config, footprints),
+        **_weights(system, config, footprints, processes),
         rollouts=stored if config.model.storage_device == "device" else 0,
         sampling=max(costs.sampled(call)[1] for call in set(work.calls)),
         images=images,
@@ -309,17 +311,30 @@ def _camera_encoder(system: System) -> list[torch.nn.Module]:
 
 
 def _weights(
-    system: System, config: TrainConfig, footprints: dict[str, Footprint]
+    system: System, config: TrainConfig, footprints: dict[str, Footprint], processes: int
 ) -> dict[str, int]:
     """Bytes that do not depend on what is computed."""
     trained, away = list(system.trained().values()), config.model.offload_frozen
     ours = storage_bytes(trained)
+    frozen, gathered = _bytes(system.policy) - ours, 0
     gradients = sum(p.numel() * p.element_size() for p in trained)
+    if config.run.sharding == "full" and processes > 1:
+        full, network = config.model.finetune == "full", system.backbone.network
+        lora = [] if full else trained
+        uncut = {id(p) for p in lora}
+        cut = [p for p in network.parameters() if id(p) not in uncut]
+        part, all_of_it = part_bytes(cut, processes), sum(p.numel() * p.element_size() for p in cut)
+        gathered = gathered_bytes(network, whole=lora, trained=full)
+        if full:
+            ours, gradients = part, part
+        else:
+            frozen -= all_of_it - part
     cameras = sum(map(_bytes, _camera_encoder(system)))
     # What samples on the forward process, and what a swap of parameters keeps meanwhile.
     copies = 2 * (config.objective.kind == "forward_process") + (config.optim.average_decay > 0.0)
     return {
-        "network": _bytes(system.policy) - ours - (cameras if away else 0),
+        "network": frozen - (cameras if away else 0),
+        "gathered": gathered,
         "trained": ours,
         "text_encoders": sum(map(_bytes, system.backbone.text_encoders)),
         "vae": _bytes(system.components.vae),

@@ -130,6 +130,9 @@ class Memory:
     copies: int = 0
     """Further copies of the trained weights: their average, and those of the policy that samples
     where it follows the one that learns; there all along."""
+    gathered: int = 0
+    """Weights, and gradients of trained ones, that a call gathers of a network whose weights are
+    cut over the processes; the fields of weights are then one process's part."""
     offloaded: bool = False
     """Whether text encoders, autoencoder and scorers are there only while they work."""
 
@@ -148,9 +151,9 @@ class Memory:
         prompts = {"prompts": base + self.text_encoders} if self.offloaded else {}
         return {
             **prompts,
-            "rollout": base + self.sampling,
+            "rollout": base + self.gathered + self.sampling,
             "reward": base + max(self.decoding, self.scoring),
-            "update": base + self.gradients + self.replay,
+            "update": base + self.gathered + self.gradients + self.replay,
         }
 
     @property

@@ -138,7 +138,7 @@ def run_facts(run: RunContent) -> dict[str, str]:
     if not starts:
         return {}
     seconds = [start["seconds"] for start in starts]
-    total = sum(s for s in seconds if s is not None)
+    total = sum((s for s in seconds if s is not None), 0.0)
     took = duration(total) + ("" if None not in seconds else ", and a start that has not ended")
     several = f" in {len(starts)} starts" if len(starts) > 1 else ""
     columns = {

@@ -1,14 +1,21 @@
 """Tensors of a published checkpoint, read without running its pickle."""
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.weight_files import describe_file, read_safetensors, summary
+from mvczigal_ref.errors import CheckpointError, quoted
+from mvczigal_ref.models.weight_files import (
+    describe_file,
+    first_line,
+    read_safetensors,
+    summary,
+)
 
 __all__ = ["read_pickle", "read_tensors"]
 
@@ -70,6 +77,8 @@ def read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
     try:
         # An open file: torch would choose the format by the name's suffix.
         with warnings.catch_warnings(), path.open("rb") as file:
+            if "archive" in kind:
+                _check_sums(file)
             warnings.simplefilter("ignore")  # old formats are read or refused below
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles raise nearly every kind of exception
@@ -80,6 +89,15 @@ def read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
         )
         raise CheckpointError(msg) from error
     return _by_name(content, path)
+
+
+def _check_sums(file: BinaryIO) -> None:
+    """Compare an archive's checksums with its parts, which torch itself leaves undone."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"checksum of {damaged}")
+    file.seek(0)
 
 
 def _by_name(content: object, path: Path) -> dict[str, Tensor]:
@@ -100,7 +118,14 @@ def _by_name(content: object, path: Path) -> dict[str, Tensor]:
             f"{summary(foreign)}. Is it another model's file?"
         )
         raise CheckpointError(msg)
-    tensors = {str(name): value for name, value in content.items()}
+    odd = [name for name in content if not isinstance(name, str) or name == "__metadata__"]
+    if odd:
+        msg = (
+            f"`path` must name its tensors by text, other than '__metadata__'; got {str(path)!r} "
+            f"with {quoted(odd[0])}. Rename them where it came from."
+        )
+        raise CheckpointError(msg)
+    tensors = dict(content)
     odd = [name for name, value in tensors.items() if not _is_plain(value)]
     if odd:
         msg = (
@@ -122,6 +147,8 @@ def _cause(path: Path, kind: str, error: Exception) -> str:
         return f"{kind}. Save its `state_dict()` by itself with torch.save, where it came from."
     if "pickle" not in kind:
         return f"{kind}. Download it again."
+    if isinstance(error, zipfile.BadZipFile):
+        return f"{kind}, damaged ({first_line(error)}). Download it again."
     try:
         with path.open("rb") as file:
             foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))

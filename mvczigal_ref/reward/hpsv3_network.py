@@ -10,6 +10,7 @@ from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.loading import load_strict
+from mvczigal_ref.models.weight_files import read_json
 from mvczigal_ref.reward.provenance import note
 
 __all__ = [
@@ -74,6 +75,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     Raises:
         CheckpointError: If the file is not a tokenizer.
     """
+    read_json(path)  # which says what another file is
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
 from mvczigal_ref.models.chunks import device_of, in_chunks
@@ -25,6 +26,7 @@ from mvczigal_ref.models.placement import (
     take_latents_from,
 )
 from mvczigal_ref.models.projections import install_merged_linears
+from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
@@ -198,6 +200,7 @@ def build_system(
     components: Components | FlowComponents | None = None,
     scorers: Mapping[str, Any] | None = None,
     lora: Path | None = None,
+    world: World | None = None,
 ) -> System:
     """Load the models, choose the trainable parameters, and compute what is constant.
 
@@ -208,6 +211,7 @@ def build_system(
         scorers: Scorers from :func:`build_scorers` or :func:`no_scorers`; built if None.
         lora: A trained LoRA, as :meth:`Backbone.load_lora` reads it, in place of what
             ``model.finetune`` would train.
+        world: Processes over which ``run.sharding`` cuts the trained network; whole if None.
 
     Returns:
         The system, every network in evaluation mode: without dropout.
@@ -233,13 +237,19 @@ def build_system(
     if components is None:
         components = load_network(config)
     set_tf32(device, allowed=model.tf32)
-    # Frozen parts wait on the CPU from the beginning.
-    loaded = components.to(torch.device("cpu") if model.offload_frozen else device)
-    cast_network(loaded.policy, device, DTYPES[model.dtype] if model.finetune == "lora" else None)
+    cuts = world is not None and world.size > 1 and config.run.sharding == "full"
+    # Frozen parts wait on the CPU from the beginning, and a network that is cut is never whole
+    # elsewhere.
+    home = torch.device("cpu") if model.offload_frozen or cuts else device
+    loaded = components.to(home)
+    cast_network(
+        loaded.policy, torch.device("cpu") if cuts else device,
+        DTYPES[model.dtype] if model.finetune == "lora" else None,
+    )  # fmt: skip
     if model.channels_last:
         lay_channels_last(loaded.policy, loaded.vae)
-    if model.offload_frozen and isinstance(loaded, Components):
-        loaded.policy.camera_encoder.to("cpu")
+    if isinstance(loaded, Components):
+        loaded.policy.camera_encoder.to("cpu" if model.offload_frozen else device)
     backbone = backbone_of(config, loaded)
     backbone.freeze()
     if lora is not None:
@@ -254,6 +264,11 @@ def build_system(
         backbone.network.enable_gradient_checkpointing()
     if model.compile != "none":
         compile_network(backbone.network, backend=model.compile)
+    if cuts and world is not None:
+        if not model.offload_frozen:
+            for part in (*backbone.text_encoders, loaded.vae):
+                cast_network(part, device, None)
+        shard_network(backbone.network, world)
     latents = device if model.storage_device == "device" else torch.device("cpu")
     if latents != device:
         take_latents_from(backbone.policy, latents)

@@ -15,81 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_dict, to_dict
 from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.files import sync, to_json, usual_mode, writing
+from mvczigal_ref.models.sharding import shard_place
 from mvczigal_ref.training.saved_state import require_state
+from mvczigal_ref.training.tensor_groups import read_groups, wait_for_all, write_groups
 
 __all__ = [
     "Checkpoint",
     "clean_leftovers",
-    "join_optimizer_state",
     "latest_checkpoint",
     "load_checkpoint",
     "load_state",
     "prune_checkpoints",
     "require_same_run",
     "save_checkpoint",
-    "split_optimizer_state",
 ]
-
-
-def split_optimizer_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split `optimizer.state_dict()` into tensors and JSON values.
-
-    Args:
-        state: State of any torch optimiser that keeps tensors and numbers, such as AdamW.
-
-    Returns:
-        Tensors named `<parameter>.<entry>`, and the rest.
-
-    Examples:
-        >>> import torch
-        >>> weight = torch.nn.Parameter(torch.ones(1))
-        >>> optimizer = torch.optim.AdamW([weight], lr=0.1)
-        >>> weight.sum().backward()
-        >>> optimizer.step()
-        >>> tensors, rest = split_optimizer_state(optimizer.state_dict())
-        >>> sorted(tensors), rest["param_groups"][0]["lr"]
-        (['0.exp_avg', '0.exp_avg_sq', '0.step'], 0.1)
-    """
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for parameter, entries in state["state"].items():
-        for entry, value in entries.items():
-            side = tensors if isinstance(value, Tensor) else numbers
-            side[f"{parameter}.{entry}"] = value
-    groups = [
-        {name: list(value) if isinstance(value, tuple) else value for name, value in group.items()}
-        for group in state["param_groups"]
-    ]
-    return tensors, {"numbers": numbers, "param_groups": groups}
-
-
-def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Put back together what :func:`split_optimizer_state` took apart.
-
-    Args:
-        tensors: Tensors named `<parameter>.<entry>`.
-        rest: The JSON values.
-
-    Returns:
-        A state for `optimizer.load_state_dict`.
-    """
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in [*tensors.items(), *rest["numbers"].items()]:
-        parameter, _, entry = name.partition(".")
-        state.setdefault(int(parameter), {})[entry] = value
-    groups = [
-        # torch keeps AdamW's betas as a pair; JSON knows lists alone.
-        {name: tuple(value) if name == "betas" else value for name, value in group.items()}
-        for group in rest["param_groups"]
-    ]
-    return {"state": state, "param_groups": groups}
 
 
 _FORMAT = "mvczigal-ref checkpoint"
@@ -104,7 +49,7 @@ class Checkpoint:
 
     iteration: int
     """Iterations finished when it was written."""
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: Mapping[str, Mapping[str, Tensor]]
     """Tensors by group and name, on the CPU."""
     state: dict[str, Any]
     """Everything that is not a tensor, as JSON values."""
@@ -112,7 +57,7 @@ class Checkpoint:
     """Configuration of the run that wrote it."""
 
     @property
-    def policy(self) -> dict[str, Tensor]:
+    def policy(self) -> Mapping[str, Tensor]:
         """Parameters that the run is judged by: their average, if it has one."""
         return self.tensors.get("average", self.tensors["policy"])
 
@@ -127,10 +72,13 @@ def save_checkpoint(
 ) -> Path:
     """Write one checkpoint; it has its name only once all of it is on the disk.
 
+    Processes of several machines need a disk that all of them share.
+
     Args:
         folder: Folder of a run's checkpoints; it is made.
         iteration: Iterations finished; at least 0.
-        tensors: Tensors by group and name; a group becomes a file of its own.
+        tensors: Tensors by group and name; a group becomes a file of its own. Where some are
+            sharded, every process must call, and writes a file of its parts.
         state: The rest, as JSON values: lists rather than tuples, text as keys, finite floats.
         config: Configuration of the run.
 
@@ -150,35 +98,50 @@ def save_checkpoint(
         if not re.fullmatch(r"[a-z][a-z0-9_]*", group):
             msg = f"`tensors` must be grouped under lower-case names; got {group!r}."
             raise ValueError(msg)
-    clean_leftovers(folder)
-    aside = folder / f".{target.name}.{os.getpid()}.tmp"
+    rank, size = shard_place(tensors)
+    aside = folder / f".{target.name}.{os.getpid() if size == 1 else 'shards'}.tmp"
+    if rank == 0:
+        clean_leftovers(folder)
     with writing(target, aside=aside):
-        aside.mkdir(parents=True)
-        for group, named in tensors.items():
-            save_file(_unshared(named), aside / f"{group}.safetensors")
-        usual_mode(aside)
-        (aside / "state.json").write_text(text, "utf-8")
-        (aside / "config.json").write_text(to_json(to_dict(config)), "utf-8")
-        files = {file.name: _measure(file) for file in sorted(aside.iterdir())}
-        manifest = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "iteration": iteration,
-            "fingerprint": fingerprint(config),
-            "files": files,
-        }
-        manifest["sha256"] = _seal(manifest)
-        (aside / _MANIFEST).write_text(to_json(manifest), "utf-8")
-        for file in aside.iterdir():
-            sync(file)
-        sync(aside)
+        if rank == 0:
+            aside.mkdir(parents=True)
+        write_groups(aside, tensors)
+        if rank == 0:
+            _finish(aside, iteration, text, config)
+    if rank == 0:
+        _publish(aside, target)
+    wait_for_all(size)
+    return target
+
+
+def _finish(aside: Path, iteration: int, text: str, config: TrainConfig) -> None:
+    """Write what stands beside the tensors, and wait until all of it is on the disk."""
+    usual_mode(aside)
+    (aside / "state.json").write_text(text, "utf-8")
+    (aside / "config.json").write_text(to_json(to_dict(config)), "utf-8")
+    files = {file.name: _measure(file) for file in sorted(aside.iterdir())}
+    manifest = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "iteration": iteration,
+        "fingerprint": fingerprint(config),
+        "files": files,
+    }
+    manifest["sha256"] = _seal(manifest)
+    (aside / _MANIFEST).write_text(to_json(manifest), "utf-8")
+    for file in aside.iterdir():
+        sync(file)
+    sync(aside)
+
+
+def _publish(aside: Path, target: Path) -> None:
+    """Give a finished checkpoint its name, in the place of one that has it."""
     old = target.with_name(target.name + _REPLACED)
     if target.exists():
         target.rename(old)
     aside.rename(target)
-    sync(folder)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpoint:
@@ -201,10 +164,9 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
         raise _refuse(path, f"this package cannot read its settings: {error}") from error
     if config is not None:
         require_same_run(path, saved, config)
-    groups = [name for name in manifest["files"] if name.endswith(".safetensors")]
     return Checkpoint(
         iteration=manifest["iteration"],
-        tensors={Path(name).stem: load_file(path / name) for name in groups},
+        tensors=read_groups(path, manifest["files"]),
         state=_read_state(path),
         config=saved,
     )
@@ -373,19 +335,6 @@ def _name(iteration: int) -> str:
 def _refuse(path: Path, reason: str) -> CheckpointError:
     sentence = f"cannot use checkpoint {str(path)!r}: {reason}. "
     return CheckpointError(sentence + "Remove it to go on from the one before, or name another.")
-
-
-def _unshared(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached CPU copies that share no memory, as the file format needs."""
-    copies: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in named.items():
-        copy = tensor.detach().cpu().contiguous()
-        if copy.untyped_storage().data_ptr() in seen:
-            copy = copy.clone()
-        seen.add(copy.untyped_storage().data_ptr())
-        copies[name] = copy
-    return copies
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

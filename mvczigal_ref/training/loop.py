@@ -22,10 +22,10 @@ from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.training.events import Events, RunView, hears
 from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.state import TrainingState
+from mvczigal_ref.training.trackers import Trackers
 from mvczigal_ref.training.tracking import (
     MetricsLog,
     StageTimer,
-    Trackers,
     network_rows,
     peak_memory,
 )
@@ -79,6 +79,7 @@ class TrainingLoop:
         folder: Path,
         tell: Events,
         world: World,
+        trackers: Trackers,
         enhancer: ConditionEnhancer | None = None,
     ) -> None:
         self._state, self._judge, self._watch = state, judge, watch
@@ -90,25 +91,19 @@ class TrainingLoop:
         self._captions = (
             MetricsLog(folder / "captions.jsonl", finished=state.finished) if captioned else None
         )
-        self._trackers = Trackers(
-            state.config.run.trackers if world.is_main else (), folder=folder, config=state.config,
-            finished=done,
-        )  # fmt: skip
+        self._trackers = trackers
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Go on to the end, or until a stop is asked for."""
         state = self._state
-        try:
-            if state.finished == 0:
-                self._check()
-                self._save()
-            if state.pending is not None:  # a scorer was out when the iteration had been done
-                self._finish(stopped)
-            while not state.ended:
-                self._iterate()
-                self._finish(stopped)
-        finally:
-            self._trackers.close()
+        if state.finished == 0:
+            self._check()
+            self._save()
+        if state.pending is not None:  # a scorer was out when the iteration had been done
+            self._finish(stopped)
+        while not state.ended:
+            self._iterate()
+            self._finish(stopped)
 
     def _iterate(self) -> None:
         state, config = self._state, self._state.config
@@ -142,10 +137,11 @@ class TrainingLoop:
         metrics = {**(state.pending or {})}
         if every and state.finished % every == 0:
             with state.averaged():
-                scores = self._judge.metrics("after" if last else "at", state.finished)
-            metrics |= scores
+                scores = self._judge("after" if last else "at", state.finished)
+            metrics |= scores.means()
             if not last:  # which the trainer tells
-                self._tell.evaluation(run_view(state, self._folder), "at", scores)
+                self._tell.evaluation(run_view(state, self._folder), "at", scores.means())
+                self._trackers.log_sheet(iteration, "held_out", scores.images)
         metrics |= {**self._timer.take(), "peak_memory": peak_memory(self._world.device)}
         if self._log is not None:
             self._log.append(iteration, metrics)
@@ -189,7 +185,7 @@ class TrainingLoop:
                 "guard/best_iteration": float(state.guard.best.iteration),
             }
         if guard.action == "return":
-            if verdict.improved and self._world.is_main:
+            if verdict.improved and (self._world.is_main or state.sharded):
                 state.keep_best(self._folder)
             self._world.barrier()
             if verdict.fired:
@@ -197,8 +193,10 @@ class TrainingLoop:
         return verdict.improved and guard.action == "return"
 
     def _save(self) -> None:
-        if self._world.is_main:
+        main, path = self._world.is_main, None
+        if main or self._state.sharded:
             path = self._state.save(self._folder)
+        if main and path is not None:
             self._tell.checkpoint(run_view(self._state, self._folder), path)
         self._world.barrier()
 

@@ -57,7 +57,7 @@ def dataset_rows(name: str, *, setting: str) -> Rows:
     if find_spec("datasets") is None:
         msg = (
             f"`{setting}` = {quoted(name)} needs the package datasets. Run `pip install "
-            '"mvczigal-ref[datasets]"`, or write the column to a text file.'
+            '-e ".[datasets]"`, or write the column to a text file.'
         )
         raise ConfigError(msg)
     table = _load(match["dataset"], match["split"] or _SPLIT, match["revision"], name, setting)

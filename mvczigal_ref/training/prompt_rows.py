@@ -15,6 +15,13 @@ __all__ = ["Rows", "file_rows", "list_rows", "split_column"]
 
 _MARK = "\ufeff"  # inside a file it is left of another file that was joined to it
 _TABLES = (".jsonl", ".csv")
+_OTHER_FILES = {
+    "version https://git-lfs": "a Git LFS pointer: the file itself was never fetched",
+    **dict.fromkeys(("<!doctype", "<html", "<head", "<body"), "a web page"),
+    "<?xml": "XML",
+    "%pdf": "a PDF",
+    "{\\rtf": "rich text",
+}
 # Files of other formats, whose lines are no prompts.
 _OTHERS = (
     ".json", ".tsv", ".tab", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods", ".yaml",
@@ -81,6 +88,7 @@ def file_rows(path: Path, column: str | None, *, setting: str) -> Rows:
         )
         raise ConfigError(msg)
     text = read_text(path).rstrip()  # a row that is there and holds no prompt is told of
+    _refuse_other_files(text, path)
     if kind not in _TABLES:
         lines = enumerate(text_lines(text), 1)
         return Rows([(number, line.strip().strip(_MARK).strip()) for number, line in lines])
@@ -122,6 +130,22 @@ def list_rows(prompts: Iterable[object], *, setting: str) -> Rows:
         _require_characters(prompt, f"item {number} of `{setting}`")
         rows.append((number, prompt.strip()))
     return Rows(rows, "item")
+
+
+def _refuse_other_files(text: str, path: Path) -> None:
+    """Refuse what a failed download leaves, and JSON where lines of text are meant."""
+    start = text[:200].lstrip().lower()
+    kind = next((kind for mark, kind in _OTHER_FILES.items() if start.startswith(mark)), None)
+    if kind is None and path.suffix.lower() not in _TABLES and start.startswith(("{", "[")):
+        first = text.lstrip().partition("\n")[0] if start.startswith("{") else text
+        try:
+            json.loads(first)
+        except (ValueError, RecursionError):
+            return
+        kind = "JSON, which a .jsonl file holds, one object per line, with :COLUMN after its name"
+    if kind is not None:
+        msg = f"{str(path)!r} must hold prompts; it is {kind}. Download or save it again."
+        raise ConfigError(msg)
 
 
 _Table = tuple[list[str], list[tuple[int, dict[str, object]]]]

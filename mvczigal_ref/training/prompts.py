@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = ["in_world", "read_prompts", "run_prompts", "warn_of_cut_prompts"]
 _SHIPPED = ("tiny", "tiny_flow")
 
 
+_HALF = re.compile("[\ud800-\udfff]")  # a surrogate, which no encoder can write
 _TOKENS_ADDED = 2  # at most, before and after a text
 
 
@@ -66,6 +68,12 @@ def read_prompts(
         if not text:
             blank.append(number)
             continue
+        if _HALF.search(text):
+            msg = (
+                f"`{setting}`: {rows.place} {number} of {source} must be text; it holds half a "
+                f"character, {quoted(text)}. Write it anew."
+            )
+            raise ConfigError(msg)
         if world:
             _check_grammar(text, f"{rows.place} {number} of {source}")
         prompts.append(text)

@@ -22,18 +22,18 @@ from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.files import to_json
 from mvczigal_ref.method.steps import num_trained_decisions
 from mvczigal_ref.models.loading import load_strict
+from mvczigal_ref.models.sharding import shard_place
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import (
     Checkpoint,
-    join_optimizer_state,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
-    split_optimizer_state,
 )
+from mvczigal_ref.training.optimizer_state import restore_optimizer, split_optimizer_state
 from mvczigal_ref.training.places import absolute_paths
 from mvczigal_ref.training.prompt_batch import prompt_batch
-from mvczigal_ref.training.saved_state import REQUIRED, require_optimizer, restored
+from mvczigal_ref.training.saved_state import REQUIRED, restored
 from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import follow_parameters, parameters_as
@@ -153,7 +153,9 @@ class TrainingState:
         self.loss_scale = best_state.loss_scale
 
     def save(self, folder: Path) -> Path:
-        """Write a checkpoint and remove old ones; for the main process alone.
+        """Write a checkpoint and remove old ones.
+
+        For the main process alone, or where parameters are sharded for all of them.
 
         Args:
             folder: The run folder.
@@ -162,6 +164,8 @@ class TrainingState:
             Folder of the checkpoint.
         """
         self._write(folder, "checkpoints")
+        if self._place[0]:
+            return folder / "checkpoints" / _name(self.finished)
         prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
         best = "" if self.guard is None else _name(self.guard.best.iteration)
         for path in (folder / _BEST).glob("iteration_*"):
@@ -177,10 +181,29 @@ class TrainingState:
         """
         self._write(folder, _BEST)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the parameters, so that all of them must save."""
+        return self._place[1] > 1
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return shard_place({"policy": self.system.trained()})
+
     def _write(self, folder: Path, name: str) -> None:
         tensors, rest = split_optimizer_state(self.optimizer.state_dict())
         trained = {name: p.detach() for name, p in self.system.trained().items()}
-        numbers: dict[str, Any] = {
+        groups = {"policy": trained, "optimizer": tensors, "old": self.old, "average": self.average}
+        save_checkpoint(
+            folder / name, self.finished, config=self.config,
+            tensors={group: named for group, named in groups.items() if named is not None},
+            # Only the main process reads what is written beside the checkpoints.
+            state={} if self._place[0] else self._numbers(folder, rest),
+        )  # fmt: skip
+
+    def _numbers(self, folder: Path, rest: dict[str, Any]) -> dict[str, Any]:
+        """Collect what is saved as JSON."""
+        return {
             "constraint": asdict(self.constraint),
             "optimizer": rest,
             "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
@@ -195,18 +218,6 @@ class TrainingState:
             "origin": self.origin,
             **({"rewards": self.rewards} if self.rewards else {}),
         }
-        save_checkpoint(
-            folder / name,
-            self.finished,
-            tensors={
-                "policy": trained,
-                "optimizer": tensors,
-                **({} if self.old is None else {"old": self.old}),
-                **({} if self.average is None else {"average": self.average}),
-            },
-            state=numbers,
-            config=self.config,
-        )
 
 
 def begin(
@@ -297,7 +308,9 @@ def resume(
         )
     load_strict(system.trained(), checkpoint.tensors["policy"], source="the checkpoint")
     optimizer = _optimizer(system, config)
-    restored("optimizer", lambda: _restore(optimizer, checkpoint))
+    restored(
+        "optimizer", lambda: restore_optimizer(optimizer, checkpoint.tensors, checkpoint.state)
+    )
     constraint = restored("constraint", lambda: ConstraintState(**checkpoint.state["constraint"]))
     guard, scale = checkpoint.state.get("guard"), checkpoint.state.get("loss_scale")
     return TrainingState(
@@ -347,14 +360,6 @@ def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
     )
-
-
-def _restore(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Put the checkpoint's moments into an optimiser, once they are seen to fit."""
-    rest = checkpoint.state["optimizer"]
-    saved = join_optimizer_state(checkpoint.tensors["optimizer"], rest)
-    require_optimizer(optimizer, saved)
-    optimizer.load_state_dict(saved)
 
 
 def _trained_values(system: System) -> dict[str, torch.Tensor]:

@@ -1,36 +1,28 @@
-"""Reports of a run: one JSON line per iteration, trackers, seconds and memory."""
+"""Reports of a run: one JSON line per iteration, seconds and memory."""
 
-import hashlib
-import importlib.util
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from torch import nn
 
-from mvczigal_ref.config import TrainConfig, to_dict
-from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
+from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, writing
 
 __all__ = [
     "MetricsLog",
     "StageTimer",
-    "Trackers",
-    "check_trackers",
     "network_rows",
     "peak_memory",
     "read_metrics",
 ]
-
-Number = float | int | bool | None
 
 
 class MetricsLog:
@@ -105,75 +97,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             )
             raise CheckpointError(msg)
     return rows
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that could not be started; in a terminal, wandb may ask for its key.
-
-    Args:
-        names: As in ``run.trackers``.
-
-    Raises:
-        ConfigError: If one is not installed, or wandb has no key.
-
-    Examples:
-        >>> check_trackers([])
-    """
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            msg = (
-                f"tracker {name!r} is not installed. Run `pip install "
-                f'"mvczigal-ref[tracking]"`, or take it out of `run.trackers`.'
-            )
-            raise ConfigError(msg)
-    if "wandb" in names and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        import wandb
-
-        try:
-            wandb.login()
-        except wandb.Error as error:
-            msg = (
-                f"tracker 'wandb' cannot log in: {error} Set WANDB_API_KEY, or "
-                "WANDB_MODE=offline, or take it out of `run.trackers`."
-            )
-            raise ConfigError(msg) from error
-
-
-class Trackers:
-    """The trackers that a run asked for, behind one call; with none it does nothing.
-
-    Args:
-        names: "tensorboard" and "wandb", each an extra to install.
-        folder: The run's folder; its name names the run.
-        config: The run's configuration, stored beside the curves.
-        finished: Iterations of the checkpoint that the run goes on from, 0 for a new run.
-
-    Raises:
-        ImportError: If a tracker is not installed; :func:`check_trackers` says so earlier.
-    """
-
-    def __init__(
-        self, names: Sequence[str], *, folder: Path, config: TrainConfig, finished: int = 0
-    ) -> None:
-        self._trackers = [_tracker(name, folder, finished) for name in names]
-        for tracker in self._trackers:
-            tracker.start()
-            tracker.store_init_configuration(_flat(to_dict(config)))
-
-    def log(self, iteration: int, metrics: Mapping[str, Number]) -> None:
-        """Hand one iteration's metrics to every tracker.
-
-        Args:
-            iteration: Index of the iteration, 0 the first.
-            metrics: Numbers by name.
-        """
-        for tracker in self._trackers:
-            tracker.log({k: v for k, v in metrics.items() if v is not None}, step=iteration)
-
-    def close(self) -> None:
-        """Write out what trackers hold back."""
-        for tracker in self._trackers:
-            tracker.finish()
 
 
 class StageTimer:
@@ -277,29 +200,9 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _tracker(name: str, folder: Path, finished: int) -> GeneralTracker:
-    if name == "tensorboard":
-        # Curves of iterations that the run does again are hidden, not drawn twice.
-        return TensorBoardTracker("tensorboard", str(folder), purge_step=finished)
-    # The same folder is the same run, and another of the same name is another.
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return WandBTracker("mvczigal", name=folder.name, id=name, dir=str(folder), resume="allow")
-
-
 def _line(row: Mapping[str, Any]) -> str:
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
     return json.dumps(finite, allow_nan=False) + "\n"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
-    flat: dict[str, str | float | int | bool] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            plain = isinstance(value, str | float | int | bool)
-            flat[prefix + key] = value if plain else json.dumps(value)
-    return flat

@@ -4,7 +4,7 @@ import errno
 import math
 import warnings
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from mvczigal_ref.method.steps import check_grid, check_steps
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.lora_weights import LoraWeights
+from mvczigal_ref.models.model_card import CardFacts
 from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_lora
+from mvczigal_ref.models.sharding import gathered
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.networks import PUBLISHED, published_sources
@@ -42,7 +44,7 @@ from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.sealed_rows import require_rows
 from mvczigal_ref.training.starts import recorded
 from mvczigal_ref.training.state import TrainingState, begin, resume
-from mvczigal_ref.training.tracking import check_trackers
+from mvczigal_ref.training.trackers import Trackers, check_trackers
 
 __all__ = ["RunResult", "export_policy", "train"]
 
@@ -139,6 +141,12 @@ def train(
         ['checkpoints', 'config.json', 'evaluations', 'metrics.jsonl', 'policy', 'starts.json', \
 'summary.json']
     """
+    if world.size > 1:
+        engine = config.run.reduction == "engine"
+        world = replace(
+            world, sharded=config.run.sharding == "full",
+            reduction="engine" if engine else "ordered",
+        )  # fmt: skip
     tell = events if events is not None and world.is_main else Events()
     run = _Run(
         config=config, folder=folder, world=world, tell=tell, components=components,
@@ -153,7 +161,8 @@ def train(
                 return _train(run, ownership)
         except ServiceUnavailableError:
             # Captions and scores come before changes: the state is the last finished iteration's.
-            if world.is_main and run.state is not None:
+            # Sharded parameters would need the others, who may wait elsewhere.
+            if world.is_main and run.state is not None and not run.state.sharded:
                 run.state.save(folder)
             with suppress(ProcessLostError):  # a launcher ends all as soon as one has ended
                 world.barrier()
@@ -204,7 +213,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
         enhancer = build_enhancer(config.condition, device=world.device, prompts=prompts)
     world.barrier()  # until all have read, nothing is written
     tell.stage("loading models")
-    system = build_system(config, device=world.device, components=run.components)
+    system = build_system(config, device=world.device, components=run.components, world=world)
     if world.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
@@ -245,11 +254,16 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
     watch = Watch(system=system, prompts=chosen, config=config, world=world)
     tell.begin(run_view(state, folder))
     tell.evaluation(run_view(state, folder), "before", before.means())
-    with stop_on_terminate() as stopped:
-        TrainingLoop(state, judge, watch, folder, tell, world, enhancer).run(stopped)
-    tell.stage("scoring held-out prompts after training")
-    with state.averaged():
-        after = judge("after", state.finished)
+    names = config.run.trackers if world.is_main else ()
+    with Trackers(names, folder=folder, config=config, finished=state.logged) as trackers:
+        if state.logged == 0:
+            trackers.log_sheet(0, "held_out/before", before.images)
+        with stop_on_terminate() as stopped:
+            TrainingLoop(state, judge, watch, folder, tell, world, trackers, enhancer).run(stopped)
+        tell.stage("scoring held-out prompts after training")
+        with state.averaged():
+            after = judge("after", state.finished)
+        trackers.log_sheet(max(state.finished - 1, 0), "held_out/after", after.images)
     tell.evaluation(run_view(state, folder), "after", after.means())
     result = RunResult(
         folder=folder,
@@ -257,10 +271,11 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
         joint=paired_gain(before.joint, after.joint),
         guard=state.guard,
     )
-    if world.is_main:
-        policy: Any = system.policy
-        with state.averaged():
+    with state.averaged(), gathered(system.backbone.network):
+        if world.is_main:
+            policy: Any = system.policy
             export_policy(trained_lora(policy) or policy, config, folder / POLICY)
+    if world.is_main:
         atomic_write(folder / SUMMARY, to_json(_summary(result)))
     world.barrier()
     tell.end(run_view(state, folder))
@@ -280,6 +295,7 @@ def export_policy(
     folder: Path,
     *,
     layout: PolicyLayout | None = None,
+    facts: CardFacts | None = None,
 ) -> None:
     """Write what a run trained as other tools load it; see :func:`save_policy`.
 
@@ -288,6 +304,7 @@ def export_policy(
         config: The run; its settings and the base model go into the model card.
         folder: Replaced if it exists, whole or not at all.
         layout: The only layout wanted of a LoRA; every one that fits if None.
+        facts: Results and the like for the model card, which gets settings and base here.
 
     Raises:
         ValueError: If the layout does not fit what was trained.
@@ -296,7 +313,8 @@ def export_policy(
     if name in PUBLISHED:
         sources = published_sources(name, config.model.sources)
         name = (sources.unet or sources.base).partition("@")[0]
-    save_policy(trained, folder, base_model=name, settings=to_dict(config), layout=layout)
+    facts = replace(facts or CardFacts(), base=name, settings=to_dict(config))
+    save_policy(trained, folder, facts=facts, layout=layout)
 
 
 def _summary(result: RunResult) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.flow import flow_latent
+from mvczigal_ref.diffusion.precision import widest_dtype
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.policy import Conditioning, Policy
@@ -152,7 +153,7 @@ class _Microbatch:
         latent_t = flow_latent(
             batch.clean,
             batch.noise[self.index],
-            sigma=torch.full(shape, level, dtype=torch.float64, device=device),
+            sigma=torch.full(shape, level, dtype=widest_dtype(device), device=device),
         )
         reference = None
         with torch.no_grad():

@@ -11,8 +11,10 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from mvczigal_ref.diffusion.precision import widest_dtype
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
+from mvczigal_ref.models.sharding import whole
 from mvczigal_ref.shapes import Scalar
 from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
 from mvczigal_ref.update.parameters import Parameters, named_parameters
@@ -155,7 +157,7 @@ def optimizer_step(
     if loss_scale != 1.0:
         for gradient in gradients.values():
             gradient /= loss_scale
-    norm = get_total_norm(gradients.values())
+    norm = whole(get_total_norm(gradients.values()))
     if not math.isfinite(norm):
         optimizer.zero_grad()
         if loss_scale > 1.0:
@@ -163,7 +165,7 @@ def optimizer_step(
         raise _non_finite(gradients, float(norm))
     clip_grads_with_norm_(named.values(), max_grad_norm, norm)
     # The norm of the smallest numbers rounds to 0.
-    if norm == 0.0 and on_zero and not any(bool(g.any()) for g in gradients.values()):
+    if norm == 0.0 and on_zero and not any(bool(whole(g).any()) for g in gradients.values()):
         on_zero()
     optimizer.step()
     optimizer.zero_grad()
@@ -173,7 +175,7 @@ def optimizer_step(
 def _non_finite(gradients: Mapping[str, Tensor], norm: float) -> NonFiniteError:
     """Name the first parameter whose gradient is non-finite, or the norm of finite ones."""
     for name, gradient in gradients.items():
-        if not bool(gradient.isfinite().all()):
+        if not bool(whole(gradient).isfinite().all()):
             return NonFiniteError(f"gradient_norm of {name}", value=norm)
     return NonFiniteError("gradient_norm", value=norm)
 
@@ -339,9 +341,10 @@ def _note_zero(
 def _means(totals: Sequence[GradientStats], world: World) -> dict[str, float]:
     """Average over microbatches and processes, which hold as many elements each."""
     names = list(totals[0].extra)
+    wide = widest_dtype(totals[0].loss.device)
     sums = torch.stack(
         [
-            torch.stack([s.loss, s.log_ratio_square, s.clipped, *s.extra.values()]).double()
+            torch.stack([s.loss, s.log_ratio_square, s.clipped, *s.extra.values()]).to(wide)
             for s in totals
         ]
     ).sum(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from mvczigal_ref.config import from_dict, to_dict
-from mvczigal_ref.training import checkpoint
+from mvczigal_ref.training import checkpoint, tensor_groups
 from mvczigal_ref.training.events import Events
 from tests.integration.runs import run
 
@@ -54,8 +54,8 @@ def _work(values: dict, folder: str, slow: float, pipe: Connection) -> None:
     if slow:
         checkpoint.sync = _slowly(checkpoint.sync, slow)
         Path.rename = _slowly(Path.rename, slow)
-        save = checkpoint.save_file
-        checkpoint.save_file = lambda *args: (pipe.send("save"), save(*args))
+        save = tensor_groups.save_file
+        tensor_groups.save_file = lambda *args: (pipe.send("save"), save(*args))
     run(from_dict(values), Path(folder), events=events)
 
 

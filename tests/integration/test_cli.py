@@ -35,7 +35,7 @@ from tests.renders import render_prompts
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "train", "sample", "evaluate", "report", "score", "serve-reward", "convert-reward",
-    "enhance", "reproduce", "pretrain", "recipes", "export",
+    "enhance", "reproduce", "pretrain", "recipes", "export", "push",
 )  # fmt: skip
 SETTINGS = (
     "run.objects_per_iteration=4",

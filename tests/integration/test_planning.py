@@ -1,5 +1,6 @@
 """Plans against real iterations of their shapes, and at full size against what others counted."""
 
+import math
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -301,6 +302,27 @@ def assert_operations(config):
         watched.iterate()
 
     assert counter.get_total_flops() == pytest.approx(cost.flops.total, rel=0.01)
+
+
+@pytest.mark.parametrize("finetune", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+def test_each_of_two_processes_holds_half_of_what_is_cut(finetune):
+    """Weights, and where all are trained gradients and moments; a LoRA stays whole."""
+    config = config_of(model={"finetune": finetune}, run={"objects_per_iteration": 4})
+    cut = planned(replace(config, run=replace(config.run, sharding="full")), world_size=2).memory
+    whole = planned(config, world_size=2).memory
+    name = "network" if finetune == "lora" else "trained"
+    network = Watched(config).system.backbone.network
+    lora = {id(p) for p in network.parameters() if p.requires_grad and finetune == "lora"}
+    weights = [p for p in network.parameters() if id(p) not in lora]
+    halves = sum(4 * math.ceil(len(p) / 2) * p[0].numel() for p in weights)
+    sizes = [4 * p.numel() for p in weights]
+
+    assert getattr(whole, name) - getattr(cut, name) == sum(sizes) - halves
+    assert cut.optimizer == 2 * cut.gradients
+    assert cut.gradients == (whole.gradients if finetune == "lora" else halves)
+    assert whole.gathered == 0
+    assert max(sizes) < cut.gathered < (3 if finetune == "lora" else 5) * sum(sizes)
+    assert cut.stages["rollout"] == cut.resident + cut.rollouts + cut.gathered + cut.sampling
 
 
 @pytest.mark.parametrize("finetune", ["lora", pytest.param("full", marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +119,9 @@ def work(folder):
         here.mean_gradients(iter(trained))
         kept = {i: p.grad for i, p in enumerate(trained) if p.grad is not None}
         found |= {f"gradient.{bucket}.{i}": gradient for i, gradient in kept.items()}
+    trained = parameters(here.rank)
+    replace(here, reduction="engine").mean_gradients(trained)
+    found |= {f"engine.{i}": p.grad for i, p in enumerate(trained) if p.grad is not None}
     with torch.device("meta"):  # whatever torch's default device is
         flags = [here.anywhere(here.rank == r) for r in (0, 1, 2)]
         with pytest.raises(OSError, match="disk full"):
@@ -203,6 +207,18 @@ def test_gathering_the_shares_gives_the_whole(two, dtype):
         assert found[f"gathered.{dtype}"].dtype == dtype
         assert torch.equal(found[f"gathered.{dtype}"], values(dtype))
         assert found["gathered.numbers"].tolist() == list(range(OBJECTS))
+
+
+def test_the_engine_gives_the_mean_to_rounding(two):
+    """Of the same gradients, in their dtypes; one that no process has stays absent."""
+    names = {name for name in two[0] if name.startswith("gradient.16777216.")}
+    assert {f"engine.{n.rpartition('.')[2]}" for n in names} == {
+        name for name in two[0] if name.startswith("engine.")
+    }
+    for found in two:
+        for name in names:
+            ours = found[f"engine.{name.rpartition('.')[2]}"]
+            torch.testing.assert_close(ours, found[name], rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("bucket", [2**24, 6], ids=["one bucket a dtype", "small buckets"])

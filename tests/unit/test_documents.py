@@ -1,7 +1,9 @@
 """Documents hold: what they name is there, and what they must name they do."""
 
+import ast
 import dataclasses
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -149,6 +151,47 @@ def test_the_functions_of_the_page_on_rewards_are_rewards():
 
     per_view_scorer(hand_over("reward", names["redness"]), options)
     joint_view_scorer(hand_over("joint_reward", names["evenness"]), options)
+
+
+# -- notebooks ------------------------------------------------------------------------------
+
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_outputs(path):
+    """Nor with numbers of a run, nor what a person's machine has added."""
+    notebook = json.loads(path.read_text("utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+    assert [cell["outputs"] for cell in cells] == [[]] * len(cells)
+    assert {cell["execution_count"] for cell in cells} == {None}
+    assert {*notebook["metadata"]} == {"kernelspec", "language_info"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_imports_is_there(path):
+    """`nox -s notebooks` runs it."""
+    notebook = json.loads(path.read_text("utf-8"))
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    imports = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse("\n".join(cells)))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+
+    assert imports
+    for module, name in imports:
+        assert hasattr(importlib.import_module(module), name), (module, name)
+
+
+def test_every_notebook_is_linked():
+    """On the page that lists them."""
+    linked = LINK.findall(text_of("docs/notebooks/index.md"))
+
+    assert sorted(linked) == [path.name for path in NOTEBOOKS]
+    assert len(linked) == 4
 
 
 # -- papers and deviations -------------------------------------------------------------------

@@ -106,6 +106,8 @@ ELSEWHERE = {
     "model.elevation": BUILT,
     "model.storage_device": BUILT,
     "model.offload_frozen": BUILT,
+    "run.sharding": BUILT,
+    "run.reduction": "read where several processes add their gradients",
     "model.views_per_decode": BUILT,
     "model.channels_last": BUILT,
     "model.compile": BUILT,

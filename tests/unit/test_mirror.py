@@ -21,7 +21,10 @@ SPANNING = {
     "update/test_half_precision.py": ("update/loop", "update/loss_scale"),
 }
 # Laws of the project and not of a module.
-PROJECT = ("test_documents.py", "test_mirror.py", "test_mutants.py", "test_package.py")
+PROJECT = (
+    "test_documents.py", "test_mirror.py", "test_mutants.py", "test_package.py",
+    "test_repository.py",
+)  # fmt: skip
 
 
 def is_there(module, package=PACKAGE):

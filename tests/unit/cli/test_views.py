@@ -266,6 +266,22 @@ def test_numbers_without_a_white_are_refused(tmp_path, kind):
     refused(tmp_path / "wide.tif", "nothing says which of them is white")
 
 
+def test_signed_bytes_are_refused(tmp_path):
+    """Pillow takes them for unsigned ones."""
+    Image.fromarray(GREY).save(tmp_path / "signed.tif", tiffinfo={339: 2})
+    refused(tmp_path / "signed.tif", "it holds signed integers")
+
+
+def test_a_fourth_byte_of_a_bitmap_is_refused_where_it_says_something(tmp_path):
+    """Of 32 bits per pixel, which Pillow writes for RGBA and reads as opaque."""
+    alpha = np.where(HIDDEN, 0, 255).astype(np.uint8)
+    Image.fromarray(np.dstack([COLOURS, alpha])).save(tmp_path / "a.bmp")
+    refused(tmp_path / "a.bmp", "a fourth byte per pixel")
+    full = np.full_like(alpha, 255)
+    read = written(tmp_path, Image.fromarray(np.dstack([COLOURS, full])), "full.bmp")
+    assert torch.equal(read, as_tensor(COLOURS))
+
+
 def test_a_hidden_colour_of_16_bits_is_refused(tmp_path):
     """Decoding keeps 8 of them, which do not tell it from its neighbours."""
     content = png(16, 2, [bytes(12)], 2, hidden=[0, 0, 1])
@@ -356,8 +372,13 @@ def test_other_formats_are_refused_without_a_try(tmp_path, monkeypatch):
     refused(tmp_path / "a.png", "it is none of PNG, JPEG")
     refused(tmp_path, "no such file")
     refused(tmp_path / "absent\n.png", "no such file")
-    (tmp_path / "empty.png").write_bytes(b"")
-    refused(tmp_path / "empty.png", "it is none of")
+    for content, words in (
+        (b"", "it is an empty file"),
+        (b"<!DOCTYPE html><html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
+    ):
+        (tmp_path / "other.png").write_bytes(content)
+        refused(tmp_path / "other.png", words)
 
 
 def test_the_one_that_fails_is_named_among_many(tmp_path):

@@ -173,6 +173,8 @@ OTHER = {
         "objects_per_slice": 4,
         "replay_objects_per_slice": 2,
         "arms_per_call": 2,
+        "sharding": "full",
+        "reduction": "engine",
         "prompts": "prompts.txt",
         "held_out": "held_out.txt",
         "seed": 7,

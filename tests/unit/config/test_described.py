@@ -1,11 +1,13 @@
 """`config.described`: every setting with its default and meaning; errors."""
 
 import re
+from typing import get_args
 
 import pytest
 
 from mvczigal_ref.config import TrainConfig, described, to_dict
 from mvczigal_ref.config.described import described_sections
+from mvczigal_ref.config.types import TrackerName
 
 
 def test_every_setting_is_described():
@@ -41,7 +43,11 @@ def plain(value):
         ("optim.lr", "parameter units per step", "number > 0, <= 1000.0"),
         ("model.dtype", "", "fp32, bf16, fp16"),
         ("run.seed", "", "whole number >= 0, < 2 ** 63"),
-        ("run.trackers", "", "list of tensorboard, wandb"),
+        (
+            "run.trackers",
+            "",
+            f"list of {', '.join(get_args(TrackerName))}",
+        ),
         ("optim.loss_scale", "1", "number >= 1, <= 2 ** 32 or null"),
     ],
 )

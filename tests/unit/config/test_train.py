@@ -170,6 +170,21 @@ RULES = {
         [*GROUPS, "run.replay_objects_per_slice=1"], "`run.replay_objects_per_slice` is for obj",
         ["run.replay_objects_per_slice=1"],
     ),
+    "a compiled network in parts": (
+        ["run.sharding=full", "model.compile=inductor"],
+        '`model.compile` must be "none" where `run.sharding` is "full"; got \'inductor\'',
+        ["model.compile=inductor"],
+    ),
+    "channels last in parts": (
+        ["run.sharding=full", "model.channels_last=true"],
+        '`model.channels_last` must be false where `run.sharding` is "full"',
+        ["run.sharding=full"],
+    ),
+    "an ordered sum of parts": (
+        ["run.sharding=full", "model.finetune=full", "run.reduction=ordered"],
+        '`run.reduction` must be "auto" or "engine" where `run.sharding` and `model.finetune`',
+        ["run.sharding=full", "run.reduction=ordered"],
+    ),
     "two arms of groups": (
         [*GROUPS, "run.arms_per_call=2"], "`run.arms_per_call` is for objectives",
         ["run.arms_per_call=2"],

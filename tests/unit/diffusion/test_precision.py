@@ -9,6 +9,7 @@ from mvczigal_ref.diffusion.precision import (
     require_full_dtype,
     require_full_precision,
     require_positive,
+    widest_dtype,
     working_dtype,
 )
 
@@ -84,3 +85,17 @@ def test_an_unknown_word_is_refused_with_the_known_ones():
     require_choice("mode", "b", ("a", "b"))
     with pytest.raises(ValueError, match=r"`mode` must be one of \('a', 'b'\); got 'c'"):
         require_choice("mode", "c", ("a", "b"))
+
+
+# -- devices -----------------------------------------------------------------------------
+
+
+def test_the_widest_dtype_is_what_the_device_takes(monkeypatch):
+    """Doubles where there are some; a device that refuses them, as MPS does, has floats."""
+    assert widest_dtype(torch.device("cpu")) == torch.float64
+
+    def refuse(*_, **__):
+        raise TypeError
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    assert widest_dtype.__wrapped__(torch.device("meta")) == torch.float32

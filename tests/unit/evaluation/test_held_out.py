@@ -85,7 +85,7 @@ def test_another_number_of_steps_is_measured_anew(made, tmp_path):
 
 def test_metrics_are_the_means(made, tmp_path):
     """Over noises and prompts."""
-    means = judge(tmp_path).metrics("at", 2)
+    means = judge(tmp_path)("at", 2).means()
 
     assert means == {
         "held_out/per_view": pytest.approx(7 / 6),

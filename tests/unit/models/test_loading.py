@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.loading import load_strict, stored
+from mvczigal_ref.models.latents import latent_statistics
+from mvczigal_ref.models.loading import check_folder, load_strict, stored
+from mvczigal_ref.models.weight_files import check_safetensors
+from tests.unit.models.small import fresh_components
 
 # -- laws --------------------------------------------------------------------------------
 
@@ -58,3 +62,39 @@ def test_names_every_fault_and_changes_nothing():
         "b of shape (3,), not (2,)."
     )
     assert target["c"].item() == 0.0
+
+
+def test_quantised_weights_are_no_numbers(tmp_path):
+    """In a network's file, before it is read, and among tensors that are there."""
+    with pytest.raises(CheckpointError, match=r"a of torch\.int8, not floating-point"):
+        load_strict({"a": torch.zeros(2)}, {"a": torch.ones(2, dtype=torch.int8)}, source="file")
+    path = tmp_path / "model.safetensors"
+    counted = {"a": torch.ones(2), "position_ids": torch.arange(2)}
+    save_file(counted, path)
+    check_safetensors(path, floats=True)
+    save_file(counted | {"a": torch.ones(2, dtype=torch.int8)}, path)
+    with pytest.raises(CheckpointError, match="must hold floating-point weights; got a of I8"):
+        check_safetensors(path, floats=True)
+
+
+def test_a_config_that_names_no_class_is_none(tmp_path):
+    """A server's answer is JSON, too."""
+    (tmp_path / "config.json").write_text('{"error": "Access to model X is restricted"}')
+    with pytest.raises(CheckpointError, match=r"config\.json` must name its model's class; got"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scaling_factor": 0}, {"scaling_factor": None}, {"scaling_factor": "0.13"},
+        {"scaling_factor": -1}, {"latents_mean": [0.0] * 3}, {"latents_std": [0.0] * 4},
+        {"latents_std": "a"}, {"latents_mean": [float("nan")] * 4},
+    ],
+)  # fmt: skip
+def test_statistics_that_are_none_are_refused(change):
+    """Of an autoencoder of 4 channels."""
+    vae = fresh_components().vae
+    vae.register_to_config(**change)
+    with pytest.raises(CheckpointError, match="must have a positive scaling_factor"):
+        latent_statistics(vae)

@@ -211,6 +211,29 @@ def test_another_kind_of_lora_is_refused(change, tmp_path):
         load_lora(fresh_components().policy.unet, tmp_path)
 
 
+def test_loras_of_two_names_add_up(tmp_path):
+    """Each beside the other, and a second load of a name overwrites that one alone."""
+    policy, unet = adapted(), fresh_components().policy.unet
+    source = write("diffusers", policy, tmp_path)
+    for _ in range(2):
+        load_lora(unet, source, adapter="first")
+    load_lora(unet, source, adapter="second")
+    unet.set_adapters(["first", "second"], [0.25, 0.75])
+
+    assert tuple(unet.peft_config) == ("first", "second")
+    assert acts_as(unet, policy)
+    unet.set_adapters(["first", "second"], [0.25, 0.25])
+    assert not acts_as(unet, policy)
+    assert not lora_parameters(unet)  # nothing has the trained one's name
+
+
+@pytest.mark.parametrize("name", ["", "a.b"])
+def test_a_name_that_no_module_may_have_is_refused(name, tmp_path):
+    """Before anything is read."""
+    with pytest.raises(ValueError, match=f"`adapter` must be a name without dots; got '{name}'"):
+        load_lora(fresh_components().policy.unet, tmp_path, adapter=name)
+
+
 def test_another_scale_is_refused(tmp_path):
     """The network's own would be applied to the file's values."""
     other = fresh_components().policy

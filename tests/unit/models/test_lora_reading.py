@@ -162,6 +162,14 @@ def test_the_only_adapter_is_saved_whatever_its_name(tmp_path):
         add_lora(pipe.unet, rank=1, alpha=1.0, seed=0)
 
 
+def test_settings_may_stand_without_the_network_s_name(tmp_path):
+    """As in a file of diffusers' `save_lora_adapter`, whose scale was dropped."""
+    network = unet()
+    network.save_lora_adapter(tmp_path, adapter_name="default")
+    file = read_lora(tmp_path / "pytorch_lora_weights.safetensors")
+    assert (file.rank, file.alpha, len(file.values)) == (RANK, ALPHA, len(tensors()))
+
+
 @pytest.mark.parametrize("kept", KEEPS_BASE)
 def test_plain_initial_values_pass(kept, tmp_path):
     """They leave the base as it is."""
@@ -185,6 +193,7 @@ STYLES = {
     "transformer.blocks.0.attn.to_q.lora_A.weight": "another network, transformer",
     "unet.mid_block.to_q.lora_magnitude_vector": "a DoRA",
     "lycoris_unet_to_q.hada_w1_a": "a LyCORIS adapter",
+    "unet.mid_block.to_q.lora_A.default.weight": "a network's own state, 1 of 1 tensors",
     "unet.conv_in.weight": "tensors named lora_A and lora_B; got 1 tensors: unet.conv_in.weight",
 }
 
@@ -223,6 +232,11 @@ def test_bad_numbers_are_refused(kind, tmp_path):
         (SCALE | {"unet.use_rslora": True}, "its settings have use_rslora"),
         (SCALE | {"unet.alpha_pattern": {"to_q": 2}}, "its settings have alpha_pattern"),
         (SCALE | {"unet.bias": "all"}, "its settings have bias"),
+        ({"unet.r": RANK}, "must have lora_alpha among its settings; got r, and PEFT would"),
+        ({"unet.lora_alpha": ALPHA}, "must have r among its settings; got lora_alpha, and PEFT"),
+        (SCALE | {"unet.from_tomorrow": 3}, "its settings have from_tomorrow"),
+        (SCALE | {"unet.layers_to_transform": [0]}, "its settings have layers_to_transform"),
+        (SCALE | {"unet.target_modules": ["to_q"]}, "its target_modules alone, to_q; got those of"),
         *(
             (SCALE | {"unet.init_lora_weights": kind}, "init_lora_weights = .* changed them")
             for kind in ("pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga", "new", 1)
@@ -237,7 +251,9 @@ def test_settings_are_refused_by_name(settings, message, tmp_path):
     write_peft_files(LoraWeights.of(unet()), tmp_path)
     config = tmp_path / "adapter_config.json"
     change = {name.removeprefix("unet."): value for name, value in settings.items()}
-    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | change))
+    if "among its settings" not in message:
+        change = json.loads(config.read_text("utf-8")) | change
+    config.write_text(json.dumps(change))
     refused(tmp_path / "adapter_model.safetensors", message)
 
 

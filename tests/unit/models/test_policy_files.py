@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from mvczigal_ref.models import policy_files
 from mvczigal_ref.models.lora import add_lora, lora_parameters
 from mvczigal_ref.models.lora_files import load_lora
+from mvczigal_ref.models.model_card import CardFacts
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.policy_files import save_policy, trained_lora
 from tests.unit.models import flow_small
@@ -80,7 +81,7 @@ def names(folder):
 def test_one_folder_serves_peft_diffusers_and_the_released_code(tmp_path):
     """Each finds its own files beside those of the others, and predicts as what was trained."""
     policy, folder = unet_policy(), tmp_path / "policy"
-    save_policy(trained_lora(policy), folder, base_model="a/base", settings=SETTINGS)
+    save_policy(trained_lora(policy), folder, facts=CardFacts(base="a/base", settings=SETTINGS))
     parts = fresh_components()
     pipeline = StableDiffusionXLPipeline(
         vae=parts.vae, text_encoder=parts.text_encoder, text_encoder_2=parts.text_encoder_2,
@@ -117,7 +118,7 @@ def test_a_flow_lora_loads_through_peft_and_diffusers(tmp_path):
 def test_whole_networks_are_diffusers_folders(tmp_path):
     """The UNet's lies beside its adapter; every value comes back."""
     policy, flow = fresh_components().policy, flow_small.fresh_flux().policy
-    save_policy(policy, tmp_path / "multiview", settings=SETTINGS)
+    save_policy(policy, tmp_path / "multiview", facts=CardFacts(settings=SETTINGS))
     save_policy(flow, tmp_path / "flow")
     unet = UNet2DConditionModel.from_pretrained(
         tmp_path / "multiview" / "unet", torch_dtype=torch.float64
@@ -151,7 +152,8 @@ def test_whole_networks_are_diffusers_folders(tmp_path):
 def test_one_layout_alone(layout, files, tmp_path):
     """With the card, which tells base model and settings as JSON that reads back."""
     lora = trained_lora(unet_policy())
-    save_policy(lora, tmp_path / "out", base_model="a/base", settings=SETTINGS, layout=layout)
+    facts = CardFacts(base="a/base", settings=SETTINGS)
+    save_policy(lora, tmp_path / "out", facts=facts, layout=layout)
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
 
     assert names(tmp_path / "out") == files | {"README.md"}
@@ -169,7 +171,7 @@ def test_a_writer_that_dies_leaves_what_was_there(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy_files, "lora_card", lambda *_, **__: "card")
+        patch.setattr(policy_files, "model_card", lambda *_, **__: "card")
         patch.setattr(policy_files, "write_lora_file", die)
         with pytest.raises(KeyboardInterrupt):
             save_policy(lora, folder)

@@ -10,10 +10,15 @@ from transformers import CLIPTokenizer
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import tokenizer_files
 from mvczigal_ref.models.tiny import tiny_tokenizer
-from mvczigal_ref.models.tokenizer_files import KNOWN_IDS, read_tokenizer, text_length
+from mvczigal_ref.models.tokenizer_files import (
+    KNOWN_IDS,
+    fit_tokenizers,
+    read_tokenizer,
+    text_length,
+)
 from tests.unit.models.published import _tokenizer as write_old_layout
 
-ENCODER = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=16))
+ENCODER = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=16, vocab_size=571))
 
 
 @pytest.fixture
@@ -61,6 +66,14 @@ def test_prompts_are_padded_within_the_encoder(folder, stored, length):
     assert text_length(read_tokenizer(CLIPTokenizer, folder), ENCODER) == length
 
 
+def test_tokenizers_are_given_the_length_of_their_encoders(folder):
+    """One without a bound would be cut without a word."""
+    words = read_tokenizer(CLIPTokenizer, folder)
+    words.model_max_length = float("inf")
+    fit_tokenizers({"tokenizer": (words, ENCODER)})
+    assert words.model_max_length == 16
+
+
 # -- errors --------------------------------------------------------------------------------
 
 
@@ -81,6 +94,42 @@ def test_words_that_are_none(folder, content):
     (folder / "vocab.json").write_text(content)
     with pytest.raises(CheckpointError, match="must hold a whole CLIPTokenizer"):
         read_tokenizer(CLIPTokenizer, folder)
+
+
+@pytest.mark.parametrize("change", ["rotated", "doubled", "no merges"])
+def test_words_that_are_numbered_otherwise(folder, change):
+    """At any size: CLIP's ids follow from its merges."""
+    words = json.loads((folder / "vocab.json").read_text("utf-8"))
+    if change == "no merges":
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+    elif change == "rotated":
+        ids = list(words.values())
+        words = dict(zip(words, ids[1:] + ids[:1], strict=True))
+    else:
+        words = {word: place // 2 for word, place in words.items()}
+    (folder / "vocab.json").write_text(json.dumps(words))
+    with pytest.raises(CheckpointError, match=r"its vocabulary and merges differ in [0-9]+ tokens"):
+        read_tokenizer(CLIPTokenizer, folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_server_s_answer_is_no_settings(folder, name):
+    """It is JSON, too."""
+    (folder / name).write_text('{"error": "Access to model X is restricted"}')
+    with pytest.raises(CheckpointError, match=f"{name}` must hold a tokenizer's settings; got"):
+        read_tokenizer(CLIPTokenizer, folder)
+
+
+def test_two_lengths_or_an_id_without_an_embedding(folder):
+    """Both before anything is encoded."""
+    words, other = (read_tokenizer(CLIPTokenizer, folder) for _ in range(2))
+    other.model_max_length = 3
+    pairs = {"tokenizer": (words, ENCODER), "tokenizer_2": (other, ENCODER)}
+    with pytest.raises(CheckpointError, match="got 16 in tokenizer and 3 in tokenizer_2"):
+        fit_tokenizers(pairs)
+    small = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=16, vocab_size=570))
+    with pytest.raises(CheckpointError, match=r"`tokenizer` must have ids below 570.*; got 570"):
+        fit_tokenizers({"tokenizer": (words, small)})
 
 
 @pytest.mark.parametrize("length", [0, -5, True, "77", None, float("nan")])

@@ -125,6 +125,24 @@ def test_other_tensors_are_told(tmp_path):
         read_tensors(tmp_path / "file.pt")
 
 
+def test_a_flipped_bit_of_a_tensor_is_refused(tmp_path):
+    """By the archive's checksum, which torch does not compare."""
+    torch.save({"a": torch.full((64,), 1.5)}, tmp_path / "file.pt")
+    content = bytearray((tmp_path / "file.pt").read_bytes())
+    content[content.index(torch.full((4,), 1.5).numpy().tobytes()) + 2] ^= 1
+    (tmp_path / "file.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged \(checksum of file/data/0\)"):
+        read_tensors(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("name", [1, None, ("a", 1), "__metadata__"])
+def test_names_that_no_file_can_hold_are_refused(tmp_path, name):
+    """Two that read alike would become one."""
+    torch.save({name: torch.ones(2), "1": torch.zeros(2)}, tmp_path / "file.pt")
+    with pytest.raises(CheckpointError, match="`path` must name its tensors by text, other than"):
+        read_tensors(tmp_path / "file.pt")
+
+
 def test_a_pickle_under_another_name(tmp_path):
     """Is told by readers, and converted."""
     torch.save(TENSORS, tmp_path / "file.safetensors")

@@ -21,16 +21,15 @@ from torch import nn
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.training import checkpoint
+from mvczigal_ref.training import checkpoint, tensor_groups
 from mvczigal_ref.training.checkpoint import (
     clean_leftovers,
-    join_optimizer_state,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
-    split_optimizer_state,
 )
+from mvczigal_ref.training.optimizer_state import join_optimizer_state, split_optimizer_state
 
 CONFIG = TrainConfig()
 STATE = {"multiplier": 0.1 + 0.2, "threshold": None, "seen": [1, 2], "name": "naïve"}
@@ -202,7 +201,7 @@ def steps_of_saving(monkeypatch, fatal):
         return call
 
     monkeypatch.setattr(checkpoint, "sync", wrap(checkpoint.sync))
-    monkeypatch.setattr(checkpoint, "save_file", wrap(checkpoint.save_file))
+    monkeypatch.setattr(tensor_groups, "save_file", wrap(tensor_groups.save_file))
     monkeypatch.setattr(checkpoint.shutil, "rmtree", wrap(shutil.rmtree))
     for name in ("mkdir", "rename", "write_text"):
         monkeypatch.setattr(checkpoint.Path, name, wrap(getattr(Path, name)))

@@ -95,5 +95,5 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(library):
 def test_without_the_library_one_line_says_what_to_install(monkeypatch):
     """Before anything else."""
     monkeypatch.setattr(prompt_datasets, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r'pip install "mvczigal-ref\[datasets\]"'):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[datasets\]"'):
         read_prompts("hf:user/set:text", setting="run.prompts")

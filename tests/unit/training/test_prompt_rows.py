@@ -197,7 +197,7 @@ def test_what_is_no_text_is_refused():
     with pytest.raises(ConfigError, match="item 1 of `prompts` must be Unicode text"):
         read_prompts(["\ud800"])
     with pytest.raises(ConfigError, match="`prompts` must hold texts; item 2 is 3"):
-        list_rows(["a", 3], setting="prompts")
+        list_rows(["a", 3], setting="prompts")  # readers' own types are checked by chance
     with pytest.raises(ConfigError, match="must hold at least one prompt; the list is empty"):
         read_prompts([])
 
@@ -208,3 +208,37 @@ def test_a_table_that_is_not_there_is_refused(table):
         ConfigError, match=r"a text file, FILE\.csv:COLUMN.* got 'absent\.csv:text'"
     ):
         read_prompts("absent.csv:text", setting="run.prompts")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("<!DOCTYPE html><html>404</html>", "it is a web page"),
+        ("version https://git-lfs.github.com/spec/v1\nsize 3\n", "it is a Git LFS pointer"),
+        ('{"error": "Access to dataset X is restricted"}\n', "it is JSON, which a .jsonl file"),
+        ('["a cat",\n"a dog"]\n', "it is JSON, which a .jsonl file"),
+        ("%PDF-1.4\n", "it is a PDF"),
+        ("{\\rtf1 a cat}", "it is rich text"),
+    ],
+)
+def test_another_kind_of_file_is_no_list(table, content, words):
+    """What a failed download leaves, and what an editor writes of itself."""
+    with pytest.raises(ConfigError, match=f"'list.txt' must hold prompts; {words}"):
+        read_prompts(table("list.txt", content))
+    assert read_prompts(table("list.txt", "[a red cube]\n{a cat}\n")) == ["[a red cube]", "{a cat}"]
+
+
+def test_a_comma_without_quotes_does_not_cut_a_prompt(table):
+    """Its end would be a cell that no column has."""
+    name = table("list.csv", "id,text\n1,a red cube, with a nose\n")
+    with pytest.raises(ConfigError, match=r"line 2 of 'list.csv' must hold at most 2 cells"):
+        read_prompts(f"{name}:text")
+
+
+def test_half_a_character_is_refused(table):
+    """JSON can write it, and no tokenizer can read it."""
+    name = table("list.jsonl", '{"text": "a cat"}\n{"text": "a \\ud83e"}\n')
+    with pytest.raises(ConfigError, match=r"line 2 of .* must be Unicode text; .* half a character"):
+        read_prompts(f"{name}:text")
+    with pytest.raises(ConfigError, match="item 1 of the list must be text"):
+        read_prompts(["a \ud83e"])

@@ -1,26 +1,18 @@
-"""`tracking`: lines that survive a kill, trackers that are asked for, seconds and bytes."""
+"""`tracking`: lines that survive a kill, seconds and bytes."""
 
-import importlib.util
 import json
 import re
 import sys
 import time
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from accelerate import PartialState
 
-from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.training import tracking
 from mvczigal_ref.training.tracking import (
     MetricsLog,
     StageTimer,
-    Trackers,
-    check_trackers,
     peak_memory,
     read_metrics,
 )
@@ -116,99 +108,6 @@ def test_a_damaged_line_is_refused_by_its_number(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(ValueError, match=r"line 2 of .* must be an iteration's metrics"):
         read_metrics(path)
-
-
-# -- trackers ----------------------------------------------------------------------------
-
-
-def test_no_tracker_does_nothing(tmp_path):
-    """The default writes no file."""
-    trackers = Trackers((), folder=tmp_path, config=TrainConfig())
-    trackers.log(0, {"a": 1.0})
-    trackers.close()
-
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_tensorboard_holds_the_metrics_and_a_resume_draws_none_twice(tmp_path):
-    """Read back with TensorBoard's own reader."""
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    PartialState(cpu=True)
-    for finished, last, value in [(0, 4, 1.0), (2, 5, 2.0)]:
-        trackers = Trackers(
-            ["tensorboard"], folder=tmp_path, config=TrainConfig(), finished=finished
-        )
-        for iteration in range(finished, last):
-            trackers.log(iteration, {"reward": value * iteration, "missing": None})
-        trackers.close()
-    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-
-    assert events.Tags()["scalars"] == ["reward"]
-    assert [(e.step, e.value) for e in events.Scalars("reward")] == [
-        (0, 0.0),
-        (1, 1.0),
-        (2, 4.0),
-        (3, 6.0),
-        (4, 8.0),
-    ]
-
-
-def test_wandb_goes_on_with_the_run_of_the_same_folder(tmp_path):
-    """Whose name alone may be another run's; nothing is sent before the tracker is started."""
-    one, again, other = (
-        tracking._tracker("wandb", tmp_path / folder / "tiny", 0).init_kwargs
-        for folder in ("a", "a", "b")
-    )
-
-    assert one == again
-    assert one["id"] != other["id"]
-    assert (one["name"], one["resume"]) == ("tiny", "allow")
-
-
-def test_the_configuration_is_stored_flat(tmp_path):
-    """Dotted names; lists and None as JSON text, which every tracker takes."""
-    flat = tracking._flat({"optim": {"betas": [0.9, 0.99], "lr": 0.1}, "threshold": None})
-
-    assert flat == {"optim.betas": "[0.9, 0.99]", "optim.lr": 0.1, "threshold": "null"}
-
-
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_tracker_that_is_not_installed_is_refused_with_the_remedy(monkeypatch, name):
-    """Before anything is loaded, not at the run's first line."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=rf"'{name}' is not installed.*\[tracking\]"):
-        check_trackers([name])
-
-
-class Wandb(ModuleType):
-    """Stands for the tracker, without a key."""
-
-    class Error(Exception):
-        """Base of its exceptions."""
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.__spec__ = ModuleSpec("wandb", None)
-        self.asked = 0
-
-    def login(self):
-        self.asked += 1
-        raise self.Error("No API key configured.")
-
-
-def test_wandb_without_a_key_is_refused_with_what_to_do(monkeypatch):
-    """It would ask in a terminal; without one it cannot, and offline it needs none."""
-    wandb = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    check_trackers(["tensorboard"])
-    assert wandb.asked == 0
-    with pytest.raises(ConfigError, match=r"No API key configured\. Set WANDB_API_KEY, or"):
-        check_trackers(["tensorboard", "wandb"])
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    check_trackers(["wandb"])
-    assert wandb.asked == 1
 
 
 # -- seconds and bytes -------------------------------------------------------------------

@@ -35,7 +35,7 @@ from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.report import write_report
 from mvczigal_ref.tiny_world.grammar import split_prompts
-from mvczigal_ref.training import checkpoint, trainer
+from mvczigal_ref.training import checkpoint, tensor_groups, trainer
 from mvczigal_ref.training import loop as training_loop
 from mvczigal_ref.training.checkpoint import load_checkpoint
 from mvczigal_ref.training.events import Events
@@ -91,7 +91,7 @@ def record(monkeypatch):
             moved = replace(constraint, multiplier=constraint.multiplier + 0.25)
         return IterationResult(moved, {"loss": float(iteration)})
 
-    def evaluate(system, prompts, *, config, world, num_noises):
+    def evaluate(system, prompts, *, config, world, num_noises, **_):
         value = level(system).item()
         record.meet_outage("evaluation", len(record.iterations))
         record.measured.append((value, list(prompts), num_noises))
@@ -179,7 +179,8 @@ def test_a_run_that_ended_leaves_what_it_trained(record, tmp_path):
         name: v.tolist() for name, v in trained.items()
     }
     assert json.loads(card.partition("```json\n")[2].partition("```")[0]) == to_dict(wanted)
-    assert card.startswith("---\nbase_model: tiny\n")
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "base_model" not in card  # no model of the hub
     assert (tmp_path / "policy" / "lora.safetensors").is_file()
 
 
@@ -501,14 +502,15 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_to_go_on_from(
     record, tmp_path, monkeypatch, what
 ):
     """In one sentence; nothing half-written keeps the disk full, and the run goes on later."""
-    right = getattr(checkpoint, what)
+    place = tensor_groups if what == "save_file" else checkpoint
+    right = getattr(place, what)
 
     def full(*arguments):
         if len(record.iterations) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         return right(*arguments)
 
-    monkeypatch.setattr(checkpoint, what, full)
+    monkeypatch.setattr(place, what, full)
     with pytest.raises(DiskFullError) as caught:
         go(config(checkpoint_every=1), tmp_path, record)
     name = f"{tmp_path}/checkpoints/iteration_00000"
@@ -541,6 +543,33 @@ def test_trackers_are_asked_for_before_anything_is_loaded(record, tmp_path, monk
     with pytest.raises(ConfigError, match="tracker 'wandb' is not installed"):
         go(config(trackers=["wandb"]), tmp_path / "run", record)
     assert list(tmp_path.iterdir()) == []
+
+
+class Sheets(trainer.Trackers):
+    """Trackers that hold the sheets they were handed."""
+
+    sheets: ClassVar = []
+
+    def __init__(self, names, **more):
+        super().__init__((), **more)
+
+    def log_sheet(self, iteration, name, images):
+        self.sheets.append((iteration, name))
+
+    def close(self):
+        self.sheets.append("closed")
+
+
+def test_every_evaluation_hands_its_sheet_to_the_trackers_once(record, tmp_path, monkeypatch):
+    """Before, between and after; a resumed run does not hand over the first again."""
+    monkeypatch.setattr(trainer, "Trackers", Sheets)
+    monkeypatch.setattr(Sheets, "sheets", [])
+    go(config(4, evaluate_every=2), tmp_path, record)
+
+    first, between, after = (0, "held_out/before"), (1, "held_out"), (3, "held_out/after")
+    assert Sheets.sheets == [first, between, after, "closed"]
+    go(config(6, evaluate_every=6), tmp_path, record)
+    assert Sheets.sheets[4:] == [(5, "held_out/after"), "closed"]
 
 
 def test_a_run_in_a_thread_leaves_signals_alone(record, tmp_path):

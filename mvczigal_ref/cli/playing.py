@@ -1,0 +1,124 @@
+"""Serve a page to play with a policy: arguments, loading and address."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from mvczigal_ref.cli.launch import join
+from mvczigal_ref.cli.policy_settings import SettingWords, build_policy, policy_config
+from mvczigal_ref.errors import ConfigError, quoted
+
+if TYPE_CHECKING:
+    from mvczigal_ref.config import TrainConfig
+    from mvczigal_ref.demo import Playground
+
+__all__ = ["Play", "page_of", "play"]
+
+_STEPS = 8  # of a sample, where nothing else says
+_PROMPT = "a red cube with a white nose"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """Serve a page on which to sample a policy: prompt, seed, steps, guidance and zigzag.
+
+    A run is shown beside the weights that it started from, other weights by ZMV-Sampling beside
+    plain sampling. Needs the extra `demo`.
+    """
+
+    folder: Annotated[
+        Positional[Path | None],
+        arg(metavar="[RUN|WEIGHTS]", help_behavior_hint="(default: the shipped weights)"),
+    ] = None
+    """Run folder, or folder of weights."""
+    settings: SettingWords = ()
+    """Settings to change, such as reward.per_view=world.per_view."""
+    recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: tiny)")] = (
+        None
+    )
+    """Recipe whose weights and sampling are used, where no run is given."""
+    lora: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
+    """Load this trained LoRA: a PEFT folder, or a file of diffusers or of the released code."""
+    prompt: str = _PROMPT
+    """Prompt that the page opens with."""
+    scores: bool = True
+    """Score the samples by the run's or recipe's scorers."""
+    host: str = "127.0.0.1"
+    """Address to listen at; whoever reaches it can use the page."""
+    port: int = 7860
+    """Port to listen at."""
+    device: str = "auto"
+    """Torch device, or "auto" for an accelerator where there is one."""
+
+
+def play(command: Play) -> None:
+    """Serve the page until Ctrl-C; never through a public link.
+
+    Args:
+        command: Policy and address.
+
+    Raises:
+        ConfigError: If a setting is refused, Gradio is missing or the address is none.
+        CheckpointError: If run or weights cannot be read.
+    """
+    page = page_of(command)
+    try:
+        _, address, _ = page.launch(
+            server_name=command.host, server_port=command.port, share=False, quiet=True,
+            prevent_thread_lock=True,
+        )  # fmt: skip
+    except (OSError, OverflowError) as error:
+        msg = f"cannot serve at `--host` {command.host!r}, `--port` {command.port}: {error}"
+        raise ConfigError(msg) from error
+    print(f"the page is at {address}; Ctrl-C ends it", flush=True)
+    page.block_thread()
+
+
+def page_of(command: Play) -> Any:  # noqa: ANN401 - of Gradio
+    """Load the policy and build its page, for :func:`play` or for a Space's ``app.py``.
+
+    Args:
+        command: Policy.
+
+    Returns:
+        Gradio's ``Blocks``.
+    """
+    from mvczigal_ref.demo.page import build_page, require_gradio
+
+    require_gradio()
+    if not 0 <= command.port <= 65535:
+        raise ConfigError(f"`--port` must be 0 to 65535; got {command.port}.")
+    return build_page(_playground(command), command.prompt)
+
+
+def _playground(command: Play) -> "Playground":
+    """Load the policy, and beside a run's the weights that it started from."""
+    from mvczigal_ref.demo import Playground
+    from mvczigal_ref.system.scorers import build_scorers, no_scorers
+
+    run, config = _config(command)
+    device = join(command.device).device
+    scorers = (
+        build_scorers(config, device=device, watched=False) if command.scores else no_scorers()
+    )
+    system = build_policy(run, config, device, scorers, lora=command.lora)
+    base = None if run is None else build_policy(None, config, device, scorers)
+    return Playground(config=config, system=system, base=base, scored=command.scores)
+
+
+def _config(command: Play) -> tuple[Path | None, "TrainConfig"]:
+    """Tell a run from weights, and give the settings."""
+    folder, words = command.folder, list(command.settings)
+    if folder is not None and not folder.is_dir():
+        msg = f"`play` takes a run folder or a folder of weights; got {quoted(str(folder))}."
+        raise ConfigError(msg)
+    run = folder if folder is not None and (folder / "config.json").is_file() else None
+    if run is not None and (command.lora is not None or command.recipe is not None):
+        msg = "a run brings its own weights and settings; leave out `--lora` and `--recipe`."
+        raise ConfigError(msg)
+    if run is None and command.recipe is None:
+        words = [f"sampler.num_steps={_STEPS}", "sampler.evaluation_steps=0", *words]
+    weights = folder if run is None else None
+    return run, policy_config(run, weights, command.recipe, words, also=("reward.",))

@@ -1,0 +1,90 @@
+"""State of an optimiser as named tensors and JSON values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvczigal_ref.models.sharding import local_part
+from mvczigal_ref.training.saved_state import require_optimizer
+
+__all__ = ["join_optimizer_state", "restore_optimizer", "split_optimizer_state"]
+
+
+def split_optimizer_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split `optimizer.state_dict()` into tensors and JSON values.
+
+    Args:
+        state: State of any torch optimiser that keeps tensors and numbers, such as AdamW.
+
+    Returns:
+        Tensors named `<parameter>.<entry>`, and the rest.
+
+    Examples:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.AdamW([weight], lr=0.1)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> tensors, rest = split_optimizer_state(optimizer.state_dict())
+        >>> sorted(tensors), rest["param_groups"][0]["lr"]
+        (['0.exp_avg', '0.exp_avg_sq', '0.step'], 0.1)
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for parameter, entries in state["state"].items():
+        for entry, value in entries.items():
+            side = tensors if isinstance(value, Tensor) else numbers
+            side[f"{parameter}.{entry}"] = value
+    groups = [
+        {name: list(value) if isinstance(value, tuple) else value for name, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"numbers": numbers, "param_groups": groups}
+
+
+def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Put back together what :func:`split_optimizer_state` took apart.
+
+    Args:
+        tensors: Tensors named `<parameter>.<entry>`.
+        rest: The JSON values.
+
+    Returns:
+        A state for `optimizer.load_state_dict`.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *rest["numbers"].items()]:
+        parameter, _, entry = name.partition(".")
+        state.setdefault(int(parameter), {})[entry] = value
+    groups = [
+        # torch keeps AdamW's betas as a pair; JSON knows lists alone.
+        {name: tuple(value) if name == "betas" else value for name, value in group.items()}
+        for group in rest["param_groups"]
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
+    """Put saved moments into an optimiser, once they are seen to fit.
+
+    Args:
+        optimizer: Optimiser of the run, as at its beginning; where its parameters are sharded,
+            each process takes its part.
+        groups: Tensors of a checkpoint; those of "optimizer" are named `<parameter>.<entry>`.
+        state: JSON values of the checkpoint.
+
+    Raises:
+        ValueError: If groups, numbers of parameters, or shapes of moments differ.
+    """
+    tensors, rest = groups["optimizer"], state["optimizer"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parts = {n: local_part(tensors[n], parameters[int(n.partition(".")[0])]) for n in tensors}
+    saved = join_optimizer_state(parts, rest)
+    require_optimizer(optimizer, saved)
+    optimizer.load_state_dict(saved)

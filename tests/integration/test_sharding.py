@@ -1,0 +1,199 @@
+"""Processes that hold parts of a network train as one process that holds it whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mvczigal_ref.training.checkpoint import load_checkpoint
+from tests.integration.runs import checkpoints, metrics, run
+from tests.integration.sharded_worker import config_of, run_case
+
+# The engine adds gradients in its own order, and layers of the same tokens multiply one by one:
+# the last bits differ, and AdamW's first steps divide by the gradient's own size.
+RELATIVE = 5e-5
+METRICS = {"rel": 2e-5, "abs": 2e-6}
+
+START = """
+import sys
+from mvczigal_ref.cli import launch
+launch.PROGRAM = ("-m", "tests.integration.sharded_worker")
+sys.exit(launch.launch(int(sys.argv[1]), sys.argv[2:]))
+"""
+
+
+def launch(count, folder, prompts, names, fault="none"):
+    """Start workers as `--processes` starts its processes."""
+    return subprocess.run(
+        [sys.executable, "-c", START, str(count), str(folder), prompts, names, fault],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def newest(folder):
+    """Read the newest checkpoint."""
+    return load_checkpoint(folder / "checkpoints" / checkpoints(folder)[-1])
+
+
+def distance(mine, theirs):
+    """Give the largest difference of two sets of tensors, against each tensor's largest entry."""
+    assert set(mine) == set(theirs)
+    return max(
+        float((mine[k] - theirs[k]).abs().max() / mine[k].abs().max().clamp(min=1e-30))
+        for k in mine
+    )
+
+
+@pytest.fixture(scope="module")
+def two(prompts, tmp_path_factory):
+    """Where two processes ran both cases, and a third in which one of them was killed."""
+    folder = tmp_path_factory.mktemp("two")
+    ended = launch(2, folder, prompts, "full,lora", "killed")
+    assert (folder / "0_of_2.json").is_file(), ended.stdout
+    (folder / "output.txt").write_text(f"{ended.returncode}\n{ended.stdout}", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(prompts, tmp_path_factory):
+    """Where one process ran both cases, its network whole."""
+    folder = tmp_path_factory.mktemp("one")
+    for name in ("full", "lora"):
+        run(config_of(prompts, name), folder / name)
+    return folder
+
+
+CASES = pytest.mark.parametrize("name", ["full", "lora"])
+
+
+@CASES
+def test_each_process_holds_its_part_alone(two, name):
+    """Half of the network; a LoRA is whole beside it."""
+    shares = [json.loads((two / f"{rank}_of_2.json").read_text())[name] for rank in range(2)]
+
+    extra = 0.0 if name == "full" else 0.15
+    assert sum(shares) == pytest.approx(1.0 + extra, abs=0.15)
+    assert max(shares) < 0.65
+
+
+def test_no_weights_are_joined_behind_the_engine(two):
+    """It would keep what is gathered for one call, and the memory of all of them."""
+    assert json.loads((two / "0_of_2.json").read_text())["joined"] == 0
+
+
+@CASES
+def test_parameters_are_those_of_one_process(one, two, name):
+    """To rounding, against the largest entry of each tensor."""
+    mine, theirs = newest(one / name), newest(two / name)
+
+    assert distance(mine.tensors["policy"], theirs.tensors["policy"]) <= RELATIVE
+    assert distance(mine.policy, theirs.policy) <= RELATIVE
+
+
+@CASES
+def test_losses_and_gradient_norms_are_those_of_one_process(one, two, name):
+    """Rewards of the first iteration exactly, the rest to rounding."""
+    mine, theirs = metrics(one / name), metrics(two / name)
+    exact = [k for k in mine[0] if "reward" in k or k in ("multiplier", "threshold", "slack")]
+
+    assert {"loss", "grad_norm"} <= mine[0].keys()
+    assert {k: mine[0][k] for k in exact} == {k: theirs[0][k] for k in exact}
+    for row, other in zip(mine, theirs, strict=True):
+        assert other == pytest.approx(row, **METRICS)
+
+
+@CASES
+def test_what_is_exported_is_whole(one, two, name):
+    """The same files, tensor by tensor."""
+    files = {path.relative_to(one / name) for path in (one / name / "policy").rglob("*")}
+
+    assert files == {path.relative_to(two / name) for path in (two / name / "policy").rglob("*")}
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert weights
+    for path in weights:
+        assert distance(load_file(one / name / path), load_file(two / name / path)) <= RELATIVE
+
+
+def test_a_checkpoint_has_a_file_of_each_process(two):
+    """Each of about half the bytes; of a LoRA one."""
+    path = two / "full" / "checkpoints" / "iteration_000002"
+    sizes = [path / f"optimizer.0000{rank}-of-00002.safetensors" for rank in range(2)]
+
+    assert max(p.stat().st_size for p in sizes) < 1.3 * min(p.stat().st_size for p in sizes)
+    assert (two / "lora" / "checkpoints" / "iteration_000002" / "policy.safetensors").is_file()
+
+
+def test_one_process_goes_on_with_the_parts_of_two(two, prompts, tmp_path):
+    """To the parameters that two would have come to."""
+    folder = shutil.copytree(two / "full", tmp_path / "full")
+    shutil.rmtree(folder / "checkpoints" / "iteration_000002")
+    run(config_of(prompts, "full", sharding="full"), folder)
+
+    assert distance(newest(two / "full").policy, newest(folder).policy) <= RELATIVE
+    assert (folder / "checkpoints" / "iteration_000002" / "policy.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_parts_of_four(prompts, tmp_path):
+    """Four train as one does; then two take their parts over."""
+    run(config_of(prompts, "of four"), tmp_path / "one")
+    ended = launch(4, tmp_path, prompts, "of four")
+    assert ended.returncode == 0, ended.stdout
+    folder = tmp_path / "of four"
+    four = dict(newest(folder).policy)
+    assert distance(newest(tmp_path / "one").policy, four) <= RELATIVE
+    for mine, theirs in zip(metrics(tmp_path / "one"), metrics(folder), strict=True):
+        assert theirs == pytest.approx(mine, **METRICS)
+
+    shutil.rmtree(folder / "checkpoints" / "iteration_000002")
+    ended = launch(2, tmp_path, prompts, "of four")
+    assert ended.returncode == 0, ended.stdout
+    assert distance(four, newest(folder).policy) <= RELATIVE
+
+
+@pytest.mark.slow
+def test_flow_transformers_in_parts_train_as_whole_ones(prompts, tmp_path):
+    """Under a LoRA, and with every weight trained."""
+    names = ("flow lora", "flow full")
+    ended = launch(2, tmp_path, prompts, ",".join(names))
+    assert ended.returncode == 0, ended.stdout
+    for name in names:
+        run_case(config_of(prompts, name), tmp_path / "one" / name)
+        mine, theirs = newest(tmp_path / "one" / name), newest(tmp_path / name)
+        assert distance(mine.policy, theirs.policy) <= RELATIVE
+        pairs = zip(metrics(tmp_path / "one" / name), metrics(tmp_path / name), strict=True)
+        for row, other in pairs:
+            assert other == pytest.approx(row, **METRICS)
+    shares = json.loads((tmp_path / "0_of_2.json").read_text())
+    assert shares["flow full"] < 0.65
+
+
+def test_a_killed_process_ends_all_of_them(two):
+    """In a plain sentence, and with the checkpoint before it whole."""
+    status, _, output = (two / "output.txt").read_text("utf-8").partition("\n")
+
+    assert int(status) != 0
+    assert "lost another process of the run" in output
+    assert newest(two / "killed").iteration == 1
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_all_of_them(prompts, tmp_path):
+    """It says its own, and the others that they have lost it."""
+    ended = launch(2, tmp_path, prompts, "full", "raised")
+
+    assert ended.returncode != 0
+    assert "a number of this process is wrong" in ended.stdout
+    assert "lost another process of the run" in ended.stdout
+    assert newest(tmp_path / "raised").iteration == 1

@@ -1,0 +1,1 @@
+"""Notebooks of the documentation, run from the first cell to the last."""

@@ -1,0 +1,143 @@
+"""`demo.page`: Gradio's page; its server is asked as a browser asks it."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+from mvczigal_ref.cli import main
+from mvczigal_ref.cli.playing import Play, page_of
+from mvczigal_ref.demo import page
+
+PROMPT = "a red cube with a white nose"
+HINT = 'which is not installed. Run `pip install "mvczigal-ref[demo]"`'
+
+
+def test_without_gradio_the_command_says_how_to_install_it(monkeypatch, capsys):
+    """In one line, before any model loads."""
+    monkeypatch.setattr(page, "find_spec", lambda _: None)
+    monkeypatch.setattr("mvczigal_ref.cli.playing._playground", lambda _: pytest.fail("loaded"))
+
+    assert main(["play"]) == 2
+    error = capsys.readouterr().err
+    assert HINT in error
+    assert error.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Serve the shipped weights by the command, at a free port; give the address and its log."""
+    pytest.importorskip("gradio", reason="the extra `demo` is not installed")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    log = tmp_path_factory.mktemp("play") / "log"
+    command = [sys.executable, "-um", "mvczigal_ref", "play", "--device=cpu", f"--port={port}"]
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+        try:
+            for _ in range(600):
+                if "the page is at" in log.read_text() or process.poll() is not None:
+                    break
+                time.sleep(0.2)
+            assert process.poll() is None, log.read_text()
+            yield f"http://127.0.0.1:{port}/", log
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """Connect to it."""
+    from gradio_client import Client
+
+    return Client(server[0], verbose=False)
+
+
+@pytest.mark.slow
+def test_the_page_gives_pictures_and_scores(client):
+    """Two sheets, ring, turntable, and a row for each view and one for all."""
+    from PIL import Image
+
+    message, sheets, ring, turn, scores = client.predict(
+        PROMPT, 0, 2, 2.0, True, api_name="/sample"
+    )
+    files = [Image.open(path) for path in (*sheets, ring)]
+
+    assert message == ""
+    assert files[0].size == files[1].size
+    assert files[0].tobytes() != files[1].tobytes()
+    assert files[2].width == files[2].height
+    assert Image.open(turn).n_frames == 6
+    assert len(scores["data"]) == 7
+    assert scores["headers"] == ["score [dB]", "plain sampling", "as asked for"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prompt", "seed", "words"),
+    [("a red dog", 0, "a COLOUR SHAPE"), (PROMPT, -1, "`run.seed`"), (PROMPT, None, "`seed`")],
+)
+def test_a_bad_request_is_answered_by_its_message(client, server, prompt, seed, words):
+    """On the page, and no traceback behind it."""
+    message, sheets, ring, turn, _ = client.predict(prompt, seed, 2, 2.0, False, api_name="/sample")
+
+    assert words in message
+    assert "\n" not in message
+    assert (sheets, ring, turn) == (None, None, None)
+    assert "Traceback" not in server[1].read_text()
+
+
+@pytest.mark.slow
+def test_the_page_is_served_to_this_machine_alone(client, server):
+    """Neither shared nor counted."""
+    address, log = server
+    port = int(address.strip("/").rpartition(":")[2])
+
+    assert client.config["analytics_enabled"] is False
+    assert log.read_text() == f"the page is at {address}; Ctrl-C ends it\n"
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.2", port))  # of this machine, too
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it(server):
+    """The scores come by themselves; a message in their place; no other machine is asked."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no Chromium; on Debian: apt install chromium")
+    others = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        shown = browser.new_page()
+        shown.on("request", lambda request: others.append(request.url))
+        shown.goto(server[0])
+        shown.wait_for_selector("text=all views together", state="attached", timeout=90_000)
+        pictures = shown.locator("img").evaluate_all("all => all.map(i => i.naturalWidth)")
+        shown.get_by_label("prompt").fill("a red dog")
+        shown.get_by_role("button", name="sample").click()
+        shown.wait_for_function(
+            "() => [...document.querySelectorAll('textarea, input')]"
+            ".some(field => field.value.includes('a COLOUR SHAPE'))"
+        )
+        browser.close()
+
+    assert sum(width > 100 for width in pictures) >= 4  # both sheets, ring, turntable
+    assert [url for url in others if not url.startswith((server[0], "data:", "blob:"))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(util.find_spec("gradio") is None, reason="the extra `demo` is not installed")
+def test_the_file_of_a_space_makes_the_same_page():
+    """It is the page of the command."""
+    place = Path(__file__).parents[3] / "examples" / "space" / "app.py"
+    spec = util.spec_from_file_location("app", place)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    assert module.demo.title == page_of(Play(device="cpu")).title

@@ -1,0 +1,72 @@
+"""Files of the repository hold together: workflow, container, versions of Python."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+WORKFLOW = ROOT / ".github" / "workflows" / "checks.yml"
+CLASSIFIER = re.compile(r"Programming Language :: Python :: (3\.\d+)")
+HOSTS = ("pypi" + ".org", "pythonhosted" + ".org", "download.pytorch" + ".org", "conda" + ".org")
+
+pytestmark = pytest.mark.skipif(
+    not WORKFLOW.is_file(), reason="the repository is not beside its tests"
+)
+
+
+def nox_text():
+    """Read the sessions' file."""
+    return (ROOT / "noxfile.py").read_text("utf-8")
+
+
+def test_the_versions_of_python_are_the_same_everywhere():
+    """In the classifiers, in nox, and in the workflow."""
+    declared = [m[1] for text in PROJECT["classifiers"] if (m := CLASSIFIER.fullmatch(text))]
+    tested = re.search(r"^PYTHONS = \((.*)\)$", nox_text(), re.MULTILINE)[1]
+    jobs = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]
+
+    assert PROJECT["requires-python"] == f">={declared[0]}"
+    assert re.findall(r'"(.*?)"', tested) == declared
+    assert jobs["python"]["strategy"]["matrix"]["python"] == declared
+
+
+def test_the_workflow_runs_sessions_that_there_are():
+    """All that a change must pass, and the documentation."""
+    jobs = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]
+    sessions = jobs["session"]["strategy"]["matrix"]["session"]
+    needed = re.findall(r"^nox -s (\w+)", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+
+    assert set(needed) <= set(sessions)
+    for name in (*sessions, "pythons"):
+        assert f"\ndef {name}(session" in nox_text()
+
+
+def test_the_container_copies_what_there_is():
+    """And the package's own version of torch, for either device."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    copied = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY")]
+
+    assert [name for names in copied for name in names if not (ROOT / name).exists()] == []
+    assert "ARG DEVICE=cpu" in text
+    for extra in re.search(r"ARG EXTRAS=(\w+)", text).groups():
+        assert extra in PROJECT["optional-dependencies"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="files are listed by git")
+def test_no_file_names_a_package_index():
+    """Whoever installs chooses it."""
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    named = [
+        name
+        for name in done.stdout.splitlines()
+        if (path := ROOT / name).is_file()
+        and path.stat().st_size < 10**6
+        and any(host.encode() in path.read_bytes() for host in HOSTS)
+    ]
+
+    assert named == []
