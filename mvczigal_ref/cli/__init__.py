@@ -20,7 +20,7 @@ from mvczigal_ref.cli.comparing import Enhance, Reproduce, enhance, reproduce
 from mvczigal_ref.cli.evaluating import Evaluate, evaluate
 from mvczigal_ref.cli.exporting import Export, Report, print_export, print_report
 from mvczigal_ref.cli.launch import REFUSED, end_with_launcher
-from mvczigal_ref.cli.output import require_json
+from mvczigal_ref.cli.output import json_alone, require_json
 from mvczigal_ref.cli.playing import Play, play
 from mvczigal_ref.cli.preflight_arguments import Check, Plan, check_recipe, plan_recipe
 from mvczigal_ref.cli.pretraining import Pretrain, pretrain_weights
@@ -142,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             require_json(command)
-            function(command)
+            with json_alone(command):
+                function(command)
         except ServiceUnavailableError as error:
             _say(f"error: {error}")
             return _TRY_LATER

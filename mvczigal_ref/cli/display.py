@@ -16,9 +16,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from mvczigal_ref.cli.progress import PLAIN_EVERY, duration
+from mvczigal_ref.cli.progress import PLAIN_EVERY
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, gain_text, with_error
+from mvczigal_ref.evaluation.durations import duration
 from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.report.run_content import informative_metrics

@@ -1,9 +1,13 @@
 """Output of commands that print a table: as JSON, or not at all."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from tyro.conf import arg
 
@@ -12,7 +16,17 @@ from mvczigal_ref.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["STANDARD_OUTPUT", "Printed", "Quiet", "console_of", "require_json", "write_json"]
+__all__ = [
+    "STANDARD_OUTPUT",
+    "Printed",
+    "Quiet",
+    "console_of",
+    "json_alone",
+    "require_json",
+    "write_json",
+]
+
+_OUTPUT: ContextVar[TextIO | None] = ContextVar("_OUTPUT", default=None)
 
 STANDARD_OUTPUT = Path("-")
 """Name for standard output, in a file's place."""
@@ -82,6 +96,35 @@ def require_json(command: object) -> None:
         raise ConfigError(f"{msg} files. Choose another.")
 
 
+@contextmanager
+def json_alone(command: object) -> Iterator[None]:
+    """Keep standard output for JSON where it goes there: what else is printed goes to the errors.
+
+    Args:
+        command: Any command; a reward of the user's own or a library may print in it.
+
+    Yields:
+        Nothing.
+
+    Examples:
+        >>> with json_alone(Printed(json=STANDARD_OUTPUT)):
+        ...     print("loading")
+        ...     write_json(Printed(json=STANDARD_OUTPUT), {"gain": 1})
+        {
+          "gain": 1
+        }
+    """
+    if not isinstance(command, Printed) or command.json != STANDARD_OUTPUT:
+        yield
+        return
+    token = _OUTPUT.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _OUTPUT.reset(token)
+
+
 def write_json(command: Printed, content: Any) -> None:  # noqa: ANN401 - whatever JSON can say
     """Write a command's result as JSON where it asks for that.
 
@@ -94,6 +137,6 @@ def write_json(command: Printed, content: Any) -> None:  # noqa: ANN401 - whatev
     from mvczigal_ref.files import atomic_write, to_json
 
     if command.json == STANDARD_OUTPUT:
-        print(to_json(content), end="")
+        print(to_json(content), end="", file=_OUTPUT.get() or sys.stdout)
     else:
         atomic_write(command.json, to_json(content))

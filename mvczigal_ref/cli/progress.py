@@ -7,7 +7,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["PLAIN_EVERY", "Steps", "duration"]
+from mvczigal_ref.evaluation.durations import duration
+
+__all__ = ["PLAIN_EVERY", "Steps"]
 
 PLAIN_EVERY = 15.0
 """Time between plain lines [s]."""
@@ -84,20 +86,3 @@ class Steps:
         left = f", {duration((self._total - self._done) / rate)} left" if rate > 0 else ""
         line = f"{self._text}: {share:.0%}{left}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """Write a length of time.
-
-    Args:
-        seconds: Length [s].
-
-    Returns:
-        Minutes and seconds, or seconds alone.
-
-    Examples:
-        >>> duration(75), duration(4.2)
-        ('1 min 15 s', '4 s')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

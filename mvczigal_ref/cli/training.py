@@ -20,7 +20,7 @@ from mvczigal_ref.cli.policy_settings import (
     recipe_config,
     require_folder,
 )
-from mvczigal_ref.errors import ConfigError, ServiceUnavailableError
+from mvczigal_ref.errors import ConfigError, NonFiniteError, ServiceUnavailableError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,7 +120,8 @@ def train_run(command: Train, config: "TrainConfig") -> None:
         config: The run.
 
     Raises:
-        ConfigError: If there is no such device, or the processes could not be joined.
+        ConfigError: If there is no such device, the processes could not be joined, or a number is
+            not finite, with the way on.
         KeyboardInterrupt: After Ctrl-C; how to go on has been printed.
         ServiceUnavailableError: If a service is out; how to go on has been printed.
         SystemExit: In all processes but the main one, where that one raises.
@@ -138,6 +139,8 @@ def train_run(command: Train, config: "TrainConfig") -> None:
         if isinstance(error, ServiceUnavailableError):
             _say(console, _where(folder))
             _say(console, f"once the service is back, go on with: {_again(command)}")
+        if here.is_main and isinstance(error, NonFiniteError):
+            raise ConfigError(f"{error} {_way_on(folder)}") from error
         if here.is_main:
             raise
         # Every process raises it, and the main one prints it; a launcher would end that one as
@@ -204,6 +207,22 @@ def _where(folder: Path) -> str:
 
     newest = latest_checkpoint(folder / "checkpoints")
     return "stopped before anything was saved" if newest is None else f"stopped; saved in {newest}"
+
+
+def _way_on(folder: Path) -> str:
+    """Say how to leave a number that is not finite, which the same command would meet again."""
+    from mvczigal_ref.training.checkpoint import latest_checkpoint
+
+    newest = latest_checkpoint(folder / "checkpoints")
+    if newest is None:
+        return (
+            "Change the setting that leads there, such as a lower `optim.lr`, and another `--out`."
+        )
+    place = shlex.quote(f"{folder}@{int(newest.name.rpartition('_')[2])}")
+    return (
+        f"`--from {place}`, or an earlier checkpoint, with another `--out` begins a new run with "
+        "its parameters under other settings, such as a lower `optim.lr`."
+    )
 
 
 def train_words(command: Train) -> list[str]:

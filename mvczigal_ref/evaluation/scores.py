@@ -166,6 +166,7 @@ def paired_gain(
         ValueError: If the tables differ in shape.
 
     Examples:
+        >>> import torch
         >>> gain = paired_gain(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 6.0]]))
         >>> gain.gain, gain.standard_error
         (2.0, 1.0)

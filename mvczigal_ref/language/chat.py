@@ -183,9 +183,10 @@ class ChatEndpoint:
             ChatRefusedError: If the endpoint refuses the request.
             ChatAnswerError: If its answer is cut, empty, too long or of an unexpected
                 form.
-            ValueError: If the environment lacks the key, or an image is unfit.
+            ConfigError: If the environment lacks the key.
+            ValueError: If an image is unfit.
         """
-        key = self._key()
+        key = self.key()
         body = self._body(text, images, self.seed if seed is None else seed)
         tries = Retrying(
             retry=retry_if_exception_type(TryAgainError),
@@ -207,8 +208,20 @@ class ChatEndpoint:
         longer = error.pause_s if isinstance(error, TryAgainError) else 0.0
         return min(max(longer, wait_exponential(self.backoff_s)(state)), MAX_PAUSE_S)
 
-    def _key(self) -> str | None:
-        """Read the key; refuse one that no header can hold, without quoting it."""
+    def key(self) -> str | None:
+        """Read the key from the environment.
+
+        Returns:
+            The key; None where none is sent.
+
+        Raises:
+            ConfigError: If the variable is unset, or holds what no header can; the key is not
+                quoted.
+
+        Examples:
+            >>> ChatEndpoint("http://127.0.0.1:8000/v1", "judge").key() is None
+            True
+        """
         if self.api_key_env is None:
             return None
         key = os.environ.get(self.api_key_env, "").strip()
@@ -217,7 +230,7 @@ class ChatEndpoint:
                 f"`api_key_env` must name a variable that holds a key in printable ASCII; "
                 f"{self.api_key_env!r} is {'not printable ASCII' if key else 'unset or empty'}."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return key
 
     def _body(self, text: str, images: Sequence[AnyImage], seed: int | None) -> bytes:

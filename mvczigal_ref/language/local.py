@@ -127,7 +127,8 @@ class LocalLanguageModel:
                 model, info = kind.from_pretrained(str(source), **options)
                 tokenizer = AutoTokenizer.from_pretrained(str(source), **_LOCAL)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise CheckpointError(f"cannot load a model from {str(source)!r}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"cannot load a model from {str(source)!r}: {reason}") from error
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"]))
             raise CheckpointError(f"{str(source)!r} must hold all tensors; missing: {missing}.")

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from mvczigal_ref.cameras import OrthographicRig, camera_image
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import usual_mode
-from mvczigal_ref.models.latents import ScaledAutoencoder
+from mvczigal_ref.models.latents import ScaledAutoencoder, shifted_statistics
 from mvczigal_ref.models.loading import (
     cast_network,
     load_model,
@@ -240,7 +240,7 @@ def _read(folder: Path, dtype: torch.dtype) -> Components:
     path = folder / ADAPTER_FILE
     load_strict(target | camera_encoder.state_dict(), read_safetensors(path), source=str(path))
     vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=dtype)
-    channels, scale = vae.config.latent_channels, 1.0 / vae.config.scaling_factor
+    mean, std = shifted_statistics(vae)
     first = load_model(CLIPTextModel, folder / "text_encoder", dtype=dtype)
     second = load_model(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
     words = [read_tokenizer(CLIPTokenizer, folder / n) for n in ("tokenizer", "tokenizer_2")]
@@ -252,8 +252,8 @@ def _read(folder: Path, dtype: torch.dtype) -> Components:
         text_encoder_2=second.requires_grad_(requires_grad=False),
         vae=vae,
         policy=policy.eval(),
-        latent_mean=torch.tensor(vae.config.latents_mean or [0.0] * channels),
-        latent_std=torch.tensor(vae.config.latents_std or [scale] * channels),
+        latent_mean=mean,
+        latent_std=std,
     )
 
 

@@ -1,5 +1,6 @@
 """Latents of an autoencoder: scaled to mean 0 and standard deviation 1, and back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.models.finite import overflow_shown
 from mvczigal_ref.shapes import BatchLatent
 
-__all__ = ["ScaledAutoencoder", "latent_statistics"]
+__all__ = ["ScaledAutoencoder", "latent_statistics", "shifted_statistics"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,13 +91,46 @@ def latent_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
         CheckpointError: If they are not one finite number per channel, or a deviation is not
             positive.
     """
-    config, channels = vae.config, vae.config.latent_channels
-    try:
+
+    def read() -> tuple[Tensor, Tensor]:
+        config, channels = vae.config, vae.config.latent_channels
         mean = torch.tensor(config.latents_mean or [0.0] * channels).float()
-        std = torch.tensor(config.latents_std or [1.0] * channels) / config.scaling_factor
-    except (TypeError, ValueError, RuntimeError) as error:
+        return mean, torch.tensor(config.latents_std or [1.0] * channels) / config.scaling_factor
+
+    return _checked(read, vae.config)
+
+
+def shifted_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    """Read the mean and standard deviation of raw latents where the scale is in one of them.
+
+    Args:
+        vae: Autoencoder of a flow transformer, or one that this package has saved.
+
+    Returns:
+        Mean, the shift where there is none; and deviation, the inverse scaling factor where there
+        is none; by channel, fp32 [1].
+
+    Raises:
+        CheckpointError: As :func:`latent_statistics`.
+    """
+
+    def read() -> tuple[Tensor, Tensor]:
+        config, channels = vae.config, vae.config.latent_channels
+        mean = torch.tensor(config.latents_mean or [config.shift_factor or 0.0] * channels)
+        return mean.float(), torch.tensor(
+            config.latents_std or [1.0 / config.scaling_factor] * channels
+        )
+
+    return _checked(read, vae.config)
+
+
+def _checked(read: Callable[[], tuple[Tensor, Tensor]], config: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """Refuse statistics that are not one finite number per channel."""
+    try:
+        mean, std = read()
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise _unfit_statistics(config) from error
-    fit = mean.shape == std.shape == (channels,) and bool((std > 0).all())
+    fit = mean.shape == std.shape == (config.latent_channels,) and bool((std > 0).all())
     if not (fit and bool(mean.isfinite().all() and std.isfinite().all())):
         raise _unfit_statistics(config)
     return mean, std

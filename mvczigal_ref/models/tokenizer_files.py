@@ -10,7 +10,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.models.weight_files import describe_file, first_line, read_json
 
-__all__ = ["KNOWN_IDS", "fit_tokenizers", "read_tokenizer", "text_length"]
+__all__ = ["KNOWN_IDS", "fit_tokenizers", "longest_text", "read_tokenizer", "text_length"]
 
 _JSON_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json",
@@ -107,7 +107,7 @@ def _check_clip(tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     symbols = bytes_to_unicode().values()
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
-    words += ["".join(pair) for pair in model["merges"]]
+    words += ["".join(pair).replace(" ", "") for pair in model["merges"]]  # pairs, or text
     ids = model["vocab"]
     odd = [w for place, w in enumerate(words) if ids.get(w) != place]
     odd += sorted(set(ids) - {*words, *_MARKS})
@@ -158,12 +158,23 @@ def text_length(tokenizer: Any, encoder: Any) -> int:  # noqa: ANN401 - transfor
     Raises:
         CheckpointError: If the tokenizer's length is no positive number.
     """
-    longest = int(encoder.config.max_position_embeddings)
+    return min(longest_text(tokenizer), int(encoder.config.max_position_embeddings))
+
+
+def longest_text(tokenizer: Any) -> int:  # noqa: ANN401
+    """Give the longest text of a tokenizer.
+
+    Args:
+        tokenizer: A tokenizer.
+
+    Returns:
+        The length, 10**30 where its files name none [tokens].
+
+    Raises:
+        CheckpointError: If it is no number, or below 2.
+    """
     length = tokenizer.model_max_length
     if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 2:
-        msg = (
-            f"`model_max_length` of the tokenizer must be a number of tokens up to {longest}; got "
-            f"{length!r}."
-        )
+        msg = f"`model_max_length` of the tokenizer must be a number of tokens; got {length!r}."
         raise CheckpointError(msg)
-    return int(min(length, longest))
+    return int(min(length, 10**30))

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from mvczigal_ref import __version__
 from mvczigal_ref.condition.drift_bins import DRIFT_EDGES, drift_histogram
 from mvczigal_ref.evaluation.digits import decimals_of_size, gain_text
+from mvczigal_ref.evaluation.durations import duration
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.pictures.drawing import element
 from mvczigal_ref.pictures.palette import DARK, LIGHT, variables
@@ -30,7 +31,6 @@ from mvczigal_ref.report.run_content import (
     settings_of,
 )
 from mvczigal_ref.report.words import (
-    duration,
     error_removed,
     facts,
     headline,

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.digits import plus_minus
+from mvczigal_ref.evaluation.durations import duration
 from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.recipes import RECIPES, recipe_names
 from mvczigal_ref.report.run_content import RunContent, changed_settings
 
-__all__ = ["duration", "error_removed", "facts", "headline", "repeating_command", "run_facts"]
+__all__ = ["error_removed", "facts", "headline", "repeating_command", "run_facts"]
 
 _CLEAR = 2.0  # standard errors above which a change is called one
 _ANY = next(iter(RECIPES))  # a settings file that sets everything starts from any recipe
@@ -153,23 +154,3 @@ def run_facts(run: RunContent) -> dict[str, str]:
     }  # fmt: skip
     words = {name: "; then ".join(dict.fromkeys(values)) for name, values in columns.items()}
     return {**words, "took": took + several}
-
-
-def duration(seconds: float) -> str:
-    """Write a duration.
-
-    Args:
-        seconds: Length of time [s].
-
-    Returns:
-        Words.
-
-    Examples:
-        >>> duration(300.4), duration(7310)
-        ('5 min 0 s', '2 h 1 min 50 s')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
-    return " ".join(f"{n} {u}" for place, (n, u) in enumerate(parts) if n or place == 2 or
-                    any(m for m, _ in parts[:place]))  # fmt: skip

@@ -7,7 +7,8 @@ encoder, for ``hyperscore`` those of `HyperScoreSize`, for ``hpsv3`` the ``pixel
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import accumulate
+from math import ceil, log2
 from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
@@ -225,16 +226,17 @@ def _endpoint(options: ScorerOptions, waiting: Waiting) -> Any:  # noqa: ANN401 
     from mvczigal_ref.language.chat import MAX_PAUSE_S, ChatEndpoint
 
     pauses = 0.5
-    # Enough tries that the pauses between them add up to the wait.
-    tries = next(
-        n
-        for n in count()
-        if sum(min(pauses * 2.0**k, MAX_PAUSE_S) for k in range(n)) >= options.wait
-    )
-    return ChatEndpoint(
+    # Enough tries that the pauses between them add up to the wait: doubled ones, then the longest.
+    doublings = ceil(log2(MAX_PAUSE_S / pauses))
+    waits = [0.0, *accumulate(pauses * 2.0**k for k in range(doublings))]
+    longest = ceil(max(0.0, options.wait - waits[-1]) / MAX_PAUSE_S)
+    tries = longest + sum(wait < options.wait for wait in waits[:-1])
+    endpoint = ChatEndpoint(
         options.url or "", options.weights or "", timeout_s=options.timeout, retries=tries,
         backoff_s=pauses, api_key_env=options.api_key_env, sleep=waiting.sleep,
     )  # fmt: skip
+    endpoint.key()  # an absent one is refused now, and not at the first picture
+    return endpoint
 
 
 def _chat(judge: Scorer, options: ScorerOptions, waiting: Waiting) -> Asked:

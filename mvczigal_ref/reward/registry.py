@@ -142,13 +142,16 @@ class ScorerBuilder(Generic[_Built]):
     kind: _Kind
     """Kind of the scorers, which is also the name of their setting."""
 
-    def __call__(self, name: str, options: ScorerOptions | None = None) -> _Built:
+    def __call__(
+        self, name: str, options: ScorerOptions | None = None, *, setting: str | None = None
+    ) -> _Built:
         """Build the scorer of a name.
 
         Args:
             name: Name such as ``world.per_view``, or of a function that the user has typed, such as
                 ``my_rewards.py:score``; any name if ``options`` has a service's URL.
             options: Options of the scorer; published weights on the CPU if None.
+            setting: Setting that names it, for messages; ``reward`` and the kind if None.
 
         Returns:
             A new scorer.
@@ -160,11 +163,11 @@ class ScorerBuilder(Generic[_Built]):
             ScorerUnavailableError: If its service does not answer.
         """
         options = options or ScorerOptions()
-        _check(f"reward.{self.kind}", self.kind, name, options)
+        setting = setting or f"reward.{self.kind}"
+        _check(setting, self.kind, name, options)
         if options.url and not _is_chat(name):
             scorer: _Built = remote(self.kind, name, options)
         elif is_function(name):
-            setting = f"reward.{self.kind}"
             source = (
                 load_source(name, setting=setting)
                 if is_code(name)

@@ -82,4 +82,6 @@ def _model(condition: ConditionConfig, device: torch.device) -> LanguageModel:
     name = condition.model or ""
     if condition.enhancer == "local":
         return LocalVisionLanguageModel.load(Path(name).expanduser(), device=device)
-    return ChatEndpoint(condition.url or "", name, api_key_env=condition.api_key_env)
+    endpoint = ChatEndpoint(condition.url or "", name, api_key_env=condition.api_key_env)
+    endpoint.key()  # an absent one is refused now, and not after the first rollout
+    return endpoint

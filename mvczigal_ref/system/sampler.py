@@ -35,11 +35,25 @@ def build_sampler(
     Returns:
         The sampler, its tables computed in fp64 and rounded to fp32.
 
+    Raises:
+        ConfigError: If the settings leave no steps, such as a shift that makes noise levels equal.
+
     Examples:
         >>> build_sampler(TrainConfig()).timesteps
         tensor([999, 759, 499, 259])
     """
-    settings, steps = config.sampler, num_steps or config.sampler.num_steps
+    steps = num_steps or config.sampler.num_steps
+    try:
+        return _built(config, steps, shift=shift, lowest_sigma=lowest_sigma)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        section = "flow" if config.sampler.kind == "flow" else "sampler"
+        raise ConfigError(f"the settings of `{section}` leave no grid of steps: {error}") from error
+
+
+def _built(config: TrainConfig, steps: int, *, shift: float, lowest_sigma: float | None) -> Sampler:
+    settings = config.sampler
     kind: str = settings.kind
     sampler: Sampler
     if kind == "flow":

@@ -8,7 +8,6 @@ import torch
 
 from mvczigal_ref.config import TrainConfig, scorer_weights
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.reward.registry import (
@@ -57,29 +56,30 @@ def build_scorers(
     model = config.model
     views = 1 if model.network == "flow" else rig_of(model).num_views
 
-    def built(name: str, build: Callable[[str, ScorerOptions], Any]) -> Any:  # noqa: ANN401
+    def built(name: str, build: Callable[..., Any], section: str) -> Any:  # noqa: ANN401
         options = scorer_options(
             name, config.reward, device=device, num_views=views, image_size=model.image_size
         )
+        setting = f"{section}.per_view" if build is per_view_scorer else f"{section}.joint"
         if not model.offload_frozen:
-            return build(name, options)
-        scorer = build(name, replace(options, device=torch.device("cpu")))
+            return build(name, options, setting=setting)
+        scorer = build(name, replace(options, device=torch.device("cpu")), setting=setting)
         return Offloaded(scorer, options.device) if hasattr(scorer, "to") else scorer
 
-    def per_view(name: str) -> PerViewScorer:
-        scorer: PerViewScorer = built(name, per_view_scorer)
+    def per_view(name: str, section: str = "reward") -> PerViewScorer:
+        scorer: PerViewScorer = built(name, per_view_scorer, section)
         return scorer
 
-    def joint(name: str) -> JointViewScorer:
-        scorer: JointViewScorer = built(name, joint_view_scorer)
+    def joint(name: str, section: str = "reward") -> JointViewScorer:
+        scorer: JointViewScorer = built(name, joint_view_scorer, section)
         return scorer
 
     guard, looks = config.guard, watched and config.guard.every > 0
     return {
         "per_view": mixture(config.reward.per_view, per_view),
         "joint": None if config.reward.joint == VIEW_MEAN else mixture(config.reward.joint, joint),
-        "watched_per_view": {name: per_view(name) for name in guard.per_view if looks},
-        "watched_joint": {name: joint(name) for name in guard.joint if looks},
+        "watched_per_view": {name: per_view(name, "guard") for name in guard.per_view if looks},
+        "watched_joint": {name: joint(name, "guard") for name in guard.joint if looks},
     }
 
 
@@ -139,17 +139,19 @@ def check_functions(config: TrainConfig, *, device: torch.device) -> None:
     """
     reward, guard = config.reward, config.guard
     kinds = (
-        (per_view_scorer, [*scorer_weights(reward.per_view), *guard.per_view]),
-        (joint_view_scorer, [*scorer_weights(reward.joint), *guard.joint]),
+        ("reward.per_view", per_view_scorer, scorer_weights(reward.per_view)),
+        ("reward.joint", joint_view_scorer, scorer_weights(reward.joint)),
+        ("guard.per_view", per_view_scorer, guard.per_view),
+        ("guard.joint", joint_view_scorer, guard.joint),
     )
     views = 1 if config.model.network == "flow" else rig_of(config.model).num_views
-    for build, names in kinds:
+    for setting, build, names in kinds:
         for name in filter(is_function, names):
             options = scorer_options(
                 name, reward, device=device, num_views=views, image_size=config.model.image_size
             )
             if options.url is None:
-                build(name, options)
+                build(name, options, setting=setting)
 
 
 def no_scorers() -> dict[str, Any]:

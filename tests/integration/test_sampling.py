@@ -120,7 +120,9 @@ def test_a_flow_paints_one_view(tmp_path, capsys, monkeypatch):
     """A sheet and the view; there is nothing to turn, and a call a step is counted."""
     told = []
     monkeypatch.setattr(Progress, "add_task", lambda *_, total: told.append(total) or len(told) - 1)
-    monkeypatch.setattr(Progress, "advance", lambda *_: told.append("call"))
+    monkeypatch.setattr(
+        Progress, "update", lambda *_, completed: told.append("call") if completed else None
+    )
     tiny_flow_components(seed=0, num_heads=1, num_layers=1, num_single_layers=1).save(
         tmp_path / "weights"
     )

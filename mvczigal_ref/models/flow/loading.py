@@ -11,9 +11,10 @@ from transformers.utils import cached_file
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.families import FLUX, SD3, FlowFamily, numbered
+from mvczigal_ref.models.latents import shifted_statistics
 from mvczigal_ref.models.loading import load_model, quiet
 from mvczigal_ref.models.schedulers import scheduler_of
-from mvczigal_ref.models.tokenizer_files import read_tokenizer
+from mvczigal_ref.models.tokenizer_files import fit_tokenizers, longest_text, read_tokenizer
 from mvczigal_ref.models.weight_files import read_json, refuse_single_file
 
 __all__ = ["load_flow"]
@@ -93,7 +94,7 @@ def _text_length(
     family: FlowFamily, folder: Path, tokenizer: PreTrainedTokenizerBase, text_length: int | None
 ) -> int:
     """Choose the length of T5's sequences, before any weights are read."""
-    longest = int(tokenizer.model_max_length)
+    longest = longest_text(tokenizer)
     if text_length is not None and text_length > longest:
         msg = (
             f"`flow.text_length` must be at most {longest}, the longest text of the tokenizer in "
@@ -131,19 +132,22 @@ def _read(
     euler = {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler}
     scheduler = scheduler_of(euler, folder / "scheduler" / "scheduler_config.json")
     vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=vae_dtype)
-    channels, config = vae.config.latent_channels, vae.config
+    mean, std = shifted_statistics(vae)
     transformer = load_model(family.transformer, folder / "transformer", torch_dtype=dtype)
-    encoders = numbered("text_encoder", family.text_encoders)
+    encoders = tuple(
+        load_model(kind, folder / name, dtype=dtype).requires_grad_(requires_grad=False)
+        for name, kind in numbered("text_encoder", family.text_encoders).items()
+    )
+    names = numbered("tokenizer", family.tokenizers)
+    clips = zip(names, zip(tokenizers[:-1], encoders[:-1], strict=True), strict=False)
+    fit_tokenizers(dict(clips))  # T5's length is chosen
     return FlowComponents(
         tokenizers=tokenizers,
-        text_encoders=tuple(
-            load_model(kind, folder / name, dtype=dtype).requires_grad_(requires_grad=False)
-            for name, kind in encoders.items()
-        ),
+        text_encoders=encoders,
         vae=vae,
         policy=family.policy(transformer).eval(),
         scheduler=scheduler,
-        latent_mean=torch.tensor(config.latents_mean or [config.shift_factor or 0.0] * channels),
-        latent_std=torch.tensor(config.latents_std or [1.0 / config.scaling_factor] * channels),
+        latent_mean=mean,
+        latent_std=std,
         max_tokens=max_tokens,
     )

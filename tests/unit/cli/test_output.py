@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mvczigal_ref.cli import _read, main
-from mvczigal_ref.cli.output import STANDARD_OUTPUT, Printed, console_of
+from mvczigal_ref.cli.output import STANDARD_OUTPUT, Printed, console_of, json_alone, write_json
 
 TABLES = {
     "train": ["tiny"], "plan": ["tiny"], "check": ["tiny"], "recipes": [], "settings": [],
@@ -40,6 +40,19 @@ def test_json_that_could_not_be_written_is_refused_before_the_work(tmp_path, cap
     for place in (tmp_path, tmp_path / "file" / "a.json"):
         assert main(["train", "no-such-recipe", "--json", str(place)]) == 2
         assert "error: `--json` must be a file" in capsys.readouterr().err
+
+
+def test_what_a_command_prints_besides_is_no_part_of_its_json(capsys):
+    """A reward of one's own may print, and its words would break the JSON."""
+    command = Printed(json=STANDARD_OUTPUT)
+    with json_alone(command):
+        print("loading")
+        write_json(command, {"gain": 1})
+    print("after")
+    out, err = capsys.readouterr()
+
+    assert json.loads(out.removesuffix("after\n")) == {"gain": 1}
+    assert err == "loading\n"
 
 
 def test_json_takes_the_table_s_place(tmp_path, capsys):

@@ -22,7 +22,7 @@ def progress_text(*, terminal, quiet=False, seconds=10.0):
 def test_plain_lines_come_now_and_then():
     """Every 15 s at most, with the share that is done and the time left at the pace so far."""
     assert progress_text(terminal=False).splitlines() == [
-        "scoring: 40%, 1 min 00 s left",
+        "scoring: 40%, 1 min 0 s left",
         "scoring: 60%, 40 s left",
         "scoring: 80%, 20 s left",
     ]

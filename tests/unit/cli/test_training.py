@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mvczigal_ref.cli import _read, dry_run, main, preflight, training
 from mvczigal_ref.cli.training import Train, train_words
+from mvczigal_ref.errors import ConfigError, NonFiniteError
 from mvczigal_ref.preflight.attempts import CheckResult, Finding
 from mvczigal_ref.recipes import recipe
 from tests.unit.cli.test_preflight import PLAN
@@ -158,6 +160,22 @@ def test_a_run_says_where_it_begins(tmp_path):
     assert training._beginning(folder, config) == text
     (folder / "checkpoints" / "iteration_000040").mkdir()
     assert "has finished its 40 iterations" in training._beginning(folder, config)
+
+
+def test_a_number_that_is_not_finite_says_the_way_on(tmp_path, monkeypatch, capsys):
+    """Since the same command would meet it again."""
+    (tmp_path / "run" / "checkpoints" / "iteration_000004").mkdir(parents=True)
+
+    def diverge(*_, **__):
+        raise NonFiniteError("loss")
+
+    monkeypatch.setattr(training, "_run", diverge)
+    monkeypatch.setattr(training, "_beginning", lambda *_: "begins")
+    command = Train(recipe="tiny", out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"^`loss` must be finite; .*`--from .*run@4`, or an ea"):
+        training.train_run(command, recipe("tiny"))
+    with pytest.raises(ConfigError, match=r"finite; .*such as a lower `optim\.lr`, and another"):
+        training.train_run(replace(command, out=tmp_path / "other"), recipe("tiny"))
 
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -3,13 +3,14 @@
 import re
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mvczigal_ref.config import RewardConfig
-from mvczigal_ref.errors import CheckpointError, ScorerUnavailableError
+from mvczigal_ref.errors import CheckpointError, ConfigError, ScorerUnavailableError
 from mvczigal_ref.reward import builders
 from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.hyperscore import HyperScore
@@ -156,6 +157,15 @@ def test_a_chat_judge_is_asked_for_views_or_objects(images):
     endpoint = per_view.scorer.endpoint
     assert sum(min(0.5 * 2.0**k, 30.0) for k in range(endpoint.retries)) >= 600.0
     assert sum(min(0.5 * 2.0**k, 30.0) for k in range(endpoint.retries - 1)) < 600.0
+
+
+def test_a_chat_judge_is_waited_for_as_long_as_asked():
+    """Days too, which once overflowed; and its key must be there at once."""
+    for wait, retries in ((0.0, 0), (0.5, 1), (0.6, 2), (31.5, 6), (31.6, 7), (86400.0, 2885)):
+        options = ScorerOptions(url="http://h/v1", weights="judge", num_views=2, wait=wait)
+        assert per_view_scorer("chat_judge", options).scorer.endpoint.retries == retries
+    with pytest.raises(ConfigError, match="'ABSENT_KEY' is unset or empty"):
+        per_view_scorer("chat_judge", replace(options, api_key_env="ABSENT_KEY"))
 
 
 @pytest.mark.parametrize("reply", [raw(b"no", status=404), raw(b"no", status=503), chat("fine")])

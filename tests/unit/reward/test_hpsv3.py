@@ -247,6 +247,8 @@ def test_every_misfit_tensor_is_named(folder, tmp_path):
     ("name", "content", "message"),
     [
         ("config.json", '{"model_type": "clip"}', "must describe a `qwen2_vl` model; got 'clip'"),
+        ("tokenizer.json", "{}", "must be a tokenizer"),
+        ("tokenizer.json", "<html>", r"tokenizer\.json` must be readable JSON; it is a web page"),
         ("tokenizer.json", "[]", "must hold a JSON object; got list"),
     ],
 )

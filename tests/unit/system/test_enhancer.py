@@ -23,6 +23,13 @@ def build(enhancer, **settings):
     return build_enhancer(ConditionConfig(enhancer=enhancer, **settings), device=CPU)
 
 
+class Keyed(Scripted):
+    """A model that is served without a key."""
+
+    def key(self):
+        """None is sent."""
+
+
 @pytest.fixture
 def models(monkeypatch):
     """Note how a model is made, and give one that never answers well."""
@@ -30,7 +37,7 @@ def models(monkeypatch):
 
     def endpoint(url, name, *, api_key_env):
         made["chat"] = url, name, api_key_env
-        return Scripted("")
+        return Keyed("")
 
     def load(folder, *, device):
         made["local"] = folder, device
@@ -117,6 +124,11 @@ def test_a_model_is_asked_about_the_chosen_aspects(models, kind):
         ("world_edits", {"instructions": ["smell"]}, "`words` must be some of .* got .'smell',"),
         ("chat", {"model": "m", "url": "http://h", "instructions": ["smell"]}, r"got \['smell'\]"),
         ("chat", {"model": "m", "url": "not a url"}, "url"),
+        (
+            "chat",
+            {"model": "m", "url": "http://h", "api_key_env": "ABSENT_KEY"},
+            "'ABSENT_KEY' is unset or empty",
+        ),
         ("stored", {"file": "absent.jsonl"}, "cannot read captions from 'absent.jsonl'"),
         ("local", {"model": "absent"}, "absent"),
     ],

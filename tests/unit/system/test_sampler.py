@@ -7,6 +7,7 @@ from mvczigal_ref.config import load_config
 from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.lcm import LcmSampler
+from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.system.sampler import build_sampler
 from tests import oracles
 
@@ -88,3 +89,9 @@ def test_another_length_may_be_asked_for(words):
     """Such as that of evaluation; the rest stays."""
     assert build(*words, num_steps=7).num_steps == 7
     assert build(*words).num_steps == 4
+
+
+def test_a_shift_that_makes_levels_equal_is_refused():
+    """By its section, before anything is loaded."""
+    with pytest.raises(ConfigError, match="settings of `flow` leave no grid of steps: `sigmas`"):
+        build(*FLOW, "flow.shift=1e30")

@@ -1,10 +1,11 @@
 """`scorers`: what could not judge a run is refused before anything is loaded."""
 
 import pytest
+import torch
 
 from mvczigal_ref.config import from_dict, load_config
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.system.scorers import check_judges
+from mvczigal_ref.system.scorers import build_scorers, check_functions, check_judges
 
 OTHERS = {"per_view": "clip_score", "joint": "per_view"}
 
@@ -50,3 +51,12 @@ def test_others_are_not():
     check_judges(large, watched=False)
     served = {"url": {"world": "http://127.0.0.1:1"}, "device": "cpu"}
     check_judges(from_dict({"model": {"image_size": 64}, "reward": served}))
+
+
+def test_a_watched_function_is_refused_by_the_guards_setting(tmp_path):
+    """Not as what is trained on."""
+    (tmp_path / "mine.py").write_text("def score(images, prompts): return None\n")
+    words = ["guard.every=1", f"guard.per_view=['{tmp_path}/mine.py:score']"]
+    for build in (check_functions, build_scorers):
+        with pytest.raises(ConfigError, match=r"^`guard\.per_view` = .*it returned a NoneType"):
+            build(load_config(overrides=words), device=torch.device("cpu"))

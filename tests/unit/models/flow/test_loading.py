@@ -1,5 +1,6 @@
 """Loading flow pipelines: laws, errors."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -142,3 +143,26 @@ def test_rejects_a_name_that_is_not_here(source):
     """Nothing is downloaded: the message says how to."""
     with pytest.raises(CheckpointError, match=f"`source` must be .* hf download {source}"):
         load_flow(source)
+
+
+@pytest.mark.parametrize("scale", [0, None, "0.3"])
+def test_an_autoencoder_without_a_scale_is_refused(folder, tmp_path, scale):
+    """Before a transformer is read."""
+    shutil.copytree(folder, tmp_path / "flux")
+    config = tmp_path / "flux" / "vae" / "config.json"
+    plain = {"latents_mean": None, "latents_std": None, "scaling_factor": scale}
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | plain))
+    with pytest.raises(CheckpointError, match="must have a positive scaling_factor"):
+        load_flow(tmp_path / "flux")
+
+
+def test_a_tokenizer_without_a_length_is_given_its_encoder_s(folder, tmp_path):
+    """Prompts would be padded to 10**30 tokens."""
+    shutil.copytree(folder, tmp_path / "flux")
+    config = tmp_path / "flux" / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(config.read_text("utf-8"))
+    del settings["model_max_length"]
+    config.write_text(json.dumps(settings))
+    c = load_flow(tmp_path / "flux", text_length=16)
+    encoder = c.text_encoders[0].config
+    assert c.tokenizers[0].model_max_length == encoder.max_position_embeddings
