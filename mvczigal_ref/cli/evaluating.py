@@ -33,7 +33,8 @@ __all__ = ["Evaluate", "evaluate", "evaluate_policy"]
 class Evaluate(Printed):
     """Score a policy on held-out prompts.
 
-    A run is also compared with its base weights; ZMV-Sampling of other weights with plain sampling. Both start from the same noises, and the gain is paired.
+    A run is also compared with its base weights; ZMV-Sampling of other weights with
+    plain sampling. Both start from the same noises, and the gain is paired.
     """
 
     recipe: Annotated[

@@ -24,7 +24,8 @@ _PROMPT = "a red cube with a white nose"
 class Play:
     """Serve a page on which to sample a policy: prompt, seed, steps, guidance and zigzag.
 
-    A run is shown beside its base weights, other weights by ZMV-Sampling beside plain sampling. Needs the extra `demo`.
+    A run is shown beside its base weights, other weights by ZMV-Sampling beside plain sampling.
+    Needs the extra `demo`.
     """
 
     folder: Annotated[
