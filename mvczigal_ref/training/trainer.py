@@ -233,7 +233,8 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
         if first is not None and record is None:
             write_origin(folder, first)
         atomic_write(folder / "config.json", to_json(to_dict(in_places(config))))
-    ownership.enter_context(recorded(folder, world))
+    if checkpoint is None or checkpoint.iteration < config.run.iterations:
+        ownership.enter_context(recorded(folder, world))
     if origin is not None and record is None:
         for line in origin.lines:
             tell.note(line)

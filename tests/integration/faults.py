@@ -36,8 +36,8 @@ def scorer_fault(switch, *, value=float("nan"), error=None):
     """Make the per-view judge of the second object's view 4 wrong, or let it raise."""
     build = scorers.per_view_scorer
 
-    def faulty(name, *options):
-        judge = build(name, *options)
+    def faulty(name, *options, **more):
+        judge = build(name, *options, **more)
 
         def score(images, prompts):
             scores = judge(images, prompts)

@@ -423,8 +423,8 @@ def test_pictures_are_scored_view_by_view_and_together(views, capsys):
     for name in ("world.per_view", "world.joint"):
         assert two["scores"][name] == one["scores"][name] * 2
     assert len(re.findall(r"v\d\.png", said)) == 6
-    assert f"{scores[0]:.4f}" in said
-    assert f"{one['scores']['world.joint'][0]:.4f}" in said
+    assert f"{scores[0]:.2f}" in said
+    assert f"{one['scores']['world.joint'][0]:.2f}" in said
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ def summary(prompts, tmp_path_factory):
     def train(**advantage):
         folder = tmp_path_factory.mktemp("learns")
         with (
-            patched(scorers, "per_view_scorer", lambda *_: per_view),
-            patched(scorers, "joint_view_scorer", lambda *_: joint),
+            patched(scorers, "per_view_scorer", lambda *_, **__: per_view),
+            patched(scorers, "joint_view_scorer", lambda *_, **__: joint),
         ):
             config = small_config(prompts, **SETTINGS, advantage=advantage)
             run(config, folder, held_out=HELD_OUT)

@@ -243,7 +243,7 @@ def test_a_run_outlives_its_service(undisturbed, prompts, tmp_path):
         killer = threading.Thread(target=kill)
         killer.start()
         remote = RemotePerView(f"http://127.0.0.1:{port}", sleep=again)
-        with patched(scorers, "per_view_scorer", lambda *_: remote):
+        with patched(scorers, "per_view_scorer", lambda *_, **__: remote):
             run(small_config(prompts), tmp_path)
         killer.join()
 
@@ -296,7 +296,7 @@ def test_a_run_outlives_whatever_its_service_says(undisturbed, prompts, tmp_path
         remote = RemotePerView(server.url, patience=patience, sleep=pauses.append)
         with (
             patched(Handler, "_answer", answer),
-            patched(scorers, "per_view_scorer", lambda *_: remote),
+            patched(scorers, "per_view_scorer", lambda *_, **__: remote),
         ):
             run(small_config(prompts, **one_by_one), tmp_path)
 
@@ -319,7 +319,7 @@ def test_a_run_ends_with_a_good_checkpoint_where_its_service_does_not_come_back(
             sleep=lambda seconds: None,
         )
         with (
-            patched(scorers, "per_view_scorer", lambda *_: remote),
+            patched(scorers, "per_view_scorer", lambda *_, **__: remote),
             pytest.raises(ScorerUnavailableError, match="resume"),
         ):
             run(small_config(prompts), tmp_path, events=Outage(stack.close))
