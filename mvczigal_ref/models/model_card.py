@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -12,7 +12,7 @@ from mvczigal_ref.files import to_json
 from mvczigal_ref.models.loading_snippet import loading_snippet
 from mvczigal_ref.models.lora_weights import LoraWeights
 
-__all__ = ["CardFacts", "CardResult", "hub_id", "model_card"]
+__all__ = ["CardFacts", "CardResult", "hub_id", "model_card", "public_settings"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _LAYERS = {
@@ -85,6 +85,31 @@ def hub_id(name: str | None) -> str | None:
     return name if named else None
 
 
+def public_settings(settings: Any) -> Any:  # noqa: ANN401 - JSON values, nested
+    """Take places of the machine out of settings that will be read by everyone.
+
+    Args:
+        settings: JSON values.
+
+    Returns:
+        Values in which absolute paths have no folders, and addresses no name.
+
+    Examples:
+        >>> public_settings({"prompts": "/home/me/own.txt", "url": "http://gpu7:8000", "n": [8]})
+        {'prompts': 'own.txt', 'url': 'an address', 'n': [8]}
+    """
+    if isinstance(settings, Mapping):
+        return {name: public_settings(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [public_settings(value) for value in settings]
+    if not isinstance(settings, str):
+        return settings
+    if "://" in settings:
+        return "an address"
+    paths = (PurePosixPath(settings), PureWindowsPath(settings))
+    return next((path.name for path in paths if path.is_absolute()), settings)
+
+
 def model_card(lora: LoraWeights | None, facts: CardFacts, *, network: str) -> str:
     """Write the card of a folder of trained weights.
 
@@ -116,7 +141,8 @@ def model_card(lora: LoraWeights | None, facts: CardFacts, *, network: str) -> s
     )
     parts += ["## Loading", lines]
     if facts.settings:
-        parts += ["## Settings of the run", f"```json\n{to_json(facts.settings)}```"]
+        shown = facts.settings if facts.repo is None else public_settings(facts.settings)
+        parts += ["## Settings of the run", f"```json\n{to_json(shown)}```"]
     body = "\n\n".join(part.strip() for part in parts if part)
     return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{body}\n"))
 

@@ -1,5 +1,6 @@
 """`model_card` and `loading_snippet`: headers that the hub reads, and lines that load."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -112,3 +113,19 @@ def test_a_folder_that_is_there_is_no_hub_id(tmp_path, monkeypatch):
     assert hub_id("runs/one") == "runs/one"
     Path("runs/one").mkdir(parents=True)
     assert hub_id("runs/one") is None
+
+
+def test_a_card_on_the_hub_names_no_place_of_the_machine():
+    """Folders and addresses of the run stay out of it; a folder of one's own keeps them."""
+    settings = {
+        "run": {"prompts": "/home/someone/objects.txt", "held_out": "C:\\Users\\someone\\b.txt"},
+        "reward": {"url": "http://judge.internal:8000", "per_view": "/srv/my.py:score"},
+    }
+    lora, facts = trained_lora(unet_policy()), CardFacts(settings=settings)
+    here = model_card(lora, facts, network="unet")
+    there = model_card(lora, replace(facts, repo="a/b"), network="unet")
+
+    for place in ("/home/someone", "Users", "judge.internal", "/srv"):
+        assert place in here
+        assert place not in there
+    assert all(name in there for name in ("objects.txt", "b.txt", "my.py:score"))
