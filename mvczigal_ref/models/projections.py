@@ -45,7 +45,8 @@ class QuickLinear(nn.Linear):
 
     def forward(self, tokens: Tokens) -> Projected:
         """Multiply."""
-        if self.weight.requires_grad or torch.compiler.is_compiling():
+        trained = any(p.requires_grad for p in self.parameters(recurse=False))
+        if trained or torch.compiler.is_compiling():
             return super().forward(tokens)
         return merged_linear(tokens, self.weight, self.bias)
 
@@ -139,7 +140,7 @@ def _read(layer: Any) -> _Map | None:  # noqa: ANN401 - PEFT is untyped
     if type(base) not in (nn.Linear, QuickLinear) or len(names) > 1:
         return None
     weight, bias = base._parameters["weight"], base._parameters["bias"]
-    if weight.requires_grad:
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
         return None
     if not names:
         return _Map(weight, bias)

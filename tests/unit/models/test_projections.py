@@ -150,6 +150,19 @@ def test_weights_that_train_get_their_gradient():
     assert torch.equal(layer.weight.grad, torch.full((2, 3), 4.0))
 
 
+def test_a_bias_that_trains_gets_its_gradient():
+    """Also where its weight is frozen, alone and among projections that are one product."""
+    layer = QuickLinear(4, 4)
+    layer.weight.requires_grad_(requires_grad=False)
+    tokens = randn(2, 4, seed=0).float()
+
+    layer(tokens).sum().backward()
+    assert layer.bias.grad.tolist() == [2.0] * 4
+    layer.bias.grad = None
+    project(tokens, layer, heads=1)[0].sum().backward()
+    assert layer.bias.grad.tolist() == [2.0] * 4
+
+
 @pytest.mark.parametrize("setting", [{"lora_dropout": 0.5}, {"use_dora": True}])
 def test_another_kind_of_lora_is_left_to_peft(setting):
     """Dropout and DoRA."""
