@@ -1,6 +1,7 @@
 """Types of single settings: the values that are valid, whatever the section."""
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
@@ -61,7 +62,7 @@ def _scorers(value: object) -> str | Table[float]:
     if not isinstance(named, Mapping) or not all(isinstance(k, str) and k for k in named):
         msg = "must be a scorer's name, or scorers' names with a weight each"
         raise ValueError(msg)
-    if not all(type(w) in (int, float) and math.isfinite(w) for w in named.values()):
+    if not all(type(w) in (int, float) and abs(w) <= sys.float_info.max for w in named.values()):
         msg = "must give every scorer a finite number as its weight"
         raise ValueError(msg)
     if not any(named.values()):

@@ -1,8 +1,8 @@
 """LoRA files: names, rank and scale are read and checked before any network is touched."""
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,7 +260,7 @@ def _number(path: Path, settings: Mapping[str, Any], name: str) -> float:
     """Read a setting that must be a positive number."""
     value = settings[name]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not value > 0:
+    if not number or not 0 < value <= sys.float_info.max:  # JSON has greater integers
         msg = f"`{path}` must have a positive number as its setting {name}; got {quoted(value)}."
         raise CheckpointError(msg)
     return float(value)

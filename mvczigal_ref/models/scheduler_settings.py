@@ -1,6 +1,6 @@
 """Settings of diffusers' schedulers: each is followed, refused by name, or without effect."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,4 +115,5 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # JSON has greater integers

@@ -134,7 +134,8 @@ def fit_tokenizers(pairs: Mapping[str, tuple[Any, Any]]) -> None:
         most, size = max(tokenizer.get_vocab().values()), int(encoder.config.vocab_size)
         if most >= size:
             msg = (
-                f"`{name}` must have ids below {size}, the embeddings of its encoder; got {most}. "
+                f"`{name}` must have ids below {size}, the embeddings of its encoder; got {most} "
+                f"in {getattr(tokenizer, 'name_or_path', '')!r}. "
                 "Take both from one place."
             )
             raise CheckpointError(msg)

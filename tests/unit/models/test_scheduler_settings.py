@@ -226,6 +226,7 @@ def test_flow_components_refuse_it_too():
         (DDIMScheduler, {"steps_offset": None}, "a finite number as steps_offset; got None"),
         (LCMScheduler, {"original_inference_steps": "50"}, "original_inference_steps; got '50'"),
         (LCMScheduler, {"timestep_scaling": float("nan")}, "as timestep_scaling; got nan"),
+        (LCMScheduler, {"timestep_scaling": 10**400}, "as timestep_scaling; got 10"),
         (LCMScheduler, {"prediction_type": "flow"}, "a prediction_type of .* got .flow."),
         (LCMScheduler, {"trained_betas": [0.1] * 10}, r"as many trained_betas as .* got \(10,\)"),
         (DDIMScheduler, {"timestep_spacing": "karras"}, "a timestep_spacing of .* got .karras."),
