@@ -115,5 +115,6 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
 
 
 def _is_number(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max  # JSON has greater integers
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # JSON has greater integers
