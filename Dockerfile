@@ -1,6 +1,6 @@
 # CPU:  docker build -t mvczigal .
 # CUDA: docker build -t mvczigal-cuda --build-arg DEVICE=cuda .    docker run --gpus all ...
-# Run:  docker run --rm -v "$PWD/runs:/work/runs" mvczigal train tiny
+# Run:  docker run --rm -v "$PWD/runs:/home/user/runs" mvczigal train tiny
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim
 
@@ -24,8 +24,8 @@ COPY fixtures fixtures
 COPY mvczigal_ref mvczigal_ref
 RUN pip install -c constraints.txt ".[${EXTRAS}]"
 
-RUN useradd --create-home user && mkdir /work && chown user /work
+RUN useradd --create-home user
 USER user
-WORKDIR /work
+WORKDIR /home/user
 ENTRYPOINT ["mvczigal"]
 CMD ["--help"]
