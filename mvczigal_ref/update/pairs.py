@@ -132,22 +132,13 @@ def accumulate_pairs(
     index = list(steps)
     old_zigzag = batch.rollout.zigzag.log_prob[index]
     old_standard = batch.rollout.standard.log_prob[index]
-    gap = batch.advantage_gap.to(old_zigzag.dtype).expand_as(old_zigzag)
     standard_value = old_standard
     if not on_policy:
         with torch.no_grad():
             standard_value = replay(policy, sampler, batch, batch.rollout.standard, steps, settings)
     zigzag = replay(policy, sampler, batch, batch.rollout.zigzag, steps, settings)
     zigzag_ratio, standard_ratio = zigzag.detach() - old_zigzag, standard_value - old_standard
-    gradients = objective(zigzag_ratio, standard_ratio, gap)
-    _check_finite(
-        gradients.loss,
-        batch,
-        steps,
-        log_ratio_zigzag=zigzag_ratio,
-        log_ratio_standard=standard_ratio,
-        advantage_gap=gap,
-    )
+    gradients = _gradients(objective, batch, steps, zigzag_ratio, standard_ratio)
     zigzag.backward(weight * gradients.zigzag)
     del zigzag
     standard = replay(policy, sampler, batch, batch.rollout.standard, steps, settings)
@@ -173,7 +164,20 @@ def _accumulate_joint(
     zigzag_ratio, standard_ratio = (
         (both.detach() - trajectory.log_prob[list(steps)]).chunk(2, dim=1)
     )  # fmt: skip
-    gap = batch.advantage_gap.to(both.dtype).expand_as(zigzag_ratio)
+    gradients = _gradients(objective, batch, steps, zigzag_ratio, standard_ratio)
+    both.backward(weight * torch.cat([gradients.zigzag, gradients.standard], dim=1))
+    return _stats(gradients, zigzag_ratio, standard_ratio, settings)
+
+
+def _gradients(
+    objective: PairObjective,
+    batch: PairBatch,
+    steps: Sequence[int],
+    zigzag_ratio: StepLogProb,
+    standard_ratio: StepLogProb,
+) -> PairGradients:
+    """Differentiate the objective by both log-densities, and name the first non-finite number."""
+    gap = batch.advantage_gap.to(zigzag_ratio.dtype).expand_as(zigzag_ratio)
     gradients = objective(zigzag_ratio, standard_ratio, gap)
     _check_finite(
         gradients.loss,
@@ -183,8 +187,7 @@ def _accumulate_joint(
         log_ratio_standard=standard_ratio,
         advantage_gap=gap,
     )
-    both.backward(weight * torch.cat([gradients.zigzag, gradients.standard], dim=1))
-    return _stats(gradients, zigzag_ratio, standard_ratio, settings)
+    return gradients
 
 
 def _stats(
