@@ -17,6 +17,7 @@ __all__ = [
     "ZeroGradientError",
     "decode_error",
     "encode_error",
+    "one_line",
     "quoted",
 ]
 
@@ -101,6 +102,22 @@ class NonFiniteError(FloatingPointError):
         place = ", ".join(f"{name} {index}" for name, index in places.items() if index is not None)
         value = "a non-finite value" if self.value is None else repr(self.value)
         return f"`{self.what}` must be finite; got {value}" + (f" at {place}." if place else ".")
+
+
+def one_line(error: BaseException) -> str:
+    r"""Put an exception's text on one line, for a message that quotes it.
+
+    Args:
+        error: Exception of a library or of a user's code.
+
+    Returns:
+        The text, its white space replaced by single spaces; may be empty.
+
+    Examples:
+        >>> one_line(ValueError("no\n  more"))
+        'no more'
+    """
+    return " ".join(str(error).split())
 
 
 def quoted(value: object) -> str:

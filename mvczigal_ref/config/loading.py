@@ -19,7 +19,7 @@ from mvczigal_ref.config.reads import unread
 from mvczigal_ref.config.train import TrainConfig
 from mvczigal_ref.config.typed import note_typed, typed_in
 from mvczigal_ref.config.types import Name, Text
-from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.errors import ConfigError, one_line, quoted
 from mvczigal_ref.text_files import read_text
 
 __all__ = [
@@ -307,7 +307,7 @@ def read_value(text: str) -> Any:  # noqa: ANN401 - whatever YAML can say
     except (
         yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError
     ) as error:  # fmt: skip
-        reason = quoted(" ".join(str(error).split()))[1:-1]
+        reason = quoted(one_line(error))[1:-1]
         raise ConfigError(f"it is not YAML as it should be: {reason}.") from error
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError, WrapValidator
 
-from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.errors import ConfigError, one_line, quoted
 
 __all__ = ["GROUPS", "load_plugin", "plugin", "plugin_names", "plugins", "registered"]
 
@@ -110,7 +110,7 @@ mvczigal_ref.scorers.
     try:
         piece = entry.load()
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise ConfigError(f"{begin} cannot be imported: {type(error).__name__}: {text}") from error
     if not callable(piece):
         raise ConfigError(f"{begin} must be a {GROUPS[group]}; got a {type(piece).__name__}.")

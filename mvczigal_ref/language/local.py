@@ -26,7 +26,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, one_line
 from mvczigal_ref.language.chat import ChatAnswerError
 from mvczigal_ref.models.loading import quiet
 
@@ -127,7 +127,7 @@ class LocalLanguageModel:
                 model, info = kind.from_pretrained(str(source), **options)
                 tokenizer = AutoTokenizer.from_pretrained(str(source), **_LOCAL)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise CheckpointError(f"cannot load a model from {str(source)!r}: {reason}") from error
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"]))

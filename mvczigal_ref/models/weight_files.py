@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, one_line
 
 __all__ = [
     "check_safetensors",
@@ -310,7 +310,7 @@ def described_by(path: str | Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # unfit settings reach nearly every kind of exception
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)[:160]
         msg = f"`{path}` must describe a network; got {type(error).__name__}: {reason}."
         raise CheckpointError(msg) from error
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from mvczigal_ref.config.plugins import GROUPS, load_plugin, plugin
 from mvczigal_ref.config.typed import is_typed, note_typed
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, one_line
 from mvczigal_ref.reward.provenance import note
 from mvczigal_ref.reward.user_code import FAULTS, unchanged_defaults
 
@@ -214,7 +214,7 @@ class _FreshLoader(SourceFileLoader):
 
 
 def _broken(begin: str, what: str, error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     hint = ""
     if isinstance(error, ModuleNotFoundError):
         hint = " Install it; a file beside you is named by its path, as in my_rewards.py:score."

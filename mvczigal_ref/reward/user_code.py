@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, one_line
 
 __all__ = ["FAULTS", "raised", "unchanged_defaults"]
 
@@ -72,6 +72,6 @@ def raised(error: BaseException, function: Callable[..., object]) -> str:
     """
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call here
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     hint = "; it is a class, so name an instance of it" if isinstance(function, type) else ""
     return f"it raised {type(error).__name__}: {text}{place}{hint}"

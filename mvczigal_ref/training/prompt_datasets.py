@@ -4,7 +4,7 @@ import re
 from importlib.util import find_spec
 from typing import Any
 
-from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.errors import ConfigError, one_line, quoted
 from mvczigal_ref.training.prompt_rows import Rows
 
 __all__ = ["dataset_rows", "is_dataset"]
@@ -85,7 +85,7 @@ def _load(dataset: str, split: str, revision: str | None, name: str, setting: st
         with without_retries():
             return datasets.load_dataset(dataset, split=split, revision=revision)
     except Exception as error:  # the library raises nearly every kind of exception
-        reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".")
+        reason = one_line(error)[:_LONGEST_REASON].rstrip(".")
         msg = (
             f"`{setting}` = {quoted(name)} cannot be loaded: {type(error).__name__}: {reason}. "
             "Check the name; without a network, load it once where there is one, or write the "
