@@ -3,7 +3,8 @@
     python -m bench pictures [--run RUN]
 
 Without a run: both comparisons, from ``docs/results/*.json`` into ``fixtures/pictures/*.svg`` and
-the tables of ``docs/results.md``, and the claims of ``docs/claims.md``. With one, that of ``mvczigal train tiny``, the README's picture.
+the tables of ``docs/results.md``, and the claims of ``docs/claims.md``. With one, that of
+``mvczigal train tiny``, the README's picture.
 """
 
 import argparse

@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "compare",
     "gain_over_seeds",
+    "read_run",
     "run_gain",
 ]
 
@@ -118,16 +119,29 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         events: Listens to progress.
 
     Returns:
-        Tables ``before`` and ``after`` by score, and of its iterations the network calls, the
-        wall seconds, and the record of captions.
+        As :func:`read_run`.
 
     Raises:
         CheckpointError: If the folder holds a run of other settings.
     """
     if not is_finished(folder, config):
         train(config, folder, world=World(), events=events)
+    return read_run(folder)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read what a finished run left of its scores and iterations.
+
+    Args:
+        folder: Run folder.
+
+    Returns:
+        Tables ``before`` and ``after`` by score, ``metrics`` and ``captions`` of the iterations,
+        and their network calls and wall seconds.
+    """
     metrics = read_metrics(folder / "metrics.jsonl")
     outcome: dict[str, Any] = {
+        "metrics": metrics,
         "calls": sum(row["network_calls"] for row in metrics),
         "seconds": sum(
             value for row in metrics for name, value in row.items() if name.startswith("seconds/")
