@@ -20,8 +20,8 @@ __all__ = [
     "Requirement",
 ]
 
-SEEDS: Final = (0, 1, 2, 3, 4)
-"""Seeds of the runs that are reported."""
+SEEDS: Final = (10, 11, 12, 13, 14)
+"""Seeds of the runs that are reported; 0 to 2 chose the settings of recipes."""
 
 PILOT_SEEDS: Final = 100
 """First of the seeds with which settings were chosen; runs of these are never reported."""
