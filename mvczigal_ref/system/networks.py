@@ -14,7 +14,7 @@ from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
-from mvczigal_ref.models.plain_pipelines import stored_prediction
+from mvczigal_ref.models.plain_pipelines import stored_prediction, warn_of_grid
 from mvczigal_ref.models.sources import SdxlSources, find_file
 from mvczigal_ref.system.rig import rig_of
 
@@ -56,7 +56,7 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
         _warn_of_unused_networks(model.sources, sources)
-        _check_prediction(config, sources.unet or sources.base, sources)
+        _check_scheduler(config, sources.unet or sources.base, sources)
         return load_sdxl_components(sources, dtype=dtype)
     if model.sources:
         msg = (
@@ -67,7 +67,7 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     folder = weights_folder(model.weights)
     if model.network == "flow":
         return load_flow(folder, text_length=config.flow.text_length, dtype=dtype)
-    _check_prediction(config, str(folder), SdxlSources(base=str(folder)))
+    _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))
     return load_components(folder)
 
 
@@ -85,8 +85,8 @@ def _warn_of_unused_networks(named: Mapping[str, str], sources: SdxlSources) -> 
             )
 
 
-def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> None:
-    """Refuse another prediction type than the network's own pipeline names."""
+def _check_scheduler(config: TrainConfig, place: str, sources: SdxlSources) -> None:
+    """Refuse another prediction type than the network's own pipeline names; warn of its grid."""
     prediction, setting = stored_prediction(place, sources), config.sampler.prediction_type
     if prediction not in (None, setting):
         msg = (
@@ -94,6 +94,8 @@ def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> 
             f"of its network; got {setting!r}."
         )
         raise ConfigError(msg)
+    if config.sampler.kind in ("lcm", "ddim"):
+        warn_of_grid(place, sources, few_steps=config.sampler.kind == "lcm")
 
 
 def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
