@@ -2,8 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,15 +13,19 @@ from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
 from mvczigal_ref.models.plain_pipelines import stored_prediction, warn_of_grid
-from mvczigal_ref.models.sources import SdxlSources, find_file
+from mvczigal_ref.models.published import (
+    PUBLISHED,
+    SdxlSources,
+    published_sources,
+    weights_folder,
+)
+from mvczigal_ref.models.sources import find_file
 from mvczigal_ref.system.rig import rig_of
 
 __all__ = [
     "DTYPES",
-    "PUBLISHED",
     "backbone_of",
     "load_network",
-    "published_sources",
     "weights_folder",
 ]
 
@@ -32,10 +34,6 @@ DTYPES: dict[Dtype, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-
-PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": None}}
-"""Names of published models, and the sources in which each differs from the few-step one."""
 
 
 def load_network(config: TrainConfig) -> Components | FlowComponents:
@@ -98,27 +96,6 @@ def _check_scheduler(config: TrainConfig, place: str, sources: SdxlSources) -> N
         warn_of_grid(place, sources, few_steps=config.sampler.kind == "lcm")
 
 
-def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
-    """Give the places of the parts of a published model.
-
-    Args:
-        weights: "lcm_sdxl" or "sdxl".
-        sources: Other places of some parts, named base, unet, vae or adapter.
-
-    Returns:
-        Place of every part.
-
-    Raises:
-        ConfigError: If a part is unknown.
-    """
-    parts = ("base", "unet", "vae", "adapter")
-    unknown = [name for name in sources if name not in parts]
-    if unknown:
-        raise ConfigError(f"`model.sources` must name some of {parts}; got {unknown}.")
-    places: dict[str, Any] = {**PUBLISHED[weights], **sources}
-    return SdxlSources(**places)
-
-
 def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
     """Put loaded components together with the cameras and image size of a run.
 
@@ -142,20 +119,3 @@ def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Bac
         f"got {type(loaded).__name__}."
     )
     raise ConfigError(msg)
-
-
-def weights_folder(weights: str) -> Path:
-    """Give the folder that `model.weights` names.
-
-    Args:
-        weights: A path, or "tiny" or "tiny_flow" for weights shipped with the package.
-
-    Returns:
-        The folder; it need not exist.
-    """
-    shipped = {"tiny": "tiny_world", "tiny_flow": "tiny_flow"}
-    if weights not in shipped:
-        return Path(weights).expanduser()
-    package = Path(__file__).parent.parent
-    installed = package / "fixtures" / shipped[weights]
-    return installed if installed.is_dir() else package.parent / "fixtures" / shipped[weights]
