@@ -115,15 +115,16 @@ def run_iteration(
     conditions, scores = [], []
     with timer("rollout"):
         samples = [sample(system, part, config, iteration, old=old) for part in parts]
-    for part, drawn in zip(parts, samples, strict=True):
-        with timer("decode"):
-            images = decode(system, drawn)
-        listener.rollout(part.prompts, images)
-        with timer("condition"):
-            conditions.append(describe(system, enhancer, part, images, config, iteration))
-        with timer("reward"):
-            scores.append(score(system, images, conditions[-1].columns))
-        del images  # gigabytes at full size
+    with world.agreed():
+        for part, drawn in zip(parts, samples, strict=True):
+            with timer("decode"):
+                images = decode(system, drawn)
+            listener.rollout(part.prompts, images)
+            with timer("condition"):
+                conditions.append(describe(system, enhancer, part, images, config, iteration))
+            with timer("reward"):
+                scores.append(score(system, images, conditions[-1].columns))
+            del images  # gigabytes at full size
     with timer("reward"):
         rewards = here.share.gather_rewards(scores, world)
         listener.rewards(rewards)

@@ -56,6 +56,8 @@ _PARTS = {
     "replay": "a replay with its backward pass",
     "saved_checkpointed": "  its graph, with checkpointing",
     "saved_plain": "  its graph, without",
+    "host": "host: offloaded parts and samples",
+    "loading": "host: while networks are loaded",
 }
 
 

@@ -75,11 +75,12 @@ _NOT_IN_FINGERPRINT = (
     "run.evaluation_noises",
     "run.trackers",
     "run.device",
+    "run.offload_parameters",
 )
 
 
 # Settings that earlier versions did not have: left out at their default, which is what those did.
-_LATER = ("run.arms_per_call", "run.sharding", "run.reduction")
+_LATER = ("run.arms_per_call", "run.sharding", "run.reduction", "run.compute_dtype")
 
 
 def fingerprinted(config: TrainConfig) -> dict[str, Any]:

@@ -292,6 +292,13 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(_scales_loss, 'with an `optim.loss_scale` other than 1, or `model.dtype` = "fp16"'): (
         "optim.loss_scale_growth_interval",
     ),
+    Condition(lambda c: c.run.sharding == "full" and c.model.finetune == "full",
+              'with `run.sharding` = "full" and `model.finetune` = "full"'): (
+        "run.compute_dtype",
+    ),
+    Condition(lambda c: c.run.sharding == "full", 'with `run.sharding` = "full"'): (
+        "run.offload_parameters",
+    ),
     Condition(lambda c: c.optim.average_decay > 0, "with a positive `optim.average_decay`"): (
         "optim.average_every",
     ),

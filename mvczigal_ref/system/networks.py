@@ -38,11 +38,12 @@ PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": 
 """Names of published models, and the sources in which each differs from the few-step one."""
 
 
-def load_network(config: TrainConfig) -> Components | FlowComponents:
+def load_network(config: TrainConfig, *, mapped: bool = False) -> Components | FlowComponents:
     """Read the network that a configuration names.
 
     Args:
         config: Read for its section ``model`` and for ``flow.text_length``.
+        mapped: Whether a flow transformer keeps the type of its file, as :func:`load_flow` says.
 
     Returns:
         Every part of the model, on the CPU.
@@ -66,7 +67,7 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
         raise ConfigError(msg)
     folder = weights_folder(model.weights)
     if model.network == "flow":
-        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype)
+        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, mapped=mapped)
     _check_prediction(config, str(folder), SdxlSources(base=str(folder)))
     return load_components(folder)
 

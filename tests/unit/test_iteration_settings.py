@@ -107,6 +107,8 @@ ELSEWHERE = {
     "model.storage_device": BUILT,
     "model.offload_frozen": BUILT,
     "run.sharding": BUILT,
+    "run.compute_dtype": BUILT,
+    "run.offload_parameters": BUILT,
     "run.reduction": "read where several processes add their gradients",
     "model.views_per_decode": BUILT,
     "model.channels_last": BUILT,

@@ -175,6 +175,8 @@ OTHER = {
         "arms_per_call": 2,
         "sharding": "full",
         "reduction": "engine",
+        "compute_dtype": "bf16",
+        "offload_parameters": True,
         "prompts": "prompts.txt",
         "held_out": "held_out.txt",
         "seed": 7,
@@ -204,5 +206,5 @@ FREE = {
 FREE |= {("reward", name) for name in ["requests_at_once", "cache"]}
 FREE |= {("condition", name) for name in ["url", "api_key_env", "requests_at_once"]}
 FREE.add(("sampler", "evaluation_steps"))
-FREE.add(("model", "offload_frozen"))
+FREE |= {("model", "offload_frozen"), ("run", "offload_parameters")}
 SETTINGS = [(s, n) for s, values in OTHER.items() if s != "recipe" for n in values]
