@@ -212,7 +212,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               "`zigzag.steps`"): (
         "zigzag.rounds", "zigzag.inversion_guidance_scale", "zigzag.inversion_camera_scale",
     ),
-    _captions("world", "world_edits", "stored", "chat", "local"): ("condition.weight",),
+    _captions("world", "world_edits", "stored", "chat", "local"): (
+        "condition.weight", "reward.texts_per_call",
+    ),
     _captions("world_edits", "stored"): ("condition.num_captions",),
     _captions("stored"): ("condition.file",),
     _captions("chat", "local"): ("condition.model",),
@@ -323,10 +325,12 @@ ALWAYS: tuple[str, ...] = (
     "condition.enhancer",
     # Names of no scorer of the run are refused when scorers are looked up.
     "reward.per_view", "reward.joint", "reward.weights", "reward.tokenizers", "reward.url",
+    "reward.overlap",
     "guard.every",
     "advantage.mode", "advantage.shuffle",
     "objective.kind",
-    "optim.lr", "optim.betas", "optim.eps", "optim.weight_decay", "optim.max_grad_norm",
+    "optim.kind", "optim.lr", "optim.betas", "optim.eps", "optim.weight_decay",
+    "optim.max_grad_norm",
     "optim.loss_scale", "optim.epochs_per_iteration", "optim.optimizer_steps_per_epoch",
     "optim.warmup_iterations", "optim.decay_iterations", "optim.average_decay",
     "run.iterations", "run.objects_per_iteration", "run.objects_per_slice", "run.prompts",

@@ -51,6 +51,8 @@ class GuardConfig:
 class OptimConfig:
     """AdamW, its rate, and how often it steps."""
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    """Moments of AdamW: in the parameters' dtype, or in blocks of 8 bits (torchao, an extra)."""
     lr: Rate = 2e-3
     """Learning rate of AdamW [parameter units per step]; positive, at most 1000."""
     betas: tuple[HalfOpenFraction, HalfOpenFraction] = (0.9, 0.999)

@@ -107,7 +107,9 @@ def plan(
         samples=work.samples,
         conditions=work.conditions,
         images=work.samples * slices * prompts * views,
-        scorer_calls=dict.fromkeys(footprints, slices * work.conditions),
+        scorer_calls=dict.fromkeys(
+            footprints, slices * math.ceil(work.conditions / config.reward.texts_per_call)
+        ),
         optimizer_steps=_optimizer_steps(config, work),
         calls=replace(calls, rollout=slices * len(work.calls)),
         flops=replace(

@@ -11,7 +11,7 @@ from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.shards import block_bytes, gathered_bytes, part_bytes
 from mvczigal_ref.system import System
 
-__all__ = ["camera_encoder", "network_bytes", "weight_bytes"]
+__all__ = ["camera_encoder", "moment_bytes", "network_bytes", "weight_bytes"]
 
 
 def weight_bytes(
@@ -36,14 +36,15 @@ def weight_bytes(
     whole = sum(p.numel() * p.element_size() for p in cut)
     parts, ours, gathered = whole, storage_bytes(trained), 0
     gradients = sum(p.numel() * p.element_size() for p in trained)
+    moments = sum(moment_bytes(p, config.optim.kind) for p in trained)
     rest = network_bytes(system.policy) - whole - (0 if full else ours)  # cameras and buffers
     cuts = config.run.sharding == "full" and processes > 1
     if cuts:
         parts = part_bytes(cut, processes)
         narrow = torch.bfloat16 if config.run.compute_dtype == "bf16" else None
         gathered = gathered_bytes(network, whole=lora, trained=full, compute_dtype=narrow)
-    if full:
-        ours, gradients = (parts, parts) if cuts else (ours, gradients)
+    if full and cuts:
+        ours, gradients, moments = parts, parts, 2 * parts
     cameras = sum(map(network_bytes, camera_encoder(system)))
     waiting = {
         "text_encoders": sum(map(network_bytes, system.backbone.text_encoders)),
@@ -56,14 +57,14 @@ def weight_bytes(
         "network": 0 if full else parts,
         "trained": ours if full else 0,
         "gradients": gradients if full else 0,
-        "optimizer": 2 * gradients if full else 0,  # AdamW's two moments
+        "optimizer": moments if full else 0,
         "copies": copies * ours if full else 0,
     }
     staying = {
         "network": rest - (cameras if away else 0),
         "trained": 0 if full else ours,
         "gradients": 0 if full else gradients,
-        "optimizer": 0 if full else 2 * gradients,
+        "optimizer": 0 if full else moments,
         "copies": 0 if full else copies * ours,
     }
     offloads = cuts and config.run.offload_parameters
@@ -77,6 +78,29 @@ def weight_bytes(
         "loading": waiting["text_encoders"] + waiting["vae"] + cameras
         + (block_bytes(network, whole=lora) + offloads * parts if cuts and flow else whole),
     }  # fmt: skip
+
+
+def moment_bytes(parameter: torch.Tensor, kind: str) -> int:
+    """Size AdamW's two moments of a parameter.
+
+    Args:
+        parameter: Trainable parameter.
+        kind: ``optim.kind``; of "adamw8bit" large moments have a byte per number, and a scale of
+            fp32 per 256 of them.
+
+    Returns:
+        Memory [bytes].
+
+    Examples:
+        >>> moment_bytes(torch.zeros(64, 128), "adamw"), moment_bytes(
+        ...     torch.zeros(64, 128), "adamw8bit"
+        ... )
+        (65536, 16640)
+    """
+    count = parameter.numel()
+    if kind == "adamw8bit" and count >= 4096 and count % 256 == 0:
+        return 2 * (count + 4 * count // 256)
+    return 2 * count * parameter.element_size()
 
 
 def camera_encoder(system: System) -> list[torch.nn.Module]:

@@ -30,7 +30,7 @@ from mvczigal_ref.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from mvczigal_ref.training.optimizer import build_optimizer
+from mvczigal_ref.training.optimizer import build_optimizer, set_rate
 from mvczigal_ref.training.optimizer_state import restore_optimizer, split_optimizer_state
 from mvczigal_ref.training.places import absolute_paths
 from mvczigal_ref.training.prompt_batch import prompt_batch
@@ -112,8 +112,7 @@ class TrainingState:
         rate = optim.lr * min(1.0, (iteration + 1) / warmup) if warmup else optim.lr
         if decay:
             rate *= max(0.0, 1 - iteration / decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
 
     def follow(self) -> None:
         """Let the average follow the parameters, if it is time after the last iteration."""

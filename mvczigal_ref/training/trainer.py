@@ -38,6 +38,7 @@ from mvczigal_ref.training.checkpoint import Checkpoint, latest_checkpoint
 from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.loop import TrainingLoop, run_view, stop_on_terminate
+from mvczigal_ref.training.low_bit import check_optimizer
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.places import in_places
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
@@ -267,6 +268,7 @@ def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
             require_same_weights(config, checkpoint.state, identity=weights)
         require_same_rewards(config, checkpoint.state)
     check_judges(config)
+    check_optimizer(config)
     if world.is_main:
         check_trackers(config.run.trackers)
     enhancer = None

@@ -3,9 +3,9 @@
 import errno
 from contextlib import contextmanager
 
-from mvczigal_ref import iteration
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ScorerUnavailableError
+from mvczigal_ref.method import judged
 from mvczigal_ref.system import System
 from mvczigal_ref.training import checkpoint, state, tensor_groups, trainer
 from tests.integration import faults
@@ -17,7 +17,7 @@ OUT = ScorerUnavailableError("the judge is out")
 EACH = {
     "prompts cannot be read": (trainer, "run_prompts", 1, OSError("no prompts"), 0),
     "the judge is out before": (System, "score", 1, OUT, 0),
-    "the judge is out in an iteration": (iteration, "score", 1, OUT, 0),
+    "the judge is out in an iteration": (judged, "score", 1, OUT, 0),
     "one part cannot be written": (tensor_groups, "save_file", 1, FULL, 0),
     "the first part cannot be written": (tensor_groups, "save_file", 0, FULL, 1),
     "seals cannot be made": (state, "seal_rows", 0, OSError("no seal"), 0),

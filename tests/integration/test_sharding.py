@@ -41,7 +41,7 @@ def launch(count, folder, prompts, names, fault="none"):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
     )
 
