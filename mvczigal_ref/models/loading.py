@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from mvczigal_ref.errors import CheckpointError, quoted
@@ -29,6 +30,7 @@ __all__ = [
     "save_config",
     "shards_of",
     "stored",
+    "stored_dtype",
 ]
 
 _SHOWN = 4  # faults of a kind in a message
@@ -157,6 +159,27 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         reasons.append(pickled_weights(folder, stem + dotted))
     for reason in filter(None, reasons):
         raise CheckpointError(f"`{folder}` must hold safetensors; {reason}.")
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """Find the floating type in which a diffusers network lies on the disk.
+
+    Args:
+        folder: Folder of the network, in safetensors.
+
+    Returns:
+        Type of all its tensors; None where they have several, or there is no such file.
+
+    Examples:
+        >>> stored_dtype(Path("absent")) is None
+        True
+    """
+    types = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    kinds: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return types.get(*kinds) if len(kinds) == 1 else None
 
 
 def shards_of(index: Path) -> set[str]:

@@ -36,11 +36,12 @@ DTYPES: dict[Dtype, torch.dtype] = {
 }
 
 
-def load_network(config: TrainConfig) -> Components | FlowComponents:
+def load_network(config: TrainConfig, *, mapped: bool = False) -> Components | FlowComponents:
     """Read the network that a configuration names.
 
     Args:
         config: Read for its section ``model`` and for ``flow.text_length``.
+        mapped: Whether a flow transformer keeps the type of its file, as :func:`load_flow` says.
 
     Returns:
         Every part of the model, on the CPU.
@@ -64,7 +65,7 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
         raise ConfigError(msg)
     folder = weights_folder(model.weights)
     if model.network == "flow":
-        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype)
+        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, mapped=mapped)
     _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))
     return load_components(folder)
 
