@@ -23,10 +23,12 @@ __all__ = [
     "caption_log",
     "caption_record",
     "caption_seed",
+    "captioned",
     "describe",
     "drift_entries",
     "drift_histogram",
     "drift_metrics",
+    "encoded",
 ]
 
 
@@ -71,13 +73,41 @@ def describe(
     Raises:
         CaptionError: If captions cannot be made.
     """
-    captions: list[tuple[Caption, ...]] = [() for _ in part.prompts]
+    return encoded(system, captioned(enhancer, part, images, config, iteration))
+
+
+Captions = list[tuple[Caption, ...]]
+"""Captions of each prompt; empty without an enhancer."""
+
+
+def captioned(
+    enhancer: ConditionEnhancer | None,
+    part: Part,
+    images: Float[Tensor, "prompt sample view rgb height width"],
+    config: TrainConfig,
+    iteration: int,
+) -> tuple[Captions, tuple[TextColumn, ...]]:
+    """Make one slice's captions, in any thread; see :func:`describe`.
+
+    Returns:
+        Captions, and the distinct texts of the prompts.
+    """
+    captions: Captions = [() for _ in part.prompts]
     if enhancer is not None:
         views = images.cpu() if enhancer.needs_images else None
         seed = caption_seed(config.run.seed, iteration)
         captions = enhancer(part.prompts, views, seed=seed)
     rows = [[c.caption for c in row] for row in zip(*captions, strict=True)]
-    columns = distinct_texts([part.prompts, *rows])
+    return captions, distinct_texts([part.prompts, *rows])
+
+
+def encoded(system: System, texts: tuple[Captions, tuple[TextColumn, ...]]) -> Conditions:
+    """Encode what :func:`captioned` gives; see :func:`describe`.
+
+    Returns:
+        The prompts, and the captions beside them.
+    """
+    captions, columns = texts
     return Conditions(
         captions=captions,
         columns=columns,
