@@ -1,10 +1,10 @@
 """Runs of the claims: planned, trained where they are missing, and read."""
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
+from time import sleep
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import RunFolderInUseError
@@ -103,7 +103,7 @@ def train_missing(
                 waiting.append(run)
             done(sum(is_finished(one.folder, one.config) for one in runs))
         if waiting == left:
-            time.sleep(_PAUSE)
+            sleep(_PAUSE)
         left = waiting
 
 

@@ -100,7 +100,8 @@ def curves_figure(record: ClaimsRecord) -> str:
                     linestyle="--", label="threshold",
                 )  # fmt: skip
         rows[0, 0].set_title(title, fontsize=11, loc="left")
-        rows[1, 0].legend(frameon=False, fontsize=9)
+        if arms:
+            rows[1, 0].legend(frameon=False, fontsize=9)
         rows[-1, 0].set_xlabel("iteration")
         return picture(drawing, title=f"{title}: per-view and joint reward, and the multiplier")
 

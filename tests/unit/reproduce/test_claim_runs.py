@@ -11,6 +11,7 @@ from mvczigal_ref.reproduce import claim_runs as module
 from mvczigal_ref.reproduce.claim_runs import arms_of, claim_runs, finished_arms, train_missing
 from mvczigal_ref.reproduce.claims import CLAIMS
 from mvczigal_ref.training.events import Events
+from tests.unit.reproduce.made_arms import made_arm
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def trained(monkeypatch):
             (folder / "summary.json").write_text("{}")
 
     monkeypatch.setattr(module, "train", train)
-    monkeypatch.setattr(module, "_PAUSE", 0.0)
+    monkeypatch.setattr(module, "sleep", lambda _: None)
     return seen
 
 
@@ -93,18 +94,15 @@ def test_finished_runs_are_not_made_again(counted, trained, tmp_path):
 def test_a_run_of_another_process_is_left_to_it(counted, trained, monkeypatch, tmp_path):
     """The others are made first; then it is looked at again, and taken over if it ended early."""
     runs = planned(tmp_path)
-    waits = []
-    with owned(runs[0].folder) as _:
-        other = owned(runs[1].folder)
-        other.__enter__()
+    other, waits = owned(runs[1].folder), []
+    other.__enter__()
 
-        def end(_):
-            waits.append(list(trained))
-            other.__exit__(None, None, None)
-            monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    def end(_):
+        waits.append(list(trained))
+        other.__exit__(None, None, None)
 
-        monkeypatch.setattr(module.time, "sleep", end)
-        train_missing(runs[1:], tell=tell)
+    monkeypatch.setattr(module, "sleep", end)
+    train_missing(runs[1:], tell=tell)
 
     assert waits == [[run.folder.name for run in runs[2:]]]
     assert trained == [run.folder.name for run in (*runs[2:], runs[1])]
@@ -112,8 +110,8 @@ def test_a_run_of_another_process_is_left_to_it(counted, trained, monkeypatch, t
 
 def test_runs_that_have_not_finished_are_not_read(counted, monkeypatch, trained, tmp_path):
     """An arm without any is left out."""
-    monkeypatch.setattr(module, "read_arm", lambda folders: sorted(folders))
+    monkeypatch.setattr(module, "read_arm", lambda folders: made_arm(sorted(folders)))
     runs = planned(tmp_path)
     train_missing(runs[:1], tell=tell)
 
-    assert finished_arms(runs) == {"tiny": [0]}
+    assert {name: arm.seeds for name, arm in finished_arms(runs).items()} == {"tiny": (0,)}
