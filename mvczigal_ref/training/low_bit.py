@@ -128,6 +128,6 @@ def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return moments
 
 
-def _quiet() -> AbstractContextManager[object]:
+def _quiet() -> AbstractContextManager[Any]:
     """Ignore what the package warns of while it is imported."""
     return warnings.catch_warnings(action="ignore")
