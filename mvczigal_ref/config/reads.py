@@ -84,7 +84,7 @@ def _forward(config: TrainConfig) -> bool:
 
 
 def _flow(config: TrainConfig) -> bool:
-    return config.sampler.kind == "flow"
+    return config.sampler.is_flow
 
 
 def _windowed(config: TrainConfig) -> bool:
@@ -273,7 +273,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               and c.flow.kernel != "cps",
               'with a positive `objective.kl_weight`, on steps of `flow.kernel` = "sde" or '
               '"constant"'): ("objective.kl_form",),
-    Condition(lambda c: c.objective.kind in ("policy_gradient", "guard"),
+    Condition(lambda c: c.objective.is_policy_gradient,
               'with `objective.kind` = "policy_gradient" or "guard"'): (
         "objective.step_weight", "objective.train_share", "optim.step_per_decision",
     ),

@@ -90,7 +90,7 @@ def sample_objects(
             zigzag_steps=config.zigzag.steps, zigzag_rounds=config.zigzag.rounds,
             storage_dtype=dtype,
         ).denoised  # fmt: skip
-    elif config.sampler.kind == "flow":
+    elif config.sampler.is_flow:
         # A flow is shown as it is used, by its ODE.
         plan = GroupPlan.group(
             1, stochastic_steps=(), num_steps=sampler.num_steps, shared_noise=False

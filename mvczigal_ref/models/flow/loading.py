@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.families import FLUX, SD3, FlowFamily, numbered
+from mvczigal_ref.models.flow.published import PARTS, download_hint
 from mvczigal_ref.models.latents import shifted_statistics
 from mvczigal_ref.models.loading import load_model, quiet, stored_dtype
 from mvczigal_ref.models.schedulers import scheduler_of
@@ -64,7 +65,7 @@ def load_flow(
     """
     folder = _find(source)
     family = _family(folder)
-    _require_parts(family, folder)
+    _require_parts(family, folder, str(source))
     try:
         with quiet():
             tokenizers = tuple(
@@ -97,12 +98,14 @@ def _family(folder: Path) -> FlowFamily:
     return families[named]
 
 
-def _require_parts(family: FlowFamily, folder: Path) -> None:
+def _require_parts(family: FlowFamily, folder: Path, source: str) -> None:
     """Refuse a folder without every part of the pipeline."""
     texts = numbered("tokenizer", family.tokenizers) | numbered("text_encoder", family.tokenizers)
     absent = [n for n in ("transformer", "vae", "scheduler", *texts) if not (folder / n).exists()]
     if absent:
         msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."
+        if source in PARTS:
+            msg += f" {download_hint(source, absent)}"
         raise CheckpointError(msg)
 
 
@@ -130,7 +133,7 @@ def _find(source: str | Path) -> Path:
     except (OSError, ValueError) as error:
         msg = (
             "`source` must be the folder of a diffusers pipeline, or the name of one in the local "
-            f"cache; got {str(source)!r}. Download it first: hf download {source}"
+            f"cache; got {str(source)!r}. {download_hint(str(source))}"
         )
         raise CheckpointError(msg) from error
     return Path(str(index)).parent
