@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, to_json
@@ -230,6 +228,9 @@ def save_config(model: Any, folder: Path) -> None:  # noqa: ANN401 - untyped lib
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the libraries' progress bars, and their reports of faults that are refused anyway."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:

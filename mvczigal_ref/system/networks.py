@@ -2,8 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,16 +12,20 @@ from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
-from mvczigal_ref.models.plain_pipelines import stored_prediction
-from mvczigal_ref.models.sources import SdxlSources, find_file
+from mvczigal_ref.models.plain_pipelines import stored_prediction, warn_of_grid
+from mvczigal_ref.models.published import (
+    PUBLISHED,
+    SdxlSources,
+    published_sources,
+    weights_folder,
+)
+from mvczigal_ref.models.sources import find_file
 from mvczigal_ref.system.rig import rig_of
 
 __all__ = [
     "DTYPES",
-    "PUBLISHED",
     "backbone_of",
     "load_network",
-    "published_sources",
     "weights_folder",
 ]
 
@@ -32,10 +34,6 @@ DTYPES: dict[Dtype, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-
-PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": None}}
-"""Names of published models, and the sources in which each differs from the few-step one."""
 
 
 def load_network(config: TrainConfig, *, mapped: bool = False) -> Components | FlowComponents:
@@ -57,7 +55,7 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> Components | F
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
         _warn_of_unused_networks(model.sources, sources)
-        _check_prediction(config, sources.unet or sources.base, sources)
+        _check_scheduler(config, sources.unet or sources.base, sources)
         return load_sdxl_components(sources, dtype=dtype)
     if model.sources:
         msg = (
@@ -68,7 +66,7 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> Components | F
     folder = weights_folder(model.weights)
     if model.network == "flow":
         return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, mapped=mapped)
-    _check_prediction(config, str(folder), SdxlSources(base=str(folder)))
+    _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))
     return load_components(folder)
 
 
@@ -86,8 +84,8 @@ def _warn_of_unused_networks(named: Mapping[str, str], sources: SdxlSources) -> 
             )
 
 
-def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> None:
-    """Refuse another prediction type than the network's own pipeline names."""
+def _check_scheduler(config: TrainConfig, place: str, sources: SdxlSources) -> None:
+    """Refuse another prediction type than the network's own pipeline names; warn of its grid."""
     prediction, setting = stored_prediction(place, sources), config.sampler.prediction_type
     if prediction not in (None, setting):
         msg = (
@@ -95,27 +93,8 @@ def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> 
             f"of its network; got {setting!r}."
         )
         raise ConfigError(msg)
-
-
-def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
-    """Give the places of the parts of a published model.
-
-    Args:
-        weights: "lcm_sdxl" or "sdxl".
-        sources: Other places of some parts, named base, unet, vae or adapter.
-
-    Returns:
-        Place of every part.
-
-    Raises:
-        ConfigError: If a part is unknown.
-    """
-    parts = ("base", "unet", "vae", "adapter")
-    unknown = [name for name in sources if name not in parts]
-    if unknown:
-        raise ConfigError(f"`model.sources` must name some of {parts}; got {unknown}.")
-    places: dict[str, Any] = {**PUBLISHED[weights], **sources}
-    return SdxlSources(**places)
+    if config.sampler.kind in ("lcm", "ddim"):
+        warn_of_grid(place, sources, few_steps=config.sampler.kind == "lcm")
 
 
 def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
@@ -141,20 +120,3 @@ def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Bac
         f"got {type(loaded).__name__}."
     )
     raise ConfigError(msg)
-
-
-def weights_folder(weights: str) -> Path:
-    """Give the folder that `model.weights` names.
-
-    Args:
-        weights: A path, or "tiny" or "tiny_flow" for weights shipped with the package.
-
-    Returns:
-        The folder; it need not exist.
-    """
-    shipped = {"tiny": "tiny_world", "tiny_flow": "tiny_flow"}
-    if weights not in shipped:
-        return Path(weights).expanduser()
-    package = Path(__file__).parent.parent
-    installed = package / "fixtures" / shipped[weights]
-    return installed if installed.is_dir() else package.parent / "fixtures" / shipped[weights]

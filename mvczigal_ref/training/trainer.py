@@ -26,16 +26,14 @@ from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_grid, check_steps
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
-from mvczigal_ref.models.lora_weights import LoraWeights
-from mvczigal_ref.models.model_card import CardFacts
-from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_lora
+from mvczigal_ref.models.policy_files import trained_lora
 from mvczigal_ref.models.sharding import gathered
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.enhancer import build_enhancer
-from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
 from mvczigal_ref.training.checkpoint import Checkpoint, latest_checkpoint
 from mvczigal_ref.training.events import Events
+from mvczigal_ref.training.exporting import export_policy
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.loop import TrainingLoop, run_view, stop_on_terminate
 from mvczigal_ref.training.low_bit import check_optimizer
@@ -49,7 +47,7 @@ from mvczigal_ref.training.starts import recorded
 from mvczigal_ref.training.state import TrainingState, begin, resume
 from mvczigal_ref.training.trackers import Trackers, check_trackers
 
-__all__ = ["RunResult", "export_policy", "train"]
+__all__ = ["RunResult", "train"]
 
 POLICY = "policy"
 """Sub-folder of a run that has ended: its trained parameters, as other tools load them."""
@@ -88,7 +86,8 @@ def train(
     Ctrl-C at once. Where the settings ask for it, a guard looks at held-out scores that are not
     trained on, and ends the run when they fall. However a run ended, the same call goes on with
     it, to the same bits. A run that ended leaves what it trained in the sub-folder ``policy``, as
-    PEFT and diffusers load it: whole, or not at all; see :func:`export_policy`.
+    PEFT and diffusers load it: whole, or not at all; see
+    :func:`~mvczigal_ref.training.exporting.export_policy`.
 
     Args:
         config: The run. On a resume it must be the run's own, but for its length,
@@ -331,34 +330,6 @@ def _no_room(error: OSError, folder: Path) -> str:
     newest = latest_checkpoint(folder / "checkpoints")
     text = f"cannot write {error.filename!r}: {error.strerror}. Make room and start again; the run "
     return text + ("begins anew." if newest is None else f"goes on from {str(newest)!r}.")
-
-
-def export_policy(
-    trained: LoraWeights | Any,  # noqa: ANN401 - or a policy of either kind
-    config: TrainConfig,
-    folder: Path,
-    *,
-    layout: PolicyLayout | None = None,
-    facts: CardFacts | None = None,
-) -> None:
-    """Write what a run trained as other tools load it; see :func:`save_policy`.
-
-    Args:
-        trained: A LoRA, or a policy whose every weight was trained.
-        config: The run; its settings and the base model go into the model card.
-        folder: Replaced if it exists, whole or not at all.
-        layout: The only layout wanted of a LoRA; every one that fits if None.
-        facts: Results and the like for the model card, which gets settings and base here.
-
-    Raises:
-        ValueError: If the layout does not fit what was trained.
-    """
-    name = config.model.weights
-    if name in PUBLISHED:
-        sources = published_sources(name, config.model.sources)
-        name = (sources.unet or sources.base).partition("@")[0]
-    facts = replace(facts or CardFacts(), base=name, settings=to_dict(config))
-    save_policy(trained, folder, facts=facts, layout=layout)
 
 
 def _summary(result: RunResult) -> dict[str, Any]:
