@@ -294,6 +294,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(_scales_loss, 'with an `optim.loss_scale` other than 1, or `model.dtype` = "fp16"'): (
         "optim.loss_scale_growth_interval",
     ),
+    Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
+        "model.frozen_weights",
+    ),
     Condition(lambda c: c.run.sharding == "full" and c.model.finetune == "full",
               'with `run.sharding` = "full" and `model.finetune` = "full"'): (
         "run.compute_dtype",

@@ -56,6 +56,9 @@ class ModelConfig:
     """Numerator of an adapter's scale, `lora_alpha / lora_rank` [1]; positive."""
     dtype: Dtype = "fp32"
     """Dtype of the network's frozen weights and activations."""
+    frozen_weights: Literal["stored", "int8", "nf4"] = "stored"
+    """Linear weights that are frozen under a LoRA: as `model.dtype` says, or rounded to 8 or 4 bits
+    (torchao, an extra); products are in that dtype."""
     gradient_checkpointing: bool = False
     """Whether the backward pass computes activations again: less memory, one more forward pass."""
     storage_dtype: Dtype = "fp32"

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from peft.tuners import lora
 from torch import Tensor, nn
 
+from mvczigal_ref.models.low_bit_weights import LOW_BITS
 from mvczigal_ref.models.merged_linear import merged_linear, merges
 
 __all__ = ["MergedLinear", "QuickLinear", "install_merged_linears", "project"]
@@ -46,7 +47,7 @@ class QuickLinear(nn.Linear):
     def forward(self, tokens: Tokens) -> Projected:
         """Multiply."""
         trained = any(p.requires_grad for p in self.parameters(recurse=False))
-        if trained or torch.compiler.is_compiling():
+        if trained or torch.compiler.is_compiling() or LOW_BITS in self.__dict__:
             return super().forward(tokens)
         return merged_linear(tokens, self.weight, self.bias)
 
@@ -141,6 +142,8 @@ def _read(layer: Any) -> _Map | None:  # noqa: ANN401 - PEFT is untyped
         return None
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return None
+    if LOW_BITS in base.__dict__:
         return None
     if not names:
         return _Map(weight, bias)
