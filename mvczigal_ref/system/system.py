@@ -26,6 +26,7 @@ from mvczigal_ref.models.placement import (
     take_latents_from,
 )
 from mvczigal_ref.models.projections import install_merged_linears
+from mvczigal_ref.models.quick_blocks import install_quick_blocks
 from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
@@ -259,6 +260,8 @@ def build_system(
     else:
         backbone.add_lora(rank=model.lora_rank, alpha=model.lora_alpha, seed=config.run.seed)
     install_merged_linears(backbone.network)
+    install_quick_blocks(backbone.network)
+    install_quick_blocks(loaded.vae)
     if model.gradient_checkpointing:
         # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
         backbone.network.enable_gradient_checkpointing()

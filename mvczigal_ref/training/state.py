@@ -38,7 +38,7 @@ from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import follow_parameters, parameters_as
 
-__all__ = ["TrainingState", "begin", "initial_loss_scale", "resume"]
+__all__ = ["TrainingState", "begin", "initial_loss_scale", "optimizer_of", "resume"]
 
 _BEST = "best"  # folder of the guard's own checkpoint, out of the reach of pruning
 
@@ -265,7 +265,7 @@ def begin(
         initialised=threshold is not None,
     )
     return TrainingState(
-        system, _optimizer(system, config), constraint, 0, prompts, config,
+        system, optimizer_of(system, config), constraint, 0, prompts, config,
         old=_trained_values(system) if config.objective.kind == "forward_process" else None,
         average=_trained_values(system) if config.optim.average_decay else None,
         loss_scale=initial_loss_scale(config),
@@ -307,7 +307,7 @@ def resume(
             stacklevel=2,
         )
     load_strict(system.trained(), checkpoint.tensors["policy"], source="the checkpoint")
-    optimizer = _optimizer(system, config)
+    optimizer = optimizer_of(system, config)
     restored(
         "optimizer", lambda: restore_optimizer(optimizer, checkpoint.tensors, checkpoint.state)
     )
@@ -352,13 +352,25 @@ def initial_loss_scale(config: TrainConfig) -> LossScale | None:
     return None if scale in (None, 1.0) else LossScale(scale=scale)
 
 
-def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:
+def optimizer_of(system: System, config: TrainConfig) -> torch.optim.Optimizer:
+    """Build the optimiser of a run.
+
+    Args:
+        system: Its trainable parameters are optimised.
+        config: The section ``optim`` is read.
+
+    Returns:
+        AdamW before its first step.
+    """
     return torch.optim.AdamW(
         list(system.trained().values()),
         lr=config.optim.lr,
         betas=config.optim.betas,
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
+        # Bits of the loop over parameters, which is torch's choice on a CPU, in a tenth of its
+        # launches.
+        foreach=True,
     )
 
 
