@@ -28,6 +28,7 @@ from mvczigal_ref.models.placement import (
     take_latents_from,
 )
 from mvczigal_ref.models.projections import install_merged_linears
+from mvczigal_ref.models.quick_blocks import install_quick_blocks
 from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
@@ -279,6 +280,8 @@ def build_system(
     if few_bits != "stored" and device.type != "meta":
         store_low_bit(backbone.network, few_bits)
     install_merged_linears(backbone.network)
+    install_quick_blocks(backbone.network)
+    install_quick_blocks(loaded.vae)
     if model.gradient_checkpointing:
         # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
         backbone.network.enable_gradient_checkpointing()
