@@ -79,7 +79,7 @@ _NOT_IN_FINGERPRINT = (
 
 
 # Settings that earlier versions did not have: left out at their default, which is what those did.
-_LATER = ("run.arms_per_call", "run.sharding", "run.reduction")
+_LATER = ("run.arms_per_call", "run.sharding", "run.reduction", "sampler.spacing")
 
 
 def fingerprinted(config: TrainConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from mvczigal_ref.models.lora_weights import (
 )
 from mvczigal_ref.models.model_card import CardFacts, hub_id, model_card
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
+from mvczigal_ref.models.unet.policy import SingleViewUnet
 
 __all__ = ["PolicyLayout", "save_policy", "trained_lora"]
 
@@ -34,7 +35,7 @@ def trained_lora(policy: nn.Module) -> LoraWeights | None:
     """Copy a policy's LoRA.
 
     Args:
-        policy: A multi-view UNet or a flow transformer.
+        policy: A UNet or a flow transformer.
 
     Returns:
         The LoRA, or None where there is none.
@@ -44,7 +45,7 @@ def trained_lora(policy: nn.Module) -> LoraWeights | None:
 
 
 def save_policy(
-    trained: LoraWeights | MultiViewUNet | FlowPolicy,
+    trained: LoraWeights | MultiViewUNet | FlowPolicy | SingleViewUnet,
     folder: Path,
     *,
     facts: CardFacts | None = None,
@@ -74,19 +75,21 @@ def save_policy(
     elif layout is not None:
         msg = f"`layout` is for a LoRA; every weight was trained here. Leave {layout!r} out."
         raise ValueError(msg)
-    card = model_card(lora, facts, network=network)
+    multiview = lora.multiview if lora is not None else isinstance(trained, MultiViewUNet)
+    card = model_card(lora, facts, network=network, multiview=multiview)
     with _whole(folder) as aside:
         if isinstance(trained, LoraWeights):
             _write_lora(trained, aside, layout, hub_id(facts.base))
-        elif isinstance(trained, FlowPolicy):
-            save_config(trained.transformer, aside / "transformer")
+        elif isinstance(trained, MultiViewUNet):
+            save_unet_folder(trained, aside)
+        else:
+            plain = trained.transformer if isinstance(trained, FlowPolicy) else trained.unet
+            save_config(plain, aside / network)
             save_file(
-                stored(trained.transformer.state_dict(), None),
-                aside / "transformer" / "diffusion_pytorch_model.safetensors",
+                stored(plain.state_dict(), None),
+                aside / network / "diffusion_pytorch_model.safetensors",
                 metadata={"format": "pt"},
             )
-        else:
-            save_unet_folder(trained, aside)
         (aside / "README.md").write_text(card, "utf-8")
         usual_mode(aside)
 
@@ -102,7 +105,7 @@ def _refuse(lora: LoraWeights, layout: PolicyLayout | None) -> None:
 
 
 def _has_released(lora: LoraWeights) -> bool:
-    return lora.network == "unet" and lora.alpha == lora.rank
+    return lora.multiview and lora.alpha == lora.rank
 
 
 def _write_lora(

@@ -9,13 +9,21 @@ import torch
 
 from mvczigal_ref.config import Dtype, TrainConfig
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.backbone import (
+    AnyComponents,
+    Backbone,
+    FlowBackbone,
+    MultiviewBackbone,
+    UnetBackbone,
+)
 from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
 from mvczigal_ref.models.plain_pipelines import stored_prediction
 from mvczigal_ref.models.sources import SdxlSources, find_file
+from mvczigal_ref.models.unet.components import UnetComponents
+from mvczigal_ref.models.unet.loading import load_unet
 from mvczigal_ref.system.rig import rig_of
 
 __all__ = [
@@ -38,7 +46,7 @@ PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": 
 """Names of published models, and the sources in which each differs from the few-step one."""
 
 
-def load_network(config: TrainConfig) -> Components | FlowComponents:
+def load_network(config: TrainConfig) -> AnyComponents:
     """Read the network that a configuration names.
 
     Args:
@@ -53,6 +61,10 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
         CheckpointError: If weights are absent or damaged.
     """
     model, dtype = config.model, DTYPES[config.model.dtype]
+    if model.network == "unet":
+        place = str(weights_folder(model.weights))
+        _check_prediction(config, place, SdxlSources(base=place, local_files_only=True))
+        return load_unet(place, parts=model.sources, dtype=dtype)
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
         _warn_of_unused_networks(model.sources, sources)
@@ -60,8 +72,8 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
         return load_sdxl_components(sources, dtype=dtype)
     if model.sources:
         msg = (
-            f"`model.sources` is for `model.weights` of {list(PUBLISHED)}; got {model.weights!r}, "
-            "a folder that holds all parts."
+            f"`model.sources` is for `model.weights` of {list(PUBLISHED)}, or for `model.network` "
+            f'= "unet"; got {model.weights!r}, a folder that holds all parts.'
         )
         raise ConfigError(msg)
     folder = weights_folder(model.weights)
@@ -117,7 +129,7 @@ def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
     return SdxlSources(**places)
 
 
-def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
+def backbone_of(config: TrainConfig, loaded: AnyComponents) -> Backbone:
     """Put loaded components together with the cameras and image size of a run.
 
     Args:
@@ -130,10 +142,12 @@ def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Bac
     Raises:
         ConfigError: If they are of another kind than the configuration says.
     """
-    size, flow = config.model.image_size, config.model.network == "flow"
-    if isinstance(loaded, FlowComponents) and flow:
+    size, network = config.model.image_size, config.model.network
+    if isinstance(loaded, FlowComponents) and network == "flow":
         return FlowBackbone(components=loaded, image_size=size)
-    if isinstance(loaded, Components) and not flow:
+    if isinstance(loaded, UnetComponents) and network == "unet":
+        return UnetBackbone(components=loaded, image_size=size)
+    if isinstance(loaded, Components) and network == "multiview":
         return MultiviewBackbone(components=loaded, image_size=size, rig=rig_of(config.model))
     msg = (
         f"`components` must be of the kind that `model.network` = {config.model.network!r} names; "

@@ -186,7 +186,7 @@ def test_the_example_registers_what_it_has(monkeypatch, tmp_path):
             "forward_process, guard, p.flat, p.loss, policy_gradient, preference, "
             "reward_difference",
         ),
-        ("sampler.kind=dpm", "ddim, flow, lcm, p.lcm, p.none"),
+        ("sampler.kind=dpm", "ddim, euler_ancestral, flow, lcm, p.lcm, p.none, tcd"),
         (
             "condition.enhancer=words",
             "chat, local, none, p.captions, p.none, stored, world, world_edits",
