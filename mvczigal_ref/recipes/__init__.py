@@ -12,6 +12,7 @@ from mvczigal_ref.recipes import (
     dance,
     flow,
     mv_grpo,
+    other_flow,
     sd3,
     sdxl,
     single_view,
@@ -21,7 +22,9 @@ from mvczigal_ref.recipes import (
 
 __all__ = ["RECIPES", "recipe", "recipe_function", "recipe_names"]
 
-_FAMILIES = (tiny, tiny_flow, baselines, sdxl, flow, mv_grpo, dance, sd3, single_view)
+_FAMILIES = (
+    tiny, tiny_flow, baselines, sdxl, flow, mv_grpo, dance, sd3, single_view, other_flow,
+)  # fmt: skip
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     name: getattr(family, name) for family in _FAMILIES for name in family.__all__
