@@ -3,7 +3,8 @@
     python -m bench pictures [--run RUN]
 
 Without a run: both comparisons, from ``docs/results/*.json`` into ``fixtures/pictures/*.svg`` and
-the tables of ``docs/results.md``. With one, that of ``mvczigal train tiny``, the README's picture.
+the tables of ``docs/results.md``, and the claims of ``docs/claims.md``. With one, that of
+``mvczigal train tiny``, the README's picture.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from mvczigal_ref.report.gains import draw_gains
 from mvczigal_ref.report.gallery import Choice, choose, image_gains, with_errors
 from mvczigal_ref.report.run_content import RunContent, read_run, score_tables
 from mvczigal_ref.reproduce import COMPARISONS, figure, read_summary
+from mvczigal_ref.reproduce.claims_text import arm_table, claim_table
 from mvczigal_ref.reproduce.tables import table
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +46,18 @@ def comparisons() -> None:
         _, gap, rest = rest.partition("\n\n")
         text = before + section + head + "\n" + table(summary) + gap[1:] + rest
         assert bar, f"docs/results.md has no table of {name}"
+    atomic_write(page, text)
+
+
+def claims() -> None:
+    """Write what `docs/claims.md` has between its marks again."""
+    page = ROOT / "docs" / "claims.md"
+    text = page.read_text("utf-8")
+    for name, content in (("claims", claim_table()), ("arms", arm_table())):
+        before, begin, rest = text.partition(f"<!-- {name}: begin -->\n")
+        _, end, after = rest.partition(f"<!-- {name}: end -->")
+        assert end, f"docs/claims.md has no place for {name}"
+        text = f"{before}{begin}\n{content}\n{end}{after}"
     atomic_write(page, text)
 
 
@@ -120,6 +134,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     if asked.run is None:
         comparisons()
+        claims()
     else:
         save_png(PICTURES / "tiny.png", readme_picture(asked.run))
 

@@ -175,7 +175,7 @@ def build_policy(
         The system.
     """
     from mvczigal_ref.system import build_system, with_sampling
-    from mvczigal_ref.training.run_folder import load_policy
+    from mvczigal_ref.training.run_policy import load_policy
 
     if run is None:
         return build_system(config, device=device, scorers=scorers, lora=lora)

@@ -21,6 +21,7 @@ from mvczigal_ref.preflight.plan_record import Plan
 from mvczigal_ref.reward.registry import is_function
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.scorers import check_functions, check_judges
+from mvczigal_ref.training.low_bit import check_optimizer
 from mvczigal_ref.training.prompts import run_prompts
 from mvczigal_ref.training.trackers import check_trackers
 
@@ -56,6 +57,8 @@ _PARTS = {
     "replay": "a replay with its backward pass",
     "saved_checkpointed": "  its graph, with checkpointing",
     "saved_plain": "  its graph, without",
+    "host": "host: offloaded parts and samples",
+    "loading": "host: while networks are loaded",
 }
 
 
@@ -167,6 +170,7 @@ def checked(config: TrainConfig) -> CheckResult:
     prompts, _ = run_prompts(config)
     check_judges(config)
     check_functions(config, device=world.device)
+    check_optimizer(config)
     check_trackers(config.run.trackers)
     # A language model of this process is loaded by training alone.
     if not config.objective.compares_pairs and config.condition.enhancer != "local":

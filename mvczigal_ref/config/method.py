@@ -181,6 +181,12 @@ class RewardConfig:
     requests_at_once: Count = 8
     """Questions that each process asks a chat judge at once [requests]; scores are the same for any
     number."""
+    overlap: bool = False
+    """Whether a slice is captioned and judged while the next one is sampled: the same numbers, in
+    less time where judges are slow. The images of two slices are in memory then."""
+    texts_per_call: Count = 1
+    """Texts of a prompt, its captions among them, under which its samples are judged in one call
+    of a scorer [texts]: more of them fill a service's batches and a chat judge's questions."""
     cache: Name | None = None
     """Folder that keeps scores of services, so that no picture is scored twice [path]; None keeps
     none."""

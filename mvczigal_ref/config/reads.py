@@ -217,7 +217,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               "`zigzag.steps`"): (
         "zigzag.rounds", "zigzag.inversion_guidance_scale", "zigzag.inversion_camera_scale",
     ),
-    _captions("world", "world_edits", "stored", "chat", "local"): ("condition.weight",),
+    _captions("world", "world_edits", "stored", "chat", "local"): (
+        "condition.weight", "reward.texts_per_call",
+    ),
     _captions("world_edits", "stored"): ("condition.num_captions",),
     _captions("stored"): ("condition.file",),
     _captions("chat", "local"): ("condition.model",),
@@ -297,6 +299,13 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(_scales_loss, 'with an `optim.loss_scale` other than 1, or `model.dtype` = "fp16"'): (
         "optim.loss_scale_growth_interval",
     ),
+    Condition(lambda c: c.run.sharding == "full" and c.model.finetune == "full",
+              'with `run.sharding` = "full" and `model.finetune` = "full"'): (
+        "run.compute_dtype",
+    ),
+    Condition(lambda c: c.run.sharding == "full", 'with `run.sharding` = "full"'): (
+        "run.offload_parameters",
+    ),
     Condition(lambda c: c.optim.average_decay > 0, "with a positive `optim.average_decay`"): (
         "optim.average_every",
     ),
@@ -321,10 +330,12 @@ ALWAYS: tuple[str, ...] = (
     "condition.enhancer",
     # Names of no scorer of the run are refused when scorers are looked up.
     "reward.per_view", "reward.joint", "reward.weights", "reward.tokenizers", "reward.url",
+    "reward.overlap",
     "guard.every",
     "advantage.mode", "advantage.shuffle",
     "objective.kind",
-    "optim.lr", "optim.betas", "optim.eps", "optim.weight_decay", "optim.max_grad_norm",
+    "optim.kind", "optim.lr", "optim.betas", "optim.eps", "optim.weight_decay",
+    "optim.max_grad_norm",
     "optim.loss_scale", "optim.epochs_per_iteration", "optim.optimizer_steps_per_epoch",
     "optim.warmup_iterations", "optim.decay_iterations", "optim.average_decay",
     "run.iterations", "run.objects_per_iteration", "run.objects_per_slice", "run.prompts",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE
+from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE
 
 __all__ = ["loading_snippet"]
 

@@ -12,11 +12,12 @@ from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
+from mvczigal_ref.models.published import PUBLISHED, weights_folder
 from mvczigal_ref.models.tiny import tiny_tokenizer
 from mvczigal_ref.preflight.meta_flow import meta_flow_components
 from mvczigal_ref.preflight.meta_unet import meta_unet_components
 from mvczigal_ref.preflight.unet_sizes import SDXL_TEXT, SDXL_UNET, SDXL_VAE
-from mvczigal_ref.system.networks import DTYPES, PUBLISHED, weights_folder
+from mvczigal_ref.system.networks import DTYPES
 
 __all__ = ["meta_components", "meta_multiview_components"]
 

@@ -6,11 +6,12 @@ from transformers import CLIPTextConfig
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.models.loading import cast_network
+from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.models.tiny import tiny_tokenizer
 from mvczigal_ref.models.unet.components import UnetComponents
 from mvczigal_ref.models.unet.policy import SingleViewUnet
 from mvczigal_ref.preflight.unet_sizes import PUBLISHED_UNETS, stored_unet_sizes
-from mvczigal_ref.system.networks import DTYPES, weights_folder
+from mvczigal_ref.system.networks import DTYPES
 
 __all__ = ["meta_unet_components"]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.sharding import processes_contradiction
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
@@ -83,10 +84,13 @@ class System:
     views_per_decode: int = 0
     """Images that the autoencoder decodes together [images]; 0 is all."""
 
+    compute_device: torch.device | None = None
+    """Device on which the networks compute, where the trained one's parts wait elsewhere."""
+
     @property
     def network_device(self) -> torch.device:
         """Device on which the networks compute."""
-        return device_of(self.policy)
+        return self.compute_device or device_of(self.policy)
 
     @property
     def policy(self) -> nn.Module:
@@ -227,6 +231,8 @@ def build_system(
         ScorerUnavailableError: If a scorer's service does not answer.
     """
     model = config.model
+    if world is not None and (fault := processes_contradiction(config.run, world.size)):
+        raise ConfigError(fault)
     if model.finetune == "full" and model.dtype != "fp32":
         msg = (
             '`model.dtype` must be "fp32" where `model.finetune` is "full"; got '
@@ -238,18 +244,20 @@ def build_system(
         scorers = build_scorers(config, device=device)
     if lora is not None:
         check_lora(lora, unet=model.network != "flow")
-    if components is None:
-        components = load_network(config)
-    set_tf32(device, allowed=model.tf32)
     cuts = world is not None and world.size > 1 and config.run.sharding == "full"
+    if components is None:
+        components = load_network(config, mapped=cuts)
+    set_tf32(device, allowed=model.tf32)
+    offloads = cuts and config.run.offload_parameters
     # Frozen parts wait on the CPU from the beginning, and a network that is cut is never whole
     # elsewhere.
     home = torch.device("cpu") if model.offload_frozen or cuts else device
     loaded = components.to(home)
-    cast_network(
-        loaded.policy, torch.device("cpu") if cuts else device,
-        DTYPES[model.dtype] if model.finetune == "lora" else None,
-    )  # fmt: skip
+    dtype = DTYPES[model.dtype] if model.finetune == "lora" else None
+    if not cuts:  # what is cut is cast block by block
+        cast_network(loaded.policy, device, dtype)
+    elif isinstance(loaded, Components):
+        cast_network(loaded.policy.camera_encoder, home, dtype)
     if model.channels_last:
         lay_channels_last(loaded.policy, loaded.vae)
     if isinstance(loaded, Components):
@@ -272,14 +280,20 @@ def build_system(
         if not model.offload_frozen:
             for part in (*backbone.text_encoders, loaded.vae):
                 cast_network(part, device, None)
-        shard_network(backbone.network, world)
+        world.barrier()  # until every process has its weights
+        bf16 = config.run.compute_dtype == "bf16"
+        shard_network(
+            backbone.network, world, dtype=DTYPES[model.dtype],
+            compute_dtype=torch.bfloat16 if bf16 else None, offload=offloads,
+        )  # fmt: skip
     latents = device if model.storage_device == "device" else torch.device("cpu")
     if latents != device:
-        take_latents_from(backbone.policy, latents)
+        take_latents_from(backbone.policy, latents, work=device)
     return System(
         backbone=backbone,
         **_samplers(config, backbone, latents),
         device=latents,
+        compute_device=device if offloads else None,
         views_per_decode=model.views_per_decode,
         negative_prompt=_negative_prompt(config, backbone),
         **scorers,

@@ -1,6 +1,7 @@
 """Strict loading of flow pipelines, from a folder or from the libraries' own cache."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
@@ -11,7 +12,7 @@ from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.families import FLOW_FAMILIES, FlowFamily, numbered
 from mvczigal_ref.models.latents import shifted_statistics
-from mvczigal_ref.models.loading import load_model, quiet
+from mvczigal_ref.models.loading import load_model, quiet, stored_dtype
 from mvczigal_ref.models.pipeline_folders import find_pipeline, pipeline_class, require_parts
 from mvczigal_ref.models.schedulers import scheduler_of
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, longest_text, read_tokenizer
@@ -21,6 +22,14 @@ __all__ = ["load_flow"]
 Device = torch.device | str
 
 
+class _Types(NamedTuple):
+    """Floating types of the parts."""
+
+    transformer: torch.dtype
+    text_encoders: torch.dtype
+    vae: torch.dtype
+
+
 def load_flow(
     source: str | Path,
     *,
@@ -28,6 +37,7 @@ def load_flow(
     dtype: torch.dtype = torch.float32,
     vae_dtype: torch.dtype = torch.float32,
     device: Device = "cpu",
+    mapped: bool = False,
 ) -> FlowComponents:
     """Read a flow pipeline of the family that its index names.
 
@@ -40,6 +50,8 @@ def load_flow(
         dtype: Floating type of transformer and text encoders.
         vae_dtype: Floating type of the autoencoder, which half precision can overflow.
         device: Device of the networks.
+        mapped: Whether the transformer keeps the type of its file, if that has one, so that the
+            system reads weights when they are used and may forget them again.
 
     Returns:
         Components in evaluation mode.
@@ -60,7 +72,11 @@ def load_flow(
                 for name, kind in numbered("tokenizer", family.tokenizers).items()
             )
             length = _text_length(family, folder, tokenizers[-1], text_length)
-            components = _read(family, folder, tokenizers, length, dtype, vae_dtype)
+            types = _Types(
+                transformer=(mapped and stored_dtype(folder / "transformer")) or dtype,
+                text_encoders=dtype, vae=vae_dtype,
+            )  # fmt: skip
+            components = _read(family, folder, tokenizers, length, types)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
@@ -96,17 +112,20 @@ def _read(
     folder: Path,
     tokenizers: tuple[PreTrainedTokenizerBase, ...],
     max_tokens: int,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype,
+    types: _Types,
 ) -> FlowComponents:
     """Load every part."""
     euler = {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler}
     scheduler = scheduler_of(euler, folder / "scheduler" / "scheduler_config.json")
-    vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=vae_dtype)
+    vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=types.vae)
     mean, std = shifted_statistics(vae)
-    transformer = load_model(family.transformer, folder / "transformer", torch_dtype=dtype)
+    transformer = load_model(
+        family.transformer, folder / "transformer", torch_dtype=types.transformer
+    )
     encoders = tuple(
-        load_model(kind, folder / name, dtype=dtype).requires_grad_(requires_grad=False)
+        load_model(kind, folder / name, dtype=types.text_encoders).requires_grad_(
+            requires_grad=False
+        )
         for name, kind in numbered("text_encoder", family.text_encoders).items()
     )
     names = numbered("tokenizer", family.tokenizers)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance
+from mvczigal_ref.models.sharding import compute_dtype_of
 from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import Latent, PromptEmbedding
@@ -65,7 +66,7 @@ class FlowPolicy(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype in which the network computes."""
-        return self.weight.dtype
+        return compute_dtype_of(self.transformer, self.weight)
 
     @property
     def device(self) -> torch.device:

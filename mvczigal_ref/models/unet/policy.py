@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
+from mvczigal_ref.models.sharding import compute_dtype_of
 from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import Latent
@@ -66,8 +67,7 @@ class SingleViewUnet(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype in which the network computes."""
-        weight: Tensor = self.unet.conv_in.weight
-        return weight.dtype
+        return compute_dtype_of(self.unet, self.unet.conv_in.weight)
 
     @property
     def device(self) -> torch.device:

@@ -105,11 +105,13 @@ RULES = {
         [*GROUPS, "sampler.kind=ddim"],
     ),
     "one view judged jointly": (
-        [*FLOW, *GROUPS, "reward.joint=world.joint"], '`reward.joint` must be "per_view" with `model.network` = "flow", one',
+        [*FLOW, *GROUPS, "reward.joint=world.joint"],
+        '`reward.joint` must be "per_view" with `model.network` = "flow", one',
         [*FLOW, *GROUPS],
     ),
     "one view compared jointly": (
-        [*FLOW, *GROUPS, "advantage.mode=joint"], '`advantage.mode` must be "per_view" with `model.network` = "flow"',
+        [*FLOW, *GROUPS, "advantage.mode=joint"],
+        '`advantage.mode` must be "per_view" with `model.network` = "flow"',
         [*GROUPS, "advantage.mode=joint"],
     ),
     "cameras of one view": (
