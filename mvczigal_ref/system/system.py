@@ -13,10 +13,14 @@ from mvczigal_ref.config.sharding import processes_contradiction
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.backbone import (
+    AnyComponents,
+    Backbone,
+    FlowBackbone,
+    MultiviewBackbone,
+)
 from mvczigal_ref.models.chunks import device_of, in_chunks
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.low_bit_weights import check_low_bit, store_low_bit
@@ -203,7 +207,7 @@ def build_system(
     config: TrainConfig,
     *,
     device: torch.device,
-    components: Components | FlowComponents | None = None,
+    components: AnyComponents | None = None,
     scorers: Mapping[str, Any] | None = None,
     lora: Path | None = None,
     world: World | None = None,

@@ -34,7 +34,7 @@ def build_optimizer(
     }  # fmt: skip
     if optim.kind == "adamw8bit":
         return adamw_8bit(list(parameters.values()), **numbers)
-    # Bits of the loop over parameters, which is torch's choice on a CPU, in a tenth of its launches.
+    # Bits of the loop over parameters, torch's choice on a CPU, in a tenth of its launches.
     return torch.optim.AdamW(list(parameters.values()), foreach=True, **numbers)
 
 

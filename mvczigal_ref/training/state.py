@@ -39,7 +39,7 @@ from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import follow_parameters, parameters_as
 
-__all__ = ["TrainingState", "begin", "initial_loss_scale", "optimizer_of", "resume"]
+__all__ = ["TrainingState", "begin", "initial_loss_scale", "resume"]
 
 _BEST = "best"  # folder of the guard's own checkpoint, out of the reach of pruning
 

@@ -34,6 +34,7 @@ OTHER = {
         "evaluation_steps": 20,
         "guidance_scale": 3.0,
         "negative_prompt": "ugly, blurry",
+        "spacing": "trailing",
         "eta": 0.5,
         "snr_shift": 8.0,
         "camera_scale": 0.5,
