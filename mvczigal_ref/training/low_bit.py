@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -127,6 +128,6 @@ def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return moments
 
 
-def _quiet() -> warnings.catch_warnings[None]:
+def _quiet() -> AbstractContextManager[Any]:
     """Ignore what the package warns of while it is imported."""
     return warnings.catch_warnings(action="ignore")
