@@ -263,7 +263,7 @@ def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
         return _function(name, options)
     if options.url is None:
         near = nearest_name(name, [*PER_VIEW, *JOINT])
-        raise ConfigError(f"unknown scorer: {name!r}; the nearest name is {near!r}.")
+        raise ConfigError(f"unknown scorer: {quoted(name)}; the nearest name is {near!r}.")
     try:
         return "per_view", per_view_scorer(name, options)
     except ConfigError:

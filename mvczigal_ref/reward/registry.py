@@ -12,7 +12,7 @@ from mvczigal_ref.config import GuardConfig, RewardConfig, scorer_weights
 from mvczigal_ref.config.loading import nearest_name
 from mvczigal_ref.config.plugins import plugin, plugin_names
 from mvczigal_ref.config.typed import is_code
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions, remote
 from mvczigal_ref.reward.callable import callable_scorer
 from mvczigal_ref.reward.mixture import Mixture, Scorer
@@ -117,14 +117,18 @@ def require_device(name: str) -> None:
         torch.empty(1, device=_device(name))
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # from torch
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"cannot compute on `reward.device` = {name!r}: {reason}") from error
+        raise ConfigError(
+            f"cannot compute on `reward.device` = {quoted(name)}: {reason}"
+        ) from error
 
 
 def _device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except (RuntimeError, ValueError) as error:
-        msg = f"`reward.device` must be a torch device, such as cuda:1, or auto; got {name!r}."
+        msg = (
+            f"`reward.device` must be a torch device, such as cuda:1, or auto; got {quoted(name)}."
+        )
         raise ConfigError(msg) from error
 
 
@@ -224,7 +228,7 @@ pickscore, world.per_view; a function is named as my_rewards.py:score.
     """
     place = None if reward.cache is None else Path(reward.cache).expanduser()
     if place is not None and place.exists() and not place.is_dir():
-        raise ConfigError(f"`reward.cache` must be a folder; {reward.cache!r} is a file.")
+        raise ConfigError(f"`reward.cache` must be a folder; {quoted(reward.cache)} is a file.")
     named: list[tuple[str, _Kind, Sequence[str]]] = [
         ("reward.per_view", "per_view", list(scorer_weights(reward.per_view))),
         ("reward.joint", "joint", [s for s in scorer_weights(reward.joint) if s != VIEW_MEAN]),
@@ -236,7 +240,7 @@ pickscore, world.per_view; a function is named as my_rewards.py:score.
     for path, kind, names in named:
         for name in names:
             if name in seen:
-                msg = f"`{path}` must not name {name!r}, which `{seen[name]}` names already."
+                msg = f"`{path}` must not name {quoted(name)}, which `{seen[name]}` names already."
                 raise ConfigError(msg)
             seen[name] = path
             options = scorer_options(name, reward, device=torch.device("cpu"), num_views=1)
@@ -246,8 +250,8 @@ pickscore, world.per_view; a function is named as my_rewards.py:score.
         for name in getattr(reward, setting):
             if name not in families:
                 msg = (
-                    f"`reward.{setting}` names {name!r}, a scorer that is not used; the nearest is "
-                    f"{nearest_name(name, families)!r}."
+                    f"`reward.{setting}` names {quoted(name)}, a scorer that is not used; the "
+                    f"nearest is {nearest_name(name, families)!r}."
                 )
                 raise ConfigError(msg)
 
@@ -255,8 +259,9 @@ pickscore, world.per_view; a function is named as my_rewards.py:score.
 def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
     if _is_chat(name) and not (options.url and options.weights):
         msg = (
-            f"`{path}` names {name!r}, which needs `reward.url={{{name}: http://HOST:PORT/v1}}` "
-            f"and `reward.weights={{{name}: MODEL}}`, the model's name at that server."
+            f"`{path}` names {quoted(name)}, which needs "
+            f"`reward.url={{{name}: http://HOST:PORT/v1}}` and `reward.weights={{{name}: MODEL}}`, "
+            "the model's name at that server."
         )
         raise ConfigError(msg)
     if options.url:
@@ -265,7 +270,7 @@ def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
         try:
             checked_url(options.url, name="url")
         except ValueError as error:
-            raise ConfigError(f"`reward.url` of {name!r}: {error}") from error
+            raise ConfigError(f"`reward.url` of {quoted(name)}: {error}") from error
     if options.url and not _is_chat(name):
         return  # the service names its scorer
     if is_code(name):
@@ -277,15 +282,18 @@ def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
         raise _unknown(path, kind, name)
     if name.startswith("hyperscore") and options.weights is None:
         msg = (
-            f"`{path}` names {name!r}, which needs `reward.weights={{hyperscore: FILE}}`: the "
-            "published model.pth is on no hub."
+            f"`{path}` names {quoted(name)}, which needs `reward.weights={{hyperscore: FILE}}`: "
+            "the published model.pth is on no hub."
         )
         raise ConfigError(msg)
     for setting, place in (("weights", options.weights), ("tokenizers", options.tokenizer)):
         if place is None or _is_chat(name) or _HUB_ID.fullmatch(place):
             continue
         if not Path(place).expanduser().exists():
-            msg = f"`reward.{setting}` of {name!r} must be there; {place!r} is no folder or file."
+            msg = (
+                f"`reward.{setting}` of {quoted(name)} must be there; {quoted(place)} is no folder "
+                "or file."
+            )
             raise ConfigError(msg)
 
 
@@ -328,13 +336,13 @@ def _unknown(path: str, kind: _Kind, name: str) -> ConfigError:
     other = "joint" if kind == "per_view" else "per_view"
     if name in _SCORERS[other]:
         return ConfigError(
-            f"`{path}` names {name!r}, which is a {other} scorer: name it in "
+            f"`{path}` names {quoted(name)}, which is a {other} scorer: name it in "
             f"`{path.rpartition('.')[0]}.{other}`, and here one of {sorted(_SCORERS[kind])}."
         )
     names = sorted({*_SCORERS[kind], *plugin_names("scorers")})
     near = nearest_name(name, names)
     return ConfigError(
-        f"`{path}` names the unknown scorer {name!r}; the nearest is {near!r}. "
+        f"`{path}` names the unknown scorer {quoted(name)}; the nearest is {near!r}. "
         f"Registered are {', '.join(names)}; a function is named as my_rewards.py:score."
     )
 

@@ -16,6 +16,7 @@ from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
 from mvczigal_ref.models.plain_pipelines import stored_prediction, warn_of_grid
 from mvczigal_ref.models.sources import SdxlSources, find_file
+from mvczigal_ref.models.weight_files import refuse_single_file
 from mvczigal_ref.system.rig import rig_of
 
 __all__ = [
@@ -55,6 +56,8 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
     model, dtype = config.model, DTYPES[config.model.dtype]
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
+        for name in ("base", "unet", "vae"):
+            refuse_single_file(f"model.sources.{name}", getattr(sources, name) or "")
         _warn_of_unused_networks(model.sources, sources)
         _check_scheduler(config, sources.unet or sources.base, sources)
         return load_sdxl_components(sources, dtype=dtype)
@@ -65,6 +68,7 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
         )
         raise ConfigError(msg)
     folder = weights_folder(model.weights)
+    refuse_single_file("model.weights", folder)
     if model.network == "flow":
         return load_flow(folder, text_length=config.flow.text_length, dtype=dtype)
     _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))

@@ -1,7 +1,8 @@
 """Parts of the pipelines of FLUX.1 and of Stable Diffusion 3, in diffusers' layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
@@ -14,6 +15,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from mvczigal_ref.models.fitting_parts import require_fitting_flux, require_fitting_sd3
 from mvczigal_ref.models.flow.flux import FluxPolicy
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.flow.sd3 import Sd3Policy
@@ -38,6 +40,9 @@ class FlowFamily:
     encode: Callable[..., tuple[Tensor, Tensor]]
     """Function from prompts to token features and pooled features."""
 
+    require_fitting: Callable[[Mapping[str, Path]], None]
+    """Function that refuses folders of parts that do not fit each other."""
+
     tokenizers: tuple[Any, ...]
     """Classes of the tokenizers, in the order of the folders."""
 
@@ -57,6 +62,7 @@ FLUX = FlowFamily(
     transformer=FluxTransformer2DModel,
     policy=FluxPolicy,
     encode=encode_flux_prompts,
+    require_fitting=require_fitting_flux,
     tokenizers=(CLIPTokenizer, T5Tokenizer),
     text_encoders=(CLIPTextModel, T5EncoderModel),
     text_length=512,
@@ -69,6 +75,7 @@ SD3 = FlowFamily(
     transformer=SD3Transformer2DModel,
     policy=Sd3Policy,
     encode=encode_sd3_prompts,
+    require_fitting=require_fitting_sd3,
     tokenizers=(CLIPTokenizer, CLIPTokenizer, T5Tokenizer),
     text_encoders=(CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel),
     text_length=256,

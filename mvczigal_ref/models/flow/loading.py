@@ -131,6 +131,8 @@ def _read(
     """Load every part."""
     euler = {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler}
     scheduler = scheduler_of(euler, folder / "scheduler" / "scheduler_config.json")
+    names = ("transformer", "vae", *numbered("text_encoder", family.text_encoders))
+    family.require_fitting({name: folder / name for name in names})
     vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=vae_dtype)
     mean, std = shifted_statistics(vae)
     transformer = load_model(family.transformer, folder / "transformer", torch_dtype=dtype)
