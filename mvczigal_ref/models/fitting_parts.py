@@ -1,7 +1,7 @@
 """Parts of a pipeline that must fit each other, compared by their settings before any is loaded."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +11,20 @@ from diffusers import (
     SD3Transformer2DModel,
     T2IAdapter,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
-from transformers import CLIPTextConfig, T5Config
+from transformers import CLIPTextConfig, Qwen3Config, T5Config
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.models.weight_files import described_by, read_json
 
-__all__ = ["require_fitting_flux", "require_fitting_sd3", "require_fitting_sdxl"]
+__all__ = [
+    "require_fitting_flux",
+    "require_fitting_sd3",
+    "require_fitting_sdxl",
+    "require_fitting_unet",
+    "require_fitting_z_image",
+]
 
 
 class _Rule(NamedTuple):
@@ -42,45 +49,55 @@ def require_fitting_sdxl(folders: Mapping[str, Path], cameras: Mapping[str, Any]
             does not fit; names the folder, the setting and both values. Or if settings are
             unreadable.
     """
-    unet, vae = _of(UNet2DConditionModel, folders["unet"]), _of(AutoencoderKL, folders["vae"])
-    first, second = (_clip(folders[name]) for name in ("text_encoder", "text_encoder_2"))
-    encoder = _defaults(T2IAdapter) | dict(cameras)
-    place, latent = folders["unet"], vae["latent_channels"]
-    width = _total(first.hidden_size, second.hidden_size)
-    sizes = _total(second.projection_dim, *[unet["addition_time_embed_dim"]] * 6)
+    encoder, vae = _defaults(T2IAdapter) | dict(cameras), _of(AutoencoderKL, folders["vae"])
+    unet = _of(UNet2DConditionModel, folders["unet"])
     blocks, scale = list(unet["block_out_channels"]), 2 ** len(vae["block_out_channels"])
     levels, channels = [*blocks, *blocks[-1:]], list(encoder["channels"])
-    text = "the widths of both text encoders together"
-    rules = [
-        _Rule(place, "addition_embed_type", unet["addition_embed_type"], "text_time", "as SDXL is"),
-        *(
-            _Rule(place, name, unet[name], None, "as SDXL is")
-            for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
-        ),
-        *(
-            _Rule(place, name, unet[name], latent, "the autoencoder's latent_channels")
-            for name in ("in_channels", "out_channels")
-        ),
-        _Rule(place, "cross_attention_dim", unet["cross_attention_dim"], width, text),
-        _Rule(
-            place,
-            "projection_class_embeddings_input_dim",
-            unet["projection_class_embeddings_input_dim"],
-            sizes,
-            "the projection of text_encoder_2 and six embedded sizes",
-        ),
-        _Rule(place, "levels of the camera encoder", channels, levels, "its block_out_channels"),
-        _Rule(
-            folders["vae"],
-            "twice its reduction",
-            scale,
-            encoder["downscale_factor"],
-            "the downscale_factor of the camera encoder",
-        ),
-        *_images(folders["vae"], vae),
-    ]
-    _require([*rules, *_layers(folders["text_encoder"], first)])
-    _require(_layers(folders["text_encoder_2"], second))
+    place, down = folders["unet"], encoder["downscale_factor"]
+    _require(
+        [
+            *_unet(place, folders["vae"], [folders["text_encoder"], folders["text_encoder_2"]]),
+            _Rule(place, "levels of the camera encoder", channels, levels, "its channels"),
+            _Rule(folders["vae"], "twice its reduction", scale, down, "as the camera encoder"),
+        ]
+    )
+
+
+def require_fitting_unet(unet: Path, vae: Path, text_encoders: Sequence[Path]) -> None:
+    """Compare the parts of a single-view UNet's pipeline.
+
+    Args:
+        unet: Folder of the UNet.
+        vae: Folder of the autoencoder.
+        text_encoders: Folders of the text encoders: two of SDXL, one of Stable Diffusion 1.5.
+
+    Raises:
+        CheckpointError: As :func:`require_fitting_sdxl`.
+    """
+    _require(_unet(unet, vae, text_encoders))
+
+
+def _unet(place: Path, vae_place: Path, texts: Sequence[Path]) -> list[_Rule]:
+    """Compare a UNet with its autoencoder and its one or two text encoders."""
+    unet, vae = _of(UNet2DConditionModel, place), _of(AutoencoderKL, vae_place)
+    encoders = [_clip(folder) for folder in texts]
+    width, latent = _total(*(e.hidden_size for e in encoders)), vae["latent_channels"]
+    named = "the autoencoder's latent_channels"
+    wide = "the width of the text encoders together"
+    plain = dict.fromkeys(("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"))
+    plain["addition_embed_type"] = "text_time" if len(texts) > 1 else None
+    rules = [_Rule(place, name, unet[name], only, "as published") for name, only in plain.items()]
+    rules += [_Rule(place, n, unet[n], latent, named) for n in ("in_channels", "out_channels")]
+    rules += [_Rule(place, "cross_attention_dim", unet["cross_attention_dim"], width, wide)]
+    if len(texts) > 1:
+        name = "projection_class_embeddings_input_dim"
+        sizes = _total(encoders[1].projection_dim, *[unet["addition_time_embed_dim"]] * 6)
+        both = "the projection of text_encoder_2 and six embedded sizes"
+        rules += [_Rule(place, name, unet[name], sizes, both)]
+    rules += _images(vae_place, vae)
+    for folder, encoder in zip(texts, encoders, strict=True):
+        rules += _layers(folder, encoder)
+    return rules
 
 
 def require_fitting_flux(folders: Mapping[str, Path]) -> None:
@@ -124,6 +141,27 @@ def require_fitting_sd3(folders: Mapping[str, Path]) -> None:
         [
             _Rule(place, "in_channels", network["in_channels"], latent, "the latent_channels"),
             *_texts(place, network, words.d_model, pooled, both),
+            *_images(folders["vae"], vae),
+        ]
+    )
+
+
+def require_fitting_z_image(folders: Mapping[str, Path]) -> None:
+    """Compare the parts of a Z-Image pipeline.
+
+    Args:
+        folders: Folders of ``transformer``, ``vae`` and ``text_encoder``.
+
+    Raises:
+        CheckpointError: As :func:`require_fitting_sdxl`.
+    """
+    place = folders["transformer"]
+    network, vae = _of(ZImageTransformer2DModel, place), _of(AutoencoderKL, folders["vae"])
+    width, latent = _text(Qwen3Config, folders["text_encoder"]).hidden_size, vae["latent_channels"]
+    _require(
+        [
+            _Rule(place, "in_channels", network["in_channels"], latent, "the latent_channels"),
+            _Rule(place, "cap_feat_dim", network["cap_feat_dim"], width, "as text_encoder is wide"),
             *_images(folders["vae"], vae),
         ]
     )

@@ -9,6 +9,7 @@ import diffusers
 
 from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES, PredictionType
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE, SdxlSources
 from mvczigal_ref.models.scheduler_settings import FOLLOWED, REFUSED
 from mvczigal_ref.models.schedulers import (
     KINDS,
@@ -17,7 +18,7 @@ from mvczigal_ref.models.schedulers import (
     scheduler_of,
     sdxl_scheduler,
 )
-from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE, SdxlSources, find_file
+from mvczigal_ref.models.sources import find_file
 from mvczigal_ref.models.weight_files import first_line, read_json
 
 __all__ = ["plain_scheduler", "stored_prediction", "warn_of_grid"]

@@ -11,18 +11,21 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
+from mvczigal_ref.models.flow.tiny_z_image import tiny_z_image_components
 from mvczigal_ref.models.hub import load_sdxl_components
+from mvczigal_ref.models.unet.loading import load_unet
 from tests.unit.models.flow_small import fresh_sd3
 from tests.unit.models.published import write_published
 from tests.unit.models.small import fresh_components
+from tests.unit.models.unet.parts import fresh_unet
 
 SDXL = [
     ("unet", {"in_channels": 9}, "in_channels = 4, the autoencoder's latent_channels; got 9"),
     ("unet", {"out_channels": 8}, "out_channels = 4, .* got 8"),
-    ("unet", {"cross_attention_dim": 24}, "cross_attention_dim = 16, the widths of both .* got 24"),
-    ("unet", {"addition_embed_type": "text"}, "addition_embed_type = 'text_time', as SDXL is"),
+    ("unet", {"cross_attention_dim": 24}, "cross_attention_dim = 16, the width of .* got 24"),
+    ("unet", {"addition_embed_type": "text"}, "addition_embed_type = 'text_time', as published"),
     ("unet", {"addition_time_embed_dim": 16}, "class_embeddings_input_dim = 104, .*; got 56"),
-    ("unet", {"num_class_embeds": 3}, "num_class_embeds = None, as SDXL is; got 3"),
+    ("unet", {"num_class_embeds": 3}, "num_class_embeds = None, as published; got 3"),
     ("unet", {"class_embed_type": "timestep"}, "class_embed_type = None, .* got 'timestep'"),
     ("unet", {"encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim_type = None"),
     ("unet", {"block_out_channels": [16, 16, 16]}, r"camera encoder = \[16, 16, 16, 16\]"),
@@ -44,6 +47,8 @@ FLOW = [
     ("sd3", "transformer", {"in_channels": 16}, "in_channels = 4, the latent_channels; got 16"),
     ("sd3", "text_encoder_2", {"projection_dim": 5}, "pooled_projection_dim = .*, both CLIPs'"),
     ("sd3", "text_encoder_3", {"d_model": 8}, "joint_attention_dim = 8, the width of T5"),
+    ("z_image", "transformer", {"cap_feat_dim": 7}, "cap_feat_dim = 16, .* got 7"),
+    ("z_image", "vae", {"latent_channels": 16}, "in_channels = 16, the latent_channels; got 4"),
     ("sd3", "vae", {"in_channels": 1}, "vae` must have in_channels = 3"),
 ]
 
@@ -89,6 +94,7 @@ def flows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flows")
     tiny_flow_components(seed=0, num_layers=1, num_single_layers=1).save(folder / "flux")
     fresh_sd3().save(folder / "sd3")
+    tiny_z_image_components(seed=0).save(folder / "z_image")
     return folder
 
 
@@ -101,3 +107,21 @@ def test_parts_of_flow_pipelines(flows, tmp_path, family, part, settings, messag
     change(tmp_path / "a" / part, settings)
     with pytest.raises(CheckpointError, match=message):
         load_flow(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "settings", "message"),
+    [
+        ("sd15", "unet", {"cross_attention_dim": 7}, "cross_attention_dim = .*; got 7"),
+        ("sd15", "unet", {"addition_embed_type": "text_time"}, "addition_embed_type = None"),
+        ("sd15", "vae", {"latent_channels": 16}, "in_channels = 16"),
+        ("sdxl", "text_encoder_2", {"projection_dim": 4}, "class_embeddings_input_dim = "),
+    ],
+)
+def test_parts_of_single_view_unets(tmp_path, kind, part, settings, message):
+    """Whole ones are read; SDXL has two text encoders, Stable Diffusion 1.5 one."""
+    fresh_unet(kind).save(tmp_path)
+    load_unet(tmp_path)
+    change(tmp_path / part, settings)
+    with pytest.raises(CheckpointError, match=message):
+        load_unet(tmp_path)

@@ -9,8 +9,8 @@ from diffusers import EulerDiscreteScheduler
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.plain_pipelines import plain_scheduler, warn_of_grid
+from mvczigal_ref.models.published import SdxlSources
 from mvczigal_ref.models.schedulers import sampler_from_scheduler
-from mvczigal_ref.models.sources import SdxlSources
 
 BASE = {
     "beta_start": 0.00085,

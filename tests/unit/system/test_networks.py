@@ -15,14 +15,9 @@ from mvczigal_ref.models.backbone import FlowBackbone, MultiviewBackbone
 from mvczigal_ref.models.flow import loading as flow_loading
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
-from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE
+from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE, published_sources, weights_folder
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.system.networks import (
-    backbone_of,
-    load_network,
-    published_sources,
-    weights_folder,
-)
+from mvczigal_ref.system.networks import backbone_of, load_network
 from tests.unit.models.flow_small import fresh_sd3
 from tests.unit.models.published import write_published
 
