@@ -10,7 +10,7 @@ from mvczigal_ref.config.method import RewardConfig, scorer_weights
 from mvczigal_ref.config.plugins import plugin, plugin_names
 from mvczigal_ref.config.run import GuardConfig
 from mvczigal_ref.config.typed import is_code
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, quoted
 
 __all__ = [
     "SCORER_NAMES",
@@ -225,6 +225,6 @@ def _unknown(setting: str, kind: ScorerKind, name: str) -> ConfigError:
     names = sorted({*SCORER_NAMES[kind], *plugin_names("scorers")})
     near = nearest_name(name, names)
     return ConfigError(
-        f"`{setting}` names the unknown scorer {name!r}; the nearest is {near!r}. "
+        f"`{setting}` names the unknown scorer {quoted(name)}; the nearest is {near!r}. "
         f"Registered are {', '.join(names)}; a function is named as my_rewards.py:score."
     )

@@ -117,6 +117,9 @@ def _read(
     """Load every part."""
     euler = {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler}
     scheduler = scheduler_of(euler, folder / "scheduler" / "scheduler_config.json")
+    if family.require_fitting is not None:
+        parts = ("transformer", "vae", *numbered("text_encoder", family.text_encoders))
+        family.require_fitting({name: folder / name for name in parts})
     vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=types.vae)
     mean, std = shifted_statistics(vae)
     transformer = load_model(
