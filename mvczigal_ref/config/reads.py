@@ -57,8 +57,8 @@ def unread(config: TrainConfig, base: TrainConfig) -> Iterable[str]:
     Examples:
         >>> from mvczigal_ref.config import SamplerConfig
         >>> list(unread(TrainConfig(sampler=SamplerConfig(eta=0.5)), TrainConfig()))
-        ['`sampler.eta` is read only with `sampler.kind` = "ddim", and would change nothing here; \
-got 0.5. Leave it out, or choose that.']
+        ['`sampler.eta` is read only with `sampler.kind` = "ddim", "euler_ancestral" or "tcd", and \
+would change nothing here; got 0.5. Leave it out, or choose that.']
     """
     default = TrainConfig()
     for path in unread_settings(config):
@@ -157,18 +157,23 @@ def _clips(config: TrainConfig) -> bool:
 
 
 _TABLE: Mapping[Condition, tuple[str, ...]] = {
-    Condition(lambda c: c.model.weights in ("lcm_sdxl", "sdxl"),
-              'with `model.weights` = "lcm_sdxl" or "sdxl"'): ("model.sources",),
+    Condition(lambda c: c.model.weights in ("lcm_sdxl", "sdxl") or c.model.network == "unet",
+              'with `model.weights` = "lcm_sdxl" or "sdxl", or `model.network` = "unet"'): (
+        "model.sources",
+    ),
     Condition(lambda c: c.model.network == "multiview", 'with `model.network` = "multiview"'): (
         "model.rig", "model.azimuths", "model.elevation", "sampler.camera_scale",
     ),
     Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
         "model.lora_rank", "model.lora_alpha",
     ),
-    Condition(lambda c: not _flow(c), 'with `sampler.kind` = "lcm" or "ddim"'): (
+    Condition(lambda c: not _flow(c), 'with a `sampler.kind` other than "flow"'): (
         "sampler.prediction_type", "sampler.snr_shift",
     ),
-    Condition(lambda c: c.sampler.kind == "ddim", 'with `sampler.kind` = "ddim"'): ("sampler.eta",),
+    Condition(lambda c: c.sampler.kind not in ("lcm", "flow"),
+              'with `sampler.kind` = "ddim", "euler_ancestral" or "tcd"'): ("sampler.eta",),
+    Condition(lambda c: c.sampler.kind not in ("euler_ancestral", "tcd", "flow"),
+              'with `sampler.kind` = "lcm" or "ddim"'): ("sampler.spacing",),
     Condition(_doubles, "where guidance is above 1 and the network has no guidance embedding"): (
         "sampler.negative_prompt",
     ),
@@ -293,6 +298,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     Condition(_scales_loss, 'with an `optim.loss_scale` other than 1, or `model.dtype` = "fp16"'): (
         "optim.loss_scale_growth_interval",
+    ),
+    Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
+        "model.frozen_weights",
     ),
     Condition(lambda c: c.run.sharding == "full" and c.model.finetune == "full",
               'with `run.sharding` = "full" and `model.finetune` = "full"'): (

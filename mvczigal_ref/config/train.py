@@ -26,7 +26,9 @@ from mvczigal_ref.config.types import SETTINGS, Name
 __all__ = ["TrainConfig", "contradictions"]
 
 # Of the grid that a sampler's steps are taken from.
-_MOST_STEPS = {"lcm": 50, "ddim": 1000, "flow": 1000}
+# Samplers whose last step ends at the image, without noise.
+_ENDING = ("euler_ancestral", "tcd")
+_MOST_STEPS = {"lcm": 50, "tcd": 50}  # and 1000 for others
 
 
 def contradictions(config: "TrainConfig") -> Iterable[str]:
@@ -89,7 +91,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
 
 def _grid_contradictions(config: "TrainConfig") -> Iterable[str]:
     sampler, model = config.sampler, config.model
-    most = _MOST_STEPS.get(sampler.kind, 1000)
+    most = _MOST_STEPS.get(sampler.kind if sampler.spacing == "usual" else "", 1000)
     for name in ("num_steps", "evaluation_steps"):
         steps = getattr(sampler, name)
         if steps > most:
@@ -149,7 +151,7 @@ def _nearest_divisor(whole: int, size: int) -> int:
 
 
 def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
-    network, sampler = config.model.network, config.sampler
+    network, sampler, one_view = config.model.network, config.sampler, config.model.one_view
     if (network == "flow") != sampler.is_flow:
         remedy = 'Set both to "flow", or neither.'
         if sampler.is_plugin:
@@ -158,23 +160,23 @@ def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
             remedy = f"Plug-ins that fit stand in mvczigal_ref.{group}: {names}."
         yield (
             f'`sampler.kind` = "{sampler.kind}" does not fit `model.network` = "{network}": a '
-            "flow transformer predicts a flow's velocity, the multi-view UNet a diffusion "
+            "flow transformer predicts a flow's velocity, a UNet a diffusion "
             f"model's target. {remedy}"
         )
-    if network == "flow" and config.reward.joint != "per_view":
+    if one_view and config.reward.joint != "per_view":
         yield (
-            '`reward.joint` must be "per_view" for a flow transformer, which draws one view: '
+            f'`reward.joint` must be "per_view" with `model.network` = "{network}", one view: '
             f"nothing is there to be judged together; got {config.reward.joint!r}."
         )
-    if network == "flow" and config.advantage.mode != "per_view":
+    if one_view and config.advantage.mode != "per_view":
         yield (
-            '`advantage.mode` must be "per_view" for a flow transformer, which draws one view; '
+            f'`advantage.mode` must be "per_view" with `model.network` = "{network}", one view; '
             f"got {config.advantage.mode!r}."
         )
-    if network == "flow" and (config.model.azimuths or config.model.elevation is not None):
+    if one_view and (config.model.azimuths or config.model.elevation is not None):
         yield (
-            "`model.azimuths` and `model.elevation` place cameras, which a flow transformer does "
-            "not have. Leave both out."
+            "`model.azimuths` and `model.elevation` place cameras, which a network of one view "
+            "does not have. Leave both out."
         )
     if sampler.is_flow and config.flow.kernel == "cps" and config.flow.noise_scale > 1.0:
         yield (
@@ -186,10 +188,22 @@ def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
 def _sampling_contradictions(config: "TrainConfig") -> Iterable[str]:
     rollout, kind = config.rollout, config.sampler.kind
     learns = config.objective.kind != "forward_process"
-    if learns and kind == "ddim" and config.sampler.eta == 0.0:
+    if learns and kind in ("ddim", *_ENDING) and config.sampler.eta == 0.0:
         yield (
-            "`sampler.eta` must be positive: DDIM without noise has no log-density to learn "
+            f'`sampler.eta` must be positive: "{kind}" without noise has no log-density to learn '
             "from; got 0."
+        )
+    if kind in ("ddim", *_ENDING) and config.sampler.eta > 1.0:
+        yield f'`sampler.eta` must be at most 1 with "{kind}"; got {config.sampler.eta}.'
+    if kind == "euler_ancestral" and config.sampler.prediction_type == "sample":
+        yield (
+            '`sampler.prediction_type` must be "epsilon" or "v_prediction" with "euler_ancestral", '
+            'whose last step ends at the clean image; got "sample".'
+        )
+    if kind in _ENDING and config.objective.train_last_action:
+        yield (
+            f'`objective.train_last_action` must be false with `sampler.kind` = "{kind}", whose '
+            "last step draws no noise."
         )
     if rollout.kind == "pair":
         if config.sampler.is_flow and config.flow.kernel == "cps":

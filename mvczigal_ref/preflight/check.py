@@ -9,8 +9,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_grid, check_steps
-from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.preflight.attempts import ATTEMPTS, CheckResult, Finding
 from mvczigal_ref.preflight.snapshots import copies, put_back
 from mvczigal_ref.preflight.trial import Trial
@@ -30,7 +29,7 @@ def check(
     config: TrainConfig,
     *,
     device: torch.device,
-    components: Components | FlowComponents | None = None,
+    components: AnyComponents | None = None,
     objects: int = 1,
     progress: Progress | None = None,
 ) -> CheckResult:

@@ -8,11 +8,14 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.diffusion.ddim import DdimSampler
+from mvczigal_ref.diffusion.euler_ancestral import EulerAncestralSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
+from mvczigal_ref.diffusion.spacing import TimestepSpacing
+from mvczigal_ref.diffusion.tcd import TcdSampler
 from mvczigal_ref.errors import ConfigError
 
 __all__ = ["build_sampler"]
@@ -74,19 +77,20 @@ def _built(config: TrainConfig, steps: int, *, shift: float, lowest_sigma: float
     alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)
     if settings.snr_shift != 1.0:
         alpha_bar = shift_snr(alpha_bar, settings.snr_shift)
+    grid: dict[str, Any] = {
+        "num_steps": steps, "alpha_bar": alpha_bar, "prediction_type": settings.prediction_type,
+    }  # fmt: skip
+    spacing: TimestepSpacing = "trailing" if settings.spacing == "trailing" else "leading"
     if kind == "lcm":
-        sampler = LcmSampler.create(
-            num_steps=steps, alpha_bar=alpha_bar, prediction_type=settings.prediction_type
-        )
+        sampler = LcmSampler.create(**grid, trailing=settings.spacing == "trailing")
+    elif kind == "euler_ancestral":
+        sampler = EulerAncestralSampler.create(**grid, eta=settings.eta)
+    elif kind == "tcd":
+        sampler = TcdSampler.create(**grid, eta=settings.eta)
     elif kind != "ddim":
         sampler = _plugged("samplers", kind, Sampler, steps, alpha_bar, settings)
     else:
-        sampler = DdimSampler.create(
-            num_steps=steps,
-            alpha_bar=alpha_bar,
-            prediction_type=settings.prediction_type,
-            eta=settings.eta,
-        )
+        sampler = DdimSampler.create(**grid, eta=settings.eta, timestep_spacing=spacing)
     return sampler.to(dtype=torch.float32)
 
 

@@ -262,7 +262,10 @@ def test_the_example_registers_what_it_has(monkeypatch, tmp_path):
             "forward_process, guard, p.both, p.both, p.flat, p.gone, p.loss, p.terms, "
             "policy_gradient, preference, reward_difference",
         ),
-        ("sampler.kind=dpm", "ddim, flow, lcm, p.bent, p.lcm, p.none, p.short"),
+        (
+            "sampler.kind=dpm",
+            "ddim, euler_ancestral, flow, lcm, p.bent, p.lcm, p.none, p.short, tcd",
+        ),
         (
             "condition.enhancer=words",
             "chat, local, none, p.captions, p.none, stored, world, world_edits",

@@ -1,10 +1,10 @@
-"""`models.flow.published`: a command that fetches what is missing, with its size."""
+"""`models.downloads`: a command that fetches what is missing, with its size."""
 
 import pytest
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.downloads import PARTS
 from mvczigal_ref.models.flow.loading import load_flow
-from mvczigal_ref.models.flow.published import PARTS
 from mvczigal_ref.recipes import recipe, recipe_names
 
 
