@@ -22,7 +22,7 @@ WORDS = (
 
 @pytest.mark.slow
 def test_the_example_is_installed_and_trains(tmp_path):
-    """Two iterations of its recipe, by its scorer and objective, resumed between; a flow by the others."""
+    """Its recipe by its scorer and objective, resumed between; a flow by the others."""
     install = ("install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target")
     source = tmp_path / "source"  # setuptools builds beside the sources
     subprocess.run(["cp", "-r", EXAMPLE, source], check=True)
