@@ -92,7 +92,8 @@ _COMMANDS: Mapping[str, _Entry] = {
 }
 _DESCRIPTION = """RL fine-tuning of few-step text-to-multiview diffusion.
 
-Begin with `mvczigal train tiny`, then open the report.html that it names."""
+Begin with `mvczigal train tiny`, then open the report.html that it names. To complete words in
+bash: `eval "$(mvczigal --tyro-print-completion bash)"`; zsh likewise."""
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # A word after one of these is its value, whatever it looks like.
 _TAKES_TEXT = (
