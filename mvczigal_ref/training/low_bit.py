@@ -67,7 +67,7 @@ def adamw_8bit(parameters: list[Tensor], **numbers: Any) -> torch.optim.Optimize
     with _quiet():
         from torchao.optim import AdamW8bit
 
-    class Eager(AdamW8bit):  # type: ignore[misc]
+    class Eager(AdamW8bit):
         def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
             with torch.compiler.set_stance("force_eager"):
                 return super().step(closure)

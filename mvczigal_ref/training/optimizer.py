@@ -32,8 +32,10 @@ def build_optimizer(
     numbers: dict[str, Any] = {
         "lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay
     }  # fmt: skip
-    kinds = {"adamw": torch.optim.AdamW, "adamw8bit": adamw_8bit}
-    return kinds[optim.kind](list(parameters.values()), **numbers)
+    trained = list(parameters.values())
+    if optim.kind == "adamw8bit":
+        return adamw_8bit(trained, **numbers)
+    return torch.optim.AdamW(trained, **numbers)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
