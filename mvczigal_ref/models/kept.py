@@ -1,5 +1,6 @@
 """Values that network calls share, computed once while the tensors that they come from stay."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -20,8 +21,8 @@ class _Entry(NamedTuple):
     value: Any
 
 
-class _Memory:
-    """Entries of the present scope by owner; None outside of all scopes."""
+class _Memory(threading.local):
+    """Entries of a thread's present scope by owner; None outside of all scopes."""
 
     entries: dict[tuple[int, str], _Entry] | None = None
 
@@ -32,6 +33,8 @@ _MEMORY = _Memory()
 @contextmanager
 def keeping() -> Iterator[None]:
     """Let calls of a network share values inside; they are dropped at the end.
+
+    Other threads, such as that in which a GPU computes activations again, share nothing of it.
 
     Yields:
         Nothing.

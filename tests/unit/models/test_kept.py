@@ -1,5 +1,7 @@
 """`kept`: laws of what calls share."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -82,6 +84,14 @@ def test_a_step_of_any_adamw_is_seen(options, counted):
         counted()
         optimizer_step(optimizer, [counted.source], max_grad_norm=1.0)
         assert torch.equal(counted(), 2 * counted.source)
+
+
+def test_a_thread_has_scopes_of_its_own(counted):
+    """One may end before the other."""
+    with keeping(), ThreadPoolExecutor(1) as thread:
+        counted()
+        thread.submit(counted).result()
+        assert counted.times == 2
 
 
 def test_inference_mode_shares_nothing(counted):
