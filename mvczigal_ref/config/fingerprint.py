@@ -82,6 +82,7 @@ _NOT_IN_FINGERPRINT = (
 
 # Settings that earlier versions did not have: left out at their default, which is what those did.
 _LATER = (
+    "model.frozen_weights",
     "optim.kind",
     "reward.texts_per_call",
     "run.arms_per_call",

@@ -5,11 +5,11 @@ one of these records.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic.dataclasses import dataclass
 
-from mvczigal_ref.config.plugins import registered
+from mvczigal_ref.config.plugins import plugin_names, registered
 from mvczigal_ref.config.types import (
     SETTINGS,
     Cap,
@@ -39,6 +39,12 @@ __all__ = [
     "ZigzagConfig",
     "scorer_weights",
 ]
+
+
+_ObjectiveKind = Literal[
+    "reward_difference", "preference", "policy_gradient", "guard", "forward_process"
+]
+_OBJECTIVES = get_args(_ObjectiveKind)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -219,11 +225,12 @@ class ObjectiveConfig:
     """The loss, over pairs of trajectories or over groups."""
 
     kind: Annotated[
-        Literal["reward_difference", "preference", "policy_gradient", "guard", "forward_process"],
-        registered("objectives"),
+        _ObjectiveKind,
+        registered("objectives", "group_objectives"),
     ] = "reward_difference"
     """Kind of loss: RDL and ZigAL, or DPO, of pairs; the clipped surrogate of PG and GRPO,
-    GRPO-Guard's, or DiffusionNFT's on the forward process; or a plug-in's name, of pairs."""
+    GRPO-Guard's, or DiffusionNFT's on the forward process; or a plug-in's name, of pairs or of
+    groups."""
     pairing: Literal["zigzag", "standard"] = "zigzag"
     """First arm of a pair: a zigzag trajectory, or a second standard one (MV-RDL)."""
     clip_range: Positive = 1e-2
@@ -251,12 +258,19 @@ class ObjectiveConfig:
     @property
     def compares_pairs(self) -> bool:
         """Whether the loss compares both arms of a pair, which a policy gradient does not."""
-        return self.kind not in ("policy_gradient", "guard", "forward_process")
+        if self.is_plugin:
+            return self.kind not in plugin_names("group_objectives")
+        return self.kind in ("reward_difference", "preference")
+
+    @property
+    def is_policy_gradient(self) -> bool:
+        """Whether each log-ratio has a term of its own: the package's losses or a plug-in's."""
+        return not self.compares_pairs and self.kind != "forward_process"
 
     @property
     def is_plugin(self) -> bool:
         """Whether another package registers the loss."""
-        return self.compares_pairs and self.kind not in ("reward_difference", "preference")
+        return self.kind not in _OBJECTIVES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)

@@ -84,7 +84,7 @@ def _forward(config: TrainConfig) -> bool:
 
 
 def _flow(config: TrainConfig) -> bool:
-    return config.sampler.kind == "flow"
+    return config.sampler.is_flow
 
 
 def _windowed(config: TrainConfig) -> bool:
@@ -278,7 +278,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               and c.flow.kernel != "cps",
               'with a positive `objective.kl_weight`, on steps of `flow.kernel` = "sde" or '
               '"constant"'): ("objective.kl_form",),
-    Condition(lambda c: c.objective.kind in ("policy_gradient", "guard"),
+    Condition(lambda c: c.objective.is_policy_gradient,
               'with `objective.kind` = "policy_gradient" or "guard"'): (
         "objective.step_weight", "objective.train_share", "optim.step_per_decision",
     ),
@@ -298,6 +298,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     Condition(_scales_loss, 'with an `optim.loss_scale` other than 1, or `model.dtype` = "fp16"'): (
         "optim.loss_scale_growth_interval",
+    ),
+    Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
+        "model.frozen_weights",
     ),
     Condition(lambda c: c.run.sharding == "full" and c.model.finetune == "full",
               'with `run.sharding` = "full" and `model.finetune` = "full"'): (

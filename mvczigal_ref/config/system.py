@@ -1,10 +1,10 @@
 """Settings of the networks, the sampler, and the flow kernel."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic.dataclasses import dataclass
 
-from mvczigal_ref.config.plugins import registered
+from mvczigal_ref.config.plugins import plugin_names, registered
 from mvczigal_ref.config.types import (
     SETTINGS,
     Count,
@@ -22,6 +22,10 @@ from mvczigal_ref.config.types import (
 )
 
 __all__ = ["FlowConfig", "ModelConfig", "SamplerConfig"]
+
+
+_SamplerKind = Literal["lcm", "ddim", "euler_ancestral", "tcd", "flow"]
+_SAMPLERS = get_args(_SamplerKind)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -54,6 +58,9 @@ class ModelConfig:
     """Numerator of an adapter's scale, `lora_alpha / lora_rank` [1]; positive."""
     dtype: Dtype = "fp32"
     """Dtype of the network's frozen weights and activations."""
+    frozen_weights: Literal["stored", "int8", "nf4"] = "stored"
+    """Linear weights that are frozen under a LoRA: as `model.dtype` says, or rounded to 8 or 4 bits
+    (torchao, an extra); products are in that dtype."""
     gradient_checkpointing: bool = False
     """Whether the backward pass computes activations again: less memory, one more forward pass."""
     storage_dtype: Dtype = "fp32"
@@ -84,9 +91,7 @@ class ModelConfig:
 class SamplerConfig:
     """Sampling grid, and the guidance along it."""
 
-    kind: Annotated[
-        Literal["lcm", "ddim", "euler_ancestral", "tcd", "flow"], registered("samplers")
-    ] = "lcm"
+    kind: Annotated[_SamplerKind, registered("samplers", "flow_samplers")] = "lcm"
     """Transition kernel, or a plug-in's name; the section `flow` sets that of a flow."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     """Prediction of the network; the tiny weights predict velocity, SDXL noise."""
@@ -108,6 +113,18 @@ class SamplerConfig:
     """Factor that divides the signal-to-noise ratio at the noisy end [1]; 1 is no shift."""
     camera_scale: NonNegative = 1.0
     """Factor on the camera encoder's features [1]."""
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether another package registers the sampler."""
+        return self.kind not in _SAMPLERS
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the grid is one of a flow's noise levels, the package's or a plug-in's."""
+        if self.is_plugin:
+            return self.kind in plugin_names("flow_samplers")
+        return self.kind == "flow"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)

@@ -17,6 +17,7 @@ from mvczigal_ref.config.method import (
     RolloutConfig,
     ZigzagConfig,
 )
+from mvczigal_ref.config.plugins import plugin_names
 from mvczigal_ref.config.run import GuardConfig, OptimConfig, RunConfig
 from mvczigal_ref.config.sharding import sharding_contradictions
 from mvczigal_ref.config.system import FlowConfig, ModelConfig, SamplerConfig
@@ -45,7 +46,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
             f"`zigzag.steps` must be at most `sampler.num_steps` = {steps}; got "
             f"{config.zigzag.steps}. Set it to {steps} to zigzag every step."
         )
-    if config.sampler.kind != "flow" and steps == 1 and not config.objective.train_last_action:
+    if not config.sampler.is_flow and steps == 1 and not config.objective.train_last_action:
         yield (
             "`sampler.num_steps` must be at least 2 where the last action, which the image does "
             "not show, is not trained; got 1, which leaves no action to train. Set "
@@ -151,11 +152,16 @@ def _nearest_divisor(whole: int, size: int) -> int:
 
 def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
     network, sampler, one_view = config.model.network, config.sampler, config.model.one_view
-    if (network == "flow") != (sampler.kind == "flow"):
+    if (network == "flow") != sampler.is_flow:
+        remedy = 'Set both to "flow", or neither.'
+        if sampler.is_plugin:
+            group = "flow_samplers" if network == "flow" else "samplers"
+            names = ", ".join(plugin_names(group)) or "none"
+            remedy = f"Plug-ins that fit stand in mvczigal_ref.{group}: {names}."
         yield (
             f'`sampler.kind` = "{sampler.kind}" does not fit `model.network` = "{network}": a '
             "flow transformer predicts a flow's velocity, a UNet a diffusion "
-            'model\'s target. Set both to "flow", or neither.'
+            f"model's target. {remedy}"
         )
     if one_view and config.reward.joint != "per_view":
         yield (
@@ -172,7 +178,7 @@ def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
             "`model.azimuths` and `model.elevation` place cameras, which a network of one view "
             "does not have. Leave both out."
         )
-    if sampler.kind == "flow" and config.flow.kernel == "cps" and config.flow.noise_scale > 1.0:
+    if sampler.is_flow and config.flow.kernel == "cps" and config.flow.noise_scale > 1.0:
         yield (
             '`flow.noise_scale` must be at most 1 with `flow.kernel` = "cps"; got '
             f"{config.flow.noise_scale}."
@@ -200,13 +206,13 @@ def _sampling_contradictions(config: "TrainConfig") -> Iterable[str]:
             "last step draws no noise."
         )
     if rollout.kind == "pair":
-        if kind == "flow" and config.flow.kernel == "cps":
+        if config.sampler.is_flow and config.flow.kernel == "cps":
             yield (
                 '`rollout.kind` = "pair" scores every step, and the last one of `flow.kernel` = '
                 '"cps" draws no noise. Set the kernel to "sde", or sample groups.'
             )
         return
-    if rollout.kind == "branches" and kind != "flow":
+    if rollout.kind == "branches" and not config.sampler.is_flow:
         yield (
             f'`rollout.kind` = "branches" needs a flow model\'s ODE as trunk; got `sampler.kind` '
             f'= "{kind}". Sample a group or a tree.'
@@ -251,7 +257,7 @@ def _tree_contradictions(config: "TrainConfig") -> Iterable[str]:
 
 
 def _objective_contradictions(config: "TrainConfig") -> Iterable[str]:
-    objective, rollout, flow = config.objective, config.rollout, config.sampler.kind == "flow"
+    objective, rollout, flow = config.objective, config.rollout, config.sampler.is_flow
     paired = objective.compares_pairs
     if paired and rollout.kind != "pair":
         yield (

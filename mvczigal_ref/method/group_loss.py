@@ -1,5 +1,6 @@
 """The objective of groups as a configuration asks for it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.method.plugin_loss import plugin_surrogate_loss
 from mvczigal_ref.objective.clipped import (
     SurrogateStats,
     clipped_surrogate_loss,
@@ -34,9 +37,12 @@ def group_objective(config: TrainConfig, sampler: Sampler) -> GroupObjective:
         sampler: Knows how long its steps are, where it is a flow's.
 
     Returns:
-        The clipped surrogate or GRPO-Guard's loss, with its divergence from the reference.
+        The clipped surrogate, GRPO-Guard's loss or a plug-in's, with its divergence from the
+        reference.
     """
-    return partial(_loss, config, sampler)
+    kind = config.objective.kind
+    terms = load_plugin("group_objectives", kind) if config.objective.is_plugin else None
+    return partial(_loss, config, sampler, terms)
 
 
 def step_weights(
@@ -64,7 +70,10 @@ def step_weights(
 
 
 def _loss(
-    config: TrainConfig, sampler: Sampler, decision: ReplayedDecision
+    config: TrainConfig,
+    sampler: Sampler,
+    terms: Callable[..., Any] | None,
+    decision: ReplayedDecision,
 ) -> tuple[Scalar, SurrogateStats]:
     objective, length = config.objective, _step_length(sampler, decision)
     kl = None
@@ -83,7 +92,12 @@ def _loss(
         "kl": kl,
         "kl_weight": objective.kl_weight,
     }
-    if objective.kind == "guard" and length is not None and decision.mean_old is not None:
+    if terms is not None:
+        clipped = decision.log_ratio
+        loss, stats = plugin_surrogate_loss(
+            terms, objective, clipped, decision.advantage, weight=decision.weight, kl=kl
+        )
+    elif objective.kind == "guard" and length is not None and decision.mean_old is not None:
         loss, stats = guard_loss(
             decision.log_ratio,
             decision.advantage * decision.weight,

@@ -6,6 +6,7 @@ import torch
 from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError, quoted
+from mvczigal_ref.models.downloads import PARTS, download_hint
 from mvczigal_ref.models.weight_files import read_json, refuse_single_file
 
 __all__ = [
@@ -37,7 +38,7 @@ def find_pipeline(source: str | Path) -> Path:
     if index is None:
         msg = (
             "`source` must be the folder of a diffusers pipeline, or the name of one in the local "
-            f"cache; got {str(source)!r}. Download it first: hf download {source}"
+            f"cache; got {str(source)!r}. {download_hint(str(source))}"
         )
         raise CheckpointError(msg)
     return index.parent
@@ -91,12 +92,13 @@ def pipeline_class(folder: Path) -> str:
     return named if isinstance(named, str) else quoted(named)
 
 
-def require_parts(folder: Path, parts: list[str]) -> None:
+def require_parts(folder: Path, parts: list[str], *, source: str = "") -> None:
     """Refuse a folder without every part of the pipeline.
 
     Args:
         folder: Folder of a pipeline.
         parts: Names of its sub-folders.
+        source: Place that was asked for; of a published pipeline the sizes are known.
 
     Raises:
         CheckpointError: If some are absent; the message names them.
@@ -104,6 +106,8 @@ def require_parts(folder: Path, parts: list[str]) -> None:
     absent = [name for name in parts if not (folder / name).exists()]
     if absent:
         msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."
+        if source in PARTS:
+            msg += f" {download_hint(source, absent)}"
         raise CheckpointError(msg)
 
 

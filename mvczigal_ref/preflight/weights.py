@@ -6,6 +6,7 @@ import torch
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.low_bit_weights import low_bit_saving
 from mvczigal_ref.preflight.footprints import Footprint
 from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.shards import block_bytes, gathered_bytes, part_bytes
@@ -38,6 +39,8 @@ def weight_bytes(
     gradients = sum(p.numel() * p.element_size() for p in trained)
     moments = sum(moment_bytes(p, config.optim.kind) for p in trained)
     rest = network_bytes(system.policy) - whole - (0 if full else ours)  # cameras and buffers
+    if config.model.frozen_weights != "stored" and not full:
+        parts -= low_bit_saving(network, config.model.frozen_weights)
     cuts = config.run.sharding == "full" and processes > 1
     if cuts:
         parts = part_bytes(cut, processes)

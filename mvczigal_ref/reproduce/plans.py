@@ -1,11 +1,14 @@
 """Runs of a comparison, planned before any long work: settings, length and folder of each."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from mvczigal_ref.config import TrainConfig, load_config
+from mvczigal_ref import __version__
+from mvczigal_ref.config import TrainConfig, fingerprint, load_config
+from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import ArmSet, MethodRow
@@ -30,6 +33,9 @@ class PlannedRun:
     words: tuple[str, ...]
     """Settings that ``mvczigal train RECIPE`` needs for just this run."""
 
+    calls: int
+    """Latents that its training sends through the network, as planned [latents]."""
+
 
 def planned_runs(
     methods: ArmSet,
@@ -39,6 +45,7 @@ def planned_runs(
     overrides: Sequence[str] = (),
     arms: Collection[str] | None = None,
     progress: Callable[[], None] = lambda: None,
+    memory: Path | None = None,
 ) -> tuple[tuple[PlannedRun, ...], ...]:
     """Give every method as many iterations as its network calls allow, before any long work.
 
@@ -54,6 +61,7 @@ def planned_runs(
             before those of a method.
         arms: Arms whose runs are planned; all if None. The first method is counted anyway.
         progress: Called after each method that was counted.
+        memory: File that keeps counts from one command to the next; none if None.
 
     Returns:
         Per method one run per seed.
@@ -75,13 +83,12 @@ def planned_runs(
     }
     counts = {}
     for row in dict.fromkeys((first, *chosen)):
-        counts[row.arm] = _calls(settings[row.arm])
+        counts[row.arm] = _calls(settings[row.arm], memory)
         progress()
     planned = tuple(
         tuple(
             _planned(
-                row, config, folder,
-                iterations=max(1, round(sum(budget) * len(calls) / sum(calls))),
+                row, config, folder, budget=sum(budget), each=sum(calls) / len(calls),
                 words=words[row.arm, config.run.seed],
             )
             for config, calls, budget in zip(
@@ -95,12 +102,29 @@ def planned_runs(
     return planned
 
 
-def _calls(configs: Sequence[TrainConfig]) -> list[list[int]]:
+def _calls(configs: Sequence[TrainConfig], memory: Path | None) -> list[list[int]]:
     """Count the network calls of runs that differ in their seeds alone."""
     counts: list[list[int]] = []
     for config in configs:
-        counts.append(network_calls(config) if not counts or _draws_steps(config) else counts[0])
+        counts.append(
+            _remembered(config, memory) if not counts or _draws_steps(config) else counts[0]
+        )
     return counts
+
+
+def _remembered(config: TrainConfig, memory: Path | None) -> list[int]:
+    """Count, or read what was counted of equal settings."""
+    if memory is None:
+        return network_calls(config)
+    key = f"{__version__} {fingerprint(config)} {config.run.iterations}"
+    try:
+        counts = json.loads(memory.read_text("utf-8"))
+    except (OSError, ValueError):
+        counts = {}
+    if key not in counts:
+        counts[key] = network_calls(config)
+        atomic_write(memory, to_json(counts))
+    return list(counts[key])
 
 
 def _draws_steps(config: TrainConfig) -> bool:
@@ -109,8 +133,10 @@ def _draws_steps(config: TrainConfig) -> bool:
 
 
 def _planned(
-    row: MethodRow, config: TrainConfig, folder: Path, *, iterations: int, words: Sequence[str]
-) -> PlannedRun:
+    row: MethodRow, config: TrainConfig, folder: Path, *, budget: int, each: float,
+    words: Sequence[str],
+) -> PlannedRun:  # fmt: skip
+    iterations = max(1, round(budget / each))
     length = [f"run.iterations={iterations}"]
     plain = recipe(row.recipe)
     if plain.optim.decay_iterations == plain.run.iterations:
@@ -121,6 +147,7 @@ def _planned(
         folder=folder / f"{row.arm}-{config.run.seed}",
         method=row,
         words=_last_of_each((*words, *length)),
+        calls=round(iterations * each),
     )
 
 

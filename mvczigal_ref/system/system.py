@@ -23,6 +23,7 @@ from mvczigal_ref.models.chunks import device_of, in_chunks
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.models.lora_files import check_lora
+from mvczigal_ref.models.low_bit_weights import check_low_bit, store_low_bit
 from mvczigal_ref.models.placement import (
     at_work,
     compile_network,
@@ -31,6 +32,7 @@ from mvczigal_ref.models.placement import (
     take_latents_from,
 )
 from mvczigal_ref.models.projections import install_merged_linears
+from mvczigal_ref.models.quick_blocks import install_quick_blocks
 from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
@@ -240,6 +242,15 @@ def build_system(
             "a LoRA, whose weights are fp32."
         )
         raise ConfigError(msg)
+    few_bits = model.frozen_weights if model.finetune == "lora" else "stored"
+    check_low_bit(few_bits)
+    if few_bits != "stored" and (config.run.sharding == "full" or model.compile != "none"):
+        msg = (
+            '`model.frozen_weights` must be "stored" where `run.sharding` is "full" or '
+            f"`model.compile` is set; got {few_bits!r}. The engine cuts plain weights, and "
+            "compiled networks of few bits have not been tried."
+        )
+        raise ConfigError(msg)
     if scorers is None:  # first, so that a missing one is reported at once
         scorers = build_scorers(config, device=device)
     if lora is not None:
@@ -270,7 +281,11 @@ def build_system(
         backbone.network.requires_grad_(requires_grad=True)
     else:
         backbone.add_lora(rank=model.lora_rank, alpha=model.lora_alpha, seed=config.run.seed)
+    if few_bits != "stored" and device.type != "meta":
+        store_low_bit(backbone.network, few_bits)
     install_merged_linears(backbone.network)
+    install_quick_blocks(backbone.network)
+    install_quick_blocks(loaded.vae)
     if model.gradient_checkpointing:
         # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
         backbone.network.enable_gradient_checkpointing()

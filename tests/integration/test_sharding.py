@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mvczigal_ref.models.flow.loading import load_flow
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.training.checkpoint import load_checkpoint
 from tests.integration import sharded_faults
 from tests.integration.runs import checkpoints, metrics, run
@@ -27,15 +29,20 @@ NARROW = 0.05
 START = """
 import sys
 from mvczigal_ref.cli import launch
-launch.PROGRAM = ("-m", "tests.integration.sharded_worker")
-sys.exit(launch.launch(int(sys.argv[1]), sys.argv[2:]))
+launch.PROGRAM = ("-m", f"tests.integration.{sys.argv[1]}")
+sys.exit(launch.launch(int(sys.argv[2]), sys.argv[3:]))
 """
 
 
 def launch(count, folder, prompts, names, fault="none"):
+    """Run cases in several processes."""
+    return start("sharded_worker", count, folder, prompts, names, fault)
+
+
+def start(program, count, *words):
     """Start workers as `--processes` starts its processes."""
     return subprocess.run(
-        [sys.executable, "-c", START, str(count), str(folder), prompts, names, fault],
+        [sys.executable, "-c", START, program, str(count), *map(str, words)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
@@ -211,8 +218,38 @@ def test_flow_transformers_in_parts_train_as_whole_ones(prompts, tmp_path):
         pairs = zip(metrics(tmp_path / "one" / name), metrics(tmp_path / name), strict=True)
         for row, other in pairs:
             assert other == pytest.approx(row, **METRICS)
+        files = [
+            path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("policy/**/*")
+        ]
+        weights = [path for path in files if path.suffix == ".safetensors"]
+        assert weights
+        for path in weights:
+            whole = load_file(tmp_path / "one" / name / path)
+            assert distance(whole, load_file(tmp_path / name / path)) <= RELATIVE
     shares = json.loads((tmp_path / "0_of_2.json").read_text())
     assert shares["flow full"] < 0.65
+
+
+@pytest.mark.slow
+def test_a_cut_transformer_is_whole_in_no_process(tmp_path):
+    """Its file stays where it is until a block is cut, and cast, from it."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("needs Linux, which says what memory a process takes")
+    components = tiny_flow_components(seed=0, num_heads=12, num_layers=2, num_single_layers=10)
+    components.save(tmp_path / "weights", dtype=torch.bfloat16)
+    ended = start("loading_worker", 2, tmp_path, tmp_path / "weights")
+    assert ended.returncode == 0, ended.stdout
+    network = load_flow(tmp_path / "weights", dtype=torch.float32).policy.transformer
+    size = sum(4 * p.numel() for p in network.parameters())
+    assert size > 100e6
+
+    for rank in range(2):
+        record = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert record["types"] == ["torch.float32"]
+        assert record["peak"] < 0.8 * size
+        for name, parameter in network.named_parameters():
+            mine = float(parameter.detach().double().sum())
+            assert record["sums"][name] == pytest.approx(mine, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("fault", sharded_faults.EACH)

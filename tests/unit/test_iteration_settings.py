@@ -98,6 +98,7 @@ ELSEWHERE = {
     "model.rig": BUILT,
     "model.image_size": BUILT,
     "model.finetune": BUILT,
+    "model.frozen_weights": BUILT,
     "model.lora_rank": BUILT,
     "model.lora_alpha": BUILT,
     "model.dtype": BUILT,

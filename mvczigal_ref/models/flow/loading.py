@@ -64,7 +64,7 @@ def load_flow(
     folder = find_pipeline(source)
     family = _family(folder)
     texts = numbered("tokenizer", family.tokenizers) | numbered("text_encoder", family.tokenizers)
-    require_parts(folder, ["transformer", "vae", "scheduler", *texts])
+    require_parts(folder, ["transformer", "vae", "scheduler", *texts], source=str(source))
     try:
         with quiet():
             tokenizers = tuple(

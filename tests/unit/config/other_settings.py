@@ -10,6 +10,7 @@ OTHER = {
         "rig": "paper",
         "image_size": 64,
         "finetune": "full",
+        "frozen_weights": "int8",
         "lora_rank": 4,
         "lora_alpha": 2.0,
         "dtype": "bf16",

@@ -73,6 +73,8 @@ IGNORED = [
     ((), "guard.action=return", ("guard.every=1", "guard.diversity=true")),
     (("run.sharding=full",), "run.compute_dtype=bf16",
      ("run.sharding=full", "model.finetune=full")),
+    (("model.finetune=full",), "model.frozen_weights=int8", ()),
+    ((), "reward.texts_per_call=2", (*GROUPS, "condition.enhancer=world")),
     ((), "run.offload_parameters=true", ("run.sharding=full",)),
     ((), "optim.average_every=2", ("optim.average_decay=0.9",)),
     ((), "optim.loss_scale_growth_interval=5", ("optim.loss_scale=8",)),
