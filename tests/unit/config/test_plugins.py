@@ -183,8 +183,8 @@ def test_the_example_registers_what_it_has(monkeypatch, tmp_path):
     [
         (
             "objective.kind=reward",
-            "forward_process, guard, p.flat, p.loss, policy_gradient, preference, "
-            "reward_difference",
+            "divergence, forward_process, guard, p.flat, p.loss, policy_gradient, preference, "
+            "reward_difference, sequence",
         ),
         ("sampler.kind=dpm", "ddim, flow, lcm, p.lcm, p.none"),
         (
