@@ -37,6 +37,14 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         ETA_ZERO_VARIANCE as ETA_ZERO_VARIANCE,
         DdimSampler as DdimSampler,
     )
+    from mvczigal_ref.diffusion.euler_ancestral import (
+        euler_ancestral_transition as euler_ancestral_transition,
+        EulerAncestralSampler as EulerAncestralSampler,
+    )
+    from mvczigal_ref.diffusion.tcd import (
+        tcd_transition as tcd_transition,
+        TcdSampler as TcdSampler,
+    )
     from mvczigal_ref.diffusion.gaussian import (
         sample as sample,
         log_prob as log_prob,
@@ -292,6 +300,8 @@ _NAMES = {
         "diffusion.sampler": "Transition Sampler",
         "diffusion.lcm": "lcm_transition lcm_invert LcmSampler",
         "diffusion.ddim": "ddim_transition ddim_invert ETA_ZERO_VARIANCE DdimSampler",
+        "diffusion.euler_ancestral": "euler_ancestral_transition EulerAncestralSampler",
+        "diffusion.tcd": "tcd_transition TcdSampler",
         "diffusion.gaussian": "sample log_prob joint_log_prob kl_divergence",
         "diffusion.flow_schedule": "flow_sigmas shift_sigma resolution_shift",
         "diffusion.flow": (

@@ -48,7 +48,7 @@ class World:
     backend prefers."""
     sharded: bool = False
     """Whether weights are gathered in the middle of a network call, where no process can be asked
-    whether it has failed: a process that fails then ends by itself, and the others lose it."""
+    whether it has failed: a process that fails there ends by itself, and the others lose it."""
 
     @property
     def is_main(self) -> bool:
@@ -175,8 +175,8 @@ class World:
 
         Without this the others would wait in their next collective for ever. Inside it, each
         collective of this class first asks whether all processes have come to it. Where weights
-        are sharded, nobody can be asked: the exception stays this process's own, and the others
-        raise that they have lost it.
+        are sharded, nobody can be asked but in `agreed`: the exception stays this process's own,
+        and the others raise that they have lost it.
 
         Yields:
             Nothing.
@@ -205,6 +205,45 @@ at object 3.
             if chosen is None or chosen is error:
                 raise
             raise chosen from error
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """End a piece of work in all processes alike, where weights are sharded too.
+
+        All of them must enter it, and none may gather weights inside it: loading, scoring and
+        writing. At its end they exchange what they have met. Does nothing where `together` can ask
+        by itself, that is where no weights are sharded.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Exception: The same in every process, as `together` chooses it.
+
+        Examples:
+            >>> with World().agreed():
+            ...     raise OSError("the disk is full")
+            Traceback (most recent call last):
+            OSError: the disk is full
+        """
+        if self.size == 1 or not self.sharded:
+            yield
+            return
+        try:
+            yield
+        except _ElsewhereError as remote:
+            raise remote.error from None
+        except Exception as error:
+            chosen: Exception | None = None
+            with suppress(ProcessLostError):  # the others may be dead
+                chosen = self._failure(error)
+            if chosen is None or chosen is error:
+                raise
+            raise chosen from error
+        else:
+            elsewhere = self._failure(None)
+            if elsewhere is not None:
+                raise elsewhere
 
     def close(self) -> None:
         """Leave the process group; the last call of a run."""

@@ -14,10 +14,9 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method import method_of
-from mvczigal_ref.method.caption import caption_log, describe
+from mvczigal_ref.method.caption import caption_log
+from mvczigal_ref.method.judged import judged_slices
 from mvczigal_ref.method.protocol import Experience, Iteration, Learner
-from mvczigal_ref.method.sample import decode, sample
-from mvczigal_ref.method.score import score
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.system import System
@@ -112,32 +111,24 @@ def run_iteration(
     """
     here = Iteration(config=config, world=world, share=Share.of(config, world), index=iteration)
     method, parts = method_of(config), here.share.parts(prompts)
-    conditions, scores = [], []
-    with timer("rollout"):
-        samples = [sample(system, part, config, iteration, old=old) for part in parts]
-    for part, drawn in zip(parts, samples, strict=True):
-        with timer("decode"):
-            images = decode(system, drawn)
-        listener.rollout(part.prompts, images)
-        with timer("condition"):
-            conditions.append(describe(system, enhancer, part, images, config, iteration))
-        with timer("reward"):
-            scores.append(score(system, images, conditions[-1].columns))
-        del images  # gigabytes at full size
+    judged = judged_slices(
+        system, enhancer, parts, here, timer=timer, rollout=listener.rollout, old=old
+    )
     with timer("reward"):
-        rewards = here.share.gather_rewards(scores, world)
+        rewards = here.share.gather_rewards(judged.scores, world)
         listener.rewards(rewards)
         joint_mean = method.joint_mean(rewards)
         constraint = constraint_step(constraint, joint_mean, **_constraint_settings(config))
     with timer("advantage"):
-        advantages = method.compare(rewards, samples, here, multiplier=constraint.multiplier)
+        advantages = method.compare(rewards, judged.samples, here, multiplier=constraint.multiplier)
     with timer("update"):
         learner = Learner(system=system, optimizer=optimizer, old=old, loss_scale=loss_scale)
-        learned = method.learn(learner, Experience(samples, conditions, advantages), here)
+        experience = Experience(judged.samples, judged.conditions, advantages)
+        learned = method.learn(learner, experience, here)
     return IterationResult(
         metrics=method.reward_metrics(rewards) | _metrics(constraint, joint_mean) | learned.metrics,
         constraint=constraint, old=learned.old, loss_scale=learned.loss_scale,
-        captions=caption_log(parts, conditions, rewards, learned.drift),
+        captions=caption_log(parts, judged.conditions, rewards, learned.drift),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from mvczigal_ref.system.scorers import no_scorers
 from mvczigal_ref.text_files import text_lines
 from mvczigal_ref.training.events import EventGroup, Events
 from mvczigal_ref.training.prompt_rows import list_rows
-from mvczigal_ref.training.run_folder import load_policy
+from mvczigal_ref.training.run_policy import load_policy
 from mvczigal_ref.training.tracking import read_metrics
 from mvczigal_ref.training.trainer import RunResult, train
 

@@ -106,6 +106,7 @@ _TAKES_TEXT = (
 # A word of these that names something on the disk is that, though it look like a setting.
 _NAMES_FILES = ("score", "export", "push", "report", "convert-reward", "enhance")
 _INTERRUPTED = 130  # a shell's report of Ctrl-C
+_READER_GONE = 1  # as rich ends
 _TRY_LATER = 75  # what sendmail's descendants call a failure that will pass
 
 
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, or 2 where something was refused, or 75 where a scorer's service was
-        out, or 130 after Ctrl-C.
+        out, or 130 after Ctrl-C, or 1 where nobody reads the output any more.
 
     Raises:
         SystemExit: After help, and where the words are no command.
@@ -127,7 +128,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         Traceback (most recent call last):
         SystemExit: 2
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # else a reader that has gone is noticed when Python ends
+    except BrokenPipeError:
+        # As after `| head`. What is still to be written goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
+
+
+def _main(words: list[str]) -> int:
     if words == ["--version"]:
         print(__version__)
         return 0
@@ -151,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"error: {error}")
             return _TRY_LATER
         except REFUSED as error:
+            if isinstance(error, BrokenPipeError):
+                sys.stdout.flush()  # raises where the pipe was that of the output
             _say(f"error: {error}")
             return 2
         except KeyboardInterrupt:

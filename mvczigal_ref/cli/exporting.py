@@ -86,13 +86,9 @@ def export_run(command: Export, *, facts: "CardFacts | None" = None) -> Path:
         msg = f"`--out` must not exist yet; got {str(command.out)!r}."
         raise ConfigError(msg)
     require_run(command.run)
-    import torch
-
     from mvczigal_ref.models.lora_weights import LoraWeights
-    from mvczigal_ref.models.policy_files import trained_lora
-    from mvczigal_ref.system.scorers import no_scorers
-    from mvczigal_ref.training.run_folder import load_newest, load_policy
-    from mvczigal_ref.training.trainer import export_policy
+    from mvczigal_ref.training.exporting import export_policy
+    from mvczigal_ref.training.run_folder import load_newest
 
     checkpoint = load_newest(command.run)
     config = checkpoint.config
@@ -104,10 +100,21 @@ def export_run(command: Export, *, facts: "CardFacts | None" = None) -> Path:
             alpha=config.model.lora_alpha,
         )
     else:
-        system, _ = load_policy(command.run, device=torch.device("cpu"), scorers=no_scorers())
-        trained = trained_lora(system.policy) or system.policy
+        trained = _loaded(command.run)
     try:
         export_policy(trained, config, command.out, layout=command.layout, facts=facts)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return command.out
+
+
+def _loaded(run: Path) -> Any:  # noqa: ANN401 - a LoRA or a policy
+    """Build a run's policy, for what its checkpoint alone does not say."""
+    import torch
+
+    from mvczigal_ref.models.policy_files import trained_lora
+    from mvczigal_ref.system.scorers import no_scorers
+    from mvczigal_ref.training.run_policy import load_policy
+
+    system, _ = load_policy(run, device=torch.device("cpu"), scorers=no_scorers())
+    return trained_lora(system.policy) or system.policy

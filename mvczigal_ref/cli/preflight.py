@@ -15,12 +15,13 @@ from mvczigal_ref.cli.progress import Steps
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.attempts import CheckResult
-from mvczigal_ref.preflight.check import check
+from mvczigal_ref.preflight.check import Progress, check
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.plan_record import Plan
 from mvczigal_ref.reward.registry import is_function
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.scorers import check_functions, check_judges
+from mvczigal_ref.training.low_bit import check_optimizer
 from mvczigal_ref.training.prompts import run_prompts
 from mvczigal_ref.training.trackers import check_trackers
 
@@ -56,6 +57,8 @@ _PARTS = {
     "replay": "a replay with its backward pass",
     "saved_checkpointed": "  its graph, with checkpointing",
     "saved_plain": "  its graph, without",
+    "host": "host: offloaded parts and samples",
+    "loading": "host: while networks are loaded",
 }
 
 
@@ -139,8 +142,8 @@ def run_check(config: TrainConfig, command: Printed) -> None:
         SystemExit: With status 1 if something does not hold.
     """
     console = console_of(command)
-    with console.status("sampling, replaying and learning one slice"):
-        result = checked(config)
+    with Steps(console, "sampling, replaying and learning one slice", 1) as steps:
+        result = checked(config, progress=lambda done, total: steps.reach(done / total))
     console.print(check_tables(result))
     findings = [asdict(finding) for finding in result.findings]
     write_json(command, {"passed": result.passed, "findings": findings})
@@ -148,11 +151,12 @@ def run_check(config: TrainConfig, command: Printed) -> None:
         raise SystemExit(1)
 
 
-def checked(config: TrainConfig) -> CheckResult:
+def checked(config: TrainConfig, *, progress: Progress | None = None) -> CheckResult:
     """Try whether this machine trains a run as it should.
 
     Args:
         config: The run.
+        progress: Called with the parts that are done and all.
 
     Returns:
         The findings.
@@ -167,11 +171,12 @@ def checked(config: TrainConfig) -> CheckResult:
     prompts, _ = run_prompts(config)
     check_judges(config)
     check_functions(config, device=world.device)
+    check_optimizer(config)
     check_trackers(config.run.trackers)
     # A language model of this process is loaded by training alone.
     if not config.objective.compares_pairs and config.condition.enhancer != "local":
         build_enhancer(config.condition, device=world.device, prompts=prompts)
-    return check(config, device=world.device)
+    return check(config, device=world.device, progress=progress)
 
 
 def plan_tables(cost: Plan) -> tuple[Table, ...]:

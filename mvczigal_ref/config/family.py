@@ -28,9 +28,7 @@ def family_contradictions(config: "TrainConfig") -> Iterable[str]:
 def _density_contradictions(config: "TrainConfig") -> Iterable[str]:
     objective = config.objective
     if not (
-        config.sampler.kind == "flow"
-        and config.flow.kernel == "cps"
-        and config.flow.density == "unscaled"
+        config.sampler.is_flow and config.flow.kernel == "cps" and config.flow.density == "unscaled"
     ):
         return
     if objective.kind in ("guard", "divergence"):
@@ -61,7 +59,7 @@ def _ratio_contradictions(config: "TrainConfig") -> Iterable[str]:
             '`objective.kind` = "sequence", whose ratio is over all steps; got '
             f'"{apart[0]}" and {str(apart[1]).lower()}.'
         )
-    if objective.step_weight == "rectified" and config.sampler.kind != "flow":
+    if objective.step_weight == "rectified" and not config.sampler.is_flow:
         yield (
             '`objective.step_weight` = "rectified" is defined on the noise levels of a flow; got '
             f'`sampler.kind` = "{config.sampler.kind}".'

@@ -66,6 +66,7 @@ _NOT_IN_FINGERPRINT = (
     "reward.api_key_env",
     "reward.requests_at_once",
     "reward.cache",
+    "reward.overlap",
     "run.iterations",
     "run.checkpoint_every",
     "run.keep_checkpoints",
@@ -75,11 +76,21 @@ _NOT_IN_FINGERPRINT = (
     "run.evaluation_noises",
     "run.trackers",
     "run.device",
+    "run.offload_parameters",
 )
 
 
 # Settings that earlier versions did not have: left out at their default, which is what those did.
-_LATER = ("run.arms_per_call", "run.sharding", "run.reduction")
+_LATER = (
+    "model.frozen_weights",
+    "optim.kind",
+    "reward.texts_per_call",
+    "run.arms_per_call",
+    "run.sharding",
+    "run.reduction",
+    "run.compute_dtype",
+    "sampler.spacing",
+)
 
 
 def fingerprinted(config: TrainConfig) -> dict[str, Any]:

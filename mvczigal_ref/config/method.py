@@ -5,11 +5,11 @@ one of these records.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic.dataclasses import dataclass
 
-from mvczigal_ref.config.plugins import registered
+from mvczigal_ref.config.plugins import plugin_names, registered
 from mvczigal_ref.config.types import (
     SETTINGS,
     Cap,
@@ -44,7 +44,18 @@ __all__ = [
 
 
 GROUP_KINDS = ("policy_gradient", "guard", "sequence", "divergence")
-"""Objectives that learn groups by the ratios of their densities."""
+"""Objectives of this package that learn groups by the ratios of their densities."""
+
+_ObjectiveKind = Literal[
+    "reward_difference",
+    "preference",
+    "policy_gradient",
+    "guard",
+    "sequence",
+    "divergence",
+    "forward_process",
+]
+_OBJECTIVES = get_args(_ObjectiveKind)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -223,6 +234,12 @@ class RewardConfig:
     requests_at_once: Count = 8
     """Questions that each process asks a chat judge at once [requests]; scores are the same for any
     number."""
+    overlap: bool = False
+    """Whether a slice is captioned and judged while the next one is sampled: the same numbers, in
+    less time where judges are slow. The images of two slices are in memory then."""
+    texts_per_call: Count = 1
+    """Texts of a prompt, its captions among them, under which its samples are judged in one call
+    of a scorer [texts]: more of them fill a service's batches and a chat judge's questions."""
     cache: Name | None = None
     """Folder that keeps scores of services, so that no picture is scored twice [path]; None keeps
     none."""
@@ -263,20 +280,12 @@ class ObjectiveConfig:
     """The loss, over pairs of trajectories or over groups."""
 
     kind: Annotated[
-        Literal[
-            "reward_difference",
-            "preference",
-            "policy_gradient",
-            "guard",
-            "sequence",
-            "divergence",
-            "forward_process",
-        ],
-        registered("objectives"),
+        _ObjectiveKind,
+        registered("objectives", "group_objectives"),
     ] = "reward_difference"
     """Kind of loss: RDL and ZigAL, or DPO, of pairs; the clipped surrogate of PG and GRPO,
     GRPO-Guard's, GSPO's over whole trajectories, or Flow-DPPO's; one on the forward process, by
-    `forward.loss`; or a plug-in's name, of pairs."""
+    `forward.loss`; or a plug-in's name, of pairs or of groups."""
     density: Literal["per_view", "joint"] = "per_view"
     """Log-ratio of a pair's arm: each view's by itself, or the sum over all views of an object."""
     reference: Literal["snapshot", "frozen"] = "snapshot"
@@ -312,12 +321,19 @@ class ObjectiveConfig:
     @property
     def compares_pairs(self) -> bool:
         """Whether the loss compares both arms of a pair, which a policy gradient does not."""
-        return self.kind not in (*GROUP_KINDS, "forward_process")
+        if self.is_plugin:
+            return self.kind not in plugin_names("group_objectives")
+        return self.kind in ("reward_difference", "preference")
+
+    @property
+    def is_policy_gradient(self) -> bool:
+        """Whether each log-ratio has a term of its own: the package's losses or a plug-in's."""
+        return not self.compares_pairs and self.kind != "forward_process"
 
     @property
     def is_plugin(self) -> bool:
         """Whether another package registers the loss."""
-        return self.compares_pairs and self.kind not in ("reward_difference", "preference")
+        return self.kind not in _OBJECTIVES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mvczigal_ref.config.method import GROUP_KINDS, scorer_weights
+from mvczigal_ref.config.method import scorer_weights
 from mvczigal_ref.config.train import TrainConfig
 from mvczigal_ref.errors import quoted
 
@@ -57,8 +57,8 @@ def unread(config: TrainConfig, base: TrainConfig) -> Iterable[str]:
     Examples:
         >>> from mvczigal_ref.config import SamplerConfig
         >>> list(unread(TrainConfig(sampler=SamplerConfig(eta=0.5)), TrainConfig()))
-        ['`sampler.eta` is read only with `sampler.kind` = "ddim", and would change nothing here; \
-got 0.5. Leave it out, or choose that.']
+        ['`sampler.eta` is read only with `sampler.kind` = "ddim", "euler_ancestral" or "tcd", and \
+would change nothing here; got 0.5. Leave it out, or choose that.']
     """
     default = TrainConfig()
     for path in unread_settings(config):
@@ -84,7 +84,7 @@ def _forward(config: TrainConfig) -> bool:
 
 
 def _grouped(config: TrainConfig) -> bool:
-    return config.objective.kind in GROUP_KINDS
+    return config.objective.is_policy_gradient
 
 
 def _nft(config: TrainConfig) -> bool:
@@ -96,7 +96,7 @@ def _tree(config: TrainConfig) -> bool:
 
 
 def _flow(config: TrainConfig) -> bool:
-    return config.sampler.kind == "flow"
+    return config.sampler.is_flow
 
 
 def _windowed(config: TrainConfig) -> bool:
@@ -173,18 +173,23 @@ def _clips(config: TrainConfig) -> bool:
 
 
 _TABLE: Mapping[Condition, tuple[str, ...]] = {
-    Condition(lambda c: c.model.weights in ("lcm_sdxl", "sdxl"),
-              'with `model.weights` = "lcm_sdxl" or "sdxl"'): ("model.sources",),
+    Condition(lambda c: c.model.weights in ("lcm_sdxl", "sdxl") or c.model.network == "unet",
+              'with `model.weights` = "lcm_sdxl" or "sdxl", or `model.network` = "unet"'): (
+        "model.sources",
+    ),
     Condition(lambda c: c.model.network == "multiview", 'with `model.network` = "multiview"'): (
         "model.rig", "model.azimuths", "model.elevation", "sampler.camera_scale",
     ),
     Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
         "model.lora_rank", "model.lora_alpha",
     ),
-    Condition(lambda c: not _flow(c), 'with `sampler.kind` = "lcm" or "ddim"'): (
+    Condition(lambda c: not _flow(c), 'with a `sampler.kind` other than "flow"'): (
         "sampler.prediction_type", "sampler.snr_shift",
     ),
-    Condition(lambda c: c.sampler.kind == "ddim", 'with `sampler.kind` = "ddim"'): ("sampler.eta",),
+    Condition(lambda c: c.sampler.kind not in ("lcm", "flow"),
+              'with `sampler.kind` = "ddim", "euler_ancestral" or "tcd"'): ("sampler.eta",),
+    Condition(lambda c: c.sampler.kind not in ("euler_ancestral", "tcd", "flow"),
+              'with `sampler.kind` = "lcm" or "ddim"'): ("sampler.spacing",),
     Condition(_doubles, "where guidance is above 1 and the network has no guidance embedding"): (
         "sampler.negative_prompt",
     ),
@@ -257,7 +262,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               "`zigzag.steps`"): (
         "zigzag.rounds", "zigzag.inversion_guidance_scale", "zigzag.inversion_camera_scale",
     ),
-    _captions("world", "world_edits", "stored", "chat", "local"): ("condition.weight",),
+    _captions("world", "world_edits", "stored", "chat", "local"): (
+        "condition.weight", "reward.texts_per_call",
+    ),
     _captions("world_edits", "stored"): ("condition.num_captions",),
     _captions("stored"): ("condition.file",),
     _captions("chat", "local"): ("condition.model",),
@@ -357,6 +364,16 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(_scales_loss, 'with an `optim.loss_scale` other than 1, or `model.dtype` = "fp16"'): (
         "optim.loss_scale_growth_interval",
     ),
+    Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
+        "model.frozen_weights",
+    ),
+    Condition(lambda c: c.run.sharding == "full" and c.model.finetune == "full",
+              'with `run.sharding` = "full" and `model.finetune` = "full"'): (
+        "run.compute_dtype",
+    ),
+    Condition(lambda c: c.run.sharding == "full", 'with `run.sharding` = "full"'): (
+        "run.offload_parameters",
+    ),
     Condition(lambda c: c.optim.average_decay > 0, "with a positive `optim.average_decay`"): (
         "optim.average_every",
     ),
@@ -381,10 +398,12 @@ ALWAYS: tuple[str, ...] = (
     "condition.enhancer",
     # Names of no scorer of the run are refused when scorers are looked up.
     "reward.per_view", "reward.joint", "reward.weights", "reward.tokenizers", "reward.url",
+    "reward.overlap",
     "guard.every",
     "advantage.mode", "advantage.shuffle",
     "objective.kind",
-    "optim.lr", "optim.betas", "optim.eps", "optim.weight_decay", "optim.max_grad_norm",
+    "optim.kind", "optim.lr", "optim.betas", "optim.eps", "optim.weight_decay",
+    "optim.max_grad_norm",
     "optim.loss_scale", "optim.epochs_per_iteration", "optim.optimizer_steps_per_epoch",
     "optim.warmup_iterations", "optim.decay_iterations", "optim.average_decay",
     "run.iterations", "run.objects_per_iteration", "run.objects_per_slice", "run.prompts",

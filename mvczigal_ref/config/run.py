@@ -51,6 +51,8 @@ class GuardConfig:
 class OptimConfig:
     """AdamW, its rate, and how often it steps."""
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    """Moments of AdamW: in the parameters' dtype, or in blocks of 8 bits (torchao, an extra)."""
     lr: Rate = 2e-3
     """Learning rate of AdamW [parameter units per step]; positive, at most 1000."""
     betas: tuple[HalfOpenFraction, HalfOpenFraction] = (0.9, 0.999)
@@ -110,6 +112,12 @@ class RunConfig:
     """Sum of gradients over processes: "ordered" adds in the order of the processes, "engine" as
     the backend prefers; "auto" is ordered for parameters that are whole in every process. Those
     that are sharded are summed by the engine."""
+    compute_dtype: Literal["stored", "bf16"] = "stored"
+    """Dtype in which a sharded network computes whose every weight is trained: that of its weights,
+    or bf16 while parts, sums of gradients and moments stay in fp32."""
+    offload_parameters: bool = False
+    """Whether the parts of a sharded network, their gradients and moments are on the CPU, from
+    where a block's weights come while it computes: less memory on the device, the same numbers."""
     prompts: Name = "world.train"
     """Training prompts: "world.train"; a text file with one prompt per line; FILE.jsonl:COLUMN or
     FILE.csv:COLUMN; or hf:USER/DATASET:COLUMN of the hub, @REVISION after it for a fixed one."""

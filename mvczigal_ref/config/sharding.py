@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from mvczigal_ref.config.run import RunConfig
 from mvczigal_ref.config.system import ModelConfig
 
-__all__ = ["sharding_contradictions"]
+__all__ = ["processes_contradiction", "sharding_contradictions"]
 
 
 def sharding_contradictions(model: ModelConfig, run: RunConfig) -> Iterator[str]:
@@ -36,3 +36,34 @@ def sharding_contradictions(model: ModelConfig, run: RunConfig) -> Iterator[str]
             '`model.finetune` are "full"; got "ordered". No process holds whole gradients to add '
             "in order: train a LoRA, or leave the weights whole."
         )
+
+
+def _of_parts(run: RunConfig) -> dict[str, object]:
+    """Give the settings that act on parts alone, where they are not off."""
+    off = {"compute_dtype": "stored", "offload_parameters": False}
+    values = {name: getattr(run, name) for name in off}
+    return {name: value for name, value in values.items() if value != off[name]}
+
+
+def processes_contradiction(run: RunConfig, processes: int) -> str | None:
+    """Find a setting of a sharded network that one process could not follow.
+
+    Args:
+        run: Settings of the run.
+        processes: Processes of the run.
+
+    Returns:
+        Message with the setting and the remedy, or None.
+
+    Examples:
+        >>> processes_contradiction(RunConfig(), 1) is None
+        True
+    """
+    if processes > 1 or run.sharding == "none":
+        return None
+    for name, value in _of_parts(run).items():
+        return (
+            f"`run.{name}` = {value!r} acts on the parts of a network, and one process holds all "
+            "of it. Start several, with `--processes`, or leave it out."
+        )
+    return None

@@ -1,6 +1,10 @@
 """Diffusion as pure mathematics: tensors in, tensors out, fp32 or wider, torch alone."""
 
 from mvczigal_ref.diffusion.ddim import ETA_ZERO_VARIANCE, DdimSampler, ddim_invert, ddim_transition
+from mvczigal_ref.diffusion.euler_ancestral import (
+    EulerAncestralSampler,
+    euler_ancestral_transition,
+)
 from mvczigal_ref.diffusion.flow import (
     flow_clean_and_noise,
     flow_invert,
@@ -37,16 +41,19 @@ from mvczigal_ref.diffusion.schedule import (
     scaled_linear_alpha_bar,
     shift_snr,
 )
+from mvczigal_ref.diffusion.tcd import TcdSampler, tcd_transition
 
 __all__ = [
     "ETA_ZERO_VARIANCE",
     "DdimSampler",
+    "EulerAncestralSampler",
     "FlowKernel",
     "FlowSampler",
     "LcmSampler",
     "PredictionType",
     "Reduction",
     "Sampler",
+    "TcdSampler",
     "Transition",
     "betas_from_alpha_bar",
     "check_std",
@@ -58,6 +65,7 @@ __all__ = [
     "ddim_invert",
     "ddim_timesteps",
     "ddim_transition",
+    "euler_ancestral_transition",
     "flow_clean_and_noise",
     "flow_invert",
     "flow_latent",
@@ -78,4 +86,5 @@ __all__ = [
     "scaled_linear_alpha_bar",
     "shift_sigma",
     "shift_snr",
+    "tcd_transition",
 ]

@@ -16,6 +16,7 @@ from mvczigal_ref.evaluation.scores import (
     sealed_evaluation,
 )
 from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
+from mvczigal_ref.models.kept import keeping
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.noise import SeededNoise
@@ -38,6 +39,7 @@ __all__ = [
 _OCCASION = "evaluation"  # its noise is apart from every iteration's
 
 _ROOM = 2**26  # bytes of images in one file of scores, of fp32
+_ALONE = World()
 _FEWEST = 8  # prompts whose images are kept even where they need more
 
 
@@ -48,6 +50,7 @@ def sample_objects(
     *,
     config: TrainConfig,
     zigzag: bool = False,
+    world: World = _ALONE,
 ) -> Images:
     """Sample one slice of objects and decode it; a flow model by its ODE.
 
@@ -57,6 +60,7 @@ def sample_objects(
         noise: Initial and step noise; plain sampling and zigzag share the initial.
         config: Guidance, camera scale, zigzag and storage dtype are read.
         zigzag: Sample with ZMV-Sampling instead of plainly.
+        world: Processes that sample at the same time, each its own objects.
 
     Returns:
         Images in [0, 1].
@@ -78,7 +82,7 @@ def sample_objects(
     conditioning = system.conditioning(prompts)
     dtype, sampler = DTYPES[config.model.storage_dtype], system.evaluation_sampler
     if zigzag:
-        trajectory = zigzag_rollout(
+        denoised = zigzag_rollout(
             system.policy, sampler, noise.initial(), conditioning, noise.arm("zigzag"),
             guidance_scale=config.sampler.guidance_scale,
             inversion_guidance_scale=config.zigzag.inversion_guidance_scale,
@@ -86,8 +90,8 @@ def sample_objects(
             inversion_camera_scale=config.zigzag.inversion_camera_scale,
             zigzag_steps=config.zigzag.steps, zigzag_rounds=config.zigzag.rounds,
             storage_dtype=dtype,
-        )  # fmt: skip
-    elif config.sampler.kind == "flow":
+        ).denoised  # fmt: skip
+    elif config.sampler.is_flow:
         # A flow is shown as it is used, by its ODE.
         plan = GroupPlan.group(
             1, stochastic_steps=(), num_steps=sampler.num_steps, shared_noise=False
@@ -97,14 +101,15 @@ def sample_objects(
             guidance_scale=config.sampler.guidance_scale,
             camera_scale=config.sampler.camera_scale,
         )  # fmt: skip
-        return _finite_images(system, group.denoised[:, 0], noise.objects)
+        denoised = group.denoised[:, 0]
     else:
-        trajectory = standard_rollout(
+        denoised = standard_rollout(
             system.policy, sampler, noise.initial(), conditioning, noise.arm("standard"),
             guidance_scale=config.sampler.guidance_scale,
             camera_scale=config.sampler.camera_scale, storage_dtype=dtype,
-        )  # fmt: skip
-    return _finite_images(system, trajectory.denoised, noise.objects)
+        ).denoised  # fmt: skip
+    with world.agreed():
+        return _finite_images(system, denoised, noise.objects)
 
 
 def _finite_images(system: System, denoised: ObjectLatent, objects: Sequence[int]) -> Images:
@@ -115,6 +120,7 @@ def _finite_images(system: System, denoised: ObjectLatent, objects: Sequence[int
     return images
 
 
+@keeping()
 def evaluate(
     system: System,
     prompts: Sequence[str],
@@ -183,9 +189,10 @@ def evaluate(
         part = slices[index]
         texts = [prompts[i % len(prompts)] for i in part]
         images = sample_objects(
-            system, texts, _noise(system, part, seed), config=config, zigzag=zigzag
+            system, texts, _noise(system, part, seed), config=config, zigzag=zigzag, world=world
         )
-        by_view, by_object = system.score(images, texts)
+        with world.agreed():
+            by_view, by_object = system.score(images, texts)
         per_view.append(by_view)
         joint.append(by_object)
         if place * size < keep:  # then the first process has some of them, and others may
@@ -194,8 +201,9 @@ def evaluate(
                 first = (rank * len(mine) + place) * size
                 if first < keep:
                     shown[first] = rows[: keep - first].cpu()
-        if progress is not None:
-            progress(place + 1, len(mine))
+        with world.agreed():
+            if progress is not None:
+                progress(place + 1, len(mine))
     by_view, by_object = torch.cat(per_view), torch.cat(joint)
     if even:
         by_view, by_object = world.gather_objects(by_view), world.gather_objects(by_object)

@@ -59,25 +59,33 @@ class HeldOut:
             CheckpointError: If the folder's scores are those of other prompts, or damaged.
             NonFiniteError: If a score is not finite.
         """
-        self.refuse_other_prompts()
         path = self._listed.parent / f"{name}_{iteration:06d}.safetensors"
         noises = self.config.run.evaluation_noises
         older = f"{noises} noises, {self._num_steps} steps"
         measured = f"{older}, run {fingerprint(self.config)[:16]}"
-        if path.is_file():
-            scores, metadata = read_evaluation(path)
-            if metadata.get(MEASURED, "").partition(";")[0] in (measured, older):
-                return scores
+        with self.world.agreed():
+            scores = self._kept(path, (measured, older))
+        if scores is not None:
+            return scores
         scores = evaluate(
             self.system, self.prompts, config=self.config, world=self.world, num_noises=noises,
             progress=self.progress,
         )  # fmt: skip
         self.world.barrier()  # until all have looked for the file
-        if self.world.is_main:
-            atomic_write(self._listed, to_json(list(self.prompts)))
-            atomic_write(path, sealed_evaluation(scores, path, measured))
+        with self.world.agreed():
+            if self.world.is_main:
+                atomic_write(self._listed, to_json(list(self.prompts)))
+                atomic_write(path, sealed_evaluation(scores, path, measured))
         self.world.barrier()
         return scores
+
+    def _kept(self, path: Path, measured: Sequence[str]) -> Evaluation | None:
+        """Read the file of an occasion, if there is one that was measured so."""
+        self.refuse_other_prompts()
+        if not path.is_file():
+            return None
+        scores, metadata = read_evaluation(path)
+        return scores if metadata.get(MEASURED, "").partition(";")[0] in measured else None
 
     def refuse_other_prompts(self) -> None:
         """Compare the prompts with those of the folder's scores, if it has any.

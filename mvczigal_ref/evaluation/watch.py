@@ -106,21 +106,27 @@ class Watch:
                 seed=0, iteration=_OCCASION, objects=part, shape=system.latent_shape,
                 device=system.device,
             )  # fmt: skip
-            images = sample_objects(system, texts, noise, config=self.config)
-            per_view, joint = system.score(images, texts)
-            scored = {
-                "per_view": per_view.mean(-1),
-                "joint": joint,
-                **{k: s(images, texts).mean(-1) for k, s in system.watched_per_view.items()},
-                **{k: s(images, texts) for k, s in system.watched_joint.items()},
-                "features": object_features(images, list(system.watched_per_view.values())),
-            }
+            images = sample_objects(system, texts, noise, config=self.config, world=self.world)
+            with self.world.agreed():
+                scored = self._scored(images, texts)
             for name, values in scored.items():
                 rows.setdefault(name, []).append(values)
         whole = {name: torch.cat(values) for name, values in rows.items()}
         if even:
             whole = {name: self.world.gather_objects(values) for name, values in whole.items()}
         return {name: values.cpu() for name, values in whole.items()}
+
+    def _scored(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Ask every scorer, trained on or watched."""
+        system = self.system
+        per_view, joint = system.score(images, texts)
+        return {
+            "per_view": per_view.mean(-1),
+            "joint": joint,
+            **{k: s(images, texts).mean(-1) for k, s in system.watched_per_view.items()},
+            **{k: s(images, texts) for k, s in system.watched_joint.items()},
+            "features": object_features(images, list(system.watched_per_view.values())),
+        }
 
 
 def object_features(

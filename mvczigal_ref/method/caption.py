@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mvczigal_ref.condition.distinct import TextColumn, distinct_texts
 from mvczigal_ref.condition.drift_bins import DRIFT_EDGES, drift_histogram
-from mvczigal_ref.condition.protocol import Caption, ConditionEnhancer
+from mvczigal_ref.condition.protocol import Caption, ConditionEnhancer, stream
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.slices import Part
 from mvczigal_ref.policy import Conditioning
@@ -22,10 +22,13 @@ __all__ = [
     "Conditions",
     "caption_log",
     "caption_record",
+    "caption_seed",
+    "captioned",
     "describe",
     "drift_entries",
     "drift_histogram",
     "drift_metrics",
+    "encoded",
 ]
 
 
@@ -70,12 +73,41 @@ def describe(
     Raises:
         CaptionError: If captions cannot be made.
     """
-    captions: list[tuple[Caption, ...]] = [() for _ in part.prompts]
+    return encoded(system, captioned(enhancer, part, images, config, iteration))
+
+
+Captions = list[tuple[Caption, ...]]
+"""Captions of each prompt; empty without an enhancer."""
+
+
+def captioned(
+    enhancer: ConditionEnhancer | None,
+    part: Part,
+    images: Float[Tensor, "prompt sample view rgb height width"],
+    config: TrainConfig,
+    iteration: int,
+) -> tuple[Captions, tuple[TextColumn, ...]]:
+    """Make one slice's captions, in any thread; see :func:`describe`.
+
+    Returns:
+        Captions, and the distinct texts of the prompts.
+    """
+    captions: Captions = [() for _ in part.prompts]
     if enhancer is not None:
         views = images.cpu() if enhancer.needs_images else None
-        captions = enhancer(part.prompts, views, seed=config.run.seed + iteration)
+        seed = caption_seed(config.run.seed, iteration)
+        captions = enhancer(part.prompts, views, seed=seed)
     rows = [[c.caption for c in row] for row in zip(*captions, strict=True)]
-    columns = distinct_texts([part.prompts, *rows])
+    return captions, distinct_texts([part.prompts, *rows])
+
+
+def encoded(system: System, texts: tuple[Captions, tuple[TextColumn, ...]]) -> Conditions:
+    """Encode what :func:`captioned` gives; see :func:`describe`.
+
+    Returns:
+        The prompts, and the captions beside them.
+    """
+    captions, columns = texts
     return Conditions(
         captions=captions,
         columns=columns,
@@ -84,6 +116,26 @@ def describe(
             for place, column in enumerate(columns)
         ),
     )
+
+
+def caption_seed(run_seed: int, iteration: int) -> int:
+    """Seed an iteration's captions by the names of both numbers.
+
+    Source:
+        Ours. Their sum would give a seed the captions of the next one an iteration before.
+
+    Args:
+        run_seed: ``run.seed``.
+        iteration: Index of the iteration.
+
+    Returns:
+        A seed in [0, 2^63), another one for every pair.
+
+    Examples:
+        >>> caption_seed(0, 1) == caption_seed(1, 0)
+        False
+    """
+    return stream(run_seed, iteration, "captions").getrandbits(63)
 
 
 def caption_log(

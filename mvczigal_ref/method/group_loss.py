@@ -1,6 +1,6 @@
 """The objective of groups as a configuration asks for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.sampler import Sampler, Transition
+from mvczigal_ref.method.plugin_loss import plugin_surrogate_loss
 from mvczigal_ref.objective.clipped import (
     SurrogateStats,
     clipped_surrogate_loss,
@@ -38,9 +40,11 @@ def group_objective(config: TrainConfig, sampler: Sampler) -> GroupObjective:
         sampler: Knows how long its steps are, where it is a flow's.
 
     Returns:
-        The loss of ``objective.kind``, with its divergence from the reference.
+        The loss of ``objective.kind``, or a plug-in's, with its divergence from the reference.
     """
-    return partial(_loss, config, sampler)
+    kind = config.objective.kind
+    terms = load_plugin("group_objectives", kind) if config.objective.is_plugin else None
+    return partial(_loss, config, sampler, terms)
 
 
 def step_weights(
@@ -87,7 +91,10 @@ def _gains(sampler: Sampler, steps: Sequence[int]) -> Tensor:
 
 
 def _loss(
-    config: TrainConfig, sampler: Sampler, decision: ReplayedDecision
+    config: TrainConfig,
+    sampler: Sampler,
+    terms: Callable[..., Any] | None,
+    decision: ReplayedDecision,
 ) -> tuple[Scalar, SurrogateStats]:
     objective, length = config.objective, _step_length(sampler, decision)
     kl = None
@@ -111,7 +118,12 @@ def _loss(
             divergence_range=objective.divergence_range, weight=weight, **penalty,
         )  # fmt: skip
     shared: dict[str, Any] = {"clip_range": clip_range, **penalty}
-    if objective.kind == "guard" and length is not None and decision.mean_old is not None:
+    if terms is not None:
+        clipped = decision.log_ratio
+        loss, stats = plugin_surrogate_loss(
+            terms, objective, clipped, decision.advantage, weight=weight, kl=kl
+        )
+    elif objective.kind == "guard" and length is not None and decision.mean_old is not None:
         loss, stats = guard_loss(
             decision.log_ratio,
             decision.advantage * weight,

@@ -18,6 +18,7 @@ from mvczigal_ref.method.steps import (
     stochastic_steps,
     trained_decisions,
 )
+from mvczigal_ref.models.kept import keeping
 from mvczigal_ref.policy import Conditioning, Policy
 from mvczigal_ref.records import (
     BranchTrajectory,
@@ -37,6 +38,7 @@ from mvczigal_ref.update.parameters import parameters_as
 __all__ = ["decode", "draw_pair", "draw_samples", "noise_of", "sample"]
 
 
+@keeping()
 def sample(
     system: System,
     part: Part,

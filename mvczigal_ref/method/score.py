@@ -20,6 +20,8 @@ def score(
     system: System,
     images: Float[Tensor, "prompt sample view rgb height width"],
     columns: Sequence[TextColumn],
+    *,
+    texts_per_call: int = 1,
 ) -> RewardTable:
     """Judge every sample under every condition; equal texts of a prompt are asked once.
 
@@ -27,6 +29,8 @@ def score(
         system: System whose scorers are asked.
         images: Decoded samples in [0, 1].
         columns: Distinct texts of the prompts, their own first.
+        texts_per_call: Columns that a scorer is asked about at once [1]. A scorer that treats each
+            object by itself gives the same rewards for any number, to its rounding in a batch.
 
     Returns:
         Rewards on the CPU.
@@ -42,12 +46,15 @@ def score(
         msg = f"`joint` must name its scorers as `per_view` does not; got {shared} in both."
         raise ValueError(msg)
     rows: dict[str, list[Tensor]] = {}
-    for column in columns:
-        flat: Images = column.of(images).flatten(0, 1)
-        texts = [text for text in column.texts for _ in range(samples)]
+    for first in range(0, len(columns), texts_per_call):
+        batch = columns[first : first + texts_per_call]
+        parts: list[Images] = [column.of(images).flatten(0, 1) for column in batch]
+        flat: Images = parts[0] if len(parts) == 1 else torch.cat(parts)
+        texts = [text for column in batch for text in column.texts for _ in range(samples)]
         tables = (*per_view.tables(flat, texts).items(), *whole.tables(flat, texts).items())
         for name, table in tables:
-            rows.setdefault(name, []).append(table.unflatten(0, (-1, samples)).cpu())
+            each = table.split([len(part) for part in parts])
+            rows.setdefault(name, []).extend(r.unflatten(0, (-1, samples)).cpu() for r in each)
     tables_of = {name: every_condition(columns, values) for name, values in rows.items()}
     return RewardTable(
         per_view={name: tables_of[name] for name in per_view.scorers},

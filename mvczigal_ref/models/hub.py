@@ -16,11 +16,11 @@ from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, load_strict, quiet
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
+from mvczigal_ref.models.published import SdxlSources
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.sources import (
     AbsentError,
     Located,
-    SdxlSources,
     cache_first,
     locate_adapter,
     locate_network,

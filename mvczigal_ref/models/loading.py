@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, to_json
@@ -31,6 +30,7 @@ __all__ = [
     "save_config",
     "shards_of",
     "stored",
+    "stored_dtype",
 ]
 
 _SHOWN = 4  # faults of a kind in a message
@@ -161,6 +161,27 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         raise CheckpointError(f"`{folder}` must hold safetensors; {reason}.")
 
 
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """Find the floating type in which a diffusers network lies on the disk.
+
+    Args:
+        folder: Folder of the network, in safetensors.
+
+    Returns:
+        Type of all its tensors; None where they have several, or there is no such file.
+
+    Examples:
+        >>> stored_dtype(Path("absent")) is None
+        True
+    """
+    types = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    kinds: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return types.get(*kinds) if len(kinds) == 1 else None
+
+
 def shards_of(index: Path) -> set[str]:
     """List the files that hold a network's tensors.
 
@@ -207,6 +228,9 @@ def save_config(model: Any, folder: Path) -> None:  # noqa: ANN401 - untyped lib
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the libraries' progress bars, and their reports of faults that are refused anyway."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:

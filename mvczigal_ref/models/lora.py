@@ -2,10 +2,9 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import ModelMixin
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from mvczigal_ref.models.loading import load_strict
@@ -33,12 +32,15 @@ LORA_TARGETS = (
 )
 """Every projection of every attention of the multi-view UNet, row attention included."""
 
+Network: TypeAlias = Any
+"""A diffusers network; to name its class would import diffusers wherever a LoRA's file is read."""
+
 # The name PEFT gives the only adapter, here the trained one; published files leave it out.
 _ADAPTER = "default"
 
 
 def add_lora(
-    network: ModelMixin,
+    network: Network,
     *,
     rank: int,
     alpha: float,
@@ -97,7 +99,7 @@ def add_lora(
 
 
 def insert_lora(
-    network: ModelMixin,
+    network: Network,
     *,
     rank: int,
     alpha: float,
@@ -115,6 +117,8 @@ def insert_lora(
         targets: Ends of the names of the layers to adapt, as in :func:`add_lora`.
         adapter: Name of the new adapter; by default the trained one.
     """
+    from peft import LoraConfig
+
     beside = list(network.active_adapters()) if adapter_names(network) else []
     config = LoraConfig(
         r=rank,
@@ -146,7 +150,7 @@ def insert_lora(
                 parameter.zero_()
 
 
-def adapter_names(network: ModelMixin) -> tuple[str, ...]:
+def adapter_names(network: Network) -> tuple[str, ...]:
     """List the adapters of a network; "default" is the trained one.
 
     Args:
@@ -158,7 +162,7 @@ def adapter_names(network: ModelMixin) -> tuple[str, ...]:
     return tuple(getattr(network, "peft_config", None) or ())
 
 
-def one_adapter(network: ModelMixin) -> str:
+def one_adapter(network: Network) -> str:
     """Choose the adapter that is saved: the trained one, or the only one.
 
     Args:
@@ -183,7 +187,7 @@ def one_adapter(network: ModelMixin) -> str:
     return _ADAPTER if _ADAPTER in names else names[0]
 
 
-def lora_parameters(network: ModelMixin, adapter: str = _ADAPTER) -> dict[str, nn.Parameter]:
+def lora_parameters(network: Network, adapter: str = _ADAPTER) -> dict[str, nn.Parameter]:
     """Find an adapter's parameters under their published names.
 
     Args:
@@ -201,7 +205,7 @@ def lora_parameters(network: ModelMixin, adapter: str = _ADAPTER) -> dict[str, n
     }
 
 
-def lora_state_dict(network: ModelMixin) -> dict[str, Tensor]:
+def lora_state_dict(network: Network) -> dict[str, Tensor]:
     """Copy the LoRA's values out, under the names of published LoRA files.
 
     Args:
@@ -218,7 +222,7 @@ def lora_state_dict(network: ModelMixin) -> dict[str, Tensor]:
 
 
 def load_lora_state_dict(
-    network: ModelMixin,
+    network: Network,
     tensors: Mapping[str, Tensor],
     *,
     source: str = "tensors",

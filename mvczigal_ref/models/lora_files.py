@@ -1,4 +1,4 @@
-"""A LoRA read into its network, and a whole trained UNet written as files."""
+"""A network's LoRA read and written, and a whole trained UNet written as files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,18 @@ from mvczigal_ref.models.lora import (
     load_lora_state_dict,
 )
 from mvczigal_ref.models.lora_reading import PEFT_FILE, read_lora
-from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
+from mvczigal_ref.models.lora_weights import (
+    DIFFUSERS_LORA_FILE,
+    LoraLayout,
+    LoraWeights,
+    write_lora_file,
+    write_peft_files,
+)
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.weight_files import pickled_weights
 
-__all__ = ["check_lora", "load_lora", "save_unet_folder"]
+__all__ = ["check_lora", "load_lora", "save_lora_file", "save_lora_folder", "save_unet_folder"]
 
 _FILES = (PEFT_FILE, DIFFUSERS_LORA_FILE)
 
@@ -87,6 +93,35 @@ def check_lora(source: str | Path, *, unet: bool) -> None:
     """
     path = _find(Path(source).expanduser())
     read_lora(path, network="unet" if unet else "transformer")
+
+
+def save_lora_file(network: ModelMixin, path: Path, *, layout: LoraLayout = "diffusers") -> None:
+    """Write a network's LoRA as one file, its scale included.
+
+    Args:
+        network: UNet or flow transformer that holds a LoRA; of several the trained one is written.
+        path: A ``.safetensors`` file; its folder is made.
+        layout: As in :func:`~mvczigal_ref.models.lora_weights.write_lora_file`.
+
+    Raises:
+        ValueError: If there is no LoRA, several of which none is the trained one, one of another
+            kind, or a scale other than 1 in the released layout.
+    """
+    write_lora_file(LoraWeights.of(network), path, layout=layout)
+
+
+def save_lora_folder(network: ModelMixin, folder: Path, *, base_model: str | None = None) -> None:
+    """Write a network's LoRA as PEFT's folder.
+
+    Args:
+        network: UNet or flow transformer that holds a LoRA; of several the trained one is written.
+        folder: Folder to write into; made if absent.
+        base_model: Hub id of the trained network, for the settings.
+
+    Raises:
+        ValueError: As :func:`save_lora_file`.
+    """
+    write_peft_files(LoraWeights.of(network), folder, base_model=base_model)
 
 
 def save_unet_folder(

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusers import ModelMixin, UNet2DConditionModel
-from peft import LoraConfig
 from safetensors.torch import save
 from torch import Tensor
 
-from mvczigal_ref.files import atomic_write
+from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.loading import stored
-from mvczigal_ref.models.lora import LORA_TARGETS, lora_state_dict, one_adapter
+from mvczigal_ref.models.lora import LORA_TARGETS, Network, lora_state_dict, one_adapter
 from mvczigal_ref.models.lora_reading import METADATA, PEFT_CONFIG, PEFT_FILE, PEFT_PREFIX, PLAIN
 
 __all__ = [
@@ -57,7 +55,7 @@ class LoraWeights:
     """Name of the network in a diffusers pipeline."""
 
     @classmethod
-    def of(cls, network: ModelMixin) -> "LoraWeights":
+    def of(cls, network: Network) -> "LoraWeights":
         """Copy a network's LoRA.
 
         Args:
@@ -84,8 +82,13 @@ class LoraWeights:
             rank=config.r,
             alpha=float(config.lora_alpha),
             targets=sorted(config.target_modules),
-            network="unet" if isinstance(network, UNet2DConditionModel) else "transformer",
+            network="unet" if hasattr(network, "down_blocks") else "transformer",
         )
+
+    @property
+    def multiview(self) -> bool:
+        """Whether it adapts row attention, so that its network draws several views."""
+        return any("_mv." in name for name in self.values)
 
     def named(self, prefix: str) -> dict[str, Tensor]:
         """Give the values for a file, on the CPU.
@@ -107,16 +110,21 @@ def write_peft_files(lora: LoraWeights, folder: Path, *, base_model: str | None 
         folder: Folder to write into; made if absent.
         base_model: Hub id of the trained network, for the settings.
     """
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        init_lora_weights="gaussian",
-        inference_mode=True,
-        base_model_name_or_path=base_model,
-    )
-    config.target_modules = sorted(lora.targets)  # the class would make a set of it
+    # PEFT completes the rest; its own class would import transformers to write ten lines.
+    settings = {
+        "peft_type": "LORA",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "lora_dropout": 0.0,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": sorted(lora.targets),
+        "init_lora_weights": "gaussian",
+        "inference_mode": True,
+        "base_model_name_or_path": base_model,
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
+    atomic_write(folder / PEFT_CONFIG, to_json(settings))
     values = save(lora.named(PEFT_PREFIX), metadata={"format": "pt"})
     atomic_write(folder / PEFT_FILE, values)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
 from mvczigal_ref.models.row_attention import RowSelfAttnProcessor, install_row_attention
+from mvczigal_ref.models.sharding import compute_dtype_of
 from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.shapes import Latent, PluckerMap
@@ -65,8 +66,7 @@ class MultiViewUNet(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype in which the network computes."""
-        weight: Tensor = self.unet.conv_in.weight
-        return weight.dtype
+        return compute_dtype_of(self.unet, self.unet.conv_in.weight)
 
     @property
     def device(self) -> torch.device:

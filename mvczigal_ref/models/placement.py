@@ -39,7 +39,9 @@ def at_work(*parts: Any, device: torch.device) -> Iterator[None]:  # noqa: ANN40
             _move(part, torch.device("cpu"))
 
 
-def take_latents_from(policy: nn.Module, device: torch.device) -> None:
+def take_latents_from(
+    policy: nn.Module, device: torch.device, *, work: torch.device | None = None
+) -> None:
     """Let a policy take latents from another device than its own, and answer there.
 
     Each call moves only its own rows of what sampling has stored. Gradient flows both ways.
@@ -47,11 +49,12 @@ def take_latents_from(policy: nn.Module, device: torch.device) -> None:
     Args:
         policy: Network that is called with latents and timesteps first; changed in place.
         device: Device of the latents.
+        work: Device on which the policy computes; None is that of its first parameter.
     """
 
     def fetch(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        work = next(module.parameters()).device
-        return tuple(value.to(work) if isinstance(value, Tensor) else value for value in given)
+        there = work or next(module.parameters()).device
+        return tuple(value.to(there) if isinstance(value, Tensor) else value for value in given)
 
     def answer(_module: nn.Module, _given: tuple[Any, ...], output: Tensor) -> Tensor:
         return output.to(device)

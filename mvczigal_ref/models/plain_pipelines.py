@@ -9,6 +9,8 @@ import diffusers
 
 from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES, PredictionType
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE, SdxlSources
+from mvczigal_ref.models.scheduler_settings import FOLLOWED, REFUSED
 from mvczigal_ref.models.schedulers import (
     KINDS,
     SCHEDULER_FILE,
@@ -16,12 +18,12 @@ from mvczigal_ref.models.schedulers import (
     scheduler_of,
     sdxl_scheduler,
 )
-from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE, SdxlSources, find_file
+from mvczigal_ref.models.sources import find_file
 from mvczigal_ref.models.weight_files import first_line, read_json
 
-__all__ = ["plain_scheduler", "stored_prediction"]
+__all__ = ["plain_scheduler", "stored_prediction", "warn_of_grid"]
 
-_NOISE: Mapping[str, Any] = {
+_NOISE: dict[str, Any] = {
     **SDXL_NOISE,
     "num_train_timesteps": 1000,
     "trained_betas": None,
@@ -39,7 +41,7 @@ _OTHER_STEPS = (
     "UniPCMultistepScheduler", "SASolverScheduler", "TCDScheduler",
 )  # fmt: skip
 # Settings of Euler's schedulers that change its levels, with the one value that is followed.
-_LEVELS: Mapping[str, Any] = {
+_LEVELS: dict[str, Any] = {
     "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
     "interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero",
     "sigma_min": None, "sigma_max": None,
@@ -59,9 +61,7 @@ def stored_prediction(source: str, sources: SdxlSources) -> PredictionType | Non
     Raises:
         CheckpointError: If the settings are unreadable, or of another noise schedule than SDXL's.
     """
-    if source.partition("@")[0] in (LCM_UNET, SDXL_BASE):
-        return None  # known, and not looked up each time
-    path, _ = find_file(source, SCHEDULER_FILE, sources)
+    path = _settings_of(source, sources)
     return None if path is None else _prediction(path, read_json(path))
 
 
@@ -84,9 +84,7 @@ def plain_scheduler(source: str, sources: SdxlSources, *, few_steps: bool) -> An
         CheckpointError: If the settings are unreadable, of another noise schedule than SDXL's, or
             not followed.
     """
-    path = None
-    if source.partition("@")[0] not in (LCM_UNET, SDXL_BASE):
-        path, _ = find_file(source, SCHEDULER_FILE, sources)
+    path = _settings_of(source, sources)
     if path is None:
         return sdxl_scheduler(few_steps=few_steps)
     config = read_json(path)
@@ -96,8 +94,68 @@ def plain_scheduler(source: str, sources: SdxlSources, *, few_steps: bool) -> An
     plain = sdxl_scheduler(few_steps=few_steps, prediction_type=prediction)
     if few_steps or kind is None:
         return plain
-    spacing, offset = _grid(path, kind, config)
+    spacing, offset, dropped = _grid(path, kind, config)
+    if dropped:
+        warnings.warn(
+            f"`{path}` samples with {', '.join(dropped)}; DDIM's steps on a {spacing} grid are "
+            "taken in its place. Give `scheduler`, a DDIMScheduler or LCMScheduler, for another.",
+            stacklevel=3,
+        )
     return type(plain).from_config(plain.config, timestep_spacing=spacing, steps_offset=offset)
+
+
+def warn_of_grid(source: str, sources: SdxlSources, *, few_steps: bool) -> None:
+    """Warn where a pipeline's scheduler says another grid than the one that a run takes.
+
+    A run samples on the grid of its own settings: latent consistency's, or the leading one of
+    implicit models.
+
+    Args:
+        source: Folder or hub id of the pipeline in which the UNet lies.
+        sources: Read for the hub's cache, and for whether to look there alone.
+        few_steps: Whether the run samples by latent consistency.
+
+    Raises:
+        CheckpointError: If the settings are unreadable, or of another noise schedule than SDXL's.
+    """
+    path = _settings_of(source, sources)
+    if path is None:
+        return
+    config, ours = read_json(path), sdxl_scheduler(few_steps=few_steps)
+    _prediction(path, config)  # refuses another noise schedule
+    if other := _differences(path, config, ours):
+        msg = (
+            f"`{path}` samples with {', '.join(other)}; the grid of the run's section `sampler` is "
+            "taken in its place. TextToMultiviewPipeline.from_pretrained reads the file."
+        )
+        warnings.warn(msg, stacklevel=3)
+
+
+def _settings_of(source: str, sources: SdxlSources) -> Path | None:
+    """Find the settings of a pipeline that is not the published one, which is known."""
+    if source.partition("@")[0] in (LCM_UNET, SDXL_BASE):
+        return None
+    return find_file(source, SCHEDULER_FILE, sources)[0]
+
+
+def _differences(path: Path, config: Mapping[str, Any], ours: Any) -> list[str]:  # noqa: ANN401
+    """List the settings of a pipeline's scheduler that a run's own grid does not have."""
+    kind, own = config.get("_class_name"), type(ours).__name__
+    if kind == own:
+        theirs = _with_defaults(path, own, config)
+        names = [n for n in (*FOLLOWED[own], *REFUSED[own]) if n != "prediction_type"]
+        odd = {n: theirs.get(n) for n in names if theirs.get(n) != ours.config.get(n)}
+    elif own == "LCMScheduler" or kind is None:
+        return []  # a network that is distilled to few steps keeps its own grid
+    elif kind == "LCMScheduler":
+        return ["LCMScheduler"]
+    else:
+        spacing, offset, dropped = _grid(path, kind, config)
+        grid: dict[str, Any] = {"timestep_spacing": spacing}
+        grid |= {"steps_offset": offset} if spacing == "leading" else {}  # the other has none
+        odd = {n: value for n, value in grid.items() if value != ours.config[n]}
+        return dropped + [f"{n} = {value}" for n, value in odd.items()]
+    return [f"{n} = {str(value)[:40]}" for n, value in odd.items()]
 
 
 def _prediction(path: Path, config: Mapping[str, Any]) -> PredictionType | None:
@@ -126,12 +184,17 @@ def _prediction(path: Path, config: Mapping[str, Any]) -> PredictionType | None:
     return cast("PredictionType | None", prediction)
 
 
-def _grid(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[str, int]:
-    """Read spacing and offset of another scheduler; warn of what is not followed."""
+def _with_defaults(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings of a scheduler with the class's own values of those that are absent."""
     try:
-        settings = dict(getattr(diffusers, kind).from_config(config).config)
+        return dict(getattr(diffusers, kind).from_config(config).config)
     except Exception as error:  # unfit values reach nearly every kind of exception
         raise CheckpointError(f"`{path}`: {first_line(error)}.") from error
+
+
+def _grid(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[str, int, list[str]]:
+    """Read spacing and offset of another scheduler, and list what is not followed."""
+    settings = _with_defaults(path, kind, config)
     spacing, offset = settings.get("timestep_spacing", "leading"), settings.get("steps_offset", 0)
     if spacing not in ("leading", "trailing", "linspace") or type(offset) is not int:
         msg = (
@@ -142,7 +205,7 @@ def _grid(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[str, int]:
     dropped = [] if kind in _SAME_STEPS else [kind]
     dropped += [
         f"{name} = {str(settings[name])[:40]}"
-        for name, only in _LEVELS.items()
+        for name, only in (_NOISE | _LEVELS).items()
         if (settings.get(name, only) or only) != only
     ]
     if spacing == "linspace":
@@ -151,10 +214,4 @@ def _grid(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[str, int]:
     if spacing == "leading" and offset < 1:
         dropped.append(f"steps_offset = {offset}")
         offset = 1
-    if dropped:
-        warnings.warn(
-            f"`{path}` samples with {', '.join(dropped)}; DDIM's steps on a {spacing} grid are "
-            "taken in its place. Give `scheduler`, a DDIMScheduler or LCMScheduler, for another.",
-            stacklevel=4,
-        )
-    return spacing, offset
+    return spacing, offset, dropped

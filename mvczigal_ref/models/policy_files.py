@@ -5,16 +5,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import nn
 
 from mvczigal_ref.files import sync, usual_mode, writing
-from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.loading import save_config, stored
 from mvczigal_ref.models.lora import adapter_names
-from mvczigal_ref.models.lora_files import save_unet_folder
 from mvczigal_ref.models.lora_weights import (
     DIFFUSERS_LORA_FILE,
     RELEASED_FILE,
@@ -23,28 +21,27 @@ from mvczigal_ref.models.lora_weights import (
     write_peft_files,
 )
 from mvczigal_ref.models.model_card import CardFacts, hub_id, model_card
-from mvczigal_ref.models.multiview_unet import MultiViewUNet
 
 __all__ = ["PolicyLayout", "save_policy", "trained_lora"]
 
 PolicyLayout = Literal["peft", "diffusers", "released"]
 
 
-def trained_lora(policy: nn.Module) -> LoraWeights | None:
+def trained_lora(policy: Any) -> LoraWeights | None:  # noqa: ANN401 - of either kind
     """Copy a policy's LoRA.
 
     Args:
-        policy: A multi-view UNet or a flow transformer.
+        policy: A UNet or a flow transformer.
 
     Returns:
         The LoRA, or None where there is none.
     """
-    network = policy.transformer if isinstance(policy, FlowPolicy) else policy.unet
+    network = getattr(policy, "transformer", None) or policy.unet
     return LoraWeights.of(network) if adapter_names(network) else None
 
 
 def save_policy(
-    trained: LoraWeights | MultiViewUNet | FlowPolicy,
+    trained: LoraWeights | nn.Module,
     folder: Path,
     *,
     facts: CardFacts | None = None,
@@ -57,7 +54,7 @@ def save_policy(
     that of a multi-view UNet lie row attention and camera encoder. Either has a model card.
 
     Args:
-        trained: A LoRA, or a network that was trained whole.
+        trained: A LoRA, or a UNet or flow transformer that was trained whole.
         folder: Folder to write; replaced if it exists. A kill leaves all of it or nothing.
         facts: Facts about the weights, for the model card.
         layout: The one layout to write of a LoRA; every one that fits if None.
@@ -67,26 +64,20 @@ def save_policy(
             one is for a UNet's LoRA with a scale of 1.
     """
     facts, lora = facts or CardFacts(), None
-    network = "transformer" if isinstance(trained, FlowPolicy) else "unet"
+    network = "transformer" if hasattr(trained, "transformer") else "unet"
     if isinstance(trained, LoraWeights):
         _refuse(trained, layout)
         lora, network = trained, trained.network
     elif layout is not None:
         msg = f"`layout` is for a LoRA; every weight was trained here. Leave {layout!r} out."
         raise ValueError(msg)
-    card = model_card(lora, facts, network=network)
+    multiview = hasattr(trained, "camera_encoder") if lora is None else lora.multiview
+    card = model_card(lora, facts, network=network, multiview=multiview)
     with _whole(folder) as aside:
         if isinstance(trained, LoraWeights):
             _write_lora(trained, aside, layout, hub_id(facts.base))
-        elif isinstance(trained, FlowPolicy):
-            save_config(trained.transformer, aside / "transformer")
-            save_file(
-                stored(trained.transformer.state_dict(), None),
-                aside / "transformer" / "diffusion_pytorch_model.safetensors",
-                metadata={"format": "pt"},
-            )
         else:
-            save_unet_folder(trained, aside)
+            _write_network(trained, aside)
         (aside / "README.md").write_text(card, "utf-8")
         usual_mode(aside)
 
@@ -102,7 +93,7 @@ def _refuse(lora: LoraWeights, layout: PolicyLayout | None) -> None:
 
 
 def _has_released(lora: LoraWeights) -> bool:
-    return lora.network == "unet" and lora.alpha == lora.rank
+    return lora.multiview and lora.alpha == lora.rank
 
 
 def _write_lora(
@@ -114,6 +105,23 @@ def _write_lora(
         write_lora_file(lora, folder / DIFFUSERS_LORA_FILE)
     if layout == "released" or (layout is None and _has_released(lora)):
         write_lora_file(lora, folder / RELEASED_FILE, layout="released")
+
+
+def _write_network(policy: Any, folder: Path) -> None:  # noqa: ANN401 - of either kind
+    """Write a network that was trained whole."""
+    if hasattr(policy, "camera_encoder"):
+        from mvczigal_ref.models.lora_files import save_unet_folder  # which imports diffusers
+
+        save_unet_folder(policy, folder)
+        return
+    name = "transformer" if hasattr(policy, "transformer") else "unet"
+    network = getattr(policy, name)
+    save_config(network, folder / name)
+    save_file(
+        stored(network.state_dict(), None),
+        folder / name / "diffusion_pytorch_model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from typing import Any
 
 from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES
 from mvczigal_ref.diffusion.spacing import SPACINGS
+from mvczigal_ref.errors import quoted
 
-__all__ = ["FOLLOWED", "INERT", "REFUSED", "check_scheduler"]
+__all__ = ["FOLLOWED", "INERT", "REFUSED", "check_length", "check_scheduler"]
 
 _NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
@@ -58,11 +59,34 @@ _NO_NUMBERS = (
 
 _WHOLE = ("num_train_timesteps", "original_inference_steps", "steps_offset")
 
+_MOST = 100_000  # training timesteps: diffusers makes tables of them when a scheduler is made
+
 _WORDS: Mapping[str, tuple[Any, ...]] = {
     "prediction_type": PREDICTION_TYPES,
     "timestep_spacing": SPACINGS,
     "set_alpha_to_one": (True, False),
 }
+
+
+def check_length(config: Mapping[str, Any]) -> None:
+    """Refuse settings of tables that fit no memory, before a scheduler is made of them.
+
+    Args:
+        config: Settings of a scheduler, as a file has them.
+
+    Raises:
+        ValueError: If there are too many training timesteps, or none.
+
+    Examples:
+        >>> check_length({"num_train_timesteps": 10**9})
+        Traceback (most recent call last):
+        ValueError: `scheduler` must have a num_train_timesteps of 1 to 100000; got 1000000000.
+    """
+    length = config.get("num_train_timesteps", 1)
+    number = isinstance(length, int | float) and not isinstance(length, bool)
+    if number and not 1 <= length <= _MOST:
+        msg = f"`scheduler` must have a num_train_timesteps of 1 to {_MOST}; got {quoted(length)}."
+        raise ValueError(msg)
 
 
 def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is untyped
@@ -112,6 +136,7 @@ def check_scheduler(scheduler: Any) -> None:  # noqa: ANN401 - diffusers is unty
         if name in _WHOLE and not isinstance(value, int):
             msg = f"`scheduler` must have a whole number as {name}; got {value!r}."
             raise ValueError(msg)
+    check_length(config)
 
 
 def _is_number(value: object) -> bool:

@@ -12,8 +12,9 @@ from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.schedule import PredictionType, scaled_linear_alpha_bar, shift_snr
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.scheduler_settings import check_scheduler
-from mvczigal_ref.models.sources import SdxlSources, find_file
+from mvczigal_ref.models.published import SdxlSources
+from mvczigal_ref.models.scheduler_settings import check_length, check_scheduler
+from mvczigal_ref.models.sources import find_file
 from mvczigal_ref.models.weight_files import first_line, read_json
 from mvczigal_ref.shapes import AlphaBar
 
@@ -144,8 +145,11 @@ def scheduler_of(kinds: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401
         msg = f"`{path}` must be the settings of {' or '.join(kinds)}; got {kind!r}."
         raise CheckpointError(msg)
     try:
+        check_length(config)
         scheduler = kinds[kind].from_config(config)
         check_scheduler(scheduler)
+        if kind in KINDS:  # what no grid fits is refused before a network is loaded
+            sampler_from_scheduler(scheduler, num_steps=1, eta=0.0)
     except Exception as error:  # unfit values reach nearly every kind of exception
         raise CheckpointError(f"`{path}`: {first_line(error)}.") from error
     return scheduler

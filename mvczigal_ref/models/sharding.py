@@ -4,7 +4,7 @@ Each process holds one part of every tensor, cut along its first axis, and gathe
 weights for as long as the block computes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -17,32 +17,43 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
+    "compute_dtype_of",
     "gathered",
     "is_sharded",
     "local_part",
     "shard_network",
-    "shard_place",
+    "shard_world",
     "sharded_blocks",
     "whole",
 ]
 
 
-def shard_network(network: Any, world: World) -> None:  # noqa: ANN401 - diffusers is untyped
+def shard_network(
+    network: Any,  # noqa: ANN401 - diffusers is untyped
+    world: World,
+    *,
+    dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype | None = None,
+    offload: bool = False,
+) -> None:
     """Cut a network's weights over all processes, block by block.
 
     Weights are gathered for a block's forward pass and again for its backward pass, and dropped
     after each. Where every weight is trained, gradients are reduced and scattered in fp32 by the
     engine, as a mean over the processes. A LoRA stays whole in every process. Gathered weights
-    have the bits of those that were cut.
+    have the bits of those that were cut, or their bits rounded to ``compute_dtype``.
 
     Args:
         network: UNet or flow transformer with its LoRA, if any, on the CPU; changed in place. Only
-            one block at a time is whole on the device of ``world``.
+            one block at a time is whole on the device of ``world``, and in ``dtype``.
         world: The processes; the device of each.
+        dtype: Floating type of the parts, but of a LoRA's; None is what each tensor has.
+        compute_dtype: Floating type of gathered weights; None is that of the parts.
+        offload: Whether parts, gradients and moments are on the CPU.
     """
     from peft.tuners.lora import LoraLayer
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
     frozen = not all(p.requires_grad for p in network.parameters())
     trained = {p for p in network.parameters() if frozen and p.requires_grad}
@@ -51,15 +62,48 @@ def shard_network(network: Any, world: World) -> None:  # noqa: ANN401 - diffuse
     how: dict[str, Any] = {
         "mesh": init_device_mesh(world.device.type, (world.size,)),
         "reshard_after_forward": True,
-        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
+        # Inputs are cast by the policy, so that the timestep and rotary tables stay in fp32.
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        ),
         "ignored_params": trained,
     }
+    if offload:
+        how["offload_policy"] = CPUOffloadPolicy(pin_memory=world.device.type == "cuda")
     for module in network.modules():
         if isinstance(module, (nn.Linear, LoraLayer)):
             # A fused product would move the memory that the engine gathers into.
             module.register_forward_pre_hook(_stay_apart)
     for block in sharded_blocks(network):
+        if dtype is not None:
+            _cast(block, dtype, uncast=trained)
         fully_shard(block, **how)
+    network.compute_dtype = compute_dtype
+
+
+def _cast(block: nn.Module, dtype: torch.dtype, *, uncast: Set[Tensor]) -> None:
+    """Cast what no process has cut yet; buffers, too."""
+    for tensor in (*block.parameters(), *block.buffers()):
+        if tensor.is_floating_point() and not is_sharded(tensor) and tensor not in uncast:
+            tensor.data = tensor.data.to(dtype)
+
+
+def compute_dtype_of(network: nn.Module, weight: Tensor) -> torch.dtype:
+    """Give the dtype in which a network computes.
+
+    Args:
+        network: Network, sharded or whole.
+        weight: One of its weights.
+
+    Returns:
+        That of the weight, or of gathered weights where they have another.
+
+    Examples:
+        >>> layer = nn.Linear(1, 1)
+        >>> compute_dtype_of(layer, layer.weight)
+        torch.float32
+    """
+    return getattr(network, "compute_dtype", None) or weight.dtype
 
 
 def sharded_blocks(network: Any) -> list[nn.Module]:  # noqa: ANN401 - diffusers is untyped
@@ -107,7 +151,20 @@ def whole(tensor: Tensor) -> Tensor:
         >>> whole(torch.ones(2))
         tensor([1., 1.])
     """
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    return _at_engine(tensor).full_tensor() if is_sharded(tensor) else tensor
+
+
+def _at_engine(tensor: "DTensor") -> "DTensor":
+    """Bring a part that waits on the CPU to the device on which parts are exchanged."""
+    from torch.distributed.tensor import DTensor
+
+    local, mesh = tensor.to_local(), tensor.device_mesh
+    if local.device.type == mesh.device_type:
+        return tensor
+    return DTensor.from_local(
+        local.to(mesh.device_type), mesh, tensor.placements, run_check=False, shape=tensor.shape,
+        stride=tensor.stride(),
+    )  # fmt: skip
 
 
 def local_part(value: Tensor, like: Tensor) -> Tensor:
@@ -132,24 +189,28 @@ def local_part(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def shard_place(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[int, int]:
+def shard_world(tensors: Mapping[str, Mapping[str, Tensor]]) -> World:
     """Find this process's place among those that hold parts of some tensors.
 
     Args:
         tensors: Tensors by group and name.
 
     Returns:
-        Index of the process and number of processes; 0 and 1 where no tensor is sharded.
+        The processes that hold them; a world of one where no tensor is sharded.
 
     Examples:
-        >>> shard_place({"policy": {"a": torch.zeros(1)}})
-        (0, 1)
+        >>> shard_world({"policy": {"a": torch.zeros(1)}}).size
+        1
     """
     for named in tensors.values():
         for tensor in named.values():
             if is_sharded(tensor):
-                return tensor.device_mesh.get_local_rank(), tensor.device_mesh.size()
-    return 0, 1
+                mesh = tensor.device_mesh
+                device = torch.device(mesh.device_type)
+                return World(
+                    rank=mesh.get_local_rank(), size=mesh.size(), device=device, sharded=True
+                )
+    return World()
 
 
 @contextmanager

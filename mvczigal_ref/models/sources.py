@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,13 +14,13 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import ADAPTER_FILE
 from mvczigal_ref.models.loading import shards_of
+from mvczigal_ref.models.published import LCM_UNET, MV_ADAPTER, SDXL_BASE, SDXL_VAE, SdxlSources
 from mvczigal_ref.models.weight_files import pickled_weights
 
 __all__ = [
     "ADAPTER_FILES",
     "AbsentError",
     "Located",
-    "SdxlSources",
     "cache_first",
     "find_file",
     "locate_adapter",
@@ -29,10 +29,6 @@ __all__ = [
     "published_place",
 ]
 
-SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
-SDXL_VAE = "madebyollin/sdxl-vae-fp16-fix"
-LCM_UNET = "latent-consistency/lcm-sdxl"
-MV_ADAPTER = "huanngzh/mv-adapter"
 ADAPTER_FILES = ("mvadapter_t2mv_sdxl.safetensors", ADAPTER_FILE)
 """Names of the file of row attention and camera encoder: the published one, and ours."""
 
@@ -44,29 +40,6 @@ class AbsentError(CheckpointError):
 
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SdxlSources:
-    """Place of each part: a folder, or a hub id, optionally followed by ``@revision``."""
-
-    base: str = SDXL_BASE
-    """Diffusers pipeline with the text encoders and tokenizers."""
-
-    unet: str | None = LCM_UNET
-    """UNet, alone or in a pipeline's ``unet/``; None is the base's own."""
-
-    vae: str | None = SDXL_VAE
-    """Autoencoder, alone or in a pipeline's ``vae/``; None is the base's own."""
-
-    adapter: str = MV_ADAPTER
-    """Row attention and camera encoder; may also be the file itself."""
-
-    cache: str | None = None
-    """Folder of the hub's cache; None is the hub client's own choice."""
-
-    local_files_only: bool = False
-    """Whether to look into the cache alone; so does ``HF_HUB_OFFLINE`` in the environment."""
 
 
 class Located(NamedTuple):

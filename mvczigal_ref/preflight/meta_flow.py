@@ -6,9 +6,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.tiny_t5 import tiny_t5_tokenizer
+from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.models.tiny import tiny_tokenizer
 from mvczigal_ref.preflight.flow_sizes import PUBLISHED_FLOW, config_class, stored_sizes
-from mvczigal_ref.system.networks import DTYPES, weights_folder
+from mvczigal_ref.system.networks import DTYPES
 
 __all__ = ["meta_flow_components"]
 

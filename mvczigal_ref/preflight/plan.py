@@ -14,14 +14,15 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_steps
+from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.preflight.costs import Costs
 from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
 from mvczigal_ref.preflight.meta_networks import meta_components
 from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
-from mvczigal_ref.preflight.shards import gathered_bytes, part_bytes
+from mvczigal_ref.preflight.weights import camera_encoder, network_bytes, weight_bytes
 from mvczigal_ref.preflight.workload import Replay, Workload
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW
 from mvczigal_ref.reward.registry import VIEW_MEAN, is_function, scorer_options
@@ -83,6 +84,10 @@ def plan(
         replace(config, model=together), device=_META, components=components, scorers=no_scorers()
     )
     check_steps(system, config)
+    weights = weight_bytes(system, config, footprints, processes=world_size)
+    parameters = _parameters(system, footprints)
+    if weights["gathered"] and config.run.compute_dtype == "bf16":
+        cast_network(system.backbone.network, _META, torch.bfloat16)
     costs, slices = Costs(system=system, config=config), len(share.objects)
     work, views = costs.workload(iteration=iteration), system.latent_shape[0]
     _measure(costs, work, progress)
@@ -102,7 +107,9 @@ def plan(
         samples=work.samples,
         conditions=work.conditions,
         images=work.samples * slices * prompts * views,
-        scorer_calls=dict.fromkeys(footprints, slices * work.conditions),
+        scorer_calls=dict.fromkeys(
+            footprints, slices * math.ceil(work.conditions / config.reward.texts_per_call)
+        ),
         optimizer_steps=_optimizer_steps(config, work),
         calls=replace(calls, rollout=slices * len(work.calls)),
         flops=replace(
@@ -110,9 +117,9 @@ def plan(
             rollout=slices * sum(costs.sampled(call)[0] for call in work.calls),
             decode=slices * arms * decode,
         ),
-        parameters=_parameters(system, footprints),
+        parameters=parameters,
         memory=_memory(
-            costs, work, footprints, slices=slices, images=arms * images, processes=world_size,
+            costs, work, footprints, weights=weights, slices=slices, images=arms * images,
             # Images of the arms are laid side by side.
             decoding=max((arms - 1) * images + peak, 2 * (arms - 1) * arms * images),
         ),
@@ -219,10 +226,10 @@ def _memory(
     work: Workload,
     footprints: dict[str, Footprint],
     *,
+    weights: dict[str, int],
     slices: int,
     images: int,
     decoding: int,
-    processes: int,
 ) -> Memory:
     """Add up bytes by part."""
     config, system = costs.config, costs.system
@@ -237,13 +244,13 @@ def _memory(
         again: costs.replayed(work, largest, checkpointed=again, backward=False).saved
         for again in (True, False)
     }
-    stored = slices * storage_bytes(work.stored)
+    stored, on_device = slices * storage_bytes(work.stored), config.model.storage_device == "device"
     return Memory(
-        **_weights(system, config, footprints, processes),
-        rollouts=stored if config.model.storage_device == "device" else 0,
+        **weights | {"host": weights["host"] + (0 if on_device else stored)},
+        rollouts=stored if on_device else 0,
         sampling=max(costs.sampled(call)[1] for call in set(work.calls)),
         images=images,
-        decoding=decoding + (_bytes(system.components.vae) if away else 0),
+        decoding=decoding + (network_bytes(system.components.vae) if away else 0),
         scoring=images + max(working, default=0),
         replay=max(graph.peak for graph in graphs.values()),
         saved=graphs[largest].saved,
@@ -253,14 +260,14 @@ def _memory(
     )
 
 
-def _refuse_image_size(config: TrainConfig, components: Components | FlowComponents) -> None:
+def _refuse_image_size(config: TrainConfig, components: AnyComponents) -> None:
     """Refuse an image that the networks cannot cut into whole cells."""
     unit = 2 ** (len(components.vae.config.block_out_channels) - 1)
     if isinstance(components, Components):
         unit = math.lcm(unit, components.policy.camera_encoder.config.downscale_factor)
         parts = "autoencoder and camera encoder"
     else:
-        unit *= components.policy.patch_size
+        unit *= getattr(components.policy, "patch_size", 1)
         parts = "autoencoder and transformer"
     size = config.model.image_size
     if size % unit:
@@ -297,54 +304,9 @@ def _parameters(system: System, footprints: dict[str, Footprint]) -> Parameters:
 
     return Parameters(
         network=count(backbone.network),
-        camera_encoder=count(*_camera_encoder(system)),
+        camera_encoder=count(*camera_encoder(system)),
         trained=sum(p.numel() for p in system.trained().values()),
         text_encoders=count(*backbone.text_encoders),
         vae=count(parts.vae),
         scorers=sum(f.parameters for f in footprints.values()),
     )
-
-
-def _camera_encoder(system: System) -> list[torch.nn.Module]:
-    parts = system.components
-    return [parts.policy.camera_encoder] if isinstance(parts, Components) else []
-
-
-def _weights(
-    system: System, config: TrainConfig, footprints: dict[str, Footprint], processes: int
-) -> dict[str, int]:
-    """Bytes that do not depend on what is computed."""
-    trained, away = list(system.trained().values()), config.model.offload_frozen
-    ours = storage_bytes(trained)
-    frozen, gathered = _bytes(system.policy) - ours, 0
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    if config.run.sharding == "full" and processes > 1:
-        full, network = config.model.finetune == "full", system.backbone.network
-        lora = [] if full else trained
-        uncut = {id(p) for p in lora}
-        cut = [p for p in network.parameters() if id(p) not in uncut]
-        part, all_of_it = part_bytes(cut, processes), sum(p.numel() * p.element_size() for p in cut)
-        gathered = gathered_bytes(network, whole=lora, trained=full)
-        if full:
-            ours, gradients = part, part
-        else:
-            frozen -= all_of_it - part
-    cameras = sum(map(_bytes, _camera_encoder(system)))
-    # What samples on the forward process, and what a swap of parameters keeps meanwhile.
-    copies = 2 * (config.objective.kind == "forward_process") + (config.optim.average_decay > 0.0)
-    return {
-        "network": frozen - (cameras if away else 0),
-        "gathered": gathered,
-        "trained": ours,
-        "text_encoders": sum(map(_bytes, system.backbone.text_encoders)),
-        "vae": _bytes(system.components.vae),
-        "scorers": sum(f.weights for f in footprints.values()),
-        "features": storage_bytes(system.camera_features),
-        "gradients": gradients,
-        "optimizer": 2 * gradients,  # AdamW's two moments
-        "copies": copies * ours,
-    }
-
-
-def _bytes(network: torch.nn.Module) -> int:
-    return storage_bytes([*network.parameters(), *network.buffers()])

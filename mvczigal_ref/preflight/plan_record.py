@@ -84,7 +84,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
-    """Peak memory on one process's device by part [bytes].
+    """Peak memory of one process by part [bytes]: on its device but where the host is named.
 
     Fields up to ``optimizer`` are there all along; where frozen parts are offloaded, those of
     them that are not are in the stages in which they work. What torch's allocator, its libraries
@@ -133,6 +133,13 @@ class Memory:
     gathered: int = 0
     """Weights, and gradients of trained ones, that a call gathers of a network whose weights are
     cut over the processes; the fields of weights are then one process's part."""
+    host: int = 0
+    """Memory of the host that one process takes all along: what is offloaded, and stored samples
+    that are kept on the CPU."""
+    loading: int = 0
+    """Memory of the host that one process takes while it loads, at most and without scorers: text
+    encoders, autoencoder, camera encoder, and the network; of a flow transformer that is cut, one
+    block, and the part where it is offloaded, since the rest stays in its file."""
     offloaded: bool = False
     """Whether text encoders, autoencoder and scorers are there only while they work."""
 

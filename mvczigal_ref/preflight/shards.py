@@ -1,14 +1,15 @@
 """Bytes of weights that are cut over processes, and of what is gathered for a while."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mvczigal_ref.models.sharding import sharded_blocks
 
-__all__ = ["gathered_bytes", "part_bytes"]
+__all__ = ["block_bytes", "gathered_bytes", "part_bytes"]
 
 
 def part_bytes(tensors: Iterable[Tensor], processes: int) -> int:
@@ -22,7 +23,6 @@ def part_bytes(tensors: Iterable[Tensor], processes: int) -> int:
         Memory of one process [bytes].
 
     Examples:
-        >>> import torch
         >>> part_bytes([torch.zeros(5, 2)], 4)
         16
     """
@@ -34,25 +34,59 @@ def part_bytes(tensors: Iterable[Tensor], processes: int) -> int:
     )
 
 
-def gathered_bytes(network: Any, *, whole: Iterable[Tensor], trained: bool) -> int:  # noqa: ANN401
+def gathered_bytes(
+    network: Any,  # noqa: ANN401 - diffusers is untyped
+    *,
+    whole: Iterable[Tensor],
+    trained: bool,
+    compute_dtype: torch.dtype | None = None,
+) -> int:
     r"""Bound what the engine holds beside the parts during a network call.
 
     The weights that no block holds are there throughout; of the largest block there are the weights
     in use, those of the next one that are on their way, and the buffer through which they come; and
-    where weights are trained, its gradient and the buffer through which that leaves.
+    where weights are trained, its gradient and the buffer, in fp32, through which that leaves.
 
     Args:
         network: UNet or flow transformer.
         whole: Parameters that no process cuts, such as a LoRA.
         trained: Whether every weight is trained.
+        compute_dtype: Floating type of gathered weights; None is that of the parts.
 
     Returns:
         Memory [bytes].
     """
-    seen, sizes = {id(tensor) for tensor in whole}, []
+    *blocks, rest = _blocks(network, whole)
+
+    def size(block: Sequence[Tensor]) -> int:
+        return sum(p.numel() * (compute_dtype or p.dtype).itemsize for p in block)
+
+    def with_buffers(block: Sequence[Tensor]) -> int:
+        leaving = size(block) + 4 * sum(p.numel() for p in block)
+        return 3 * size(block) + trained * leaving
+
+    return size(rest) + max(map(with_buffers, blocks), default=0)
+
+
+def block_bytes(network: Any, *, whole: Iterable[Tensor]) -> int:  # noqa: ANN401
+    """Size the largest set of weights that are gathered together.
+
+    Args:
+        network: UNet or flow transformer.
+        whole: Parameters that no process cuts, such as a LoRA.
+
+    Returns:
+        Memory [bytes].
+    """
+    blocks = _blocks(network, whole)
+    return max(sum(p.numel() * p.element_size() for p in block) for block in blocks)
+
+
+def _blocks(network: Any, whole: Iterable[Tensor]) -> list[list[Tensor]]:  # noqa: ANN401
+    """List the parameters of each block, the network's own last."""
+    seen, blocks = {id(tensor) for tensor in whole}, []
     for block in sharded_blocks(network):
         parameters = [p for p in block.parameters() if id(p) not in seen]
         seen |= {id(p) for p in parameters}
-        sizes.append(sum(p.numel() * p.element_size() for p in parameters))
-    *blocks, rest = sizes
-    return rest + (5 if trained else 3) * max(blocks, default=0)
+        blocks.append(parameters)
+    return blocks

@@ -19,10 +19,10 @@ from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
+from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.models.tiny import TINY_WORDS
 from mvczigal_ref.pretraining.captioned_views import ADDED_WORDS, CaptionedViews
 from mvczigal_ref.pretraining.fitting import Log, averaged, file_log, optimiser_steps
-from mvczigal_ref.system.networks import weights_folder
 from mvczigal_ref.tiny_world.grammar import split_prompts
 from mvczigal_ref.tiny_world.scene import sample_scenes
 

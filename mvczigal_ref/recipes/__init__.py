@@ -12,8 +12,10 @@ from mvczigal_ref.recipes import (
     dance,
     flow,
     mv_grpo,
+    other_flow,
     sd3,
     sdxl,
+    single_view,
     tiny,
     tiny_family,
     tiny_flow,
@@ -21,7 +23,10 @@ from mvczigal_ref.recipes import (
 
 __all__ = ["RECIPES", "recipe", "recipe_function", "recipe_names"]
 
-_FAMILIES = (tiny, tiny_flow, tiny_family, baselines, sdxl, flow, mv_grpo, dance, sd3)
+_FAMILIES = (
+    tiny, tiny_flow, tiny_family, baselines, sdxl, flow, mv_grpo, dance, sd3, single_view,
+    other_flow,
+)  # fmt: skip
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     name: getattr(family, name) for family in _FAMILIES for name in family.__all__

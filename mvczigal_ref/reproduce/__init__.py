@@ -10,13 +10,12 @@ if TYPE_CHECKING:
     from mvczigal_ref.reproduce.comparison import (
         Comparison,
         Outcome,
-        PlannedRun,
         compare,
         gain_over_seeds,
-        planned_runs,
     )
     from mvczigal_ref.reproduce.figures import figure
     from mvczigal_ref.reproduce.methods import COMPARISONS, MethodRow, MethodSet
+    from mvczigal_ref.reproduce.plans import PlannedRun, planned_runs
     from mvczigal_ref.reproduce.summary import Summary, read_summary, summarise, to_text
     from mvczigal_ref.reproduce.tables import markdown
 
@@ -41,6 +40,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("COMPARISONS", "MethodRow", "MethodSet"), "methods"),
     **dict.fromkeys(("Summary", "read_summary", "summarise", "to_text"), "summary"),
+    **dict.fromkeys(("PlannedRun", "planned_runs"), "plans"),
     "figure": "figures",
     "markdown": "tables",
 }

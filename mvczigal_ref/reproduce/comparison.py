@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,22 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mvczigal_ref.config import TrainConfig, load_config
+from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method.caption import drift_histogram
-from mvczigal_ref.recipes import recipe
-from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import MethodRow, MethodSet
+from mvczigal_ref.reproduce.plans import PlannedRun
 from mvczigal_ref.training.events import Events
-from mvczigal_ref.training.run_folder import find_checkpoint, is_finished
+from mvczigal_ref.training.run_folder import is_finished
 from mvczigal_ref.training.tracking import read_metrics
 from mvczigal_ref.training.trainer import train
 
 __all__ = [
     "Comparison",
     "Outcome",
-    "PlannedRun",
     "compare",
     "gain_over_seeds",
-    "planned_runs",
+    "read_run",
     "run_gain",
 ]
 
@@ -122,16 +119,29 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         events: Listens to progress.
 
     Returns:
-        Tables ``before`` and ``after`` by score, and of its iterations the network calls, the
-        wall seconds, and the record of captions.
+        As :func:`read_run`.
 
     Raises:
         CheckpointError: If the folder holds a run of other settings.
     """
     if not is_finished(folder, config):
         train(config, folder, world=World(), events=events)
+    return read_run(folder)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read what a finished run left of its scores and iterations.
+
+    Args:
+        folder: Run folder.
+
+    Returns:
+        Tables ``before`` and ``after`` by score, ``metrics`` and ``captions`` of the iterations,
+        and their network calls and wall seconds.
+    """
     metrics = read_metrics(folder / "metrics.jsonl")
     outcome: dict[str, Any] = {
+        "metrics": metrics,
         "calls": sum(row["network_calls"] for row in metrics),
         "seconds": sum(
             value for row in metrics for name, value in row.items() if name.startswith("seconds/")
@@ -144,84 +154,9 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
     return outcome
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedRun:
-    """One run of a comparison."""
-
-    config: TrainConfig
-    """Settings of the run, length and seed among them."""
-
-    folder: Path
-    """Run folder, made when the run begins."""
-
-
 def _silence(run: PlannedRun) -> AbstractContextManager[Events]:
     del run
     return nullcontext(Events())
-
-
-def planned_runs(
-    methods: MethodSet,
-    folder: Path,
-    *,
-    seeds: Sequence[int],
-    overrides: Sequence[str] = (),
-    progress: Callable[[], None] = lambda: None,
-) -> tuple[tuple[PlannedRun, ...], ...]:
-    """Give every method as many iterations as its network calls allow, before any long work.
-
-    The budget is that of the first method for its own number of iterations with the first seed.
-    Where the seed draws the steps, every run is counted with its own.
-
-    Args:
-        methods: Methods that are compared.
-        folder: Holds one run folder per method and seed.
-        seeds: Seeds of the runs; at least one.
-        overrides: Settings of all methods, as ``section.name=value``, after the set's own.
-        progress: Called after each method.
-
-    Returns:
-        Per method one run per seed.
-
-    Raises:
-        CheckpointError: If a run folder holds a run of other settings.
-        ConfigError: If a setting is refused.
-    """
-    plain = [recipe(method.recipe) for method in methods.methods]
-    words = [*methods.settings, *overrides]
-    settings = [
-        [load_config(one, overrides=[*words, f"run.seed={seed}"]) for seed in seeds]
-        for one in plain
-    ]
-    budget, planned = 0, []
-    for method, one, configs in zip(methods.methods, plain, settings, strict=True):
-        calls: list[int] = []
-        runs = []
-        for config in configs:
-            if not calls or _draws_steps(config):
-                calls = network_calls(config)
-            budget = budget or sum(calls)
-            iterations = max(1, round(budget * len(calls) / sum(calls)))
-            length = [f"run.iterations={iterations}"]
-            if one.optim.decay_iterations == one.run.iterations:
-                # A learning rate that falls to 0 at the recipe's end still does.
-                length.append(f"optim.decay_iterations={iterations}")
-            runs.append(
-                PlannedRun(
-                    config=load_config(config, overrides=length),
-                    folder=folder / f"{method.recipe}-{config.run.seed}",
-                )
-            )
-        planned.append(tuple(runs))
-        progress()
-    for run in chain.from_iterable(planned):
-        find_checkpoint(run.folder, run.config)
-    return tuple(planned)
-
-
-def _draws_steps(config: TrainConfig) -> bool:
-    """Tell whether the seed decides which steps draw noise or are trained, so that calls differ."""
-    return config.rollout.window == "random" or config.objective.train_share < 1.0
 
 
 def compare(
@@ -234,7 +169,7 @@ def compare(
 
     Args:
         methods: Methods that are compared.
-        runs: From :func:`planned_runs`.
+        runs: From :func:`~mvczigal_ref.reproduce.plans.planned_runs`.
         tell: Gives the listener of each run.
 
     Returns:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["COMPARISONS", "MethodRow", "MethodSet"]
+__all__ = ["COMPARISONS", "ArmSet", "MethodRow", "MethodSet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,35 @@ class MethodRow:
     published: tuple[float | None, ...] = ()
     """Gains over the paper's base model, one per column of its table; None where it has none."""
 
+    settings: tuple[str, ...] = ()
+    """Settings that differ from the recipe's, as ``section.name=value``, after the set's own."""
+
+    other_name: str = ""
+    """Name of the arm where settings differ, for several rows may share a recipe."""
+
+    @property
+    def arm(self) -> str:
+        """Name of the method's run folders, before their seed."""
+        return self.other_name or self.recipe
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MethodSet:
+class ArmSet:
+    """Methods that share their settings and a budget of network calls."""
+
+    scores: tuple[str, ...]
+    """Scores that are measured here, by their fields of an evaluation."""
+
+    methods: tuple[MethodRow, ...]
+    """Rows in the order of the tables; the first one's calls are the budget of all."""
+
+    settings: tuple[str, ...] = ()
+    """Settings of all methods, as ``section.name=value``; whoever asks for the runs has the last
+    word."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodSet(ArmSet):
     """One paper's comparison."""
 
     title: str
@@ -33,19 +59,9 @@ class MethodSet:
     published: tuple[str, ...]
     """Measures of the paper, one per column."""
 
-    scores: tuple[str, ...]
-    """Scores that are measured here, by their fields of an evaluation."""
-
-    methods: tuple[MethodRow, ...]
-    """In the paper's order; the first one's calls are the budget of all."""
-
     pair: tuple[str, str]
     """Recipes that are compared by a paired test, the second minus the first; the second is the
     paper's full method."""
-
-    settings: tuple[str, ...] = ()
-    """Settings of all methods, as ``section.name=value``; whoever asks for the comparison has the
-    last word."""
 
 
 COMPARISONS: Final = {

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion import gaussian
 from mvczigal_ref.diffusion.ddim import DdimSampler
+from mvczigal_ref.diffusion.euler_ancestral import EulerAncestralSampler
 from mvczigal_ref.diffusion.flow_dpm import OdeMemory
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.precision import require_choice
 from mvczigal_ref.diffusion.sampler import Sampler, Transition
+from mvczigal_ref.diffusion.tcd import TcdSampler
 from mvczigal_ref.policy import (
     Conditioning,
     Policy,
@@ -246,16 +248,16 @@ def without_noise(sampler: Sampler) -> Sampler:
     """Return the deterministic sampler on the same grid.
 
     Args:
-        sampler: A flow model's, or DDIM.
+        sampler: A flow model's, DDIM, ancestral Euler, or TCD.
 
     Returns:
-        The flow's ODE, or DDIM with ``eta`` 0; its means are to be followed.
+        The flow's ODE, or the other with ``eta`` 0; its means are to be followed.
 
     Raises:
-        ValueError: If the sampler is neither: consistency sampling renews the noise at every
+        ValueError: If the sampler is none of these: consistency sampling renews the noise at every
             step and has no deterministic form.
     """
-    if isinstance(sampler, FlowSampler):
+    if isinstance(sampler, FlowSampler | EulerAncestralSampler | TcdSampler):
         return sampler.deterministic()
     if isinstance(sampler, DdimSampler):
         return replace(sampler, eta=0.0)

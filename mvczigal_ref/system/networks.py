@@ -2,28 +2,38 @@
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from mvczigal_ref.config import Dtype, TrainConfig
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.backbone import (
+    AnyComponents,
+    Backbone,
+    FlowBackbone,
+    MultiviewBackbone,
+    UnetBackbone,
+)
 from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
-from mvczigal_ref.models.plain_pipelines import stored_prediction
-from mvczigal_ref.models.sources import SdxlSources, find_file
+from mvczigal_ref.models.plain_pipelines import stored_prediction, warn_of_grid
+from mvczigal_ref.models.published import (
+    PUBLISHED,
+    SdxlSources,
+    published_sources,
+    weights_folder,
+)
+from mvczigal_ref.models.sources import find_file
+from mvczigal_ref.models.unet.components import UnetComponents
+from mvczigal_ref.models.unet.loading import load_unet
 from mvczigal_ref.system.rig import rig_of
 
 __all__ = [
     "DTYPES",
-    "PUBLISHED",
     "backbone_of",
     "load_network",
-    "published_sources",
     "weights_folder",
 ]
 
@@ -34,15 +44,12 @@ DTYPES: dict[Dtype, torch.dtype] = {
 }
 
 
-PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": None}}
-"""Names of published models, and the sources in which each differs from the few-step one."""
-
-
-def load_network(config: TrainConfig) -> Components | FlowComponents:
+def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
     """Read the network that a configuration names.
 
     Args:
         config: Read for its section ``model`` and for ``flow.text_length``.
+        mapped: Whether a flow transformer keeps the type of its file, as :func:`load_flow` says.
 
     Returns:
         Every part of the model, on the CPU.
@@ -53,21 +60,25 @@ def load_network(config: TrainConfig) -> Components | FlowComponents:
         CheckpointError: If weights are absent or damaged.
     """
     model, dtype = config.model, DTYPES[config.model.dtype]
+    if model.network == "unet":
+        place = str(weights_folder(model.weights))
+        _check_prediction(config, place, SdxlSources(base=place, local_files_only=True))
+        return load_unet(place, parts=model.sources, dtype=dtype)
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
         _warn_of_unused_networks(model.sources, sources)
-        _check_prediction(config, sources.unet or sources.base, sources)
+        _check_scheduler(config, sources.unet or sources.base, sources)
         return load_sdxl_components(sources, dtype=dtype)
     if model.sources:
         msg = (
-            f"`model.sources` is for `model.weights` of {list(PUBLISHED)}; got {model.weights!r}, "
-            "a folder that holds all parts."
+            f"`model.sources` is for `model.weights` of {list(PUBLISHED)}, or for `model.network` "
+            f'= "unet"; got {model.weights!r}, a folder that holds all parts.'
         )
         raise ConfigError(msg)
     folder = weights_folder(model.weights)
     if model.network == "flow":
-        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype)
-    _check_prediction(config, str(folder), SdxlSources(base=str(folder)))
+        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, mapped=mapped)
+    _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))
     return load_components(folder)
 
 
@@ -96,28 +107,14 @@ def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> 
         raise ConfigError(msg)
 
 
-def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
-    """Give the places of the parts of a published model.
-
-    Args:
-        weights: "lcm_sdxl" or "sdxl".
-        sources: Other places of some parts, named base, unet, vae or adapter.
-
-    Returns:
-        Place of every part.
-
-    Raises:
-        ConfigError: If a part is unknown.
-    """
-    parts = ("base", "unet", "vae", "adapter")
-    unknown = [name for name in sources if name not in parts]
-    if unknown:
-        raise ConfigError(f"`model.sources` must name some of {parts}; got {unknown}.")
-    places: dict[str, Any] = {**PUBLISHED[weights], **sources}
-    return SdxlSources(**places)
+def _check_scheduler(config: TrainConfig, place: str, sources: SdxlSources) -> None:
+    """Refuse another prediction type than the network's own pipeline names; warn of its grid."""
+    _check_prediction(config, place, sources)
+    if config.sampler.kind in ("lcm", "ddim"):
+        warn_of_grid(place, sources, few_steps=config.sampler.kind == "lcm")
 
 
-def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
+def backbone_of(config: TrainConfig, loaded: AnyComponents) -> Backbone:
     """Put loaded components together with the cameras and image size of a run.
 
     Args:
@@ -130,30 +127,15 @@ def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Bac
     Raises:
         ConfigError: If they are of another kind than the configuration says.
     """
-    size, flow = config.model.image_size, config.model.network == "flow"
-    if isinstance(loaded, FlowComponents) and flow:
+    size, network = config.model.image_size, config.model.network
+    if isinstance(loaded, FlowComponents) and network == "flow":
         return FlowBackbone(components=loaded, image_size=size)
-    if isinstance(loaded, Components) and not flow:
+    if isinstance(loaded, UnetComponents) and network == "unet":
+        return UnetBackbone(components=loaded, image_size=size)
+    if isinstance(loaded, Components) and network == "multiview":
         return MultiviewBackbone(components=loaded, image_size=size, rig=rig_of(config.model))
     msg = (
         f"`components` must be of the kind that `model.network` = {config.model.network!r} names; "
         f"got {type(loaded).__name__}."
     )
     raise ConfigError(msg)
-
-
-def weights_folder(weights: str) -> Path:
-    """Give the folder that `model.weights` names.
-
-    Args:
-        weights: A path, or "tiny" or "tiny_flow" for weights shipped with the package.
-
-    Returns:
-        The folder; it need not exist.
-    """
-    shipped = {"tiny": "tiny_world", "tiny_flow": "tiny_flow"}
-    if weights not in shipped:
-        return Path(weights).expanduser()
-    package = Path(__file__).parent.parent
-    installed = package / "fixtures" / shipped[weights]
-    return installed if installed.is_dir() else package.parent / "fixtures" / shipped[weights]

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.sharding import processes_contradiction
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.backbone import (
+    AnyComponents,
+    Backbone,
+    FlowBackbone,
+    MultiviewBackbone,
+)
 from mvczigal_ref.models.chunks import device_of, in_chunks
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.models.lora_files import check_lora
+from mvczigal_ref.models.low_bit_weights import check_low_bit, store_low_bit
 from mvczigal_ref.models.placement import (
     at_work,
     compile_network,
@@ -26,6 +32,7 @@ from mvczigal_ref.models.placement import (
     take_latents_from,
 )
 from mvczigal_ref.models.projections import install_merged_linears
+from mvczigal_ref.models.quick_blocks import install_quick_blocks
 from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
@@ -79,10 +86,13 @@ class System:
     views_per_decode: int = 0
     """Images that the autoencoder decodes together [images]; 0 is all."""
 
+    compute_device: torch.device | None = None
+    """Device on which the networks compute, where the trained one's parts wait elsewhere."""
+
     @property
     def network_device(self) -> torch.device:
         """Device on which the networks compute."""
-        return device_of(self.policy)
+        return self.compute_device or device_of(self.policy)
 
     @property
     def policy(self) -> nn.Module:
@@ -197,7 +207,7 @@ def build_system(
     config: TrainConfig,
     *,
     device: torch.device,
-    components: Components | FlowComponents | None = None,
+    components: AnyComponents | None = None,
     scorers: Mapping[str, Any] | None = None,
     lora: Path | None = None,
     world: World | None = None,
@@ -223,6 +233,8 @@ def build_system(
         ScorerUnavailableError: If a scorer's service does not answer.
     """
     model = config.model
+    if world is not None and (fault := processes_contradiction(config.run, world.size)):
+        raise ConfigError(fault)
     if model.finetune == "full" and model.dtype != "fp32":
         msg = (
             '`model.dtype` must be "fp32" where `model.finetune` is "full"; got '
@@ -230,22 +242,33 @@ def build_system(
             "a LoRA, whose weights are fp32."
         )
         raise ConfigError(msg)
+    few_bits = model.frozen_weights if model.finetune == "lora" else "stored"
+    check_low_bit(few_bits)
+    if few_bits != "stored" and (config.run.sharding == "full" or model.compile != "none"):
+        msg = (
+            '`model.frozen_weights` must be "stored" where `run.sharding` is "full" or '
+            f"`model.compile` is set; got {few_bits!r}. The engine cuts plain weights, and "
+            "compiled networks of few bits have not been tried."
+        )
+        raise ConfigError(msg)
     if scorers is None:  # first, so that a missing one is reported at once
         scorers = build_scorers(config, device=device)
     if lora is not None:
         check_lora(lora, unet=model.network != "flow")
-    if components is None:
-        components = load_network(config)
-    set_tf32(device, allowed=model.tf32)
     cuts = world is not None and world.size > 1 and config.run.sharding == "full"
+    if components is None:
+        components = load_network(config, mapped=cuts)
+    set_tf32(device, allowed=model.tf32)
+    offloads = cuts and config.run.offload_parameters
     # Frozen parts wait on the CPU from the beginning, and a network that is cut is never whole
     # elsewhere.
     home = torch.device("cpu") if model.offload_frozen or cuts else device
     loaded = components.to(home)
-    cast_network(
-        loaded.policy, torch.device("cpu") if cuts else device,
-        DTYPES[model.dtype] if model.finetune == "lora" else None,
-    )  # fmt: skip
+    dtype = DTYPES[model.dtype] if model.finetune == "lora" else None
+    if not cuts:  # what is cut is cast block by block
+        cast_network(loaded.policy, device, dtype)
+    elif isinstance(loaded, Components):
+        cast_network(loaded.policy.camera_encoder, home, dtype)
     if model.channels_last:
         lay_channels_last(loaded.policy, loaded.vae)
     if isinstance(loaded, Components):
@@ -258,7 +281,11 @@ def build_system(
         backbone.network.requires_grad_(requires_grad=True)
     else:
         backbone.add_lora(rank=model.lora_rank, alpha=model.lora_alpha, seed=config.run.seed)
+    if few_bits != "stored" and device.type != "meta":
+        store_low_bit(backbone.network, few_bits)
     install_merged_linears(backbone.network)
+    install_quick_blocks(backbone.network)
+    install_quick_blocks(loaded.vae)
     if model.gradient_checkpointing:
         # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
         backbone.network.enable_gradient_checkpointing()
@@ -268,14 +295,20 @@ def build_system(
         if not model.offload_frozen:
             for part in (*backbone.text_encoders, loaded.vae):
                 cast_network(part, device, None)
-        shard_network(backbone.network, world)
+        world.barrier()  # until every process has its weights
+        bf16 = config.run.compute_dtype == "bf16"
+        shard_network(
+            backbone.network, world, dtype=DTYPES[model.dtype],
+            compute_dtype=torch.bfloat16 if bf16 else None, offload=offloads,
+        )  # fmt: skip
     latents = device if model.storage_device == "device" else torch.device("cpu")
     if latents != device:
-        take_latents_from(backbone.policy, latents)
+        take_latents_from(backbone.policy, latents, work=device)
     return System(
         backbone=backbone,
         **_samplers(config, backbone, latents),
         device=latents,
+        compute_device=device if offloads else None,
         views_per_decode=model.views_per_decode,
         negative_prompt=_negative_prompt(config, backbone),
         **scorers,

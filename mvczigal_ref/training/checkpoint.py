@@ -21,9 +21,9 @@ from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_di
 from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.files import sync, to_json, usual_mode, writing
-from mvczigal_ref.models.sharding import shard_place
+from mvczigal_ref.models.sharding import shard_world
 from mvczigal_ref.training.saved_state import require_state
-from mvczigal_ref.training.tensor_groups import read_groups, wait_for_all, write_groups
+from mvczigal_ref.training.tensor_groups import read_groups, write_groups
 
 __all__ = [
     "Checkpoint",
@@ -78,7 +78,8 @@ def save_checkpoint(
         folder: Folder of a run's checkpoints; it is made.
         iteration: Iterations finished; at least 0.
         tensors: Tensors by group and name; a group becomes a file of its own. Where some are
-            sharded, every process must call, and writes a file of its parts.
+            sharded, every process must call, and writes a file of its parts; where one of them
+            fails, all raise its error.
         state: The rest, as JSON values: lists rather than tuples, text as keys, finite floats.
         config: Configuration of the run.
 
@@ -98,19 +99,21 @@ def save_checkpoint(
         if not re.fullmatch(r"[a-z][a-z0-9_]*", group):
             msg = f"`tensors` must be grouped under lower-case names; got {group!r}."
             raise ValueError(msg)
-    rank, size = shard_place(tensors)
-    aside = folder / f".{target.name}.{os.getpid() if size == 1 else 'shards'}.tmp"
-    if rank == 0:
-        clean_leftovers(folder)
-    with writing(target, aside=aside):
-        if rank == 0:
-            aside.mkdir(parents=True)
-        write_groups(aside, tensors)
-        if rank == 0:
-            _finish(aside, iteration, text, config)
-    if rank == 0:
-        _publish(aside, target)
-    wait_for_all(size)
+    here = shard_world(tensors)
+    aside = folder / f".{target.name}.{os.getpid() if here.size == 1 else 'shards'}.tmp"
+    with writing(target, aside=aside):  # removes it once all have agreed that it fails
+        with here.agreed(), writing(target):
+            if here.is_main:
+                clean_leftovers(folder)
+                aside.mkdir(parents=True)
+        with here.agreed(), writing(target):
+            write_groups(aside, tensors)
+        with here.agreed(), writing(target):
+            if here.is_main:
+                _finish(aside, iteration, text, config)
+    with here.agreed():
+        if here.is_main:
+            _publish(aside, target)
     return target
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.sources import SdxlSources, find_file
-from mvczigal_ref.system.networks import PUBLISHED, published_sources, weights_folder
+from mvczigal_ref.models.published import PUBLISHED, SdxlSources, published_sources, weights_folder
+from mvczigal_ref.models.sources import find_file
 
 __all__ = ["require_same_weights", "weights_identity"]
 

@@ -16,6 +16,7 @@ from mvczigal_ref.condition.protocol import ConditionEnhancer
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.guard import guard_step
 from mvczigal_ref.evaluation.held_out import HeldOut
+from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.iteration import Listener, run_iteration
 from mvczigal_ref.reward.table import RewardTable
@@ -123,10 +124,11 @@ class TrainingLoop:
         state.constraint, state.finished = result.constraint, state.finished + 1
         state.old, state.loss_scale = result.old, result.loss_scale
         state.follow()
-        if self._captions is not None and result.captions is not None:
-            self._captions.append(state.finished - 1, result.captions)
         state.pending = {**result.metrics, "network_calls": calls}
-        self._tell.update(run_view(state, self._folder), {**state.pending})
+        with self._world.agreed():
+            if self._captions is not None and result.captions is not None:
+                self._captions.append(state.finished - 1, result.captions)
+            self._tell.update(run_view(state, self._folder), {**state.pending})
 
     def _finish(self, stopped: Callable[[], bool]) -> None:
         """Measure what is due after an iteration, write it down, and save."""
@@ -134,10 +136,24 @@ class TrainingLoop:
         iteration, every = state.finished - 1, run.evaluate_every
         best = self._check()  # may end the run, and put the best parameters back
         last = state.ended
-        metrics = {**(state.pending or {})}
+        scores: Evaluation | None = None
         if every and state.finished % every == 0:
             with state.averaged():
                 scores = self._judge("after" if last else "at", state.finished)
+        with self._world.agreed():
+            self._report(iteration, scores, last=last)
+        stop = self._world.anywhere(stopped() or self._tell.stopping)
+        if stop or last or best or state.finished % run.checkpoint_every == 0:
+            self._save()
+        if stop:
+            self._tell.end(run_view(state, self._folder))
+            raise KeyboardInterrupt
+
+    def _report(self, iteration: int, scores: Evaluation | None, *, last: bool) -> None:
+        """Write an iteration's numbers down, and tell of them."""
+        state = self._state
+        metrics = {**(state.pending or {})}
+        if scores is not None:
             metrics |= scores.means()
             if not last:  # which the trainer tells
                 self._tell.evaluation(run_view(state, self._folder), "at", scores.means())
@@ -148,14 +164,8 @@ class TrainingLoop:
             self._trackers.log(iteration, metrics)
         state.pending = None
         with suppress(OSError):  # a terminal that has gone must not cost what is to be saved
-            self._tell.iteration(state.finished, run.iterations, metrics)
+            self._tell.iteration(state.finished, state.config.run.iterations, metrics)
             self._note_idle_steps(iteration, metrics)
-        stop = self._world.anywhere(stopped() or self._tell.stopping)
-        if stop or last or best or state.finished % run.checkpoint_every == 0:
-            self._save()
-        if stop:
-            self._tell.end(run_view(state, self._folder))
-            raise KeyboardInterrupt
 
     def _note_idle_steps(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Say once that optimiser steps asked for no change."""
@@ -196,8 +206,9 @@ class TrainingLoop:
         main, path = self._world.is_main, None
         if main or self._state.sharded:
             path = self._state.save(self._folder)
-        if main and path is not None:
-            self._tell.checkpoint(run_view(self._state, self._folder), path)
+        with self._world.agreed():
+            if main and path is not None:
+                self._tell.checkpoint(run_view(self._state, self._folder), path)
         self._world.barrier()
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.models.sharding import local_part
+from mvczigal_ref.training.low_bit import packed, unpacked
 from mvczigal_ref.training.saved_state import require_optimizer
 
 __all__ = ["join_optimizer_state", "restore_optimizer", "split_optimizer_state"]
@@ -19,7 +20,8 @@ def split_optimizer_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
         state: State of any torch optimiser that keeps tensors and numbers, such as AdamW.
 
     Returns:
-        Tensors named `<parameter>.<entry>`, and the rest.
+        Tensors named `<parameter>.<entry>`, those of 8 bits as `<parameter>.<entry>.codes` and
+        `.scale`; and the rest.
 
     Examples:
         >>> import torch
@@ -35,11 +37,13 @@ def split_optimizer_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
     numbers: dict[str, Any] = {}
     for parameter, entries in state["state"].items():
         for entry, value in entries.items():
-            side = tensors if isinstance(value, Tensor) else numbers
-            side[f"{parameter}.{entry}"] = value
+            name = f"{parameter}.{entry}"
+            if isinstance(value, Tensor):
+                tensors |= packed(name, value)
+            else:
+                numbers[name] = value
     groups = [
-        {name: list(value) if isinstance(value, tuple) else value for name, value in group.items()}
-        for group in state["param_groups"]
+        {name: _as_json(value) for name, value in group.items()} for group in state["param_groups"]
     ]
     return tensors, {"numbers": numbers, "param_groups": groups}
 
@@ -55,7 +59,7 @@ def join_optimizer_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any])
         A state for `optimizer.load_state_dict`.
     """
     state: dict[int, dict[str, Any]] = {}
-    for name, value in [*tensors.items(), *rest["numbers"].items()]:
+    for name, value in [*unpacked(tensors).items(), *rest["numbers"].items()]:
         parameter, _, entry = name.partition(".")
         state.setdefault(int(parameter), {})[entry] = value
     groups = [
@@ -87,4 +91,14 @@ def restore_optimizer(
     parts = {n: local_part(tensors[n], parameters[int(n.partition(".")[0])]) for n in tensors}
     saved = join_optimizer_state(parts, rest)
     require_optimizer(optimizer, saved)
+    rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):  # as the optimiser wants it
+            group["lr"] = torch.full_like(rate, group["lr"])
+
+
+def _as_json(value: Any) -> Any:  # noqa: ANN401 - of any setting
+    if isinstance(value, Tensor):
+        return float(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -17,7 +17,7 @@ from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.models.lora_reading import PEFT_FILE
 from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
-from mvczigal_ref.models.sharding import whole
+from mvczigal_ref.models.sharding import shard_world, whole
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import Checkpoint, load_checkpoint
 from mvczigal_ref.training.identity import require_same_weights
@@ -199,7 +199,8 @@ def begin_from(
         return record, content
     if origin is None:
         return None
-    origin.apply(system)
+    with shard_world({"policy": system.trained()}).agreed():
+        origin.apply(system)
     trained = {name: whole(p.detach()) for name, p in system.trained().items()}
     content = save({name: value.cpu().contiguous() for name, value in trained.items()})
     record = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.system.networks import PUBLISHED
+from mvczigal_ref.models.published import PUBLISHED
 from mvczigal_ref.training.prompt_rows import split_column
 
 __all__ = ["absolute_paths", "in_places"]

@@ -142,7 +142,7 @@ def require_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
     """
     here = optimizer.state_dict()["param_groups"]
     for group, there in zip(here, saved["param_groups"], strict=True):
-        kinds = {name: type(value) for name, value in group.items()}
+        kinds = {n: float if isinstance(v, Tensor) else type(v) for n, v in group.items()}
         if group["params"] != there["params"] or kinds != {n: type(v) for n, v in there.items()}:
             msg = f"groups of {len(group['params'])} parameters; got {quoted(there)}"
             raise ValueError(msg)

@@ -22,7 +22,7 @@ from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.files import to_json
 from mvczigal_ref.method.steps import num_trained_decisions
 from mvczigal_ref.models.loading import load_strict
-from mvczigal_ref.models.sharding import shard_place
+from mvczigal_ref.models.sharding import shard_world
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import (
     Checkpoint,
@@ -30,6 +30,7 @@ from mvczigal_ref.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from mvczigal_ref.training.optimizer import build_optimizer, set_rate
 from mvczigal_ref.training.optimizer_state import restore_optimizer, split_optimizer_state
 from mvczigal_ref.training.places import absolute_paths
 from mvczigal_ref.training.prompt_batch import prompt_batch
@@ -111,8 +112,7 @@ class TrainingState:
         rate = optim.lr * min(1.0, (iteration + 1) / warmup) if warmup else optim.lr
         if decay:
             rate *= max(0.0, 1 - iteration / decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
 
     def follow(self) -> None:
         """Let the average follow the parameters, if it is time after the last iteration."""
@@ -146,8 +146,9 @@ class TrainingState:
             CheckpointError: If the best checkpoint is damaged, or none was kept.
         """
         best = 0 if self.guard is None else self.guard.best.iteration
-        checkpoint = load_checkpoint(folder / _BEST / _name(best), config=self.config)
-        best_state = resume(self.system, self.config, self.prompts, checkpoint)
+        with self._here.agreed():
+            checkpoint = load_checkpoint(folder / _BEST / _name(best), config=self.config)
+            best_state = resume(self.system, self.config, self.prompts, checkpoint)
         self.optimizer, self.constraint = best_state.optimizer, best_state.constraint
         self.old, self.average = best_state.old, best_state.average
         self.loss_scale = best_state.loss_scale
@@ -164,14 +165,17 @@ class TrainingState:
             Folder of the checkpoint.
         """
         self._write(folder, "checkpoints")
-        if self._place[0]:
-            return folder / "checkpoints" / _name(self.finished)
+        with self._here.agreed():
+            if self._here.is_main:
+                self._prune(folder)
+        return folder / "checkpoints" / _name(self.finished)
+
+    def _prune(self, folder: Path) -> None:
         prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
         best = "" if self.guard is None else _name(self.guard.best.iteration)
         for path in (folder / _BEST).glob("iteration_*"):
             if path.name != best:  # which the checkpoint just written does not need any more
                 shutil.rmtree(path)
-        return folder / "checkpoints" / _name(self.finished)
 
     def keep_best(self, folder: Path) -> None:
         """Write the state of the guard's best check; older ones go with the next `save`.
@@ -184,21 +188,21 @@ class TrainingState:
     @property
     def sharded(self) -> bool:
         """Whether each process holds a part of the parameters, so that all of them must save."""
-        return self._place[1] > 1
+        return self._here.size > 1
 
     @property
-    def _place(self) -> tuple[int, int]:
-        return shard_place({"policy": self.system.trained()})
+    def _here(self) -> World:
+        return shard_world({"policy": self.system.trained()})
 
     def _write(self, folder: Path, name: str) -> None:
         tensors, rest = split_optimizer_state(self.optimizer.state_dict())
+        with self._here.agreed():  # only the first process reads what is beside the checkpoints
+            numbers = self._numbers(folder, rest) if self._here.is_main else {}
         trained = {name: p.detach() for name, p in self.system.trained().items()}
         groups = {"policy": trained, "optimizer": tensors, "old": self.old, "average": self.average}
         save_checkpoint(
-            folder / name, self.finished, config=self.config,
+            folder / name, self.finished, config=self.config, state=numbers,
             tensors={group: named for group, named in groups.items() if named is not None},
-            # Only the main process reads what is written beside the checkpoints.
-            state={} if self._place[0] else self._numbers(folder, rest),
         )  # fmt: skip
 
     def _numbers(self, folder: Path, rest: dict[str, Any]) -> dict[str, Any]:
@@ -265,7 +269,7 @@ def begin(
         initialised=threshold is not None,
     )
     return TrainingState(
-        system, _optimizer(system, config), constraint, 0, prompts, config,
+        system, build_optimizer(system.trained(), config.optim), constraint, 0, prompts, config,
         old=_trained_values(system) if config.objective.kind == "forward_process" else None,
         average=_trained_values(system) if config.optim.average_decay else None,
         loss_scale=initial_loss_scale(config),
@@ -307,7 +311,7 @@ def resume(
             stacklevel=2,
         )
     load_strict(system.trained(), checkpoint.tensors["policy"], source="the checkpoint")
-    optimizer = _optimizer(system, config)
+    optimizer = build_optimizer(system.trained(), config.optim)
     restored(
         "optimizer", lambda: restore_optimizer(optimizer, checkpoint.tensors, checkpoint.state)
     )
@@ -350,16 +354,6 @@ def initial_loss_scale(config: TrainConfig) -> LossScale | None:
     if scale is None and config.model.dtype == "fp16":
         return LossScale()
     return None if scale in (None, 1.0) else LossScale(scale=scale)
-
-
-def _optimizer(system: System, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        list(system.trained().values()),
-        lr=config.optim.lr,
-        betas=config.optim.betas,
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-    )
 
 
 def _trained_values(system: System) -> dict[str, torch.Tensor]:

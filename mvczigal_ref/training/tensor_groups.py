@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mvczigal_ref.files import sync
-from mvczigal_ref.models.sharding import is_sharded, shard_place
+from mvczigal_ref.models.sharding import is_sharded, shard_world
 
-__all__ = ["SavedParts", "read_groups", "wait_for_all", "write_groups"]
+__all__ = ["SavedParts", "read_groups", "write_groups"]
 
 _FILE = re.compile(r"(?P<group>[a-z][a-z0-9_]*)(\.\d{5}-of-\d{5})?\.safetensors")
 
@@ -55,14 +55,14 @@ class SavedParts(Mapping[str, Tensor]):
 
 
 def write_groups(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write this process's files; returns once every process has written.
+    """Write this process's files.
 
     Args:
         folder: Folder that the first process has made.
         tensors: Tensors by group and name. Those that are not sharded are the first process's.
     """
-    rank, size = shard_place(tensors)
-    wait_for_all(size)
+    here = shard_world(tensors)
+    rank, size = here.rank, here.size
     for group, named in tensors.items():
         part = "" if size == 1 else f".{rank:05d}-of-{size:05d}"
         file = folder / f"{group}{part}.safetensors"
@@ -74,7 +74,6 @@ def write_groups(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> N
         save_file(_unshared(local), file)
         if rank:
             sync(file)
-    wait_for_all(size)
 
 
 def read_groups(folder: Path, names: Iterable[str]) -> dict[str, Mapping[str, Tensor]]:
@@ -96,16 +95,6 @@ def read_groups(folder: Path, names: Iterable[str]) -> dict[str, Mapping[str, Te
         group: load_file(paths[0]) if len(paths) == 1 else SavedParts(paths)
         for group, paths in files.items()
     }
-
-
-def wait_for_all(size: int) -> None:
-    """Wait until every process is here.
-
-    Args:
-        size: Number of processes; one waits for nobody.
-    """
-    if size > 1:
-        torch.distributed.barrier()
 
 
 def _unshared(named: Mapping[str, Tensor]) -> dict[str, Tensor]:

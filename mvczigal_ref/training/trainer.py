@@ -3,11 +3,13 @@
 import errno
 import math
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mvczigal_ref.condition.protocol import ConditionEnhancer
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import (
@@ -22,20 +24,18 @@ from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.files import atomic_write, owned, sweep, to_json
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_grid, check_steps
-from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
-from mvczigal_ref.models.lora_weights import LoraWeights
-from mvczigal_ref.models.model_card import CardFacts
-from mvczigal_ref.models.policy_files import PolicyLayout, save_policy, trained_lora
+from mvczigal_ref.models.backbone import AnyComponents
+from mvczigal_ref.models.policy_files import trained_lora
 from mvczigal_ref.models.sharding import gathered
-from mvczigal_ref.system import build_system
+from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.enhancer import build_enhancer
-from mvczigal_ref.system.networks import PUBLISHED, published_sources
 from mvczigal_ref.system.scorers import check_judges
-from mvczigal_ref.training.checkpoint import latest_checkpoint
+from mvczigal_ref.training.checkpoint import Checkpoint, latest_checkpoint
 from mvczigal_ref.training.events import Events
+from mvczigal_ref.training.exporting import export_policy
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.loop import TrainingLoop, run_view, stop_on_terminate
+from mvczigal_ref.training.low_bit import check_optimizer
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.places import in_places
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
@@ -46,7 +46,7 @@ from mvczigal_ref.training.starts import recorded
 from mvczigal_ref.training.state import TrainingState, begin, resume
 from mvczigal_ref.training.trackers import Trackers, check_trackers
 
-__all__ = ["RunResult", "export_policy", "train"]
+__all__ = ["RunResult", "train"]
 
 POLICY = "policy"
 """Sub-folder of a run that has ended: its trained parameters, as other tools load them."""
@@ -75,7 +75,7 @@ def train(
     *,
     world: World,
     events: Events | None = None,
-    components: Components | FlowComponents | None = None,
+    components: AnyComponents | None = None,
     held_out: list[str] | None = None,
     start: str | Path | None = None,
 ) -> RunResult:
@@ -85,7 +85,8 @@ def train(
     Ctrl-C at once. Where the settings ask for it, a guard looks at held-out scores that are not
     trained on, and ends the run when they fall. However a run ended, the same call goes on with
     it, to the same bits. A run that ended leaves what it trained in the sub-folder ``policy``, as
-    PEFT and diffusers load it: whole, or not at all; see :func:`export_policy`.
+    PEFT and diffusers load it: whole, or not at all; see
+    :func:`~mvczigal_ref.training.exporting.export_policy`.
 
     Args:
         config: The run. On a resume it must be the run's own, but for its length,
@@ -161,8 +162,8 @@ def train(
                 return _train(run, ownership)
         except ServiceUnavailableError:
             # Captions and scores come before changes: the state is the last finished iteration's.
-            # Sharded parameters would need the others, who may wait elsewhere.
-            if world.is_main and run.state is not None and not run.state.sharded:
+            # All processes have agreed on this error, so that parts can be saved, too.
+            if run.state is not None and (world.is_main or run.state.sharded):
                 run.state.save(folder)
             with suppress(ProcessLostError):  # a launcher ends all as soon as one has ended
                 world.barrier()
@@ -181,14 +182,73 @@ class _Run:
     folder: Path
     world: World
     tell: Events
-    components: Components | FlowComponents | None
+    components: AnyComponents | None
     held_out: list[str] | None
     start: str | Path | None
     state: TrainingState | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ready:
+    """Everything that a run needs, loaded and checked; nothing has been computed yet."""
+
+    system: System
+    judge: HeldOut
+    watch: Watch
+    enhancer: ConditionEnhancer | None
+    prompts: Sequence[str]
+    checkpoint: Checkpoint | None
+    sources: dict[str, dict[str, str | None]]
+    weights: dict[str, str] | None
+    origin: dict[str, Any] | None
+
+
 def _train(run: _Run, ownership: ExitStack) -> RunResult:
     """Train, whole or from the newest checkpoint on."""
+    config, folder, world, tell = run.config, run.folder, run.world, run.tell
+    with world.agreed():
+        ready = _prepare(run, ownership)
+    tell.stage("scoring held-out prompts before training")
+    before = ready.judge("before", 0)  # of the parameters that the run begins with
+    run.state = state = _first_state(run, ready)
+    with ExitStack() as stack:
+        with world.agreed():
+            tell.begin(run_view(state, folder))
+            tell.evaluation(run_view(state, folder), "before", before.means())
+            names = config.run.trackers if world.is_main else ()
+            trackers = stack.enter_context(
+                Trackers(names, folder=folder, config=config, finished=state.logged)
+            )
+            if state.logged == 0:
+                trackers.log_sheet(0, "held_out/before", before.images)
+        with stop_on_terminate() as stopped:
+            TrainingLoop(
+                state, ready.judge, ready.watch, folder, tell, world, trackers, ready.enhancer
+            ).run(stopped)
+        tell.stage("scoring held-out prompts after training")
+        with state.averaged():
+            after = ready.judge("after", state.finished)
+        with world.agreed():
+            trackers.log_sheet(max(state.finished - 1, 0), "held_out/after", after.images)
+            tell.evaluation(run_view(state, folder), "after", after.means())
+    result = RunResult(
+        folder=folder,
+        per_view=paired_gain(before.per_view, after.per_view),
+        joint=paired_gain(before.joint, after.joint),
+        guard=state.guard,
+    )
+    with state.averaged(), gathered(ready.system.backbone.network), world.agreed():
+        if world.is_main:
+            policy: Any = ready.system.policy
+            export_policy(trained_lora(policy) or policy, config, folder / POLICY)
+            atomic_write(folder / SUMMARY, to_json(_summary(result)))
+    world.barrier()
+    tell.end(run_view(state, folder))
+    return result
+
+
+def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
+    """Check and load everything, and claim the folder once no process refuses."""
     config, folder, world, tell = run.config, run.folder, run.world, run.tell
     Share.of(config, world)  # refuse impossible slices before anything is loaded
     check_grid(config)
@@ -206,6 +266,7 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
             require_same_weights(config, checkpoint.state, identity=weights)
         require_same_rewards(config, checkpoint.state)
     check_judges(config)
+    check_optimizer(config)
     if world.is_main:
         check_trackers(config.run.trackers)
     enhancer = None
@@ -243,45 +304,24 @@ def _train(run: _Run, ownership: ExitStack) -> RunResult:
             f"the source of {name!r} cannot be read: a resumed run cannot tell whether it is the "
             "same function."
         )
-    tell.stage("scoring held-out prompts before training")
-    before = judge("before", 0)  # of the parameters that the run begins with
-    if checkpoint is None:
-        state = begin(system, config, world, prompts)
+    return _Ready(
+        system=system, judge=judge, enhancer=enhancer, prompts=prompts, checkpoint=checkpoint,
+        watch=Watch(system=system, prompts=chosen, config=config, world=world),
+        sources=sources, weights=weights, origin=None if first is None else first[0],
+    )  # fmt: skip
+
+
+def _first_state(run: _Run, ready: _Ready) -> TrainingState:
+    """Make a new run's state, or the one that the checkpoint holds."""
+    config, prompts = run.config, ready.prompts
+    if ready.checkpoint is None:
+        state = begin(ready.system, config, run.world, prompts)
     else:
-        state = resume(system, config, prompts, checkpoint)
-    state.weights = weights if state.weights is None else state.weights
-    state.origin = None if first is None else first[0]
-    state.rewards = sources
-    run.state = state
-    watch = Watch(system=system, prompts=chosen, config=config, world=world)
-    tell.begin(run_view(state, folder))
-    tell.evaluation(run_view(state, folder), "before", before.means())
-    names = config.run.trackers if world.is_main else ()
-    with Trackers(names, folder=folder, config=config, finished=state.logged) as trackers:
-        if state.logged == 0:
-            trackers.log_sheet(0, "held_out/before", before.images)
-        with stop_on_terminate() as stopped:
-            TrainingLoop(state, judge, watch, folder, tell, world, trackers, enhancer).run(stopped)
-        tell.stage("scoring held-out prompts after training")
-        with state.averaged():
-            after = judge("after", state.finished)
-        trackers.log_sheet(max(state.finished - 1, 0), "held_out/after", after.images)
-    tell.evaluation(run_view(state, folder), "after", after.means())
-    result = RunResult(
-        folder=folder,
-        per_view=paired_gain(before.per_view, after.per_view),
-        joint=paired_gain(before.joint, after.joint),
-        guard=state.guard,
-    )
-    with state.averaged(), gathered(system.backbone.network):
-        if world.is_main:
-            policy: Any = system.policy
-            export_policy(trained_lora(policy) or policy, config, folder / POLICY)
-    if world.is_main:
-        atomic_write(folder / SUMMARY, to_json(_summary(result)))
-    world.barrier()
-    tell.end(run_view(state, folder))
-    return result
+        with run.world.agreed():
+            state = resume(ready.system, config, prompts, ready.checkpoint)
+    state.weights = ready.weights if state.weights is None else state.weights
+    state.origin, state.rewards = ready.origin, ready.sources
+    return state
 
 
 def _no_room(error: OSError, folder: Path) -> str:
@@ -289,34 +329,6 @@ def _no_room(error: OSError, folder: Path) -> str:
     newest = latest_checkpoint(folder / "checkpoints")
     text = f"cannot write {error.filename!r}: {error.strerror}. Make room and start again; the run "
     return text + ("begins anew." if newest is None else f"goes on from {str(newest)!r}.")
-
-
-def export_policy(
-    trained: LoraWeights | Any,  # noqa: ANN401 - or a policy of either kind
-    config: TrainConfig,
-    folder: Path,
-    *,
-    layout: PolicyLayout | None = None,
-    facts: CardFacts | None = None,
-) -> None:
-    """Write what a run trained as other tools load it; see :func:`save_policy`.
-
-    Args:
-        trained: A LoRA, or a policy whose every weight was trained.
-        config: The run; its settings and the base model go into the model card.
-        folder: Replaced if it exists, whole or not at all.
-        layout: The only layout wanted of a LoRA; every one that fits if None.
-        facts: Results and the like for the model card, which gets settings and base here.
-
-    Raises:
-        ValueError: If the layout does not fit what was trained.
-    """
-    name = config.model.weights
-    if name in PUBLISHED:
-        sources = published_sources(name, config.model.sources)
-        name = (sources.unet or sources.base).partition("@")[0]
-    facts = replace(facts or CardFacts(), base=name, settings=to_dict(config))
-    save_policy(trained, folder, facts=facts, layout=layout)
 
 
 def _summary(result: RunResult) -> dict[str, Any]:

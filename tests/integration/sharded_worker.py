@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mvczigal_ref.distributed import World, world
 from mvczigal_ref.models import projections
 from mvczigal_ref.models.sharding import is_sharded
 from mvczigal_ref.training import loop as training_loop
-from tests.integration import faults
+from tests.integration import faults, sharded_faults
 from tests.integration.runs import run, small_components, small_config, small_flow
 from tests.integration.test_modes import shrunken
 
@@ -24,6 +25,8 @@ FULL = {"model": {"finetune": "full"}, "optim": {"average_decay": 0.5, "average_
 CASES = {
     "full": {**FULL, "run": {"objects_per_iteration": 4}},
     "lora": {"run": {"objects_per_iteration": 4}},
+    "bf16": {**FULL, "run": {"objects_per_iteration": 4, "compute_dtype": "bf16"}},
+    "offloaded": {**FULL, "run": {"objects_per_iteration": 4, "offload_parameters": True}},
     "of four": {**FULL, "run": {"objects_per_iteration": 8}},
 }
 
@@ -43,6 +46,22 @@ def run_case(config, folder: Path, here: World | None = None) -> None:
     """Train the small network of the configuration's kind."""
     flow = config.model.network == "flow"
     run(config, folder, here, components=small_flow() if flow else small_components())
+
+
+def faults_asked(fault: str) -> list[str]:
+    """List the faults that one process meets and all raise; last a run that meets none."""
+    return [*sharded_faults.EACH, ""] if fault == "killed" else []
+
+
+def meet(fault: str, folder: Path, prompts: str, here: World) -> str:
+    """Go on with a run until one process fails; give what this one raised."""
+    config = config_of(prompts, "full", sharding="full")
+    with sharded_faults.once(here, fault) if fault else nullcontext():
+        try:
+            run_case(config, folder, here)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def share_held(system) -> float:
@@ -77,6 +96,8 @@ def work(folder: Path, prompts: str, names: list[str], fault: str) -> None:
     ):
         for name in names:
             run_case(config_of(prompts, name, sharding="full"), folder / name, here)
+        said = {each: meet(each, folder / "agreed", prompts, here) for each in faults_asked(fault)}
+        (folder / f"said by {here.rank}.json").write_text(json.dumps(said), "utf-8")
         (folder / f"{here.rank}_of_{here.size}.json").write_text(json.dumps(shares), "utf-8")
         if fault != "none":
             name = fault

@@ -12,7 +12,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
-from mvczigal_ref.training.run_folder import load_policy
+from mvczigal_ref.training.run_policy import load_policy
 from tests.integration.runs import (
     HELD_OUT,
     cases,

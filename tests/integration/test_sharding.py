@@ -5,12 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from mvczigal_ref.models.flow.loading import load_flow
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.training.checkpoint import load_checkpoint
+from tests.integration import sharded_faults
 from tests.integration.runs import checkpoints, metrics, run
 from tests.integration.sharded_worker import config_of, run_case
 
@@ -18,25 +23,32 @@ from tests.integration.sharded_worker import config_of, run_case
 # the last bits differ, and AdamW's first steps divide by the gradient's own size.
 RELATIVE = 5e-5
 METRICS = {"rel": 2e-5, "abs": 2e-6}
+# bf16 keeps 8 bits: after four optimiser steps of AdamW, against each tensor's largest entry.
+NARROW = 0.05
 
 START = """
 import sys
 from mvczigal_ref.cli import launch
-launch.PROGRAM = ("-m", "tests.integration.sharded_worker")
-sys.exit(launch.launch(int(sys.argv[1]), sys.argv[2:]))
+launch.PROGRAM = ("-m", f"tests.integration.{sys.argv[1]}")
+sys.exit(launch.launch(int(sys.argv[2]), sys.argv[3:]))
 """
 
 
 def launch(count, folder, prompts, names, fault="none"):
+    """Run cases in several processes."""
+    return start("sharded_worker", count, folder, prompts, names, fault)
+
+
+def start(program, count, *words):
     """Start workers as `--processes` starts its processes."""
     return subprocess.run(
-        [sys.executable, "-c", START, str(count), str(folder), prompts, names, fault],
+        [sys.executable, "-c", START, program, str(count), *map(str, words)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
     )
 
@@ -59,7 +71,7 @@ def distance(mine, theirs):
 def two(prompts, tmp_path_factory):
     """Where two processes ran both cases, and a third in which one of them was killed."""
     folder = tmp_path_factory.mktemp("two")
-    ended = launch(2, folder, prompts, "full,lora", "killed")
+    ended = launch(2, folder, prompts, "full,lora,bf16,offloaded", "killed")
     assert (folder / "0_of_2.json").is_file(), ended.stdout
     (folder / "output.txt").write_text(f"{ended.returncode}\n{ended.stdout}", "utf-8")
     return folder
@@ -111,6 +123,37 @@ def test_losses_and_gradient_norms_are_those_of_one_process(one, two, name):
     assert {k: mine[0][k] for k in exact} == {k: theirs[0][k] for k in exact}
     for row, other in zip(mine, theirs, strict=True):
         assert other == pytest.approx(row, **METRICS)
+
+
+def test_bf16_compute_is_that_of_a_bf16_network(two, prompts, tmp_path):
+    """The rewards before training, to the bit: a LoRA that has not moved adds nothing."""
+    config = config_of(prompts, "lora", iterations=1)
+    run(replace(config, model=replace(config.model, dtype="bf16")), tmp_path)
+    before = Path("evaluations") / "before_000000.safetensors"
+    mine, theirs = load_file(tmp_path / before), load_file(two / "bf16" / before)
+
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    first, other = metrics(tmp_path)[0], metrics(two / "bf16")[0]
+    rewards = [name for name in first if "reward" in name]
+    assert {k: first[k] for k in rewards} == {k: other[k] for k in rewards}
+
+
+def test_bf16_compute_trains_fp32_parts(one, two):
+    """A first ratio of exactly 1; parts and moments of fp32, near those of fp32 throughout."""
+    assert [row["replay_deviation"] for row in metrics(two / "bf16")] == [0.0, 0.0]
+    theirs = newest(two / "bf16")
+    assert {t.dtype for group in theirs.tensors.values() for t in group.values()} == {torch.float32}
+
+    assert 0.0 < distance(newest(one / "full").policy, theirs.policy) < NARROW
+
+
+def test_parts_on_the_cpu_train_as_on_the_device(two):
+    """To the bit."""
+    mine, theirs = newest(two / "full"), newest(two / "offloaded")
+
+    assert all(torch.equal(mine.policy[k], theirs.policy[k]) for k in mine.policy)
+    assert metrics(two / "full") == metrics(two / "offloaded")
 
 
 @CASES
@@ -175,8 +218,60 @@ def test_flow_transformers_in_parts_train_as_whole_ones(prompts, tmp_path):
         pairs = zip(metrics(tmp_path / "one" / name), metrics(tmp_path / name), strict=True)
         for row, other in pairs:
             assert other == pytest.approx(row, **METRICS)
+        files = [
+            path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("policy/**/*")
+        ]
+        weights = [path for path in files if path.suffix == ".safetensors"]
+        assert weights
+        for path in weights:
+            whole = load_file(tmp_path / "one" / name / path)
+            assert distance(whole, load_file(tmp_path / name / path)) <= RELATIVE
     shares = json.loads((tmp_path / "0_of_2.json").read_text())
     assert shares["flow full"] < 0.65
+
+
+@pytest.mark.slow
+def test_a_cut_transformer_is_whole_in_no_process(tmp_path):
+    """Its file stays where it is until a block is cut, and cast, from it."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("needs Linux, which says what memory a process takes")
+    components = tiny_flow_components(seed=0, num_heads=12, num_layers=2, num_single_layers=10)
+    components.save(tmp_path / "weights", dtype=torch.bfloat16)
+    ended = start("loading_worker", 2, tmp_path, tmp_path / "weights")
+    assert ended.returncode == 0, ended.stdout
+    network = load_flow(tmp_path / "weights", dtype=torch.float32).policy.transformer
+    size = sum(4 * p.numel() for p in network.parameters())
+    assert size > 100e6
+
+    for rank in range(2):
+        record = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert record["types"] == ["torch.float32"]
+        assert record["peak"] < 0.8 * size
+        for name, parameter in network.named_parameters():
+            mine = float(parameter.detach().double().sum())
+            assert record["sums"][name] == pytest.approx(mine, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("fault", sharded_faults.EACH)
+def test_an_error_of_one_process_is_raised_in_all(two, fault):
+    """Wherever no weights are gathered: in the same words, and none waits for the others."""
+    said = [json.loads((two / f"said by {rank}.json").read_text())[fault] for rank in range(2)]
+    error = sharded_faults.EACH[fault][3]
+
+    assert said[0] == said[1]
+    kind = "DiskFullError" if error is sharded_faults.FULL else type(error).__name__
+    words = "cannot write" if error is sharded_faults.FULL else str(error)
+    assert said[0].startswith(f"{kind}: {words}")
+
+
+def test_a_run_goes_on_after_each_of_these_errors(two):
+    """To the end, and to the parameters of a run that met none."""
+    said = [json.loads((two / f"said by {rank}.json").read_text())[""] for rank in range(2)]
+
+    assert said == ["", ""]
+    assert distance(newest(two / "full").policy, newest(two / "agreed").policy) <= RELATIVE
+    assert metrics(two / "agreed") == metrics(two / "full")
+    assert not list((two / "agreed").rglob("*.tmp"))
 
 
 def test_a_killed_process_ends_all_of_them(two):

@@ -8,9 +8,9 @@ import torch
 
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.flow.loading import load_flow
+from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.pretraining.flow import FlowPretrainConfig, untrained
 from mvczigal_ref.pretraining.gate_flow import gate_flow
-from mvczigal_ref.system.networks import weights_folder
 from mvczigal_ref.tiny_world.grammar import split_prompts
 
 FOLDER = weights_folder("tiny_flow")

@@ -31,6 +31,13 @@ def test_a_report_needs_no_library_of_models(tmp_path):
     assert imported(["report", str(run)], tmp_path) == "0 []"
 
 
+def test_an_export_of_a_lora_needs_no_library_of_models(undisturbed, tmp_path):
+    """Its tensors are in the checkpoint, and its settings are ten lines of JSON."""
+    words = ["export", str(undisturbed()), "--out", str(tmp_path / "out")]
+
+    assert imported(words, tmp_path) == "0 []"
+
+
 @pytest.mark.parametrize(
     ("words", "status"),
     [

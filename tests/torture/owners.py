@@ -49,7 +49,7 @@ def _end(process, pipe: Connection) -> str:
 def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> None:
     """Start the second at once or somewhat later; sometimes kill the first."""
     tally.limit = 900.0  # of two processes, on a machine that may do other work
-    config, whole = config_of(folder), folder / "whole"
+    config, whole = config_of(folder, iterations=2), folder / "whole"
     run(config, whole)
     for place in range(count):
         here, killed = folder / "here", place % 3 == 2

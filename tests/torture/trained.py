@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from functools import cache
 from pathlib import Path
 
 from mvczigal_ref.cli.launch import REFUSED
@@ -67,6 +68,13 @@ def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> No
         shutil.rmtree(here, ignore_errors=True)
 
 
+@cache
+def _small(name: str, prompts: str) -> TrainConfig:
+    """Shrink a recipe; once, since most of what is drawn is refused."""
+    small = [f"{setting}={value}" for setting, value in SMALL.items()]
+    return load_config(recipe(name), overrides=[*small, f"run.prompts={prompts}"], training=False)
+
+
 def _accepted(
     chance: random.Random, base: TrainConfig, prompts: str
 ) -> tuple[TrainConfig, list[str]]:
@@ -75,13 +83,8 @@ def _accepted(
         changes = words(chance, most=4)
         name = chance.choice(BASES)
         try:
-            start = recipe(name)
-            small = [f"{setting}={value}" for setting, value in SMALL.items()]
-            config = load_config(
-                start, overrides=[*small, f"run.prompts={prompts}"], training=False
-            )
-            config = load_config(config, overrides=changes)
-        except (ConfigError, KeyError):
+            config = load_config(_small(name, prompts), overrides=changes)
+        except ConfigError:
             continue
         values = to_dict(config)
         sizes = (

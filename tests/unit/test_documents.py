@@ -84,6 +84,20 @@ def test_a_setting_that_a_document_names_is_one(page):
     assert unknown == []
 
 
+def test_the_site_shows_every_notebook(hooks):
+    """Cell by cell, in its navigation; the equations need a converter that only the site has."""
+    folder = ROOT / "docs" / "notebooks"
+    shown = re.findall(r"- notebooks/(\w+)\.md", text_of("mkdocs.yml"))
+    page = hooks.notebook_page(folder / "own_reward.ipynb")
+
+    assert sorted(shown) == sorted(["index", *(path.stem for path in folder.glob("*.ipynb"))])
+    assert page.startswith("# Your own reward\n")
+    assert "```python\nimport tempfile\n" in page
+    assert [
+        match["block"] or match["inline"] for match in hooks._TEX.finditer("at $t = 0$: $$a$$")
+    ] == ["t = 0", "a"]
+
+
 # -- README --------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mvczigal_ref.diffusion.guidance import classifier_free_guidance
+from mvczigal_ref.models.sharding import compute_dtype_of
 from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import Latent, PromptEmbedding
@@ -57,16 +58,20 @@ class FlowPolicy(nn.Module, ABC):
         self.transformer = transformer
 
     @property
+    def weight(self) -> Tensor:
+        """Weight that says where and in which dtype the network computes; no LoRA adapts it."""
+        weight: Tensor = self.transformer.proj_out.weight
+        return weight
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype in which the network computes."""
-        weight: Tensor = self.transformer.proj_out.weight
-        return weight.dtype
+        return compute_dtype_of(self.transformer, self.weight)
 
     @property
     def device(self) -> torch.device:
         """Device on which the network computes."""
-        weight: Tensor = self.transformer.proj_out.weight
-        return weight.device
+        return self.weight.device
 
     @property
     def embeds_guidance(self) -> bool:

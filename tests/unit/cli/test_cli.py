@@ -1,6 +1,7 @@
 """`cli`: which words of the command line are settings, and which are prompts and files."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_folder_may_be_called_like_a_setting(tmp_path, monkeypatch, command):
     more = ["--out", "there"] if command == "export" else []
 
     assert str(_read([command, "lr=0.1", *more]).run) == "lr=0.1"
+
+
+@pytest.mark.parametrize("words", [["settings", "optim"], ["train", "--help"]])
+def test_a_reader_that_leaves_is_no_error(words):
+    """As `| head` does: nothing is printed on standard error."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mvczigal_ref", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 # -- errors ------------------------------------------------------------------------------

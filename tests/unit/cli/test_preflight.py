@@ -115,7 +115,8 @@ def test_a_bad_verdict_is_the_exit_status(monkeypatch, finding):
     """So that a script notices."""
     seen = []
 
-    def tried(config, *, device):
+    def tried(config, *, device, progress):
+        progress(1, 2)
         seen.append(device)
         return CheckResult(findings=(finding,), seconds=1.0)
 

@@ -10,6 +10,7 @@ OTHER = {
         "rig": "paper",
         "image_size": 64,
         "finetune": "full",
+        "frozen_weights": "int8",
         "lora_rank": 4,
         "lora_alpha": 2.0,
         "dtype": "bf16",
@@ -33,6 +34,7 @@ OTHER = {
         "evaluation_steps": 20,
         "guidance_scale": 3.0,
         "negative_prompt": "ugly, blurry",
+        "spacing": "trailing",
         "eta": 0.5,
         "snr_shift": 8.0,
         "camera_scale": 0.5,
@@ -120,6 +122,8 @@ OTHER = {
         "api_key_env": "KEY",
         "requests_at_once": 3,
         "cache": "scores",
+        "overlap": True,
+        "texts_per_call": 2,
     },
     "guard": {
         "every": 5,
@@ -173,6 +177,7 @@ OTHER = {
         "order": "multiplier_first",
     },
     "optim": {
+        "kind": "adamw8bit",
         "lr": 1e-4,
         "betas": [0.8, 0.99],
         "eps": 1e-6,
@@ -197,6 +202,8 @@ OTHER = {
         "arms_per_call": 2,
         "sharding": "full",
         "reduction": "engine",
+        "compute_dtype": "bf16",
+        "offload_parameters": True,
         "prompts": "prompts.txt",
         "held_out": "held_out.txt",
         "seed": 7,
@@ -223,8 +230,8 @@ FREE = {
         "device",
     ]
 } | {("reward", name) for name in ["url", "device", "timeout", "wait", "api_key_env"]}
-FREE |= {("reward", name) for name in ["requests_at_once", "cache"]}
+FREE |= {("reward", name) for name in ["requests_at_once", "cache", "overlap"]}
 FREE |= {("condition", name) for name in ["url", "api_key_env", "requests_at_once"]}
 FREE.add(("sampler", "evaluation_steps"))
-FREE.add(("model", "offload_frozen"))
+FREE |= {("model", "offload_frozen"), ("run", "offload_parameters")}
 SETTINGS = [(s, n) for s, values in OTHER.items() if s != "recipe" for n in values]

@@ -56,7 +56,7 @@ def test_the_recipes_name_is_not_in_the_fingerprint():
 def test_a_setting_that_came_later_leaves_the_fingerprint_of_earlier_runs():
     """At its default, which is what those did."""
     run = fingerprinted(TrainConfig())["run"]
-    assert not {"arms_per_call", "sharding", "reduction"} & run.keys()
+    assert not {"arms_per_call", "sharding", "reduction", "compute_dtype"} & run.keys()
     assert (
         fingerprinted(load_config(overrides=["run.arms_per_call=2"]))["run"]["arms_per_call"] == 2
     )

@@ -214,7 +214,7 @@ def drawn(monkeypatch):
     """Replace sampling by random images that depend on the objects' noise alone."""
     seen = {}
 
-    def sample_objects(system, prompts, noise, *, config):
+    def sample_objects(system, prompts, noise, *, config, world):
         for place, index in enumerate(noise.objects):
             generator = torch.Generator().manual_seed(index)
             seen[index] = (torch.rand(6, 3, 32, 32, generator=generator), prompts[place])

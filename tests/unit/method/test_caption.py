@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.condition.protocol import Caption
-from mvczigal_ref.method.caption import DRIFT_EDGES, caption_record, drift_histogram, drift_metrics
+from mvczigal_ref.method.caption import (
+    DRIFT_EDGES,
+    caption_record,
+    caption_seed,
+    drift_histogram,
+    drift_metrics,
+)
 
 CAPTIONS = [
     [Caption(caption="a1", instruction="colour"), Caption(caption="a2", instruction="size")],
@@ -113,6 +120,15 @@ def test_histograms_of_iterations_add_up(drifts):
     expected = recorded(whole)["drift_counts"] if whole else [0] * (len(DRIFT_EDGES) + 1)
 
     assert drift_histogram([recorded(drift) for drift in drifts]) == expected
+
+
+def test_no_two_seeds_and_iterations_draw_the_same_captions():
+    """Neither does the next seed draw those of the iteration before; a resume draws them again."""
+    seeds = [caption_seed(seed, iteration) for seed, iteration in product(range(6), range(6))]
+
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert caption_seed(4, 3) == caption_seed(4, 3)
 
 
 # -- errors ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`method.score`: oracle."""
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -52,6 +53,27 @@ def test_every_sample_is_judged_under_every_caption():
     assert [name for name, _ in seen] == ["a", "b", "joint_view"] * 3
     assert seen[3][1] == ["c 5"] * 4 + ["c 7"] * 4
     assert found.weights == {"a": 2.0, "b": 0.5, "joint_view": 1.0}
+
+
+@pytest.mark.parametrize("texts", [1, 2, 3, 9])
+def test_several_captions_in_a_call_have_the_same_rewards(texts):
+    """To the bit, of judges that treat each object by itself; in fewer and larger calls."""
+    images = torch.rand(2, 4, 3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    columns = distinct_texts([["p 1", "p 2"], ["c 5", "p 2"], ["d 0", "d 9"]])
+    seen, found = {}, {}
+    for number in (1, texts):
+        seen[number] = []
+        per_view, joint = asked(seen[number])
+        system = replace(analytic_system(config_of(GROUP)), per_view=per_view, joint=joint)
+        found[number] = score(system, images, columns, texts_per_call=number)
+
+    for kind in ("per_view", "joint"):
+        one, several = (getattr(found[number], kind) for number in (1, texts))
+        assert one.keys() == several.keys()
+        assert all(torch.equal(one[name], several[name]) for name in one)
+    calls = {k: [prompts for name, prompts in seen[k] if name == "a"] for k in (1, texts)}
+    assert len(calls[texts]) == -(-len(columns) // texts)
+    assert [*chain(*calls[texts])] == [*chain(*calls[1])]
 
 
 # -- errors ------------------------------------------------------------------------------

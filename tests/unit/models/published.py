@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.sources import LCM_UNET, MV_ADAPTER, SDXL_BASE, SDXL_VAE, SdxlSources
+from mvczigal_ref.models.published import LCM_UNET, MV_ADAPTER, SDXL_BASE, SDXL_VAE, SdxlSources
 from tests.unit.models.small import fresh_components
 
 DIFFUSERS = "diffusion_pytorch_model"

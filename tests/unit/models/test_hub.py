@@ -14,7 +14,7 @@ from mvczigal_ref.cameras import PAPER_RIG
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.hub import load_sdxl_components
-from mvczigal_ref.models.sources import SdxlSources
+from mvczigal_ref.models.published import SdxlSources
 from tests.unit.models.published import DIFFUSERS, FACTOR, parts, write_cache, write_published
 
 NETWORKS = ("text_encoder", "text_encoder_2", "vae", "policy")

@@ -11,8 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.lora import LORA_TARGETS, add_lora, lora_parameters, lora_state_dict
-from mvczigal_ref.models.lora_files import load_lora, save_unet_folder
-from mvczigal_ref.models.lora_weights import LoraWeights, write_lora_file, write_peft_files
+from mvczigal_ref.models.lora_files import (
+    load_lora,
+    save_lora_file,
+    save_lora_folder,
+    save_unet_folder,
+)
+from mvczigal_ref.models.lora_weights import LoraWeights
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from tests.unit.models.small import conditioning, fresh_components, randn
 from tests.unit.models.test_multiview_unet import latents, predict, published_names
@@ -34,10 +39,10 @@ def adapted(alpha: float = ALPHA) -> MultiViewUNet:
 def write(layout, policy, folder):
     """Write a LoRA in one of the three layouts; name what is to be read."""
     if layout == "peft":
-        write_peft_files(LoraWeights.of(policy.unet), folder, base_model="a/base")
+        save_lora_folder(policy.unet, folder, base_model="a/base")
         return folder
     file = "pytorch_lora_weights.safetensors" if layout == "diffusers" else "lora.safetensors"
-    write_lora_file(LoraWeights.of(policy.unet), folder / file, layout=layout)
+    save_lora_file(policy.unet, folder / file, layout=layout)
     return folder if layout == "diffusers" else folder / file
 
 

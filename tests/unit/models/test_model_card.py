@@ -12,9 +12,8 @@ from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.lora import add_lora
 from mvczigal_ref.models.model_card import CardFacts, CardResult, hub_id, model_card
 from mvczigal_ref.models.policy_files import save_policy, trained_lora
-from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE
+from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE, weights_folder
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
-from mvczigal_ref.system.networks import weights_folder
 from tests.unit.models.test_policy_files import unet_policy
 
 SAMPLING = {"sampler": {"num_steps": 1, "guidance_scale": 1.5}, "model": {"image_size": 32}}

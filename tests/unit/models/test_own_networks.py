@@ -13,7 +13,7 @@ from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.hub import load_sdxl_components
 from mvczigal_ref.models.loading import load_model
 from mvczigal_ref.models.plain_pipelines import stored_prediction
-from mvczigal_ref.models.sources import LCM_UNET, SdxlSources
+from mvczigal_ref.models.published import LCM_UNET, SdxlSources
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.convert import convert_checkpoint

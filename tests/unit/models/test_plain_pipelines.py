@@ -1,15 +1,16 @@
 """`plain_pipelines`: the grid of somebody's own SDXL, by the scheduler that lies with it."""
 
 import json
+import warnings
 
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.plain_pipelines import plain_scheduler
+from mvczigal_ref.models.plain_pipelines import plain_scheduler, warn_of_grid
+from mvczigal_ref.models.published import SdxlSources
 from mvczigal_ref.models.schedulers import sampler_from_scheduler
-from mvczigal_ref.models.sources import SdxlSources
 
 BASE = {
     "beta_start": 0.00085,
@@ -34,14 +35,24 @@ LIGHTNING = SDXL | {"timestep_spacing": "trailing"}
 
 
 @pytest.fixture
-def scheduler(tmp_path):
-    """Write settings, and read them as those of a plain pipeline."""
+def write(tmp_path):
+    """Write settings as those of a plain pipeline, and give its folder."""
 
-    def read(settings, *, few_steps=False):
+    def folder_of(settings):
         folder = tmp_path / "scheduler"
         folder.mkdir(exist_ok=True)
         (folder / "scheduler_config.json").write_text(json.dumps(settings))
-        return plain_scheduler(str(tmp_path), SdxlSources(), few_steps=few_steps)
+        return str(tmp_path)
+
+    return folder_of
+
+
+@pytest.fixture
+def scheduler(write):
+    """Write settings, and read them as those of a plain pipeline."""
+
+    def read(settings, *, few_steps=False):
+        return plain_scheduler(write(settings), SdxlSources(), few_steps=few_steps)
 
     return read
 
@@ -103,13 +114,15 @@ def test_a_distilled_network_keeps_its_grid(scheduler):
         ({"timestep_spacing": "linspace"}, "timestep_spacing = linspace; ", "leading"),
         ({"steps_offset": 0}, "steps_offset = 0; ", "leading"),
         ({"final_sigmas_type": "sigma_min"}, "final_sigmas_type = sigma_min; ", "leading"),
+        ({"beta_schedule": None}, "beta_schedule = linear; ", "leading"),
     ],
     ids=str,
 )
 def test_what_is_taken_instead_is_told(scheduler, change, words, spacing):
     """One warning names the settings and the grid."""
+    settings = {name: value for name, value in (SDXL | change).items() if value is not None}
     with pytest.warns(UserWarning, match=f"{words}.*DDIM's steps on a {spacing} grid"):
-        made = scheduler(SDXL | change)
+        made = scheduler(settings)
     assert made.config.timestep_spacing == spacing
     assert sampler_from_scheduler(made, num_steps=4, eta=1.0).timesteps[-1] in (1, 249)
 
@@ -118,6 +131,43 @@ def test_without_settings_they_are_sdxls(scheduler, tmp_path):
     """As for the published base."""
     made = plain_scheduler(str(tmp_path), SdxlSources(), few_steps=False)
     assert made.config.timestep_spacing == "leading"
+
+
+DDIM = BASE | {"_class_name": "DDIMScheduler", "clip_sample": False, "steps_offset": 1}
+LCM = BASE | {"_class_name": "LCMScheduler"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "few_steps", "words"),
+    [
+        (LIGHTNING, False, "timestep_spacing = trailing; "),
+        (SDXL | {"steps_offset": 3, "use_karras_sigmas": True}, False, "karras.*steps_offset = 3"),
+        (DDIM | {"clip_sample": True, "steps_offset": 0}, False, "offset = 0, clip_sample = True;"),
+        (DDIM | {"set_alpha_to_one": False}, False, "set_alpha_to_one = False; "),
+        (LCM, False, "LCMScheduler; "),
+        (LCM | {"original_inference_steps": 100}, True, "original_inference_steps = 100; "),
+        (
+            LCM | {"timestep_scaling": 1.0, "thresholding": True},
+            True,
+            "scaling = 1.0, thresh.*True",
+        ),
+    ],
+    ids=str,
+)
+def test_a_run_warns_of_another_grid_than_its_own(write, settings, few_steps, words):
+    """By the file and its settings; a run samples on the grid of its own section."""
+    with pytest.warns(UserWarning, match=rf"scheduler_config\.json` samples with .*{words}.*grid"):
+        warn_of_grid(write(settings), SdxlSources(), few_steps=few_steps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "few_steps"), [(SDXL, False), (DDIM, False), (LCM, True), (LIGHTNING, True)]
+)
+def test_a_run_says_nothing_of_its_own_grid(write, settings, few_steps):
+    """Nor of a base's scheduler beside a network that is distilled to few steps."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_grid(write(settings), SdxlSources(), few_steps=few_steps)
 
 
 # -- errors -------------------------------------------------------------------------------
@@ -133,6 +183,8 @@ def test_without_settings_they_are_sdxls(scheduler, tmp_path):
         (SDXL | {"timestep_spacing": "even"}, "timestep_spacing of leading, .* got 'even'"),
         (SDXL | {"steps_offset": 1.5}, "whole steps_offset; got .* '1.5'"),
         (SDXL | {"timestep_spacing": ["leading"]}, "timestep_spacing of leading"),
+        (DDIM | {"steps_offset": 5000}, r"config\.json.*`steps_offset` must be in 0\.\.999"),
+        (LCM | {"original_inference_steps": 0}, r"original_num_steps` must be in 1\.\.1000"),
         (
             BASE | {"_class_name": "DDIMScheduler", "clip_sample": True},
             r"scheduler_config\.json.*clip_sample = False",

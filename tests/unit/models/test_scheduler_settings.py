@@ -1,6 +1,7 @@
 """`scheduler_settings`: every setting of diffusers' schedulers against diffusers' own steps."""
 
 import inspect
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.diffusion.spacing import SPACINGS
+from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.scheduler_settings import FOLLOWED, INERT, REFUSED, check_scheduler
-from mvczigal_ref.models.schedulers import sampler_from_scheduler
+from mvczigal_ref.models.schedulers import sampler_from_scheduler, scheduler_of
 from tests.compare import FP32, assert_equal_to
 from tests.strategies import PREDICTION_TYPES
 
@@ -239,6 +241,16 @@ def test_an_unfit_value_is_refused(kind, change, message):
     made.register_to_config(**change)
     with pytest.raises(ValueError, match=message):
         sampler_from_scheduler(made, num_steps=STEPS, eta=0.0)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("length", [10**9, 10**400, 0, -1])
+def test_a_table_that_fits_no_memory_is_not_made(kind, length, tmp_path):
+    """Diffusers would compute it when the scheduler is made."""
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": kind.__name__, "num_train_timesteps": length}))
+    with pytest.raises(CheckpointError, match=r"config.json`: .* num_train_timesteps of 1 to 100"):
+        scheduler_of({kind.__name__: kind}, path)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import torch
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import reach, sources
 from mvczigal_ref.models.hub import load_sdxl_components
-from mvczigal_ref.models.sources import SdxlSources, cache_first, find_file, locate_network
+from mvczigal_ref.models.published import SdxlSources
+from mvczigal_ref.models.sources import cache_first, find_file, locate_network
 
 
 class Hub:

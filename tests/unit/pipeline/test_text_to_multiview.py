@@ -19,12 +19,12 @@ from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.lora import add_lora, lora_parameters, lora_state_dict
 from mvczigal_ref.models.lora_files import load_lora
 from mvczigal_ref.models.lora_weights import LoraWeights, write_lora_file, write_peft_files
+from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.pipeline.text_to_multiview import NEGATIVE_PROMPT
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
-from mvczigal_ref.system.networks import weights_folder
 from mvczigal_ref.tiny_world.scene import WORLD_RIG
 from mvczigal_ref.tiny_world.score import per_view_score
 from tests.unit.models.published import parts, write_cache, write_published

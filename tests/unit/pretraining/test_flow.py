@@ -10,6 +10,7 @@ import torch
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.flow.loading import load_flow
+from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.pretraining import flow as module
 from mvczigal_ref.pretraining.captioned_views import CaptionedViews
 from mvczigal_ref.pretraining.flow import (
@@ -18,7 +19,6 @@ from mvczigal_ref.pretraining.flow import (
     pretrain_flow,
     untrained,
 )
-from mvczigal_ref.system.networks import weights_folder
 from mvczigal_ref.tiny_world.scene import sample_scenes
 
 PROMPTS = ["a red ball with a white nose", "a blue can with a yellow fin"]

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mvczigal_ref.config import load_config, to_dict
-from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.method.sample import stochastic_steps, trained_decisions
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
@@ -187,56 +186,7 @@ def test_a_finished_run_of_which_more_is_asked_goes_on(monkeypatch, tmp_path, wo
     assert found["after"]["per_view"].tolist() == [[5.0, 5.0]]
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """Methods that call the network so often an iteration, counted without a network."""
-    monkeypatch.setattr(
-        "mvczigal_ref.reproduce.comparison.network_calls",
-        lambda config: [300 if config.recipe == "tiny" else 400] * config.run.iterations,
-    )
-
-
-def test_methods_get_as_many_iterations_as_their_calls_allow(counted, tmp_path):
-    """A learning rate that fell to 0 at the end still does; the set's own settings hold."""
-    methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])
-    runs = planned_runs(methods, tmp_path, seeds=[0, 3])
-    told = [
-        (run.folder.name, run.config.run.seed, run.config.run.iterations,
-         run.config.optim.decay_iterations, run.config.run.evaluation_noises)
-        for run in (*runs[0], *runs[1])
-    ]  # fmt: skip
-    short = ["run.evaluation_noises=2", "run.iterations=20"]
-    (one,), _ = planned_runs(methods, tmp_path, seeds=[0], overrides=short)
-
-    assert told == [
-        ("tiny-0", 0, 40, 40, 16), ("tiny-3", 3, 40, 40, 16),
-        ("tiny_mv_pg-0", 0, 30, 30, 16), ("tiny_mv_pg-3", 3, 30, 30, 16),
-    ]  # fmt: skip
-    assert one.config.run.evaluation_noises == 2
-    assert (one.config.run.iterations, one.config.optim.decay_iterations) == (20, 20)
-
-
-def test_runs_whose_steps_are_drawn_are_counted_seed_by_seed(monkeypatch, tmp_path):
-    """Others are counted once, with the first seed."""
-    counted = []
-
-    def calls(config):
-        counted.append((config.recipe, config.run.seed))
-        seeded = 400 if config.recipe == "tiny_dance_grpo" and config.run.seed else 200
-        return [seeded] * config.run.iterations
-
-    monkeypatch.setattr("mvczigal_ref.reproduce.comparison.network_calls", calls)
-    chosen = [m for m in COMPARISONS["flow"].methods if "dance" in m.recipe or "nft" in m.recipe]
-    methods = replace(COMPARISONS["flow"], methods=tuple(reversed(chosen)))
-    runs = planned_runs(methods, tmp_path, seeds=[0, 3], overrides=["run.iterations=20"])
-
-    assert counted == [
-        ("tiny_diffusion_nft", 0), ("tiny_dance_grpo", 0), ("tiny_dance_grpo", 3),
-    ]  # fmt: skip
-    assert [[run.config.run.iterations for run in one] for one in runs] == [[20, 20], [20, 10]]
-
-
-def test_every_run_is_told_of_and_counted(counted, monkeypatch, tmp_path):
+def test_every_run_is_told_of_and_counted(monkeypatch, tmp_path):
     """Gains by method and seed; calls are the mean of what the runs say."""
     seen, told = [], []
 
@@ -251,6 +201,7 @@ def test_every_run_is_told_of_and_counted(counted, monkeypatch, tmp_path):
         told.append(run.folder.name)
         return nullcontext(Events())
 
+    monkeypatch.setattr("mvczigal_ref.reproduce.plans.network_calls", lambda _: [1] * 40)
     monkeypatch.setattr("mvczigal_ref.reproduce.comparison.run_gain", run_gain)
     methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])
     found = compare(methods, planned_runs(methods, tmp_path, seeds=[0, 3]), tell=tell)
@@ -272,35 +223,3 @@ def test_which_steps_are_trained_changes_the_calls():
 
     assert found == expected
     assert len(set(found)) == 2
-
-
-# -- errors ------------------------------------------------------------------------------
-
-
-def test_a_folder_of_another_run_is_refused_before_the_first_is_trained(counted, tmp_path):
-    """The last of all, that would be met after hours."""
-    methods = replace(COMPARISONS["multiview"], methods=COMPARISONS["multiview"].methods[:2])
-    other = load_config(recipe("tiny_mv_pg"), overrides=["run.seed=3", "optim.lr=0.5"])
-    (tmp_path / "tiny_mv_pg-3").mkdir()
-    (tmp_path / "tiny_mv_pg-3" / "config.json").write_text(json.dumps(to_dict(other)))
-    with pytest.raises(CheckpointError, match=r"tiny_mv_pg-3' holds another run.*`optim\.lr`"):
-        planned_runs(methods, tmp_path, seeds=[0, 3])
-
-
-@pytest.mark.parametrize(
-    ("seeds", "word", "said"),
-    [
-        ([0, -1], "optim.lr=0.1", r"`run\.seed`"),
-        ([0], "optim.lr=-1", r"`optim\.lr`"),
-        ([0], "sampler.num_steps=1", r"`zigzag\.steps`|`sampler\.num_steps`"),
-    ],
-)
-def test_a_setting_that_some_method_refuses_is_refused_before_any_is_counted(
-    monkeypatch, tmp_path, seeds, word, said
-):
-    """Whichever it is."""
-    monkeypatch.setattr(
-        "mvczigal_ref.reproduce.comparison.network_calls", lambda _: pytest.fail("counted")
-    )
-    with pytest.raises(ConfigError, match=said):
-        planned_runs(COMPARISONS["multiview"], tmp_path, seeds=seeds, overrides=[word])

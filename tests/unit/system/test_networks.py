@@ -1,6 +1,8 @@
 """`networks`: what a configuration names is what is loaded; errors."""
 
+import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +15,9 @@ from mvczigal_ref.models.backbone import FlowBackbone, MultiviewBackbone
 from mvczigal_ref.models.flow import loading as flow_loading
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
-from mvczigal_ref.models.sources import LCM_UNET, SDXL_BASE
+from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE, published_sources, weights_folder
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.system.networks import (
-    backbone_of,
-    load_network,
-    published_sources,
-    weights_folder,
-)
+from mvczigal_ref.system.networks import backbone_of, load_network
 from tests.unit.models.flow_small import fresh_sd3
 from tests.unit.models.published import write_published
 
@@ -46,6 +43,24 @@ def test_published_parts_are_loaded_from_where_the_settings_say(tmp_path):
     config = config_of(weights="lcm_sdxl", sources=sources, dtype="bf16")
 
     assert load_network(config).policy.dtype == torch.bfloat16
+
+
+def test_a_base_with_a_grid_of_its_own_is_told_of(tmp_path):
+    """A run samples on the grid of its settings; the file and what it says are named."""
+    at = write_published(tmp_path)
+    sources = {name: getattr(at, name) for name in ("base", "unet", "vae", "adapter")}
+    config = config_of(weights="sdxl", sources=sources)
+    config = replace(config, sampler=replace(config.sampler, kind="ddim"))
+    folder = Path(at.unet) / "scheduler"
+    folder.mkdir()
+    settings = {
+        "_class_name": "EulerDiscreteScheduler",
+        "prediction_type": config.sampler.prediction_type,
+        "timestep_spacing": "trailing",
+    }
+    (folder / "scheduler_config.json").write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match="beta_schedule = linear, timestep_spacing = trailing; "):
+        load_network(config)
 
 
 def test_the_names_of_published_models():

@@ -14,7 +14,8 @@ from mvczigal_ref.files import to_json
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.places import absolute_paths, in_places
-from mvczigal_ref.training.run_folder import find_checkpoint, load_policy
+from mvczigal_ref.training.run_folder import find_checkpoint
+from mvczigal_ref.training.run_policy import load_policy
 from tests.unit.training.test_state import config, stepped
 
 

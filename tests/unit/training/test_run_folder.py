@@ -12,7 +12,8 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.training import run_folder
-from mvczigal_ref.training.run_folder import find_checkpoint, is_finished, load_newest, load_policy
+from mvczigal_ref.training.run_folder import find_checkpoint, is_finished, load_newest
+from mvczigal_ref.training.run_policy import load_policy
 from mvczigal_ref.training.state import begin
 from tests.unit.training.test_state import PROMPTS, config, stepped, system
 

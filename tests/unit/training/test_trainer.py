@@ -39,11 +39,12 @@ from mvczigal_ref.training import checkpoint, tensor_groups, trainer
 from mvczigal_ref.training import loop as training_loop
 from mvczigal_ref.training.checkpoint import load_checkpoint
 from mvczigal_ref.training.events import Events
+from mvczigal_ref.training.exporting import export_policy
 from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.prompts import read_prompts
 from mvczigal_ref.training.run_folder import is_finished
 from mvczigal_ref.training.tracking import read_metrics
-from mvczigal_ref.training.trainer import export_policy, train
+from mvczigal_ref.training.trainer import train
 
 HELD_OUT = ["a red ball", "a blue cube", "a green can"]
 

@@ -1,0 +1,156 @@
+"""Runs of a comparison, planned before any long work: settings, length and folder of each."""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from mvczigal_ref import __version__
+from mvczigal_ref.config import TrainConfig, fingerprint, load_config
+from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.recipes import recipe
+from mvczigal_ref.reproduce.calls import network_calls
+from mvczigal_ref.reproduce.methods import ArmSet, MethodRow
+from mvczigal_ref.training.run_folder import find_checkpoint
+
+__all__ = ["PlannedRun", "planned_runs"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRun:
+    """One run of a comparison."""
+
+    config: TrainConfig
+    """Settings of the run, length and seed among them."""
+
+    folder: Path
+    """Run folder, made when the run begins."""
+
+    method: MethodRow
+    """Method that it is a run of."""
+
+    words: tuple[str, ...]
+    """Settings that ``mvczigal train RECIPE`` needs for just this run."""
+
+    calls: int
+    """Latents that its training sends through the network, as planned [latents]."""
+
+
+def planned_runs(
+    methods: ArmSet,
+    folder: Path,
+    *,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    arms: Collection[str] | None = None,
+    progress: Callable[[], None] = lambda: None,
+    memory: Path | None = None,
+) -> tuple[tuple[PlannedRun, ...], ...]:
+    """Give every method as many iterations as its network calls allow, before any long work.
+
+    The budget is that of the first method for its own number of iterations. Where the seed draws
+    the steps, every run is counted with its own, the budget too, so that the plan of a run does
+    not depend on which others are asked for.
+
+    Args:
+        methods: Methods that are compared.
+        folder: Holds one run folder per method and seed.
+        seeds: Seeds of the runs; at least one.
+        overrides: Settings of all methods, as ``section.name=value``, after the set's own and
+            before those of a method.
+        arms: Arms whose runs are planned; all if None. The first method is counted anyway.
+        progress: Called after each method that was counted.
+        memory: File that keeps counts from one command to the next; none if None.
+
+    Returns:
+        Per method one run per seed.
+
+    Raises:
+        CheckpointError: If a run folder holds a run of other settings.
+        ConfigError: If a setting is refused.
+    """
+    first = methods.methods[0]
+    chosen = [row for row in methods.methods if arms is None or row.arm in arms]
+    words = {
+        (row.arm, seed): (*methods.settings, *overrides, *row.settings, f"run.seed={seed}")
+        for row in (first, *chosen)
+        for seed in seeds
+    }
+    settings = {
+        row.arm: [load_config(recipe(row.recipe), overrides=words[row.arm, seed]) for seed in seeds]
+        for row in (first, *chosen)
+    }
+    counts = {}
+    for row in dict.fromkeys((first, *chosen)):
+        counts[row.arm] = _calls(settings[row.arm], memory)
+        progress()
+    planned = tuple(
+        tuple(
+            _planned(
+                row, config, folder, budget=sum(budget), each=sum(calls) / len(calls),
+                words=words[row.arm, config.run.seed],
+            )
+            for config, calls, budget in zip(
+                settings[row.arm], counts[row.arm], counts[first.arm], strict=True
+            )
+        )
+        for row in chosen
+    )  # fmt: skip
+    for run in chain.from_iterable(planned):
+        find_checkpoint(run.folder, run.config)
+    return planned
+
+
+def _calls(configs: Sequence[TrainConfig], memory: Path | None) -> list[list[int]]:
+    """Count the network calls of runs that differ in their seeds alone."""
+    counts: list[list[int]] = []
+    for config in configs:
+        counts.append(
+            _remembered(config, memory) if not counts or _draws_steps(config) else counts[0]
+        )
+    return counts
+
+
+def _remembered(config: TrainConfig, memory: Path | None) -> list[int]:
+    """Count, or read what was counted of equal settings."""
+    if memory is None:
+        return network_calls(config)
+    key = f"{__version__} {fingerprint(config)} {config.run.iterations}"
+    try:
+        counts = json.loads(memory.read_text("utf-8"))
+    except (OSError, ValueError):
+        counts = {}
+    if key not in counts:
+        counts[key] = network_calls(config)
+        atomic_write(memory, to_json(counts))
+    return list(counts[key])
+
+
+def _draws_steps(config: TrainConfig) -> bool:
+    """Tell whether the seed decides which steps draw noise or are trained, so that calls differ."""
+    return config.rollout.window == "random" or config.objective.train_share < 1.0
+
+
+def _planned(
+    row: MethodRow, config: TrainConfig, folder: Path, *, budget: int, each: float,
+    words: Sequence[str],
+) -> PlannedRun:  # fmt: skip
+    iterations = max(1, round(budget / each))
+    length = [f"run.iterations={iterations}"]
+    plain = recipe(row.recipe)
+    if plain.optim.decay_iterations == plain.run.iterations:
+        # A learning rate that falls to 0 at the recipe's end still does.
+        length.append(f"optim.decay_iterations={iterations}")
+    return PlannedRun(
+        config=load_config(config, overrides=length),
+        folder=folder / f"{row.arm}-{config.run.seed}",
+        method=row,
+        words=_last_of_each((*words, *length)),
+        calls=round(iterations * each),
+    )
+
+
+def _last_of_each(words: Sequence[str]) -> tuple[str, ...]:
+    """Leave out words that a later one of the same setting overrules."""
+    return tuple({word.partition("=")[0]: word for word in words}.values())
