@@ -45,7 +45,7 @@ SettingWords: TypeAlias = Annotated[
 
 _RECIPE = "tiny"
 # What a policy reads once it is trained; any other setting would change nothing, in silence.
-_READ_BY_A_POLICY = ("sampler.", "flow.shift", "zigzag.", "run.objects_per_slice")
+_READ_BY_A_POLICY = ("sampler.", "flow.shift", "flow.ode", "zigzag.", "run.objects_per_slice")
 _READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
 
 
