@@ -114,7 +114,8 @@ def project(
 
 
 def _by_head(output: Projected, heads: int) -> Heads:
-    return output.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    by_head: Tensor = output.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    return by_head
 
 
 def _at_once(
