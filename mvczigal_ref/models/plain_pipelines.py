@@ -140,12 +140,12 @@ def _settings_of(source: str, sources: SdxlSources) -> Path | None:
 
 def _differences(path: Path, config: Mapping[str, Any], ours: Any) -> list[str]:  # noqa: ANN401
     """List the settings of a pipeline's scheduler that a run's own grid does not have."""
-    kind, own = config.get("_class_name"), type(ours).__name__
-    if kind == own:
-        theirs = _with_defaults(path, own, config)
-        names = [n for n in (*FOLLOWED[own], *REFUSED[own]) if n != "prediction_type"]
+    kind, name = config.get("_class_name"), type(ours).__name__
+    if kind == name:
+        theirs = _with_defaults(path, name, config)
+        names = [n for n in (*FOLLOWED[name], *REFUSED[name]) if n != "prediction_type"]
         odd = {n: theirs.get(n) for n in names if theirs.get(n) != ours.config.get(n)}
-    elif own == "LCMScheduler" or kind is None:
+    elif name == "LCMScheduler" or kind is None:
         return []  # a network that is distilled to few steps keeps its own grid
     elif kind == "LCMScheduler":
         return ["LCMScheduler"]
