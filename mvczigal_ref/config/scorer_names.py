@@ -148,10 +148,10 @@ def check_scorer_name(
     Args:
         setting: Setting that names it, for messages.
         kind: Kind of the scorer.
-        name: Its name; any where a service, which names its scorer, runs it.
-        weights: Folder, file or hub id of its weights, if any.
-        tokenizer: Folder or hub id of its tokenizer, if any.
-        url: Address of its service, if any.
+        name: Scorer's name; any where a service, which names its scorer, runs it.
+        weights: Folder, file or hub id of the weights, if any.
+        tokenizer: Folder or hub id of the tokenizer, if any.
+        url: Address of the service, if any.
 
     Raises:
         ConfigError: If it cannot be; names the nearest, or the setting that is missing.

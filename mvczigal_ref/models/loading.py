@@ -183,7 +183,7 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return types.get(*kinds) if len(kinds) == 1 else None
+    return types.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def shards_of(index: Path) -> set[str]:

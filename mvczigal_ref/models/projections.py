@@ -11,8 +11,8 @@ from jaxtyping import Float
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from mvczigal_ref.models.kept import kept
 from mvczigal_ref.models.low_bit_weights import LOW_BITS
+from mvczigal_ref.models.memo import memo
 from mvczigal_ref.models.merged_linear import Update, merge, merged_linear, merges
 
 __all__ = ["MergedLinear", "QuickLinear", "install_merged_linears", "project"]
@@ -147,7 +147,7 @@ def _at_once(
     if not again or torch.is_grad_enabled():
         return multiplied()
     sources = [tokens, *(m.weight for m in maps), *down, *up]
-    return kept(layers[0], "output", sources if bias is None else [*sources, bias], multiplied)
+    return memo(layers[0], "output", sources if bias is None else [*sources, bias], multiplied)
 
 
 def _update_of(
@@ -159,7 +159,7 @@ def _update_of(
         return merge(_fused([m.weight for m in maps]), down, up, scale=maps[0].scale)
 
     sources = [*(m.weight for m in maps), *down, *up]
-    return kept(layer, f"update of {len(maps)}", sources, merged)
+    return memo(layer, f"update of {len(maps)}", sources, merged)
 
 
 def _read(layer: Any) -> _Map | None:  # noqa: ANN401 - PEFT is untyped

@@ -259,8 +259,8 @@ def test_the_example_registers_what_it_has(monkeypatch, tmp_path):
     [
         (
             "objective.kind=reward",
-            "forward_process, guard, p.both, p.both, p.flat, p.gone, p.loss, p.terms, "
-            "policy_gradient, preference, reward_difference",
+            "divergence, forward_process, guard, p.both, p.both, p.flat, p.gone, p.loss, p.terms, "
+            "policy_gradient, preference, reward_difference, sequence",
         ),
         (
             "sampler.kind=dpm",
