@@ -1,6 +1,7 @@
 # CPU:  docker build -t mvczigal .
 # CUDA: docker build -t mvczigal-cuda --build-arg DEVICE=cuda .    docker run --gpus all ...
-# Run:  docker run --rm -v "$PWD/runs:/home/user/runs" mvczigal train tiny
+# Run:  mkdir -p runs, of the user with id 1000, as the container's is; then
+#       docker run --rm -v "$PWD/runs:/home/user/runs" mvczigal train tiny
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim
 

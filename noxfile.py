@@ -116,9 +116,10 @@ def bench(session: nox.Session) -> None:
         _shared(session, "bench", *session.posargs)
         return
     _shared(session, "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[bench]")
-    timed = ("--benchmark-autosave", "--benchmark-compare", "bench/test_timings.py")
+    # The option takes what follows it for the run to compare with; the first has none, and warns.
+    timed = ("bench/test_timings.py", "--benchmark-autosave", "--benchmark-compare")
     # The plugin is off elsewhere: it warns of workers, and a warning is an error.
-    _shared(session, "pytest", "-o", "addopts=", "-p", "no:cacheprovider", *timed)
+    _shared(session, "pytest", "-W", "default", "-o", "addopts=", "-p", "no:cacheprovider", *timed)
 
 
 @nox.session(venv_backend="none")
@@ -159,12 +160,7 @@ def pages(session: nox.Session) -> None:
 @nox.session
 def play(session: nox.Session) -> None:
     """Serve the page to play with, and ask it as a browser does."""
-    # Gradio needs an older Pillow than the rest is tested with.
-    pins = [line for line in Path(CONSTRAINTS[1]).read_text("utf-8").splitlines()
-            if not line.startswith("pillow==")]  # fmt: skip
-    constraints = Path(session.create_tmp()) / "constraints.txt"
-    constraints.write_text("\n".join(pins) + "\n", "utf-8")
-    session.install("-c", str(constraints), "-e", ".[test,demo]", "playwright")
+    session.install(*CONSTRAINTS, "-e", ".[test,demo]", "playwright")
     # Gradio's own warnings are not ours to turn into errors.
     _pytest(session, "-W", "default", *(session.posargs or ("tests/unit/demo",)))
 
@@ -178,6 +174,15 @@ def notebooks(session: nox.Session) -> None:
     session.run(*install, *extra["optional-dependencies"]["notebooks"], external=True)
     arguments = session.posargs or ("tests/notebooks",)
     session.run(python, "-m", "pytest", *arguments, env=TEST_ENV, external=True)
+
+
+@nox.session
+def extras(session: nox.Session) -> None:
+    """Ask pip whether each extra can be installed with the pinned versions; nothing is."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    ask = ("python", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet")
+    for extra in session.posargs or project["optional-dependencies"]:
+        session.run(*ask, *CONSTRAINTS, f".[{extra}]")
 
 
 @nox.session

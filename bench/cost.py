@@ -29,6 +29,7 @@ from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.system import System, build_system
+from mvczigal_ref.training.optimizer import build_optimizer
 from mvczigal_ref.training.tracking import StageTimer, peak_memory
 
 PROMPTS = ("a red cube with a white nose", "a blue ball with a yellow fin")
@@ -135,7 +136,7 @@ def build(shape: Shape) -> tuple[System, TrainConfig]:
 def trainee(name: str, timer: StageTimer | None = None) -> Callable[[], None]:
     """Bind one iteration after the other of a shape."""
     system, config = build(SHAPES[name])
-    optimizer = torch.optim.AdamW(list(system.trained().values()), lr=config.optim.lr)
+    optimizer = build_optimizer(system.trained(), config.optim)
     indices = itertools.count()
 
     def iterate() -> None:
@@ -231,8 +232,10 @@ def _in_turn(
 
 def _alone(name: str, *words: str) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", "-m", "bench.cost", "--one", name, *words]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    result: dict[str, float] = json.loads(output.splitlines()[-1])
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"shape {name} with {words}: {(done.stderr.splitlines() or ['no word'])[-1]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 

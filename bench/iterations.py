@@ -11,6 +11,7 @@ from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.system import System
+from mvczigal_ref.training.optimizer import build_optimizer
 from mvczigal_ref.training.tracking import StageTimer, peak_memory
 
 __all__ = ["Measured", "PeakTimer", "Trainee", "capped"]
@@ -74,11 +75,7 @@ class Trainee:
 
     def __post_init__(self) -> None:
         """Make the optimiser of the run."""
-        optim = self.config.optim
-        self.optimizer = torch.optim.AdamW(
-            list(self.system.trained().values()), lr=optim.lr, betas=optim.betas, eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )  # fmt: skip
+        self.optimizer = build_optimizer(self.system.trained(), self.config.optim)
 
     def prompts(self) -> Sequence[str]:
         """As many as an iteration takes, of two kinds."""

@@ -1,14 +1,16 @@
 """Pictures and tables of the documents, drawn again from stored numbers.
 
-    python -m bench pictures [--run RUN]
+    python -m bench pictures [--run RUN] [--claims FOLDER]
 
 Without a run: both comparisons, from ``docs/results/*.json`` into ``fixtures/pictures/*.svg`` and
 the tables of ``docs/results.md``, and the claims of ``docs/claims.md``. With one, that of
-``mvczigal train tiny``, the README's picture.
+``mvczigal train tiny``, the picture of a run. With the folder of ``mvczigal reproduce claims``, its
+numbers are taken over first, and the strip is drawn from its run folders.
 """
 
 import argparse
 import io
+import json
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import is_color_like, to_hex
 from PIL import Image, ImageDraw, ImageFont
 
+from bench.zigzag import table as zigzag_table
 from mvczigal_ref.evaluation.digits import gain_text
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.pictures import contact_sheet, save_png
@@ -25,8 +28,13 @@ from mvczigal_ref.report.gains import draw_gains
 from mvczigal_ref.report.gallery import Choice, choose, image_gains, with_errors
 from mvczigal_ref.report.run_content import RunContent, read_run, score_tables
 from mvczigal_ref.reproduce import COMPARISONS, figure, read_summary
-from mvczigal_ref.reproduce.claims_text import arm_table, claim_table
+from mvczigal_ref.reproduce.claims import SEEDS
+from mvczigal_ref.reproduce.claims_figures import curves_figure, front_figure
+from mvczigal_ref.reproduce.claims_record import read_claims, record_text
+from mvczigal_ref.reproduce.claims_strip import claims_strip
+from mvczigal_ref.reproduce.claims_text import arm_table, claim_table, claims_markdown
 from mvczigal_ref.reproduce.tables import table
+from mvczigal_ref.training.prompts import read_prompts
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "fixtures" / "pictures"
@@ -49,11 +57,26 @@ def comparisons() -> None:
     atomic_write(page, text)
 
 
-def claims() -> None:
-    """Write what `docs/claims.md` has between its marks again."""
+def claims(folder: Path | None) -> None:
+    """Draw the claims' pictures and write what `docs/claims.md` has between its marks again."""
+    stored = ROOT / "docs" / "results" / "claims.json"
+    if folder is not None:
+        atomic_write(stored, record_text(read_claims(folder / "claims.json")))
+        alone, constrained = (folder / f"{arm}-{SEEDS[0]}" for arm in ("tiny_per_view", "tiny"))
+        prompts = read_prompts("world.held_out")
+        save_png(PICTURES / "claims_strip.png", claims_strip(alone, constrained, prompts))
+    tables = {"claims": claim_table(), "arms": arm_table()}
+    if stored.is_file():
+        record = read_claims(stored)
+        atomic_write(PICTURES / "claims_front.svg", front_figure(record))
+        atomic_write(PICTURES / "claims_curves.svg", curves_figure(record))
+        tables["found"] = claims_markdown(record)
+    swept = ROOT / "docs" / "results" / "zigzag.json"
+    if swept.is_file():
+        tables["zigzag"] = zigzag_table(json.loads(swept.read_text("utf-8")))
     page = ROOT / "docs" / "claims.md"
     text = page.read_text("utf-8")
-    for name, content in (("claims", claim_table()), ("arms", arm_table())):
+    for name, content in tables.items():
         before, begin, rest = text.partition(f"<!-- {name}: begin -->\n")
         _, end, after = rest.partition(f"<!-- {name}: end -->")
         assert end, f"docs/claims.md has no place for {name}"
@@ -130,11 +153,12 @@ def main() -> None:
     """Draw what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="folder of `mvczigal train tiny`")
+    parser.add_argument("--claims", type=Path, help="folder of `mvczigal reproduce claims`")
     asked = parser.parse_args()
     torch.set_grad_enabled(False)
     if asked.run is None:
         comparisons()
-        claims()
+        claims(asked.claims)
     else:
         save_png(PICTURES / "tiny.png", readme_picture(asked.run))
 

@@ -5,6 +5,7 @@ of their sections, and the files beside the README appear as pages.
 """
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
@@ -17,6 +18,7 @@ PACKAGE = ROOT / "mvczigal_ref"
 BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "DEVIATIONS.md")
 SETTINGS_MARK, RECIPES_MARK = "<!-- every setting -->", "<!-- every recipe -->"
 _CODE = re.compile(r"`(\w+)`")
+_TEX = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$]+)\$", re.DOTALL)
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)((?:#[^)]*)?)\)")
 
 
@@ -127,6 +129,28 @@ def _reference(name: str, homes: dict[str, str]) -> str:
     return f"[`{name}`][mvczigal_ref.{homes[name]}.{name}]"
 
 
+# -- notebooks ---------------------------------------------------------------------------------
+
+
+def notebook_page(path: Path) -> str:
+    """Write the cells of a notebook one below the other; a browser draws its equations."""
+    parts = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        is_code = cell["cell_type"] == "code"
+        parts.append(f"```python\n{text}\n```" if is_code else _TEX.sub(_mathml, text))
+    last = f"[Download {path.name}]({path.name}); it is kept without outputs."
+    return "\n\n".join([*parts, last]) + "\n"
+
+
+def _mathml(match: re.Match[str]) -> str:
+    from latex2mathml.converter import convert  # which tests lack
+
+    display = "block" if match["block"] else "inline"
+    made: str = convert(" ".join((match["block"] or match["inline"]).split()), display=display)
+    return made.replace("*", "&#42;").replace("_", "&#95;")
+
+
 # -- MkDocs ----------------------------------------------------------------------------------
 
 
@@ -138,6 +162,9 @@ def on_files(files: Any, config: Any) -> Any:  # noqa: ANN401 - of MkDocs, which
         page = room_page(room, modules)
         files.append(File.generated(config, f"api/{room}.md", content=page))
     files.append(File.generated(config, "names.md", content=names_page()))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        page = notebook_page(path)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
     for name in BESIDE:
         text = (ROOT / name).read_text("utf-8")
         files.append(File.generated(config, name.lower(), content=text))
@@ -157,6 +184,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:  # noqa: ANN401
     """Put the settings in, and turn links that hold in the repository into the site's."""
     if page.file.src_uri == "changelog.md":  # its headings repeat, and it links nothing
         return markdown
+    if page.file.src_uri == "notebooks/index.md":  # which links files in the repository
+        markdown = markdown.replace(".ipynb)", ".md)")
+    if page.file.src_uri in {name.lower() for name in BESIDE}:  # whose pages lie beside the others
+        markdown = markdown.replace("](docs/", "](")
     if page.file.src_uri == "settings.md":
         markdown = markdown.replace(SETTINGS_MARK, settings_tables())
     if page.file.src_uri == "combinations.md":

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import tyro
 
 from mvczigal_ref import __version__
+from mvczigal_ref.cli.benchmarking import Benchmark, benchmark
 from mvczigal_ref.cli.comparing import Enhance, Reproduce, enhance, reproduce
 from mvczigal_ref.cli.evaluating import Evaluate, evaluate
 from mvczigal_ref.cli.exporting import Export, Report, print_export, print_report
@@ -46,6 +47,7 @@ Command: TypeAlias = (
     | Sample
     | Play
     | Evaluate
+    | Benchmark
     | Export
     | Push
     | Report
@@ -76,6 +78,7 @@ _COMMANDS: Mapping[str, _Entry] = {
     "sample": _Entry(Sample, sample),
     "play": _Entry(Play, play),
     "evaluate": _Entry(Evaluate, evaluate),
+    "benchmark": _Entry(Benchmark, benchmark),
     "export": _Entry(Export, print_export),
     "push": _Entry(Push, push_run),
     "report": _Entry(Report, print_report),
@@ -92,7 +95,8 @@ _COMMANDS: Mapping[str, _Entry] = {
 }
 _DESCRIPTION = """RL fine-tuning of few-step text-to-multiview diffusion.
 
-Begin with `mvczigal train tiny`, then open the report.html that it names."""
+Begin with `mvczigal train tiny`, then open the report.html that it names. To complete words in
+bash: `eval "$(mvczigal --tyro-print-completion bash)"`; zsh likewise."""
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # A word after one of these is its value, whatever it looks like.
 _TAKES_TEXT = (
@@ -103,6 +107,7 @@ _TAKES_TEXT = (
 # A word of these that names something on the disk is that, though it look like a setting.
 _NAMES_FILES = ("score", "export", "push", "report", "convert-reward", "enhance")
 _INTERRUPTED = 130  # a shell's report of Ctrl-C
+_READER_GONE = 1  # as rich ends
 _TRY_LATER = 75  # what sendmail's descendants call a failure that will pass
 
 
@@ -114,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, or 2 where something was refused, or 75 where a scorer's service was
-        out, or 130 after Ctrl-C.
+        out, or 130 after Ctrl-C, or 1 where nobody reads the output any more.
 
     Raises:
         SystemExit: After help, and where the words are no command.
@@ -124,7 +129,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         Traceback (most recent call last):
         SystemExit: 2
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # else a reader that has gone is noticed when Python ends
+    except BrokenPipeError:
+        # As after `| head`. What is still to be written goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
+
+
+def _main(words: list[str]) -> int:
     if words == ["--version"]:
         print(__version__)
         return 0
@@ -148,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"error: {error}")
             return _TRY_LATER
         except REFUSED as error:
+            if isinstance(error, BrokenPipeError):
+                sys.stdout.flush()  # raises where the pipe was that of the output
             _say(f"error: {error}")
             return 2
         except KeyboardInterrupt:

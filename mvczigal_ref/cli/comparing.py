@@ -48,15 +48,40 @@ class Enhance(Quiet):
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce(Printed):
-    """Compare the papers' methods on the tiny worlds, at equal network calls; takes hours."""
+    """Compare the papers' methods, or test their claims, on the tiny worlds; takes hours.
 
+    Runs are made at equal network calls. Finished ones are not repeated, and several commands on
+    one folder share them.
+    """
+
+    what: Annotated[Positional[Literal["methods", "claims"]], arg(metavar="[methods|claims]")] = (
+        "methods"
+    )
+    """Tables of all methods, or verdicts on the papers' claims (docs/claims.md)."""
     settings: SettingWords = ()
     """Settings to change in all methods, such as run.evaluation_noises=8."""
+    claim: Annotated[
+        tuple[str, ...], arg(metavar="[LETTER ...]", help_behavior_hint="(default: all)")
+    ] = ()
+    """Claims whose runs are made, such as b; all are judged by the runs that are there."""
+    iterations: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: as written down)")
+    ] = None
+    """Iterations of the first arm of each set of claims; the others follow at equal calls."""
+    list: bool = False
+    """Print the claims, their arms and hours and the words of every run, and train nothing."""
+    read_only: bool = False
+    """Judge the claims by the runs that have finished, and train none."""
     sets: tuple[Literal["multiview", "flow"], ...] = ("multiview", "flow")
     """Comparisons to make."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[
+        tuple[int, ...], arg(help_behavior_hint="(default: 0 1 2; of claims 10 to 14)")
+    ] = ()
     """Seeds of the runs, one run of every method per seed."""
-    out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/reproduce")
+    out: Annotated[
+        Path | None,
+        arg(metavar="FOLDER", help_behavior_hint="(default: runs/reproduce or /claims)"),
+    ] = None
     """Folder of runs, tables and pictures; a run that it already holds is not made again."""
 
 
@@ -71,15 +96,25 @@ def reproduce(command: Reproduce) -> None:
         ConfigError: If a setting is refused.
         KeyboardInterrupt: After Ctrl-C; how to go on has been printed.
     """
-    if not command.sets or not command.seeds or len({*command.seeds}) < len(command.seeds):
+    if not command.sets or len({*command.seeds}) < len(command.seeds):
         msg = (
-            "`--sets` and `--seeds` must hold at least one, and the seeds must differ; got "
+            "`--sets` must hold at least one, and `--seeds` must differ; got "
             f"{command.sets} and {command.seeds}."
         )
         raise ConfigError(msg)
     if any(word.startswith("run.seed=") for word in command.settings):
         raise ConfigError("`run.seed` is what `--seeds` sets; leave it out.")
-    require_folder(command.out)
+    if command.what == "claims":
+        from mvczigal_ref.cli.claiming import reproduce_claims
+
+        reproduce_claims(command)
+        return
+    if command.claim or command.iterations or command.list or command.read_only:
+        msg = "`--claim`, `--iterations`, `--list` and `--read-only` are for claims"
+        raise ConfigError(f"{msg}: `mvczigal reproduce claims ...`.")
+    out = command.out or Path("runs/reproduce")
+    seeds = command.seeds or (0, 1, 2)
+    require_folder(out)
     from rich.markup import escape
 
     from mvczigal_ref.cli.display import TrainingDisplay
@@ -100,7 +135,7 @@ def reproduce(command: Reproduce) -> None:
     numbers = count(1)
 
     def tell(run: "PlannedRun") -> "TrainingDisplay":
-        place = f"run {next(numbers)} of {methods * len(command.seeds)}"
+        place = f"run {next(numbers)} of {methods * len(seeds)}"
         recipe, of = run.config.recipe, run.config.run
         console.print(
             f"{place}: {recipe}, seed {of.seed}, {of.iterations} iterations", style="bold"
@@ -110,7 +145,7 @@ def reproduce(command: Reproduce) -> None:
     with Steps(console, "counting the network calls of every method", methods) as steps:
         planned = {
             name: planned_runs(
-                COMPARISONS[name], command.out / name, seeds=command.seeds,
+                COMPARISONS[name], out / name, seeds=seeds,
                 overrides=command.settings, progress=steps.advance,
             )
             for name in command.sets
@@ -125,11 +160,11 @@ def reproduce(command: Reproduce) -> None:
         summary = summarise(comparison)
         text = markdown(summary)
         content[name] = _content(comparison)
-        atomic_write(command.out / f"{name}.md", text)
-        atomic_write(command.out / f"{name}.json", to_text(summary))
-        atomic_write(command.out / f"{name}.svg", figure(summary))
+        atomic_write(out / f"{name}.md", text)
+        atomic_write(out / f"{name}.json", to_text(summary))
+        atomic_write(out / f"{name}.svg", figure(summary))
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-        console.print(escape(f"table, numbers and picture: {command.out / name}.md, .json, .svg"))
+        console.print(escape(f"table, numbers and picture: {out / name}.md, .json, .svg"))
     write_json(command, content)
 
 

@@ -12,6 +12,7 @@ from mvczigal_ref.cli.policy_settings import (
     Folder,
     SettingWords,
     build_policy,
+    build_start,
     policy_config,
 )
 from mvczigal_ref.errors import ConfigError
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluate", "evaluate", "evaluate_policy"]
 
+_MOST_NOISES = 100_000  # as `run.evaluation_noises`
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Printed):
     """Score a policy on held-out prompts.
 
-    A run is also compared with its base weights; ZMV-Sampling of other weights with
+    A run is also compared with what it began with, its base weights or the run that
+    `--from` named; ZMV-Sampling of other weights with
     plain sampling. Both start from the same noises, and the gain is paired.
     """
 
@@ -69,17 +73,21 @@ def evaluate(command: Evaluate) -> None:
         ConfigError: If an option, a setting or a prompt is refused.
         CheckpointError: If the run is none.
     """
-    if command.noises < 1 or len(set(command.seeds)) < max(1, len(command.seeds)):
+    differ = command.seeds and len(set(command.seeds)) == len(command.seeds)
+    if not (1 <= command.noises <= _MOST_NOISES and differ):
         msg = (
-            "`--noises` must be at least 1 and `--seeds` must differ; got "
+            f"`--noises` must be 1 to {_MOST_NOISES} and `--seeds` must differ; got "
             f"{command.noises} and {command.seeds}."
         )
         raise ConfigError(msg)
     config = policy_config(
         command.run, command.weights, command.recipe, command.settings, also=("reward.",)
     )
+    from mvczigal_ref.config.scorer_names import check_scorer_names
     from mvczigal_ref.tiny_world.grammar import parse
     from mvczigal_ref.training.prompts import in_world, read_prompts
+
+    check_scorer_names(config.reward)
 
     strict = in_world(config)
     prompts = read_prompts(command.prompts, setting="--prompts", world=strict)
@@ -160,14 +168,10 @@ def _reference(
     steps: "Steps",
 ) -> tuple[str, dict[str, "Tensor"]]:
     """Name what is compared with, and its scores on the same noises; nothing if nothing is."""
-    from mvczigal_ref.system import build_system
-
     if command.run is not None:
         same = {"per_view": system.per_view, "joint": system.joint}
-        base = build_system(config, device=here.device, scorers=same)
-        return "base weights", _scores(
-            base, command, config, prompts, here, steps, zigzag=command.zigzag
-        )
+        start, name = build_start(command.run, config, here.device, same)
+        return name, _scores(start, command, config, prompts, here, steps, zigzag=command.zigzag)
     if command.zigzag:
         plain = _scores(system, command, config, prompts, here, steps, zigzag=False)
         return "plain sampling", plain

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.launch import join
-from mvczigal_ref.cli.policy_settings import SettingWords, build_policy, policy_config
+from mvczigal_ref.cli.policy_settings import (
+    SettingWords,
+    build_policy,
+    build_start,
+    policy_config,
+)
 from mvczigal_ref.errors import ConfigError, quoted
 
 if TYPE_CHECKING:
@@ -24,7 +29,7 @@ _PROMPT = "a red cube with a white nose"
 class Play:
     """Serve a page on which to sample a policy: prompt, seed, steps, guidance and zigzag.
 
-    A run is shown beside its base weights, other weights by ZMV-Sampling beside plain sampling.
+    A run is shown beside what it began with, other weights by ZMV-Sampling beside plain sampling.
     Needs the extra `demo`.
     """
 
@@ -94,7 +99,7 @@ def page_of(command: Play) -> Any:  # noqa: ANN401 - of Gradio
 
 
 def _playground(command: Play) -> "Playground":
-    """Load the policy, and beside a run's its base weights."""
+    """Load the policy, and beside a run's what it began with."""
     from mvczigal_ref.demo import Playground
     from mvczigal_ref.system.scorers import build_scorers, no_scorers
 
@@ -104,7 +109,7 @@ def _playground(command: Play) -> "Playground":
         build_scorers(config, device=device, watched=False) if command.scores else no_scorers()
     )
     system = build_policy(run, config, device, scorers, lora=command.lora)
-    base = None if run is None else build_policy(None, config, device, scorers)
+    base = None if run is None else build_start(run, config, device, scorers)[0]
     return Playground(config=config, system=system, base=base, scored=command.scores)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "RecipeName",
     "SettingWords",
     "build_policy",
+    "build_start",
     "named_recipe",
     "policy_config",
     "recipe_config",
@@ -44,7 +45,7 @@ SettingWords: TypeAlias = Annotated[
 
 _RECIPE = "tiny"
 # What a policy reads once it is trained; any other setting would change nothing, in silence.
-_READ_BY_A_POLICY = ("sampler.", "flow.shift", "zigzag.", "run.objects_per_slice")
+_READ_BY_A_POLICY = ("sampler.", "flow.shift", "flow.ode", "zigzag.", "run.objects_per_slice")
 _READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
 
 
@@ -83,11 +84,17 @@ def recipe_config(name: str, *, file: Path | None, words: Sequence[str]) -> "Tra
         The checked configuration.
 
     Raises:
-        ConfigError: If there is no such recipe, or a setting is refused.
+        ConfigError: If there is no such recipe, a setting is refused, or the file, which may have
+            been downloaded, would send a key to a service.
     """
     from mvczigal_ref.config import load_config
 
-    return load_config(named_recipe(name), file=file, overrides=words)
+    base = named_recipe(name)
+    config = load_config(base, file=file, overrides=words)
+    if file is not None:
+        for section in ("reward", "condition"):
+            _require_typed_key(config, words, section, f"the file {str(file)!r}", base)
+    return config
 
 
 def policy_config(
@@ -124,7 +131,7 @@ def policy_config(
         require_run(run)
         base = load_config(file=run / "config.json")
         if "reward." in also:
-            _require_typed_key(base, words)
+            _require_typed_key(base, words, "reward", "a run")
     else:
         base = named_recipe(name or _RECIPE)
     config = load_config(base, overrides=words, training=False)
@@ -142,13 +149,23 @@ def policy_config(
     )
 
 
-def _require_typed_key(config: "TrainConfig", words: Sequence[str]) -> None:
-    """Refuse a secret of the environment that a run's settings name and the user does not."""
-    key, name = config.reward.api_key_env, "reward.api_key_env"
-    if key is None or not config.reward.url or any(w.partition("=")[0] == name for w in words):
+def _require_typed_key(
+    config: "TrainConfig",
+    words: Sequence[str],
+    section: str,
+    place: str,
+    recipe: "TrainConfig | None" = None,
+) -> None:
+    """Refuse a secret of the environment that settings name and neither user nor recipe does."""
+    settings, name = getattr(config, section), f"{section}.api_key_env"
+    key = settings.api_key_env
+    if key is None or not settings.url or any(w.partition("=")[0] == name for w in words):
+        return
+    usual = settings if recipe is None else getattr(recipe, section)
+    if recipe is not None and (usual.api_key_env, usual.url) == (key, settings.url):
         return
     msg = (
-        f"`{name}` names {key!r}, a key in your environment, in the settings of a run. A key is "
+        f"`{name}` names {key!r}, a key in your environment, in the settings of {place}. A key is "
         f"sent only where you type its name: add `{name}={key}`, or `{name}=null` to send none."
     )
     raise ConfigError(msg)
@@ -181,6 +198,31 @@ def build_policy(
         return build_system(config, device=device, scorers=scorers, lora=lora)
     system, _ = load_policy(run, device=device, scorers=scorers)
     return with_sampling(system, config)
+
+
+def build_start(
+    run: Path, config: "TrainConfig", device: "torch.device", scorers: dict[str, Any]
+) -> tuple["System", str]:
+    """Load what a run began with, which its report compares with too.
+
+    Args:
+        run: Run folder.
+        config: Sampling.
+        device: Device of every network.
+        scorers: Scorers of the system.
+
+    Returns:
+        The system, and its name: the base weights, or the place that `--from` named.
+
+    Raises:
+        CheckpointError: If the record of the start is damaged.
+    """
+    from mvczigal_ref.training.origin import begin_from, origin_of
+
+    start = build_policy(None, config, device, scorers)
+    record = origin_of(run, None)
+    begin_from(run, start, None, record)
+    return start, "base weights" if record is None else f"its start, {record['place']}"
 
 
 def require_run(folder: Path) -> None:

@@ -1,15 +1,21 @@
 """Put a run's policy on the hub, with a card; or write the folder alone."""
 
+import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.exporting import Export, export_run
 from mvczigal_ref.cli.policy_settings import require_run
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.files import writing
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 __all__ = ["Push", "push_run"]
 
@@ -28,7 +34,7 @@ class Push:
     repo: Annotated[Positional[str], arg(metavar="USER/NAME")]
     """Repository on the hub; made if absent, else its files of the same names are replaced."""
     private: bool = False
-    """Make a new repository one that only you see."""
+    """Make a new repository one that only you see; a public one is refused."""
     license: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: the base model's, if known)")
     ] = None
@@ -52,11 +58,13 @@ def push_run(command: Push) -> None:
     """
     _refuse(command)
     if command.dry_run is not None:
-        print(_write(command, command.dry_run))
+        print(_write_whole(command, command.dry_run))
         return
     from huggingface_hub import HfApi
 
     api = HfApi()
+    if command.private:
+        _refuse_public(api, command.repo)
     with tempfile.TemporaryDirectory() as place:
         folder = _write(command, Path(place) / "policy")
         address = api.create_repo(command.repo, private=command.private, exist_ok=True)
@@ -85,6 +93,33 @@ def _refuse(command: Push) -> None:
     if command.dry_run is None and get_token() is None:
         msg = "nobody is logged in to the hub. Run `hf auth login`, or pass `--dry-run FOLDER`."
         raise ConfigError(msg)
+
+
+def _refuse_public(api: "HfApi", repo: str) -> None:
+    """Refuse a repository that is there and that everyone sees, which the hub would leave so."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        private = api.repo_info(repo).private
+    except RepositoryNotFoundError:
+        return  # it is made, private
+    if not private:
+        msg = (
+            f"`--private` is for a new repository or a private one; {repo!r} is there and public. "
+            "Make it private at the hub, choose another name, or leave `--private` out."
+        )
+        raise ConfigError(msg)
+
+
+def _write_whole(command: Push, folder: Path) -> Path:
+    """Write a folder aside, and give it its name when everything is in it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        with writing(folder):
+            return _write(command, aside).rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(command: Push, folder: Path) -> Path:

@@ -127,6 +127,8 @@ def score(command: Score) -> None:
     if command.row is not None and command.row < 1:
         raise ConfigError(f"`--row` must be at least 1; got {command.row}.")
     settings = _reward_settings(command.reward, command)
+    for name in command.reward:
+        _require_scorer(name, settings)
     from mvczigal_ref.cli.views import read_views
     from mvczigal_ref.models.finite import require_finite
     from mvczigal_ref.reward.registry import scorer_options
@@ -166,6 +168,7 @@ def serve_reward(command: ServeReward) -> None:
         ConfigError: If the scorer is unknown, or the address is open and that was not asked for.
     """
     settings = _reward_settings([command.name], command)
+    _require_scorer(command.name, settings)
     from mvczigal_ref.reward.provenance import files_read
     from mvczigal_ref.reward.registry import scorer_options
     from mvczigal_ref.reward.service import serve
@@ -243,9 +246,34 @@ def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> "Rew
     return from_dict({"reward": values}).reward
 
 
+def _require_scorer(name: str, reward: "RewardConfig") -> None:
+    """Refuse a name of no scorer, or one without its weights, before torch is imported."""
+    from mvczigal_ref.config.loading import nearest_name
+    from mvczigal_ref.config.scorer_names import (
+        SCORER_NAMES,
+        check_scorer_name,
+        is_function,
+        scorer_place,
+    )
+
+    url = scorer_place(name, reward.url)
+    kinds = [kind for kind, names in SCORER_NAMES.items() if name in names]
+    if not kinds and url is None and not is_function(name):
+        near = nearest_name(name, [each for names in SCORER_NAMES.values() for each in names])
+        raise ConfigError(f"unknown scorer: {name!r}; the nearest name is {near!r}.")
+    for kind in kinds:
+        check_scorer_name(
+            f"reward.{kind}",
+            kind,
+            name,
+            weights=scorer_place(name, reward.weights),
+            tokenizer=scorer_place(name, reward.tokenizers),
+            url=url,
+        )
+
+
 def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
     """Build a scorer of either kind; of an unknown name its service says which it is."""
-    from mvczigal_ref.config.loading import nearest_name
     from mvczigal_ref.reward.builders import JOINT, PER_VIEW
     from mvczigal_ref.reward.registry import (
         is_function,
@@ -261,9 +289,6 @@ def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
         return "joint", joint_view_scorer(name, options)
     if options.url is None and is_function(name):
         return _function(name, options)
-    if options.url is None:
-        near = nearest_name(name, [*PER_VIEW, *JOINT])
-        raise ConfigError(f"unknown scorer: {name!r}; the nearest name is {near!r}.")
     try:
         return "per_view", per_view_scorer(name, options)
     except ConfigError:

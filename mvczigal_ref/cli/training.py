@@ -103,6 +103,12 @@ def _refuse_early(config: "TrainConfig") -> None:
     with warnings.catch_warnings():  # training itself warns
         warnings.simplefilter("ignore")
         run_prompts(config)
+    from mvczigal_ref.config.scorer_names import check_scorer_names
+    from mvczigal_ref.training.tracker_names import require_trackers
+
+    check_scorer_names(config.reward, config.guard)
+    require_trackers(config.run.trackers)
+    # Names are right: what follows imports torch.
     from mvczigal_ref.reward.registry import check_scorers
 
     check_scorers(config.reward, config.guard)

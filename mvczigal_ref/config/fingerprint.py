@@ -89,6 +89,7 @@ _LATER = (
     "run.sharding",
     "run.reduction",
     "run.compute_dtype",
+    "sampler.spacing",
 )
 
 

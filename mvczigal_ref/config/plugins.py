@@ -14,7 +14,9 @@ __all__ = ["GROUPS", "load_plugin", "plugin", "plugin_names", "plugins", "regist
 GROUPS: Final[Mapping[str, str]] = {
     "scorers": "function of ScorerOptions that gives a scorer",
     "objectives": "loss of both log-ratios, the advantage gap and ObjectiveConfig",
+    "group_objectives": "function of log-ratios, advantages and ObjectiveConfig that gives terms",
     "samplers": "function of steps, alpha_bar and SamplerConfig that gives a Sampler",
+    "flow_samplers": "function of steps, sigmas and FlowConfig that gives a FlowSampler",
     "recipes": "function without arguments that gives a TrainConfig",
     "enhancers": "function of ConditionConfig and device that gives a ConditionEnhancer",
 }
@@ -118,11 +120,11 @@ mvczigal_ref.scorers.
     return function
 
 
-def registered(group: str) -> WrapValidator:
+def registered(*groups: str) -> WrapValidator:
     """Widen a setting with choices to the names that plug-ins register.
 
     Args:
-        group: Name of :data:`GROUPS`.
+        *groups: Names of :data:`GROUPS`; a plug-in's name stands in one of them.
 
     Returns:
         A validator whose message lists the choices and the plug-ins, sorted.
@@ -132,9 +134,13 @@ def registered(group: str) -> WrapValidator:
         try:
             return choice(value)
         except ValidationError as error:
-            names = plugin_names(group)
-            if isinstance(value, str) and value in names:
+            names = [name for group in groups for name in plugin_names(group)]
+            if isinstance(value, str) and names.count(value) == 1:
                 return value
+            if isinstance(value, str) and value in names:
+                places = " and ".join(f"mvczigal_ref.{group}" for group in groups)
+                msg = f"must be registered in one of {places}, not in both"
+                raise ValueError(msg) from error
             choices = _CHOICE.findall(str(error.errors()[0].get("ctx", {}).get("expected", "")))
             raise ValueError(f"must be one of {_listed([*choices, *names])}") from error
 

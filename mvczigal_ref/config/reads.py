@@ -57,8 +57,8 @@ def unread(config: TrainConfig, base: TrainConfig) -> Iterable[str]:
     Examples:
         >>> from mvczigal_ref.config import SamplerConfig
         >>> list(unread(TrainConfig(sampler=SamplerConfig(eta=0.5)), TrainConfig()))
-        ['`sampler.eta` is read only with `sampler.kind` = "ddim", and would change nothing here; \
-got 0.5. Leave it out, or choose that.']
+        ['`sampler.eta` is read only with `sampler.kind` = "ddim", "euler_ancestral" or "tcd", and \
+would change nothing here; got 0.5. Leave it out, or choose that.']
     """
     default = TrainConfig()
     for path in unread_settings(config):
@@ -83,8 +83,20 @@ def _forward(config: TrainConfig) -> bool:
     return config.objective.kind == "forward_process"
 
 
+def _grouped(config: TrainConfig) -> bool:
+    return config.objective.is_policy_gradient
+
+
+def _nft(config: TrainConfig) -> bool:
+    return _forward(config) and config.forward.loss == "nft"
+
+
+def _tree(config: TrainConfig) -> bool:
+    return config.rollout.kind == "tree"
+
+
 def _flow(config: TrainConfig) -> bool:
-    return config.sampler.kind == "flow"
+    return config.sampler.is_flow
 
 
 def _windowed(config: TrainConfig) -> bool:
@@ -153,31 +165,44 @@ def _scales_loss(config: TrainConfig) -> bool:
 
 
 def _clips(config: TrainConfig) -> bool:
-    return not _forward(config) and (config.objective.clip or config.objective.kind == "preference")
+    if _forward(config):
+        return config.forward.loss != "nft" and config.objective.clip
+    if config.objective.kind == "divergence":
+        return False
+    return config.objective.clip or config.objective.kind == "preference"
 
 
 _TABLE: Mapping[Condition, tuple[str, ...]] = {
-    Condition(lambda c: c.model.weights in ("lcm_sdxl", "sdxl"),
-              'with `model.weights` = "lcm_sdxl" or "sdxl"'): ("model.sources",),
+    Condition(lambda c: c.model.weights in ("lcm_sdxl", "sdxl") or c.model.network == "unet",
+              'with `model.weights` = "lcm_sdxl" or "sdxl", or `model.network` = "unet"'): (
+        "model.sources",
+    ),
     Condition(lambda c: c.model.network == "multiview", 'with `model.network` = "multiview"'): (
         "model.rig", "model.azimuths", "model.elevation", "sampler.camera_scale",
     ),
     Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
         "model.lora_rank", "model.lora_alpha",
     ),
-    Condition(lambda c: not _flow(c), 'with `sampler.kind` = "lcm" or "ddim"'): (
+    Condition(lambda c: not _flow(c), 'with a `sampler.kind` other than "flow"'): (
         "sampler.prediction_type", "sampler.snr_shift",
     ),
-    Condition(lambda c: c.sampler.kind == "ddim", 'with `sampler.kind` = "ddim"'): ("sampler.eta",),
+    Condition(lambda c: c.sampler.kind not in ("lcm", "flow"),
+              'with `sampler.kind` = "ddim", "euler_ancestral" or "tcd"'): ("sampler.eta",),
+    Condition(lambda c: c.sampler.kind not in ("euler_ancestral", "tcd", "flow"),
+              'with `sampler.kind` = "lcm" or "ddim"'): ("sampler.spacing",),
     Condition(_doubles, "where guidance is above 1 and the network has no guidance embedding"): (
         "sampler.negative_prompt",
     ),
     Condition(_flow, 'with `sampler.kind` = "flow"'): (
-        "flow.shift", "flow.image_is_denoised", "flow.text_length",
+        "flow.shift", "flow.image_is_denoised", "flow.text_length", "flow.ode",
     ),
     Condition(lambda c: _flow(c) and not _forward(c),
               'with `sampler.kind` = "flow", where steps draw noise'): (
         "flow.kernel", "flow.noise_scale",
+    ),
+    Condition(lambda c: _flow(c) and not _forward(c) and c.flow.kernel == "cps",
+              'with `sampler.kind` = "flow" and `flow.kernel` = "cps", where steps draw noise'): (
+        "flow.density",
     ),
     Condition(lambda c: c.rollout.kind in ("group", "branches"),
               'with `rollout.kind` = "group" or "branches"'): ("rollout.members",),
@@ -193,11 +218,36 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
         "rollout.window_stride", "rollout.window_interval", "rollout.window_end",
     ),
     _window("decaying"): ("rollout.window_decay", "rollout.window_decay_after"),
-    Condition(lambda c: c.rollout.kind == "tree", 'with `rollout.kind` = "tree"'): (
-        "rollout.split_steps", "rollout.split_width", "advantage.fusion_inverse_temperature",
+    Condition(_tree, 'with `rollout.kind` = "tree"'): (
+        "rollout.split_steps", "rollout.split_width", "rollout.split_noise",
+        "rollout.pruned_steps", "rollout.pruned_leaves", "advantage.fusion_inverse_temperature",
+    ),
+    Condition(lambda c: _tree(c) and c.rollout.split_noise != 1.0,
+              'with a `rollout.split_noise` other than 1 of a tree'): ("rollout.split_density",),
+    Condition(lambda c: _tree(c) and bool(c.rollout.pruned_steps),
+              "with `rollout.pruned_steps` of a tree"): ("rollout.pruned_interval",),
+    Condition(lambda c: _tree(c) and bool(c.rollout.pruned_steps) and c.rollout.pruned_interval > 0,
+              "with a positive `rollout.pruned_interval` of a tree"): ("rollout.pruned_first",),
+    Condition(lambda c: _tree(c) and c.rollout.pruned_leaves != "none",
+              'with `rollout.pruned_leaves` = "siblings" or "extremes" of a tree'): (
+        "rollout.pruned_share",
+    ),
+    Condition(lambda c: _tree(c) and c.advantage.fusion_inverse_temperature > 0.0,
+              "with a positive `advantage.fusion_inverse_temperature` of a tree"): (
+        "advantage.fusion",
+    ),
+    Condition(_grouped, 'with `objective.kind` = "policy_gradient", "guard", "sequence" or '
+              '"divergence"'): ("advantage.drop_alike",),
+    Condition(lambda c: _grouped(c) and c.rollout.kind == "group",
+              'with `rollout.kind` = "group" and an objective of ratios'): (
+        "advantage.pruned_share",
     ),
     Condition(lambda c: c.rollout.kind == "branches", 'with `rollout.kind` = "branches"'): (
-        "rollout.trunks", "rollout.strides", "rollout.fine_steps",
+        "rollout.trunks", "rollout.strides", "rollout.fine_steps", "rollout.last_stride",
+    ),
+    Condition(lambda c: _flow(c) and c.rollout.kind in ("group", "tree") and not _forward(c),
+              'with `sampler.kind` = "flow", where a group or tree draws noise'): (
+        "rollout.tail_share",
     ),
     Condition(lambda c: c.rollout.kind != "pair",
               'with `rollout.kind` = "group", "tree" or "branches"'): ("rollout.nodes_per_call",),
@@ -247,16 +297,26 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(lambda c: c.advantage.mode == "weighted_sum",
               'with `advantage.mode` = "weighted_sum"'): ("advantage.joint_weight",),
     Condition(lambda c: not _pairs(c),
-              'with `objective.kind` = "policy_gradient", "guard" or "forward_process"'): (
+              'with an `objective.kind` other than "reward_difference" or "preference"'): (
         "advantage.spread", "advantage.ddof", "advantage.delta", "advantage.clip",
         "objective.kl_weight",
     ),
     Condition(_clips, 'with `objective.clip` = true or `objective.kind` = "preference", and not '
-              'with "forward_process"'): ("objective.clip_range",),
-    Condition(lambda c: c.objective.kind in ("reward_difference", "policy_gradient", "guard")
-              or c.objective.is_plugin,
-              'with `objective.kind` = "reward_difference", "policy_gradient" or "guard"'): (
-        "objective.clip",
+              'with "divergence" or DiffusionNFT'): ("objective.clip_range",),
+    Condition(lambda c: c.objective.kind in (
+                  "reward_difference", "policy_gradient", "guard", "sequence")
+              or c.objective.is_plugin or (_forward(c) and not _nft(c)),
+              'with `objective.kind` = "reward_difference", "policy_gradient", "guard" or '
+              '"sequence", or a `forward.loss` other than "nft"'): ("objective.clip",),
+    Condition(lambda c: c.objective.kind == "divergence", 'with `objective.kind` = "divergence"'): (
+        "objective.divergence_range",
+    ),
+    Condition(lambda c: _pairs(c) and c.model.network == "multiview",
+              'with `objective.kind` = "reward_difference" or "preference" of several views'): (
+        "objective.density",
+    ),
+    Condition(lambda c: c.objective.kind == "preference", 'with `objective.kind` = "preference"'): (
+        "objective.reference",
     ),
     Condition(lambda c: c.objective.kind == "reward_difference" or c.objective.is_plugin,
               'with `objective.kind` = "reward_difference"'): ("objective.temperature",),
@@ -267,19 +327,29 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               'with `rollout.kind` = "pair" and `sampler.kind` = "lcm" or "ddim"'): (
         "objective.train_last_action",
     ),
-    Condition(lambda c: c.objective.kind == "preference" or c.objective.is_plugin,
-              'with `objective.kind` = "preference"'): ("objective.preference_scale",),
+    Condition(lambda c: c.objective.kind == "preference" or c.objective.is_plugin
+              or (_forward(c) and c.forward.loss == "group_preference"),
+              'with `objective.kind` = "preference" or `forward.loss` = "group_preference"'): (
+        "objective.preference_scale",
+    ),
     Condition(lambda c: c.objective.kl_weight > 0 and _flow(c) and not _forward(c)
               and c.flow.kernel != "cps",
               'with a positive `objective.kl_weight`, on steps of `flow.kernel` = "sde" or '
               '"constant"'): ("objective.kl_form",),
-    Condition(lambda c: c.objective.kind in ("policy_gradient", "guard"),
-              'with `objective.kind` = "policy_gradient" or "guard"'): (
+    Condition(_grouped, 'with `objective.kind` = "policy_gradient", "guard", "sequence" or '
+              '"divergence" as well'): (
         "objective.step_weight", "objective.train_share", "optim.step_per_decision",
     ),
     Condition(_forward, 'with `objective.kind` = "forward_process"'): (
-        "forward.mix", "forward.levels", "forward.old_decay_rate", "forward.old_decay_largest",
-        "forward.old_decay_unit",
+        "forward.loss", "forward.levels", "forward.shared_noise", "forward.old_decay_rate",
+        "forward.old_decay_largest", "forward.old_decay_after", "forward.old_decay_unit",
+    ),
+    Condition(_nft, 'with `objective.kind` = "forward_process" and `forward.loss` = "nft"'): (
+        "forward.mix", "forward.advantage",
+    ),
+    Condition(lambda c: _forward(c) and c.forward.loss == "matching",
+              'with `objective.kind` = "forward_process" and `forward.loss` = "matching"'): (
+        "forward.matching_weight",
     ),
     Condition(lambda c: c.advantage.mode == "constrained",
               'with `advantage.mode` = "constrained"'): (

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from mvczigal_ref.config.family import family_contradictions
 from mvczigal_ref.config.method import (
     AdvantageConfig,
     ConditionConfig,
@@ -17,6 +18,7 @@ from mvczigal_ref.config.method import (
     RolloutConfig,
     ZigzagConfig,
 )
+from mvczigal_ref.config.plugins import plugin_names
 from mvczigal_ref.config.run import GuardConfig, OptimConfig, RunConfig
 from mvczigal_ref.config.sharding import sharding_contradictions
 from mvczigal_ref.config.system import FlowConfig, ModelConfig, SamplerConfig
@@ -25,7 +27,9 @@ from mvczigal_ref.config.types import SETTINGS, Name
 __all__ = ["TrainConfig", "contradictions"]
 
 # Of the grid that a sampler's steps are taken from.
-_MOST_STEPS = {"lcm": 50, "ddim": 1000, "flow": 1000}
+# Samplers whose last step ends at the image, without noise.
+_ENDING = ("euler_ancestral", "tcd")
+_MOST_STEPS = {"lcm": 50, "tcd": 50}  # and 1000 for others
 
 
 def contradictions(config: "TrainConfig") -> Iterable[str]:
@@ -43,7 +47,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
             f"`zigzag.steps` must be at most `sampler.num_steps` = {steps}; got "
             f"{config.zigzag.steps}. Set it to {steps} to zigzag every step."
         )
-    if config.sampler.kind != "flow" and steps == 1 and not config.objective.train_last_action:
+    if not config.sampler.is_flow and steps == 1 and not config.objective.train_last_action:
         yield (
             "`sampler.num_steps` must be at least 2 where the last action, which the image does "
             "not show, is not trained; got 1, which leaves no action to train. Set "
@@ -71,6 +75,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
     yield from _tree_contradictions(config)
     yield from _objective_contradictions(config)
     yield from _condition_contradictions(config)
+    yield from family_contradictions(config)
     yield from sharding_contradictions(config.model, config.run)
     if config.advantage.shuffle and run.objects_per_iteration < 2:
         yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
@@ -88,7 +93,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
 
 def _grid_contradictions(config: "TrainConfig") -> Iterable[str]:
     sampler, model = config.sampler, config.model
-    most = _MOST_STEPS.get(sampler.kind, 1000)
+    most = _MOST_STEPS.get(sampler.kind if sampler.spacing == "usual" else "", 1000)
     for name in ("num_steps", "evaluation_steps"):
         steps = getattr(sampler, name)
         if steps > most:
@@ -148,29 +153,34 @@ def _nearest_divisor(whole: int, size: int) -> int:
 
 
 def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
-    network, sampler = config.model.network, config.sampler
-    if (network == "flow") != (sampler.kind == "flow"):
+    network, sampler, one_view = config.model.network, config.sampler, config.model.one_view
+    if (network == "flow") != sampler.is_flow:
+        remedy = 'Set both to "flow", or neither.'
+        if sampler.is_plugin:
+            group = "flow_samplers" if network == "flow" else "samplers"
+            names = ", ".join(plugin_names(group)) or "none"
+            remedy = f"Plug-ins that fit stand in mvczigal_ref.{group}: {names}."
         yield (
             f'`sampler.kind` = "{sampler.kind}" does not fit `model.network` = "{network}": a '
-            "flow transformer predicts a flow's velocity, the multi-view UNet a diffusion "
-            'model\'s target. Set both to "flow", or neither.'
+            "flow transformer predicts a flow's velocity, a UNet a diffusion "
+            f"model's target. {remedy}"
         )
-    if network == "flow" and config.reward.joint != "per_view":
+    if one_view and config.reward.joint != "per_view":
         yield (
-            '`reward.joint` must be "per_view" for a flow transformer, which draws one view: '
+            f'`reward.joint` must be "per_view" with `model.network` = "{network}", one view: '
             f"nothing is there to be judged together; got {config.reward.joint!r}."
         )
-    if network == "flow" and config.advantage.mode != "per_view":
+    if one_view and config.advantage.mode != "per_view":
         yield (
-            '`advantage.mode` must be "per_view" for a flow transformer, which draws one view; '
+            f'`advantage.mode` must be "per_view" with `model.network` = "{network}", one view; '
             f"got {config.advantage.mode!r}."
         )
-    if network == "flow" and (config.model.azimuths or config.model.elevation is not None):
+    if one_view and (config.model.azimuths or config.model.elevation is not None):
         yield (
-            "`model.azimuths` and `model.elevation` place cameras, which a flow transformer does "
-            "not have. Leave both out."
+            "`model.azimuths` and `model.elevation` place cameras, which a network of one view "
+            "does not have. Leave both out."
         )
-    if sampler.kind == "flow" and config.flow.kernel == "cps" and config.flow.noise_scale > 1.0:
+    if sampler.is_flow and config.flow.kernel == "cps" and config.flow.noise_scale > 1.0:
         yield (
             '`flow.noise_scale` must be at most 1 with `flow.kernel` = "cps"; got '
             f"{config.flow.noise_scale}."
@@ -180,19 +190,31 @@ def _network_contradictions(config: "TrainConfig") -> Iterable[str]:
 def _sampling_contradictions(config: "TrainConfig") -> Iterable[str]:
     rollout, kind = config.rollout, config.sampler.kind
     learns = config.objective.kind != "forward_process"
-    if learns and kind == "ddim" and config.sampler.eta == 0.0:
+    if learns and kind in ("ddim", *_ENDING) and config.sampler.eta == 0.0:
         yield (
-            "`sampler.eta` must be positive: DDIM without noise has no log-density to learn "
+            f'`sampler.eta` must be positive: "{kind}" without noise has no log-density to learn '
             "from; got 0."
         )
+    if kind in ("ddim", *_ENDING) and config.sampler.eta > 1.0:
+        yield f'`sampler.eta` must be at most 1 with "{kind}"; got {config.sampler.eta}.'
+    if kind == "euler_ancestral" and config.sampler.prediction_type == "sample":
+        yield (
+            '`sampler.prediction_type` must be "epsilon" or "v_prediction" with "euler_ancestral", '
+            'whose last step ends at the clean image; got "sample".'
+        )
+    if kind in _ENDING and config.objective.train_last_action:
+        yield (
+            f'`objective.train_last_action` must be false with `sampler.kind` = "{kind}", whose '
+            "last step draws no noise."
+        )
     if rollout.kind == "pair":
-        if kind == "flow" and config.flow.kernel == "cps":
+        if config.sampler.is_flow and config.flow.kernel == "cps":
             yield (
                 '`rollout.kind` = "pair" scores every step, and the last one of `flow.kernel` = '
                 '"cps" draws no noise. Set the kernel to "sde", or sample groups.'
             )
         return
-    if rollout.kind == "branches" and kind != "flow":
+    if rollout.kind == "branches" and not config.sampler.is_flow:
         yield (
             f'`rollout.kind` = "branches" needs a flow model\'s ODE as trunk; got `sampler.kind` '
             f'= "{kind}". Sample a group or a tree.'
@@ -219,11 +241,6 @@ def _tree_contradictions(config: "TrainConfig") -> Iterable[str]:
                 "`rollout.split_width` must be at least 2: a tree that never divides is one "
                 f"sample, which has nothing to be compared with; got {rollout.split_width}."
             )
-        if rollout.window not in ("all", "fixed"):
-            yield (
-                '`rollout.window` must be "all" or "fixed" with `rollout.kind` = "tree", which '
-                f"divides at the same steps in every iteration; got {rollout.window!r}."
-            )
     elif advantage.fusion_inverse_temperature > 0.0:
         yield (
             "`advantage.fusion_inverse_temperature` is for the inner nodes of a tree; got "
@@ -237,7 +254,7 @@ def _tree_contradictions(config: "TrainConfig") -> Iterable[str]:
 
 
 def _objective_contradictions(config: "TrainConfig") -> Iterable[str]:
-    objective, rollout, flow = config.objective, config.rollout, config.sampler.kind == "flow"
+    objective, rollout, flow = config.objective, config.rollout, config.sampler.is_flow
     paired = objective.compares_pairs
     if paired and rollout.kind != "pair":
         yield (
@@ -250,8 +267,6 @@ def _objective_contradictions(config: "TrainConfig") -> Iterable[str]:
             f'`objective.kind` = "{objective.kind}" is defined on the noise levels of a flow; got '
             f'`sampler.kind` = "{config.sampler.kind}". Take "policy_gradient".'
         )
-    if objective.kind == "guard" and rollout.kind == "pair":
-        yield '`objective.kind` = "guard" needs groups; got `rollout.kind` = "pair".'
     if objective.kind == "forward_process" and rollout.kind != "group":
         yield (
             '`objective.kind` = "forward_process" learns from samples alone; got `rollout.kind` '
@@ -285,7 +300,7 @@ def _update_contradictions(config: "TrainConfig") -> Iterable[str]:
     objective, rollout, optim = config.objective, config.rollout, config.optim
     paired = objective.compares_pairs
     chosen = (objective.step_weight, objective.train_share, optim.step_per_decision)
-    if (paired or objective.kind == "forward_process") and chosen != ("equal", 1.0, False):
+    if not objective.is_policy_gradient and chosen != ("equal", 1.0, False):
         yield (
             "`objective.step_weight`, `objective.train_share` and `optim.step_per_decision` are "
             f'for policy gradients; got `objective.kind` = "{objective.kind}".'
@@ -322,12 +337,12 @@ def _condition_contradictions(config: "TrainConfig") -> Iterable[str]:
     condition, rollout = config.condition, config.rollout
     if condition.enhancer == "none":
         return
-    if rollout.kind not in ("group", "tree") or config.objective.kind == "forward_process":
+    if rollout.kind == "pair" or config.objective.kind == "forward_process":
         yield (
             f'`condition.enhancer` = "{condition.enhancer}" needs groups that are learnt by their '
             f'log-probabilities; got `rollout.kind` = "{rollout.kind}" and `objective.kind` = '
-            f'"{config.objective.kind}". Pairs and branches have no group to judge anew, and the '
-            "forward process no ratio."
+            f'"{config.objective.kind}". Pairs have no group to judge anew, and the forward '
+            "process no ratio."
         )
     needed = {"stored": ("file",), "chat": ("url", "model"), "local": ("model",)}
     for name in needed.get(condition.enhancer, ()):

@@ -50,7 +50,7 @@ def build_page(playground: Playground, prompt: str) -> Any:  # noqa: ANN401 - of
 
     folder = tempfile.TemporaryDirectory(prefix="mvczigal-play-")
     first, unit = playground.first_request(prompt), reward_unit(playground.config)
-    against = "base weights" if playground.base is not None else "plain sampling"
+    against = "before training" if playground.base is not None else "plain sampling"
     now = "trained" if playground.base is not None else "as asked for"
 
     def show(
@@ -62,6 +62,8 @@ def build_page(playground: Playground, prompt: str) -> Any:  # noqa: ANN401 - of
                 guidance=guidance, zigzag=zigzag,
             )  # fmt: skip
             played = playground.play(request)
+            for old in Path(folder.name).iterdir():  # which Gradio has copied for its browser
+                old.unlink()
         except (ConfigError, NonFiniteError) as error:
             return str(error), None, None, None, None
         turn = Path(folder.name) / f"{hash(request) % 2**64:x}.webp"

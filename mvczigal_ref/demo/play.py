@@ -48,8 +48,8 @@ class Played:
     """Samples of one prompt, with scores."""
 
     before: Images | None
-    """Sample to compare with: of the base weights, or by plain sampling; None where the request
-    asks for no difference."""
+    """Sample to compare with: of the policy before training, or by plain sampling; None where the
+    request asks for no difference."""
 
     after: Images
     """Sample that was asked for; of one object."""
@@ -80,7 +80,7 @@ class Playground:
     @property
     def zigzags(self) -> bool:
         """Whether the sampler can be inverted, as ZMV-Sampling needs."""
-        return self.config.sampler.kind != "flow"
+        return not self.config.sampler.is_flow
 
     def first_request(self, prompt: str) -> Request:
         """Give the request that the page opens with.

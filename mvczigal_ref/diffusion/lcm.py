@@ -23,6 +23,7 @@ from mvczigal_ref.diffusion.schedule import (
     clean_and_noise,
     lcm_timesteps,
 )
+from mvczigal_ref.diffusion.spacing import spaced_timesteps
 from mvczigal_ref.shapes import AlphaBar, BatchLatent, BatchShape, StepAlphaBar, Timesteps
 
 __all__ = ["LcmSampler", "lcm_invert", "lcm_transition"]
@@ -208,6 +209,7 @@ class LcmSampler(Grid):
         original_num_steps: int = 50,
         sigma_data: float = 0.5,
         timestep_scaling: float = 10.0,
+        trailing: bool = False,
     ) -> "LcmSampler":
         """Take a grid's levels out of a noise schedule.
 
@@ -218,6 +220,8 @@ class LcmSampler(Grid):
             original_num_steps: Length of the grid that the network was distilled on [steps].
             sigma_data: Spread of clean latents [1]; positive.
             timestep_scaling: Factor on the timestep [1]; positive.
+            trailing: Whether the timesteps are spaced evenly from the last one down, as DMD2
+                (arXiv:2405.14867) is sampled, and not taken from the distillation grid.
 
         Returns:
             The sampler, its tables on ``alpha_bar``'s device.
@@ -234,11 +238,14 @@ class LcmSampler(Grid):
         check_schedule(alpha_bar)
         require_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         require_positive(sigma_data=sigma_data, timestep_scaling=timestep_scaling)
-        timesteps = lcm_timesteps(
-            num_steps,
-            num_train_timesteps=alpha_bar.shape[0],
-            original_num_steps=original_num_steps,
-        ).to(alpha_bar.device)
+        total = alpha_bar.shape[0]
+        if trailing:
+            timesteps = spaced_timesteps(num_steps, "trailing", num_train_timesteps=total)
+        else:
+            timesteps = lcm_timesteps(
+                num_steps, num_train_timesteps=total, original_num_steps=original_num_steps
+            )
+        timesteps = timesteps.to(alpha_bar.device)
         timesteps_prev = torch.cat([timesteps[1:], timesteps[-1:]])
         return cls(
             timesteps=timesteps,

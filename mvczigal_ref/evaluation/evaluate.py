@@ -16,6 +16,7 @@ from mvczigal_ref.evaluation.scores import (
     sealed_evaluation,
 )
 from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
+from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.noise import SeededNoise
@@ -90,7 +91,7 @@ def sample_objects(
             zigzag_steps=config.zigzag.steps, zigzag_rounds=config.zigzag.rounds,
             storage_dtype=dtype,
         ).denoised  # fmt: skip
-    elif config.sampler.kind == "flow":
+    elif config.sampler.is_flow:
         # A flow is shown as it is used, by its ODE.
         plan = GroupPlan.group(
             1, stochastic_steps=(), num_steps=sampler.num_steps, shared_noise=False
@@ -119,6 +120,7 @@ def _finite_images(system: System, denoised: ObjectLatent, objects: Sequence[int
     return images
 
 
+@memo_scope()
 def evaluate(
     system: System,
     prompts: Sequence[str],

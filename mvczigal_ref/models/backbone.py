@@ -1,7 +1,7 @@
 """Interface of a run to its model: prompts in, latents out, and the trainable parameters.
 
-The two kinds are the multi-view UNet, which draws all views of a rig at once, and the flow
-transformers, which draw one image.
+The kinds are the multi-view UNet, which draws all views of a rig at once, and the single-view
+UNets and flow transformers, which draw one image.
 """
 
 from abc import ABC, abstractmethod
@@ -20,9 +20,14 @@ from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.lora import LORA_TARGETS, add_lora, lora_parameters
 from mvczigal_ref.models.lora_files import load_lora
 from mvczigal_ref.models.text import encode_prompts
+from mvczigal_ref.models.unet.components import UnetComponents
+from mvczigal_ref.models.unet.policy import SINGLE_VIEW_LORA_TARGETS
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 
-__all__ = ["Backbone", "FlowBackbone", "MultiviewBackbone"]
+__all__ = ["AnyComponents", "Backbone", "FlowBackbone", "MultiviewBackbone", "UnetBackbone"]
+
+AnyComponents = Components | FlowComponents | UnetComponents
+"""Every part of a model of any kind."""
 
 Embedded = tuple[Tensor, Tensor]
 """Token features and pooled features of one prompt."""
@@ -256,3 +261,45 @@ class FlowBackbone(Backbone):
     def lowest_sigma(self, shift: float) -> float | None:
         """Return the level of a grid's last step, before the shift [1]; None is 1 / steps."""
         return self.components.lowest_sigma(shift)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnetBackbone(Backbone):
+    """A UNet of SDXL or Stable Diffusion 1.5, which draws one view."""
+
+    components: UnetComponents
+    """Every part of the model, changed in place."""
+
+    @property
+    def num_views(self) -> int:
+        """Number of images that are drawn together [views]."""
+        return 1
+
+    @property
+    def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
+        """Diffusers network that holds the trainable parameters."""
+        return self.components.policy.unet
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """Networks that read prompts."""
+        return self.components.text_encoders
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input, so that no batch is doubled."""
+        return self.components.policy.guidance_width is not None
+
+    @property
+    def camera_features(self) -> CameraFeatures:
+        """Empty: there are no cameras."""
+        return ()
+
+    def embed(self, prompt: str) -> Embedded:
+        """Encode one prompt into token and pooled features, without gradient."""
+        return self.components.encode_prompts([prompt])
+
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """Ends of the names of the layers that a LoRA adapts."""
+        return SINGLE_VIEW_LORA_TARGETS

@@ -8,6 +8,12 @@ from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE
 __all__ = ["loading_snippet"]
 
 _SHIPPED = ("tiny", "tiny_flow")
+_SCHEDULERS = {
+    "lcm": "LCMScheduler",
+    "ddim": "DDIMScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "tcd": "TCDScheduler",
+}
 _PROMPT = "a red cube with a white nose"
 
 
@@ -18,6 +24,7 @@ def loading_snippet(
     *,
     whole: bool,
     network: str,
+    multiview: bool = True,
 ) -> str:
     """Write the lines that load the weights on their base and sample a prompt.
 
@@ -27,6 +34,7 @@ def loading_snippet(
         settings: Settings of the run, read for its sampling; the pipeline's own if None.
         whole: Whether every weight was trained, or a LoRA.
         network: Name of the network in a diffusers pipeline, "unet" or "transformer".
+        multiview: Whether a UNet has row attention, which diffusers' own pipelines have not.
 
     Returns:
         A block of Markdown.
@@ -41,29 +49,53 @@ def loading_snippet(
     if base in _SHIPPED:
         imports.append("from mvczigal_ref.system.networks import weights_folder")
         place = f"weights_folder({place})"  # within the package
-    kind = "TextToMultiviewPipeline" if network == "unet" else "DiffusionPipeline"
-    imports.append(f"from {'mvczigal_ref' if network == 'unet' else 'diffusers'} import {kind}")
+    multiview = multiview and network == "unet"
+    kind = "TextToMultiviewPipeline" if multiview else "DiffusionPipeline"
+    imports.append(f"from {'mvczigal_ref' if multiview else 'diffusers'} import {kind}")
     more, after = "", []
-    if whole and network == "unet":
+    if network == "unet" and not multiview:
+        after = _few_steps(settings or {}, imports)
+    if whole and multiview:
         more = ", unet=folder, adapter=folder"
     elif whole:
         imports.append("from diffusers import AutoModel")
-        lines.append('transformer = AutoModel.from_pretrained(folder, subfolder="transformer")')
-        more = ", transformer=transformer"
-    elif network == "unet":
+        lines.append(f'{network} = AutoModel.from_pretrained(folder, subfolder="{network}")')
+        more = f", {network}={network}"
+    elif multiview:
         # Of SDXL's base the package takes the published few-step UNet unless another is named.
         more = f", unet={place}" if base == SDXL_BASE else ""
         imports.append("from mvczigal_ref.models.lora_files import load_lora")
         after.append("load_lora(pipeline.unet, folder)")
     else:
         after.append("pipeline.load_lora_weights(folder)")
-    options = _sampling(settings or {}, flow=network != "unet")
+    options = _sampling(settings or {}, flow=not multiview)
     if base == "tiny_flow":
         # Its autoencoder has one scale per channel, which diffusers' own pipeline does not apply.
         options += ', output_type="latent"'
     lines = [f"folder = {folder}", *lines, f"pipeline = {kind}.from_pretrained({place}{more})"]
     lines += [*after, f'images = pipeline("{_PROMPT}"{options}).images']
     return "\n".join(["```python", *sorted(imports), "", *lines, "```"])
+
+
+def _few_steps(settings: Mapping[str, Any], imports: list[str]) -> list[str]:
+    """Write the lines that fuse a distilled LoRA and choose the run's scheduler."""
+    sampler, lines = settings.get("sampler", {}), []
+    lora = settings.get("model", {}).get("sources", {}).get("lora")
+    if lora is not None:
+        repo, slash, file = lora.rpartition("/")
+        named = slash and file.endswith(".safetensors")
+        place = f'"{repo}", weight_name="{file}"' if named else f'"{lora}"'
+        lines = [f"pipeline.load_lora_weights({place})", "pipeline.fuse_lora()"]
+        lines.append("pipeline.unload_lora_weights()")
+    scheduler = _SCHEDULERS.get(sampler.get("kind", ""))
+    if scheduler is not None:
+        trailing = sampler.get("spacing") == "trailing" or sampler.get("kind") == "euler_ancestral"
+        more = ', timestep_spacing="trailing"' * trailing
+        imports.append(f"from diffusers import {scheduler}")
+        lines.append(
+            f"pipeline.scheduler = {scheduler}.from_config(pipeline.scheduler.config{more})"
+        )
+    return lines
 
 
 def _sampling(settings: Mapping[str, Any], *, flow: bool) -> str:

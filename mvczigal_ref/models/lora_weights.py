@@ -85,6 +85,11 @@ class LoraWeights:
             network="unet" if hasattr(network, "down_blocks") else "transformer",
         )
 
+    @property
+    def multiview(self) -> bool:
+        """Whether it adapts row attention, so that its network draws several views."""
+        return any("_mv." in name for name in self.values)
+
     def named(self, prefix: str) -> dict[str, Tensor]:
         """Give the values for a file, on the CPU.
 

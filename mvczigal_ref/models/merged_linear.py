@@ -1,7 +1,7 @@
 r"""A linear map with its low-rank update merged in, as one product per network call."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["merged_linear", "merges", "product"]
+__all__ = ["Update", "merge", "merged_linear", "merges", "product"]
 
 _LARGE = 2**19
 """Multiplications from which oneDNN's product is the faster one on a CPU."""
 _THIN = 12
 """Quotient of width and rank up to which a weight's whole gradient is cheaper than thin products:
 they take fewer operations, at a lower rate and in more launches."""
+_KEPT = 2**20
+"""Numbers of a sum that is kept from call to call, at most. A larger one is made in every call, of
+whose operations it is then a small part."""
 
 
 def product(
@@ -72,6 +75,57 @@ def merges(rows: int, weight: Float[Tensor, "out into"], factor: Tensor) -> bool
     return weight.dtype == factor.dtype and rows * (out + into) >= out * into
 
 
+class Update(NamedTuple):
+    """Low-rank updates of frozen maps, laid out for calls until the parameters change."""
+
+    weight: Float[Tensor, "all_out into"]
+    """Matrices W_k below each other, or the sums W_k + s B_k A_k [1]."""
+
+    down: Float[Tensor, "*part rank into"]
+    """Matrices A_k [1]; without an axis of their own where there is one map."""
+
+    up: Float[Tensor, "*part out rank"]
+    """Matrices B_k [1], likewise."""
+
+    scale: float
+    """Factor s = alpha / rank [1]."""
+
+    summed: bool
+    """Whether ``weight`` holds the sums."""
+
+
+@torch.no_grad()
+def merge(
+    weight: Float[Tensor, "all_out into"],
+    down: Sequence[Float[Tensor, "rank into"]],
+    up: Sequence[Float[Tensor, "out rank"]],
+    *,
+    scale: float,
+) -> Update:
+    """Lay out low-rank updates, and add small ones to their weights.
+
+    Args:
+        weight: Matrices W_k below each other [1].
+        down: Matrices A_k [1], of one rank; at least one.
+        up: Matrices B_k [1].
+        scale: Factor s = alpha / rank [1].
+
+    Returns:
+        The updates, good for as long as none of the tensors changes.
+
+    Examples:
+        >>> one = torch.ones(1, 2)
+        >>> merge(torch.eye(2), [one], [one.T], scale=2.0).weight
+        tensor([[3., 2.],
+                [2., 3.]])
+    """
+    a, b = (part[0] if len(part) == 1 else torch.stack(tuple(part)) for part in (down, up))
+    update = Update(weight, a.detach(), b.detach(), scale, summed=False)
+    if weight.numel() > _KEPT:
+        return update
+    return update._replace(weight=_sum(update), summed=True)
+
+
 def merged_linear(
     tokens: Float[Tensor, "*token into"],
     weight: Float[Tensor, "all_out into"],
@@ -80,6 +134,7 @@ def merged_linear(
     up: Sequence[Float[Tensor, "out rank"]] = (),
     *,
     scale: float = 1.0,
+    update: Update | None = None,
 ) -> Float[Tensor, "*token all_out"]:
     r"""Apply frozen linear maps of the same tokens, each with its low-rank update, at once.
 
@@ -87,8 +142,9 @@ def merged_linear(
         y_k = x (W_k + s B_k A_k)^\top + b_k, \qquad
         \nabla A_k = s\,(g_k B_k)^\top x, \quad \nabla B_k = s\, g_k^\top (x A_k^\top)
 
-    The sum is made once per call, in the forward pass and again in the backward pass, which keeps
-    the tokens and the parameters alone.
+    A small sum is made once per change of the parameters, and every graph keeps that one; a large
+    one is made in each forward and each backward pass, whose graph keeps the tokens and the
+    parameters alone.
 
     Source:
         Hu et al., LoRA, arXiv:2106.09685, section 4.1. No deviation.
@@ -100,6 +156,8 @@ def merged_linear(
         down: Matrices A_k [1], of one rank; none without a low-rank update. Gradient flows.
         up: Matrices B_k [1]. Gradient flows.
         scale: Factor s = alpha / rank [1].
+        update: Result of :func:`merge` for the same tensors, whose matrices then count and not
+            ``weight``; made here if None.
 
     Returns:
         The outputs y_1, y_2, ... side by side.
@@ -109,9 +167,11 @@ def merged_linear(
         >>> merged_linear(one, torch.cat([eye, eye]), None, [one, one], [one.T, 0 * one.T])
         tensor([[3., 3., 1., 1.]])
     """
+    if down and update is None:
+        update = merge(weight, down, up, scale=scale)
     if not torch.is_grad_enabled():
-        return product(tokens, _merged(weight, (*down, *up), scale), bias)
-    output: Tensor = _MergedLinear.apply(tokens, weight, bias, scale, *down, *up)
+        return product(tokens, weight if update is None else _sum(update), bias)
+    output: Tensor = _MergedLinear.apply(tokens, weight, bias, update, *down, *up)
     return output
 
 
@@ -124,57 +184,57 @@ class _MergedLinear(torch.autograd.Function):
         tokens: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        scale: float,
+        update: Update | None,
         *factors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(tokens, weight, *factors)
-        ctx.scale = scale
-        return product(tokens, _merged(weight, factors, scale), bias)
+        if update is None:
+            ctx.save_for_backward(tokens, weight)
+            return product(tokens, weight, bias)
+        ctx.save_for_backward(tokens, update.weight, update.down, update.up)
+        ctx.scale, ctx.summed, ctx.parts = update.scale, update.summed, len(factors) // 2
+        return product(tokens, _sum(update), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        tokens, weight, *factors = ctx.saved_tensors
+        tokens, weight, *pair = ctx.saved_tensors
+        update = None
+        if pair:
+            down, up = pair
+            update = Update(weight, down, up, ctx.scale, ctx.summed)
         by_tokens = None
-        by_factors: Sequence[Tensor | None] = [None] * len(factors)
+        by_factors: Sequence[Tensor | None] = [None] * (2 * ctx.parts if pair else 0)
         if ctx.needs_input_grad[0]:
-            by_tokens = product(gradient, _merged(weight, factors, ctx.scale).t())
-        if any(ctx.needs_input_grad[4:]):
+            matrix = weight if update is None else _sum(update)
+            by_tokens = product(gradient, matrix.t())
+        if update is not None and any(ctx.needs_input_grad[4:]):
             rows = gradient.flatten(0, -2), tokens.flatten(0, -2)
-            by_factors = _by_factors(*rows, factors, ctx.scale)
+            by_factors = _by_factors(*rows, update)
         return by_tokens, None, None, None, *by_factors
 
 
-def _merged(weight: Tensor, factors: Sequence[Tensor], scale: float) -> Tensor:
-    """Add the low-rank updates to the weights."""
-    if not factors:
+def _sum(update: Update) -> Tensor:
+    """Add the low-rank updates to the weights, unless that is done."""
+    weight, down, up, scale, summed = update
+    if summed:
         return weight
-    if len(factors) == 2:
-        return torch.addmm(weight, factors[1], factors[0], alpha=scale)
-    down, up = _stacked(factors)
+    if down.ndim == 2:
+        return torch.addmm(weight, up, down, alpha=scale)
     blocks = weight.view(len(down), -1, weight.shape[1])
     return torch.baddbmm(blocks, up, down, alpha=scale).view_as(weight)
 
 
-def _stacked(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    parts = len(factors) // 2
-    return torch.stack(tuple(factors[:parts])), torch.stack(tuple(factors[parts:]))
-
-
-def _by_factors(
-    gradient: Tensor, tokens: Tensor, factors: Sequence[Tensor], scale: float
-) -> Sequence[Tensor]:
+def _by_factors(gradient: Tensor, tokens: Tensor, update: Update) -> Sequence[Tensor]:
     """Differentiate by A_1, A_2, ..., B_1, B_2, ..."""
-    rank, into = factors[0].shape
-    if len(factors) == 2:
-        down, up = factors
+    down, up, scale = update.down, update.up, update.scale
+    rank, into = down.shape[-2:]
+    if down.ndim == 2:
         if into <= _THIN * rank:
             whole = product(gradient.t(), tokens.t())
             pair = torch.mm(up.t(), whole), torch.mm(whole, down.t())
         else:
             pair = (gradient @ up).t() @ tokens, gradient.t() @ (tokens @ down.t())
         return pair if scale == 1.0 else (pair[0] * scale, pair[1] * scale)
-    down, up = _stacked(factors)
     parts = len(down)
     if into <= _THIN * rank:
         wholes = product(gradient.t(), tokens.t()).view(parts, -1, into)

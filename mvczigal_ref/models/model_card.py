@@ -16,8 +16,9 @@ __all__ = ["CardFacts", "CardResult", "hub_id", "model_card", "public_settings"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _LAYERS = {
-    "unet": "every attention projection of a UNet with row attention",
-    "transformer": "a flow transformer",
+    ("unet", True): "every attention projection of a UNet with row attention",
+    ("unet", False): "every attention projection of a UNet",
+    ("transformer", False): "a flow transformer",
 }
 _LICENSES: dict[str, dict[str, Any]] = {
     "latent-consistency/lcm-sdxl": {"license": "openrail++"},
@@ -110,13 +111,16 @@ def public_settings(settings: Any) -> Any:  # noqa: ANN401 - JSON values, nested
     return next((path.name for path in paths if path.is_absolute()), settings)
 
 
-def model_card(lora: LoraWeights | None, facts: CardFacts, *, network: str) -> str:
+def model_card(
+    lora: LoraWeights | None, facts: CardFacts, *, network: str, multiview: bool = True
+) -> str:
     """Write the card of a folder of trained weights.
 
     Args:
         lora: The trained update, or None where every weight was trained.
         facts: Facts about the weights; a base that is no hub id is left out of the header.
         network: Name of the network in a diffusers pipeline, "unet" or "transformer".
+        multiview: Whether a UNet has row attention.
 
     Returns:
         Markdown with the hub's header, in which ``model-index`` holds the results.
@@ -137,8 +141,9 @@ def model_card(lora: LoraWeights | None, facts: CardFacts, *, network: str) -> s
     )
     parts = [_about(lora), _results(facts)]
     lines = loading_snippet(
-        facts.base, facts.repo, facts.settings, whole=lora is None, network=network
-    )
+        facts.base, facts.repo, facts.settings, whole=lora is None, network=network,
+        multiview=multiview,
+    )  # fmt: skip
     parts += ["## Loading", lines]
     if facts.settings:
         shown = facts.settings if facts.repo is None else public_settings(facts.settings)
@@ -154,13 +159,14 @@ def _about(lora: LoraWeights | None) -> str:
 Every weight was trained, with mvczigal_ref. A sub-folder is a diffusers model, read by its class's
 `from_pretrained`; `mv_adapter.safetensors`, where there is one, holds row attention and camera
 encoder under the published adapter's names."""
+    layers = _LAYERS[lora.network, lora.multiview]
     text = f"""# LoRA trained by reinforcement learning
 
-Rank {lora.rank}, alpha {lora.alpha:g}, on {_LAYERS[lora.network]}. Trained with mvczigal_ref.
+Rank {lora.rank}, alpha {lora.alpha:g}, on {layers}. Trained with mvczigal_ref.
 
 PEFT reads `adapter_model.safetensors` by `PeftModel.from_pretrained({lora.network}, folder)`,
 diffusers `pytorch_lora_weights.safetensors` by `pipeline.load_lora_weights(folder)`"""
-    if lora.network == "unet":
+    if lora.multiview:
         text += """, where the
 UNet has row attention; `lora.safetensors` has the released trainer's names"""
     return text + ". A folder need not hold all of them."

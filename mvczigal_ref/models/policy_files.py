@@ -31,7 +31,7 @@ def trained_lora(policy: Any) -> LoraWeights | None:  # noqa: ANN401 - of either
     """Copy a policy's LoRA.
 
     Args:
-        policy: A multi-view UNet or a flow transformer.
+        policy: A UNet or a flow transformer.
 
     Returns:
         The LoRA, or None where there is none.
@@ -54,7 +54,7 @@ def save_policy(
     that of a multi-view UNet lie row attention and camera encoder. Either has a model card.
 
     Args:
-        trained: A LoRA, or a multi-view UNet or flow transformer that was trained whole.
+        trained: A LoRA, or a UNet or flow transformer that was trained whole.
         folder: Folder to write; replaced if it exists. A kill leaves all of it or nothing.
         facts: Facts about the weights, for the model card.
         layout: The one layout to write of a LoRA; every one that fits if None.
@@ -71,7 +71,8 @@ def save_policy(
     elif layout is not None:
         msg = f"`layout` is for a LoRA; every weight was trained here. Leave {layout!r} out."
         raise ValueError(msg)
-    card = model_card(lora, facts, network=network)
+    multiview = hasattr(trained, "camera_encoder") if lora is None else lora.multiview
+    card = model_card(lora, facts, network=network, multiview=multiview)
     with _whole(folder) as aside:
         if isinstance(trained, LoraWeights):
             _write_lora(trained, aside, layout, hub_id(facts.base))
@@ -92,7 +93,7 @@ def _refuse(lora: LoraWeights, layout: PolicyLayout | None) -> None:
 
 
 def _has_released(lora: LoraWeights) -> bool:
-    return lora.network == "unet" and lora.alpha == lora.rank
+    return lora.multiview and lora.alpha == lora.rank
 
 
 def _write_lora(
@@ -108,15 +109,17 @@ def _write_lora(
 
 def _write_network(policy: Any, folder: Path) -> None:  # noqa: ANN401 - of either kind
     """Write a network that was trained whole."""
-    if not hasattr(policy, "transformer"):
+    if hasattr(policy, "camera_encoder"):
         from mvczigal_ref.models.lora_files import save_unet_folder  # which imports diffusers
 
         save_unet_folder(policy, folder)
         return
-    save_config(policy.transformer, folder / "transformer")
+    name = "transformer" if hasattr(policy, "transformer") else "unet"
+    network = getattr(policy, name)
+    save_config(network, folder / name)
     save_file(
-        stored(policy.transformer.state_dict(), None),
-        folder / "transformer" / "diffusion_pytorch_model.safetensors",
+        stored(network.state_dict(), None),
+        folder / name / "diffusion_pytorch_model.safetensors",
         metadata={"format": "pt"},
     )
 

@@ -12,13 +12,14 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from mvczigal_ref.models.low_bit_weights import LOW_BITS
-from mvczigal_ref.models.merged_linear import merged_linear, merges
+from mvczigal_ref.models.memo import memo
+from mvczigal_ref.models.merged_linear import Update, merge, merged_linear, merges
 
 __all__ = ["MergedLinear", "QuickLinear", "install_merged_linears", "project"]
 
 Tokens = Float[Tensor, "*token width"]
 Projected = Float[Tensor, "*token _"]
-Heads = Float[Tensor, "*token head _"]
+Heads = Float[Tensor, "*batch head token _"]
 
 
 class _Map(NamedTuple):
@@ -46,10 +47,11 @@ class QuickLinear(nn.Linear):
 
     def forward(self, tokens: Tokens) -> Projected:
         """Multiply."""
-        trained = any(p.requires_grad for p in self.parameters(recurse=False))
+        weight, bias = self.weight, self.bias
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
         if trained or torch.compiler.is_compiling() or LOW_BITS in self.__dict__:
             return super().forward(tokens)
-        return merged_linear(tokens, self.weight, self.bias)
+        return merged_linear(tokens, weight, bias)
 
 
 class MergedLinear(lora.Linear):
@@ -75,32 +77,50 @@ def install_merged_linears(network: nn.Module) -> None:
             module.__class__ = kinds[type(module)]
 
 
-def project(tokens: Tokens, *layers: nn.Module, heads: int) -> tuple[Heads, ...]:
+def project(
+    tokens: Tokens, *layers: nn.Module, heads: int, again: bool = False
+) -> tuple[Heads, ...]:
     """Apply layers to the same tokens, as one product where they allow it.
 
     Args:
         tokens: Rows of every layer [1]. Gradient flows.
         *layers: Linear layers, with or without a LoRA.
         heads: Heads of attention, which divide a layer's outputs.
+        again: Whether calls to come have the same tokens, as a prompt's are in sampling: then
+            those that share values and need no gradient share the outputs.
 
     Returns:
-        One output per layer, head by head.
+        One output per layer, split into heads.
 
     Examples:
         >>> layers = [nn.Linear(2, 6).requires_grad_(False) for _ in range(2)]
         >>> [tuple(output.shape) for output in project(torch.ones(5, 2), *layers, heads=3)]
-        [(5, 3, 2), (5, 3, 2)]
+        [(3, 5, 2), (3, 5, 2)]
     """
     # A hook, such as one that moves weights, is called by its layer alone.
     hooked = any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers)
-    joint = None if hooked else _at_once(tokens, layers)
+    joint = None if hooked else _at_once(tokens, layers, again=again)
     if joint is None:
-        return tuple(layer(tokens).unflatten(-1, (heads, -1)) for layer in layers)
-    by_layer: tuple[Tensor, ...] = joint.unflatten(-1, (len(layers), heads, -1)).unbind(-3)
+        return tuple(_by_head(layer(tokens), heads) for layer in layers)
+    if len(layers) == 1:
+        return (_by_head(joint, heads),)
+    split = joint.unflatten(-1, (len(layers), heads, -1))
+    if split.requires_grad:  # the gradients then come back side by side, without a copy
+        return tuple(part.transpose(-2, -3) for part in split.unbind(-3))
+    last = split.ndim - 1
+    axes = (last - 2, *range(last - 3), last - 1, last - 3, last)
+    by_layer: tuple[Tensor, ...] = split.permute(axes).unbind()
     return by_layer
 
 
-def _at_once(tokens: Tokens, layers: Sequence[nn.Module]) -> Projected | None:
+def _by_head(output: Projected, heads: int) -> Heads:
+    by_head: Tensor = output.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    return by_head
+
+
+def _at_once(
+    tokens: Tokens, layers: Sequence[nn.Module], *, again: bool = False
+) -> Projected | None:
     """Multiply once; None where a layer trains its weight, computes otherwise, or differs."""
     if torch.compiler.is_compiling():  # which fuses by itself
         return None
@@ -118,8 +138,29 @@ def _at_once(tokens: Tokens, layers: Sequence[nn.Module]) -> Projected | None:
     if down and not merges(tokens.numel() // tokens.shape[-1], first.weight, down[0]):
         return None
     bias = None if first.bias is None else _fused([m.bias for m in maps if m.bias is not None])
-    weight = _fused([m.weight for m in maps])
-    return merged_linear(tokens, weight, bias, down, up, scale=first.scale)
+
+    def multiplied() -> Projected:
+        if not down:
+            return merged_linear(tokens, _fused([m.weight for m in maps]), bias)
+        update = _update_of(layers[0], maps, down, up)
+        return merged_linear(tokens, update.weight, bias, down, up, update=update)
+
+    if not again or torch.is_grad_enabled():
+        return multiplied()
+    sources = [tokens, *(m.weight for m in maps), *down, *up]
+    return memo(layers[0], "output", sources if bias is None else [*sources, bias], multiplied)
+
+
+def _update_of(
+    layer: nn.Module, maps: Sequence[_Map], down: Sequence[Tensor], up: Sequence[Tensor]
+) -> Update:
+    """Merge a LoRA, once for all calls that share values."""
+
+    def merged() -> Update:
+        return merge(_fused([m.weight for m in maps]), down, up, scale=maps[0].scale)
+
+    sources = [*(m.weight for m in maps), *down, *up]
+    return memo(layer, f"update of {len(maps)}", sources, merged)
 
 
 def _read(layer: Any) -> _Map | None:  # noqa: ANN401 - PEFT is untyped

@@ -1,6 +1,7 @@
 """Check of a run on this machine: every attempt, and its findings."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -8,8 +9,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_grid, check_steps
-from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.preflight.attempts import ATTEMPTS, CheckResult, Finding
 from mvczigal_ref.preflight.snapshots import copies, put_back
 from mvczigal_ref.preflight.trial import Trial
@@ -19,15 +19,19 @@ from mvczigal_ref.preflight.trial_pairs import PairTrial
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.scorers import no_scorers
 
-__all__ = ["check", "check_system", "trial_of"]
+__all__ = ["Progress", "check", "check_system", "trial_of"]
+
+Progress = Callable[[int, int], None]
+"""Function that is told how many parts are done, and how many there are."""
 
 
 def check(
     config: TrainConfig,
     *,
     device: torch.device,
-    components: Components | FlowComponents | None = None,
+    components: AnyComponents | None = None,
     objects: int = 1,
+    progress: Progress | None = None,
 ) -> CheckResult:
     r"""Try on this machine what training relies on, with the run's own network and settings.
 
@@ -47,6 +51,7 @@ def check(
         device: Device on which the network computes.
         components: Models already loaded, changed in place; read from ``model.weights`` if absent.
         objects: Objects sampled together [objects]; one takes least time.
+        progress: Called with the parts that are done and all, of which loading is the first.
 
     Returns:
         A finding for each, with its cause in plain words where it fails, and with the reason
@@ -72,16 +77,19 @@ def check(
     Share.of(config, World())
     check_grid(config)
     system = build_system(config, device=device, components=components, scorers=no_scorers())
-    return check_system(system, config, objects=objects)
+    return check_system(system, config, objects=objects, progress=progress)
 
 
-def check_system(system: System, config: TrainConfig, *, objects: int = 1) -> CheckResult:
+def check_system(
+    system: System, config: TrainConfig, *, objects: int = 1, progress: Progress | None = None
+) -> CheckResult:
     """Try a system that is already built; see :func:`check`.
 
     Args:
         system: System whose trained parameters are changed, and put back.
         config: The run that it was built for.
         objects: Objects sampled together [objects].
+        progress: As in :func:`check`.
 
     Returns:
         The findings.
@@ -94,7 +102,9 @@ def check_system(system: System, config: TrainConfig, *, objects: int = 1) -> Ch
     started, trial = time.monotonic(), trial_of(system, config, objects)
     before = copies(system.trained())
     findings: list[Finding] = []
-    for names, attempt in ATTEMPTS:
+    for done, (names, attempt) in enumerate(ATTEMPTS, start=1):
+        if progress is not None:
+            progress(done, 1 + len(ATTEMPTS))
         try:
             findings += attempt(trial)
         except (RuntimeError, ValueError, ArithmeticError, OSError) as error:

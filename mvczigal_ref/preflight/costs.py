@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.policy import Conditioning, network_output
 from mvczigal_ref.preflight.measure import GraphCost, fused_attention, measure_graph
 from mvczigal_ref.preflight.meter import Meter
@@ -175,16 +175,12 @@ class Costs:
         ]  # fmt: skip
 
 
-def _features(parts: Components | FlowComponents) -> tuple[Tensor, Tensor]:
+def _features(parts: AnyComponents) -> tuple[Tensor, Tensor]:
     """Lay out token and pooled features of one prompt, by the text encoders' widths."""
     if isinstance(parts, Components):
         first, second = parts.text_encoder.config, parts.text_encoder_2.config
         tokens = first.max_position_embeddings, first.hidden_size + second.hidden_size
         pooled = second.projection_dim
     else:
-        *clips, t5 = (encoder.config for encoder in parts.text_encoders)
-        one = len(clips) == 1  # FLUX.1; Stable Diffusion 3 lays CLIP's tokens before T5's
-        before = 0 if one else clips[0].max_position_embeddings
-        tokens = before + parts.max_tokens, t5.d_model
-        pooled = clips[0].hidden_size if one else sum(clip.projection_dim for clip in clips)
+        tokens, pooled = parts.feature_sizes
     return torch.empty(1, *tokens, device="meta"), torch.empty(1, pooled, device="meta")

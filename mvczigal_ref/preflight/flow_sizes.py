@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
-from transformers import CLIPTextConfig, T5Config, T5EncoderModel
 
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.models.flow.families import FLUX, SD3, FlowFamily, numbered
+from mvczigal_ref.models.flow.families import (
+    FLOW_FAMILIES,
+    FLUX,
+    SD3,
+    Z_IMAGE,
+    FlowFamily,
+    numbered,
+)
 from mvczigal_ref.models.weight_files import read_json
 
 __all__ = ["PUBLISHED_FLOW", "FlowSizes", "config_class", "stored_sizes"]
@@ -30,6 +36,20 @@ _CLIP_G: dict[str, Any] = {
 _T5_XXL: dict[str, Any] = {
     "vocab_size": 32_128, "d_model": 4096, "d_kv": 64, "d_ff": 10_240, "num_layers": 24,
     "num_heads": 64, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+_QWEN3_4B: dict[str, Any] = {
+    "vocab_size": 151_936, "hidden_size": 2560, "intermediate_size": 9728, "head_dim": 128,
+    "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+_SD35: dict[str, Any] = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16,
+    "attention_head_dim": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 2048,
+    "qk_norm": "rms_norm",
 }  # fmt: skip
 
 
@@ -65,7 +85,7 @@ class FlowSizes:
     """Settings of the scheduler."""
 
     longest_text: int = 512
-    """Longest text of T5's tokenizer [tokens]."""
+    """Longest text of the last tokenizer [tokens]."""
 
 
 PUBLISHED_FLOW: dict[str, FlowSizes] = {
@@ -80,17 +100,46 @@ PUBLISHED_FLOW: dict[str, FlowSizes] = {
         vae=_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
         scheduler={"shift": 3.0, "use_dynamic_shifting": True},
     ),
+    "black-forest-labs/FLUX.1-schnell": FlowSizes(
+        family=FLUX,
+        transformer={
+            "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
+            "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096,
+            "pooled_projection_dim": 768, "guidance_embeds": False, "axes_dims_rope": (16, 56, 56),
+        },
+        text_encoders=(_CLIP_L, _T5_XXL),
+        vae=_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+        scheduler={"shift": 1.0},
+    ),
     "stabilityai/stable-diffusion-3.5-medium": FlowSizes(
         family=SD3,
         transformer={
-            "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16,
-            "num_layers": 24, "attention_head_dim": 64, "num_attention_heads": 24,
-            "joint_attention_dim": 4096, "caption_projection_dim": 1536,
-            "pooled_projection_dim": 2048, "pos_embed_max_size": 384, "qk_norm": "rms_norm",
-            "dual_attention_layers": tuple(range(13)),
+            **_SD35, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
+            "pos_embed_max_size": 384, "dual_attention_layers": tuple(range(13)),
         },
         text_encoders=(_CLIP_L, _CLIP_G, _T5_XXL),
         vae=_VAE | {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+        scheduler={"shift": 3.0},
+    ),
+    "stabilityai/stable-diffusion-3.5-large": FlowSizes(
+        family=SD3,
+        transformer={
+            **_SD35, "num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432,
+            "pos_embed_max_size": 192,
+        },
+        text_encoders=(_CLIP_L, _CLIP_G, _T5_XXL),
+        vae=_VAE | {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+        scheduler={"shift": 3.0},
+    ),
+    "Tongyi-MAI/Z-Image-Turbo": FlowSizes(
+        family=Z_IMAGE,
+        transformer={
+            "in_channels": 16, "dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30,
+            "n_kv_heads": 30, "cap_feat_dim": 2560, "axes_dims": (32, 48, 48),
+            "axes_lens": (1536, 512, 512),
+        },
+        text_encoders=(_QWEN3_4B,),
+        vae=_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
         scheduler={"shift": 3.0},
     ),
 }  # fmt: skip
@@ -109,7 +158,7 @@ def stored_sizes(folder: Path) -> FlowSizes:
     Raises:
         ConfigError: If there is no such folder, or it holds another pipeline.
     """
-    pipelines = {family.pipeline: family for family in (FLUX, SD3)}
+    pipelines = {family.pipeline: family for family in FLOW_FAMILIES}
     try:
         name = read_json(folder / "model_index.json")["_class_name"]
         family = pipelines[name]
@@ -143,10 +192,11 @@ def config_class(encoder: type) -> Any:  # noqa: ANN401 - transformers is untype
         encoder: Class of the encoder.
 
     Returns:
-        T5's or CLIP's class.
+        Class that the encoder's own names.
 
     Examples:
+        >>> from transformers import T5EncoderModel
         >>> config_class(T5EncoderModel).__name__
         'T5Config'
     """
-    return T5Config if encoder is T5EncoderModel else CLIPTextConfig
+    return encoder.config_class  # type: ignore[attr-defined]

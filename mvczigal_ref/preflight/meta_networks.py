@@ -9,59 +9,22 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.published import PUBLISHED, weights_folder
 from mvczigal_ref.models.tiny import tiny_tokenizer
 from mvczigal_ref.preflight.meta_flow import meta_flow_components
+from mvczigal_ref.preflight.meta_unet import meta_unet_components
+from mvczigal_ref.preflight.unet_sizes import SDXL_TEXT, SDXL_UNET, SDXL_VAE
 from mvczigal_ref.system.networks import DTYPES
 
 __all__ = ["meta_components", "meta_multiview_components"]
 
-_UNET: dict[str, Any] = {
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-
-
 _GUIDANCE_WIDTH = 256  # of the few-step UNet; the base has no guidance embedding
 
 
-_VAE: dict[str, Any] = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 1024,
-    "scaling_factor": 0.13025,
-}
-
-
-_TEXT: tuple[dict[str, Any], dict[str, Any]] = (
-    {
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-        "num_attention_heads": 12, "projection_dim": 768,
-    },
-    {
-        "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
-        "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu",
-    },
-)  # fmt: skip
-
-
-def meta_components(config: TrainConfig) -> tuple[Components | FlowComponents, str]:
+def meta_components(config: TrainConfig) -> tuple[AnyComponents, str]:
     """Lay out a run's networks on the meta device.
 
     Args:
@@ -76,6 +39,8 @@ def meta_components(config: TrainConfig) -> tuple[Components | FlowComponents, s
     """
     if config.model.network == "flow":
         return meta_flow_components(config)
+    if config.model.network == "unet":
+        return meta_unet_components(config)
     return meta_multiview_components(config)
 
 
@@ -102,7 +67,12 @@ def meta_multiview_components(config: TrainConfig) -> tuple[Components, str]:
     sizes: tuple[dict[str, Any], ...]
     if name in PUBLISHED:
         width = None if "unet" in PUBLISHED[name] else _GUIDANCE_WIDTH
-        sizes = (_UNET | {"time_cond_proj_dim": width}, _VAE, PUBLISHED_CAMERA_ENCODER, *_TEXT)
+        sizes = (
+            SDXL_UNET | {"time_cond_proj_dim": width},
+            SDXL_VAE,
+            PUBLISHED_CAMERA_ENCODER,
+            *SDXL_TEXT,
+        )
         source, dtype = f"the published {name}", DTYPES[config.model.dtype]
     else:
         folder, dtype = weights_folder(name), torch.float32

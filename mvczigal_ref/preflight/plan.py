@@ -14,8 +14,8 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_steps
+from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.preflight.costs import Costs
 from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
@@ -260,14 +260,14 @@ def _memory(
     )
 
 
-def _refuse_image_size(config: TrainConfig, components: Components | FlowComponents) -> None:
+def _refuse_image_size(config: TrainConfig, components: AnyComponents) -> None:
     """Refuse an image that the networks cannot cut into whole cells."""
     unit = 2 ** (len(components.vae.config.block_out_channels) - 1)
     if isinstance(components, Components):
         unit = math.lcm(unit, components.policy.camera_encoder.config.downscale_factor)
         parts = "autoencoder and camera encoder"
     else:
-        unit *= components.policy.patch_size
+        unit *= getattr(components.policy, "patch_size", 1)
         parts = "autoencoder and transformer"
     size = config.model.image_size
     if size % unit:

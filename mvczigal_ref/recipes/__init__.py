@@ -7,11 +7,26 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.loading import nearest_name
 from mvczigal_ref.config.plugins import load_plugin, plugin_names
 from mvczigal_ref.errors import ConfigError, quoted
-from mvczigal_ref.recipes import baselines, dance, flow, mv_grpo, sd3, sdxl, tiny, tiny_flow
+from mvczigal_ref.recipes import (
+    baselines,
+    dance,
+    flow,
+    mv_grpo,
+    other_flow,
+    sd3,
+    sdxl,
+    single_view,
+    tiny,
+    tiny_family,
+    tiny_flow,
+)
 
 __all__ = ["RECIPES", "recipe", "recipe_function", "recipe_names"]
 
-_FAMILIES = (tiny, tiny_flow, baselines, sdxl, flow, mv_grpo, dance, sd3)
+_FAMILIES = (
+    tiny, tiny_flow, tiny_family, baselines, sdxl, flow, mv_grpo, dance, sd3, single_view,
+    other_flow,
+)  # fmt: skip
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     name: getattr(family, name) for family in _FAMILIES for name in family.__all__

@@ -78,7 +78,7 @@ def facts(config: TrainConfig, finished: int) -> list[str]:
         The facts.
     """
     sampler, model, run = config.sampler, config.model, config.run
-    kind = sampler.kind if sampler.kind == "flow" else sampler.kind.upper()
+    kind = sampler.kind if sampler.is_flow or sampler.is_plugin else sampler.kind.upper()
     trained = f"LoRA of rank {model.lora_rank}" if model.finetune == "lora" else "every weight"
     return [
         f"{finished} of {run.iterations} iterations",

@@ -117,17 +117,15 @@ def _mean(rows: Sequence[Any], value: Callable[[Any], float]) -> float:
     return sum(map(value, rows)) / len(rows)
 
 
-def read_arm(folders: Mapping[int, Path]) -> ArmRuns | None:
+def read_arm(folders: Mapping[int, Path]) -> ArmRuns:
     """Read the finished runs of an arm.
 
     Args:
-        folders: Run folder of each seed, finished.
+        folders: Folder of a finished run by its seed; at least one.
 
     Returns:
-        The runs in the order of their seeds; None if there is none.
+        The runs in the order of their seeds.
     """
-    if not folders:
-        return None
     seeds = tuple(sorted(folders))
     return ArmRuns(seeds=seeds, runs=tuple(read_run(folders[seed]) for seed in seeds))
 

@@ -1,17 +1,21 @@
 """Runs of a comparison, planned before any long work: settings, length and folder of each."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
-from mvczigal_ref.config import TrainConfig, load_config
+from mvczigal_ref import __version__
+from mvczigal_ref.config import TrainConfig, fingerprint, load_config
+from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import ArmSet, MethodRow
 from mvczigal_ref.training.run_folder import find_checkpoint
+from mvczigal_ref.training.tracking import read_metrics
 
-__all__ = ["PlannedRun", "planned_runs"]
+__all__ = ["PlannedRun", "planned_runs", "runs_there"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +34,9 @@ class PlannedRun:
     words: tuple[str, ...]
     """Settings that ``mvczigal train RECIPE`` needs for just this run."""
 
+    calls: int
+    """Latents that its training sends through the network, as planned [latents]."""
+
 
 def planned_runs(
     methods: ArmSet,
@@ -39,6 +46,7 @@ def planned_runs(
     overrides: Sequence[str] = (),
     arms: Collection[str] | None = None,
     progress: Callable[[], None] = lambda: None,
+    memory: Path | None = None,
 ) -> tuple[tuple[PlannedRun, ...], ...]:
     """Give every method as many iterations as its network calls allow, before any long work.
 
@@ -54,6 +62,7 @@ def planned_runs(
             before those of a method.
         arms: Arms whose runs are planned; all if None. The first method is counted anyway.
         progress: Called after each method that was counted.
+        memory: File that keeps counts from one command to the next; none if None.
 
     Returns:
         Per method one run per seed.
@@ -65,7 +74,7 @@ def planned_runs(
     first = methods.methods[0]
     chosen = [row for row in methods.methods if arms is None or row.arm in arms]
     words = {
-        (row.arm, seed): (*methods.settings, *overrides, *row.settings, f"run.seed={seed}")
+        (row.arm, seed): _words(methods, row, seed, overrides)
         for row in (first, *chosen)
         for seed in seeds
     }
@@ -75,14 +84,14 @@ def planned_runs(
     }
     counts = {}
     for row in dict.fromkeys((first, *chosen)):
-        counts[row.arm] = _calls(settings[row.arm])
+        counts[row.arm] = _calls(settings[row.arm], memory)
         progress()
     planned = tuple(
         tuple(
             _planned(
-                row, config, folder,
+                row, config, folder, words[row.arm, config.run.seed],
                 iterations=max(1, round(sum(budget) * len(calls) / sum(calls))),
-                words=words[row.arm, config.run.seed],
+                each=sum(calls) / len(calls),
             )
             for config, calls, budget in zip(
                 settings[row.arm], counts[row.arm], counts[first.arm], strict=True
@@ -95,12 +104,69 @@ def planned_runs(
     return planned
 
 
-def _calls(configs: Sequence[TrainConfig]) -> list[list[int]]:
+def runs_there(
+    methods: ArmSet, folder: Path, *, seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> tuple[PlannedRun, ...]:
+    """Plan the runs whose folders exist, each as long as it is, without counting anything.
+
+    Args:
+        methods: Methods that are compared.
+        folder: Holds the run folders.
+        seeds: Seeds that are looked for.
+        overrides: Settings of all methods, as :func:`planned_runs` takes them.
+
+    Returns:
+        Runs in the methods' order; their calls are those that they have made.
+
+    Raises:
+        CheckpointError: If a run folder holds a run of other settings.
+    """
+    runs = []
+    for row, seed in product(methods.methods, seeds):
+        path = folder / f"{row.arm}-{seed}"
+        if not (path / "config.json").is_file():
+            continue
+        words = _words(methods, row, seed, overrides)
+        metrics = read_metrics(path / "metrics.jsonl")
+        run = _planned(
+            row, load_config(recipe(row.recipe), overrides=words), folder, words,
+            iterations=load_config(file=path / "config.json").run.iterations,
+            each=sum(one["network_calls"] for one in metrics) / max(len(metrics), 1),
+        )  # fmt: skip
+        find_checkpoint(run.folder, run.config)
+        runs.append(run)
+    return tuple(runs)
+
+
+def _words(
+    methods: ArmSet, row: MethodRow, seed: int, overrides: Sequence[str]
+) -> tuple[str, ...]:  # fmt: skip
+    return (*methods.settings, *overrides, *row.settings, f"run.seed={seed}")
+
+
+def _calls(configs: Sequence[TrainConfig], memory: Path | None) -> list[list[int]]:
     """Count the network calls of runs that differ in their seeds alone."""
     counts: list[list[int]] = []
     for config in configs:
-        counts.append(network_calls(config) if not counts or _draws_steps(config) else counts[0])
+        counts.append(
+            _remembered(config, memory) if not counts or _draws_steps(config) else counts[0]
+        )
     return counts
+
+
+def _remembered(config: TrainConfig, memory: Path | None) -> list[int]:
+    """Count, or read what was counted of equal settings."""
+    if memory is None:
+        return network_calls(config)
+    key = f"{__version__} {fingerprint(config)} {config.run.iterations}"
+    try:
+        counts = json.loads(memory.read_text("utf-8"))
+    except (OSError, ValueError):
+        counts = {}
+    if key not in counts:
+        counts[key] = network_calls(config)
+        atomic_write(memory, to_json(counts))
+    return list(counts[key])
 
 
 def _draws_steps(config: TrainConfig) -> bool:
@@ -109,8 +175,9 @@ def _draws_steps(config: TrainConfig) -> bool:
 
 
 def _planned(
-    row: MethodRow, config: TrainConfig, folder: Path, *, iterations: int, words: Sequence[str]
-) -> PlannedRun:
+    row: MethodRow, config: TrainConfig, folder: Path, words: Sequence[str], *, iterations: int,
+    each: float,
+) -> PlannedRun:  # fmt: skip
     length = [f"run.iterations={iterations}"]
     plain = recipe(row.recipe)
     if plain.optim.decay_iterations == plain.run.iterations:
@@ -121,6 +188,7 @@ def _planned(
         folder=folder / f"{row.arm}-{config.run.seed}",
         method=row,
         words=_last_of_each((*words, *length)),
+        calls=round(iterations * each),
     )
 
 

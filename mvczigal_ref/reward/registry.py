@@ -1,16 +1,22 @@
 """Scorers by their names in a configuration, and checks of these names."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import torch
 
 from mvczigal_ref.config import GuardConfig, RewardConfig, scorer_weights
-from mvczigal_ref.config.loading import nearest_name
-from mvczigal_ref.config.plugins import plugin, plugin_names
+from mvczigal_ref.config.scorer_names import (
+    VIEW_MEAN,
+    ScorerKind,
+    check_scorer_name,
+    check_scorer_names,
+    is_chat,
+    is_function,
+    scorer_place,
+    scorers_by_setting,
+)
 from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions, remote
@@ -35,16 +41,11 @@ __all__ = [
     "source_of",
 ]
 
-VIEW_MEAN = "per_view"
-"""Name that stands for the mean of the per-view reward, in place of a joint scorer."""
-
-_Kind = Literal["per_view", "joint"]
 _Built = TypeVar("_Built", PerViewScorer, JointViewScorer)
 _SCORERS: Final[Mapping[str, Mapping[str, Callable[[ScorerOptions], Any]]]] = {
     "per_view": PER_VIEW,
     "joint": JOINT,
 }
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -79,15 +80,10 @@ def scorer_options(
         >>> options.weights, options.dtype
         ('folder', torch.bfloat16)
     """
-    family = name.partition(".")[0]
-
-    def entry(table: Mapping[str, str]) -> str | None:
-        return table.get(name, table.get(family))
-
     return ScorerOptions(
-        weights=entry(reward.weights),
-        tokenizer=entry(reward.tokenizers),
-        url=entry(reward.url),
+        weights=scorer_place(name, reward.weights),
+        tokenizer=scorer_place(name, reward.tokenizers),
+        url=scorer_place(name, reward.url),
         device=device if reward.device == "auto" else _device(reward.device),
         dtype=_DTYPES[reward.dtype],
         images_per_chunk=reward.images_per_chunk,
@@ -139,7 +135,7 @@ class ScorerBuilder(Generic[_Built]):
         'WorldJointView'
     """
 
-    kind: _Kind
+    kind: ScorerKind
     """Kind of the scorers, which is also the name of their setting."""
 
     def __call__(
@@ -165,7 +161,7 @@ class ScorerBuilder(Generic[_Built]):
         options = options or ScorerOptions()
         setting = setting or f"reward.{self.kind}"
         _check(setting, self.kind, name, options)
-        if options.url and not _is_chat(name):
+        if options.url and not is_chat(name):
             scorer: _Built = remote(self.kind, name, options)
         elif is_function(name):
             source = (
@@ -205,107 +201,46 @@ def mixture(scorers: str | Mapping[str, float], build: Callable[[str], Scorer]) 
 
 
 def check_scorers(reward: RewardConfig, guard: GuardConfig | None = None) -> None:
-    """Refuse wrong settings of scorers, before anything is loaded.
+    """Refuse wrong settings of scorers, before anything is loaded but the user's functions.
 
     Args:
         reward: Settings of the scorers that are trained on.
         guard: Settings of the scorers that are only watched.
 
     Raises:
-        ConfigError: If a scorer is unknown, is named twice or lacks a setting, or if weights,
-            tokenizers or services are given for scorers that no setting names.
+        ConfigError: As :func:`~mvczigal_ref.config.scorer_names.check_scorer_names`; if an address
+            is none, or a function cannot be imported.
 
     Examples:
-        >>> check_scorers(RewardConfig(per_view={"world.per_view": 1, "pikscore": 1}))
-        Traceback (most recent call last):
-        mvczigal_ref.errors.ConfigError: `reward.per_view` names the unknown scorer 'pikscore'; \
-the nearest is 'pickscore'. Registered are chat_judge, clip_score, hpsv2, hpsv3, image_reward, \
-pickscore, world.per_view; a function is named as my_rewards.py:score.
+        >>> check_scorers(RewardConfig(per_view="world.per_view"))
     """
-    place = None if reward.cache is None else Path(reward.cache).expanduser()
-    if place is not None and place.exists() and not place.is_dir():
-        raise ConfigError(f"`reward.cache` must be a folder; {reward.cache!r} is a file.")
-    named: list[tuple[str, _Kind, Sequence[str]]] = [
-        ("reward.per_view", "per_view", list(scorer_weights(reward.per_view))),
-        ("reward.joint", "joint", [s for s in scorer_weights(reward.joint) if s != VIEW_MEAN]),
-    ]
-    if guard is not None and guard.every:
-        named += [("guard.per_view", "per_view", guard.per_view)]
-        named += [("guard.joint", "joint", guard.joint)]
-    seen: dict[str, str] = {}
-    for path, kind, names in named:
-        for name in names:
-            if name in seen:
-                msg = f"`{path}` must not name {name!r}, which `{seen[name]}` names already."
-                raise ConfigError(msg)
-            seen[name] = path
-            options = scorer_options(name, reward, device=torch.device("cpu"), num_views=1)
-            _check(path, kind, name, options)
-    families = {*seen, *(name.partition(".")[0] for name in seen)}
-    for setting in ("weights", "tokenizers", "url"):
-        for name in getattr(reward, setting):
-            if name not in families:
-                msg = (
-                    f"`reward.{setting}` names {name!r}, a scorer that is not used; the nearest is "
-                    f"{nearest_name(name, families)!r}."
-                )
-                raise ConfigError(msg)
+    check_scorer_names(reward, guard)
+    for setting, _, name in scorers_by_setting(reward, guard):
+        _check_url_and_code(setting, name, scorer_place(name, reward.url))
 
 
-def _check(path: str, kind: _Kind, name: str, options: ScorerOptions) -> None:
-    if _is_chat(name) and not (options.url and options.weights):
-        msg = (
-            f"`{path}` names {name!r}, which needs `reward.url={{{name}: http://HOST:PORT/v1}}` "
-            f"and `reward.weights={{{name}: MODEL}}`, the model's name at that server."
-        )
-        raise ConfigError(msg)
-    if options.url:
+def _check(path: str, kind: ScorerKind, name: str, options: ScorerOptions) -> None:
+    check_scorer_name(
+        path,
+        kind,
+        name,
+        weights=options.weights,
+        tokenizer=options.tokenizer,
+        url=options.url,
+    )
+    _check_url_and_code(path, name, options.url)
+
+
+def _check_url_and_code(path: str, name: str, url: str | None) -> None:
+    if url:
         from mvczigal_ref.language.bounded_http import checked_url
 
         try:
-            checked_url(options.url, name="url")
+            checked_url(url, name="url")
         except ValueError as error:
             raise ConfigError(f"`reward.url` of {name!r}: {error}") from error
-    if options.url and not _is_chat(name):
-        return  # the service names its scorer
-    if is_code(name):
+    if is_code(name) and not url:
         load_source(name, setting=path)
-        return
-    if is_function(name):
-        return
-    if name not in _SCORERS[kind]:
-        raise _unknown(path, kind, name)
-    if name.startswith("hyperscore") and options.weights is None:
-        msg = (
-            f"`{path}` names {name!r}, which needs `reward.weights={{hyperscore: FILE}}`: the "
-            "published model.pth is on no hub."
-        )
-        raise ConfigError(msg)
-    for setting, place in (("weights", options.weights), ("tokenizers", options.tokenizer)):
-        if place is None or _is_chat(name) or _HUB_ID.fullmatch(place):
-            continue
-        if not Path(place).expanduser().exists():
-            msg = f"`reward.{setting}` of {name!r} must be there; {place!r} is no folder or file."
-            raise ConfigError(msg)
-
-
-def is_function(name: str) -> bool:
-    """Tell whether a scorer is the user's function or a plug-in's, and not the package's.
-
-    Args:
-        name: Name in a setting.
-
-    Returns:
-        True of names of code and of registered plug-ins.
-
-    Examples:
-        >>> is_function("my_rewards.py:score"), is_function("world.joint")
-        (True, False)
-    """
-    if is_code(name):
-        return True
-    registered = name in PER_VIEW or name in JOINT or name == VIEW_MEAN
-    return not registered and plugin("scorers", name) is not None
 
 
 def source_of(name: str, *, setting: str) -> Source:
@@ -322,22 +257,3 @@ def source_of(name: str, *, setting: str) -> Source:
         ConfigError: If it was not typed, or cannot be imported.
     """
     return load_source(name, setting=setting) if is_code(name) else plugin_source(name)
-
-
-def _unknown(path: str, kind: _Kind, name: str) -> ConfigError:
-    other = "joint" if kind == "per_view" else "per_view"
-    if name in _SCORERS[other]:
-        return ConfigError(
-            f"`{path}` names {name!r}, which is a {other} scorer: name it in "
-            f"`{path.rpartition('.')[0]}.{other}`, and here one of {sorted(_SCORERS[kind])}."
-        )
-    names = sorted({*_SCORERS[kind], *plugin_names("scorers")})
-    near = nearest_name(name, names)
-    return ConfigError(
-        f"`{path}` names the unknown scorer {name!r}; the nearest is {near!r}. "
-        f"Registered are {', '.join(names)}; a function is named as my_rewards.py:score."
-    )
-
-
-def _is_chat(name: str) -> bool:
-    return name.partition(".")[0] == "chat_judge"

@@ -7,7 +7,13 @@ import torch
 
 from mvczigal_ref.config import Dtype, TrainConfig
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.backbone import (
+    AnyComponents,
+    Backbone,
+    FlowBackbone,
+    MultiviewBackbone,
+    UnetBackbone,
+)
 from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
@@ -20,6 +26,9 @@ from mvczigal_ref.models.published import (
     weights_folder,
 )
 from mvczigal_ref.models.sources import find_file
+from mvczigal_ref.models.unet.components import UnetComponents
+from mvczigal_ref.models.unet.loading import load_unet
+from mvczigal_ref.models.weight_files import refuse_single_file
 from mvczigal_ref.system.rig import rig_of
 
 __all__ = [
@@ -36,7 +45,7 @@ DTYPES: dict[Dtype, torch.dtype] = {
 }
 
 
-def load_network(config: TrainConfig, *, mapped: bool = False) -> Components | FlowComponents:
+def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
     """Read the network that a configuration names.
 
     Args:
@@ -52,18 +61,25 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> Components | F
         CheckpointError: If weights are absent or damaged.
     """
     model, dtype = config.model, DTYPES[config.model.dtype]
+    if model.network == "unet":
+        place = str(weights_folder(model.weights))
+        _check_prediction(config, place, SdxlSources(base=place, local_files_only=True))
+        return load_unet(place, parts=model.sources, dtype=dtype)
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
+        for name in ("base", "unet", "vae"):
+            refuse_single_file(f"model.sources.{name}", getattr(sources, name) or "")
         _warn_of_unused_networks(model.sources, sources)
         _check_scheduler(config, sources.unet or sources.base, sources)
         return load_sdxl_components(sources, dtype=dtype)
     if model.sources:
         msg = (
-            f"`model.sources` is for `model.weights` of {list(PUBLISHED)}; got {model.weights!r}, "
-            "a folder that holds all parts."
+            f"`model.sources` is for `model.weights` of {list(PUBLISHED)}, or for `model.network` "
+            f'= "unet"; got {model.weights!r}, a folder that holds all parts.'
         )
         raise ConfigError(msg)
     folder = weights_folder(model.weights)
+    refuse_single_file("model.weights", folder)
     if model.network == "flow":
         return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, mapped=mapped)
     _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))
@@ -84,8 +100,8 @@ def _warn_of_unused_networks(named: Mapping[str, str], sources: SdxlSources) -> 
             )
 
 
-def _check_scheduler(config: TrainConfig, place: str, sources: SdxlSources) -> None:
-    """Refuse another prediction type than the network's own pipeline names; warn of its grid."""
+def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> None:
+    """Refuse another prediction type than the network's own pipeline names."""
     prediction, setting = stored_prediction(place, sources), config.sampler.prediction_type
     if prediction not in (None, setting):
         msg = (
@@ -93,11 +109,16 @@ def _check_scheduler(config: TrainConfig, place: str, sources: SdxlSources) -> N
             f"of its network; got {setting!r}."
         )
         raise ConfigError(msg)
+
+
+def _check_scheduler(config: TrainConfig, place: str, sources: SdxlSources) -> None:
+    """Refuse another prediction type than the network's own pipeline names; warn of its grid."""
+    _check_prediction(config, place, sources)
     if config.sampler.kind in ("lcm", "ddim"):
         warn_of_grid(place, sources, few_steps=config.sampler.kind == "lcm")
 
 
-def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Backbone:
+def backbone_of(config: TrainConfig, loaded: AnyComponents) -> Backbone:
     """Put loaded components together with the cameras and image size of a run.
 
     Args:
@@ -110,10 +131,12 @@ def backbone_of(config: TrainConfig, loaded: Components | FlowComponents) -> Bac
     Raises:
         ConfigError: If they are of another kind than the configuration says.
     """
-    size, flow = config.model.image_size, config.model.network == "flow"
-    if isinstance(loaded, FlowComponents) and flow:
+    size, network = config.model.image_size, config.model.network
+    if isinstance(loaded, FlowComponents) and network == "flow":
         return FlowBackbone(components=loaded, image_size=size)
-    if isinstance(loaded, Components) and not flow:
+    if isinstance(loaded, UnetComponents) and network == "unet":
+        return UnetBackbone(components=loaded, image_size=size)
+    if isinstance(loaded, Components) and network == "multiview":
         return MultiviewBackbone(components=loaded, image_size=size, rig=rig_of(config.model))
     msg = (
         f"`components` must be of the kind that `model.network` = {config.model.network!r} names; "

@@ -3,15 +3,19 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.diffusion.ddim import DdimSampler
+from mvczigal_ref.diffusion.euler_ancestral import EulerAncestralSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.flow_schedule import flow_sigmas
 from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar, shift_snr
+from mvczigal_ref.diffusion.spacing import TimestepSpacing
+from mvczigal_ref.diffusion.tcd import TcdSampler
 from mvczigal_ref.errors import ConfigError
 
 __all__ = ["build_sampler"]
@@ -48,7 +52,7 @@ def build_sampler(
     except ConfigError:
         raise
     except ValueError as error:
-        section = "flow" if config.sampler.kind == "flow" else "sampler"
+        section = "flow" if config.sampler.is_flow else "sampler"
         raise ConfigError(f"the settings of `{section}` leave no grid of steps: {error}") from error
 
 
@@ -56,34 +60,51 @@ def _built(config: TrainConfig, steps: int, *, shift: float, lowest_sigma: float
     settings = config.sampler
     kind: str = settings.kind
     sampler: Sampler
-    if kind == "flow":
+    if settings.is_flow:
         flow = config.flow
         shift = shift if flow.shift is None else flow.shift
-        sampler = FlowSampler.create(
-            sigmas=flow_sigmas(steps, shift=shift, lowest_sigma=lowest_sigma),
-            kernel=flow.kernel,
-            noise_scale=flow.noise_scale,
-            image_is_denoised=flow.image_is_denoised,
-        )
+        sigmas = flow_sigmas(steps, shift=shift, lowest_sigma=lowest_sigma)
+        if settings.is_plugin:
+            sampler = _plugged("flow_samplers", kind, FlowSampler, steps, sigmas, flow)
+        else:
+            sampler = FlowSampler.create(
+                sigmas=sigmas,
+                kernel=flow.kernel,
+                noise_scale=flow.noise_scale,
+                image_is_denoised=flow.image_is_denoised,
+                ode=flow.ode,
+                density=flow.density if flow.kernel == "cps" else "gaussian",
+            )
         return sampler.to(dtype=torch.float32)
     alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)
     if settings.snr_shift != 1.0:
         alpha_bar = shift_snr(alpha_bar, settings.snr_shift)
+    grid: dict[str, Any] = {
+        "num_steps": steps, "alpha_bar": alpha_bar, "prediction_type": settings.prediction_type,
+    }  # fmt: skip
+    spacing: TimestepSpacing = "trailing" if settings.spacing == "trailing" else "leading"
     if kind == "lcm":
-        sampler = LcmSampler.create(
-            num_steps=steps, alpha_bar=alpha_bar, prediction_type=settings.prediction_type
-        )
+        sampler = LcmSampler.create(**grid, trailing=settings.spacing == "trailing")
+    elif kind == "euler_ancestral":
+        sampler = EulerAncestralSampler.create(**grid, eta=settings.eta)
+    elif kind == "tcd":
+        sampler = TcdSampler.create(**grid, eta=settings.eta)
     elif kind != "ddim":
-        plugged: Any = load_plugin("samplers", kind)(steps, alpha_bar, settings)
-        if not isinstance(plugged, Sampler):
-            name = type(plugged).__name__
-            raise ConfigError(f"the plug-in {kind!r} must give a Sampler; got a {name}.")
-        sampler = plugged
+        sampler = _plugged("samplers", kind, Sampler, steps, alpha_bar, settings)
     else:
-        sampler = DdimSampler.create(
-            num_steps=steps,
-            alpha_bar=alpha_bar,
-            prediction_type=settings.prediction_type,
-            eta=settings.eta,
-        )
+        sampler = DdimSampler.create(**grid, eta=settings.eta, timestep_spacing=spacing)
     return sampler.to(dtype=torch.float32)
+
+
+def _plugged(
+    group: str, name: str, kind: type[Any], steps: int, levels: Tensor, section: object
+) -> Any:  # noqa: ANN401 - of the kind that is named
+    """Build a plug-in's sampler, and refuse what is none or has another number of steps."""
+    sampler = load_plugin(group, name)(steps, levels, section)
+    if not isinstance(sampler, kind):
+        got = type(sampler).__name__
+        raise ConfigError(f"the plug-in {name!r} must give a {kind.__name__}; got a {got}.")
+    if sampler.num_steps != steps:
+        msg = f"the plug-in {name!r} must give a grid of {steps} steps; got {sampler.num_steps}."
+        raise ConfigError(msg)
+    return sampler

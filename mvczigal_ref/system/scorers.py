@@ -54,7 +54,7 @@ def build_scorers(
     """
     check_judges(config, watched=watched)
     model = config.model
-    views = 1 if model.network == "flow" else rig_of(model).num_views
+    views = 1 if model.one_view else rig_of(model).num_views
 
     def built(name: str, build: Callable[..., Any], section: str) -> Any:  # noqa: ANN401
         options = scorer_options(
@@ -144,7 +144,7 @@ def check_functions(config: TrainConfig, *, device: torch.device) -> None:
         ("guard.per_view", per_view_scorer, guard.per_view),
         ("guard.joint", joint_view_scorer, guard.joint),
     )
-    views = 1 if config.model.network == "flow" else rig_of(config.model).num_views
+    views = 1 if config.model.one_view else rig_of(config.model).num_views
     for setting, build, names in kinds:
         for name in filter(is_function, names):
             options = scorer_options(

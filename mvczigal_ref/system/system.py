@@ -13,10 +13,14 @@ from mvczigal_ref.config.sharding import processes_contradiction
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.models.backbone import Backbone, FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.backbone import (
+    AnyComponents,
+    Backbone,
+    FlowBackbone,
+    MultiviewBackbone,
+)
 from mvczigal_ref.models.chunks import device_of, in_chunks
 from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.low_bit_weights import check_low_bit, store_low_bit
@@ -28,6 +32,7 @@ from mvczigal_ref.models.placement import (
     take_latents_from,
 )
 from mvczigal_ref.models.projections import install_merged_linears
+from mvczigal_ref.models.quick_blocks import install_quick_blocks
 from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
@@ -202,7 +207,7 @@ def build_system(
     config: TrainConfig,
     *,
     device: torch.device,
-    components: Components | FlowComponents | None = None,
+    components: AnyComponents | None = None,
     scorers: Mapping[str, Any] | None = None,
     lora: Path | None = None,
     world: World | None = None,
@@ -279,6 +284,8 @@ def build_system(
     if few_bits != "stored" and device.type != "meta":
         store_low_bit(backbone.network, few_bits)
     install_merged_linears(backbone.network)
+    install_quick_blocks(backbone.network)
+    install_quick_blocks(loaded.vae)
     if model.gradient_checkpointing:
         # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
         backbone.network.enable_gradient_checkpointing()

@@ -35,7 +35,8 @@ def build_optimizer(
     trained = list(parameters.values())
     if optim.kind == "adamw8bit":
         return adamw_8bit(trained, **numbers)
-    return torch.optim.AdamW(trained, **numbers)
+    # Bits of the loop over parameters, torch's choice on a CPU, in a tenth of its launches.
+    return torch.optim.AdamW(trained, foreach=True, **numbers)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

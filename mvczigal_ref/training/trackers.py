@@ -1,10 +1,10 @@
 """Experiment trackers, from accelerate's own map: metrics, settings and sheets of a run."""
 
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,14 +17,13 @@ from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.pictures import contact_sheet, view_scale
 from mvczigal_ref.shapes import Images
+from mvczigal_ref.training.tracker_names import require_trackers
 
 __all__ = ["Trackers", "check_trackers"]
 
 Number = float | int | bool | None
 
 _PROJECT = "mvczigal"
-_IN_EXTRA = ("tensorboard", "wandb")  # of the extra `tracking`
-_PACKAGES = {"comet_ml": "comet-ml"}  # packages that are not named like their modules
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -39,14 +38,7 @@ def check_trackers(names: Sequence[str]) -> None:
     Examples:
         >>> check_trackers([])
     """
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            package = '-e ".[tracking]"' if name in _IN_EXTRA else _PACKAGES.get(name, name)
-            msg = (
-                f"tracker {name!r} is not installed. Run `pip install {package}`, or take it out "
-                "of `run.trackers`."
-            )
-            raise ConfigError(msg)
+    require_trackers(names)
     if "wandb" in names and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
         import wandb
 
@@ -78,12 +70,16 @@ class Trackers:
     def __init__(
         self, names: Sequence[str], *, folder: Path, config: TrainConfig, finished: int = 0
     ) -> None:
-        self._trackers = [_tracker(name, folder, finished) for name in names]
-        for tracker in self._trackers:
-            tracker.start()
-            if tracker.name == "comet_ml":  # which takes no name when it starts
-                tracker.tracker.set_name(folder.name)
-            tracker.store_init_configuration(_flat(to_dict(config)))
+        trackers = [_tracker(name, folder, finished) for name in names]
+        with ExitStack() as opened:
+            for tracker in trackers:
+                tracker.start()
+                opened.callback(tracker.finish)
+                if tracker.name == "comet_ml":  # which takes no name when it starts
+                    tracker.tracker.set_name(folder.name)
+                tracker.store_init_configuration(_flat(to_dict(config)))
+            opened.pop_all()  # only those that opened before one that failed are closed
+        self._trackers = trackers
 
     def __enter__(self) -> "Trackers":
         """Give the trackers."""
@@ -124,9 +120,10 @@ class Trackers:
             _log_picture(tracker, name, sheet, iteration)
 
     def close(self) -> None:
-        """Write out what trackers hold back."""
-        for tracker in self._trackers:
-            tracker.finish()
+        """Write out what trackers hold back; each is closed, also where another fails."""
+        with ExitStack() as closing:
+            for tracker in self._trackers:
+                closing.callback(tracker.finish)
 
 
 def _tracker(name: str, folder: Path, finished: int) -> GeneralTracker:

@@ -24,8 +24,7 @@ from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.files import atomic_write, owned, sweep, to_json
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_grid, check_steps
-from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.models.policy_files import trained_lora
 from mvczigal_ref.models.sharding import gathered
 from mvczigal_ref.system import System, build_system
@@ -76,7 +75,7 @@ def train(
     *,
     world: World,
     events: Events | None = None,
-    components: Components | FlowComponents | None = None,
+    components: AnyComponents | None = None,
     held_out: list[str] | None = None,
     start: str | Path | None = None,
 ) -> RunResult:
@@ -183,7 +182,7 @@ class _Run:
     folder: Path
     world: World
     tell: Events
-    components: Components | FlowComponents | None
+    components: AnyComponents | None
     held_out: list[str] | None
     start: str | Path | None
     state: TrainingState | None = None

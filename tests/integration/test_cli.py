@@ -111,6 +111,15 @@ def test_a_new_run_begins_with_another_run_s_parameters(finished, words, tmp_pat
     assert all(torch.equal(first[name], begun[name]) for name in begun)
     assert main(again) == 0
 
+    path = tmp_path / "scores.json"
+    assert main(["evaluate", "--run", str(folder), "--noises", "1", "--json", str(path)]) == 0
+    scores, summary = (
+        json.loads(path.read_text()),
+        json.loads((folder / "summary.json").read_text()),
+    )
+    assert scores["gains"] == {"per view": summary["per_view"], "joint view": summary["joint"]}
+    assert scores["against"] == f"its start, {finished}"
+
 
 def test_a_start_that_is_not_there_is_refused(words, tmp_path, capsys):
     """Before anything is written."""

@@ -57,6 +57,23 @@ def test_the_container_copies_what_there_is():
         assert extra in PROJECT["optional-dependencies"]
 
 
+def test_the_space_asks_for_what_the_package_needs():
+    """A Python that it declares, the page's library as it is tested, a file that compiles."""
+    folder = ROOT / "examples" / "space"
+    text = (folder / "README.md").read_text("utf-8")
+    settings = yaml.safe_load(text.split("---")[1])
+    pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+
+    assert (
+        f"Programming Language :: Python :: {settings['python_version']}"
+        in (PROJECT["classifiers"])
+    )
+    assert f"gradio=={settings['sdk_version']}" in pins
+    source = (folder / settings["app_file"]).read_text("utf-8")
+    compile(source, settings["app_file"], "exec")
+    assert (folder / "requirements.txt").read_text("utf-8").startswith(PROJECT["name"])
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="files are listed by git")
 def test_no_file_names_a_package_index():
     """Whoever installs chooses it."""

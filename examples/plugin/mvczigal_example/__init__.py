@@ -1,1 +1,1 @@
-"""Example of a plug-in: one scorer, one objective, one recipe."""
+"""Example of a plug-in: a scorer, two objectives, a sampler of a flow, a recipe."""

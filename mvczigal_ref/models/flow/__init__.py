@@ -1,1 +1,1 @@
-"""Flow transformers: FLUX and Stable Diffusion 3, their text encoders, and a tiny twin."""
+"""Flow transformers: FLUX, Stable Diffusion 3 and Z-Image, their encoders, and tiny twins."""

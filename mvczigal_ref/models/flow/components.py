@@ -36,7 +36,8 @@ class FlowComponents(ScaledAutoencoder):
     """Tokenizers, one per text encoder."""
 
     text_encoders: tuple[PreTrainedModel, ...]
-    """Text encoders: CLIP and T5 for FLUX.1; CLIP, CLIP and T5 for Stable Diffusion 3."""
+    """Text encoders: CLIP and T5 for FLUX.1; CLIP, CLIP and T5 for Stable Diffusion 3; Qwen3 for
+    Z-Image."""
 
     policy: FlowPolicy
     """Transformer as a policy."""
@@ -45,11 +46,16 @@ class FlowComponents(ScaledAutoencoder):
     """Scheduler that says how the noise levels are shifted; it takes no step here."""
 
     max_tokens: int
-    """Length of T5's sequences [tokens]."""
+    """Length of the last text encoder's sequences [tokens]."""
 
     def __post_init__(self) -> None:
         """Refuse a scheduler with settings that are not followed."""
         check_scheduler(self.scheduler)
+
+    @property
+    def feature_sizes(self) -> tuple[tuple[int, int], int]:
+        """Tokens and width of a prompt's token features, and width of its pooled ones [1]."""
+        return family_of(self.policy).feature_sizes(self.text_encoders, self.max_tokens)
 
     def encode_prompts(
         self, prompts: Sequence[str]

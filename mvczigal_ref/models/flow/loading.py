@@ -7,16 +7,15 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.flow.components import FlowComponents
-from mvczigal_ref.models.flow.families import FLUX, SD3, FlowFamily, numbered
+from mvczigal_ref.models.flow.families import FLOW_FAMILIES, FlowFamily, numbered
 from mvczigal_ref.models.latents import shifted_statistics
 from mvczigal_ref.models.loading import load_model, quiet, stored_dtype
+from mvczigal_ref.models.pipeline_folders import find_pipeline, pipeline_class, require_parts
 from mvczigal_ref.models.schedulers import scheduler_of
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, longest_text, read_tokenizer
-from mvczigal_ref.models.weight_files import read_json, refuse_single_file
 
 __all__ = ["load_flow"]
 
@@ -27,7 +26,7 @@ class _Types(NamedTuple):
     """Floating types of the parts."""
 
     transformer: torch.dtype
-    texts: torch.dtype
+    text_encoders: torch.dtype
     vae: torch.dtype
 
 
@@ -43,11 +42,11 @@ def load_flow(
     """Read a flow pipeline of the family that its index names.
 
     Args:
-        source: Folder of a diffusers pipeline of FLUX.1, Stable Diffusion 3 or 3.5, or what
+        source: Folder of a diffusers pipeline of FLUX.1, Stable Diffusion 3, Z-Image, or what
             :meth:`FlowComponents.save` wrote of one; or the name of one that is in the local
             cache, such as ``stabilityai/stable-diffusion-3.5-medium``. Nothing is downloaded.
-        text_length: Length of T5's sequences [tokens], such as Flow-GRPO's 128; None is the
-            pipeline's default, but at most the tokenizer's length.
+        text_length: Length of the last text encoder's sequences [tokens], such as Flow-GRPO's
+            128 of T5; None is the pipeline's default, but at most the tokenizer's length.
         dtype: Floating type of transformer and text encoders.
         vae_dtype: Floating type of the autoencoder, which half precision can overflow.
         device: Device of the networks.
@@ -62,9 +61,10 @@ def load_flow(
         CheckpointError: If the index names no known pipeline, a part is absent or unreadable, or
             a tensor is missing, left over or of another shape; the message names each.
     """
-    folder = _find(source)
+    folder = find_pipeline(source)
     family = _family(folder)
-    _require_parts(family, folder)
+    texts = numbered("tokenizer", family.tokenizers) | numbered("text_encoder", family.tokenizers)
+    require_parts(folder, ["transformer", "vae", "scheduler", *texts], source=str(source))
     try:
         with quiet():
             tokenizers = tuple(
@@ -74,7 +74,7 @@ def load_flow(
             length = _text_length(family, folder, tokenizers[-1], text_length)
             types = _Types(
                 transformer=(mapped and stored_dtype(folder / "transformer")) or dtype,
-                texts=dtype, vae=vae_dtype,
+                text_encoders=dtype, vae=vae_dtype,
             )  # fmt: skip
             components = _read(family, folder, tokenizers, length, types)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -85,25 +85,12 @@ def load_flow(
 
 def _family(folder: Path) -> FlowFamily:
     """Choose the family that the index of a pipeline names."""
-    families = {family.pipeline: family for family in (FLUX, SD3)}
-    try:
-        named = read_json(folder / "model_index.json")["_class_name"]
-    except LookupError as error:
-        msg = f"`{folder}` must hold a model_index.json that names its pipeline; got {error!r}."
-        raise CheckpointError(msg) from error
-    if not isinstance(named, str) or named not in families:
+    families = {family.pipeline: family for family in FLOW_FAMILIES}
+    named = pipeline_class(folder)
+    if named not in families:
         msg = f"`{folder}` must hold one of {sorted(families)}; got {named!r}."
         raise CheckpointError(msg)
     return families[named]
-
-
-def _require_parts(family: FlowFamily, folder: Path) -> None:
-    """Refuse a folder without every part of the pipeline."""
-    texts = numbered("tokenizer", family.tokenizers) | numbered("text_encoder", family.tokenizers)
-    absent = [n for n in ("transformer", "vae", "scheduler", *texts) if not (folder / n).exists()]
-    if absent:
-        msg = f"`{folder}` must hold every part of a pipeline; absent: {', '.join(absent)}."
-        raise CheckpointError(msg)
 
 
 def _text_length(
@@ -120,22 +107,6 @@ def _text_length(
     return min(family.text_length, longest) if text_length is None else text_length
 
 
-def _find(source: str | Path) -> Path:
-    """Take a folder as it is, and look a name up in the cache."""
-    refuse_single_file("source", source)
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        index = cached_file(str(source), "model_index.json", local_files_only=True)
-    except (OSError, ValueError) as error:
-        msg = (
-            "`source` must be the folder of a diffusers pipeline, or the name of one in the local "
-            f"cache; got {str(source)!r}. Download it first: hf download {source}"
-        )
-        raise CheckpointError(msg) from error
-    return Path(str(index)).parent
-
-
 def _read(
     family: FlowFamily,
     folder: Path,
@@ -146,13 +117,16 @@ def _read(
     """Load every part."""
     euler = {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler}
     scheduler = scheduler_of(euler, folder / "scheduler" / "scheduler_config.json")
+    if family.require_fitting is not None:
+        parts = ("transformer", "vae", *numbered("text_encoder", family.text_encoders))
+        family.require_fitting({name: folder / name for name in parts})
     vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=types.vae)
     mean, std = shifted_statistics(vae)
     transformer = load_model(
         family.transformer, folder / "transformer", torch_dtype=types.transformer
     )
     encoders = tuple(
-        load_model(kind, folder / name, dtype=types.texts).requires_grad_(requires_grad=False)
+        load_model(kind, folder / name, dtype=types.text_encoders).requires_grad_(requires_grad=False)
         for name, kind in numbered("text_encoder", family.text_encoders).items()
     )
     names = numbered("tokenizer", family.tokenizers)

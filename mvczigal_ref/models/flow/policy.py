@@ -58,15 +58,20 @@ class FlowPolicy(nn.Module, ABC):
         self.transformer = transformer
 
     @property
+    def weight(self) -> Tensor:
+        """Weight that says where and in which dtype the network computes; no LoRA adapts it."""
+        weight: Tensor = self.transformer.proj_out.weight
+        return weight
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype in which the network computes."""
-        return compute_dtype_of(self.transformer, self.transformer.proj_out.weight)
+        return compute_dtype_of(self.transformer, self.weight)
 
     @property
     def device(self) -> torch.device:
         """Device on which the network computes."""
-        weight: Tensor = self.transformer.proj_out.weight
-        return weight.device
+        return self.weight.device
 
     @property
     def embeds_guidance(self) -> bool:

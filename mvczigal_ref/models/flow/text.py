@@ -10,7 +10,12 @@ from torch import Tensor
 from mvczigal_ref.models.text import require_texts
 from mvczigal_ref.shapes import PromptEmbedding
 
-__all__ = ["encode_flux_prompts", "encode_sd3_prompts"]
+__all__ = [
+    "encode_flux_prompts",
+    "encode_sd3_prompts",
+    "flux_feature_sizes",
+    "sd3_feature_sizes",
+]
 
 Parts = Sequence[Any]
 """Tokenizers or text encoders, in the order of the pipeline's folders."""
@@ -83,6 +88,35 @@ def encode_sd3_prompts(
     text = text_encoders[2](_ids(tokenizers[2], prompts, text_encoders[2], max_tokens))[0]
     clip = torch.nn.functional.pad(clip, (0, text.shape[-1] - clip.shape[-1]))
     return torch.cat([clip, text], dim=-2), torch.cat(pooled, dim=-1)
+
+
+def flux_feature_sizes(text_encoders: Parts, max_tokens: int) -> tuple[tuple[int, int], int]:
+    """Size what :func:`encode_flux_prompts` gives for one prompt.
+
+    Args:
+        text_encoders: CLIP and T5.
+        max_tokens: Length of T5's sequences [tokens].
+
+    Returns:
+        Tokens and width of the token features, and width of the pooled ones [1].
+    """
+    clip, t5 = (encoder.config for encoder in text_encoders)
+    return (max_tokens, t5.d_model), clip.hidden_size
+
+
+def sd3_feature_sizes(text_encoders: Parts, max_tokens: int) -> tuple[tuple[int, int], int]:
+    """Size what :func:`encode_sd3_prompts` gives for one prompt.
+
+    Args:
+        text_encoders: CLIP, CLIP and T5.
+        max_tokens: Length of T5's sequences [tokens].
+
+    Returns:
+        Tokens and width of the token features, and width of the pooled ones [1].
+    """
+    *clips, t5 = (encoder.config for encoder in text_encoders)
+    tokens = clips[0].max_position_embeddings + max_tokens
+    return (tokens, t5.d_model), sum(clip.projection_dim for clip in clips)
 
 
 def _ids(tokenizer: Any, prompts: Sequence[str], encoder: Any, length: int | None = None) -> Tensor:  # noqa: ANN401

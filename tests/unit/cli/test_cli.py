@@ -1,11 +1,12 @@
 """`cli`: which words of the command line are settings, and which are prompts and files."""
 
 import os
+import subprocess
 import sys
 
 import pytest
 
-from mvczigal_ref.cli import _read, main
+from mvczigal_ref.cli import _COMMANDS, _read, main
 
 SCORE = ["score", "--prompt", "P", "--reward", "clip_score"]
 
@@ -54,6 +55,29 @@ def test_a_folder_may_be_called_like_a_setting(tmp_path, monkeypatch, command):
     more = ["--out", "there"] if command == "export" else []
 
     assert str(_read([command, "lr=0.1", *more]).run) == "lr=0.1"
+
+
+@pytest.mark.parametrize("words", [["settings", "optim"], ["train", "--help"]])
+def test_a_reader_that_leaves_is_no_error(words):
+    """As `| head` does: nothing is printed on standard error."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mvczigal_ref", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_can_complete_words(shell, capsys):
+    """By a script that the documents name; it holds every command."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--tyro-print-completion", shell])
+
+    text = capsys.readouterr().out
+    assert not ended.value.code
+    assert all(command in text for command in _COMMANDS)
 
 
 # -- errors ------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mvczigal_ref.cli.policy_settings import policy_config
+from mvczigal_ref.cli.policy_settings import policy_config, recipe_config
 from mvczigal_ref.config import load_config, to_dict
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import to_json
@@ -40,3 +40,30 @@ def test_a_key_that_only_the_run_names_is_refused(run):
     """It could be any secret of the environment, and the service anyone's."""
     with pytest.raises(ConfigError, match=r"sent only where you type its name: add"):
         policy_config(run, None, None, ["reward.timeout=3"], also=("reward.",))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "settings"),
+    [
+        (
+            "reward", "tiny",
+            {"per_view": "chat_judge", "url": {"chat_judge": "http://elsewhere.example/v1"},
+             "weights": {"chat_judge": "judge"}},
+        ),
+        (
+            "condition", "tiny_mv_grpo_vlm",
+            {"enhancer": "chat", "url": "http://elsewhere.example/v1", "model": "m",
+             "instructions": []},
+        ),
+    ],
+)  # fmt: skip
+def test_a_key_that_only_a_settings_file_names_is_refused(tmp_path, section, name, settings):
+    """It may have been downloaded, as a run may; typed, or none, it is taken."""
+    file = tmp_path / "settings.json"
+    file.write_text(to_json({section: {**settings, "api_key_env": "SECRET"}}), "utf-8")
+    with pytest.raises(ConfigError, match=r"settings of the file '.*only where you type its name"):
+        recipe_config(name, file=file, words=[])
+    for word, key in (("SECRET", "SECRET"), ("null", None)):
+        words = [f"{section}.api_key_env={word}"]
+        config = recipe_config(name, file=file, words=words)
+        assert getattr(config, section).api_key_env == key

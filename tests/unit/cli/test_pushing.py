@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from mvczigal_ref.cli import main, pushing
@@ -101,6 +103,9 @@ def test_the_hub_is_handed_the_same_folder(run, dry, monkeypatch, capsys):
     calls = []
 
     class Api:
+        def repo_info(self, repo):
+            raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
         def create_repo(self, repo, *, private, exist_ok):
             calls.append((repo, private, exist_ok))
             return f"hub/{repo}"
@@ -114,6 +119,52 @@ def test_the_hub_is_handed_the_same_folder(run, dry, monkeypatch, capsys):
 
     assert calls == [(REPO, True, True), (REPO, {path.name for path in dry.iterdir()})]
     assert capsys.readouterr().out == f"hub/{REPO}\n"
+
+
+def test_a_public_repository_is_never_taken_for_a_private_one(run, monkeypatch, capsys):
+    """The hub would leave it public, so it is asked before anything is loaded."""
+    calls = []
+
+    class Api:
+        def __init__(self, private):
+            self.private = private
+
+        def repo_info(self, repo):
+            return SimpleNamespace(private=self.private)
+
+        def create_repo(self, repo, *, private, exist_ok):
+            calls.append(private)
+            return repo
+
+        def upload_folder(self, *, repo_id, folder_path):
+            calls.append(repo_id)
+
+    monkeypatch.setattr(pushing, "_write", lambda command, folder: folder)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Api(private=False))
+    assert main(["push", str(run), REPO, "--private"]) == 2
+    assert f"{REPO!r} is there and public" in capsys.readouterr().err
+    assert calls == []
+    assert main(["push", str(run), REPO]) == 0
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Api(private=True))
+    assert main(["push", str(run), REPO, "--private"]) == 0
+    assert calls == [False, REPO, True, REPO]
+
+
+def test_a_dry_run_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
+    """The folder has its name when the sheet is in it, and not before."""
+    seen = []
+
+    def fail(path, image):
+        seen.append((tmp_path / "policy").exists())
+        raise ValueError("no picture")
+
+    monkeypatch.setattr("mvczigal_ref.pictures.save_png", fail)
+    with pytest.raises(ValueError, match="no picture"):
+        main(["push", str(run), REPO, "--dry-run", str(tmp_path / "policy")])
+
+    assert seen == [False]
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- errors ------------------------------------------------------------------------------

@@ -124,6 +124,16 @@ QUICK = (
     ["settings", "optm"],
     ["train", "tiny", "run.prompts=prompts/none.txt"],
     ["train", "flow_grpo"],
+    ["train", "tiny", "reward.per_view=nosuch"],
+    ["train", "tiny", "run.trackers=[comet_ml]"],
+    ["train", "tiny", "run.prompts={prompts}"],
+    ["evaluate", "reward.per_view=nosuch"],
+    ["score", "a.png", "--prompt", "x", "--reward", "nosuch"],
+    ["score", "a.png", "--prompt", "x", "--reward", "hyperscore"],
+    ["serve-reward", "nosuch"],
+    ["sample", "a dog"],
+    ["report", "nosuch"],
+    ["evaluate", "--run", "nosuch"],
     ["recipes", "tiny"],
     ["recipes"],
     ["settings", "optim.lr"],
@@ -133,7 +143,9 @@ QUICK = (
 def test_slips_are_told_without_torch(tmp_path):
     """Importing it alone takes a second."""
     (tmp_path / "file").touch()
-    words = [[word.format(file=tmp_path / "file") for word in each] for each in QUICK]
+    (tmp_path / "prompts.txt").write_text("a red cube with a white nose\na dog\n", "utf-8")
+    places = {"file": tmp_path / "file", "prompts": tmp_path / "prompts.txt"}
+    words = [[word.format(**places) for word in each] for each in QUICK]
     script = (
         "import sys\n"
         "from mvczigal_ref.cli import main\n"
@@ -144,8 +156,8 @@ def test_slips_are_told_without_torch(tmp_path):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
     )
 
-    assert done.stdout.splitlines()[-2:] == [str([2] * 11 + [0] * 3), "set()"]
-    assert len(done.stderr.splitlines()) == 11
+    assert done.stdout.splitlines()[-2:] == [str([2] * 21 + [0] * 3), "set()"]
+    assert len(done.stderr.splitlines()) == 21
 
 
 def test_a_run_says_where_it_begins(tmp_path):
@@ -183,7 +195,7 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     passed = [True]
 
-    def check(config, *, device):
+    def check(config, *, device, progress):
         finding = Finding(name="it is", passed=passed[0], reason="so")
         return CheckResult(findings=(finding,), seconds=0.0)
 

@@ -105,11 +105,13 @@ RULES = {
         [*GROUPS, "sampler.kind=ddim"],
     ),
     "one view judged jointly": (
-        [*FLOW, *GROUPS, "reward.joint=world.joint"], '`reward.joint` must be "per_view" for a',
+        [*FLOW, *GROUPS, "reward.joint=world.joint"],
+        '`reward.joint` must be "per_view" with `model.network` = "flow", one',
         [*FLOW, *GROUPS],
     ),
     "one view compared jointly": (
-        [*FLOW, *GROUPS, "advantage.mode=joint"], '`advantage.mode` must be "per_view" for a flow',
+        [*FLOW, *GROUPS, "advantage.mode=joint"],
+        '`advantage.mode` must be "per_view" with `model.network` = "flow"',
         [*GROUPS, "advantage.mode=joint"],
     ),
     "cameras of one view": (
@@ -128,6 +130,30 @@ RULES = {
     "DDIM without noise": (
         ["sampler.kind=ddim", "sampler.eta=0"], "`sampler.eta` must be positive",
         ["sampler.kind=lcm", "sampler.eta=0"],
+    ),
+    "a single-view UNet judged jointly": (
+        ["model.network=unet", "advantage.mode=per_view"],
+        '`reward.joint` must be "per_view" with `model.network` = "unet"',
+        ["model.network=unet", "advantage.mode=per_view", "reward.joint=per_view"],
+    ),
+    "TCD without noise": (
+        ["sampler.kind=tcd", "sampler.eta=0"], '`sampler.eta` must be positive: "tcd" without',
+        ["sampler.kind=tcd", "sampler.eta=1"],
+    ),
+    "more than all noise": (
+        ["sampler.kind=euler_ancestral", "sampler.eta=1.5"],
+        '`sampler.eta` must be at most 1 with "euler_ancestral"; got 1.5',
+        ["sampler.kind=euler_ancestral", "sampler.eta=1"],
+    ),
+    "a last step without noise": (
+        ["sampler.kind=tcd", "objective.train_last_action=true"],
+        '`objective.train_last_action` must be false with `sampler.kind` = "tcd"',
+        ["sampler.kind=ddim", "objective.train_last_action=true"],
+    ),
+    "a sample at the clean end": (
+        ["sampler.kind=euler_ancestral", "sampler.prediction_type=sample"],
+        '`sampler.prediction_type` must be "epsilon" or "v_prediction" with "euler_ancestral"',
+        ["sampler.kind=tcd", "sampler.prediction_type=sample"],
     ),
     "pairs without a last density": (
         [*FLOW, "objective.kind=policy_gradient", "flow.kernel=cps"],
@@ -152,10 +178,22 @@ RULES = {
         [*TREE, "rollout.split_width=1"], "`rollout.split_width` must be at least 2",
         [*GROUPS, "rollout.split_width=1"],
     ),
-    "a tree whose window moves": (
-        [*TREE, "sampler.kind=ddim", "rollout.window=sliding"],
-        '`rollout.window` must be "all" or "fixed" with `rollout.kind` = "tree"',
-        [*TREE, "sampler.kind=ddim", "rollout.window=fixed"],
+    "sequences of a tree": (
+        [*TREE, "objective.kind=sequence"], '`objective.kind` = "sequence" needs the whole',
+        [*GROUPS, "objective.kind=sequence"],
+    ),
+    "sequences with a change per step": (
+        [*GROUPS, "objective.kind=sequence", "optim.step_per_decision=true"],
+        "`optim.step_per_decision` false with", [*GROUPS, "objective.kind=sequence"],
+    ),
+    "divergences of pairs": (
+        ["objective.kind=divergence"], '`objective.kind` = "divergence" needs groups',
+        [*GROUPS, "objective.kind=divergence"],
+    ),
+    "weights by a flow's gradient elsewhere": (
+        [*GROUPS, "objective.step_weight=rectified"],
+        '`objective.step_weight` = "rectified" is defined on the noise levels',
+        [*FLOW, *GROUPS, "objective.step_weight=rectified"],
     ),
     "leaves of no tree": (
         [*GROUPS, "advantage.fusion_inverse_temperature=1"],
@@ -249,10 +287,6 @@ RULES = {
     "captions of pairs": (
         ["condition.enhancer=world", "objective.kind=policy_gradient"],
         '`condition.enhancer` = "world" needs groups', [*TREE, "condition.enhancer=world"],
-    ),
-    "captions of branches": (
-        [*BRANCHES, "condition.enhancer=world"], '`condition.enhancer` = "world" needs groups',
-        [*FLOW, *GROUPS, "condition.enhancer=world"],
     ),
     "captions of the forward process": (
         [*FORWARD, "condition.enhancer=world"], "the forward process no ratio",

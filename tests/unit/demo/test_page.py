@@ -1,5 +1,6 @@
 """`demo.page`: Gradio's page; its server is asked as a browser asks it."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -38,7 +39,11 @@ def server(tmp_path_factory):
         port = taken.getsockname()[1]
     log = tmp_path_factory.mktemp("play") / "log"
     command = [sys.executable, "-um", "mvczigal_ref", "play", "--device=cpu", f"--port={port}"]
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+    place = {**os.environ, "TMPDIR": str(log.parent)}
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, env=place) as process,
+    ):
         try:
             for _ in range(600):
                 if "the page is at" in log.read_text() or process.poll() is not None:
@@ -75,6 +80,16 @@ def test_the_page_gives_pictures_and_scores(client):
     assert Image.open(turn).n_frames == 6
     assert len(scores["data"]) == 7
     assert scores["headers"] == ["score [dB]", "plain sampling", "as asked for"]
+
+
+@pytest.mark.slow
+def test_old_turntables_are_removed(client, server):
+    """A page that is open for days fills no disk: only the newest is left beside Gradio's own."""
+    for seed in (1, 2):
+        turn = client.predict(PROMPT, seed, 2, 2.0, False, api_name="/sample")[3]
+        assert Path(turn).stat().st_size > 0
+
+    assert len(list(server[1].parent.glob("mvczigal-play-*/*"))) == 1
 
 
 @pytest.mark.slow

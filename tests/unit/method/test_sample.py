@@ -43,7 +43,7 @@ def draw(config, *, iteration=0, objects=(0, 1)):
 def advantages(config, samples, reward, *, leaf_log_prob=None):
     """Compare one reward."""
     return sample_advantages(
-        {"": reward}, weights=ALONE, samples=samples, leaf_log_prob=leaf_log_prob, config=config
+        {"": reward}, weights=ALONE, samples=samples, tree_log_prob=leaf_log_prob, config=config
     )
 
 

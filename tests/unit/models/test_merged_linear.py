@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from mvczigal_ref.models import merged_linear as module
-from mvczigal_ref.models.merged_linear import merged_linear, merges, product
+from mvczigal_ref.models.merged_linear import merge, merged_linear, merges, product
 from tests.compare import FP64, assert_equal_to
 from tests.unit.models.small import randn
 
@@ -35,9 +35,11 @@ def beside(tokens, weight, bias, down, up):
 
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("thin", [0, 100], ids=["thin products", "whole gradient"])
-def test_value_and_gradients_equal_the_form_beside_the_weight(parts, thin, monkeypatch):
-    """Both ways to differentiate, of one map and of three."""
+@pytest.mark.parametrize("size", [0, 1000], ids=["summed in each pass", "summed once"])
+def test_value_and_gradients_equal_the_form_beside_the_weight(parts, thin, size, monkeypatch):
+    """Both ways to differentiate, of one map and of three, and both times to add."""
     monkeypatch.setattr(module, "_THIN", thin)
+    monkeypatch.setattr(module, "_KEPT", size)
     weight, bias, down, up = maps(parts)
     tokens = randn(2, 4, 6, seed=0).double().requires_grad_()
     output, expected = (
@@ -73,15 +75,19 @@ def test_values_are_the_same_with_and_without_a_graph(parts, into):
     assert torch.equal(merged_linear(tokens, *given, scale=SCALE), sampled)
 
 
-def test_the_graph_keeps_tokens_and_parameters_alone():
-    """A merged weight that was kept would be the largest tensor of the graph."""
+@pytest.mark.parametrize("size", [0, 1000], ids=["large", "small"])
+def test_the_graph_keeps_no_sum_of_its_own(size, monkeypatch):
+    """A large one would be the largest tensor of the graph; a small one is that of every call."""
+    monkeypatch.setattr(module, "_KEPT", size)
     weight, bias, down, up = maps(2)
     tokens = randn(4, 6, seed=0).double()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        merged_linear(tokens, weight, bias, down, up)
-    places = {t.data_ptr() for t in (tokens, weight, *down, *up)}
-    assert {t.data_ptr() for t in kept} == places
+    update = merge(weight, down, up, scale=SCALE)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        merged_linear(tokens, update.weight, bias, down, up, update=update)
+    assert (update.weight is weight) == (size == 0)
+    places = {t.data_ptr() for t in (tokens, update.weight, update.down, update.up)}
+    assert {t.data_ptr() for t in saved} == places
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (2, 300, 512)])

@@ -8,6 +8,7 @@ from peft.tuners import lora
 from torch import nn
 
 from mvczigal_ref.models.lora import add_lora, lora_parameters
+from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.models.projections import (
     MergedLinear,
     QuickLinear,
@@ -120,6 +121,43 @@ def test_a_weight_changed_in_place_is_read():
     assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [True, False, True]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_calls_that_share_values_have_the_bits_of_others(again):
+    """Sampling and replay, before and after a change in place, a swap and PEFT's switch."""
+    policy = adapted()
+    layer, factors = self_attention(policy), list(lora_parameters(policy.unet).values())
+    tokens = randn(6, 4, layer.to_q.in_features, seed=0).float()
+
+    def projected():
+        parts = project(tokens, layer.to_q, layer.to_k, layer.to_v, heads=1, again=again)
+        return torch.stack(parts).detach()
+
+    def outcomes():
+        yield projected()
+        with torch.no_grad():
+            yield projected()
+            yield projected()
+            for factor in factors:
+                factor.mul_(2.0)
+            yield projected()
+            tokens.mul_(2.0)
+            yield projected()
+            policy.unet.disable_adapters()
+            yield projected()
+            policy.unet.enable_adapters()
+            yield projected()
+            for factor in factors:
+                factor.data = factor.data / 2.0
+            tokens.mul_(0.5)
+            yield projected()
+
+    plain = list(outcomes())
+    with memo_scope():
+        shared = list(outcomes())
+    assert all(torch.equal(a, b) for a, b in zip(shared, plain, strict=True))
+    assert len({float(value.sum()) for value in plain}) == 4
+
+
 def test_pefts_switch_turns_the_update_off():
     """As the reference policy needs it."""
     policy, plain = adapted(), fresh_components().policy.float()
@@ -134,7 +172,7 @@ def test_layers_that_differ_are_called_one_by_one():
     tokens, seen = torch.ones(5, 2), []
     layers = [nn.Linear(2, 6).requires_grad_(requires_grad=False) for _ in range(3)]
     layers.append(nn.Linear(2, 4).requires_grad_(requires_grad=False))
-    expected = [layer(tokens).unflatten(-1, (2, -1)) for layer in layers]
+    expected = [layer(tokens).unflatten(-1, (2, -1)).transpose(0, 1) for layer in layers]
     layers[0].register_forward_hook(lambda *given: seen.append(1))
     for output, value in zip(project(tokens, *layers, heads=2), expected, strict=True):
         assert torch.equal(output, value)

@@ -159,6 +159,39 @@ def test_tensorboard_shows_the_sheet(tmp_path):
     assert np.array_equal(pixels, np.asarray(sheet))
 
 
+class Failing(Stub):
+    """Opens, then fails."""
+
+    made = ()
+
+    def store_init_configuration(self, values):
+        raise OSError("no space left")
+
+
+class FailingAtTheEnd(Stub):
+    """Fails when it is closed."""
+
+    made = ()
+
+    def finish(self):
+        super().finish()
+        raise OSError("gone")
+
+
+def test_one_that_fails_leaves_none_open(tmp_path, stub):
+    """Whether it fails when it opens or when it is closed."""
+    kinds = [stub("trackio", Stub), stub("swanlab", Failing), stub("mlflow", Stub)]
+    with pytest.raises(OSError, match="no space left"):
+        Trackers(["trackio", "swanlab", "mlflow"], folder=tmp_path, config=TrainConfig())
+    ends = [[call for call in kind.made[0].calls if isinstance(call, str)] for kind in kinds]
+    assert ends == [["start", "finish"], ["start", "finish"], []]
+
+    kinds = [stub("trackio", Stub), stub("swanlab", FailingAtTheEnd), stub("mlflow", Stub)]
+    with pytest.raises(OSError, match="gone"):
+        Trackers(["trackio", "swanlab", "mlflow"], folder=tmp_path, config=TrainConfig()).close()
+    assert [kind.made[0].calls[-1] for kind in kinds] == ["finish"] * 3
+
+
 def test_no_tracker_does_nothing(tmp_path):
     """The default writes no file."""
     trackers = Trackers((), folder=tmp_path, config=TrainConfig())

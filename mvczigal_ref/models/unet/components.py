@@ -1,0 +1,179 @@
+"""Every part of a single-view UNet's pipeline, and its saving."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTokenizer, PreTrainedModel
+
+from mvczigal_ref.files import atomic_write, to_json, usual_mode
+from mvczigal_ref.models.flow.families import numbered
+from mvczigal_ref.models.latents import ScaledAutoencoder
+from mvczigal_ref.models.loading import cast_network, quiet, save_config, stored
+from mvczigal_ref.models.lora import adapter_names
+from mvczigal_ref.models.schedulers import sdxl_scheduler
+from mvczigal_ref.models.unet.families import UnetFamily
+from mvczigal_ref.models.unet.policy import SingleViewUnet
+from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.shapes import PromptEmbedding
+
+__all__ = ["UnetComponents"]
+
+_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnetComponents(ScaledAutoencoder):
+    """Networks and tokenizers that turn prompts into images."""
+
+    family: UnetFamily
+    """Pipeline that the parts are of."""
+
+    tokenizers: tuple[CLIPTokenizer, ...]
+    """Tokenizers, one per text encoder."""
+
+    text_encoders: tuple[PreTrainedModel, ...]
+    """Text encoders: one CLIP for Stable Diffusion 1.5, two for SDXL."""
+
+    policy: SingleViewUnet
+    """UNet as a policy."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Length of the last tokenizer's sequences [tokens]."""
+        return int(self.tokenizers[-1].model_max_length)
+
+    @property
+    def feature_sizes(self) -> tuple[tuple[int, int], int]:
+        """Tokens and width of a prompt's token features, and width of its pooled ones [1]."""
+        configs = [encoder.config for encoder in self.text_encoders]
+        width = sum(config.hidden_size for config in configs)
+        pooled = configs[-1].projection_dim if len(configs) > 1 else 0
+        return (configs[0].max_position_embeddings, width), pooled
+
+    def encode_prompts(
+        self, prompts: Sequence[str]
+    ) -> tuple[PromptEmbedding, Float[Tensor, "object pooled"]]:
+        """Encode prompts as the UNet expects them, without gradient.
+
+        Args:
+            prompts: One text per object.
+
+        Returns:
+            Token features and pooled features [1].
+
+        Raises:
+            ValueError: If ``prompts`` is empty or a bare string.
+        """
+        return self.family.encode(self.tokenizers, self.text_encoders, prompts)
+
+    def build_conditioning(
+        self, prompts: Sequence[str], *, image_size: int, negative_prompt: str | None = None
+    ) -> Conditioning:
+        """Encode prompts into the record that the policy reads.
+
+        Args:
+            prompts: One text per object.
+            image_size: Edge of the images [px].
+            negative_prompt: Text that classifier-free guidance leads away from, often the empty
+                one, which is encoded too; for networks without a guidance embedding.
+
+        Returns:
+            A record of one view, without cameras.
+
+        Examples:
+            >>> from mvczigal_ref.models.unet.tiny import tiny_unet_components
+            >>> record = tiny_unet_components("sd15", seed=0).build_conditioning(
+            ...     ["a red cube", "a can"], image_size=32
+            ... )
+            >>> record.num_objects, record.num_views
+            (2, 1)
+        """
+        embeds, pooled = self.encode_prompts(prompts)
+        negative, negative_pooled = None, None
+        if negative_prompt is not None:
+            negative, negative_pooled = self.encode_prompts([negative_prompt])
+        # Original size, crop and target size: whole images at their own size.
+        sizes = torch.tensor([image_size, image_size, 0, 0, image_size, image_size]).to(embeds)
+        return Conditioning(
+            prompt_embeds=embeds,
+            pooled_prompt_embeds=pooled,
+            time_ids=sizes.repeat(len(prompts), 1),
+            camera_features=(),
+            num_views=1,
+            negative_prompt_embeds=negative,
+            negative_pooled_prompt_embeds=negative_pooled,
+        )
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "UnetComponents":
+        """Move, and where asked cast, every network in place.
+
+        Args:
+            device: Target device; unchanged when None.
+            dtype: Floating type of the networks; unchanged when None.
+
+        Returns:
+            Components of the same networks, the scaling moved too.
+        """
+        for network in (*self.text_encoders, self.vae, self.policy):
+            cast_network(network, device, dtype)
+        return replace(
+            self, latent_mean=self.latent_mean.to(device), latent_std=self.latent_std.to(device)
+        )
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write every part into its own sub-folder, as diffusers' pipelines read it.
+
+        Args:
+            folder: Folder to write into; made if absent.
+            dtype: Floating type of the stored tensors; as they are when None.
+
+        Raises:
+            ValueError: If the UNet holds a LoRA, which these files do not.
+        """
+        if adapter_names(self.policy.unet):
+            msg = (
+                "`policy` must hold no LoRA to be saved whole; got one that does. Save it with "
+                "save_policy, or fuse and unload it with diffusers' `fuse_lora` and `unload_lora`."
+            )
+            raise ValueError(msg)
+        folder = Path(folder)
+        mean, std = self.latent_mean.tolist(), self.latent_std.tolist()
+        scaling = {"latents_mean": mean, "latents_std": std, "scaling_factor": 1.0}
+        if not any(mean) and len(set(std)) == 1:
+            # Stable Diffusion 1.5's pipeline knows one factor for all channels and nothing else.
+            scaling = {"latents_mean": None, "latents_std": None, "scaling_factor": 1.0 / std[0]}
+        self.vae.register_to_config(**scaling)
+        texts = {
+            **numbered("tokenizer", self.tokenizers),
+            **numbered("text_encoder", self.text_encoders),
+        }
+        networks = {"unet": self.policy.unet, "vae": self.vae}
+        with quiet():
+            for name, part in texts.items():
+                values: dict[str, Any] = {}
+                if isinstance(part, PreTrainedModel):
+                    values = {"state_dict": stored(part.state_dict(), dtype)}
+                part.save_pretrained(folder / name, **values)
+        for name, network in networks.items():
+            save_config(network, folder / name)
+            tensors = stored(network.state_dict(), dtype)
+            save_file(tensors, folder / name / _WEIGHTS_FILE, metadata={"format": "pt"})
+        usual_mode(folder)
+        scheduler = sdxl_scheduler(few_steps=self.policy.guidance_width is not None)
+        scheduler.save_config(folder / "scheduler")
+        index: dict[str, Any] = {"_class_name": self.family.pipeline}
+        for name, part in {**texts, **networks, "scheduler": scheduler}.items():
+            library = "transformers" if name in texts else "diffusers"
+            index[name] = [library, type(part).__name__]
+        if len(self.tokenizers) == 1:  # diffusers' pipeline asks for these
+            index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+            index["requires_safety_checker"] = False
+        atomic_write(folder / "model_index.json", to_json(index))

@@ -1,0 +1,44 @@
+"""`reproduce.claims_figures`: pictures hold the arms that there are."""
+
+import re
+
+from mvczigal_ref.reproduce.claims_figures import curves_figure, front_figure
+from mvczigal_ref.reproduce.claims_record import claims_record
+from tests.unit.reproduce.made_arms import made_arm
+
+
+def texts(svg):
+    """Texts of a picture."""
+    return re.findall(r">([^<>]+)</text>", svg)
+
+
+RECORD = claims_record({"tiny": made_arm(), "tiny_per_view": made_arm(joint=-0.5)})
+
+# -- laws --------------------------------------------------------------------------------
+
+
+def test_the_front_names_every_arm():
+    """With the unit on both axes; equal numbers give equal pictures."""
+    drawn = front_figure(RECORD)
+
+    assert {"MVC-ZigAL", "per view alone", "per-view gain [dB]", "joint gain [dB]"} <= {
+        *texts(drawn)
+    }
+    assert drawn == front_figure(RECORD)
+
+
+def test_the_curves_have_threshold_and_multiplier_beneath():
+    """Both rewards of both runs, the multiplier of the constrained one."""
+    drawn = curves_figure(RECORD)
+
+    assert {"per-view reward [dB]", "joint reward [dB]", "multiplier [1]", "threshold"} <= {
+        *texts(drawn)
+    }
+
+
+def test_pictures_of_no_runs_are_empty():
+    """Axes alone: a claim may be asked for whose runs have not been made."""
+    nothing = claims_record({})
+
+    assert "joint gain [dB]" in texts(front_figure(nothing))
+    assert "multiplier [1]" in texts(curves_figure(nothing))
