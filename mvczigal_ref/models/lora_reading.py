@@ -271,8 +271,8 @@ def _number(path: Path, settings: Mapping[str, Any], name: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not _SINGLE.tiny <= value <= _SINGLE.max:
         msg = (
-            f"`{path}` must have a positive number as its setting {name}, in the range of single "
-            f"precision; got {quoted(value)}."
+            f"`{path}` must have a positive number that fits single precision as its setting "
+            f"{name}; got {quoted(value)}."
         )
         raise CheckpointError(msg)
     return float(value)
