@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mvczigal_ref.config import TrainConfig
 
-__all__ = ["Recipes", "changes_table", "setting_changes", "show_recipes"]
+__all__ = ["Recipes", "changes_table", "network_of", "setting_changes", "show_recipes"]
 
 _SHIPPED = ("tiny", "tiny_flow")
 
@@ -62,15 +62,17 @@ def show_recipes(command: Recipes) -> None:
     from mvczigal_ref.recipes import RECIPES
 
     rows = {name: _row(RECIPES[name]()) | {"summary": _summary(name)} for name in RECIPES}
-    unread = dict.fromkeys(("plan", "check", "reproduce"), "-")  # a plug-in that nobody named
+    unread = dict.fromkeys(
+        ("network", "plan", "check", "reproduce"), "-"
+    )  # a plug-in that nobody named
     for name, entry in plugins("recipes").items():
         rows.setdefault(name, {**unread, "summary": f"plug-in, {entry.value}"})
     table = Table(caption="check: weights are those that it loads and that the package lacks")
     table.add_column("recipe", no_wrap=True)
-    for heading in ("plan", "check", "reproduce", "summary"):
+    for heading in ("network", "plan", "check", "reproduce", "summary"):
         table.add_column(heading)
     for name, row in rows.items():
-        table.add_row(name, row["plan"], row["check"], row["reproduce"], escape(row["summary"]))
+        table.add_row(name, *(escape(cell) for cell in row.values()))
     console.print(table)
     write_json(command, rows)
 
@@ -85,10 +87,30 @@ def _row(config: "TrainConfig") -> dict[str, str]:
         if config.recipe in [method.recipe for method in methods.methods]
     )
     return {
+        "network": network_of(config),
         "plan": "yes",
         "check": "yes" if config.model.weights in _SHIPPED else "weights",
         "reproduce": next(compared, "-"),
     }
+
+
+def network_of(config: "TrainConfig") -> str:
+    """Name the network that a run trains, and what makes a few-step one of it.
+
+    Args:
+        config: The section ``model`` is read.
+
+    Returns:
+        Name of the weights without their publisher; of parts from elsewhere, their names too.
+
+    Examples:
+        >>> from mvczigal_ref.recipes import recipe
+        >>> network_of(recipe("tiny")), network_of(recipe("sdxl_tcd_grpo"))
+        ('tiny', 'stable-diffusion-xl-base-1.0 + TCD-SDXL-LoRA')
+    """
+    places = [config.model.weights, *config.model.sources.values()]
+    names = (place.rstrip("/").rpartition("/")[2] for place in places)
+    return " + ".join(name.removesuffix(".safetensors") for name in names)
 
 
 def _summary(name: str) -> str:

@@ -89,6 +89,13 @@ def captioned(
 ) -> tuple[Captions, tuple[TextColumn, ...]]:
     """Make one slice's captions, in any thread; see :func:`describe`.
 
+    Args:
+        enhancer: Makes the captions; None is the prompts alone.
+        part: The slice.
+        images: Decoded samples in [0, 1].
+        config: ``run.seed`` is read.
+        iteration: Index of the iteration; names the captions' seed.
+
     Returns:
         Captions, and the distinct texts of the prompts.
     """
@@ -103,6 +110,10 @@ def captioned(
 
 def encoded(system: System, texts: tuple[Captions, tuple[TextColumn, ...]]) -> Conditions:
     """Encode what :func:`captioned` gives; see :func:`describe`.
+
+    Args:
+        system: System whose text encoders encode.
+        texts: Captions, and the distinct texts of the prompts.
 
     Returns:
         The prompts, and the captions beside them.

@@ -1,4 +1,4 @@
-"""Published flow pipelines: their parts, and what of them is to be downloaded."""
+"""Published pipelines: sizes of their parts, and the command that downloads them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -7,13 +7,20 @@ __all__ = ["PARTS", "download_hint"]
 
 _CLIP, _CLIP_G, _T5, _VAE = 0.25, 1.4, 9.5, 0.17
 
+_SDXL = {"unet": 5.1, "text_encoder": _CLIP, "text_encoder_2": _CLIP_G, "vae": _VAE}
+_FLUX = {"transformer": 23.8, "text_encoder": _CLIP, "text_encoder_2": _T5, "vae": _VAE}
+_SD3_TEXTS = {"text_encoder": _CLIP, "text_encoder_2": _CLIP_G, "text_encoder_3": _T5}
+
 PARTS: Final[Mapping[str, Mapping[str, float]]] = {
-    "black-forest-labs/FLUX.1-dev": {
-        "transformer": 23.8, "text_encoder": _CLIP, "text_encoder_2": _T5, "vae": _VAE,
-    },
-    "stabilityai/stable-diffusion-3.5-medium": {
-        "transformer": 4.9, "text_encoder": _CLIP, "text_encoder_2": _CLIP_G,
-        "text_encoder_3": _T5, "vae": _VAE,
+    "black-forest-labs/FLUX.1-dev": _FLUX,
+    "black-forest-labs/FLUX.1-schnell": _FLUX,
+    "stabilityai/stable-diffusion-3.5-medium": {"transformer": 4.9, **_SD3_TEXTS, "vae": _VAE},
+    "stabilityai/stable-diffusion-3.5-large": {"transformer": 16.3, **_SD3_TEXTS, "vae": _VAE},
+    "Tongyi-MAI/Z-Image-Turbo": {"transformer": 12.3, "text_encoder": 8.0, "vae": _VAE},
+    "stabilityai/stable-diffusion-xl-base-1.0": _SDXL,
+    "stabilityai/sdxl-turbo": _SDXL,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": {
+        "unet": 1.7, "text_encoder": _CLIP, "vae": _VAE,
     },
 }  # fmt: skip
 """Size of each network by repository and folder, in half precision as it is published [GB]."""

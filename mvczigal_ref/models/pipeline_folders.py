@@ -49,7 +49,7 @@ def find_part(name: str, source: str) -> Path:
 
     Args:
         name: Name of the network in a diffusers pipeline.
-        source: Its folder, that of a pipeline that holds it, or the name of either on the hub.
+        source: Folder of the network or of a pipeline that holds it, or a name on the hub.
             Nothing is downloaded.
 
     Returns:

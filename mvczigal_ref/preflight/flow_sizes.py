@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
-from transformers import CLIPTextConfig, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel
 
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.flow.families import (
@@ -193,11 +192,11 @@ def config_class(encoder: type) -> Any:  # noqa: ANN401 - transformers is untype
         encoder: Class of the encoder.
 
     Returns:
-        T5's, Qwen3's or CLIP's class.
+        Class that the encoder's own names.
 
     Examples:
+        >>> from transformers import T5EncoderModel
         >>> config_class(T5EncoderModel).__name__
         'T5Config'
     """
-    kinds = {T5EncoderModel: T5Config, Qwen3Model: Qwen3Config}
-    return kinds.get(encoder, CLIPTextConfig)
+    return encoder.config_class  # type: ignore[attr-defined]

@@ -32,14 +32,25 @@ def weights_identity(config: TrainConfig) -> dict[str, str]:
         ['place', 'sha256']
     """
     model = config.model
+    if model.network == "unet" and model.sources:
+        cached = SdxlSources(local_files_only=True)
+        parts = {"base": _of_place(weights_folder(model.weights))}
+        parts |= {name: _of_source(place, cached) for name, place in model.sources.items()}
+        return _joined(parts)
     if model.weights not in PUBLISHED:
         return _of_place(weights_folder(model.weights))
     sources = published_sources(model.weights, model.sources)
-    parts = {
-        name: _of_source(str(getattr(sources, name)), sources)
-        for name in ("base", "unet", "vae", "adapter")
-        if getattr(sources, name) is not None
-    }
+    return _joined(
+        {
+            name: _of_source(str(getattr(sources, name)), sources)
+            for name in ("base", "unet", "vae", "adapter")
+            if getattr(sources, name) is not None
+        }
+    )
+
+
+def _joined(parts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Give the identities of several parts as one."""
     return {
         key: "; ".join(f"{name}: {part[key]}" for name, part in parts.items())
         for key in ("place", "sha256")

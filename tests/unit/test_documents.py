@@ -19,6 +19,7 @@ from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer
 from mvczigal_ref.reward.source import hand_over
 from mvczigal_ref.training.events import Events
+from tests import models_table
 from tests.documents import cells, documented_metrics, quoted, undocumented
 
 ROOT = Path(__file__).parents[2]
@@ -322,3 +323,15 @@ def test_a_pattern_of_metrics_stands_for_names_alone():
     assert undocumented(["loss", "reward/world.per_view/zigzag", "guard/pickscore"]) == []
     assert undocumented(["loss2", "reward/a/other"]) == ["loss2", "reward/a/other"]
     assert len(documented_metrics()) >= 40
+
+
+# -- models.md -----------------------------------------------------------------------------
+
+
+def test_the_table_of_models_is_made_of_the_recipes():
+    """`python -m tests.models_table` writes it anew."""
+    text = text_of("docs/models.md")
+    shown = text.partition(models_table.BEGIN)[2].partition(models_table.END)[0]
+
+    assert shown.strip() == models_table.table().strip()
+    assert all(f"`{name}`" in shown for name in RECIPES if not name.startswith("tiny"))

@@ -5,14 +5,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, StableDiffusionPipeline, TCDScheduler
 from huggingface_hub import ModelCard
 
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.lora import add_lora
+from mvczigal_ref.models.lora_weights import LoraWeights, write_lora_file
 from mvczigal_ref.models.model_card import CardFacts, CardResult, hub_id, model_card
 from mvczigal_ref.models.policy_files import save_policy, trained_lora
 from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE, weights_folder
+from mvczigal_ref.models.unet.policy import SINGLE_VIEW_LORA_TARGETS
+from mvczigal_ref.models.unet.tiny import tiny_unet_components
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from tests.unit.models.test_policy_files import unet_policy
 
@@ -56,6 +59,31 @@ def test_the_lines_of_every_kind_of_folder_run(kind, whole, tmp_path, monkeypatc
         names["pipeline"], FluxPipeline if kind == "flow" else TextToMultiviewPipeline
     )
     assert len(names["images"]) == 1
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_lines_of_a_single_view_unet_run(whole, tmp_path, monkeypatch):
+    """With its distilled LoRA and the run's scheduler, in diffusers' own pipeline."""
+    components = tiny_unet_components("sd15", seed=0)
+    components.save(tmp_path / "base")
+    unet = components.policy.unet
+    add_lora(unet, rank=2, alpha=2.0, seed=0, targets=SINGLE_VIEW_LORA_TARGETS)
+    write_lora_file(LoraWeights.of(unet), tmp_path / "few.safetensors")
+    trained = trained_lora(components.policy)
+    if whole:
+        trained = tiny_unet_components("sd15", seed=0).policy
+    sampler = {"kind": "tcd", "num_steps": 1, "guidance_scale": 1.0}
+    model = {"image_size": 32, "sources": {"lora": str(tmp_path / "few.safetensors")}}
+    facts = CardFacts(base=str(tmp_path / "base"), settings={"sampler": sampler, "model": model})
+    save_policy(trained, tmp_path / "out", facts=facts)
+    monkeypatch.chdir(tmp_path / "out")
+    names, card = {}, Path("README.md").read_text("utf-8")
+    exec(lines(card), names)
+
+    assert isinstance(names["pipeline"], StableDiffusionPipeline)
+    assert isinstance(names["pipeline"].scheduler, TCDScheduler)
+    assert len(names["images"]) == 1
+    assert whole or "every attention projection of a UNet." in card
 
 
 # -- laws --------------------------------------------------------------------------------

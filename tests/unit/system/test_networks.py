@@ -11,12 +11,13 @@ import torch
 
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.models.backbone import FlowBackbone, MultiviewBackbone
+from mvczigal_ref.models.backbone import FlowBackbone, MultiviewBackbone, UnetBackbone
 from mvczigal_ref.models.flow import loading as flow_loading
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE, published_sources, weights_folder
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.models.unet.tiny import tiny_unet_components
 from mvczigal_ref.system.networks import backbone_of, load_network
 from tests.unit.models.flow_small import fresh_sd3
 from tests.unit.models.published import write_published
@@ -142,6 +143,34 @@ def test_an_absent_tokenizer_is_named_with_every_absent_part(flux, tmp_path, len
     shutil.copytree(flux, tmp_path / "part", ignore=shutil.ignore_patterns("tokenizer_2"))
     with pytest.raises(CheckpointError, match=r"every part of a pipeline; absent: tokenizer_2"):
         load_flow(tmp_path / "part", text_length=length)
+
+
+SINGLE = {
+    "reward": {"joint": "per_view"},
+    "advantage": {"mode": "per_view"},
+    "sampler": {"prediction_type": "epsilon"},
+}
+
+
+def test_a_single_view_unet_is_known_by_its_index(tmp_path):
+    """What its scheduler says it predicts is compared; its parts may come from elsewhere."""
+    components = tiny_unet_components("sd15", seed=0)
+    components.save(tmp_path / "base")
+    tiny_unet_components("sd15", seed=0, time_cond_proj_dim=8).save(tmp_path / "few")
+    model = {"network": "unet", "weights": str(tmp_path / "base")}
+    loaded = load_network(from_dict({**SINGLE, "model": model}))
+    few = {**model, "sources": {"unet": str(tmp_path / "few")}}
+    backbone = backbone_of(from_dict({**SINGLE, "model": model}), loaded)
+
+    assert isinstance(backbone, UnetBackbone)
+    assert (backbone.num_views, backbone.embeds_guidance) == (1, False)
+    assert backbone.latent_shape == (1, 4, 8, 8)
+    assert load_network(from_dict({**SINGLE, "model": few})).policy.guidance_width == 8
+    other = {**SINGLE, "sampler": {"prediction_type": "v_prediction"}, "model": model}
+    with pytest.raises(ConfigError, match=r"`sampler.prediction_type` must be 'epsilon'"):
+        load_network(from_dict(other))
+    with pytest.raises(ConfigError, match="`components` must be of the kind"):
+        backbone_of(from_dict({**SINGLE, "model": model}), tiny_components(seed=0))
 
 
 def test_components_of_the_other_kind_are_refused():

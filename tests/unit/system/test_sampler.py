@@ -5,8 +5,10 @@ import torch
 
 from mvczigal_ref.config import load_config
 from mvczigal_ref.diffusion.ddim import DdimSampler
+from mvczigal_ref.diffusion.euler_ancestral import EulerAncestralSampler
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.lcm import LcmSampler
+from mvczigal_ref.diffusion.tcd import TcdSampler
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.system.sampler import build_sampler
 from tests import oracles
@@ -47,6 +49,29 @@ def test_the_sampler_is_the_settings(kind):
     if kind == "ddim":
         assert sampler.eta == 0.5
         assert sampler.timesteps.tolist() == [751, 501, 251, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "sampler_type", "times", "drawn"),
+    [
+        (["lcm", "spacing=trailing"], LcmSampler, [999, 749, 499, 249], 4),
+        (["ddim", "spacing=trailing", "eta=0.3"], DdimSampler, [999, 749, 499, 249], 4),
+        (["tcd", "eta=0.3"], TcdSampler, [999, 759, 499, 259], 3),
+        (["euler_ancestral", "eta=0.7"], EulerAncestralSampler, [999, 749, 499, 249], 3),
+    ],
+)
+def test_few_step_networks_are_sampled_on_their_own_grids(words, sampler_type, times, drawn):
+    """DMD2's, Hyper-SD's and Lightning's, TCD's, and SDXL-Turbo's; the settings' stochasticity."""
+    kind, *more = words
+    sampler = build(f"sampler.kind={kind}", *(f"sampler.{word}" for word in more))
+    zero = torch.zeros(1, 1, 1)
+
+    assert isinstance(sampler, sampler_type)
+    assert sampler.timesteps.tolist() == times
+    assert sampler.num_density_steps == drawn
+    full = build(f"sampler.kind={kind}", *(f"sampler.{word}" for word in more if "eta" not in word))
+    stds = [each.transition(zero, zero, 0).std.item() for each in (sampler, full)]
+    assert (stds[0] < stds[1]) == (kind != "lcm")
 
 
 @pytest.mark.parametrize(
