@@ -26,7 +26,7 @@ class _Types(NamedTuple):
     """Floating types of the parts."""
 
     transformer: torch.dtype
-    text_encoders: torch.dtype
+    texts: torch.dtype
     vae: torch.dtype
 
 
@@ -74,7 +74,7 @@ def load_flow(
             length = _text_length(family, folder, tokenizers[-1], text_length)
             types = _Types(
                 transformer=(mapped and stored_dtype(folder / "transformer")) or dtype,
-                text_encoders=dtype, vae=vae_dtype,
+                texts=dtype, vae=vae_dtype,
             )  # fmt: skip
             components = _read(family, folder, tokenizers, length, types)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -126,7 +126,7 @@ def _read(
         family.transformer, folder / "transformer", torch_dtype=types.transformer
     )
     encoders = tuple(
-        load_model(kind, folder / name, dtype=types.text_encoders).requires_grad_(requires_grad=False)
+        load_model(kind, folder / name, dtype=types.texts).requires_grad_(requires_grad=False)
         for name, kind in numbered("text_encoder", family.text_encoders).items()
     )
     names = numbered("tokenizer", family.tokenizers)
