@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reproduce_claims"]
 
-_SECONDS = {"multiview": 1.6e-3, "flow": 4.5e-3}  # of one thread per latent
+_SECONDS = {"multiview": 1.6e-3, "flow": 3e-3}  # of one thread per latent, forward
 
 
 def reproduce_claims(command: "Reproduce") -> None:

@@ -53,7 +53,8 @@ def matching_error(
     """
     require_full_precision(velocity=velocity, clean=clean, latent_t=latent_t, level=level)
     target = (latent_t - clean).detach() / per_latent(level.detach(), velocity.dtype)
-    return (velocity - target).square().mean(dim=(-3, -2, -1))
+    error: Tensor = (velocity - target).square().mean(dim=(-3, -2, -1))
+    return error
 
 
 def matching_score(
