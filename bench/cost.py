@@ -232,8 +232,10 @@ def _in_turn(
 
 def _alone(name: str, *words: str) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", "-m", "bench.cost", "--one", name, *words]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    result: dict[str, float] = json.loads(output.splitlines()[-1])
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"shape {name} with {words}: {(done.stderr.splitlines() or ['no word'])[-1]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 

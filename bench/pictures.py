@@ -10,6 +10,7 @@ numbers are taken over first, and the strip is drawn from its run folders.
 
 import argparse
 import io
+import json
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import is_color_like, to_hex
 from PIL import Image, ImageDraw, ImageFont
 
+from bench.zigzag import table as zigzag_table
 from mvczigal_ref.evaluation.digits import gain_text
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.pictures import contact_sheet, save_png
@@ -69,6 +71,9 @@ def claims(folder: Path | None) -> None:
         atomic_write(PICTURES / "claims_front.svg", front_figure(record))
         atomic_write(PICTURES / "claims_curves.svg", curves_figure(record))
         tables["found"] = claims_markdown(record)
+    swept = ROOT / "docs" / "results" / "zigzag.json"
+    if swept.is_file():
+        tables["zigzag"] = zigzag_table(json.loads(swept.read_text("utf-8")))
     page = ROOT / "docs" / "claims.md"
     text = page.read_text("utf-8")
     for name, content in tables.items():

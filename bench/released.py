@@ -3,8 +3,8 @@
     python -m bench.cost --released PATH
 
 Nothing of it is part of this project. Networks, settings and rewards are those of `bench.cost`; the
-checkout's own packages must be installed, but for `wandb` and `trimesh`, which it imports and does
-not use here.
+checkout's own packages must be installed, of which this project lacks `einops`, but for `wandb` and
+`trimesh`, which it imports and does not use here.
 """
 
 import sys

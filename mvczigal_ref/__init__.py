@@ -70,6 +70,10 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         cps_transition as cps_transition,
         cps_unscaled_log_prob as cps_unscaled_log_prob,
     )
+    from mvczigal_ref.diffusion.flow_dpm import (
+        dpm2m_transition as dpm2m_transition,
+        dpm2m_weight as dpm2m_weight,
+    )
     from mvczigal_ref.diffusion.flow_sampler import (
         FlowSampler as FlowSampler,
     )
@@ -88,6 +92,7 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         Policy as Policy,
         network_output as network_output,
         step_transition as step_transition,
+        action_log_prob as action_log_prob,
         Conditioning as Conditioning,
     )
     from mvczigal_ref.records import (
@@ -107,6 +112,7 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         fixed_window as fixed_window,
         random_window as random_window,
         random_steps as random_steps,
+        moving_steps as moving_steps,
         sliding_window as sliding_window,
         decaying_window as decaying_window,
     )
@@ -127,7 +133,10 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     )
     from mvczigal_ref.rollout.branches import (
         branched_rollout as branched_rollout,
+    )
+    from mvczigal_ref.rollout.finish import (
         finishing_sampler as finishing_sampler,
+        compressed_tail as compressed_tail,
     )
 
     # condition: captions beside the prompt, under which a group is judged and learnt too
@@ -175,8 +184,14 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     )
     from mvczigal_ref.advantage.branches import (
         fuse_leaf_rewards as fuse_leaf_rewards,
+        fuse_edge_rewards as fuse_edge_rewards,
         depth_advantages as depth_advantages,
         granular_advantages as granular_advantages,
+    )
+    from mvczigal_ref.advantage.pruning import (
+        spread_weights as spread_weights,
+        prune_samples as prune_samples,
+        prune_nodes as prune_nodes,
     )
 
     # objective: regress the log-ratio gap onto the advantage gap, or make the better likelier
@@ -198,10 +213,40 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         augmented_conditions_loss as augmented_conditions_loss,
         probability_drift as probability_drift,
     )
+    from mvczigal_ref.objective.sequence import (
+        sequence_log_ratio as sequence_log_ratio,
+        sequence_loss as sequence_loss,
+        through_sequence as through_sequence,
+    )
+    from mvczigal_ref.objective.divergence import (
+        outside_region as outside_region,
+        divergence_loss as divergence_loss,
+    )
+    from mvczigal_ref.objective.rectified import (
+        rectified_step_weights as rectified_step_weights,
+    )
+    from mvczigal_ref.objective.preference import (
+        preference_loss as preference_loss,
+        preference_gradients as preference_gradients,
+    )
+    from mvczigal_ref.objective.joint import (
+        joint_log_ratio as joint_log_ratio,
+        joint_gradients as joint_gradients,
+    )
     from mvczigal_ref.objective.diffusion_nft import (
         diffusion_nft_loss as diffusion_nft_loss,
         optimality as optimality,
+        part_of_advantage as part_of_advantage,
         old_policy_decay as old_policy_decay,
+    )
+    from mvczigal_ref.objective.advantage_matching import (
+        advantage_matching_loss as advantage_matching_loss,
+        matching_error as matching_error,
+        matching_score as matching_score,
+    )
+    from mvczigal_ref.objective.group_preference import (
+        group_preference_loss as group_preference_loss,
+        group_preference_weight as group_preference_weight,
     )
 
     # update, and the whole; from here on more than torch is needed
@@ -266,6 +311,7 @@ _NAMES = {
         "diffusion.flow_noise": (
             "flow_sde_transition constant_noise_transition cps_transition cps_unscaled_log_prob"
         ),
+        "diffusion.flow_dpm": "dpm2m_transition dpm2m_weight",
         "diffusion.flow_sampler": "FlowSampler",
         "cameras": (
             "OrthographicRig PAPER_RIG camera_to_world world_to_camera projection_matrix "
@@ -273,17 +319,20 @@ _NAMES = {
         ),
     },
     "rollout: pairs of trajectories from the same initial noise, or groups of them": {
-        "policy": "Policy network_output step_transition Conditioning",
+        "policy": "Policy network_output step_transition action_log_prob Conditioning",
         "records": "Trajectory PairedRollout GroupDecision GroupTrajectory BranchTrajectory",
         "reward.table": "RewardTable",
         "rollout.noise": "SeededNoise",
-        "rollout.windows": "fixed_window random_window random_steps sliding_window decaying_window",
+        "rollout.windows": (
+            "fixed_window random_window random_steps moving_steps sliding_window decaying_window"
+        ),
         "rollout.standard": "standard_rollout",
         "rollout.zigzag": "zigzag_rollout",
         "rollout.pair": "paired_rollout",
         "rollout.group_plan": "GroupPlan",
         "rollout.group": "group_rollout",
-        "rollout.branches": "branched_rollout finishing_sampler",
+        "rollout.branches": "branched_rollout",
+        "rollout.finish": "finishing_sampler compressed_tail",
     },
     "condition: captions beside the prompt, under which a group is judged and learnt too": {
         "condition.protocol": "Caption ConditionEnhancer",
@@ -300,7 +349,10 @@ _NAMES = {
         "advantage.standardise": "standardise",
         "advantage.pair": "PairAdvantages pair_advantages joint_share advantage_gap",
         "advantage.group": "group_advantages ragged_group_advantages combined_group_advantages",
-        "advantage.branches": ("fuse_leaf_rewards depth_advantages granular_advantages"),
+        "advantage.branches": (
+            "fuse_leaf_rewards fuse_edge_rewards depth_advantages granular_advantages"
+        ),
+        "advantage.pruning": "spread_weights prune_samples prune_nodes",
     },
     "objective: regress the log-ratio gap onto the advantage gap, or make the better likelier": {
         "objective.reward_difference": "reward_difference_loss reward_difference_gradients",
@@ -310,7 +362,16 @@ _NAMES = {
         ),
         "objective.grpo_guard": "guarded_log_ratio guard_loss",
         "objective.augmented_conditions": "augmented_conditions_loss probability_drift",
-        "objective.diffusion_nft": "diffusion_nft_loss optimality old_policy_decay",
+        "objective.sequence": "sequence_log_ratio sequence_loss through_sequence",
+        "objective.divergence": "outside_region divergence_loss",
+        "objective.rectified": "rectified_step_weights",
+        "objective.preference": "preference_loss preference_gradients",
+        "objective.joint": "joint_log_ratio joint_gradients",
+        "objective.diffusion_nft": (
+            "diffusion_nft_loss optimality part_of_advantage old_policy_decay"
+        ),
+        "objective.advantage_matching": ("advantage_matching_loss matching_error matching_score"),
+        "objective.group_preference": "group_preference_loss group_preference_weight",
     },
     "update, and the whole; from here on more than torch is needed": {
         "config": "TrainConfig load_config",

@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mvczigal_ref.diffusion import gaussian
+from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.diffusion.gaussian import Reduction
 from mvczigal_ref.diffusion.sampler import Sampler, Transition
 from mvczigal_ref.shapes import (
     Latent,
@@ -22,6 +25,7 @@ __all__ = [
     "Conditioning",
     "Policy",
     "StepLatent",
+    "action_log_prob",
     "network_output",
     "step_transition",
 ]
@@ -287,6 +291,34 @@ def network_output(
         camera_scale=camera_scale,
     )
     return output.reshape(latent_t.shape)
+
+
+def action_log_prob(
+    sampler: Sampler, action: StepLatent, transition: Transition, *, reduction: Reduction
+) -> Float[Tensor, "..."]:
+    """Score actions by the density that the sampler gives them.
+
+    Args:
+        sampler: The transition kernel.
+        action: Latents that were drawn [1]. Gradient flows.
+        transition: Gaussians that they were drawn from. Gradient flows.
+        reduction: "mean", "sum" or "none" over channels, height and width.
+
+    Returns:
+        Log-densities [nats or nats/element], or a flow's stand-in for them, see
+        :meth:`FlowSampler.score`.
+
+    Examples:
+        >>> from mvczigal_ref.diffusion.lcm import LcmSampler
+        >>> sampler = LcmSampler.create(num_steps=4, alpha_bar=torch.linspace(0.9, 0.1, 1000))
+        >>> latent = torch.zeros(1, 2, 3, 4, 8, 8)
+        >>> transition = step_transition(sampler, latent, latent, torch.tensor([2]))
+        >>> action_log_prob(sampler, latent, transition, reduction="mean").shape
+        torch.Size([1, 2, 3])
+    """
+    if isinstance(sampler, FlowSampler):
+        return sampler.score(action, transition, reduction=reduction)
+    return gaussian.log_prob(action, mean=transition.mean, std=transition.std, reduction=reduction)
 
 
 def step_transition(

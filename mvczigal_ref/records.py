@@ -158,6 +158,9 @@ class GroupDecision:
     """Mean of the Gaussian that each parent's actions were drawn from [1]; None where the rollout
     did not keep it."""
 
+    std_factor: float = 1.0
+    """Factor on the kernel's standard deviation in the density that scores the actions [1]."""
+
     @property
     def branches(self) -> int:
         """Members per parent."""
@@ -301,6 +304,27 @@ class GroupTrajectory:
             ]
         )
 
+    def edge_log_prob(self) -> Float[Tensor, "prompt depth member"] | None:
+        """Give every leaf the log-densities of the steps at which its path was divided off.
+
+        Returns:
+            One number per depth [nats or nats/element], over views; None where groups divide at
+            their initial noise, which no step draws.
+        """
+        leaves = self.denoised.shape[1]
+        dividing = [decision for decision in self.decisions if decision.branches > 1]
+        if len(dividing) != len(self.branching):
+            return None
+        return torch.stack(
+            [
+                decision.log_prob.sum(-1).repeat_interleave(
+                    leaves // decision.log_prob.shape[1], dim=1
+                )
+                for decision in dividing
+            ],
+            dim=1,
+        )
+
     def prompts(self, index: slice) -> "GroupTrajectory":
         """Narrow to some prompts.
 
@@ -387,6 +411,10 @@ class Samples:
     leaf_log_prob: Float[Tensor, "prompt sample"] | None = None
     """Log-density of every leaf's whole path, trained or not, over steps and views [nats]; None
     where no path divides."""
+
+    edge_log_prob: Float[Tensor, "prompt depth sample"] | None = None
+    """Log-density of the step at which each leaf's ancestor of each depth was divided off, over
+    views [nats or nats/element]; None where a depth has no such step."""
 
     pair: PairedRollout | None = None
     """Both arms of every pair, where the objective compares pairs."""

@@ -2,6 +2,7 @@
 
 from mvczigal_ref.advantage.branches import (
     depth_advantages,
+    fuse_edge_rewards,
     fuse_leaf_rewards,
     granular_advantages,
 )
@@ -19,6 +20,12 @@ from mvczigal_ref.advantage.pair import (
     joint_share,
     pair_advantages,
 )
+from mvczigal_ref.advantage.pruning import (
+    PrunedLeaves,
+    prune_nodes,
+    prune_samples,
+    spread_weights,
+)
 from mvczigal_ref.advantage.standardise import standardise
 
 __all__ = [
@@ -26,14 +33,19 @@ __all__ = [
     "CombineRewards",
     "GroupSpread",
     "PairAdvantages",
+    "PrunedLeaves",
     "advantage_gap",
     "combined_group_advantages",
     "depth_advantages",
+    "fuse_edge_rewards",
     "fuse_leaf_rewards",
     "granular_advantages",
     "group_advantages",
     "joint_share",
     "pair_advantages",
+    "prune_nodes",
+    "prune_samples",
     "ragged_group_advantages",
+    "spread_weights",
     "standardise",
 ]

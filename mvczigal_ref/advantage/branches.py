@@ -14,7 +14,12 @@ from torch import Tensor
 from mvczigal_ref.advantage.group import combined_group_advantages, group_advantages
 from mvczigal_ref.diffusion.precision import require_full_precision
 
-__all__ = ["depth_advantages", "fuse_leaf_rewards", "granular_advantages"]
+__all__ = [
+    "depth_advantages",
+    "fuse_edge_rewards",
+    "fuse_leaf_rewards",
+    "granular_advantages",
+]
 
 
 def fuse_leaf_rewards(
@@ -60,12 +65,7 @@ def fuse_leaf_rewards(
     """
     require_full_precision(leaf_reward=leaf_reward)
     _check_branching(branching, leaf_reward.shape[-1])
-    if not 0.0 <= inverse_temperature < math.inf:
-        msg = (
-            f"`inverse_temperature` must be finite and not negative; got {inverse_temperature!r}; "
-            "0.0 weighs leaves alike."
-        )
-        raise ValueError(msg)
+    _check_inverse_temperature(inverse_temperature)
     if leaf_log_prob is None:
         if inverse_temperature > 0.0:
             msg = (
@@ -90,6 +90,72 @@ def fuse_leaf_rewards(
         share = score.reshape(by_node).softmax(dim=-1)
         fused.append((share * leaf_reward.reshape(by_node)).sum(dim=-1))
     return (*fused, leaf_reward)
+
+
+def fuse_edge_rewards(
+    leaf_reward: Float[Tensor, "*batch leaf"],
+    *,
+    branching: Sequence[int],
+    edge_log_prob: Float[Tensor, "*batch depth leaf"],
+    inverse_temperature: float,
+) -> tuple[Float[Tensor, "*batch node"], ...]:
+    r"""Give every inner node the mean reward of its children, weighed by their own steps.
+
+    .. math:: R(n) = \sum_{c \in C(n)} q_c R(c), \qquad
+        q_c = \frac{e^{\beta s_c}}{\sum_{d \in C(n)} e^{\beta s_d}}
+
+    with :math:`s_c` the log-probability of the one step that drew child :math:`c` where its
+    parent divided. :func:`fuse_leaf_rewards` weighs leaves by their whole paths instead; at
+    :math:`\beta = 0` both are the mean.
+
+    Source:
+        The released trainer of arXiv:2509.06040 (BranchGRPO), its child-edge softmax with
+        :math:`\beta = 1` and log-probabilities per element.
+
+    Args:
+        leaf_reward: :math:`R` of the leaves of one tree, last and in order, fp32 or fp64 [reward
+            units]. Gradient flows.
+        branching: Branches of each node, one number per depth from the root.
+        edge_log_prob: :math:`s` of every leaf's ancestor at each depth, the leaf's own last
+            [nats, or nats/element]. No gradient flows.
+        inverse_temperature: :math:`\beta` [1 / unit of ``edge_log_prob``]; finite, not negative.
+
+    Returns:
+        Rewards of the nodes of depth 1, 2, ..., the leaves last.
+
+    Raises:
+        ValueError: If ``branching`` does not multiply to the number of leaves, shapes differ, a
+            setting is out of its range, or a tensor is half precision.
+
+    Examples:
+        >>> edges = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 9e9, 0.0, 0.0]])
+        >>> depths = fuse_edge_rewards(
+        ...     torch.tensor([1.0, 3.0, 5.0, 9.0]), branching=(2, 2), edge_log_prob=edges,
+        ...     inverse_temperature=1.0,
+        ... )
+        >>> [depth.tolist() for depth in depths]
+        [[3.0, 7.0], [1.0, 3.0, 5.0, 9.0]]
+    """
+    require_full_precision(leaf_reward=leaf_reward, edge_log_prob=edge_log_prob)
+    leaves = leaf_reward.shape[-1]
+    _check_branching(branching, leaves)
+    _check_inverse_temperature(inverse_temperature)
+    expected = (*leaf_reward.shape[:-1], len(branching), leaves)
+    if tuple(edge_log_prob.shape) != expected:
+        msg = (
+            f"`edge_log_prob` must have shape {expected}, one number per depth and leaf; got "
+            f"{tuple(edge_log_prob.shape)}."
+        )
+        raise ValueError(msg)
+    score = inverse_temperature * edge_log_prob.detach().to(leaf_reward.dtype)
+    fused = [leaf_reward]
+    for depth in range(len(branching) - 1, 0, -1):
+        children, below = branching[depth], math.prod(branching[depth + 1 :])
+        # The edge into a child is that of any leaf below it.
+        edges = score[..., depth, ::below].unflatten(-1, (-1, children))
+        rewards = fused[0].unflatten(-1, (-1, children))
+        fused.insert(0, (edges.softmax(dim=-1) * rewards).sum(dim=-1))
+    return tuple(fused)
 
 
 def depth_advantages(
@@ -182,6 +248,15 @@ def granular_advantages(
         raise ValueError(msg)
     each = combined_group_advantages(rewards, weights=weights, ddof=ddof, delta=delta)
     return each.sum(dim=-2).clamp(-clip, clip)
+
+
+def _check_inverse_temperature(inverse_temperature: float) -> None:
+    if not 0.0 <= inverse_temperature < math.inf:
+        msg = (
+            f"`inverse_temperature` must be finite and not negative; got {inverse_temperature!r}; "
+            "0.0 weighs leaves alike."
+        )
+        raise ValueError(msg)
 
 
 def _check_branching(branching: Sequence[int], leaves: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import tyro
 
 from mvczigal_ref import __version__
+from mvczigal_ref.cli.benchmarking import Benchmark, benchmark
 from mvczigal_ref.cli.comparing import Enhance, Reproduce, enhance, reproduce
 from mvczigal_ref.cli.evaluating import Evaluate, evaluate
 from mvczigal_ref.cli.exporting import Export, Report, print_export, print_report
@@ -46,6 +47,7 @@ Command: TypeAlias = (
     | Sample
     | Play
     | Evaluate
+    | Benchmark
     | Export
     | Push
     | Report
@@ -76,6 +78,7 @@ _COMMANDS: Mapping[str, _Entry] = {
     "sample": _Entry(Sample, sample),
     "play": _Entry(Play, play),
     "evaluate": _Entry(Evaluate, evaluate),
+    "benchmark": _Entry(Benchmark, benchmark),
     "export": _Entry(Export, print_export),
     "push": _Entry(Push, push_run),
     "report": _Entry(Report, print_report),
@@ -92,7 +95,8 @@ _COMMANDS: Mapping[str, _Entry] = {
 }
 _DESCRIPTION = """RL fine-tuning of few-step text-to-multiview diffusion.
 
-Begin with `mvczigal train tiny`, then open the report.html that it names."""
+Begin with `mvczigal train tiny`, then open the report.html that it names. To complete words in
+bash: `eval "$(mvczigal --tyro-print-completion bash)"`; zsh likewise."""
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 # A word after one of these is its value, whatever it looks like.
 _TAKES_TEXT = (

@@ -69,7 +69,7 @@ class Reproduce(Printed):
     ] = None
     """Iterations of the first arm of each set of claims; the others follow at equal calls."""
     list: bool = False
-    """Print the claims, their arms and hours, and do nothing."""
+    """Print the claims, their arms and hours and the words of every run, and train nothing."""
     read_only: bool = False
     """Judge the claims by the runs that have finished, and train none."""
     sets: tuple[Literal["multiview", "flow"], ...] = ("multiview", "flow")

@@ -4,7 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mvczigal_ref.cli.output import Printed, console_of, write_json
-from mvczigal_ref.cli.preflight import check_tables, checked, plan_content, print_plan
+from mvczigal_ref.cli.planning import plan_content, print_plan
+from mvczigal_ref.cli.preflight import check_tables, checked
 from mvczigal_ref.cli.recipes import changes_table, setting_changes
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.preflight.plan import plan

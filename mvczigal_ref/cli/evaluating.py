@@ -29,14 +29,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluate", "evaluate", "evaluate_policy"]
 
+_MOST_NOISES = 100_000  # as `run.evaluation_noises`
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Printed):
     """Score a policy on held-out prompts.
 
-    A run is also compared with what it began with, its base weights or the run that
-    `--from` named; ZMV-Sampling of other weights with
-    plain sampling. Both start from the same noises, and the gain is paired.
+    A run is also compared with what it began with, its base weights or what `--from` named;
+    ZMV-Sampling of other weights with plain sampling. Both start from the same noises, and
+    the gain is paired.
     """
 
     recipe: Annotated[
@@ -71,9 +73,10 @@ def evaluate(command: Evaluate) -> None:
         ConfigError: If an option, a setting or a prompt is refused.
         CheckpointError: If the run is none.
     """
-    if command.noises < 1 or len(set(command.seeds)) < max(1, len(command.seeds)):
+    differ = command.seeds and len(set(command.seeds)) == len(command.seeds)
+    if not (1 <= command.noises <= _MOST_NOISES and differ):
         msg = (
-            "`--noises` must be at least 1 and `--seeds` must differ; got "
+            f"`--noises` must be 1 to {_MOST_NOISES} and `--seeds` must differ; got "
             f"{command.noises} and {command.seeds}."
         )
         raise ConfigError(msg)

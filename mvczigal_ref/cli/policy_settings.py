@@ -45,7 +45,7 @@ SettingWords: TypeAlias = Annotated[
 
 _RECIPE = "tiny"
 # What a policy reads once it is trained; any other setting would change nothing, in silence.
-_READ_BY_A_POLICY = ("sampler.", "flow.shift", "zigzag.", "run.objects_per_slice")
+_READ_BY_A_POLICY = ("sampler.", "flow.shift", "flow.ode", "zigzag.", "run.objects_per_slice")
 _READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
 
 
@@ -161,8 +161,8 @@ def _require_typed_key(
     key = settings.api_key_env
     if key is None or not settings.url or any(w.partition("=")[0] == name for w in words):
         return
-    own = settings if recipe is None else getattr(recipe, section)
-    if recipe is not None and (own.api_key_env, own.url) == (key, settings.url):
+    usual = settings if recipe is None else getattr(recipe, section)
+    if recipe is not None and (usual.api_key_env, usual.url) == (key, settings.url):
         return
     msg = (
         f"`{name}` names {key!r}, a key in your environment, in the settings of {place}. A key is "

@@ -41,7 +41,7 @@ def plan_recipe(command: Plan) -> None:
         command: Recipe, settings and processes.
     """
     config = recipe_config(command.recipe, file=command.config, words=command.settings)
-    from mvczigal_ref.cli.preflight import run_plan
+    from mvczigal_ref.cli.planning import run_plan
 
     run_plan(config, processes=command.processes, command=command)
 

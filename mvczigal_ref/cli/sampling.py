@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Sample", "sample", "sample_prompts"]
 
 _STEPS = 8  # of a sample, where nothing else says
+_MOST_VIEWS = 360  # one per degree
 _FRONT = -90.0  # azimuth of the first camera of every rig [deg]
 
 
@@ -141,9 +142,9 @@ def _options(command: Sample) -> list[str]:
         words.append(f"sampler.guidance_scale={command.guidance}")
     azimuths = list(command.azimuths)
     if command.views is not None:
-        if azimuths or command.views < 1:
+        if azimuths or not 1 <= command.views <= _MOST_VIEWS:
             msg = (
-                "`--views` must be at least 1, and `--azimuths` then be left out; got "
+                f"`--views` must be 1 to {_MOST_VIEWS}, and `--azimuths` then be left out; got "
                 f"{command.views} and {azimuths}."
             )
             raise ConfigError(msg)

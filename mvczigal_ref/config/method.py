@@ -21,6 +21,7 @@ from mvczigal_ref.config.types import (
     Names,
     NonNegative,
     Positive,
+    PositiveFraction,
     Real,
     Scorers,
     Size,
@@ -29,6 +30,7 @@ from mvczigal_ref.config.types import (
 )
 
 __all__ = [
+    "GROUP_KINDS",
     "AdvantageConfig",
     "ConditionConfig",
     "ConstraintConfig",
@@ -41,8 +43,17 @@ __all__ = [
 ]
 
 
+GROUP_KINDS = ("policy_gradient", "guard", "sequence", "divergence")
+"""Objectives of this package that learn groups by the ratios of their densities."""
+
 _ObjectiveKind = Literal[
-    "reward_difference", "preference", "policy_gradient", "guard", "forward_process"
+    "reward_difference",
+    "preference",
+    "policy_gradient",
+    "guard",
+    "sequence",
+    "divergence",
+    "forward_process",
 ]
 _OBJECTIVES = get_args(_ObjectiveKind)
 
@@ -82,12 +93,36 @@ class RolloutConfig:
     """Steps at which a tree divides [step], the first 0; a tree needs one."""
     split_width: Size = 2
     """Branches of each node where a tree divides [branches]; at least 2."""
+    split_noise: Positive = 1.0
+    """Factor on the kernel's standard deviation where a tree divides [1]; BranchGRPO's released
+    script has 4."""
+    split_density: Literal["drawn", "kernel"] = "drawn"
+    """Density that scores an action where a tree divides: of the noise that was drawn, or the
+    kernel's, as in BranchGRPO's released trainer."""
+    pruned_steps: tuple[CountOrZero, ...] = ()
+    """Noisy steps of a tree that are not trained, BranchGRPO's depth pruning [step]."""
+    pruned_interval: CountOrZero = 0
+    """Duration after which those steps move one step towards the noise [iterations]; 0 lets them
+    stay."""
+    pruned_first: CountOrZero = 0
+    """First step that they move to [step]."""
+    pruned_leaves: Literal["none", "siblings", "extremes"] = "none"
+    """Nodes after a tree's last division that are not trained, its width pruning: none; the worse
+    of each node's siblings; or all but the best and the worst of the tree."""
+    pruned_share: HalfOpenFraction = 0.5
+    """Fraction of them that is not trained [1], in [0, 1)."""
     trunks: Size = 1
     """Trunks per prompt, each with its own initial noise [trunks]."""
     strides: tuple[Count, ...] = (1,)
     """Strides of the grids on which each branch is finished, one grid per stride [steps]."""
     fine_steps: CountOrZero = 0
     """Steps of the plain grid that a branch's finish takes before its stride begins [steps]."""
+    last_stride: Literal["short", "long"] = "short"
+    """End of a finish where its stride does not fit: a shorter step, or the last stride goes
+    there at once, as in Granular-GRPO's released trainer."""
+    tail_share: PositiveFraction = 1.0
+    """Fraction of the steps after a group's last noisy one that is taken [1], in (0, 1]; at least
+    one step is. MixGRPO-Flash has 0.4."""
     nodes_per_call: Count | None = None
     """Latents of each prompt's group that go through the network together [latents]; None is
     all."""
@@ -125,8 +160,18 @@ class ConditionConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
 class ForwardConfig:
-    """DiffusionNFT's loss on noised samples."""
+    """Losses on samples that are noised again: DiffusionNFT's, and those of AWM and DGPO."""
 
+    loss: Literal["nft", "matching", "group_preference"] = "nft"
+    """Loss of the forward process: DiffusionNFT's, advantage-weighted matching (AWM), or direct
+    group preference (DGPO)."""
+    advantage: Literal["all", "positive", "negative", "one", "binary"] = "all"
+    """Part of the advantages that DiffusionNFT reads: all; one sign alone; 1 for every better
+    sample; or the sign."""
+    matching_weight: Literal["uniform", "level", "level_squared", "huber"] = "uniform"
+    """Weight of AWM's matching error by the noise level, or its generalised Huber form."""
+    shared_noise: bool = False
+    """Whether the samples of a group are given the same noise, as in DGPO."""
     mix: Positive = 1.0
     """Distance of the fitted velocities from the old one, b of the paper [1]; positive."""
     levels: Size = 2
@@ -135,6 +180,8 @@ class ForwardConfig:
     """Growth of the share of the old policy that stays, per `old_decay_unit` [1/unit]."""
     old_decay_largest: HalfOpenFraction = 0.5
     """Largest share of the old policy that stays [1], in [0, 1)."""
+    old_decay_after: CountOrZero = 0
+    """Units before that growth begins, at none of the old policy [`old_decay_unit`]."""
     old_decay_unit: Literal["iteration", "optimizer_step"] = "iteration"
     """Unit of `old_decay_rate`: iterations before this one, or optimiser steps up to now, as in
     DiffusionNFT's released trainer."""
@@ -218,6 +265,14 @@ class AdvantageConfig:
     """Largest magnitude of an advantage within a group [1]; larger ones are cut."""
     fusion_inverse_temperature: NonNegative = 0.0
     """Inverse temperature by which likelier leaves of a tree count more [1/nat]; 0 is all alike."""
+    fusion: Literal["path", "edge"] = "path"
+    """Likelihood by which they count: of a leaf's whole path, as in BranchGRPO's paper, or of the
+    step alone at which a node divides, level by level, as in its released trainer."""
+    drop_alike: bool = False
+    """Whether groups that were all scored alike are left out of every mean, not counted as 0."""
+    pruned_share: HalfOpenFraction = 0.0
+    """Fraction of a group's samples that is not trained, those of least advantage, as in CPPO
+    [1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -229,8 +284,15 @@ class ObjectiveConfig:
         registered("objectives", "group_objectives"),
     ] = "reward_difference"
     """Kind of loss: RDL and ZigAL, or DPO, of pairs; the clipped surrogate of PG and GRPO,
-    GRPO-Guard's, or DiffusionNFT's on the forward process; or a plug-in's name, of pairs or of
-    groups."""
+    GRPO-Guard's, GSPO's over whole trajectories, or Flow-DPPO's; one on the forward process, by
+    `forward.loss`; or a plug-in's name, of pairs or of groups."""
+    density: Literal["per_view", "joint"] = "per_view"
+    """Log-ratio of a pair's arm: each view's by itself, or the sum over all views of an object."""
+    reference: Literal["snapshot", "frozen"] = "snapshot"
+    """Policy that DPO's ratios are over: the one that sampled, or the network without its LoRA."""
+    divergence_range: Positive = 1e-5
+    """Divergence from the sampling policy beyond which Flow-DPPO stops what goes on away from it
+    [nats/element, or nats if summed]."""
     pairing: Literal["zigzag", "standard"] = "zigzag"
     """First arm of a pair: a zigzag trajectory, or a second standard one (MV-RDL)."""
     clip_range: Positive = 1e-2
@@ -250,8 +312,9 @@ class ObjectiveConfig:
     """Weight of the divergence from the network without its LoRA [1/unit of the divergence]."""
     kl_form: Literal["divergence", "without_step_length"] = "divergence"
     """Form of that divergence: of two Gaussians, or Flow-GRPO's released stand-in."""
-    step_weight: Literal["equal", "noise"] = "equal"
-    """Weight of each step: all alike, or by the noise that it adds, as in TempFlow-GRPO."""
+    step_weight: Literal["equal", "noise", "rectified"] = "equal"
+    """Weight of each step: all alike; by the noise that it adds, as in TempFlow-GRPO; or by one
+    over its gradient's size, as in Flash-GRPO."""
     train_share: Fraction = 1.0
     """Fraction of the stochastic steps that is trained, drawn anew per iteration [1]; 1 is all."""
 

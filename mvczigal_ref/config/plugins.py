@@ -124,7 +124,7 @@ def registered(*groups: str) -> WrapValidator:
     """Widen a setting with choices to the names that plug-ins register.
 
     Args:
-        groups: Names of :data:`GROUPS`; a plug-in's name stands in one of them.
+        *groups: Names of :data:`GROUPS`; a plug-in's name stands in one of them.
 
     Returns:
         A validator whose message lists the choices and the plug-ins, sorted.

@@ -10,7 +10,7 @@ from mvczigal_ref.config.method import RewardConfig, scorer_weights
 from mvczigal_ref.config.plugins import plugin, plugin_names
 from mvczigal_ref.config.run import GuardConfig
 from mvczigal_ref.config.typed import is_code
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, quoted
 
 __all__ = [
     "SCORER_NAMES",
@@ -33,6 +33,7 @@ VIEW_MEAN: Final = "per_view"
 SCORER_NAMES: Final[Mapping[ScorerKind, tuple[str, ...]]] = {
     "per_view": (
         "world.per_view", "clip_score", "pickscore", "hpsv2", "hpsv3", "image_reward", "chat_judge",
+        "chat_judge.alignment", "chat_judge.coherence", "chat_judge.style",
     ),
     "joint": (
         "world.joint", "hyperscore", "hyperscore.alignment", "hyperscore.geometry",
@@ -86,8 +87,9 @@ def check_scorer_names(reward: RewardConfig, guard: GuardConfig | None = None) -
         >>> check_scorer_names(RewardConfig(per_view={"world.per_view": 1, "pikscore": 1}))
         Traceback (most recent call last):
         mvczigal_ref.errors.ConfigError: `reward.per_view` names the unknown scorer 'pikscore'; \
-the nearest is 'pickscore'. Registered are chat_judge, clip_score, hpsv2, hpsv3, image_reward, \
-pickscore, world.per_view; a function is named as my_rewards.py:score.
+the nearest is 'pickscore'. Registered are chat_judge, chat_judge.alignment, chat_judge.coherence, \
+chat_judge.style, clip_score, hpsv2, hpsv3, image_reward, pickscore, world.per_view; a function is \
+named as my_rewards.py:score.
     """
     place = None if reward.cache is None else Path(reward.cache).expanduser()
     if place is not None and place.exists() and not place.is_dir():
@@ -148,10 +150,10 @@ def check_scorer_name(
     Args:
         setting: Setting that names it, for messages.
         kind: Kind of the scorer.
-        name: Its name; any where a service, which names its scorer, runs it.
-        weights: Folder, file or hub id of its weights, if any.
-        tokenizer: Folder or hub id of its tokenizer, if any.
-        url: Address of its service, if any.
+        name: Scorer's name; any where a service, which names its scorer, runs it.
+        weights: Folder, file or hub id of the weights, if any.
+        tokenizer: Folder or hub id of the tokenizer, if any.
+        url: Address of the service, if any.
 
     Raises:
         ConfigError: If it cannot be; names the nearest, or the setting that is missing.
@@ -225,6 +227,6 @@ def _unknown(setting: str, kind: ScorerKind, name: str) -> ConfigError:
     names = sorted({*SCORER_NAMES[kind], *plugin_names("scorers")})
     near = nearest_name(name, names)
     return ConfigError(
-        f"`{setting}` names the unknown scorer {name!r}; the nearest is {near!r}. "
+        f"`{setting}` names the unknown scorer {quoted(name)}; the nearest is {near!r}. "
         f"Registered are {', '.join(names)}; a function is named as my_rewards.py:score."
     )

@@ -140,6 +140,12 @@ class FlowConfig:
     """Shift of the noise levels [1]; None is the one that the network was trained with."""
     image_is_denoised: bool = False
     """Whether the last step's clean prediction is decoded, as in DanceGRPO, and not its action."""
+    ode: Literal["euler", "dpm2m"] = "euler"
+    """Solver of the steps that draw no noise, evaluation's among them: Euler's, or DPM-Solver++ of
+    second order, at the same number of network calls."""
+    density: Literal["gaussian", "unscaled"] = "gaussian"
+    """Density that scores an action of kernel "cps": the true one, or the squared error without its
+    scale, to which the clip of Flow-GRPO-Fast's released trainer belongs."""
     text_length: Count | None = None
     """Length to which prompts are cut or padded for T5 or Qwen3 [tokens], at most its tokenizer's;
     None is the pipeline's default, 512 for FLUX.1 and Z-Image and 256 for Stable Diffusion 3."""

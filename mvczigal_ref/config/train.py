@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from mvczigal_ref.config.family import family_contradictions
 from mvczigal_ref.config.method import (
     AdvantageConfig,
     ConditionConfig,
@@ -74,6 +75,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
     yield from _tree_contradictions(config)
     yield from _objective_contradictions(config)
     yield from _condition_contradictions(config)
+    yield from family_contradictions(config)
     yield from sharding_contradictions(config.model, config.run)
     if config.advantage.shuffle and run.objects_per_iteration < 2:
         yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
@@ -239,11 +241,6 @@ def _tree_contradictions(config: "TrainConfig") -> Iterable[str]:
                 "`rollout.split_width` must be at least 2: a tree that never divides is one "
                 f"sample, which has nothing to be compared with; got {rollout.split_width}."
             )
-        if rollout.window not in ("all", "fixed"):
-            yield (
-                '`rollout.window` must be "all" or "fixed" with `rollout.kind` = "tree", which '
-                f"divides at the same steps in every iteration; got {rollout.window!r}."
-            )
     elif advantage.fusion_inverse_temperature > 0.0:
         yield (
             "`advantage.fusion_inverse_temperature` is for the inner nodes of a tree; got "
@@ -270,8 +267,6 @@ def _objective_contradictions(config: "TrainConfig") -> Iterable[str]:
             f'`objective.kind` = "{objective.kind}" is defined on the noise levels of a flow; got '
             f'`sampler.kind` = "{config.sampler.kind}". Take "policy_gradient".'
         )
-    if objective.kind == "guard" and rollout.kind == "pair":
-        yield '`objective.kind` = "guard" needs groups; got `rollout.kind` = "pair".'
     if objective.kind == "forward_process" and rollout.kind != "group":
         yield (
             '`objective.kind` = "forward_process" learns from samples alone; got `rollout.kind` '
@@ -305,7 +300,7 @@ def _update_contradictions(config: "TrainConfig") -> Iterable[str]:
     objective, rollout, optim = config.objective, config.rollout, config.optim
     paired = objective.compares_pairs
     chosen = (objective.step_weight, objective.train_share, optim.step_per_decision)
-    if (paired or objective.kind == "forward_process") and chosen != ("equal", 1.0, False):
+    if not objective.is_policy_gradient and chosen != ("equal", 1.0, False):
         yield (
             "`objective.step_weight`, `objective.train_share` and `optim.step_per_decision` are "
             f'for policy gradients; got `objective.kind` = "{objective.kind}".'
@@ -342,12 +337,12 @@ def _condition_contradictions(config: "TrainConfig") -> Iterable[str]:
     condition, rollout = config.condition, config.rollout
     if condition.enhancer == "none":
         return
-    if rollout.kind not in ("group", "tree") or config.objective.kind == "forward_process":
+    if rollout.kind == "pair" or config.objective.kind == "forward_process":
         yield (
             f'`condition.enhancer` = "{condition.enhancer}" needs groups that are learnt by their '
             f'log-probabilities; got `rollout.kind` = "{rollout.kind}" and `objective.kind` = '
-            f'"{config.objective.kind}". Pairs and branches have no group to judge anew, and the '
-            "forward process no ratio."
+            f'"{config.objective.kind}". Pairs have no group to judge anew, and the forward '
+            "process no ratio."
         )
     needed = {"stored": ("file",), "chat": ("url", "model"), "local": ("model",)}
     for name in needed.get(condition.enhancer, ()):

@@ -20,6 +20,7 @@ __all__ = [
     "Names",
     "NonNegative",
     "Positive",
+    "PositiveFraction",
     "PowerOfTwo",
     "Rate",
     "RateOrZero",
@@ -131,6 +132,7 @@ PowerOfTwo = Annotated[Real, Field(ge=1, le=2**32), AfterValidator(_power_of_two
 NonNegative = Annotated[Real, Field(ge=0)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 Elevation = Annotated[Real, Field(ge=-90, le=90)]
+PositiveFraction = Annotated[Real, Field(gt=0, le=1)]
 HalfOpenFraction = Annotated[Real, Field(ge=0, lt=1)]
 Rate = Annotated[Positive, Field(le=1e3)]
 RateOrZero = Annotated[NonNegative, Field(le=1e3)]

@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.flow import flow_invert, flow_ode_transition
+from mvczigal_ref.diffusion.flow_dpm import OdeMemory, dpm2m_transition
 from mvczigal_ref.diffusion.flow_noise import (
     constant_noise_transition,
     cps_transition,
+    cps_unscaled_log_prob,
     flow_sde_transition,
     require_noise_scale,
 )
@@ -23,10 +25,17 @@ from mvczigal_ref.diffusion.precision import require_choice, require_full_precis
 from mvczigal_ref.diffusion.sampler import StepIndex, Transition
 from mvczigal_ref.shapes import BatchLatent
 
-__all__ = ["FLOW_KERNELS", "FlowKernel", "FlowSampler", "StepSigma"]
+__all__ = ["FLOW_KERNELS", "FlowDensity", "FlowKernel", "FlowOde", "FlowSampler", "StepSigma"]
 
 FlowKernel = Literal["sde", "constant", "cps", "ode"]
 """Noise that falls with the level, constant noise, coefficient-preserving, or none."""
+
+FlowOde = Literal["euler", "dpm2m"]
+"""Solver of the steps that draw no noise: Euler's, or DPM-Solver++ of second order."""
+
+FlowDensity = Literal["gaussian", "unscaled"]
+"""Density that scores an action: the Gaussian's, or the squared error that Flow-GRPO's released
+code takes in its place for coefficient-preserving noise."""
 
 FLOW_KERNELS: Final = get_args(FlowKernel)
 """The words of :data:`FlowKernel`, to check one by."""
@@ -63,6 +72,12 @@ class FlowSampler(Grid):
     image_is_denoised: bool = False
     """Whether the image is the last step's clean prediction, not its action."""
 
+    ode: FlowOde = "euler"
+    """Solver that :meth:`follow` takes a step of the ODE with."""
+
+    density: FlowDensity = "gaussian"
+    """Density that scores an action; "unscaled" for "cps" alone."""
+
     @classmethod
     def create(
         cls,
@@ -71,6 +86,8 @@ class FlowSampler(Grid):
         kernel: FlowKernel,
         noise_scale: float = 0.0,
         image_is_denoised: bool = False,
+        ode: FlowOde = "euler",
+        density: FlowDensity = "gaussian",
         num_train_timesteps: int = 1000,
     ) -> "FlowSampler":
         """Bind a kernel to a grid of noise levels.
@@ -83,6 +100,8 @@ class FlowSampler(Grid):
                 most 1, with "ode" 0.
             image_is_denoised: Whether the image is the last step's clean prediction, as in
                 DanceGRPO, or its action, as in Flow-GRPO.
+            ode: Solver of the steps that draw no noise, see :meth:`follow`.
+            density: Density that scores an action, see :meth:`log_prob`.
             num_train_timesteps: Timestep of level 1 [timesteps]; at least 1.
 
         Returns:
@@ -102,6 +121,11 @@ class FlowSampler(Grid):
         """
         _check_sigmas(sigmas)
         require_choice("kernel", kernel, FLOW_KERNELS)
+        require_choice("ode", ode, get_args(FlowOde))
+        require_choice("density", density, get_args(FlowDensity))
+        if density == "unscaled" and kernel != "cps":
+            msg = f"`density` must be 'gaussian' with kernel={kernel!r}; got {density!r}."
+            raise ValueError(msg)
         if num_train_timesteps < 1:
             msg = f"`num_train_timesteps` must be at least 1; got {num_train_timesteps}."
             raise ValueError(msg)
@@ -121,6 +145,8 @@ class FlowSampler(Grid):
             noise_scale=noise_scale,
             num_density_steps=0 if kernel == "ode" else num_steps - ends_clean,
             image_is_denoised=image_is_denoised,
+            ode=ode,
+            density=density,
         )
 
     @property
@@ -142,7 +168,7 @@ class FlowSampler(Grid):
             >>> sampler.deterministic().num_density_steps
             0
         """
-        return replace(self, kernel="ode", noise_scale=0.0, num_density_steps=0)
+        return replace(self, kernel="ode", noise_scale=0.0, num_density_steps=0, density="gaussian")
 
     def transition(self, output: BatchLatent, latent_t: BatchLatent, step: StepIndex) -> Transition:
         """Return the Gaussian of the next latent, see the kernel's own function.
@@ -167,6 +193,49 @@ class FlowSampler(Grid):
             sigma_t=level_at(self.sigma_t, step),
             sigma_prev=level_at(self.sigma_prev, step),
         )
+
+    def follow(
+        self,
+        output: BatchLatent,
+        latent_t: BatchLatent,
+        step: StepIndex,
+        memory: OdeMemory | None = None,
+    ) -> tuple[Transition, OdeMemory | None]:
+        """Follow the ODE down to the next level by the solver ``ode``, without fresh noise.
+
+        Args:
+            output: The velocity at ``latent_t`` and ``timesteps[step]``. Gradient flows.
+            latent_t: The latent at ``step``. Gradient flows.
+            step: As in :meth:`transition`.
+            memory: From the step before, if that followed the ODE too; None begins anew.
+
+        Returns:
+            The next latent as ``mean``, with ``std`` 0, and the memory for the step after; None
+            from Euler's step, which needs none.
+
+        Raises:
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+
+        Examples:
+            >>> import torch
+            >>> sampler = FlowSampler.create(
+            ...     sigmas=torch.tensor([0.8, 0.5, 0.2]), kernel="ode", ode="dpm2m"
+            ... )
+            >>> x = torch.ones(1, 1, 1)
+            >>> first, memory = sampler.follow(x, x, 0)
+            >>> second, _ = sampler.follow(x, first.mean, 1, memory)
+            >>> round(first.mean.item(), 4), round(second.mean.item(), 4)
+            (0.7, 0.4)
+        """
+        require_index(step, latent_t)
+        sigma_t, sigma_prev = level_at(self.sigma_t, step), level_at(self.sigma_prev, step)
+        if self.ode == "euler":
+            taken = flow_ode_transition(output, latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
+            return taken, None
+        taken = dpm2m_transition(
+            output, latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev, memory=memory
+        )
+        return taken, OdeMemory(clean=taken.denoised, sigma=sigma_t)
 
     def log_prob(
         self, action: BatchLatent, transition: Transition, step: StepIndex, *, reduction: Reduction
@@ -206,6 +275,24 @@ class FlowSampler(Grid):
                 "or draw it with a stochastic kernel."
             )
             raise ValueError(msg)
+        return self.score(action, transition, reduction=reduction)
+
+    def score(
+        self, action: BatchLatent, transition: Transition, *, reduction: Reduction
+    ) -> Float[Tensor, "..."]:
+        """Score an action by the sampler's density, without asking for the step.
+
+        Args:
+            action: The next latent. Gradient flows.
+            transition: Gaussian that it was drawn from. Gradient flows.
+            reduction: As in :func:`mvczigal_ref.diffusion.gaussian.log_prob`.
+
+        Returns:
+            One number per latent [nats or nats/element; squared latent units if "unscaled"]; with
+            "none" one per element.
+        """
+        if self.density == "unscaled":
+            return cps_unscaled_log_prob(action, mean=transition.mean, reduction=reduction)
         return log_prob(action, mean=transition.mean, std=transition.std, reduction=reduction)
 
     def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:

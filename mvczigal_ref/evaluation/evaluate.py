@@ -16,7 +16,7 @@ from mvczigal_ref.evaluation.scores import (
     sealed_evaluation,
 )
 from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
-from mvczigal_ref.models.kept import keeping
+from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.noise import SeededNoise
@@ -120,7 +120,7 @@ def _finite_images(system: System, denoised: ObjectLatent, objects: Sequence[int
     return images
 
 
-@keeping()
+@memo_scope()
 def evaluate(
     system: System,
     prompts: Sequence[str],

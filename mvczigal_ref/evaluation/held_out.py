@@ -64,7 +64,7 @@ class HeldOut:
         older = f"{noises} noises, {self._num_steps} steps"
         measured = f"{older}, run {fingerprint(self.config)[:16]}"
         with self.world.agreed():
-            scores = self._kept(path, (measured, older))
+            scores = self._stored(path, (measured, older))
         if scores is not None:
             return scores
         scores = evaluate(
@@ -79,7 +79,7 @@ class HeldOut:
         self.world.barrier()
         return scores
 
-    def _kept(self, path: Path, measured: Sequence[str]) -> Evaluation | None:
+    def _stored(self, path: Path, measured: Sequence[str]) -> Evaluation | None:
         """Read the file of an occasion, if there is one that was measured so."""
         self.refuse_other_prompts()
         if not path.is_file():

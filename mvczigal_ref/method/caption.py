@@ -89,6 +89,13 @@ def captioned(
 ) -> tuple[Captions, tuple[TextColumn, ...]]:
     """Make one slice's captions, in any thread; see :func:`describe`.
 
+    Args:
+        enhancer: Makes the captions; None is the prompts alone.
+        part: The slice.
+        images: Decoded samples in [0, 1].
+        config: ``run.seed`` is read.
+        iteration: Index of the iteration; names the captions' seed.
+
     Returns:
         Captions, and the distinct texts of the prompts.
     """
@@ -103,6 +110,10 @@ def captioned(
 
 def encoded(system: System, texts: tuple[Captions, tuple[TextColumn, ...]]) -> Conditions:
     """Encode what :func:`captioned` gives; see :func:`describe`.
+
+    Args:
+        system: System whose text encoders encode.
+        texts: Captions, and the distinct texts of the prompts.
 
     Returns:
         The prompts, and the captions beside them.
@@ -122,7 +133,7 @@ def caption_seed(run_seed: int, iteration: int) -> int:
     """Seed an iteration's captions by the names of both numbers.
 
     Source:
-        Ours. Their sum would give a seed the captions of the next one an iteration before.
+        Ours. Their sum would give a seed the captions that the next seed had one iteration earlier.
 
     Args:
         run_seed: ``run.seed``.

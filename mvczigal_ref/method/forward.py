@@ -1,8 +1,9 @@
-"""DiffusionNFT: samples noised again, velocities fitted to them, and no log-density."""
+"""DiffusionNFT, AWM and DGPO: samples noised again, and no density of a trajectory."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,10 @@ from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.group_metrics import joint_mean, reward_metrics
 from mvczigal_ref.method.groups import compare
 from mvczigal_ref.method.protocol import Experience, Iteration, Learned, Learner
-from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss, old_policy_decay
+from mvczigal_ref.objective.advantage_matching import advantage_matching_loss
+from mvczigal_ref.objective.clipped import SurrogateStats
+from mvczigal_ref.objective.diffusion_nft import NftStats, diffusion_nft_loss, old_policy_decay
+from mvczigal_ref.objective.group_preference import group_preference_loss
 from mvczigal_ref.system import System
 from mvczigal_ref.update.forward import NoisedSamples, update_forward
 from mvczigal_ref.update.parameters import mixed_parameters, parameters_as
@@ -24,7 +28,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
     """Noise the samples, fit velocities to them, and change the parameters.
 
     Source:
-        arXiv:2509.16117 (DiffusionNFT).
+        arXiv:2509.16117 (DiffusionNFT), 2509.25050 (AWM), 2510.08425 (DGPO), by ``forward.loss``.
 
     Args:
         learner: System whose trainable parameters change, and those of the policy that sampled.
@@ -56,11 +60,15 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         world=iteration.world,
         settings=group_update_settings(config),
         old=partial(parameters_as, system.trained(), old),
-        reference=system.backbone.without_lora if config.objective.kl_weight else None,
+        reference=system.backbone.without_lora if _needs_reference(config) else None,
         loss_scale=learner.loss_scale,
     )
     follower = _follow(old, system, config, iteration.index)
     return Learned(metrics=metrics, old=follower, loss_scale=loss_scale)
+
+
+def _needs_reference(config: TrainConfig) -> bool:
+    return config.objective.kl_weight > 0.0 or config.forward.loss == "group_preference"
 
 
 def _follow(
@@ -70,21 +78,37 @@ def _follow(
     forward, optim, count = config.forward, config.optim, iteration
     if forward.old_decay_unit == "optimizer_step":
         count = (iteration + 1) * optim.epochs_per_iteration * optim.optimizer_steps_per_epoch
-    decay = old_policy_decay(count, rate=forward.old_decay_rate, largest=forward.old_decay_largest)
+    decay = old_policy_decay(
+        count, rate=forward.old_decay_rate, largest=forward.old_decay_largest,
+        after=forward.old_decay_after,
+    )  # fmt: skip
     return mixed_parameters(old, system.trained(), old_share=decay)
 
 
 def _loss(config: TrainConfig, noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:
-    loss, stats = diffusion_nft_loss(
-        noised.velocity,
-        velocity_old=noised.velocity_old,
-        velocity_reference=noised.velocity_reference,
-        latent_t=noised.latent_t,
-        clean=noised.clean,
-        level=noised.level,
-        advantage=noised.advantage,
-        mix=config.forward.mix,
-        advantage_clip=config.advantage.clip,
-        kl_weight=config.objective.kl_weight,
-    )
+    objective, forward = config.objective, config.forward
+    shared: dict[str, Any] = {
+        "velocity_old": noised.velocity_old,
+        "velocity_reference": noised.velocity_reference,
+        "latent_t": noised.latent_t,
+        "clean": noised.clean,
+        "level": noised.level,
+        "advantage": noised.advantage,
+        "kl_weight": objective.kl_weight,
+    }
+    clip_range = objective.clip_range if objective.clip else float("inf")
+    loss: Tensor
+    stats: NftStats | SurrogateStats
+    if forward.loss == "matching":
+        loss, stats = advantage_matching_loss(
+            noised.velocity, weight=forward.matching_weight, clip_range=clip_range, **shared
+        )
+    elif forward.loss == "group_preference":
+        loss, stats = group_preference_loss(
+            noised.velocity, scale=objective.preference_scale, clip_range=clip_range, **shared
+        )
+    else:
+        loss, stats = diffusion_nft_loss(
+            noised.velocity, mix=forward.mix, advantage_clip=config.advantage.clip, **shared
+        )
     return loss, {f"forward/{name}": value for name, value in asdict(stats).items()}

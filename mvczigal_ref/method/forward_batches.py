@@ -1,4 +1,4 @@
-"""Slices of DiffusionNFT: samples with noise at every level."""
+"""Slices of the forward process: samples with noise at every level."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.method.protocol import Experience, Iteration
 from mvczigal_ref.method.sample import noise_of
+from mvczigal_ref.objective.diffusion_nft import part_of_advantage
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.records import Samples
 from mvczigal_ref.rollout.windows import random_steps
@@ -65,7 +66,11 @@ def _noised(
 ) -> ForwardBatch:
     """Put one slice together, with noise of its own for every level and sample."""
     noise = noise_of(system, objects, iteration.index, seed=iteration.config.run.seed)
-    members = [(member,) for member in range(samples.denoised.shape[1])]
+    config, count = iteration.config, samples.denoised.shape[1]
+    # The first member's noise stands for all where they share it.
+    members = [(0 if config.forward.shared_noise else member,) for member in range(count)]
+    if config.forward.loss == "nft":
+        advantage = part_of_advantage(advantage, part=config.forward.advantage)
     return ForwardBatch(
         clean=samples.denoised.transpose(0, 1),
         noise=torch.stack([noise.members(members, "forward", n) for n in range(len(levels))]),

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.advantage.pruning import spread_weights
 from mvczigal_ref.condition.distinct import TextColumn
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.caption import Conditions
@@ -15,7 +17,13 @@ from mvczigal_ref.system import System
 from mvczigal_ref.update.group_batch import GroupBatch
 from mvczigal_ref.update.replay import GroupUpdateSettings, decision_under
 
-__all__ = ["Decisions", "decisions_under", "group_update_settings", "slice_batches"]
+__all__ = [
+    "Decisions",
+    "decisions_under",
+    "group_update_settings",
+    "prompt_shares",
+    "slice_batches",
+]
 
 Decisions = tuple[GroupDecision, ...]
 """Decisions of some prompts of a slice."""
@@ -86,6 +94,7 @@ def slice_batches(
     weights = [1.0, *[config.condition.weight] * (len(advantages) - 1)]
     relative = [weight * len(weights) / sum(weights) for weight in weights]
     steps = step_weights(config, system.sampler, decisions[0])
+    shares = prompt_shares(advantages) if config.advantage.drop_alike else None
     return [
         GroupBatch(
             decisions=drawn,
@@ -94,12 +103,32 @@ def slice_batches(
             step_weight=steps,
             condition_weight=column.weights(relative),
             repeats=tuple(map(len, column.conditions)),
+            shares=None
+            if shares is None
+            else tuple(
+                float(shares[places[0], objects.start + prompt])
+                for prompt, places in zip(column.prompts, column.conditions, strict=True)
+            ),
             objects=tuple(objects.start + prompt for prompt in column.prompts),
         )
         for drawn, column, conditioning in zip(
             decisions, condition.columns, condition.conditioning, strict=True
         )
     ]
+
+
+def prompt_shares(advantages: Advantages) -> Float[Tensor, "condition prompt"]:
+    """Weigh every condition's groups so that those without spread are left out of the mean.
+
+    Args:
+        advantages: Advantages of all prompts.
+
+    Returns:
+        See :func:`~mvczigal_ref.advantage.pruning.spread_weights`; a prompt's group has spread
+        where any of its decisions has.
+    """
+    flat = [torch.cat([table.flatten(1) for table in tables], 1) for tables in advantages]
+    return spread_weights(torch.stack(flat))
 
 
 def _advantages_of(
@@ -129,6 +158,7 @@ def group_update_settings(config: TrainConfig) -> GroupUpdateSettings:
     return GroupUpdateSettings(
         nodes_per_call=1 if config.rollout.kind == "pair" else config.rollout.nodes_per_call,
         step_per_decision=config.optim.step_per_decision,
+        by_sequence=config.objective.kind == "sequence",
         epochs=config.optim.epochs_per_iteration,
         optimizer_steps=config.optim.optimizer_steps_per_epoch,
         max_grad_norm=config.optim.max_grad_norm,

@@ -1,6 +1,6 @@
 """The objective of groups as a configuration asks for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
-from mvczigal_ref.diffusion.sampler import Sampler
+from mvczigal_ref.diffusion.sampler import Sampler, Transition
 from mvczigal_ref.method.plugin_loss import plugin_surrogate_loss
 from mvczigal_ref.objective.clipped import (
     SurrogateStats,
@@ -20,7 +20,10 @@ from mvczigal_ref.objective.clipped import (
     reference_kl_without_step_length,
     tempflow_step_weights,
 )
+from mvczigal_ref.objective.divergence import divergence_loss
 from mvczigal_ref.objective.grpo_guard import guard_loss, guarded_log_ratio
+from mvczigal_ref.objective.rectified import rectified_step_weights
+from mvczigal_ref.objective.sequence import through_sequence
 from mvczigal_ref.policy import step_transition
 from mvczigal_ref.records import GroupDecision
 from mvczigal_ref.shapes import Scalar
@@ -37,8 +40,7 @@ def group_objective(config: TrainConfig, sampler: Sampler) -> GroupObjective:
         sampler: Knows how long its steps are, where it is a flow's.
 
     Returns:
-        The clipped surrogate, GRPO-Guard's loss or a plug-in's, with its divergence from the
-        reference.
+        The loss of ``objective.kind``, or a plug-in's, with its divergence from the reference.
     """
     kind = config.objective.kind
     terms = load_plugin("group_objectives", kind) if config.objective.is_plugin else None
@@ -60,13 +62,32 @@ def step_weights(
     """
     if config.objective.step_weight == "equal":
         return (1.0,) * len(decisions)
-    one = torch.zeros(1, 1, 1, 1, 1, 1, device=sampler.timesteps.device)
-    # A step's spread depends on nothing but the step.
-    spreads = [
-        step_transition(sampler, one, one, torch.tensor([d.step], device=one.device)).std.flatten()
-        for d in decisions
-    ]
+    if config.objective.step_weight == "rectified":
+        rollout, steps = config.rollout, [d.step for d in decisions]
+        candidates = steps
+        if rollout.window == "random":  # one iteration has one place of the window
+            last = rollout.window_last_start + rollout.window_size
+            candidates = list(range(rollout.window_start, last))
+        gains = [_gains(sampler, chosen) for chosen in (steps, candidates)]
+        return tuple(rectified_step_weights(gains[0], mean_over=gains[1]).tolist())
+    spreads = [_transition(sampler, d.step, 0.0).std.flatten() for d in decisions]
     return tuple(tempflow_step_weights(torch.cat(spreads)).tolist())
+
+
+def _transition(sampler: Sampler, step: int, velocity: float) -> Transition:
+    """Take a step from a latent of 0; its spread and slope depend on nothing but the step."""
+    zero = torch.zeros(1, 1, 1, 1, 1, 1, device=sampler.timesteps.device)
+    steps = torch.tensor([step], device=zero.device)
+    return step_transition(sampler, zero + velocity, zero, steps)
+
+
+def _gains(sampler: Sampler, steps: Sequence[int]) -> Tensor:
+    """Measure how many of its standard deviations a step's mean moves by a velocity of 1."""
+    gains = []
+    for step in steps:
+        still, moved = (_transition(sampler, step, velocity) for velocity in (0.0, 1.0))
+        gains.append((moved.mean - still.mean).abs().flatten() / still.std.flatten())
+    return torch.cat(gains)
 
 
 def _loss(
@@ -86,21 +107,26 @@ def _loss(
                 decision.mean, decision.mean_reference, step_length=length, **settings
             )
     if kl is not None:
-        kl = kl * decision.repeats
-    shared: dict[str, Any] = {
-        "clip_range": objective.clip_range if objective.clip else float("inf"),
-        "kl": kl,
-        "kl_weight": objective.kl_weight,
-    }
+        kl = kl * decision.repeats * decision.share
+    clip_range = objective.clip_range if objective.clip else float("inf")
+    penalty: dict[str, Any] = {"kl": kl, "kl_weight": objective.kl_weight}
+    weight = decision.weight * decision.share
+    if objective.kind == "divergence" and decision.mean_old is not None:
+        return divergence_loss(
+            decision.log_ratio, decision.advantage, mean=decision.mean,
+            mean_old=decision.mean_old, std=decision.std, reduction=objective.reduction,
+            divergence_range=objective.divergence_range, weight=weight, **penalty,
+        )  # fmt: skip
+    shared: dict[str, Any] = {"clip_range": clip_range, **penalty}
     if terms is not None:
         clipped = decision.log_ratio
         loss, stats = plugin_surrogate_loss(
-            terms, objective, clipped, decision.advantage, weight=decision.weight, kl=kl
+            terms, objective, clipped, decision.advantage, weight=weight, kl=kl
         )
     elif objective.kind == "guard" and length is not None and decision.mean_old is not None:
         loss, stats = guard_loss(
             decision.log_ratio,
-            decision.advantage * decision.weight,
+            decision.advantage * weight,
             mean=decision.mean,
             mean_old=decision.mean_old,
             std=decision.std,
@@ -114,10 +140,10 @@ def _loss(
         )  # fmt: skip
     else:
         clipped = decision.log_ratio
-        loss, stats = clipped_surrogate_loss(
-            decision.log_ratio, decision.advantage, weight=decision.weight, **shared
-        )
-    return loss, replace(stats, clip_fraction=_fraction(decision, clipped, shared["clip_range"]))
+        if decision.sequence is not None:
+            clipped = through_sequence(clipped, sequence=decision.sequence)
+        loss, stats = clipped_surrogate_loss(clipped, decision.advantage, weight=weight, **shared)
+    return loss, replace(stats, clip_fraction=_fraction(decision, clipped, clip_range))
 
 
 @torch.no_grad()

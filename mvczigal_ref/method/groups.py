@@ -53,12 +53,13 @@ def compare(
     weight = joint_share(
         config.advantage.mode, multiplier=multiplier, joint_weight=config.advantage.joint_weight
     )
-    paths = [part.leaf_log_prob for part in samples if part.leaf_log_prob is not None]
+    name = "edge_log_prob" if config.advantage.fusion == "edge" else "leaf_log_prob"
+    paths = [scores for part in samples if (scores := getattr(part, name)) is not None]
     fuses = bool(config.advantage.fusion_inverse_temperature)
     advantages_of = partial(
         sample_advantages,
         samples=samples[0],
-        leaf_log_prob=iteration.share.gather(paths, iteration.world) if fuses else None,
+        tree_log_prob=iteration.share.gather(paths, iteration.world) if fuses else None,
         config=config,
     )
     apart = config.reward.combine == "advantages"

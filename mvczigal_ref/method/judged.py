@@ -33,10 +33,10 @@ class Judged:
     """Slices of one process, in order."""
 
     samples: list[Samples]
-    """What was sampled of each slice."""
+    """Samples of each slice."""
 
     conditions: list[Conditions]
-    """Texts that each slice's samples are judged and learnt under."""
+    """Texts of each slice, under which its samples are judged and learnt."""
 
     scores: list[RewardTable]
     """Rewards of each slice."""
@@ -93,7 +93,8 @@ def judged_slices(
 
     if config.reward.overlap:
         with _second_thread(system) as ask:
-            samples, answers = [], []
+            samples: list[Samples] = []
+            answers: list[Future[Any]] = []
             for part in parts:
                 samples.append(drawn(part))
                 with world.agreed():
@@ -125,7 +126,7 @@ def _untimed(_stage: str) -> Iterator[None]:
 @contextmanager
 def _second_thread(system: System) -> Iterator[Callable[..., Future[Any]]]:
     """Give a way to work in one other thread; after a failure nothing more begins there."""
-    failed = []
+    failed: list[BaseException] = []
 
     def guarded(work: Callable[..., Any], *given: Any) -> Any:  # noqa: ANN401
         if failed:

@@ -1,12 +1,17 @@
 """Settings of a pair's loss and replay, as a configuration asks for them."""
 
+from collections.abc import Callable
 from functools import partial
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.method.plugin_loss import plugin_gradients
+from mvczigal_ref.objective.joint import joint_gradients
 from mvczigal_ref.objective.preference import preference_gradients
-from mvczigal_ref.objective.reward_difference import reward_difference_gradients
+from mvczigal_ref.objective.reward_difference import (
+    RewardDifferenceGradients,
+    reward_difference_gradients,
+)
 from mvczigal_ref.rollout.pair import first_joint_step
 from mvczigal_ref.system import System
 from mvczigal_ref.update.pairs import PairObjective
@@ -25,6 +30,15 @@ def pair_objective(config: TrainConfig) -> PairObjective:
     Returns:
         The loss and both its derivatives.
     """
+    gradients = _pair_objective(config)
+    return partial(joint_gradients, gradients) if _is_joint(config) else gradients
+
+
+def _is_joint(config: TrainConfig) -> bool:
+    return config.objective.density == "joint"
+
+
+def _pair_objective(config: TrainConfig) -> Callable[..., RewardDifferenceGradients]:
     objective = config.objective
     if objective.is_plugin:
         return partial(plugin_gradients, load_plugin("objectives", objective.kind), objective)
@@ -60,6 +74,7 @@ def pair_update_settings(system: System, config: TrainConfig) -> UpdateSettings:
     joint = first_joint_step(zigzag_steps) if exact else 0
     return UpdateSettings(
         steps=steps,
+        joint_density=_is_joint(config),
         joint_from=joint if config.run.arms_per_call > 1 else None,
         steps_per_microbatch=config.optim.steps_per_microbatch,
         objects_per_microbatch=config.run.replay_objects_per_slice,

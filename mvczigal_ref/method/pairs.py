@@ -4,6 +4,7 @@ A pair is a group of two, sample 0 the zigzag arm and sample 1 the standard one.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,9 +17,18 @@ from mvczigal_ref.method.protocol import Advantages, Experience, Iteration, Lear
 from mvczigal_ref.records import PairedRollout, Samples
 from mvczigal_ref.reward.aggregate import weighted_sum
 from mvczigal_ref.reward.table import RewardTable
-from mvczigal_ref.update.pairs import PairBatch, update_policy
+from mvczigal_ref.system import System
+from mvczigal_ref.update.pairs import PairBatch, PairedLogProb, replay, update_policy
+from mvczigal_ref.update.replay import UpdateSettings
 
-__all__ = ["compare", "joint_mean", "learn", "pair_update_settings", "reward_metrics"]
+__all__ = [
+    "compare",
+    "joint_mean",
+    "learn",
+    "over_reference",
+    "pair_update_settings",
+    "reward_metrics",
+]
 
 ARMS = ("zigzag", "standard")
 """Names of a pair's samples, in order."""
@@ -100,6 +110,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
     """
     system = learner.system
     gap = experience.advantages[0][0].to(system.device)
+    settings = pair_update_settings(system, iteration.config)
     batches = [
         PairBatch(
             rollout=_pair(part),
@@ -111,6 +122,9 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
             iteration.share.objects, experience.samples, experience.conditions, strict=True
         )
     ]
+    if iteration.config.objective.reference == "frozen":
+        with system.backbone.without_lora():
+            batches = [over_reference(system, batch, settings) for batch in batches]
     metrics, loss_scale = update_policy(
         system.policy,
         system.sampler,
@@ -119,10 +133,35 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         pair_objective(iteration.config),
         parameters=system.trained(),
         world=iteration.world,
-        settings=pair_update_settings(system, iteration.config),
+        settings=settings,
         loss_scale=learner.loss_scale,
     )
     return Learned(metrics=metrics, loss_scale=loss_scale)
+
+
+@torch.no_grad()
+def over_reference(system: System, batch: PairBatch, settings: UpdateSettings) -> PairBatch:
+    """Score both arms' actions by the network as it is now, for ratios over a frozen policy.
+
+    Source:
+        arXiv:2311.13231 (D3PO) and 2305.18290 (DPO): the reference never moves, where MV-DPO's
+        snapshot is the policy that sampled.
+
+    Args:
+        system: Network and sampler; the caller has put the reference's parameters in.
+        batch: Some pairs.
+        settings: Trained steps, guidance and reduction, as in the rollout.
+
+    Returns:
+        The pairs with their log-densities under the reference; 0 at steps that are not trained.
+    """
+    scores = []
+    for arm in (batch.rollout.zigzag, batch.rollout.standard):
+        table = torch.zeros_like(arm.log_prob)
+        for step in settings.steps:
+            table[step] = replay(system.policy, system.sampler, batch, arm, [step], settings)[0]
+        scores.append(table)
+    return replace(batch, reference=PairedLogProb(*scores))
 
 
 def _pair(samples: Samples) -> PairedRollout:

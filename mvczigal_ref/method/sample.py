@@ -18,7 +18,7 @@ from mvczigal_ref.method.steps import (
     stochastic_steps,
     trained_decisions,
 )
-from mvczigal_ref.models.kept import keeping
+from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.policy import Conditioning, Policy
 from mvczigal_ref.records import (
     BranchTrajectory,
@@ -38,7 +38,7 @@ from mvczigal_ref.update.parameters import parameters_as
 __all__ = ["decode", "draw_pair", "draw_samples", "noise_of", "sample"]
 
 
-@keeping()
+@memo_scope()
 def sample(
     system: System,
     part: Part,
@@ -123,7 +123,7 @@ def draw_samples(
         "storage_dtype": DTYPES[config.model.storage_dtype],
         "reduction": config.objective.reduction,
         "nodes_per_call": rollout.nodes_per_call,
-        "keep_mean": config.objective.kind == "guard",
+        "keep_mean": config.objective.kind in ("guard", "divergence"),
     }
     if rollout.kind == "branches":
         if not isinstance(system.sampler, FlowSampler):
@@ -135,11 +135,15 @@ def draw_samples(
             branched_rollout(
                 network, system.sampler, conditioning, noise, steps=steps,
                 branches=rollout.members, num_trunks=rollout.trunks, strides=rollout.strides,
-                fine_steps=rollout.fine_steps, **settings,
+                fine_steps=rollout.fine_steps, last_stride=rollout.last_stride, **settings,
             )
         )  # fmt: skip
     plan = plan_of(config, system, iteration)
-    trajectory = group_rollout(network, system.sampler, conditioning, noise, plan, **settings)
+    trajectory = group_rollout(
+        network, system.sampler, conditioning, noise, plan, tail_share=rollout.tail_share,
+        split_noise=rollout.split_noise if rollout.kind == "tree" else 1.0,
+        split_density=rollout.split_density, **settings,
+    )  # fmt: skip
     return _trained(_of_group(trajectory), config, iteration)
 
 
@@ -236,6 +240,7 @@ def _of_group(trajectory: GroupTrajectory) -> Samples:
         denoised=trajectory.denoised,
         branching=trajectory.branching,
         leaf_log_prob=trajectory.leaf_log_prob().sum((0, -1)),
+        edge_log_prob=trajectory.edge_log_prob(),
     )
 
 
@@ -249,5 +254,6 @@ def _of_branches(trajectory: BranchTrajectory) -> Samples:
 
 def _trained(samples: Samples, config: TrainConfig, iteration: int) -> Samples:
     """Keep the share of the decisions that is trained; the same in every process."""
-    places = trained_decisions(config, count=len(samples.decisions), iteration=iteration)
+    steps = [decision.step for decision in samples.decisions]
+    places = trained_decisions(config, steps=steps, iteration=iteration)
     return replace(samples, decisions=tuple(samples.decisions[index] for index in places))

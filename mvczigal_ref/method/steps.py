@@ -1,5 +1,6 @@
 """Steps of an iteration that draw noise, and those that are trained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.windows import (
     decaying_window,
     fixed_window,
+    moving_steps,
     random_steps,
     random_window,
     sliding_window,
@@ -101,30 +103,49 @@ def stochastic_steps(config: TrainConfig, *, most: int, iteration: int) -> tuple
     return tuple(range(most))
 
 
-def trained_decisions(config: TrainConfig, *, count: int, iteration: int) -> tuple[int, ...]:
+def trained_decisions(
+    config: TrainConfig, *, steps: Sequence[int], iteration: int
+) -> tuple[int, ...]:
     """Choose which of the decisions that draw noise are trained.
 
     Args:
-        config: ``objective.train_share`` is read.
-        count: Decisions of the iteration [1].
+        config: ``objective.train_share`` is read, and ``rollout.pruned_steps`` of a tree.
+        steps: Step of each decision of the iteration, increasing [step].
         iteration: Index of the iteration.
 
     Returns:
         Increasing places among them.
 
+    Raises:
+        ValueError: If every step of a tree is pruned.
+
     Examples:
-        >>> trained_decisions(TrainConfig(), count=3, iteration=0)
+        >>> trained_decisions(TrainConfig(), steps=(0, 1, 3), iteration=0)
         (0, 1, 2)
     """
-    share = config.objective.train_share
-    if share == 1.0 or count == 0 or config.rollout.kind == "branches":
-        return tuple(range(count))
-    return random_steps(
+    rollout, share, count = config.rollout, config.objective.train_share, len(steps)
+    places = tuple(range(count))
+    if rollout.kind == "tree" and rollout.pruned_steps:
+        pruned = moving_steps(
+            rollout.pruned_steps, iteration=iteration, interval=rollout.pruned_interval,
+            first=rollout.pruned_first,
+        )  # fmt: skip
+        places = tuple(place for place in places if steps[place] not in pruned)
+        if not places:
+            msg = (
+                f"`rollout.pruned_steps` must leave a noisy step to train, of {list(steps)}; got "
+                f"{list(pruned)} in iteration {iteration}."
+            )
+            raise ValueError(msg)
+    if share == 1.0 or not places or rollout.kind == "branches":
+        return places
+    chosen = random_steps(
         seed=config.run.seed,
         iteration=iteration,
-        size=max(1, round(share * count)),
-        num_steps=count,
+        size=max(1, round(share * len(places))),
+        num_steps=len(places),
     )
+    return tuple(places[index] for index in chosen)
 
 
 def num_trained_decisions(system: Sampled, config: TrainConfig, iteration: int) -> int:
@@ -144,8 +165,8 @@ def num_trained_decisions(system: Sampled, config: TrainConfig, iteration: int) 
     if config.rollout.kind == "branches":
         most = num_acting_steps(system)
         return len(stochastic_steps(config, most=most, iteration=iteration))
-    count = len(plan_of(config, system, iteration).stochastic_steps)
-    return len(trained_decisions(config, count=count, iteration=iteration))
+    steps = plan_of(config, system, iteration).stochastic_steps
+    return len(trained_decisions(config, steps=steps, iteration=iteration))
 
 
 def plan_of(config: TrainConfig, system: Sampled, iteration: int) -> GroupPlan:
@@ -170,9 +191,12 @@ def plan_of(config: TrainConfig, system: Sampled, iteration: int) -> GroupPlan:
         chosen = stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)
     if rollout.kind == "tree":
         first = min(rollout.split_steps)
+        # A tree divides outside its window too, where it draws noise for that alone.
+        able = {step for step in rollout.split_steps if step < num_acting_steps(system)}
+        noisy = sorted({*(step for step in chosen if step >= first), *able})
         return GroupPlan.tree(
             dict.fromkeys(rollout.split_steps, rollout.split_width),
-            stochastic_steps=[step for step in chosen if step >= first],
+            stochastic_steps=noisy,
             num_steps=steps,
         )
     return GroupPlan.group(
@@ -210,6 +234,7 @@ def check_steps(system: Sampled, config: TrainConfig) -> None:
         if config.rollout.kind == "branches":
             stochastic_steps(config, most=num_acting_steps(system), iteration=0)
         elif config.rollout.kind != "pair":
-            plan_of(config, system, 0)
+            plan = plan_of(config, system, 0)
+            trained_decisions(config, steps=plan.stochastic_steps, iteration=0)
     except ValueError as error:
         raise ConfigError(f"`rollout` does not fit `sampler`: {error}") from error

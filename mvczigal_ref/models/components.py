@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from mvczigal_ref.cameras import OrthographicRig, camera_image
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import usual_mode
+from mvczigal_ref.models.fitting_parts import require_fitting_sdxl
 from mvczigal_ref.models.latents import ScaledAutoencoder, shifted_statistics
 from mvczigal_ref.models.loading import (
     cast_network,
@@ -228,10 +229,11 @@ def load_components(
 
 def _read(folder: Path, dtype: torch.dtype) -> Components:
     """Load every part."""
-    unet = load_model(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
     camera_config = PUBLISHED_CAMERA_ENCODER
     if (folder / "camera_encoder").exists():
         camera_config = T2IAdapter.load_config(folder / "camera_encoder")
+    require_fitting_sdxl({name: folder / name for name in PARTS}, camera_config)
+    unet = load_model(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
     # Every value is overwritten below; the global generator stays where it was.
     with torch.random.fork_rng(devices=[]):
         camera_encoder = T2IAdapter.from_config(camera_config)

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.fitting_parts import require_fitting_sdxl
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, load_strict, quiet
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
@@ -28,6 +29,7 @@ from mvczigal_ref.models.sources import (
 )
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
 from mvczigal_ref.models.weight_files import (
+    check_safetensors,
     first_line,
     read_json,
     read_safetensors,
@@ -89,9 +91,10 @@ def load_sdxl_components(
         except AbsentError as error:
             absent.append(str(error))
     if absent:
+        lines = "\n" if len(absent) > 1 else " "  # one part is one line
         if not (sources.local_files_only or reach.hub_answers()):
             absent.insert(0, _UNREACHED)
-        raise CheckpointError("\n".join(absent))
+        raise CheckpointError(lines.join(absent))
     try:
         with quiet():
             components = _read(places, dtype)
@@ -104,6 +107,9 @@ def load_sdxl_components(
 def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
     """Load every part from the disk."""
     tokenizers = {name: read_tokenizer(CLIPTokenizer, places[name]) for name in _TOKENIZERS}
+    check_safetensors(places["adapter"])
+    folders = {name: places[name].folder for name in _NETWORKS}
+    require_fitting_sdxl(folders, _camera_settings(places["adapter"]))
     loaded = {name: _load_network(name, places[name], dtype) for name in _NETWORKS}
     for name in ("text_encoder", "text_encoder_2"):
         loaded[name].requires_grad_(requires_grad=False)
@@ -130,12 +136,15 @@ def _load_network(name: str, at: Located, dtype: torch.dtype) -> Any:  # noqa: A
     return load_model(kind, at.folder, variant=at.variant, **{dtype_name: dtype})
 
 
+def _camera_settings(adapter: Path) -> dict[str, Any]:
+    """Read the settings beside an adapter's file; the published file has none."""
+    place = adapter.parent / "camera_encoder" / "config.json"
+    return read_json(place) if place.is_file() else PUBLISHED_CAMERA_ENCODER
+
+
 def _with_adapter(unet: UNet2DConditionModel, path: Path, dtype: torch.dtype) -> MultiViewUNet:
     """Give a plain UNet the adapter's row attention and camera encoder."""
-    config = PUBLISHED_CAMERA_ENCODER
-    if (path.parent / "camera_encoder" / "config.json").is_file():
-        config = read_json(path.parent / "camera_encoder" / "config.json")
-    tensors = read_safetensors(path)
+    config, tensors = _camera_settings(path), read_safetensors(path)
     try:
         with torch.device("meta"):
             camera_encoder = T2IAdapter.from_config(config)

@@ -126,6 +126,8 @@ def shifted_statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
 
 def _checked(read: Callable[[], tuple[Tensor, Tensor]], config: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     """Refuse statistics that are not one finite number per channel."""
+    if (config.latents_mean is None) != (config.latents_std is None):
+        raise _unfit_statistics(config)  # diffusers reads both or neither
     try:
         mean, std = read()
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:

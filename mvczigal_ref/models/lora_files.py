@@ -16,7 +16,7 @@ from mvczigal_ref.models.lora import (
     insert_lora,
     load_lora_state_dict,
 )
-from mvczigal_ref.models.lora_reading import PEFT_FILE, read_lora
+from mvczigal_ref.models.lora_reading import PEFT_FILE, LoraFile, read_lora
 from mvczigal_ref.models.lora_weights import (
     DIFFUSERS_LORA_FILE,
     LoraLayout,
@@ -26,7 +26,7 @@ from mvczigal_ref.models.lora_weights import (
 )
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
-from mvczigal_ref.models.weight_files import pickled_weights
+from mvczigal_ref.models.weight_files import pickled_weights, summary
 
 __all__ = ["check_lora", "load_lora", "save_lora_file", "save_lora_folder", "save_unet_folder"]
 
@@ -69,7 +69,10 @@ def load_lora(network: ModelMixin, source: str | Path, *, adapter: str = "defaul
         raise CheckpointError(msg)
     if adapter not in adapter_names(network):
         # Compared first, so that a file that does not fit leaves no LoRA behind.
-        load_strict(_expected(network, rank, targets), file.values, source=str(path))
+        expected = _expected(network, rank, targets)
+        if any(is_row_attention(name) for name in expected):
+            _refuse_plain(file)
+        load_strict(expected, file.values, source=str(path))
         insert_lora(network, rank=rank, alpha=alpha, seed=0, targets=targets, adapter=adapter)
     config = network.peft_config[adapter]
     if config.lora_alpha / config.r != alpha / rank:
@@ -92,7 +95,9 @@ def check_lora(source: str | Path, *, unet: bool) -> None:
         CheckpointError: If there is no such file, or it can fit no network of the kind.
     """
     path = _find(Path(source).expanduser())
-    read_lora(path, network="unet" if unet else "transformer")
+    file = read_lora(path, network="unet" if unet else "transformer")
+    if unet:
+        _refuse_plain(file)
 
 
 def save_lora_file(network: ModelMixin, path: Path, *, layout: LoraLayout = "diffusers") -> None:
@@ -157,6 +162,18 @@ def save_unet_folder(
         (folder / "mv_adapter.safetensors", rows | cameras.state_dict()),
     ):
         save_file(stored(values, dtype), path, metadata={"format": "pt"})
+
+
+def _refuse_plain(file: LoraFile) -> None:
+    """Refuse a LoRA of SDXL itself, which adapts no row attention."""
+    if not any(is_row_attention(name) for name in file.values):
+        msg = (
+            f"`{file.path}` must adapt row attention too; got a LoRA of a plain network, as "
+            f"diffusers' trainer writes it, {len(file.values)} tensors: "
+            f"{summary(list(file.values), shown=2)}. A pipeline loads it beside the trained one, "
+            "by `load_lora_weights`."
+        )
+        raise CheckpointError(msg)
 
 
 def _find(source: Path) -> Path:

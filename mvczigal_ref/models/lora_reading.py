@@ -2,15 +2,16 @@
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError, quoted
+from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.weight_files import (
     plain_name,
     read_json,
@@ -70,6 +71,7 @@ _STYLES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("diffusion_model.",), "a LoRA in the original model's names"),
 )
 _ADAPTER = re.compile(r"\.lora_[AB]\.(?!weight$)[^.]+\.weight$")
+_SINGLE = torch.finfo(torch.float32)
 _TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
 _OTHER_NETWORK = {"unet": "transformer.", "transformer": "unet."}
 
@@ -111,6 +113,7 @@ def read_lora(path: Path, *, network: Literal["unet", "transformer"] = "unet") -
             remedy.
     """
     named = read_safetensors(path)
+    require_sum(path.with_name(PEFT_CONFIG))
     settings = _settings(path, network)
     _check_style(path, named, network)
     prefixes = (PEFT_PREFIX, f"{network}.")
@@ -131,6 +134,12 @@ def read_lora(path: Path, *, network: Literal["unet", "transformer"] = "unet") -
             )
             raise CheckpointError(msg)
     rank = _rank(path, values, settings)
+    if prefix == PEFT_PREFIX and "lora_alpha" not in settings:
+        msg = (
+            f"`{path}` must say its scale; it has PEFT's names, and PEFT keeps the scale in "
+            f"{PEFT_CONFIG}. Name it {PEFT_FILE} again, in a folder with that file."
+        )
+        raise CheckpointError(msg)
     targets = settings.get("target_modules")
     if isinstance(targets, list):
         _check_targets(path, values, tuple(str(end) for end in targets))
@@ -260,7 +269,10 @@ def _number(path: Path, settings: Mapping[str, Any], name: str) -> float:
     """Read a setting that must be a positive number."""
     value = settings[name]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= sys.float_info.max:  # JSON has greater integers
-        msg = f"`{path}` must have a positive number as its setting {name}; got {quoted(value)}."
+    if not number or not _SINGLE.tiny <= value <= _SINGLE.max:
+        msg = (
+            f"`{path}` must have a positive number as its setting {name}, in the range of single "
+            f"precision; got {quoted(value)}."
+        )
         raise CheckpointError(msg)
     return float(value)

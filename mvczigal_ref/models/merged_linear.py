@@ -198,7 +198,10 @@ class _MergedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         tokens, weight, *pair = ctx.saved_tensors
-        update = Update(weight, *pair, ctx.scale, ctx.summed) if pair else None
+        update = None
+        if pair:
+            down, up = pair
+            update = Update(weight, down, up, ctx.scale, ctx.summed)
         by_tokens = None
         by_factors: Sequence[Tensor | None] = [None] * (2 * ctx.parts if pair else 0)
         if ctx.needs_input_grad[0]:

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from mvczigal_ref.models.kept import kept
 from mvczigal_ref.models.low_bit_weights import LOW_BITS
+from mvczigal_ref.models.memo import memo
 from mvczigal_ref.models.merged_linear import Update, merge, merged_linear, merges
 
 __all__ = ["MergedLinear", "QuickLinear", "install_merged_linears", "project"]
@@ -114,7 +114,8 @@ def project(
 
 
 def _by_head(output: Projected, heads: int) -> Heads:
-    return output.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    by_head: Tensor = output.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    return by_head
 
 
 def _at_once(
@@ -147,7 +148,7 @@ def _at_once(
     if not again or torch.is_grad_enabled():
         return multiplied()
     sources = [tokens, *(m.weight for m in maps), *down, *up]
-    return kept(layers[0], "output", sources if bias is None else [*sources, bias], multiplied)
+    return memo(layers[0], "output", sources if bias is None else [*sources, bias], multiplied)
 
 
 def _update_of(
@@ -159,7 +160,7 @@ def _update_of(
         return merge(_fused([m.weight for m in maps]), down, up, scale=maps[0].scale)
 
     sources = [*(m.weight for m in maps), *down, *up]
-    return kept(layer, f"update of {len(maps)}", sources, merged)
+    return memo(layer, f"update of {len(maps)}", sources, merged)
 
 
 def _read(layer: Any) -> _Map | None:  # noqa: ANN401 - PEFT is untyped

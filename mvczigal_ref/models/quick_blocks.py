@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mvczigal_ref.models.flow.attention import QuickFluxAttention
-from mvczigal_ref.models.kept import kept
+from mvczigal_ref.models.memo import memo
 
 __all__ = ["QuickResnet", "QuickTransformer", "install_quick_blocks"]
 
@@ -97,4 +97,4 @@ def _activated(temb: Tensor) -> Tensor:
     """Activate the time embedding, for all blocks of a network call that share values."""
     if temb.requires_grad or torch.compiler.is_compiling():
         return functional.silu(temb)
-    return kept(_EMBEDDING, "activated", [temb], lambda: functional.silu(temb))
+    return memo(_EMBEDDING, "activated", [temb], lambda: functional.silu(temb))

@@ -1,6 +1,7 @@
 """Tokenizers: read strictly and compared with the published ones, and their longest text."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _TEXT_FILES = ("merges.txt", "vocab.txt")
 _WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("spiece.model",))
 
 _MARKS = ("<|startoftext|>", "<|endoftext|>")
+_PADS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}  # of SDXL, FLUX.1 and SD3
 
 KNOWN_IDS: dict[tuple[str, int], tuple[str, tuple[int, ...]]] = {
     ("CLIPTokenizer", 49408): (
@@ -109,6 +111,13 @@ def _check_clip(tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
     words += ["".join(pair).replace(" ", "") for pair in model["merges"]]  # pairs, or text
     ids = model["vocab"]
+    marks = (tokenizer.bos_token, tokenizer.eos_token)
+    if marks != _MARKS:
+        msg = (
+            f"`{folder}` must begin and end a text as CLIP does, by {_MARKS[0]} and {_MARKS[1]}; "
+            f"got {quoted(marks)}. Download its files again."
+        )
+        raise CheckpointError(msg)
     odd = [w for place, w in enumerate(words) if ids.get(w) != place]
     odd += sorted(set(ids) - {*words, *_MARKS})
     if odd:
@@ -123,8 +132,10 @@ def _check_clip(tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
 def fit_tokenizers(pairs: Mapping[str, tuple[Any, Any]]) -> None:
     """Give tokenizers the length that their encoders read, which must be one.
 
+    A warning says where one pads texts otherwise than published, since the features then differ.
+
     Args:
-        pairs: Tokenizer and encoder by the tokenizer's name.
+        pairs: CLIP's tokenizer and encoder by the tokenizer's name in a pipeline.
 
     Raises:
         CheckpointError: If an id has no embedding in its encoder, or the lengths differ.
@@ -139,6 +150,13 @@ def fit_tokenizers(pairs: Mapping[str, tuple[Any, Any]]) -> None:
                 "Take both from one place."
             )
             raise CheckpointError(msg)
+        if tokenizer.pad_token != _PADS[name]:
+            place = getattr(tokenizer, "name_or_path", "")
+            warnings.warn(
+                f"`{name}` in {place!r} pads texts with {quoted(tokenizer.pad_token)}, where the "
+                f"published one pads with {_PADS[name]!r}: text features differ.",
+                stacklevel=3,
+            )
         tokenizer.model_max_length = lengths[name] = text_length(tokenizer, encoder)
     if len(set(lengths.values())) > 1:
         listed = " and ".join(f"{length} in {name}" for name, length in lengths.items())

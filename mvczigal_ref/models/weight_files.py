@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError, one_line
+from mvczigal_ref.models.file_sums import require_sum
 
 __all__ = [
     "check_safetensors",
@@ -121,8 +122,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         Tensors by name.
 
     Raises:
-        CheckpointError: If it is anything else, or cut; the message says what it is.
+        CheckpointError: If it is anything else, cut, or has changed since it was exported; the
+            message says what it is.
     """
+    require_sum(path)
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except Exception as error:  # damaged headers reach many of the libraries' own exceptions
@@ -218,16 +221,15 @@ def refuse_single_file(name: str, source: str | Path) -> None:
     path = Path(source).expanduser()
     if not path.is_file():
         return
-    what = describe_file(path)
+    what, alone = describe_file(path), not (path.parent / "config.json").is_file()
     remedy = "Give the folder that holds it."
-    if "pickle" in what:
+    if "pickle" in what and alone:
+        converted = f"{path.with_suffix('')}.safetensors"
+        remedy = f"First {_conversion(path)}. {_folder_of(converted)}"
+    elif "pickle" in what:
         remedy = f"Give the folder that holds it, and {_conversion(path)}."
-    elif what == "a safetensors file" and not (path.parent / "config.json").is_file():
-        remedy = (
-            "Convert a single-file SDXL checkpoint once, `from diffusers import "
-            f"StableDiffusionXLPipeline as P; P.from_single_file({str(path)!r}).save_pretrained("
-            "'FOLDER')`, and name FOLDER."
-        )
+    elif what == "a safetensors file" and alone:
+        remedy = _folder_of(str(path))
     msg = (
         f"`{name}` must be a folder or hub id in diffusers' layout; got the file {str(path)!r}, "
         f"which is {what}. {remedy}"
@@ -349,6 +351,15 @@ def _conversion(path: Path) -> str:
     return (
         f"{first}convert it once by `mvczigal convert-reward {source} "
         f"{path.with_suffix('')}.safetensors`"
+    )
+
+
+def _folder_of(checkpoint: str) -> str:
+    """Say how a whole pipeline's single file becomes a folder."""
+    return (
+        "Convert a single-file SDXL checkpoint once, `from diffusers import "
+        f"StableDiffusionXLPipeline as P; P.from_single_file({checkpoint!r}).save_pretrained("
+        "'FOLDER')`, and name FOLDER."
     )
 
 

@@ -6,6 +6,7 @@ ones; how good a sample is decides how much each fit counts.
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,12 +14,24 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion.precision import (
     per_latent,
+    require_choice,
     require_full_precision,
     require_positive,
 )
 from mvczigal_ref.shapes import BatchLatent, Scalar
 
-__all__ = ["NftStats", "diffusion_nft_loss", "old_policy_decay", "optimality"]
+__all__ = [
+    "AdvantagePart",
+    "NftStats",
+    "diffusion_nft_loss",
+    "old_policy_decay",
+    "optimality",
+    "part_of_advantage",
+]
+
+AdvantagePart = Literal["all", "positive", "negative", "one", "binary"]
+"""Part of an advantage that is read: all, one sign, 1 where it is positive, or its sign."""
+
 
 _LATENT_AXES = (-3, -2, -1)
 
@@ -75,6 +88,46 @@ def optimality(
     require_positive(advantage_clip=advantage_clip)
     clipped = advantage.detach().clamp(-advantage_clip, advantage_clip)
     return clipped / advantage_clip / 2.0 + 0.5
+
+
+def part_of_advantage(
+    advantage: Float[Tensor, "*batch"], *, part: AdvantagePart
+) -> Float[Tensor, "*batch"]:
+    r"""Read a part of the advantages.
+
+    .. math:: A,\quad \max(A, 0),\quad \min(A, 0),\quad [A > 0] \quad\text{or}\quad
+        \mathrm{sgn}\,A
+
+    Source:
+        The released trainer of arXiv:2509.16117 (DiffusionNFT), its ``adv_mode`` "all",
+        "positive_only", "negative_only", "one_only" and "binary".
+
+    Args:
+        advantage: :math:`A`, fp32 or fp64 [1].
+        part: The part.
+
+    Returns:
+        Advantages of the same shape [1].
+
+    Raises:
+        ValueError: If ``part`` is unknown or ``advantage`` of half precision.
+
+    Examples:
+        >>> advantage = torch.tensor([-2.0, 0.0, 0.5])
+        >>> part_of_advantage(advantage, part="positive").tolist()
+        [0.0, 0.0, 0.5]
+        >>> part_of_advantage(advantage, part="binary").tolist()
+        [-1.0, 0.0, 1.0]
+    """
+    require_full_precision(advantage=advantage)
+    require_choice("part", part, get_args(AdvantagePart))
+    if part == "positive":
+        return advantage.clamp(min=0.0)
+    if part == "negative":
+        return advantage.clamp(max=0.0)
+    if part == "one":
+        return (advantage > 0.0).to(advantage.dtype)
+    return advantage.sign() if part == "binary" else advantage
 
 
 def diffusion_nft_loss(
@@ -175,22 +228,26 @@ def diffusion_nft_loss(
     return loss, stats
 
 
-def old_policy_decay(epoch: int, *, rate: float = 0.001, largest: float = 0.5) -> float:
+def old_policy_decay(
+    epoch: int, *, rate: float = 0.001, largest: float = 0.5, after: int = 0
+) -> float:
     r"""Return how much of the old policy is kept when it follows the new one.
 
     .. math:: v_{old} \leftarrow d\, v_{old} + (1 - d)\, v_\theta, \qquad
-        d = \min(\eta\, n,\, d_{max})
+        d = \min(\eta\, \max(n - n_0, 0),\, d_{max})
 
     so at first the old policy is the new one's snapshot, and later a slow average.
 
     Source:
-        arXiv:2509.16117 (DiffusionNFT), its released schedule.
+        arXiv:2509.16117 (DiffusionNFT), its released schedules: the defaults, and
+        ``rate=0.0075, largest=0.999, after=75``.
 
     Args:
         epoch: :math:`n`, iterations counted from 0, or optimiser steps so far as in the released
             trainer; not negative.
         rate: :math:`\eta` [1 / epoch]; finite, not negative; 0.0 is on policy throughout.
         largest: :math:`d_{max}` [1] in [0, 1).
+        after: :math:`n_0` [epochs], before which nothing of the old policy is kept; not negative.
 
     Returns:
         :math:`d` [1] in [0, ``largest``].
@@ -211,7 +268,10 @@ def old_policy_decay(epoch: int, *, rate: float = 0.001, largest: float = 0.5) -
     if not 0.0 <= largest < 1.0:
         msg = f"`largest` must be in [0, 1); got {largest!r}; at 1 the old policy never moves."
         raise ValueError(msg)
-    return min(rate * epoch, largest)
+    if after < 0:
+        msg = f"`after` must not be negative; got {after}; 0 begins at once."
+        raise ValueError(msg)
+    return min(rate * max(epoch - after, 0), largest)
 
 
 def _check_reference(velocity_reference: Tensor | None, kl_weight: float) -> None:

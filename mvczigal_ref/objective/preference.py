@@ -37,12 +37,13 @@ def preference_loss(
 
     Source:
         The MV-DPO baseline of arXiv:2505.20107 (two standard trajectories, winner by the joint
-        reward), in the family of arXiv:2305.18290 and 2311.13231. The snapshot that sampled is
-        the reference; ours: decided at every step and view.
+        reward), in the family of arXiv:2305.18290 and 2311.13231 (D3PO). With log-ratios over
+        the snapshot that sampled, that is the reference; over a frozen network it is D3PO's.
+        Ours: decided at every step, and at every view unless densities are joint.
 
     Args:
-        log_ratio_zigzag: :math:`l^z`, new minus old log-probability of the first arm, fp32 or
-            fp64 [nats/element or nats]. Gradient flows.
+        log_ratio_zigzag: :math:`l^z`, log-probability of the first arm minus that under the
+            snapshot or a frozen reference, fp32 or fp64 [nats/element or nats]. Gradient flows.
         log_ratio_standard: :math:`l^s`, of the second arm. Gradient flows.
         advantage_gap: :math:`A`, first arm minus second [1]. Only its sign is read.
         scale: :math:`\beta` [1 / unit of the log-ratios]; positive.

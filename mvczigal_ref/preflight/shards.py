@@ -84,9 +84,10 @@ def block_bytes(network: Any, *, whole: Iterable[Tensor]) -> int:  # noqa: ANN40
 
 def _blocks(network: Any, whole: Iterable[Tensor]) -> list[list[Tensor]]:  # noqa: ANN401
     """List the parameters of each block, the network's own last."""
-    seen, blocks = {id(tensor) for tensor in whole}, []
+    seen = {id(tensor) for tensor in whole}
+    blocks: list[list[Tensor]] = []
     for block in sharded_blocks(network):
-        parameters = [p for p in block.parameters() if id(p) not in seen]
+        parameters: list[Tensor] = [p for p in block.parameters() if id(p) not in seen]
         seen |= {id(p) for p in parameters}
         blocks.append(parameters)
     return blocks

@@ -174,6 +174,8 @@ def _of_pairs(
         ],
         replays=replays,
         valued=valued,
+        # A frozen reference scores what is trained once, without gradient.
+        described=Counter(replays if config.objective.reference == "frozen" else {}),
         function={shape: partial(replayed, side, shape) for shape, side in sides.items()},
         inputs={shape: [side.state, side.action] for shape, side in sides.items()},
     )
@@ -213,7 +215,7 @@ def _of_groups(
         transition = member_transition(
             policy, system.sampler, decision, conditioning, settings=settings
         )
-        return score_members(decision, transition, settings=settings)
+        return score_members(system.sampler, decision, transition, settings=settings)
 
     paths = [] if samples.leaf_log_prob is None else [samples.leaf_log_prob]
     return Workload(

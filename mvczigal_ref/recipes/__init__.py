@@ -17,13 +17,15 @@ from mvczigal_ref.recipes import (
     sdxl,
     single_view,
     tiny,
+    tiny_family,
     tiny_flow,
 )
 
 __all__ = ["RECIPES", "recipe", "recipe_function", "recipe_names"]
 
 _FAMILIES = (
-    tiny, tiny_flow, baselines, sdxl, flow, mv_grpo, dance, sd3, single_view, other_flow,
+    tiny, tiny_flow, tiny_family, baselines, sdxl, flow, mv_grpo, dance, sd3, single_view,
+    other_flow,
 )  # fmt: skip
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {

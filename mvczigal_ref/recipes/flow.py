@@ -74,13 +74,13 @@ def flow_grpo_fast() -> TrainConfig:
 
     Coefficient-preserving noise of 0.8. The window's start is drawn from 0 to half the steps less
     the window: here always 0. The published clip, 1e-5, belongs to the released log-density
-    `-(x - mean)^2`; here it bounds ratios of the true density.
+    `-(x - mean)^2`, which is set.
     """
     base = flow_grpo()
     return replace(
         base,
         recipe="flow_grpo_fast",
-        flow=FlowConfig(kernel="cps", noise_scale=0.8, text_length=128),
+        flow=FlowConfig(kernel="cps", noise_scale=0.8, density="unscaled", text_length=128),
         rollout=replace(
             base.rollout, window="random", window_size=3, window_start=0, window_last_start=0
         ),
@@ -136,6 +136,7 @@ def diffusion_nft() -> TrainConfig:
         base,
         recipe="diffusion_nft",
         sampler=replace(base.sampler, num_steps=10, guidance_scale=1.0),
+        flow=replace(base.flow, ode="dpm2m"),
         rollout=replace(base.rollout, window="all"),
         objective=ObjectiveConfig(kind="forward_process", kl_weight=1e-4),
         forward=ForwardConfig(mix=1.0, levels=9, old_decay_unit="optimizer_step"),

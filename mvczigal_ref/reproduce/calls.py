@@ -59,7 +59,7 @@ def _window(config: TrainConfig, system: System, iteration: int) -> tuple[int, .
     if config.objective.compares_pairs or config.objective.kind == "forward_process":
         return ()
     steps = stochastic_steps(config, most=num_acting_steps(system), iteration=iteration)
-    trained = trained_decisions(config, count=len(steps), iteration=iteration)
+    trained = trained_decisions(config, steps=steps, iteration=iteration)
     return (*steps, -1, *trained)
 
 

@@ -11,7 +11,7 @@ from mvczigal_ref.errors import RunFolderInUseError
 from mvczigal_ref.files import owned
 from mvczigal_ref.reproduce.arms import ArmRuns, read_arm
 from mvczigal_ref.reproduce.claims import ARM_SETS, CLAIMS
-from mvczigal_ref.reproduce.plans import PlannedRun, planned_runs
+from mvczigal_ref.reproduce.plans import PlannedRun, planned_runs, runs_there
 from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.run_folder import is_finished
 from mvczigal_ref.training.trainer import train
@@ -107,17 +107,25 @@ def train_missing(
         left = waiting
 
 
-def finished_arms(runs: Sequence[PlannedRun]) -> Mapping[str, ArmRuns]:
-    """Read the runs that have finished.
+def finished_arms(
+    folder: Path, *, seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> Mapping[str, ArmRuns]:
+    """Read the runs that have finished, of all arms.
 
     Args:
-        runs: Planned runs.
+        folder: Holds one run folder per arm and seed.
+        seeds: Seeds that are looked for.
+        overrides: Settings of all arms, as :func:`claim_runs` takes them.
 
     Returns:
         Runs by arm; arms without any are left out.
+
+    Raises:
+        CheckpointError: If a run folder holds a run of other settings.
     """
     folders: dict[str, dict[int, Path]] = {}
-    for run in runs:
-        if is_finished(run.folder, run.config):
-            folders.setdefault(run.method.arm, {})[run.config.run.seed] = run.folder
+    for methods in ARM_SETS.values():
+        for run in runs_there(methods, folder, seeds=seeds, overrides=overrides):
+            if is_finished(run.folder, run.config):
+                folders.setdefault(run.method.arm, {})[run.config.run.seed] = run.folder
     return {name: read_arm(by_seed) for name, by_seed in folders.items()}

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 from mvczigal_ref import __version__
@@ -13,8 +13,9 @@ from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.reproduce.methods import ArmSet, MethodRow
 from mvczigal_ref.training.run_folder import find_checkpoint
+from mvczigal_ref.training.tracking import read_metrics
 
-__all__ = ["PlannedRun", "planned_runs"]
+__all__ = ["PlannedRun", "planned_runs", "runs_there"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +74,7 @@ def planned_runs(
     first = methods.methods[0]
     chosen = [row for row in methods.methods if arms is None or row.arm in arms]
     words = {
-        (row.arm, seed): (*methods.settings, *overrides, *row.settings, f"run.seed={seed}")
+        (row.arm, seed): _words(methods, row, seed, overrides)
         for row in (first, *chosen)
         for seed in seeds
     }
@@ -88,8 +89,9 @@ def planned_runs(
     planned = tuple(
         tuple(
             _planned(
-                row, config, folder, budget=sum(budget), each=sum(calls) / len(calls),
-                words=words[row.arm, config.run.seed],
+                row, config, folder, words[row.arm, config.run.seed],
+                iterations=max(1, round(sum(budget) * len(calls) / sum(calls))),
+                each=sum(calls) / len(calls),
             )
             for config, calls, budget in zip(
                 settings[row.arm], counts[row.arm], counts[first.arm], strict=True
@@ -100,6 +102,46 @@ def planned_runs(
     for run in chain.from_iterable(planned):
         find_checkpoint(run.folder, run.config)
     return planned
+
+
+def runs_there(
+    methods: ArmSet, folder: Path, *, seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> tuple[PlannedRun, ...]:
+    """Plan the runs whose folders exist, each as long as it is, without counting anything.
+
+    Args:
+        methods: Methods that are compared.
+        folder: Holds the run folders.
+        seeds: Seeds that are looked for.
+        overrides: Settings of all methods, as :func:`planned_runs` takes them.
+
+    Returns:
+        Runs in the methods' order; their calls are those that they have made.
+
+    Raises:
+        CheckpointError: If a run folder holds a run of other settings.
+    """
+    runs = []
+    for row, seed in product(methods.methods, seeds):
+        path = folder / f"{row.arm}-{seed}"
+        if not (path / "config.json").is_file():
+            continue
+        words = _words(methods, row, seed, overrides)
+        metrics = read_metrics(path / "metrics.jsonl")
+        run = _planned(
+            row, load_config(recipe(row.recipe), overrides=words), folder, words,
+            iterations=load_config(file=path / "config.json").run.iterations,
+            each=sum(one["network_calls"] for one in metrics) / max(len(metrics), 1),
+        )  # fmt: skip
+        find_checkpoint(run.folder, run.config)
+        runs.append(run)
+    return tuple(runs)
+
+
+def _words(
+    methods: ArmSet, row: MethodRow, seed: int, overrides: Sequence[str]
+) -> tuple[str, ...]:  # fmt: skip
+    return (*methods.settings, *overrides, *row.settings, f"run.seed={seed}")
 
 
 def _calls(configs: Sequence[TrainConfig], memory: Path | None) -> list[list[int]]:
@@ -133,10 +175,9 @@ def _draws_steps(config: TrainConfig) -> bool:
 
 
 def _planned(
-    row: MethodRow, config: TrainConfig, folder: Path, *, budget: int, each: float,
-    words: Sequence[str],
+    row: MethodRow, config: TrainConfig, folder: Path, words: Sequence[str], *, iterations: int,
+    each: float,
 ) -> PlannedRun:  # fmt: skip
-    iterations = max(1, round(budget / each))
     length = [f"run.iterations={iterations}"]
     plain = recipe(row.recipe)
     if plain.optim.decay_iterations == plain.run.iterations:

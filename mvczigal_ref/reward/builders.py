@@ -212,6 +212,23 @@ def _chat_judge(options: ScorerOptions) -> PerViewScorer:
     return _chat(judge, options, waiting)
 
 
+def _chat_criterion(name: str) -> Callable[[ScorerOptions], PerViewScorer]:
+    """Build a judge of one criterion alone, which is one column of a table."""
+
+    def build(options: ScorerOptions) -> PerViewScorer:
+        from mvczigal_ref.reward.chat_judge import ChatJudge
+        from mvczigal_ref.reward.judge_question import PER_VIEW_CRITERIA
+
+        waiting = Waiting()
+        judge = ChatJudge(
+            _endpoint(options, waiting), workers=options.requests_at_once,
+            criteria={name: PER_VIEW_CRITERIA[name]},
+        )  # fmt: skip
+        return _chat(judge, options, waiting)
+
+    return build
+
+
 def _chat_joint_judge(options: ScorerOptions) -> JointViewScorer:
     from mvczigal_ref.reward.chat_judge import ChatJointJudge
 
@@ -280,6 +297,10 @@ PER_VIEW: dict[str, Callable[[ScorerOptions], PerViewScorer]] = {
     "hpsv3": _hpsv3,
     "image_reward": _image_reward,
     "chat_judge": _chat_judge,
+    **{
+        f"chat_judge.{name.lower()}": _chat_criterion(name)
+        for name in ("Alignment", "Coherence", "Style")
+    },
 }
 """Per-view scorers by name."""
 

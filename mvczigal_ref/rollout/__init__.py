@@ -1,6 +1,7 @@
 """Stage 1: sample trajectories from the policy, without gradients."""
 
-from mvczigal_ref.rollout.branches import branched_rollout, finishing_sampler
+from mvczigal_ref.rollout.branches import branched_rollout
+from mvczigal_ref.rollout.finish import compressed_tail, finishing_sampler
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from mvczigal_ref.rollout.noise import NoiseSource, SeededNoise
@@ -20,6 +21,7 @@ __all__ = [
     "NoiseSource",
     "SeededNoise",
     "branched_rollout",
+    "compressed_tail",
     "decaying_window",
     "finishing_sampler",
     "fixed_window",

@@ -5,7 +5,6 @@ step's. A branch may be finished on several grids, coarser ones by longer stride
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,6 +13,7 @@ from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.sampler import require_density
 from mvczigal_ref.policy import Conditioning, Policy
 from mvczigal_ref.records import ActionReduction, BranchTrajectory
+from mvczigal_ref.rollout.finish import LastStride, finishing_sampler, require_strides
 from mvczigal_ref.rollout.group_plan import require_steps
 from mvczigal_ref.rollout.nodes import (
     NodeStep,
@@ -23,53 +23,7 @@ from mvczigal_ref.rollout.nodes import (
 )
 from mvczigal_ref.rollout.noise import SeededNoise
 
-__all__ = ["branched_rollout", "finishing_sampler"]
-
-
-def finishing_sampler(
-    sampler: FlowSampler, *, start: int, stride: int, fine_steps: int = 0
-) -> FlowSampler:
-    r"""Return the ODE from one level of a grid to its end, visiting every g-th level.
-
-    .. math:: s_k,\ \dots,\ s_{k+f},\ s_{k+f+g},\ s_{k+f+2g},\ \dots,\ s_T
-
-    The last stride is as short as it has to be to end where the grid ends.
-
-    Source:
-        arXiv:2510.01982 (Granular-GRPO, G2RPO), which finishes with strides 1 and 2; its released
-        code takes one fine step before.
-
-    Args:
-        sampler: The whole grid; its noise is not used.
-        start: First level :math:`k`, as a step of the grid.
-        stride: :math:`g` [steps]; at least 1.
-        fine_steps: :math:`f`, steps of the grid itself before the first stride; not negative.
-
-    Returns:
-        A sampler of f + ceil((T - k - f) / g) steps, or of T - k if that is no more than f.
-
-    Raises:
-        ValueError: If ``start`` is outside the grid, ``stride`` is below 1 or ``fine_steps``
-            below 0.
-
-    Examples:
-        >>> whole = FlowSampler.create(
-        ...     sigmas=torch.tensor([1.0, 0.8, 0.6, 0.4, 0.0]), kernel="cps", noise_scale=0.8
-        ... )
-        >>> finishing_sampler(whole, start=1, stride=2).sigma_prev
-        tensor([0.4000, 0.0000])
-    """
-    require_steps("start", (start,), num_steps=sampler.num_steps)
-    _require_strides((stride,), fine_steps)
-    steps = _finishing_steps(start, sampler.num_steps, stride, fine_steps)
-    first = torch.tensor(steps, device=sampler.sigma_t.device)
-    last = torch.tensor([*steps[1:], sampler.num_steps], device=first.device) - 1
-    return replace(
-        sampler.deterministic(),
-        timesteps=sampler.timesteps[first],
-        sigma_t=sampler.sigma_t[first],
-        sigma_prev=sampler.sigma_prev[last],
-    )
+__all__ = ["branched_rollout"]
 
 
 @torch.no_grad()
@@ -84,6 +38,7 @@ def branched_rollout(
     num_trunks: int = 1,
     strides: Sequence[int] = (1,),
     fine_steps: int = 0,
+    last_stride: LastStride = "short",
     guidance_scale: float,
     camera_scale: float = 1.0,
     storage_dtype: torch.dtype = torch.float32,
@@ -115,6 +70,7 @@ def branched_rollout(
         num_trunks: Trunks of every prompt, each with its own initial noise.
         strides: Finishing strides, each a grid of :func:`finishing_sampler`.
         fine_steps: Steps of the grid itself before them.
+        last_stride: End of a grid where a stride does not fit, see :func:`finishing_sampler`.
         guidance_scale: Strength of the prompt [1].
         camera_scale: Strength of the camera features [1].
         storage_dtype: Dtype of stored latents.
@@ -154,7 +110,7 @@ def branched_rollout(
     check_settings(conditioning, noise, reduction=reduction)
     _require_counts(branches=branches, num_trunks=num_trunks)
     _require_branching_steps(steps, num_steps=sampler.num_steps)
-    _require_strides(strides, fine_steps)
+    require_strides(strides, fine_steps)
     require_density("steps", steps, sampler)
     last = sampler.num_steps - 1
     if sampler.last_action_is_image_independent and steps[-1] == last:
@@ -174,17 +130,19 @@ def branched_rollout(
     ode = sampler.deterministic()
     trunks = [(trunk,) for trunk in range(num_trunks)]
     latent = initial_nodes(noise, trunks, storage_dtype=storage_dtype)
-    wide = latent.dtype
+    wide, memory = latent.dtype, None
     decisions, finished = [], []
     for step in range(steps[-1] + 1):
         state = latent.to(storage_dtype) if step in steps else latent
         output = walk.output(sampler, state, step)
-        latent = walk.transition(ode, output, state, step).mean
+        followed, memory = walk.follow(ode, output, state, step, memory)
+        latent = followed.mean
         if step not in steps:
             continue
         # The names that a group's members have which divides at this step.
         paths = [(*trunk, *(0,) * step, branch) for trunk in trunks for branch in range(branches)]
         decision = draw_decision(
+            sampler,
             state,
             walk.transition(sampler, output, state, step),
             noise.members(paths, "group", step),
@@ -196,7 +154,10 @@ def branched_rollout(
         action = decision.action.transpose(0, 1).to(wide)
         images = [action] * len(strides)
         if step < last:
-            finish = partial(finishing_sampler, sampler, start=step + 1, fine_steps=fine_steps)
+            finish = partial(
+                finishing_sampler, sampler, start=step + 1, fine_steps=fine_steps,
+                last_stride=last_stride,
+            )  # fmt: skip
             images = [walk.finish(finish(stride=stride), action) for stride in strides]
         decisions.append(decision)
         finished.append(torch.stack(images).transpose(1, 2))
@@ -218,20 +179,4 @@ def _require_branching_steps(steps: Sequence[int], *, num_steps: int) -> None:
     require_steps("steps", steps, num_steps=num_steps)
     if not steps:
         msg = "`steps` must hold a step that branches; got none."
-        raise ValueError(msg)
-
-
-def _finishing_steps(start: int, num_steps: int, stride: int, fine_steps: int) -> list[int]:
-    """List the steps of the grid at which a finish calls the network."""
-    turn = min(start + fine_steps, num_steps)
-    return [*range(start, turn), *range(turn, num_steps, stride)]
-
-
-def _require_strides(strides: Sequence[int], fine_steps: int) -> None:
-    """Refuse no stride, one that stands still, or fewer fine steps than none."""
-    if fine_steps < 0:
-        msg = f"`fine_steps` must be at least 0; got {fine_steps}."
-        raise ValueError(msg)
-    if not strides or min(strides) < 1:
-        msg = f"`strides` must be at least 1, and one or more; got {list(strides)}."
         raise ValueError(msg)

@@ -15,11 +15,18 @@ from torch import Tensor
 from mvczigal_ref.diffusion import gaussian
 from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.euler_ancestral import EulerAncestralSampler
+from mvczigal_ref.diffusion.flow_dpm import OdeMemory
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.precision import require_choice
 from mvczigal_ref.diffusion.sampler import Sampler, Transition
 from mvczigal_ref.diffusion.tcd import TcdSampler
-from mvczigal_ref.policy import Conditioning, Policy, network_output, step_transition
+from mvczigal_ref.policy import (
+    Conditioning,
+    Policy,
+    action_log_prob,
+    network_output,
+    step_transition,
+)
 from mvczigal_ref.records import ActionReduction, GroupDecision
 from mvczigal_ref.rollout.noise import SeededNoise
 
@@ -105,6 +112,31 @@ class NodeStep:
         """
         return step_transition(sampler, output, latent, _steps(latent, step))
 
+    def follow(
+        self,
+        sampler: Sampler,
+        output: NodeLatent,
+        latent: NodeLatent,
+        step: int,
+        memory: OdeMemory | None,
+    ) -> tuple[Transition, OdeMemory | None]:
+        """Take a step without noise, by the solver that a flow's sampler names.
+
+        Args:
+            sampler: Deterministic sampler, from :func:`without_noise`.
+            output: Prediction that :meth:`output` returned at ``latent``.
+            latent: Latents that the network saw [1].
+            step: Index into the grid.
+            memory: From the step before, if that drew no noise either.
+
+        Returns:
+            One entry per node, whose means are followed, and the memory for the step after.
+        """
+        if not isinstance(sampler, FlowSampler):
+            return self.transition(sampler, output, latent, step), None
+        steps = _steps(latent, step)[:, None, None]
+        return sampler.follow(output, latent.to(output.dtype), steps, memory)
+
     def finish(self, sampler: Sampler, latent: NodeLatent) -> NodeLatent:
         """Follow a deterministic sampler to the end of its grid, one call per step.
 
@@ -115,9 +147,10 @@ class NodeStep:
         Returns:
             Final latents, as the sampler reads them off its last step [1].
         """
+        memory = None
         for step in range(sampler.num_steps):
             output = self.output(sampler, latent, step)
-            transition = self.transition(sampler, output, latent, step)
+            transition, memory = self.follow(sampler, output, latent, step, memory)
             latent = transition.mean
         return transition.denoised if sampler.last_action_is_image_independent else latent
 
@@ -139,6 +172,7 @@ def initial_nodes(
 
 
 def draw_decision(
+    sampler: Sampler,
     state: NodeLatent,
     transition: Transition,
     noise: Float[Tensor, "member prompt view c h w"],
@@ -147,10 +181,13 @@ def draw_decision(
     depth: int,
     reduction: ActionReduction,
     keep_mean: bool = False,
+    noise_factor: float = 1.0,
+    std_factor: float = 1.0,
 ) -> GroupDecision:
     """Draw the members of every node, round them as the state is, and score them.
 
     Args:
+        sampler: Knows by which density an action is scored.
         state: Latents that the network saw, in the storage dtype [1].
         transition: Every node's Gaussian.
         noise: Standard normal, a multiple of the nodes, those of one node adjacent [1].
@@ -159,6 +196,8 @@ def draw_decision(
         reduction: Reduction of the log-density over channels, height and width: "mean"
             [nats/element] or "sum" [nats].
         keep_mean: Whether the record holds the Gaussians' means.
+        noise_factor: Factor on the kernel's standard deviation where actions are drawn [1].
+        std_factor: Factor on it in the density that scores them [1].
 
     Returns:
         The record of the step.
@@ -166,8 +205,9 @@ def draw_decision(
     branches = noise.shape[0] // state.shape[0]
     mean = transition.mean.repeat_interleave(branches, dim=0)
     std = transition.std.repeat_interleave(branches, dim=0)
-    action = gaussian.sample(mean, std, noise).to(state.dtype)
-    log_prob = gaussian.log_prob(action.to(mean.dtype), mean=mean, std=std, reduction=reduction)
+    action = gaussian.sample(mean, _times(std, noise_factor), noise).to(state.dtype)
+    drawn_from = Transition(mean=mean, std=_times(std, std_factor), denoised=mean)
+    log_prob = action_log_prob(sampler, action.to(mean.dtype), drawn_from, reduction=reduction)
     return GroupDecision(
         step=step,
         depth=depth,
@@ -175,6 +215,7 @@ def draw_decision(
         action=action.transpose(0, 1),
         log_prob=log_prob.transpose(0, 1),
         mean=transition.mean.transpose(0, 1) if keep_mean else None,
+        std_factor=std_factor,
     )
 
 
@@ -225,6 +266,10 @@ def without_noise(sampler: Sampler) -> Sampler:
         f"{type(sampler).__name__}. Draw noise at all of its steps."
     )
     raise ValueError(msg)
+
+
+def _times(std: Tensor, factor: float) -> Tensor:
+    return std if factor == 1.0 else std * factor
 
 
 def _steps(latent: NodeLatent, step: int) -> Tensor:

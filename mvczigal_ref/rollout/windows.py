@@ -5,7 +5,7 @@ as if it had never stopped. A window is never cut short by the end of the grid.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ __all__ = [
     "WindowEnd",
     "decaying_window",
     "fixed_window",
+    "moving_steps",
     "random_steps",
     "random_window",
     "sliding_window",
@@ -124,6 +125,43 @@ def random_steps(*, seed: int, iteration: int, size: int, num_steps: int) -> tup
     fixed_window(start=0, size=size, num_steps=num_steps)
     order = torch.randperm(num_steps, generator=derived_generator(seed, iteration, "steps"))
     return tuple(sorted(order[:size].tolist()))
+
+
+def moving_steps(
+    steps: Sequence[int], *, iteration: int, interval: int = 0, first: int = 0
+) -> tuple[int, ...]:
+    r"""Return some steps that move together towards the noise.
+
+    .. math:: t_j - \min\big(\lfloor n / \tau \rfloor,\ \max(t_0 - t_{first}, 0)\big)
+
+    Source:
+        arXiv:2509.06040 (BranchGRPO), its depth pruning: first the steps near the image are not
+        trained, later ones nearer to the noise. Released: 30 iterations at each place, down to
+        depth 9.
+
+    Args:
+        steps: Steps at first :math:`t`; one at least.
+        iteration: Index of the iteration :math:`n`, from 0.
+        interval: Iterations at each place :math:`\tau`; 0 stays.
+        first: First step that they move to :math:`t_{first}`.
+
+    Returns:
+        Increasing steps.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    Examples:
+        >>> moving_steps((15, 16), iteration=65, interval=30, first=9)
+        (13, 14)
+    """
+    _check_at_least(0, iteration=iteration, interval=interval, first=first)
+    if not steps or min(steps) < 0:
+        msg = f"`steps` must be at least 0, and one or more; got {list(steps)}."
+        raise ValueError(msg)
+    shift = iteration // interval if interval else 0
+    shift = min(shift, max(min(steps) - first, 0))
+    return tuple(step - shift for step in sorted(steps))
 
 
 def sliding_window(

@@ -28,6 +28,7 @@ from mvczigal_ref.models.published import (
 from mvczigal_ref.models.sources import find_file
 from mvczigal_ref.models.unet.components import UnetComponents
 from mvczigal_ref.models.unet.loading import load_unet
+from mvczigal_ref.models.weight_files import refuse_single_file
 from mvczigal_ref.system.rig import rig_of
 
 __all__ = [
@@ -66,6 +67,8 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
         return load_unet(place, parts=model.sources, dtype=dtype)
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
+        for name in ("base", "unet", "vae"):
+            refuse_single_file(f"model.sources.{name}", getattr(sources, name) or "")
         _warn_of_unused_networks(model.sources, sources)
         _check_scheduler(config, sources.unet or sources.base, sources)
         return load_sdxl_components(sources, dtype=dtype)
@@ -76,6 +79,7 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
         )
         raise ConfigError(msg)
     folder = weights_folder(model.weights)
+    refuse_single_file("model.weights", folder)
     if model.network == "flow":
         return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, mapped=mapped)
     _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))
@@ -110,8 +114,9 @@ def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> 
 def _check_scheduler(config: TrainConfig, place: str, sources: SdxlSources) -> None:
     """Refuse another prediction type than the network's own pipeline names; warn of its grid."""
     _check_prediction(config, place, sources)
-    if config.sampler.kind in ("lcm", "ddim"):
-        warn_of_grid(place, sources, few_steps=config.sampler.kind == "lcm")
+    kind, trailing = config.sampler.kind, config.sampler.spacing == "trailing"
+    if kind in ("lcm", "ddim"):
+        warn_of_grid(place, sources, few_steps=kind == "lcm", trailing=trailing)
 
 
 def backbone_of(config: TrainConfig, loaded: AnyComponents) -> Backbone:

@@ -72,6 +72,8 @@ def _built(config: TrainConfig, steps: int, *, shift: float, lowest_sigma: float
                 kernel=flow.kernel,
                 noise_scale=flow.noise_scale,
                 image_is_denoised=flow.image_is_denoised,
+                ode=flow.ode,
+                density=flow.density if flow.kernel == "cps" else "gaussian",
             )
         return sampler.to(dtype=torch.float32)
     alpha_bar = scaled_linear_alpha_bar(dtype=torch.float64)

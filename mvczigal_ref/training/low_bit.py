@@ -2,7 +2,7 @@
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -48,7 +48,7 @@ def check_optimizer(config: TrainConfig) -> None:
         raise ConfigError(msg)
 
 
-def adamw_8bit(parameters: list[Tensor], **numbers: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+def adamw_8bit(parameters: Sequence[Tensor], **numbers: Any) -> torch.optim.Optimizer:  # noqa: ANN401
     """Make an AdamW whose moments are kept in blocks of 256 numbers of 8 bits and one scale.
 
     Moments of tensors of fewer than 4096 numbers, or of a number that 256 does not divide, stay in
@@ -67,14 +67,14 @@ def adamw_8bit(parameters: list[Tensor], **numbers: Any) -> torch.optim.Optimize
     with _quiet():
         from torchao.optim import AdamW8bit
 
-    class Eager(AdamW8bit):  # type: ignore[misc]
+    class Eager(AdamW8bit):
         def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
             with torch.compiler.set_stance("force_eager"):
                 return super().step(closure)
 
     on_cpu = all(p.device.type == "cpu" for p in parameters)
     optimizer: torch.optim.Optimizer = (Eager if on_cpu else AdamW8bit)(
-        parameters, block_size=_BLOCK, **numbers
+        list(parameters), block_size=_BLOCK, **numbers
     )
     return optimizer
 

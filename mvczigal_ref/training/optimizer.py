@@ -32,10 +32,11 @@ def build_optimizer(
     numbers: dict[str, Any] = {
         "lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay
     }  # fmt: skip
+    trained = list(parameters.values())
     if optim.kind == "adamw8bit":
-        return adamw_8bit(list(parameters.values()), **numbers)
+        return adamw_8bit(trained, **numbers)
     # Bits of the loop over parameters, torch's choice on a CPU, in a tenth of its launches.
-    return torch.optim.AdamW(list(parameters.values()), foreach=True, **numbers)
+    return torch.optim.AdamW(trained, foreach=True, **numbers)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

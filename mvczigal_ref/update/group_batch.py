@@ -51,6 +51,9 @@ class ReplayedDecision:
     repeats: MemberTable
     """Number of conditions that each term stands for, divided by its mean [1]."""
 
+    share: MemberTable
+    """Weight of each prompt's terms in every mean, divergences among them; 1 on average [1]."""
+
     mean: MemberLatent
     """Mean of each member's Gaussian [1]. Gradient flows."""
 
@@ -66,6 +69,10 @@ class ReplayedDecision:
 
     mean_reference: MemberLatent | None
     """Mean of each member's Gaussian under the reference policy [1]; None where there is none."""
+
+    sequence: MemberTable | None = None
+    """Mean log-ratio of each member's trajectory over its trained steps, without gradient [nats or
+    nats/element]; None where no objective reads it."""
 
 
 @runtime_checkable
@@ -114,6 +121,10 @@ class GroupBatch:
     repeats: tuple[int, ...] | None = None
     """Number of each prompt's conditions with this text; None is 1 each."""
 
+    shares: tuple[float, ...] | None = None
+    """Weight of each prompt in every mean, 0 where its group is left out and 1 on average [1]; None
+    is 1 each."""
+
     def __post_init__(self) -> None:
         """Refuse tables that do not fit the decisions."""
         count = len(self.decisions)
@@ -124,7 +135,11 @@ class GroupBatch:
                 f"least one; got {count}, {', '.join(str(len(t)) for t in tables)}."
             )
             raise ValueError(msg)
-        per_prompt = {"condition_weight": self.condition_weight, "repeats": self.repeats}
+        per_prompt = {
+            "condition_weight": self.condition_weight,
+            "repeats": self.repeats,
+            "shares": self.shares,
+        }
         for name, values in per_prompt.items():
             if values is not None and len(values) != len(self.objects):
                 msg = (

@@ -27,6 +27,7 @@ from mvczigal_ref.update.loop import (
 from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.parameters import Parameters
 from mvczigal_ref.update.replay import GroupUpdateSettings, member_transition, score_members
+from mvczigal_ref.update.sequence import SequenceRatios
 
 __all__ = ["GroupMicrobatch", "update_groups"]
 
@@ -69,6 +70,18 @@ class GroupMicrobatch:
     settings: GroupUpdateSettings
     """Guidance and reduction."""
 
+    share: tuple[float, ...]
+    """Weight of each prompt in every mean [1]."""
+
+    members: slice
+    """Members of the batch's decision that these are."""
+
+    first: bool
+    """Whether these are the first of an optimiser step's elements of their batch."""
+
+    sequence: SequenceRatios | None = None
+    """Log-ratios of whole trajectories; None where no objective reads them."""
+
     exact: bool = True
     """Whether slices are those of the rollout, so that the first ratio is 1."""
 
@@ -93,7 +106,7 @@ class GroupMicrobatch:
 
         Args:
             weight: This microbatch's share of the whole loss, times the loss scale [1].
-            on_policy: Not read: ratios of 1 need no other path.
+            on_policy: Whether the parameters are those that sampled.
 
         Returns:
             Sums for the metrics.
@@ -101,14 +114,16 @@ class GroupMicrobatch:
         Raises:
             NonFiniteError: If a log-density or the loss is non-finite.
         """
-        del on_policy
+        sequence = None
+        if self.sequence is not None:
+            sequence = self.sequence.of(self.members, first=self.first, on_policy=on_policy)
         mean_reference = None
         if self.reference is not None:
             with torch.no_grad(), self.reference():
                 mean_reference = self._transition().mean
         transition = self._transition()
         transition.mean.retain_grad()
-        score = score_members(self.decision, transition, settings=self.settings)
+        score = score_members(self.sampler, self.decision, transition, settings=self.settings)
         log_ratio = score - self.decision.log_prob.transpose(0, 1)
         repeats = self._relative(self.repeats, log_ratio)
         old = self.decision.mean
@@ -118,6 +133,8 @@ class GroupMicrobatch:
                 advantage=self.advantage.to(log_ratio.dtype),
                 weight=self._relative(self.weight, log_ratio),
                 repeats=repeats,
+                share=log_ratio.new_tensor(self.share)[:, None].expand_as(log_ratio),
+                sequence=sequence,
                 mean=transition.mean,
                 std=transition.std,
                 step=self.decision.step,
@@ -220,15 +237,20 @@ def update_groups(
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If the first ratio is not exactly 1.
     """
+    by_sequence = settings.by_sequence
     work: list[list[GroupMicrobatch]] = []
     for part in dealt(batches, settings.optimizer_steps):
+        flat = [
+            (batch, SequenceRatios(policy, sampler, batch, settings) if by_sequence else None)
+            for conditions in part
+            for batch in conditions
+        ]
         by_decision = [
             [
                 microbatch
-                for conditions in part
-                for batch in conditions
+                for batch, sequence in flat
                 for microbatch in _microbatches(
-                    batch, index, policy, sampler, objective, reference, settings
+                    batch, index, policy, sampler, objective, reference, settings, sequence
                 )
             ]
             for index in range(len(part[0][0].decisions))
@@ -258,6 +280,7 @@ def _microbatches(
     objective: GroupObjective,
     reference: Reference | None,
     settings: GroupUpdateSettings,
+    sequence: SequenceRatios | None,
 ) -> Iterator[GroupMicrobatch]:
     """Cut one decision into microbatches, of which each is one network call."""
     first, ones = 0, (1,) * len(batch.objects)
@@ -272,6 +295,10 @@ def _microbatches(
             advantage=batch.advantage[index][:, members].transpose(0, 1),
             weight=tuple(batch.step_weight[index] * share for share in weights),
             repeats=batch.repeats or ones,
+            share=batch.shares or (1.0,) * len(batch.objects),
+            members=members,
+            first=index == 0 and members.start == 0,
+            sequence=sequence,
             objects=batch.objects,
             objective=objective,
             reference=reference,

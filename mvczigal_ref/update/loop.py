@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from mvczigal_ref.diffusion.precision import widest_dtype
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
-from mvczigal_ref.models.kept import keeping
+from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.models.sharding import whole
 from mvczigal_ref.shapes import Scalar
 from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
@@ -186,7 +186,7 @@ def _non_finite(gradients: Mapping[str, Tensor], norm: float) -> NonFiniteError:
 Slice = TypeVar("Slice")
 
 
-@keeping()
+@memo_scope()
 def update_parameters(
     optimizer: torch.optim.Optimizer,
     work: Sequence[Sequence[Microbatch]],

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ __all__ = [
     "PairGradients",
     "PairMicrobatch",
     "PairObjective",
+    "PairedLogProb",
     "accumulate_pairs",
     "replay",
     "update_policy",
@@ -53,6 +54,16 @@ PairObjective = Callable[[Tensor, Tensor, Tensor], PairGradients]
 """From both log-ratios and the advantage gap, values alone, to loss and derivatives."""
 
 
+class PairedLogProb(NamedTuple):
+    """Log-densities of both arms' actions under one policy."""
+
+    zigzag: StepLogProb
+    """Those of the first arm [nats or nats/element]."""
+
+    standard: StepLogProb
+    """Those of the second arm [nats or nats/element]."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairBatch:
     """Pairs that are replayed together: one slice of objects."""
@@ -69,6 +80,10 @@ class PairBatch:
     first_object: int
     """Index of the first object within the iteration, for messages."""
 
+    reference: PairedLogProb | None = None
+    """Log-densities of both arms' actions under a frozen policy that the objective's ratios are
+    over, one entry per step of the trajectories; None leaves the policy that sampled."""
+
     def objects(self, index: slice) -> "PairBatch":
         """Narrow to some objects.
 
@@ -84,6 +99,9 @@ class PairBatch:
             conditioning=self.conditioning.objects(index),
             advantage_gap=self.advantage_gap[index],
             first_object=self.first_object + first,
+            reference=None
+            if self.reference is None
+            else PairedLogProb(*(scores[:, index] for scores in self.reference)),
         )
 
 
@@ -178,6 +196,12 @@ def _gradients(
 ) -> PairGradients:
     """Differentiate the objective by both log-densities, and name the first non-finite number."""
     gap = batch.advantage_gap.to(zigzag_ratio.dtype).expand_as(zigzag_ratio)
+    if batch.reference is not None:  # ratios over another policy than the one that sampled
+        index, rollout = list(steps), batch.rollout
+        zigzag_ratio = zigzag_ratio + (rollout.zigzag.log_prob - batch.reference.zigzag)[index]
+        standard_ratio = (
+            standard_ratio + (rollout.standard.log_prob - batch.reference.standard)[index]
+        )
     gradients = objective(zigzag_ratio, standard_ratio, gap)
     _check_finite(
         gradients.loss,
@@ -195,10 +219,11 @@ def _stats(
 ) -> GradientStats:
     """Sum up one microbatch from both arms' log-ratios."""
     both = torch.stack([zigzag, standard])
+    read = both.sum(-1, keepdim=True).expand_as(both) if settings.joint_density else both
     return GradientStats(
         loss=gradients.loss * zigzag.numel(),
-        log_ratio_square=both.square().sum(),
-        clipped=(both.abs() > settings.clip_range).sum().to(both.dtype),
+        log_ratio_square=read.square().sum(),
+        clipped=(read.abs() > settings.clip_range).sum().to(both.dtype),
         deviation=both.abs().max(),
         asks=gradients.zigzag.any() | gradients.standard.any(),
         count=zigzag.numel(),

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion import gaussian
 from mvczigal_ref.diffusion.sampler import Sampler, Transition, require_density
-from mvczigal_ref.policy import Conditioning, Policy, network_output, step_transition
+from mvczigal_ref.policy import (
+    Conditioning,
+    Policy,
+    action_log_prob,
+    network_output,
+    step_transition,
+)
 from mvczigal_ref.records import ActionReduction, GroupDecision, Trajectory
 
 __all__ = [
@@ -80,6 +86,9 @@ class UpdateSettings(ReplaySettings):
     """Objects replayed in one network call; None is the rollout's slice, the only value with a
     first ratio of exactly 1."""
 
+    joint_density: bool = False
+    """Whether log-ratios are summed over the views of an object before they are clipped."""
+
     joint_from: int | None = None
     """First sampling step from which both arms are replayed in one network call; None is never."""
 
@@ -122,6 +131,9 @@ class GroupUpdateSettings(ReplaySettings):
 
     step_per_decision: bool = False
     """Whether the parameters change after each decision, from noise to image, and not once."""
+
+    by_sequence: bool = False
+    """Whether the objective reads the mean log-ratio of whole trajectories."""
 
     def __post_init__(self) -> None:
         """Refuse calls of nothing."""
@@ -243,19 +255,23 @@ def member_transition(
     )
     by_parent = step_transition(sampler, output, state, steps)
     mean = decision.members_of(by_parent.mean)
+    std = by_parent.std
+    if decision.std_factor != 1.0:
+        std = std * decision.std_factor
     return Transition(
         mean=mean,
-        std=decision.members_of(by_parent.std).expand(mean.shape[:3]),
+        std=decision.members_of(std).expand(mean.shape[:3]),
         denoised=decision.members_of(by_parent.denoised),
     )
 
 
 def score_members(
-    decision: GroupDecision, transition: Transition, *, settings: ReplaySettings
+    sampler: Sampler, decision: GroupDecision, transition: Transition, *, settings: ReplaySettings
 ) -> Float[Tensor, "member prompt view"]:
     """Return the log-density of every action.
 
     Args:
+        sampler: The kernel that drew the actions.
         decision: Holds the actions.
         transition: Gaussians of the actions, from :func:`member_transition`. Gradient flows.
         settings: The reduction, as in the rollout.
@@ -264,9 +280,7 @@ def score_members(
         Log-densities [nats or nats/element].
     """
     action = decision.action.transpose(0, 1).to(transition.mean.dtype)
-    return gaussian.log_prob(
-        action, mean=transition.mean, std=transition.std, reduction=settings.reduction
-    )
+    return action_log_prob(sampler, action, transition, reduction=settings.reduction)
 
 
 def replay_decision(
@@ -364,6 +378,6 @@ def _replayed(
     scores, means = [], []
     for part in decision.split(nodes_per_call):
         transition = member_transition(policy, sampler, part, conditioning, settings=settings)
-        scores.append(score_members(part, transition, settings=settings))
+        scores.append(score_members(sampler, part, transition, settings=settings))
         means.append(transition.mean[:: part.branches])
     return torch.cat(scores).transpose(0, 1), torch.cat(means).transpose(0, 1)

@@ -25,7 +25,8 @@ FULL = {"model": {"finetune": "full"}, "optim": {"average_decay": 0.5, "average_
 CASES = {
     "full": {**FULL, "run": {"objects_per_iteration": 4}},
     "lora": {"run": {"objects_per_iteration": 4}},
-    "bf16": {**FULL, "run": {"objects_per_iteration": 4, "compute_dtype": "bf16"}},
+    "bf16": {**FULL, "run": {"objects_per_iteration": 4, "compute_dtype": "bf16", "iterations": 1}},
+    "short": {**FULL, "run": {"objects_per_iteration": 4, "iterations": 1}},
     "offloaded": {**FULL, "run": {"objects_per_iteration": 4, "offload_parameters": True}},
     "of four": {**FULL, "run": {"objects_per_iteration": 8}},
 }
@@ -50,12 +51,13 @@ def run_case(config, folder: Path, here: World | None = None) -> None:
 
 def faults_asked(fault: str) -> list[str]:
     """List the faults that one process meets and all raise; last a run that meets none."""
-    return [*sharded_faults.EACH, ""] if fault == "killed" else []
+    faults_of = {"killed": sharded_faults.QUICK, "every": sharded_faults.EACH}
+    return [*faults_of[fault], ""] if fault in faults_of else []
 
 
 def meet(fault: str, folder: Path, prompts: str, here: World) -> str:
     """Go on with a run until one process fails; give what this one raised."""
-    config = config_of(prompts, "full", sharding="full")
+    config = config_of(prompts, "short", sharding="full")
     with sharded_faults.once(here, fault) if fault else nullcontext():
         try:
             run_case(config, folder, here)
@@ -99,7 +101,7 @@ def work(folder: Path, prompts: str, names: list[str], fault: str) -> None:
         said = {each: meet(each, folder / "agreed", prompts, here) for each in faults_asked(fault)}
         (folder / f"said by {here.rank}.json").write_text(json.dumps(said), "utf-8")
         (folder / f"{here.rank}_of_{here.size}.json").write_text(json.dumps(shares), "utf-8")
-        if fault != "none":
+        if fault in ("killed", "raised"):
             name = fault
             run(config_of(prompts, "full", sharding="full"), folder / fault, here)
     here.close()

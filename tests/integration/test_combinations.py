@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from mvczigal_ref.config import from_dict
+from mvczigal_ref.config import from_dict, to_dict
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError
@@ -36,7 +36,7 @@ def reason(sampler, rollout, objective, captions):
         return "needs groups"
     if objective == "forward_process" and rollout != "group":
         return "learns from samples alone"
-    if captions and (rollout in ("pair", "branches") or objective == "forward_process"):
+    if captions and (rollout == "pair" or objective == "forward_process"):
         return "needs groups that are learnt by their"
     return None
 
@@ -109,6 +109,78 @@ def test_what_fits_together_learns(cell):
     assert metrics["grad_norm"] > 0.0
     assert moved
     assert ("drift/mean" in metrics) == cell[-1]
+
+
+FURTHER = {
+    "gspo": ("flow", "group", "sequence", {"optim": {"epochs_per_iteration": 2}}),
+    "flow_dppo": ("flow", "group", "divergence", {"optim": {"epochs_per_iteration": 2}}),
+    "awm": ("flow", "group", "forward_process", {"forward": {"loss": "matching"}}),
+    "dgpo": (
+        "flow", "group", "forward_process",
+        {"forward": {"loss": "group_preference", "shared_noise": True}},
+    ),
+    "flash_grpo": (
+        "flow", "group", "policy_gradient",
+        {"objective": {"step_weight": "rectified"},
+         "rollout": {"window": "random", "window_size": 1, "window_last_start": 1}},
+    ),
+    "pruned_tree": (
+        "flow", "tree", "policy_gradient",
+        {"rollout": {"split_steps": [0], "split_noise": 2.0, "split_density": "kernel",
+                     "pruned_leaves": "extremes", "window": "fixed", "window_start": 1,
+                     "window_size": 1},
+         "advantage": {"fusion": "edge", "fusion_inverse_temperature": 1.0}},
+    ),
+    "second_order": (
+        "flow", "group", "policy_gradient",
+        {"flow": {"kernel": "cps", "density": "unscaled", "ode": "dpm2m"},
+         "rollout": {"window": "fixed", "window_size": 1, "tail_share": 0.5},
+         "advantage": {"drop_alike": True, "pruned_share": 0.5}},
+    ),
+    "frozen_reference": ("lcm", "pair", "preference", {"objective": {"reference": "frozen"}}),
+    "joint_density": ("lcm", "pair", "reward_difference", {"objective": {"density": "joint"}}),
+}  # fmt: skip
+
+
+def further(name):
+    """Make the smallest run of a method that is a setting of a cell."""
+    sampler, rollout, objective, changes = FURTHER[name]
+    values = to_dict(config_of(sampler, rollout, objective, captions=False))
+    for section, settings in changes.items():
+        values[section] = {**values[section], **settings}
+    return from_dict(values)
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_methods_learn(name):
+    """As the cells do; a first ratio is 1 whatever is scored, weighed or left out."""
+    metrics, moved = learn(further(name))
+
+    assert all(value == value for value in metrics.values())
+    assert metrics.get("replay_deviation", 0.0) == 0.0
+    assert metrics["grad_norm"] > 0.0
+    assert moved
+
+
+REFUSED = [
+    ("gspo", {"rollout": {"kind": "tree"}}, "needs the whole trajectory of every sample"),
+    ("gspo", {"optim": {"step_per_decision": True}}, "whose ratio is over all steps"),
+    ("flow_dppo", {"rollout": {"kind": "pair"}}, "needs groups"),
+    ("flow_dppo", {"flow": {"kernel": "cps", "density": "unscaled"}}, "which compares Gaussians"),
+    ("dgpo", {"model": {"finetune": "full"}}, "needs a reference"),
+    ("frozen_reference", {"model": {"finetune": "full"}}, "needs a reference"),
+    ("pruned_tree", {"flow": {"kernel": "cps", "density": "unscaled"}}, "adds up log-densities"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "why"), REFUSED)
+def test_further_methods_refuse_what_does_not_fit(name, changes, why):
+    """Before anything is built, with the reason."""
+    values = to_dict(further(name))
+    for section, settings in changes.items():
+        values[section] = {**values[section], **settings}
+    with pytest.raises(ConfigError, match=why):
+        from_dict(values)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -22,7 +22,7 @@ WORDS = (
 
 @pytest.mark.slow
 def test_the_example_is_installed_and_trains(tmp_path):
-    """Two iterations of its recipe, by its scorer and its objective, resumed in between."""
+    """Its recipe by its scorer and objective, resumed between; a flow by the others."""
     install = ("install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target")
     source = tmp_path / "source"  # setuptools builds beside the sources
     subprocess.run(["cp", "-r", EXAMPLE, source], check=True)
@@ -42,12 +42,22 @@ def test_the_example_is_installed_and_trains(tmp_path):
     for _ in range(2):
         ended = mvczigal("train", "example_red", *WORDS, "--out", "run")
         assert ended.returncode == 0, ended.stderr
+    words = [word for word in WORDS[1:8] if "iterations=" not in word and "slice" not in word]
+    pieces = ("objective.kind=example.square", "sampler.kind=example.late", "rollout.members=2")
+    flow = mvczigal(
+        "train", "tiny_flow_grpo", *pieces, *words, "run.objects_per_slice=1", "run.iterations=1",
+        "optim.decay_iterations=1", "run.device=cpu", "--out", "flow",
+    )  # fmt: skip
+    assert flow.returncode == 0, flow.stderr
     listed = mvczigal("recipes")
     refused = mvczigal("train", "tiny", "objective.kind=example.hubr")
 
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == [0, 1]
     assert "reward/example.redness/zigzag" in rows[0]
+    (row,) = read_metrics(tmp_path / "flow" / "metrics.jsonl")
+    assert row["replay_deviation"] == 0
+    assert row["grad_norm"] > 0
     assert "mvczigal_example.recipe:example_red" in listed.stdout
     assert refused.returncode == 2
-    assert "must be one of example.huber, forward_process, guard" in refused.stderr
+    assert "must be one of example.huber, example.square, forward_process, guard" in refused.stderr

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.training.events import Events
+from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.trainer import train
 from tests.integration.runs import (
     HELD_OUT,
@@ -236,6 +237,28 @@ def test_other_prompts_under_the_same_name_are_refused(tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(reversed(PROMPTS)))
     with pytest.raises(CheckpointError, match=r"`run\.prompts` = .*differs\. Restore the file"):
         run(small_config(prompts, run={"iterations": 2}), tmp_path / "run")
+
+
+def test_a_prompt_list_is_mended_without_losing_the_run(tmp_path):
+    """A bad line is named before anything is made; one that was not met yet may be changed."""
+    path, folder = tmp_path / "prompts.txt", tmp_path / "run"
+    lines = [f"a {colour} ball with a white nose" for colour in ("red", "blue", "purple", "yellow")]
+    late = lines.index(prompt_batch(lines, seed=0, iteration=1, count=2)[1])
+    changes = {"objects_per_iteration": 2, "objects_per_slice": 1}
+
+    def train_on(text, iterations, place=folder):
+        changed = [*lines[:late], text, *lines[late + 1 :]]
+        path.write_text("\n".join(changed), "utf-8")
+        run(small_config(str(path), run={"iterations": iterations, **changes}), place)
+
+    with pytest.raises(ConfigError, match=rf"line {late + 1} of .*prompts\.txt'.*got 'a red bal "):
+        train_on("a red bal with a white nose", 1)
+    assert not folder.exists()
+    train_on(lines[late], 1)
+    with pytest.warns(UserWarning, match="has not met yet"):
+        train_on("a red ball with a blue nose", 2)
+    train_on("a red ball with a blue nose", 2, tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", folder, skip=(1,))
 
 
 def test_other_held_out_prompts_are_refused(undisturbed, prompts):

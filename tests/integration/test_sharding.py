@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,9 @@ from tests.integration.sharded_worker import config_of, run_case
 # the last bits differ, and AdamW's first steps divide by the gradient's own size.
 RELATIVE = 5e-5
 METRICS = {"rel": 2e-5, "abs": 2e-6}
-# bf16 keeps 8 bits: after four optimiser steps of AdamW, against each tensor's largest entry.
-NARROW = 0.05
+# bf16 keeps 8 bits: rewards before training were off by 0.0022, and all parameters together by
+# 0.4 % of their norm after four optimiser steps.
+NARROW_REWARD, NARROW = 0.01, 0.01
 
 START = """
 import sys
@@ -71,7 +71,7 @@ def distance(mine, theirs):
 def two(prompts, tmp_path_factory):
     """Where two processes ran both cases, and a third in which one of them was killed."""
     folder = tmp_path_factory.mktemp("two")
-    ended = launch(2, folder, prompts, "full,lora,bf16,offloaded", "killed")
+    ended = launch(2, folder, prompts, "full,lora,bf16", "killed")
     assert (folder / "0_of_2.json").is_file(), ended.stdout
     (folder / "output.txt").write_text(f"{ended.returncode}\n{ended.stdout}", "utf-8")
     return folder
@@ -125,35 +125,21 @@ def test_losses_and_gradient_norms_are_those_of_one_process(one, two, name):
         assert other == pytest.approx(row, **METRICS)
 
 
-def test_bf16_compute_is_that_of_a_bf16_network(two, prompts, tmp_path):
-    """The rewards before training, to the bit: a LoRA that has not moved adds nothing."""
-    config = config_of(prompts, "lora", iterations=1)
-    run(replace(config, model=replace(config.model, dtype="bf16")), tmp_path)
-    before = Path("evaluations") / "before_000000.safetensors"
-    mine, theirs = load_file(tmp_path / before), load_file(two / "bf16" / before)
-
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    first, other = metrics(tmp_path)[0], metrics(two / "bf16")[0]
-    rewards = [name for name in first if "reward" in name]
-    assert {k: first[k] for k in rewards} == {k: other[k] for k in rewards}
-
-
-def test_bf16_compute_trains_fp32_parts(one, two):
+def test_bf16_compute_trains_fp32_parts(two):
     """A first ratio of exactly 1; parts and moments of fp32, near those of fp32 throughout."""
-    assert [row["replay_deviation"] for row in metrics(two / "bf16")] == [0.0, 0.0]
-    theirs = newest(two / "bf16")
-    assert {t.dtype for group in theirs.tensors.values() for t in group.values()} == {torch.float32}
-
-    assert 0.0 < distance(newest(one / "full").policy, theirs.policy) < NARROW
-
-
-def test_parts_on_the_cpu_train_as_on_the_device(two):
-    """To the bit."""
-    mine, theirs = newest(two / "full"), newest(two / "offloaded")
-
-    assert all(torch.equal(mine.policy[k], theirs.policy[k]) for k in mine.policy)
-    assert metrics(two / "full") == metrics(two / "offloaded")
+    before = Path("evaluations") / "before_000000.safetensors"
+    mine, theirs = (load_file(two / name / before) for name in ("full", "bf16"))
+    for name in ("per_view", "joint"):
+        assert 0.0 < (mine[name] - theirs[name]).abs().max() < NARROW_REWARD
+    assert [row["replay_deviation"] for row in metrics(two / "bf16")] == [0.0]
+    narrow = newest(two / "bf16")
+    assert {t.dtype for group in narrow.tensors.values() for t in group.values()} == {torch.float32}
+    wide = load_checkpoint(two / "full" / "checkpoints" / "iteration_000001").policy
+    apart, norm = (
+        torch.cat([value.flatten() for value in values]).norm()
+        for values in ([wide[k] - narrow.policy[k] for k in wide], [*wide.values()])
+    )
+    assert 0.0 < apart < NARROW * norm
 
 
 @CASES
@@ -252,26 +238,37 @@ def test_a_cut_transformer_is_whole_in_no_process(tmp_path):
             assert record["sums"][name] == pytest.approx(mine, rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("fault", sharded_faults.EACH)
-def test_an_error_of_one_process_is_raised_in_all(two, fault):
-    """Wherever no weights are gathered: in the same words, and none waits for the others."""
-    said = [json.loads((two / f"said by {rank}.json").read_text())[fault] for rank in range(2)]
-    error = sharded_faults.EACH[fault][3]
-
+def assert_alike(folder, faults):
+    """Fail unless each fault was raised in both processes, and the run then went on to its end."""
+    said = [json.loads((folder / f"said by {rank}.json").read_text()) for rank in range(2)]
     assert said[0] == said[1]
-    kind = "DiskFullError" if error is sharded_faults.FULL else type(error).__name__
-    words = "cannot write" if error is sharded_faults.FULL else str(error)
-    assert said[0].startswith(f"{kind}: {words}")
+    assert said[0].keys() == {*faults, ""}
+    for fault in faults:
+        error = sharded_faults.EACH[fault][3]
+        full = error is sharded_faults.FULL
+        words = "DiskFullError: cannot write" if full else f"{type(error).__name__}: {error}"
+        assert said[0][fault].startswith(words), fault
+    assert said[0][""] == ""
+    assert not list((folder / "agreed").rglob("*.tmp"))
+    whole = load_checkpoint(folder / "full" / "checkpoints" / "iteration_000001")
+    assert distance(whole.policy, newest(folder / "agreed").policy) <= RELATIVE
+    assert metrics(folder / "agreed") == metrics(folder / "full")[:1]
 
 
-def test_a_run_goes_on_after_each_of_these_errors(two):
-    """To the end, and to the parameters of a run that met none."""
-    said = [json.loads((two / f"said by {rank}.json").read_text())[""] for rank in range(2)]
+def test_an_error_of_one_process_is_raised_in_all(two):
+    """Where no weights are gathered: in the same words, and none waits for the others."""
+    assert_alike(two, sharded_faults.QUICK)
 
-    assert said == ["", ""]
-    assert distance(newest(two / "full").policy, newest(two / "agreed").policy) <= RELATIVE
-    assert metrics(two / "agreed") == metrics(two / "full")
-    assert not list((two / "agreed").rglob("*.tmp"))
+
+@pytest.mark.slow
+def test_every_such_error_is_raised_in_all_and_parts_on_the_cpu_train_alike(prompts, tmp_path):
+    """Of loading, evaluation, scoring, writing, export and reading; and the bits of no offload."""
+    ended = launch(2, tmp_path, prompts, "full,offloaded", "every")
+    assert ended.returncode == 0, ended.stdout
+    assert_alike(tmp_path, sharded_faults.EACH)
+    mine, theirs = newest(tmp_path / "full"), newest(tmp_path / "offloaded")
+    assert all(torch.equal(mine.policy[k], theirs.policy[k]) for k in mine.policy)
+    assert metrics(tmp_path / "full") == metrics(tmp_path / "offloaded")
 
 
 def test_a_killed_process_ends_all_of_them(two):

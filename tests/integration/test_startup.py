@@ -42,10 +42,11 @@ def test_an_export_of_a_lora_needs_no_library_of_models(undisturbed, tmp_path):
     ("words", "status"),
     [
         (["recipes", "tiny"], 0),
+        (["plan", "tiny"], 0),
         (["settings"], 0),
         (["train", "lcm_sdxl_simple", "reward.joint=hyperscore.al"], 2),
     ],
 )
 def test_words_need_no_library_of_models(words, status, tmp_path):
-    """Neither lists nor a scorer's wrong name."""
+    """Neither lists, nor a stored plan, nor a scorer's wrong name."""
     assert imported(words, tmp_path) == f"{status} []"

@@ -299,7 +299,9 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     others = imported - sys.stdlib_module_names - {"mvczigal_ref"}
     declared = {re.match(r"[\w-]+", text)[0] for text in PROJECT["project"]["dependencies"]}
     extras = PROJECT["project"]["optional-dependencies"]
-    optional = [text for extra in ("tracking", "datasets", "demo", "lowbit") for text in extras[extra]]
+    optional = [
+        text for extra in ("tracking", "datasets", "demo", "lowbit") for text in extras[extra]
+    ]
     others -= {re.match(r"[\w-]+", text)[0] for text in optional}
     # The names that differ, and the halves that packages are released in.
     needed = {

@@ -1,7 +1,8 @@
 """Parts of the pipelines of flow transformers, in diffusers' layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diffusers import (
@@ -20,6 +21,11 @@ from transformers import (
     T5Tokenizer,
 )
 
+from mvczigal_ref.models.fitting_parts import (
+    require_fitting_flux,
+    require_fitting_sd3,
+    require_fitting_z_image,
+)
 from mvczigal_ref.models.flow.flux import FluxPolicy
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.flow.sd3 import Sd3Policy
@@ -80,12 +86,16 @@ class FlowFamily:
     """Whether a grid's last step starts at the lowest noise level of training, and not at
     1 / steps."""
 
+    require_fitting: Callable[[Mapping[str, Path]], None] | None = None
+    """Function that refuses folders of parts that do not fit each other, from their settings."""
+
 
 FLUX = FlowFamily(
     pipeline="FluxPipeline",
     transformer=FluxTransformer2DModel,
     policy=FluxPolicy,
     encode=encode_flux_prompts,
+    require_fitting=require_fitting_flux,
     feature_sizes=flux_feature_sizes,
     tokenizers=(CLIPTokenizer, T5Tokenizer),
     text_encoders=(CLIPTextModel, T5EncoderModel),
@@ -99,6 +109,7 @@ SD3 = FlowFamily(
     transformer=SD3Transformer2DModel,
     policy=Sd3Policy,
     encode=encode_sd3_prompts,
+    require_fitting=require_fitting_sd3,
     feature_sizes=sd3_feature_sizes,
     tokenizers=(CLIPTokenizer, CLIPTokenizer, T5Tokenizer),
     text_encoders=(CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel),
@@ -112,6 +123,7 @@ Z_IMAGE = FlowFamily(
     transformer=ZImageTransformer2DModel,
     policy=ZImagePolicy,
     encode=encode_z_image_prompts,
+    require_fitting=require_fitting_z_image,
     feature_sizes=z_image_feature_sizes,
     tokenizers=(Qwen2Tokenizer,),
     text_encoders=(Qwen3Model,),

@@ -117,15 +117,16 @@ def _read(
     """Load every part."""
     euler = {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler}
     scheduler = scheduler_of(euler, folder / "scheduler" / "scheduler_config.json")
+    if family.require_fitting is not None:
+        parts = ("transformer", "vae", *numbered("text_encoder", family.text_encoders))
+        family.require_fitting({name: folder / name for name in parts})
     vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=types.vae)
     mean, std = shifted_statistics(vae)
     transformer = load_model(
         family.transformer, folder / "transformer", torch_dtype=types.transformer
     )
     encoders = tuple(
-        load_model(kind, folder / name, dtype=types.text_encoders).requires_grad_(
-            requires_grad=False
-        )
+        load_model(kind, folder / name, dtype=types.text_encoders).requires_grad_(requires_grad=False)
         for name, kind in numbered("text_encoder", family.text_encoders).items()
     )
     names = numbered("tokenizer", family.tokenizers)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTokenizer
 
 from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.models.fitting_parts import require_fitting_unet
 from mvczigal_ref.models.flow.families import numbered
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
@@ -96,11 +97,13 @@ def _read(
         options: Any = {"variant": weights_variant(place, dtype), name: dtype}
         return load_model(kind, place, **options)
 
+    texts = numbered("text_encoder", family.text_encoders)
+    require_fitting_unet(places["unet"], places["vae"], [folder / name for name in texts])
     vae = loaded(AutoencoderKL, places["vae"], "torch_dtype", torch.float32)
     mean, std = latent_statistics(vae)
     encoders = tuple(
         loaded(kind, folder / name, "dtype", dtype).requires_grad_(requires_grad=False)
-        for name, kind in numbered("text_encoder", family.text_encoders).items()
+        for name, kind in texts.items()
     )
     names = list(numbered("tokenizer", encoders))
     tokenizers = tuple(read_tokenizer(CLIPTokenizer, folder / name) for name in names)

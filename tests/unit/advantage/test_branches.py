@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.advantage.branches import (
     depth_advantages,
+    fuse_edge_rewards,
     fuse_leaf_rewards,
     granular_advantages,
 )
@@ -47,6 +48,60 @@ def fused(rewards, scores, branching, beta):
 
 
 # -- oracle --------------------------------------------------------------------------------
+
+
+@given(trees(), st.floats(0.0, 2.0), st.integers(0, 99))
+def test_a_node_has_the_mean_of_its_children_by_their_edges(tree, beta, seed):
+    """Level by level from the leaves, each edge known to all leaves below it."""
+    branching, reward, _ = tree
+    leaves, batch = reward.shape[-1], reward.shape[:-1]
+    edges, count = [], 1
+    for width in branching:
+        count *= width
+        drawn = randn(*batch, count, seed=seed + count, dtype=torch.float64)
+        edges.append(drawn.repeat_interleave(leaves // count, -1))
+    depths = fuse_edge_rewards(
+        reward, branching=branching, edge_log_prob=torch.stack(edges, -2),
+        inverse_temperature=beta,
+    )  # fmt: skip
+
+    def value(row, depth, first, width):
+        if depth == len(branching):
+            return reward.reshape(-1, leaves)[row, first].item()
+        part = width // branching[depth]
+        starts = range(first, first + width, part)
+        score = [edges[depth].reshape(-1, leaves)[row, start].item() for start in starts]
+        shares = [math.exp(beta * s) for s in score]
+        below = [value(row, depth + 1, start, part) for start in starts]
+        return math.fsum(s * v for s, v in zip(shares, below, strict=True)) / math.fsum(shares)
+
+    for depth, nodes in enumerate(depths):
+        rows = nodes.reshape(-1, nodes.shape[-1]).tolist()
+        width = leaves // nodes.shape[-1]
+        for row, found in enumerate(rows):
+            expected = [value(row, depth + 1, n * width, width) for n in range(len(found))]
+            assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(trees())
+def test_without_heat_both_forms_of_fusion_are_the_mean(tree):
+    """And with one division the paths are the edges."""
+    branching, reward, score = tree
+    edges = score[..., None, :].expand(*reward.shape[:-1], len(branching), reward.shape[-1])
+    by_edge = fuse_edge_rewards(
+        reward, branching=branching, edge_log_prob=edges, inverse_temperature=0.0
+    )
+    for mine, theirs in zip(by_edge, fuse_leaf_rewards(reward, branching=branching), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_edges_of_another_tree_are_refused():
+    """One number per depth and leaf."""
+    with pytest.raises(ValueError, match=r"`edge_log_prob` must have shape \(2, 4\)"):
+        fuse_edge_rewards(
+            torch.ones(4), branching=(2, 2), edge_log_prob=torch.ones(1, 4),
+            inverse_temperature=1.0,
+        )  # fmt: skip
 
 
 @given(trees(), st.floats(0.0, 2.0), st.booleans())

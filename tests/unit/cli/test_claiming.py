@@ -23,7 +23,7 @@ def stubbed(monkeypatch):
     monkeypatch.setattr(module, "train_missing", train_missing)
     monkeypatch.setattr(
         module, "finished_arms",
-        lambda runs: {"tiny": made_arm(), "tiny_per_view": made_arm(joint=-0.5)},
+        lambda folder, **_: {"tiny": made_arm(), "tiny_per_view": made_arm(joint=-0.5)},
     )  # fmt: skip
     return seen
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mvczigal_ref.cli import _read, main
+from mvczigal_ref.cli import _COMMANDS, _read, main
 
 SCORE = ["score", "--prompt", "P", "--reward", "clip_score"]
 
@@ -67,6 +67,17 @@ def test_a_reader_that_leaves_is_no_error(words):
     os.close(writer)
 
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_can_complete_words(shell, capsys):
+    """By a script that the documents name; it holds every command."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--tyro-print-completion", shell])
+
+    text = capsys.readouterr().out
+    assert not ended.value.code
+    assert all(command in text for command in _COMMANDS)
 
 
 # -- errors ------------------------------------------------------------------------------

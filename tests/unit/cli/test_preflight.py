@@ -8,11 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from mvczigal_ref.cli import preflight as planning
+from mvczigal_ref.cli import planning, preflight
 from mvczigal_ref.cli.output import Printed
-from mvczigal_ref.cli.preflight import check_tables, plan_tables, run_check, run_plan
+from mvczigal_ref.cli.planning import plan_tables, run_plan
+from mvczigal_ref.cli.preflight import check_tables, run_check
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.preflight import plan
 from mvczigal_ref.preflight.attempts import CheckResult, Finding
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
 from mvczigal_ref.recipes import recipe
@@ -91,8 +93,9 @@ def test_a_plan_is_written_as_json(monkeypatch, tmp_path):
     """With its peaks, for the processes that were asked for."""
     asked = []
     monkeypatch.setattr(
-        planning, "plan", lambda config, *, world_size, progress: asked.append(world_size) or PLAN
+        plan, "plan", lambda config, *, world_size, progress: asked.append(world_size) or PLAN
     )
+    monkeypatch.setattr(planning, "stored_plan", lambda config, *, processes: None)
     run_plan(load_config(), processes=3, command=Printed(json=tmp_path / "plan.json"))
     read = json.loads((tmp_path / "plan.json").read_text("utf-8"))
 
@@ -120,7 +123,7 @@ def test_a_bad_verdict_is_the_exit_status(monkeypatch, finding):
         seen.append(device)
         return CheckResult(findings=(finding,), seconds=1.0)
 
-    monkeypatch.setattr(planning, "check", tried)
+    monkeypatch.setattr(preflight, "check", tried)
     config = load_config(recipe("tiny"), overrides=["run.device=cpu"])
     if finding.passed:
         run_check(config, Printed())
@@ -142,7 +145,7 @@ def test_a_bad_verdict_is_the_exit_status(monkeypatch, finding):
 )
 def test_what_training_refuses_is_refused_before_anything_is_tried(monkeypatch, words, message):
     """Slices that cannot be shared out, and prompts and captions that are not there."""
-    monkeypatch.setattr(planning, "check", lambda *_, **__: pytest.fail("tried"))
+    monkeypatch.setattr(preflight, "check", lambda *_, **__: pytest.fail("tried"))
     name, *settings = words
     config = load_config(recipe(name), overrides=["run.device=cpu", *settings])
     with pytest.raises(ConfigError, match=message):

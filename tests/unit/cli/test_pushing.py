@@ -104,7 +104,7 @@ def test_the_hub_is_handed_the_same_folder(run, dry, monkeypatch, capsys):
 
     class Api:
         def repo_info(self, repo):
-            raise object.__new__(RepositoryNotFoundError)
+            raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
         def create_repo(self, repo, *, private, exist_ok):
             calls.append((repo, private, exist_ok))

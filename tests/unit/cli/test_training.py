@@ -132,8 +132,8 @@ QUICK = (
     ["score", "a.png", "--prompt", "x", "--reward", "hyperscore"],
     ["serve-reward", "nosuch"],
     ["sample", "a dog"],
-    ["report", "nosuch"],
-    ["evaluate", "--run", "nosuch"],
+    ["play", "nosuch"],
+    ["push", "nosuch", "a/b", "--dry-run", "x"],
     ["recipes", "tiny"],
     ["recipes"],
     ["settings", "optim.lr"],
@@ -195,7 +195,7 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     passed = [True]
 
-    def check(config, *, device):
+    def check(config, *, device, progress):
         finding = Finding(name="it is", passed=passed[0], reason="so")
         return CheckResult(findings=(finding,), seconds=0.0)
 

@@ -178,10 +178,22 @@ RULES = {
         [*TREE, "rollout.split_width=1"], "`rollout.split_width` must be at least 2",
         [*GROUPS, "rollout.split_width=1"],
     ),
-    "a tree whose window moves": (
-        [*TREE, "sampler.kind=ddim", "rollout.window=sliding"],
-        '`rollout.window` must be "all" or "fixed" with `rollout.kind` = "tree"',
-        [*TREE, "sampler.kind=ddim", "rollout.window=fixed"],
+    "sequences of a tree": (
+        [*TREE, "objective.kind=sequence"], '`objective.kind` = "sequence" needs the whole',
+        [*GROUPS, "objective.kind=sequence"],
+    ),
+    "sequences with a change per step": (
+        [*GROUPS, "objective.kind=sequence", "optim.step_per_decision=true"],
+        "`optim.step_per_decision` false with", [*GROUPS, "objective.kind=sequence"],
+    ),
+    "divergences of pairs": (
+        ["objective.kind=divergence"], '`objective.kind` = "divergence" needs groups',
+        [*GROUPS, "objective.kind=divergence"],
+    ),
+    "weights by a flow's gradient elsewhere": (
+        [*GROUPS, "objective.step_weight=rectified"],
+        '`objective.step_weight` = "rectified" is defined on the noise levels',
+        [*FLOW, *GROUPS, "objective.step_weight=rectified"],
     ),
     "leaves of no tree": (
         [*GROUPS, "advantage.fusion_inverse_temperature=1"],
@@ -275,10 +287,6 @@ RULES = {
     "captions of pairs": (
         ["condition.enhancer=world", "objective.kind=policy_gradient"],
         '`condition.enhancer` = "world" needs groups', [*TREE, "condition.enhancer=world"],
-    ),
-    "captions of branches": (
-        [*BRANCHES, "condition.enhancer=world"], '`condition.enhancer` = "world" needs groups',
-        [*FLOW, *GROUPS, "condition.enhancer=world"],
     ),
     "captions of the forward process": (
         [*FORWARD, "condition.enhancer=world"], "the forward process no ratio",

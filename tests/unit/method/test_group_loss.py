@@ -27,6 +27,7 @@ def replayed(*, reference=True, old=True):
         log_ratio=0.1 * numbers[0],
         advantage=numbers[1],
         weight=torch.linspace(0.5, 2.0, 4, dtype=torch.float64).reshape(SHAPE),
+        share=torch.tensor([2.0, 0.5], dtype=torch.float64)[:, None].expand(SHAPE),
         repeats=torch.tensor([0.5, 1.5], dtype=torch.float64)[:, None].expand(SHAPE),
         mean=means[0],
         std=torch.full(SHAPE, STD, dtype=torch.float64),
@@ -50,8 +51,10 @@ def slow(decision, *, guard, clip, reduction, kl_form):
         bias = apart(decision.mean, decision.mean_old, reduction)
         log_ratio = [(x + b / STD**2) * STD for x, b in zip(log_ratio, bias, strict=True)]
     terms, repeats, clipped = [], decision.repeats.flatten().tolist(), 0.0
+    shares = decision.share.flatten().tolist()
     for x, a, w, often in zip(
-        log_ratio, decision.advantage.flatten().tolist(), decision.weight.flatten().tolist(),
+        log_ratio, decision.advantage.flatten().tolist(),
+        (decision.weight * decision.share).flatten().tolist(),
         repeats, strict=True,
     ):  # fmt: skip
         ratio = math.exp(x)
@@ -62,7 +65,7 @@ def slow(decision, *, guard, clip, reduction, kl_form):
     if decision.mean_reference is not None:
         squares = apart(decision.mean, decision.mean_reference, reduction)
         unit = length if kl_form == "without_step_length" else 1.0
-        total = sum(often * square for often, square in zip(repeats, squares, strict=True))
+        total = sum(map(math.prod, zip(repeats, squares, shares, strict=True)))
         penalty = KL * total / len(squares) / STD**2 * unit
     return sum(terms) / len(terms) + penalty, clipped / len(terms)
 

@@ -14,11 +14,13 @@ from mvczigal_ref.method.protocol import Iteration
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.training.tracking import StageTimer
-from tests.analytic_system import analytic_system
+from tests.analytic_system import PROMPTS, analytic_system
 from tests.iterations import GROUP, config_of
 
-PROMPTS = [f"object {number}" for number in range(6)]
-THREE = {**GROUP, "run.objects_per_iteration": 6, "run.objects_per_slice": 2}
+THREE = {
+    **GROUP, "run.objects_per_iteration": 6, "run.objects_per_slice": 2,
+    "optim.optimizer_steps_per_epoch": 1,
+}  # fmt: skip
 
 
 def slices(overlap, score, **more):
@@ -31,7 +33,7 @@ def slices(overlap, score, **more):
     share, heard = Share.of(config, World()), []
     here = Iteration(config=config, world=World(), share=share, index=3)
     outcome = judged_slices(
-        system, None, share.parts(PROMPTS), here, timer=StageTimer(),
+        system, None, share.parts(PROMPTS[:6]), here, timer=StageTimer(),
         rollout=lambda prompts, images: heard.append((tuple(prompts), images.clone())),
     )  # fmt: skip
     return outcome, heard

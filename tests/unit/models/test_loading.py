@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.latents import latent_statistics
+from mvczigal_ref.models.latents import latent_statistics, shifted_statistics
 from mvczigal_ref.models.loading import check_folder, load_strict, stored
 from mvczigal_ref.models.weight_files import check_safetensors
 from tests.unit.models.small import fresh_components
@@ -90,11 +90,15 @@ def test_a_config_that_names_no_class_is_none(tmp_path):
         {"scaling_factor": 0}, {"scaling_factor": None}, {"scaling_factor": "0.13"},
         {"scaling_factor": -1}, {"latents_mean": [0.0] * 3}, {"latents_std": [0.0] * 4},
         {"latents_std": "a"}, {"latents_mean": [float("nan")] * 4},
+        {"latents_mean": None, "latents_std": [2.0] * 4}, {"latents_std": None},
     ],
 )  # fmt: skip
 def test_statistics_that_are_none_are_refused(change):
     """Of an autoencoder of 4 channels."""
     vae = fresh_components().vae
-    vae.register_to_config(**change)
-    with pytest.raises(CheckpointError, match="must have a positive scaling_factor"):
-        latent_statistics(vae)
+    vae.register_to_config(**{"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4} | change)
+    for read in (latent_statistics, shifted_statistics):
+        if "scaling_factor" in change and read is shifted_statistics:
+            continue  # the deviation holds it
+        with pytest.raises(CheckpointError, match="must have a positive scaling_factor"):
+            read(vae)

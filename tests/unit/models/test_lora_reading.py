@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.lora import LORA_TARGETS, adapter_names, add_lora, lora_parameters
-from mvczigal_ref.models.lora_files import load_lora
+from mvczigal_ref.models.lora_files import check_lora, load_lora
 from mvczigal_ref.models.lora_reading import INERT, KEEPS_BASE, PLAIN, read_lora
 from mvczigal_ref.models.lora_weights import LoraWeights, write_lora_file, write_peft_files
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
@@ -225,7 +225,7 @@ def test_bad_numbers_are_refused(kind, tmp_path):
         ("{", "lora_adapter_metadata as JSON"),
         *(
             (SCALE | {"unet.lora_alpha": bad}, "setting lora_alpha; got")
-            for bad in (-8, 0, 10**400, "8", [], {}, True, None)
+            for bad in (-8, 0, 10**400, 1e300, 1e-300, "8", [], {}, True, None)
         ),
         (SCALE | {"unet.r": None}, "setting r; got None"),
         (SCALE | {"unet.r": 4.5}, "r = 4.5; its tensors"),
@@ -283,6 +283,22 @@ def test_a_mismatch_is_a_few_names(tmp_path):
     """At any size of the network."""
     values = {f"other.{name}": value for name, value in tensors().items()}
     refused(write(tmp_path / "a.safetensors", values), "missing .*; and [0-9]+ more; unexpected")
+
+
+def test_a_plain_network_s_lora_is_recognised(tmp_path):
+    """As diffusers' trainer writes it for SDXL itself: no row attention, before the network too."""
+    values = {name: value for name, value in tensors().items() if "_mv." not in name}
+    path = write(tmp_path / "a.safetensors", values)
+    refused(path, "of a plain network, as diffusers' trainer writes it, .* by `load_lora_weights`")
+    with pytest.raises(CheckpointError, match="must adapt row attention too"):
+        check_lora(path, unet=True)
+
+
+def test_a_peft_file_without_its_settings_is_refused(tmp_path):
+    """Under another name it has lost its scale."""
+    write_peft_files(LoraWeights.of(unet()), tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "mine.safetensors")
+    refused(tmp_path / "mine.safetensors", "must say its scale; .* Name it adapter_model.safeten")
 
 
 def test_nothing_is_in_the_file(tmp_path):

@@ -196,3 +196,20 @@ def test_one_file_is_refused_with_the_remedy(here, mine, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=r"which is a safetensors .* P\.from_single_file"):
             call()
+    for name, change in (
+        ("model.weights", ["model.weights={file}"]),
+        ("model.sources.unet", ["model.weights=sdxl", "model.sources={{unet: {file}}}"]),
+        ("model.sources.base", ["model.weights=sdxl", "model.sources={{base: {file}}}"]),
+    ):
+        changes = [word.format(file=file) for word in change]
+        with pytest.raises(CheckpointError, match=f"`{name}` must be a folder or hub id"):
+            load_network(load_config(recipe("tiny"), overrides=changes))
+
+
+def test_one_pickle_is_refused_with_both_steps(here, tmp_path):
+    """First its tensors without the pickle, and then the folder."""
+    file = tmp_path / "sd_xl_base_1.0.ckpt"
+    torch.save({"state_dict": {"model.diffusion_model.out.2.bias": torch.zeros(4)}}, file)
+    step = r"First convert it once by `mvczigal convert-reward .*ckpt .*1\.0\.safetensors`\."
+    with pytest.raises(CheckpointError, match=rf"{step} .*from_single_file\('.*1\.0\.safetensors"):
+        load(here, file)

@@ -7,8 +7,8 @@ import torch
 from peft.tuners import lora
 from torch import nn
 
-from mvczigal_ref.models.kept import keeping
 from mvczigal_ref.models.lora import add_lora, lora_parameters
+from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.models.projections import (
     MergedLinear,
     QuickLinear,
@@ -152,7 +152,7 @@ def test_calls_that_share_values_have_the_bits_of_others(again):
             yield projected()
 
     plain = list(outcomes())
-    with keeping():
+    with memo_scope():
         shared = list(outcomes())
     assert all(torch.equal(a, b) for a, b in zip(shared, plain, strict=True))
     assert len({float(value.sum()) for value in plain}) == 4

@@ -11,7 +11,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAt
 from torch import nn
 
 from mvczigal_ref.models.flow.attention import QuickFluxAttention
-from mvczigal_ref.models.kept import keeping
+from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.models.projections import install_merged_linears
 from mvczigal_ref.models.quick_blocks import QuickResnet, QuickTransformer, install_quick_blocks
 from mvczigal_ref.models.row_attention import DirectAttention
@@ -66,7 +66,7 @@ def test_a_residual_block_has_diffusers_bits(options):
     given = randn(2, 8, 4, 4, seed=1).float(), time
     quick = quickened(block)
     assert type(quick) is QuickResnet
-    with keeping():
+    with memo_scope():
         assert same(outcome(quick, *given), outcome(block, *given))
 
 
@@ -136,7 +136,7 @@ def test_dropout_is_diffusers_in_training():
 def test_a_time_embedding_that_trains_gets_its_gradient():
     """Calls that share values share none of it."""
     quick, leaf = quickened(resnet()), randn(2, 12, seed=2).float().requires_grad_()
-    with keeping():
+    with memo_scope():
         quick(randn(2, 8, 4, 4, seed=1).float(), leaf).sum().backward()
     assert leaf.grad.abs().max() > 0.0
 

@@ -120,10 +120,26 @@ def test_a_server_s_answer_is_no_settings(folder, name):
         read_tokenizer(CLIPTokenizer, folder)
 
 
+def test_other_marks_around_a_text_are_refused(folder):
+    """Of a vocabulary of any size; the ids of words alone would not tell."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"bos_token": "a"}))
+    with pytest.raises(CheckpointError, match=r"must begin and end a text as CLIP does.*\('a', "):
+        read_tokenizer(CLIPTokenizer, folder)
+
+
+def test_other_padding_than_published_is_told(folder):
+    """As when the folders of both tokenizers are exchanged."""
+    words = read_tokenizer(CLIPTokenizer, folder)
+    with pytest.warns(UserWarning, match=r"`tokenizer_2` in '.*old' pads texts with .*endoftext"):
+        fit_tokenizers({"tokenizer_2": (words, ENCODER)})
+
+
 def test_two_lengths_or_an_id_without_an_embedding(folder):
     """Both before anything is encoded."""
     words, other = (read_tokenizer(CLIPTokenizer, folder) for _ in range(2))
-    other.model_max_length = 3
+    other.model_max_length, other.pad_token = 3, "!"
     pairs = {"tokenizer": (words, ENCODER), "tokenizer_2": (other, ENCODER)}
     with pytest.raises(CheckpointError, match="got 16 in tokenizer and 3 in tokenizer_2"):
         fit_tokenizers(pairs)

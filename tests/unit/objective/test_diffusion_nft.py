@@ -13,6 +13,7 @@ from mvczigal_ref.objective.diffusion_nft import (
     diffusion_nft_loss,
     old_policy_decay,
     optimality,
+    part_of_advantage,
 )
 from tests.golden import constants, names, tensors
 from tests.strategies import latents, randn
@@ -116,6 +117,21 @@ def test_optimality_is_a_share(advantage, clip):
     )
 
 
+@given(st.floats(-9.0, 9.0))
+def test_a_part_of_the_advantage_is_what_its_name_says(advantage):
+    """In plain floats, as the released trainer's modes."""
+    a = advantage
+    expected = {
+        "all": a, "positive": max(a, 0.0), "negative": min(a, 0.0), "one": float(a > 0),
+        "binary": math.copysign(1.0, a) if a else 0.0,
+    }  # fmt: skip
+    for part, value in expected.items():
+        found = part_of_advantage(torch.tensor(a, dtype=torch.float64), part=part)
+        assert found.item() == value
+    with without_shape_checks(), pytest.raises(ValueError, match="`part` must be"):
+        part_of_advantage(torch.zeros(1), part="half")
+
+
 @given(st.integers(0, 10_000), st.floats(0.0, 0.1), st.floats(0.0, 0.999))
 def test_the_old_policy_is_kept_more_and_more(epoch, rate, largest):
     """In proportion to the epoch, to a limit; the snapshot itself at first."""
@@ -129,6 +145,10 @@ def test_the_schedules_defaults_are_the_published_ones():
     """A thousandth an epoch, to a half."""
     assert old_policy_decay(123) == pytest.approx(0.123, rel=1e-12)
     assert old_policy_decay(501) == 0.5
+    told = {"rate": 0.0075, "largest": 0.999, "after": 75}
+    assert [old_policy_decay(n, **told) for n in (0, 75)] == [0.0, 0.0]
+    assert old_policy_decay(175, **told) == pytest.approx(0.75)
+    assert old_policy_decay(10_000, **told) == 0.999
 
 
 # -- laws ----------------------------------------------------------------------------------
@@ -411,6 +431,7 @@ def test_refuses_what_would_broadcast(name):
         ({"epoch": 1, "rate": -0.1}, "`rate` must be finite and not negative; got -0.1"),
         ({"epoch": 1, "rate": math.inf}, "`rate` must be finite and not negative; got inf"),
         ({"epoch": 1, "largest": 1.0}, r"`largest` must be in \[0, 1\); got 1.0"),
+        ({"epoch": 1, "after": -1}, "`after` must not be negative; got -1"),
         ({"epoch": 1, "largest": -0.1}, r"`largest` must be in \[0, 1\); got -0.1"),
     ],
 )

@@ -114,4 +114,8 @@ def test_runs_that_have_not_finished_are_not_read(counted, monkeypatch, trained,
     runs = planned(tmp_path)
     train_missing(runs[:1], tell=tell)
 
-    assert {name: arm.seeds for name, arm in finished_arms(runs).items()} == {"tiny": (0,)}
+    runs[1].folder.mkdir()
+    (runs[1].folder / "config.json").write_text(json.dumps(to_dict(runs[1].config)))
+    arms = finished_arms(tmp_path, seeds=[0, 1])
+
+    assert {name: arm.seeds for name, arm in arms.items()} == {"tiny": (0,)}

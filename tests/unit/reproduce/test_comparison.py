@@ -218,7 +218,7 @@ def test_which_steps_are_trained_changes_the_calls():
     found = network_calls(config, components=small)
     expected = []
     for iteration in range(12):
-        trained = trained_decisions(config, count=3, iteration=iteration)
+        trained = trained_decisions(config, steps=(0, 1, 2), iteration=iteration)
         expected.append(2 * (1 + 3 * 8 + sum(1 if step == 0 else 8 for step in trained)))
 
     assert found == expected

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mvczigal_ref.advantage.branches import granular_advantages
 from mvczigal_ref.advantage.group import group_advantages
-from mvczigal_ref.rollout.branches import branched_rollout, finishing_sampler
+from mvczigal_ref.rollout.branches import branched_rollout
+from mvczigal_ref.rollout.finish import finishing_sampler
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
 from tests import oracles
@@ -125,6 +126,19 @@ def test_the_coarse_grid_of_granular_grpo():
     finish = finishing_sampler(sampler, start=4, stride=2, fine_steps=1)
 
     assert finish.sigma_t.tolist() == sampler.sigma_t[[4, 5, 7, 9, 11, 13, 15]].tolist()
+
+
+def test_trunks_and_finishes_are_of_second_order_where_the_sampler_says():
+    """A trunk is the group's ODE up to its step, and a branch the group that divides there."""
+    sampler, policy, drawn = flow(6, ode="dpm2m"), LinearPolicy(0.5, -0.2), noise()
+    plan = GroupPlan.tree({3: 3}, stochastic_steps=(3,), num_steps=6)
+    branches = branch(policy, sampler, drawn, steps=(3,))
+    group = roll(group_rollout, policy, sampler, drawn, plan)
+    euler = branch(policy, flow(6), drawn, steps=(3,))
+
+    assert torch.equal(branches.decisions[0].action, group.decisions[0].action)
+    assert torch.equal(branches.denoised[0, 0], group.denoised)
+    assert not torch.allclose(branches.decisions[0].state, euler.decisions[0].state, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`rollout.group`: oracle, laws, gradients, errors."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests import oracles
 from tests.policies import LinearPolicy, Recorded, numbered
 from tests.trajectories import noise, sampler_of
 from tests.unannotated import without_shape_checks
+from tests.unit.diffusion.test_flow_dpm import weight_oracle
 from tests.unit.rollout.flow_cases import (
     GUIDANCE,
     NOISY_KERNELS,
@@ -77,7 +79,59 @@ def test_equals_a_scalar_process_in_floats(kernel, plan, gain, denoised, seed):
         assert record.denoised[0, leaf].item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("denoised", [False, True])
+def test_the_ode_s_steps_are_of_second_order_where_the_sampler_says(share, denoised):
+    """In floats: predictions are remembered between steps without noise, forgotten by noise."""
+    gain, steps = 0.4, (2, 3)
+    sampler = flow(8, ode="dpm2m", image_is_denoised=denoised)
+    drawn = noise((0,), (1, 1, 1, 1), 3)
+    plan = group(2, steps, 8)
+    record = roll(group_rollout, LinearPolicy(gain), sampler, drawn, plan, tail_share=share)
+    levels = [*sampler.sigma_t.tolist(), 0.0]
+    places = [0, 1, 2, 3, 4, 5, 6, 7, 8] if share == 1.0 else [0, 1, 2, 3, 4, 6, 8]
+    for leaf, path in enumerate(plan.paths(8)):
+        x, memory = drawn.members([path[:1]], "initial").item(), None
+        for step, below in itertools.pairwise(places):
+            s, r = levels[step], levels[below]
+            mean, std, clean = float_step("sde" if step in steps else "ode", gain, x, s, r)
+            if step in steps:
+                mean += std * drawn.members([path[: step + 2]], "group", step).item()
+                memory = None
+            else:
+                if memory is not None and r > 0.0 and memory[1] < 1.0:
+                    mean += weight_oracle(memory[1], s, r) * (clean - memory[0])
+                memory = clean, s
+            x = mean
+        expected = clean if denoised else x
+        assert record.denoised[0, leaf].item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
 # -- laws --------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 6), st.floats(0.1, 0.99), st.data())
+def test_a_compressed_tail_makes_fewer_calls_and_changes_no_decision(num_steps, share, data):
+    """What was drawn before it is the same bit for bit."""
+    last = data.draw(st.integers(0, num_steps - 2))
+    plan, sampler, drawn = group(2, (last,), num_steps), flow(num_steps), noise()
+    policy = Recorded(LinearPolicy(0.5))
+    whole = roll(group_rollout, LinearPolicy(0.5), sampler, drawn, plan)
+    short = roll(group_rollout, policy, sampler, drawn, plan, tail_share=share)
+    left = num_steps - last - 1
+
+    assert len(policy.calls) == last + 1 + max(1, math.floor(share * left))
+    for mine, theirs in zip(tensors_of(short)[:-1], tensors_of(whole)[:-1], strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_tail_of_another_sampler_is_refused():
+    """Only a flow's grid may be entered at any level."""
+    with pytest.raises(ValueError, match=r"`tail_share` must be 1.0 .* DdimSampler"):
+        roll(
+            group_rollout, LinearPolicy(0.5), sampler_of("ddim", 4), noise(),
+            group(2, (0,)), tail_share=0.5,
+        )  # fmt: skip
 
 
 @given(st.integers(1, 5), st.integers(1, 3))

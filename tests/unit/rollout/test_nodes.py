@@ -40,7 +40,9 @@ def test_a_decision_scores_the_rounded_draw(storage):
     std = torch.tensor([0.5, 2.0], dtype=wide).reshape(2, 1, 1)
     drawn = randn(4, 3, 1, 1, 2, 2, seed=1)
     transition = Transition(mean=mean.to(wide), std=std, denoised=mean.to(wide))
-    decision = draw_decision(state.to(storage), transition, drawn, step=5, depth=2, reduction="sum")
+    decision = draw_decision(
+        flow(6), state.to(storage), transition, drawn, step=5, depth=2, reduction="sum"
+    )
 
     assert (decision.step, decision.depth, decision.branches) == (5, 2, 2)
     assert torch.equal(decision.state, state.to(storage).transpose(0, 1))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.rollout.windows import (
     decaying_window,
     fixed_window,
+    moving_steps,
     random_steps,
     random_window,
     sliding_window,
@@ -218,3 +219,24 @@ def test_refuses_an_unknown_end():
     """With what is known."""
     with without_shape_checks(), pytest.raises(ValueError, match="`end` must be 'stay' or"):
         sliding_window(iteration=0, size=1, num_steps=2, interval=1, end="bounce")
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, unique=True),
+    st.integers(0, 500),
+    st.integers(0, 40),
+    st.integers(0, 20),
+)
+def test_moving_steps_go_towards_the_noise_together_and_stop(steps, iteration, interval, first):
+    """One step per interval, until the first of them is where it may go; 0 stays."""
+    found = moving_steps(steps, iteration=iteration, interval=interval, first=first)
+    shift = min(steps) - found[0]
+    assert [step + shift for step in found] == sorted(steps)
+    assert shift == min(iteration // interval if interval else 0, max(min(steps) - first, 0))
+
+
+@pytest.mark.parametrize("steps", [(), (-1, 2)])
+def test_no_steps_to_move_are_refused(steps):
+    """And those before the first."""
+    with pytest.raises(ValueError, match="`steps` must be at least 0, and one or more"):
+        moving_steps(steps, iteration=0)

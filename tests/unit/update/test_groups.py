@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
 from mvczigal_ref.objective.clipped import clipped_surrogate_loss, reference_kl
+from mvczigal_ref.objective.sequence import sequence_loss, through_sequence
 from mvczigal_ref.rollout.branches import branched_rollout
 from mvczigal_ref.rollout.group import group_rollout
 from mvczigal_ref.rollout.group_plan import GroupPlan
@@ -142,6 +143,84 @@ def test_one_step_equals_the_gradient_by_hand(kernel):
             count += 1
 
     assert policy.gain.item() == pytest.approx(gain + 0.1 * slopes / count, rel=1e-7)
+
+
+@pytest.mark.parametrize("cut", [None, 1])
+def test_sequences_are_learnt_as_the_whole_loss(cut):
+    """Two passes: the second's gradient is autograd's of all steps at once, in one graph."""
+    sampler, lr = flow(4), 0.5
+    policy = LinearPolicy(*GAINS)
+    record = drawn(policy, sampler, nodes_per_call=cut)
+    batch, bound = batch_of(record), 2e-3
+    advantage = batch.advantage[0]  # one number a trajectory, whatever the step
+    batch = replace(batch, advantage=(advantage,) * len(record.decisions))
+
+    def objective(decision):
+        through = through_sequence(decision.log_ratio, sequence=decision.sequence)
+        return clipped_surrogate_loss(through, decision.advantage, clip_range=bound)
+
+    update(
+        policy, sampler, [[batch]], lr=lr, objective=objective, by_sequence=True, epochs=2,
+        nodes_per_call=cut,
+    )  # fmt: skip
+    slow = LinearPolicy(*GAINS)
+    for _ in range(2):
+        ratios = [
+            replay_decision(slow, sampler, d, batch.conditioning, settings=told()) - d.log_prob
+            for d in record.decisions
+        ]
+        loss, _ = sequence_loss(torch.stack(ratios, -1), advantage, clip_range=bound)
+        (gradient,) = torch.autograd.grad(loss, slow.gain)
+        slow.gain.data -= lr * gradient
+
+    assert not torch.equal(policy.gain, torch.tensor(GAINS, dtype=torch.float64))
+    torch.testing.assert_close(policy.gain, slow.gain, rtol=1e-10, atol=1e-12)
+
+
+def test_a_share_weighs_a_prompt_in_loss_and_divergence_alike():
+    """A prompt of share 0 is as if it were not there, the other counts for both."""
+    sampler, policies = flow(4), [LinearPolicy(*GAINS) for _ in range(2)]
+    record = drawn(policies[0], sampler)
+    seen = []
+
+    def objective(decision):
+        seen.append(decision.share.clone())
+        return clipped_surrogate_loss(
+            decision.log_ratio, decision.advantage, clip_range=math.inf, weight=decision.share
+        )
+
+    whole = batch_of(record)
+    update(policies[0], sampler, [[replace(whole, shares=(2.0, 0.0))]], objective=objective)
+    decisions = tuple(decision.prompts(slice(0, 1)) for decision in record.decisions)
+    alone = batch_of(
+        record, decisions=decisions, objects=(0,), conditioning=numbered((0,), SHAPE[0]),
+        advantage=tuple(table[:1] for table in whole.advantage),
+    )  # fmt: skip
+    update(policies[1], sampler, [[alone]], objective=objective)
+
+    torch.testing.assert_close(policies[0].gain, policies[1].gain, rtol=1e-10, atol=1e-12)
+    assert seen[0][0, :, 0].tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize("density", ["drawn", "kernel"])
+def test_wider_noise_at_a_split_is_replayed_by_the_density_that_scored_it(density):
+    """The first ratio is 1, and the density is the Gaussian's of its own spread."""
+    sampler, policy = flow(4), LinearPolicy(*GAINS)
+    plan = GroupPlan.tree({0: 3}, stochastic_steps=(0, 1), num_steps=4)
+    record = drawn(policy, sampler, plan, split_noise=2.5, split_density=density)
+    plain = drawn(policy, sampler, plan)
+    split, later = record.decisions
+    factor = 2.5 if density == "drawn" else 1.0
+    taken = sampler.transition(torch.zeros(1, 1, 1).double(), torch.zeros(1, 1, 1).double(), 0)
+    moved = [d.decisions[0].action - split.state * 0 for d in (record, plain)]
+    mean = (2.5 * moved[1] - moved[0]) / 1.5  # both draws have one noise
+    std = taken.std * factor
+    density_of = torch.distributions.Normal(mean, std).log_prob(split.action)
+    replayed = replay_decision(policy, sampler, split, numbered((0, 1), SHAPE[0]), settings=told())
+
+    assert (split.std_factor, later.std_factor) == (factor, 1.0)
+    assert torch.equal(replayed, split.log_prob)
+    torch.testing.assert_close(split.log_prob, density_of.mean((-3, -2, -1)), rtol=1e-8, atol=1e-8)
 
 
 # -- laws --------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """`update.pairs`: oracle, laws, gradients, errors."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from torch.autograd.graph import saved_tensors_hooks
 
 from mvczigal_ref.errors import NonFiniteError
+from mvczigal_ref.objective.preference import preference_gradients, preference_loss
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
-from mvczigal_ref.update.pairs import PairGradients, accumulate_pairs
+from mvczigal_ref.update.pairs import PairedLogProb, PairGradients, accumulate_pairs
 from mvczigal_ref.update.replay import replay_log_prob
 from tests.compare import FP64
 from tests.policies import LinearPolicy, Recorded
@@ -137,6 +140,41 @@ def log_ratios(policy, sampler, batch):
         density = torch.distributions.Normal(step.mean, spread).log_prob(arm.action)
         found += (density.mean((-3, -2, -1)) - arm.log_prob).flatten().tolist()
     return found
+
+
+def test_a_frozen_reference_takes_the_snapshot_s_place_in_the_ratios():
+    """Against DPO's loss of both arms in one graph; the deviation stays that of the replay."""
+    sampler, batch = sampler_of("lcm", 3), sampled(LinearPolicy(0.5), sampler_of("lcm", 3), [2])[0]
+    frozen, policy = moved(0.2), moved(-0.1)
+    arms = (batch.rollout.zigzag, batch.rollout.standard)
+
+    def scores(network):
+        return PairedLogProb(*(
+            replay_log_prob(
+                network, sampler, arm, range(3), batch.conditioning, guidance_scale=GUIDANCE
+            )
+            for arm in arms
+        ))  # fmt: skip
+
+    with torch.no_grad():
+        reference = scores(frozen)
+    dpo = partial(preference_gradients, scale=3.0, clip_range=1.0)
+    with_reference = replace(batch, reference=reference)
+    for step in range(3):
+        stats = accumulate(policy, sampler, with_reference, [step], weight=1 / 3, objective=dpo)
+    new = scores(slow := moved(-0.1))
+    gap = batch.advantage_gap.expand_as(new.zigzag)
+    loss, _ = preference_loss(
+        new.zigzag - reference.zigzag, new.standard - reference.standard, gap, scale=3.0,
+        clip_range=1.0,
+    )  # fmt: skip
+    loss.backward()
+    deviation = max(
+        (mine.detach() - arm.log_prob)[2].abs().max() for mine, arm in zip(new, arms, strict=True)
+    )
+
+    torch.testing.assert_close(policy.gain.grad, slow.gain.grad, rtol=1e-9, atol=1e-12)
+    assert stats.deviation.item() == pytest.approx(deviation.item(), rel=1e-9)
 
 
 # -- laws --------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
-"""`kept`: laws of what calls share."""
+"""`memo`: laws of what calls share."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
-from mvczigal_ref.models.kept import keeping, kept
+from mvczigal_ref.models.memo import memo, memo_scope
 from mvczigal_ref.update.loop import optimizer_step
 
 
@@ -16,7 +18,7 @@ class Counted:
 
     def __call__(self, source=None):
         source = self.source if source is None else source
-        return kept(self, "double", [source], lambda: self.double(source))
+        return memo(self, "double", [source], lambda: self.double(source))
 
     def double(self, source):
         self.times += 1
@@ -35,12 +37,12 @@ def counted():
 def test_a_value_is_computed_once_per_scope(counted):
     """Outside of one every time, and inside of a nested one not again."""
     assert counted() is not counted()
-    with keeping():
+    with memo_scope():
         first = counted()
-        with keeping():
+        with memo_scope():
             assert counted() is first
         assert counted() is first
-    with keeping():
+    with memo_scope():
         assert counted() is not first
     assert counted.times == 4
 
@@ -59,7 +61,7 @@ def test_a_value_is_computed_once_per_scope(counted):
 def test_another_source_has_a_value_of_its_own(change, counted):
     """Also one in the same memory."""
     counted.source = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    with keeping():
+    with memo_scope():
         counted()
         changed = change(counted.source)
         assert torch.equal(counted(changed), 2 * changed)
@@ -67,7 +69,7 @@ def test_another_source_has_a_value_of_its_own(change, counted):
 
 def test_memory_of_a_source_is_not_given_to_another(counted):
     """Else a new tensor could have the address of one that is gone."""
-    with keeping():
+    with memo_scope():
         for value in range(50):
             assert counted(torch.full((2, 2), float(value)))[0, 0] == 2 * value
 
@@ -78,15 +80,23 @@ def test_a_step_of_any_adamw_is_seen(options, counted):
     counted.source = nn.Parameter(counted.source)
     counted.source.grad = torch.ones(2, 2)
     optimizer = torch.optim.AdamW([counted.source], lr=0.1, **options)
-    with keeping():
+    with memo_scope():
         counted()
         optimizer_step(optimizer, [counted.source], max_grad_norm=1.0)
         assert torch.equal(counted(), 2 * counted.source)
 
 
+def test_a_thread_has_scopes_of_its_own(counted):
+    """One may end before the other."""
+    with memo_scope(), ThreadPoolExecutor(1) as thread:
+        counted()
+        thread.submit(counted).result()
+        assert counted.times == 2
+
+
 def test_inference_mode_shares_nothing(counted):
     """Its tensors have no version."""
-    with keeping(), torch.inference_mode():
+    with memo_scope(), torch.inference_mode():
         counted(torch.ones(2))
         counted(torch.ones(2))
     assert counted.times == 2

@@ -1,5 +1,6 @@
 """Values that network calls share, computed once while the tensors that they come from stay."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["keeping", "kept"]
+__all__ = ["memo", "memo_scope"]
 
 Value = TypeVar("Value")
 
@@ -20,8 +21,8 @@ class _Entry(NamedTuple):
     value: Any
 
 
-class _Memory:
-    """Entries of the present scope by owner; None outside of all scopes."""
+class _Memory(threading.local):
+    """Entries of a thread's present scope by owner; None outside of all scopes."""
 
     entries: dict[tuple[int, str], _Entry] | None = None
 
@@ -30,8 +31,10 @@ _MEMORY = _Memory()
 
 
 @contextmanager
-def keeping() -> Iterator[None]:
+def memo_scope() -> Iterator[None]:
     """Let calls of a network share values inside; they are dropped at the end.
+
+    Other threads, such as that in which a GPU computes activations again, share nothing of it.
 
     Yields:
         Nothing.
@@ -44,10 +47,10 @@ def keeping() -> Iterator[None]:
         _MEMORY.entries = before
 
 
-def kept(
+def memo(
     owner: object, name: str, sources: Sequence[Tensor], compute: Callable[[], Value]
 ) -> Value:
-    """Compute a value, or return that of an earlier call in the same scope of :func:`keeping`.
+    """Compute a value, or return that of an earlier call in the same scope of :func:`memo_scope`.
 
     A change in place raises torch's version of a tensor, and another tensor has another address.
     torch's fused optimisers leave the version as it was: whoever steps one calls
@@ -64,10 +67,10 @@ def kept(
 
     Examples:
         >>> owner, source = object(), torch.ones(1)
-        >>> with keeping():
-        ...     first = kept(owner, "double", [source], lambda: source * 2)
-        ...     again = kept(owner, "double", [source], lambda: source * 2)
-        ...     changed = kept(owner, "double", [source.add_(1)], lambda: source * 2)
+        >>> with memo_scope():
+        ...     first = memo(owner, "double", [source], lambda: source * 2)
+        ...     again = memo(owner, "double", [source], lambda: source * 2)
+        ...     changed = memo(owner, "double", [source.add_(1)], lambda: source * 2)
         >>> first is again, changed
         (True, tensor([4.]))
     """

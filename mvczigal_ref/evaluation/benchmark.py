@@ -1,0 +1,106 @@
+"""The table of MV-GRPO's paper: one policy under many scorers, every image made once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mvczigal_ref.advantage.standardise import check_rewards
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.distributed import World
+from mvczigal_ref.evaluation.evaluate import sample_objects
+from mvczigal_ref.reward.mixture import Mixture
+from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.system import System
+
+__all__ = ["COLUMNS", "PUBLISHED", "benchmark"]
+
+COLUMNS: Final[Mapping[str, str]] = {
+    "HPS-v3": "hpsv3",
+    "UR-v2-A": "chat_judge.alignment",
+    "UR-v2-C": "chat_judge.coherence",
+    "UR-v2-S": "chat_judge.style",
+    "HPS-v2": "hpsv2",
+    "CLIP": "clip_score",
+    "IR": "image_reward",
+    "UR-v1": "unified_reward_v1",
+}
+"""Scorer of each column, in the paper's order. ``unified_reward_v1`` is no scorer of this package:
+name its service in ``reward.url``."""
+
+PUBLISHED: Final[Mapping[str, tuple[float, ...]]] = {
+    "FLUX.1-dev": (0.133, 3.250, 3.634, 3.223, 0.305, 0.389, 1.042, 3.604),
+    "Flow-GRPO": (0.147, 3.235, 3.670, 3.236, 0.326, 0.380, 1.149, 3.548),
+    "DanceGRPO": (0.145, 3.238, 3.663, 3.224, 0.322, 0.381, 1.165, 3.585),
+    "TempFlow-GRPO": (0.150, 3.240, 3.683, 3.299, 0.332, 0.376, 1.184, 3.559),
+    "DiffusionNFT": (0.149, 3.244, 3.676, 3.259, 0.330, 0.364, 1.161, 3.551),
+    "MV-GRPO (LLM)": (0.153, 3.232, 3.692, 3.313, 0.336, 0.373, 1.176, 3.557),
+    "MV-GRPO (VLM)": (0.155, 3.229, 3.701, 3.320, 0.340, 0.370, 1.193, 3.569),
+}
+"""Rows of the paper's table, of FLUX.1-dev trained on HPS-v3, in the order of ``COLUMNS``."""
+
+_OCCASION = "evaluation"  # the noises of `mvczigal evaluate`
+
+
+def benchmark(
+    system: System,
+    prompts: Sequence[str],
+    *,
+    config: TrainConfig,
+    world: World,
+    num_noises: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Float[Tensor, "noise prompt"]]:
+    """Score a policy on every prompt by each of its per-view scorers.
+
+    The noises are those of :func:`~mvczigal_ref.evaluation.evaluate.evaluate`.
+
+    Source:
+        arXiv:2603.12648 (MV-GRPO), its table of eight measures.
+
+    Args:
+        system: Network, sampler and per-view scorers.
+        prompts: Prompts, at least one.
+        config: Sampling and objects per slice are read.
+        world: Processes share out the slices where they divide evenly, and all do everything where
+            not.
+        num_noises: Initial noises per prompt; at least 1.
+        seed: Seed of the noises.
+        progress: Called with the slices that this process has scored, and with all of its own.
+
+    Returns:
+        Mean over views of each scorer's numbers [its unit], by its name; the same in every process.
+
+    Raises:
+        ValueError: If there is no prompt or no noise.
+        NonFiniteError: If a score is not finite.
+    """
+    if not prompts or num_noises < 1:
+        msg = f"`prompts` and `num_noises` must be at least 1; got {len(prompts)}, {num_noises}."
+        raise ValueError(msg)
+    scorers = Mixture.of(system.per_view, "per_view")
+    size, total = config.run.objects_per_slice, num_noises * len(prompts)
+    slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
+    even = len(slices) % world.size == 0 and total % size == 0
+    mine = world.slice_share(len(slices)) if even else range(len(slices))
+    rows: dict[str, list[Tensor]] = {name: [] for name in scorers.scorers}
+    for place, index in enumerate(mine):
+        texts = [prompts[i % len(prompts)] for i in slices[index]]
+        noise = SeededNoise(
+            seed=seed, iteration=_OCCASION, objects=slices[index], shape=system.latent_shape,
+            device=system.device,
+        )  # fmt: skip
+        with torch.no_grad():
+            images = sample_objects(system, texts, noise, config=config)
+            for name, table in scorers.tables(images, texts).items():
+                rows[name].append(table.mean(-1))
+        if progress is not None:
+            progress(place + 1, len(mine))
+    tables = {name: torch.cat(parts) for name, parts in rows.items()}
+    if even:
+        tables = {name: world.gather_objects(table) for name, table in tables.items()}
+    check_rewards(**tables)
+    return {name: table.view(num_noises, -1).cpu() for name, table in tables.items()}

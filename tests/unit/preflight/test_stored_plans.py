@@ -1,0 +1,44 @@
+"""`stored_plans`: what is stored is what measuring gives, or it is not read."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mvczigal_ref.config import load_config
+from mvczigal_ref.preflight import stored_plans
+from mvczigal_ref.preflight.plan import plan
+from mvczigal_ref.preflight.stored_plans import plan_key, plan_values, stored_plan
+from mvczigal_ref.recipes import recipe
+
+
+def test_the_stored_plan_of_tiny_is_the_measured_one():
+    """Where this fails, `python -m bench plans` measures all of them anew."""
+    assert stored_plan(recipe("tiny"), processes=1) == plan(recipe("tiny"))
+
+
+@pytest.mark.parametrize(
+    ("words", "processes"),
+    [((), 2), (("run.objects_per_slice=1",), 1), (("model.weights=/elsewhere",), 1)],
+    ids=str,
+)
+def test_a_plan_of_other_settings_is_not_stored(words, processes):
+    """Nor one for more processes, nor one of weights that are no recipe's."""
+    config = load_config(recipe("tiny"), overrides=words)
+    assert stored_plan(config, processes=processes) is None
+
+
+def test_a_plan_is_read_with_the_libraries_that_measured_it_alone(monkeypatch):
+    """Another version may compute otherwise."""
+    monkeypatch.setattr(stored_plans, "_version", lambda library: "0")
+    assert stored_plan(recipe("tiny"), processes=1) is None
+
+
+def test_a_plan_comes_back_as_it_was(monkeypatch, tmp_path):
+    """The recipe's name is no part of what it costs; the source is where the weights lie."""
+    config = recipe("tiny")
+    measured = replace(stored_plan(config, processes=1), latent=(3, 2, 1), samples=5)
+    key = plan_key(replace(config, recipe="other"), processes=1)
+    (tmp_path / "plans.json").write_text(json.dumps({key: plan_values(measured)}), "utf-8")
+    monkeypatch.setattr(stored_plans, "STORED", tmp_path / "plans.json")
+    assert stored_plan(config, processes=1) == measured
