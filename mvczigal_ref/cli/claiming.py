@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mvczigal_ref.cli.comparing import Reproduce
+    from mvczigal_ref.cli.comparing_arguments import Reproduce
     from mvczigal_ref.cli.display import TrainingDisplay
     from mvczigal_ref.reproduce.claims_record import ClaimsRecord
     from mvczigal_ref.reproduce.plans import PlannedRun

@@ -88,7 +88,7 @@ def matching_score(
         return -error
     time = level.detach().to(error.dtype)
     if weight == "huber":
-        root = (error + _HUBER_FLOOR).pow(_HUBER_POWER) - _HUBER_FLOOR**_HUBER_POWER
+        root: Tensor = (error + _HUBER_FLOOR).pow(_HUBER_POWER) - _HUBER_FLOOR**_HUBER_POWER
         return -root * time / _HUBER_POWER
     return -error * (time if weight == "level" else time.square())
 

@@ -44,7 +44,7 @@ def front_figure(record: ClaimsRecord) -> str:
         axes.axvline(0.0, color=INK, linewidth=0.8, zorder=1)
         for arm in arms:
             axes.plot(
-                arm.by_seed["per_view"], arm.by_seed["joint"], ".", alpha=0.5,
+                arm.by_seed["per_view"], arm.by_seed["joint"], "o", alpha=0.5,
                 color=_COLOURS.get(arm.arm, CURVES[2]), markersize=3,
             )  # fmt: skip
         if arms:

@@ -90,6 +90,9 @@ def restore_optimizer(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = {n: local_part(tensors[n], parameters[int(n.partition(".")[0])]) for n in tensors}
     saved = join_optimizer_state(parts, rest)
+    for group, there in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+        if "foreach" in there:  # the form of the same arithmetic, which versions choose
+            there["foreach"] = group.get("foreach")
     require_optimizer(optimizer, saved)
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)

@@ -53,7 +53,7 @@ def test_every_requirement_stands_with_its_interval_and_answer():
     arms = {"tiny": made_arm(), "tiny_per_view": made_arm(seeds=[10, 11], joint=-0.5)}
     text = claims_markdown(claims_record(arms | {"tiny": made_arm(seeds=[10, 11, 12])}))
 
-    assert "MVC-ZigAL minus per view alone, joint: +1.00 [+1.00, +1.00] dB, above 0: open" in text
+    assert "minus per view alone, joint: +1.000 [+1.000, +1.000] dB, above 0: open" in text
     assert "; P 1.00 [1.00, 1.00] (2 of 5 seeds)" in text
     assert "MVC-ZigAL minus MVC-ZigPG, sum of both: no runs" in text
     assert "| weak_cameras | MVC-ZigAL (`tiny`) | 3 | 10.00, +1." in text
