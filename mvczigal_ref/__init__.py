@@ -74,9 +74,7 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         dpm2m_transition as dpm2m_transition,
         dpm2m_weight as dpm2m_weight,
     )
-    from mvczigal_ref.diffusion.flow_sampler import (
-        FlowSampler as FlowSampler,
-    )
+    from mvczigal_ref.diffusion.flow_sampler import FlowSampler as FlowSampler
     from mvczigal_ref.cameras import (
         OrthographicRig as OrthographicRig,
         PAPER_RIG as PAPER_RIG,
@@ -102,12 +100,8 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         GroupTrajectory as GroupTrajectory,
         BranchTrajectory as BranchTrajectory,
     )
-    from mvczigal_ref.reward.table import (
-        RewardTable as RewardTable,
-    )
-    from mvczigal_ref.rollout.noise import (
-        SeededNoise as SeededNoise,
-    )
+    from mvczigal_ref.reward.table import RewardTable as RewardTable
+    from mvczigal_ref.rollout.noise import SeededNoise as SeededNoise
     from mvczigal_ref.rollout.windows import (
         fixed_window as fixed_window,
         random_window as random_window,
@@ -116,24 +110,12 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         sliding_window as sliding_window,
         decaying_window as decaying_window,
     )
-    from mvczigal_ref.rollout.standard import (
-        standard_rollout as standard_rollout,
-    )
-    from mvczigal_ref.rollout.zigzag import (
-        zigzag_rollout as zigzag_rollout,
-    )
-    from mvczigal_ref.rollout.pair import (
-        paired_rollout as paired_rollout,
-    )
-    from mvczigal_ref.rollout.group_plan import (
-        GroupPlan as GroupPlan,
-    )
-    from mvczigal_ref.rollout.group import (
-        group_rollout as group_rollout,
-    )
-    from mvczigal_ref.rollout.branches import (
-        branched_rollout as branched_rollout,
-    )
+    from mvczigal_ref.rollout.standard import standard_rollout as standard_rollout
+    from mvczigal_ref.rollout.zigzag import zigzag_rollout as zigzag_rollout
+    from mvczigal_ref.rollout.pair import paired_rollout as paired_rollout
+    from mvczigal_ref.rollout.group_plan import GroupPlan as GroupPlan
+    from mvczigal_ref.rollout.group import group_rollout as group_rollout
+    from mvczigal_ref.rollout.branches import branched_rollout as branched_rollout
     from mvczigal_ref.rollout.finish import (
         finishing_sampler as finishing_sampler,
         compressed_tail as compressed_tail,
@@ -168,9 +150,7 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
     )
 
     # advantage: the first arm of a pair, or a sample among its group, against the others
-    from mvczigal_ref.advantage.standardise import (
-        standardise as standardise,
-    )
+    from mvczigal_ref.advantage.standardise import standardise as standardise
     from mvczigal_ref.advantage.pair import (
         PairAdvantages as PairAdvantages,
         pair_advantages as pair_advantages,
@@ -222,9 +202,7 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         outside_region as outside_region,
         divergence_loss as divergence_loss,
     )
-    from mvczigal_ref.objective.rectified import (
-        rectified_step_weights as rectified_step_weights,
-    )
+    from mvczigal_ref.objective.rectified import rectified_step_weights as rectified_step_weights
     from mvczigal_ref.objective.preference import (
         preference_loss as preference_loss,
         preference_gradients as preference_gradients,
@@ -254,38 +232,20 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         TrainConfig as TrainConfig,
         load_config as load_config,
     )
-    from mvczigal_ref.recipes import (
-        recipe as recipe,
-    )
-    from mvczigal_ref.models.components import (
-        load_components as load_components,
-    )
-    from mvczigal_ref.update.replay import (
-        replay_log_prob as replay_log_prob,
-    )
-    from mvczigal_ref.update.pairs import (
-        update_policy as update_policy,
-    )
-    from mvczigal_ref.iteration import (
-        run_iteration as run_iteration,
-    )
-    from mvczigal_ref.distributed import (
-        World as World,
-    )
-    from mvczigal_ref.training.events import (
-        Events as Events,
-    )
-    from mvczigal_ref.training.trainer import (
-        train as train,
-    )
+    from mvczigal_ref.recipes import recipe as recipe
+    from mvczigal_ref.models.components import load_components as load_components
+    from mvczigal_ref.update.replay import replay_log_prob as replay_log_prob
+    from mvczigal_ref.update.pairs import update_policy as update_policy
+    from mvczigal_ref.iteration import run_iteration as run_iteration
+    from mvczigal_ref.distributed import World as World
+    from mvczigal_ref.training.events import Events as Events
+    from mvczigal_ref.training.trainer import train as train
     from mvczigal_ref.training_run import (
         fit as fit,
         Result as Result,
         TrainedPolicy as TrainedPolicy,
     )
-    from mvczigal_ref.pipeline import (
-        TextToMultiviewPipeline as TextToMultiviewPipeline,
-    )
+    from mvczigal_ref.pipeline import TextToMultiviewPipeline as TextToMultiviewPipeline
     # ruff: isort: on
 
 __version__ = "0.1.0"

@@ -12,9 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mvczigal_ref.shapes import (
-    ObjectLatent,
-)
+from mvczigal_ref.shapes import ObjectLatent
 
 __all__ = [
     "ActionReduction",
@@ -119,16 +117,9 @@ class PairedRollout:
         Returns:
             A copy with twice as many objects.
         """
-        names = ("state", "action", "log_prob", "denoised")
-        return Trajectory(
-            **{
-                name: torch.cat(
-                    [getattr(arm, name) for arm in (self.zigzag, self.standard)],
-                    dim=0 if name == "denoised" else 1,
-                )
-                for name in names
-            }
-        )
+        arms, names = (self.zigzag, self.standard), ("state", "action", "log_prob")
+        steps = {name: torch.cat([getattr(arm, name) for arm in arms], dim=1) for name in names}
+        return Trajectory(**steps, denoised=torch.cat([arm.denoised for arm in arms]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,12 +288,8 @@ class GroupTrajectory:
         leaves = self.denoised.shape[1]
         if not self.decisions:
             return self.denoised.new_empty((0, *self.denoised.shape[:3]))
-        return torch.stack(
-            [
-                decision.log_prob.repeat_interleave(leaves // decision.log_prob.shape[1], dim=1)
-                for decision in self.decisions
-            ]
-        )
+        rows = [decision.log_prob for decision in self.decisions]
+        return torch.stack([row.repeat_interleave(leaves // row.shape[1], dim=1) for row in rows])
 
     def edge_log_prob(self) -> Float[Tensor, "prompt depth member"] | None:
         """Give every leaf the log-densities of the steps at which its path was divided off.
@@ -311,19 +298,10 @@ class GroupTrajectory:
             One number per depth [nats or nats/element], over views; None where groups divide at
             their initial noise, which no step draws.
         """
-        leaves = self.denoised.shape[1]
-        dividing = [decision for decision in self.decisions if decision.branches > 1]
+        dividing = tuple(decision for decision in self.decisions if decision.branches > 1)
         if len(dividing) != len(self.branching):
             return None
-        return torch.stack(
-            [
-                decision.log_prob.sum(-1).repeat_interleave(
-                    leaves // decision.log_prob.shape[1], dim=1
-                )
-                for decision in dividing
-            ],
-            dim=1,
-        )
+        return replace(self, decisions=dividing).leaf_log_prob().sum(-1).transpose(0, 1)
 
     def prompts(self, index: slice) -> "GroupTrajectory":
         """Narrow to some prompts.

@@ -12,6 +12,7 @@ __all__ = ["SOURCE", "block", "main"]
 SOURCE = Path(mvczigal_ref.__file__)
 BEGIN = "if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table below\n"
 END = "    # ruff: isort: on\n"
+LENGTH = 101  # of a line, its end included
 
 
 def block() -> str:
@@ -20,6 +21,10 @@ def block() -> str:
     for stage, homes in mvczigal_ref._NAMES.items():
         lines += ["\n"] * (len(lines) > 1) + [f"    # {stage}\n"]
         for home, names in homes.items():
+            one = f"    from mvczigal_ref.{home} import {names} as {names}\n"
+            if len(names.split()) == 1 and len(one) <= LENGTH:
+                lines.append(one)
+                continue
             lines.append(f"    from mvczigal_ref.{home} import (\n")
             lines += [f"        {name} as {name},\n" for name in names.split()]
             lines.append("    )\n")

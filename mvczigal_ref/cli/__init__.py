@@ -17,7 +17,8 @@ import tyro
 
 from mvczigal_ref import __version__
 from mvczigal_ref.cli.benchmarking import Benchmark, benchmark
-from mvczigal_ref.cli.comparing import Enhance, Reproduce, enhance, reproduce
+from mvczigal_ref.cli.comparing import Enhance, enhance, reproduce
+from mvczigal_ref.cli.comparing_arguments import Reproduce
 from mvczigal_ref.cli.evaluating import Evaluate, evaluate
 from mvczigal_ref.cli.exporting import Export, Report, print_export, print_report
 from mvczigal_ref.cli.launch import REFUSED, end_with_launcher

@@ -121,7 +121,7 @@ def _rows(
     config: "TrainConfig",
     prompts: Sequence[str],
     here: Any,  # noqa: ANN401 - a World, which is not imported for help alone
-    scorers: Mapping[str, Any],
+    scorers: dict[str, Any],
 ) -> dict[str, dict[str, "Tensor"]]:
     """Score the base weights, and below them the run where there is one."""
     import torch

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from mvczigal_ref.cli.output import Printed, Quiet, console_of, write_json
-from mvczigal_ref.cli.policy_settings import SettingWords, require_folder
+from mvczigal_ref.cli.comparing_arguments import Reproduce
+from mvczigal_ref.cli.output import Quiet, console_of, write_json
+from mvczigal_ref.cli.policy_settings import require_folder
 from mvczigal_ref.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from mvczigal_ref.language.protocol import LanguageModel
     from mvczigal_ref.reproduce import Comparison, PlannedRun
 
-__all__ = ["Enhance", "Reproduce", "enhance", "reproduce"]
+__all__ = ["Enhance", "enhance", "reproduce"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,45 +45,6 @@ class Enhance(Quiet):
     """Seed of the edits drawn and of the answers."""
     workers: int = 1
     """Prompts that are sent to a served model at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reproduce(Printed):
-    """Compare the papers' methods, or test their claims, on the tiny worlds; takes hours.
-
-    Runs are made at equal network calls. Finished ones are not repeated, and several commands on
-    one folder share them.
-    """
-
-    what: Annotated[Positional[Literal["methods", "claims"]], arg(metavar="[methods|claims]")] = (
-        "methods"
-    )
-    """Tables of all methods, or verdicts on the papers' claims (docs/claims.md)."""
-    settings: SettingWords = ()
-    """Settings to change in all methods, such as run.evaluation_noises=8."""
-    claim: Annotated[
-        tuple[str, ...], arg(metavar="[LETTER ...]", help_behavior_hint="(default: all)")
-    ] = ()
-    """Claims whose runs are made, such as b; all are judged by the runs that are there."""
-    iterations: Annotated[
-        int | None, arg(metavar="INT", help_behavior_hint="(default: as written down)")
-    ] = None
-    """Iterations of the first arm of each set of claims; the others follow at equal calls."""
-    list: bool = False
-    """Print the claims, their arms and hours and the words of every run, and train nothing."""
-    read_only: bool = False
-    """Judge the claims by the runs that have finished, and train none."""
-    sets: tuple[Literal["multiview", "flow"], ...] = ("multiview", "flow")
-    """Comparisons to make."""
-    seeds: Annotated[
-        tuple[int, ...], arg(help_behavior_hint="(default: 0 1 2; of claims 10 to 14)")
-    ] = ()
-    """Seeds of the runs, one run of every method per seed."""
-    out: Annotated[
-        Path | None,
-        arg(metavar="FOLDER", help_behavior_hint="(default: runs/reproduce or /claims)"),
-    ] = None
-    """Folder of runs, tables and pictures; a run that it already holds is not made again."""
 
 
 def reproduce(command: Reproduce) -> None:

@@ -36,9 +36,9 @@ _MOST_NOISES = 100_000  # as `run.evaluation_noises`
 class Evaluate(Printed):
     """Score a policy on held-out prompts.
 
-    A run is also compared with what it began with, its base weights or the run that
-    `--from` named; ZMV-Sampling of other weights with
-    plain sampling. Both start from the same noises, and the gain is paired.
+    A run is also compared with what it began with, its base weights or what `--from` named;
+    ZMV-Sampling of other weights with plain sampling. Both start from the same noises, and
+    the gain is paired.
     """
 
     recipe: Annotated[

@@ -90,20 +90,22 @@ def page_of(command: Play) -> Any:  # noqa: ANN401 - of Gradio
     Returns:
         Gradio's ``Blocks``.
     """
+    if not 0 <= command.port <= 65535:
+        raise ConfigError(f"`--port` must be 0 to 65535; got {command.port}.")
+    run, config = _config(command)
+    # What follows imports torch.
     from mvczigal_ref.demo.page import build_page, require_gradio
 
     require_gradio()
-    if not 0 <= command.port <= 65535:
-        raise ConfigError(f"`--port` must be 0 to 65535; got {command.port}.")
-    return build_page(_playground(command), command.prompt)
+    print("loading models", flush=True)
+    return build_page(_playground(command, run, config), command.prompt)
 
 
-def _playground(command: Play) -> "Playground":
+def _playground(command: Play, run: Path | None, config: "TrainConfig") -> "Playground":
     """Load the policy, and beside a run's what it began with."""
     from mvczigal_ref.demo import Playground
     from mvczigal_ref.system.scorers import build_scorers, no_scorers
 
-    run, config = _config(command)
     device = join(command.device).device
     scorers = (
         build_scorers(config, device=device, watched=False) if command.scores else no_scorers()

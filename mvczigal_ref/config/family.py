@@ -1,21 +1,20 @@
 """Settings of the family's methods that exclude each other."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mvczigal_ref.config.method import GROUP_KINDS
 
-if TYPE_CHECKING:
-    from mvczigal_ref.config.train import TrainConfig
-
 __all__ = ["family_contradictions"]
 
+_Settings = Any  # a TrainConfig, whose module imports this one
 
-def family_contradictions(config: "TrainConfig") -> Iterable[str]:
+
+def family_contradictions(config: _Settings) -> Iterable[str]:
     """Find settings of densities, ratios and references that exclude each other.
 
     Args:
-        config: Every setting is valid by itself.
+        config: A :class:`~mvczigal_ref.config.train.TrainConfig`, each setting valid by itself.
 
     Yields:
         A sentence a problem, with the remedy.
@@ -25,7 +24,7 @@ def family_contradictions(config: "TrainConfig") -> Iterable[str]:
     yield from _reference_contradictions(config)
 
 
-def _density_contradictions(config: "TrainConfig") -> Iterable[str]:
+def _density_contradictions(config: _Settings) -> Iterable[str]:
     objective = config.objective
     if not (
         config.sampler.is_flow and config.flow.kernel == "cps" and config.flow.density == "unscaled"
@@ -43,7 +42,7 @@ def _density_contradictions(config: "TrainConfig") -> Iterable[str]:
         )
 
 
-def _ratio_contradictions(config: "TrainConfig") -> Iterable[str]:
+def _ratio_contradictions(config: _Settings) -> Iterable[str]:
     objective, rollout = config.objective, config.rollout
     if objective.kind in GROUP_KINDS[1:] and rollout.kind == "pair":
         yield f'`objective.kind` = "{objective.kind}" needs groups; got `rollout.kind` = "pair".'
@@ -66,7 +65,7 @@ def _ratio_contradictions(config: "TrainConfig") -> Iterable[str]:
         )
 
 
-def _reference_contradictions(config: "TrainConfig") -> Iterable[str]:
+def _reference_contradictions(config: _Settings) -> Iterable[str]:
     if config.model.finetune == "lora":
         return
     forward = config.objective.kind == "forward_process"

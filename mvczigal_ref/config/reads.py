@@ -3,10 +3,18 @@
 The table below holds every setting once. A new one must be entered, which a test makes sure of.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mvczigal_ref.config.circumstances import (
+    Condition,
+    compares_pairs,
+    is_flow,
+    is_forward,
+    is_nft,
+    is_tree,
+    learns_groups,
+)
 from mvczigal_ref.config.method import scorer_weights
 from mvczigal_ref.config.train import TrainConfig
 from mvczigal_ref.errors import quoted
@@ -15,17 +23,6 @@ __all__ = ["ALWAYS", "SOMETIMES", "Condition", "unread", "unread_settings"]
 
 EMBED_GUIDANCE = ("tiny", "lcm_sdxl")
 """Weights whose network reads the guidance scale itself, and so no negative prompt."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """Circumstance under which some settings act."""
-
-    acts: Callable[[TrainConfig], bool]
-    """Whether they act in a configuration."""
-
-    words: str
-    """The circumstance as a message ends: `... is read only {words}`."""
 
 
 def unread_settings(config: TrainConfig) -> list[str]:
@@ -75,32 +72,8 @@ def _value(config: TrainConfig, path: str) -> Any:  # noqa: ANN401 - of any sett
     return getattr(getattr(config, section), name) if section else getattr(config, name)
 
 
-def _pairs(config: TrainConfig) -> bool:
-    return config.objective.compares_pairs
-
-
-def _forward(config: TrainConfig) -> bool:
-    return config.objective.kind == "forward_process"
-
-
-def _grouped(config: TrainConfig) -> bool:
-    return config.objective.is_policy_gradient
-
-
-def _nft(config: TrainConfig) -> bool:
-    return _forward(config) and config.forward.loss == "nft"
-
-
-def _tree(config: TrainConfig) -> bool:
-    return config.rollout.kind == "tree"
-
-
-def _flow(config: TrainConfig) -> bool:
-    return config.sampler.is_flow
-
-
 def _windowed(config: TrainConfig) -> bool:
-    return config.rollout.kind != "pair" and not _forward(config)
+    return config.rollout.kind != "pair" and not is_forward(config)
 
 
 def _window(*kinds: str) -> Condition:
@@ -165,7 +138,7 @@ def _scales_loss(config: TrainConfig) -> bool:
 
 
 def _clips(config: TrainConfig) -> bool:
-    if _forward(config):
+    if is_forward(config):
         return config.forward.loss != "nft" and config.objective.clip
     if config.objective.kind == "divergence":
         return False
@@ -183,7 +156,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
         "model.lora_rank", "model.lora_alpha",
     ),
-    Condition(lambda c: not _flow(c), 'with a `sampler.kind` other than "flow"'): (
+    Condition(lambda c: not is_flow(c), 'with a `sampler.kind` other than "flow"'): (
         "sampler.prediction_type", "sampler.snr_shift",
     ),
     Condition(lambda c: c.sampler.kind not in ("lcm", "flow"),
@@ -193,14 +166,14 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(_doubles, "where guidance is above 1 and the network has no guidance embedding"): (
         "sampler.negative_prompt",
     ),
-    Condition(_flow, 'with `sampler.kind` = "flow"'): (
+    Condition(is_flow, 'with `sampler.kind` = "flow"'): (
         "flow.shift", "flow.image_is_denoised", "flow.text_length", "flow.ode",
     ),
-    Condition(lambda c: _flow(c) and not _forward(c),
+    Condition(lambda c: is_flow(c) and not is_forward(c),
               'with `sampler.kind` = "flow", where steps draw noise'): (
         "flow.kernel", "flow.noise_scale",
     ),
-    Condition(lambda c: _flow(c) and not _forward(c) and c.flow.kernel == "cps",
+    Condition(lambda c: is_flow(c) and not is_forward(c) and c.flow.kernel == "cps",
               'with `sampler.kind` = "flow" and `flow.kernel` = "cps", where steps draw noise'): (
         "flow.density",
     ),
@@ -218,34 +191,35 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
         "rollout.window_stride", "rollout.window_interval", "rollout.window_end",
     ),
     _window("decaying"): ("rollout.window_decay", "rollout.window_decay_after"),
-    Condition(_tree, 'with `rollout.kind` = "tree"'): (
+    Condition(is_tree, 'with `rollout.kind` = "tree"'): (
         "rollout.split_steps", "rollout.split_width", "rollout.split_noise",
         "rollout.pruned_steps", "rollout.pruned_leaves", "advantage.fusion_inverse_temperature",
     ),
-    Condition(lambda c: _tree(c) and c.rollout.split_noise != 1.0,
+    Condition(lambda c: is_tree(c) and c.rollout.split_noise != 1.0,
               'with a `rollout.split_noise` other than 1 of a tree'): ("rollout.split_density",),
-    Condition(lambda c: _tree(c) and bool(c.rollout.pruned_steps),
+    Condition(lambda c: is_tree(c) and bool(c.rollout.pruned_steps),
               "with `rollout.pruned_steps` of a tree"): ("rollout.pruned_interval",),
-    Condition(lambda c: _tree(c) and bool(c.rollout.pruned_steps) and c.rollout.pruned_interval > 0,
+    Condition(lambda c: is_tree(c) and bool(c.rollout.pruned_steps)
+              and c.rollout.pruned_interval > 0,
               "with a positive `rollout.pruned_interval` of a tree"): ("rollout.pruned_first",),
-    Condition(lambda c: _tree(c) and c.rollout.pruned_leaves != "none",
+    Condition(lambda c: is_tree(c) and c.rollout.pruned_leaves != "none",
               'with `rollout.pruned_leaves` = "siblings" or "extremes" of a tree'): (
         "rollout.pruned_share",
     ),
-    Condition(lambda c: _tree(c) and c.advantage.fusion_inverse_temperature > 0.0,
+    Condition(lambda c: is_tree(c) and c.advantage.fusion_inverse_temperature > 0.0,
               "with a positive `advantage.fusion_inverse_temperature` of a tree"): (
         "advantage.fusion",
     ),
-    Condition(_grouped, 'with `objective.kind` = "policy_gradient", "guard", "sequence" or '
+    Condition(learns_groups, 'with `objective.kind` = "policy_gradient", "guard", "sequence" or '
               '"divergence"'): ("advantage.drop_alike",),
-    Condition(lambda c: _grouped(c) and c.rollout.kind == "group",
+    Condition(lambda c: learns_groups(c) and c.rollout.kind == "group",
               'with `rollout.kind` = "group" and an objective of ratios'): (
         "advantage.pruned_share",
     ),
     Condition(lambda c: c.rollout.kind == "branches", 'with `rollout.kind` = "branches"'): (
         "rollout.trunks", "rollout.strides", "rollout.fine_steps", "rollout.last_stride",
     ),
-    Condition(lambda c: _flow(c) and c.rollout.kind in ("group", "tree") and not _forward(c),
+    Condition(lambda c: is_flow(c) and c.rollout.kind in ("group", "tree") and not is_forward(c),
               'with `sampler.kind` = "flow", where a group or tree draws noise'): (
         "rollout.tail_share",
     ),
@@ -296,7 +270,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     Condition(lambda c: c.advantage.mode == "weighted_sum",
               'with `advantage.mode` = "weighted_sum"'): ("advantage.joint_weight",),
-    Condition(lambda c: not _pairs(c),
+    Condition(lambda c: not compares_pairs(c),
               'with an `objective.kind` other than "reward_difference" or "preference"'): (
         "advantage.spread", "advantage.ddof", "advantage.delta", "advantage.clip",
         "objective.kl_weight",
@@ -305,13 +279,13 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               'with "divergence" or DiffusionNFT'): ("objective.clip_range",),
     Condition(lambda c: c.objective.kind in (
                   "reward_difference", "policy_gradient", "guard", "sequence")
-              or c.objective.is_plugin or (_forward(c) and not _nft(c)),
+              or c.objective.is_plugin or (is_forward(c) and not is_nft(c)),
               'with `objective.kind` = "reward_difference", "policy_gradient", "guard" or '
               '"sequence", or a `forward.loss` other than "nft"'): ("objective.clip",),
     Condition(lambda c: c.objective.kind == "divergence", 'with `objective.kind` = "divergence"'): (
         "objective.divergence_range",
     ),
-    Condition(lambda c: _pairs(c) and c.model.network == "multiview",
+    Condition(lambda c: compares_pairs(c) and c.model.network == "multiview",
               'with `objective.kind` = "reward_difference" or "preference" of several views'): (
         "objective.density",
     ),
@@ -320,34 +294,35 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     Condition(lambda c: c.objective.kind == "reward_difference" or c.objective.is_plugin,
               'with `objective.kind` = "reward_difference"'): ("objective.temperature",),
-    Condition(lambda c: not _forward(c), 'with an `objective.kind` other than "forward_process"'): (
+    Condition(lambda c: not is_forward(c),
+              'with an `objective.kind` other than "forward_process"'): (
         "objective.reduction",
     ),
-    Condition(lambda c: c.rollout.kind == "pair" and not _flow(c),
+    Condition(lambda c: c.rollout.kind == "pair" and not is_flow(c),
               'with `rollout.kind` = "pair" and `sampler.kind` = "lcm" or "ddim"'): (
         "objective.train_last_action",
     ),
     Condition(lambda c: c.objective.kind == "preference" or c.objective.is_plugin
-              or (_forward(c) and c.forward.loss == "group_preference"),
+              or (is_forward(c) and c.forward.loss == "group_preference"),
               'with `objective.kind` = "preference" or `forward.loss` = "group_preference"'): (
         "objective.preference_scale",
     ),
-    Condition(lambda c: c.objective.kl_weight > 0 and _flow(c) and not _forward(c)
+    Condition(lambda c: c.objective.kl_weight > 0 and is_flow(c) and not is_forward(c)
               and c.flow.kernel != "cps",
               'with a positive `objective.kl_weight`, on steps of `flow.kernel` = "sde" or '
               '"constant"'): ("objective.kl_form",),
-    Condition(_grouped, 'with `objective.kind` = "policy_gradient", "guard", "sequence" or '
+    Condition(learns_groups, 'with `objective.kind` = "policy_gradient", "guard", "sequence" or '
               '"divergence" as well'): (
         "objective.step_weight", "objective.train_share", "optim.step_per_decision",
     ),
-    Condition(_forward, 'with `objective.kind` = "forward_process"'): (
+    Condition(is_forward, 'with `objective.kind` = "forward_process"'): (
         "forward.loss", "forward.levels", "forward.shared_noise", "forward.old_decay_rate",
         "forward.old_decay_largest", "forward.old_decay_after", "forward.old_decay_unit",
     ),
-    Condition(_nft, 'with `objective.kind` = "forward_process" and `forward.loss` = "nft"'): (
+    Condition(is_nft, 'with `objective.kind` = "forward_process" and `forward.loss` = "nft"'): (
         "forward.mix", "forward.advantage",
     ),
-    Condition(lambda c: _forward(c) and c.forward.loss == "matching",
+    Condition(lambda c: is_forward(c) and c.forward.loss == "matching",
               'with `objective.kind` = "forward_process" and `forward.loss` = "matching"'): (
         "forward.matching_weight",
     ),
@@ -377,7 +352,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(lambda c: c.optim.average_decay > 0, "with a positive `optim.average_decay`"): (
         "optim.average_every",
     ),
-    Condition(_pairs, 'with `objective.kind` = "reward_difference" or "preference"'): (
+    Condition(compares_pairs, 'with `objective.kind` = "reward_difference" or "preference"'): (
         "optim.steps_per_microbatch", "run.replay_objects_per_slice", "run.arms_per_call",
     ),
 }  # fmt: skip

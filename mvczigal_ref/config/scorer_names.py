@@ -33,6 +33,7 @@ VIEW_MEAN: Final = "per_view"
 SCORER_NAMES: Final[Mapping[ScorerKind, tuple[str, ...]]] = {
     "per_view": (
         "world.per_view", "clip_score", "pickscore", "hpsv2", "hpsv3", "image_reward", "chat_judge",
+        "chat_judge.alignment", "chat_judge.coherence", "chat_judge.style",
     ),
     "joint": (
         "world.joint", "hyperscore", "hyperscore.alignment", "hyperscore.geometry",
@@ -86,8 +87,9 @@ def check_scorer_names(reward: RewardConfig, guard: GuardConfig | None = None) -
         >>> check_scorer_names(RewardConfig(per_view={"world.per_view": 1, "pikscore": 1}))
         Traceback (most recent call last):
         mvczigal_ref.errors.ConfigError: `reward.per_view` names the unknown scorer 'pikscore'; \
-the nearest is 'pickscore'. Registered are chat_judge, clip_score, hpsv2, hpsv3, image_reward, \
-pickscore, world.per_view; a function is named as my_rewards.py:score.
+the nearest is 'pickscore'. Registered are chat_judge, chat_judge.alignment, chat_judge.coherence, \
+chat_judge.style, clip_score, hpsv2, hpsv3, image_reward, pickscore, world.per_view; a function is \
+named as my_rewards.py:score.
     """
     place = None if reward.cache is None else Path(reward.cache).expanduser()
     if place is not None and place.exists() and not place.is_dir():

@@ -13,6 +13,7 @@ from mvczigal_ref.diffusion.flow import (
     flow_step,
     flow_velocity,
 )
+from mvczigal_ref.diffusion.flow_dpm import OdeMemory, dpm2m_transition, dpm2m_weight
 from mvczigal_ref.diffusion.flow_noise import (
     constant_noise_transition,
     cps_transition,
@@ -50,6 +51,7 @@ __all__ = [
     "FlowKernel",
     "FlowSampler",
     "LcmSampler",
+    "OdeMemory",
     "PredictionType",
     "Reduction",
     "Sampler",
@@ -65,6 +67,8 @@ __all__ = [
     "ddim_invert",
     "ddim_timesteps",
     "ddim_transition",
+    "dpm2m_transition",
+    "dpm2m_weight",
     "euler_ancestral_transition",
     "flow_clean_and_noise",
     "flow_invert",

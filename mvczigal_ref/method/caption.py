@@ -133,7 +133,7 @@ def caption_seed(run_seed: int, iteration: int) -> int:
     """Seed an iteration's captions by the names of both numbers.
 
     Source:
-        Ours. Their sum would give a seed the captions of the next one an iteration before.
+        Ours. Their sum would give a seed the captions that the next seed had one iteration earlier.
 
     Args:
         run_seed: ``run.seed``.

@@ -1,6 +1,7 @@
 """Advantages of the members of every decision, from the rewards of the samples."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -83,7 +84,7 @@ def _fused(
     config: TrainConfig,
 ) -> tuple[Float[Tensor, "*view prompt node"], ...]:
     """Give every node of a tree its reward, by its leaves' paths or by its children's edges."""
-    shape = {
+    shape: dict[str, Any] = {
         "branching": samples.branching,
         "inverse_temperature": config.advantage.fusion_inverse_temperature,
     }

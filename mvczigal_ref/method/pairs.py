@@ -18,7 +18,8 @@ from mvczigal_ref.records import PairedRollout, Samples
 from mvczigal_ref.reward.aggregate import weighted_sum
 from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.system import System
-from mvczigal_ref.update.pairs import PairBatch, PairedLogProb, replay, update_policy
+from mvczigal_ref.update.pair_batch import PairBatch, PairedLogProb
+from mvczigal_ref.update.pairs import replay, update_policy
 from mvczigal_ref.update.replay import UpdateSettings
 
 __all__ = [

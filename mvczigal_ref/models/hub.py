@@ -29,6 +29,7 @@ from mvczigal_ref.models.sources import (
 )
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
 from mvczigal_ref.models.weight_files import (
+    check_safetensors,
     first_line,
     read_json,
     read_safetensors,
@@ -106,6 +107,7 @@ def load_sdxl_components(
 def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
     """Load every part from the disk."""
     tokenizers = {name: read_tokenizer(CLIPTokenizer, places[name]) for name in _TOKENIZERS}
+    check_safetensors(places["adapter"])
     folders = {name: places[name].folder for name in _NETWORKS}
     require_fitting_sdxl(folders, _camera_settings(places["adapter"]))
     loaded = {name: _load_network(name, places[name], dtype) for name in _NETWORKS}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.sharding import local_part
 from mvczigal_ref.models.weight_files import (
     check_safetensors,
@@ -139,6 +140,7 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         CheckpointError: If a file is of another kind; the message says what it is.
     """
     config = read_json(folder / "config.json")
+    require_sum(folder / "config.json")
     if not any(name in config for name in ("_class_name", "model_type", "architectures")):
         msg = (
             f"`{folder / 'config.json'}` must name its model's class; got {quoted(config)}. "
@@ -151,10 +153,12 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         index = folder / f"{stem}.safetensors.index{dotted}.json"
         if whole.is_file():
             check_safetensors(whole, floats=True)
+            require_sum(whole)
             return
         if index.is_file():
             for shard in sorted(shards_of(index)):
                 check_safetensors(folder / shard, floats=True)
+                require_sum(folder / shard)
             return
         reasons.append(pickled_weights(folder, stem + dotted))
     for reason in filter(None, reasons):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError, quoted
+from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.weight_files import (
     plain_name,
     read_json,
@@ -112,6 +113,7 @@ def read_lora(path: Path, *, network: Literal["unet", "transformer"] = "unet") -
             remedy.
     """
     named = read_safetensors(path)
+    require_sum(path.with_name(PEFT_CONFIG))
     settings = _settings(path, network)
     _check_style(path, named, network)
     prefixes = (PEFT_PREFIX, f"{network}.")

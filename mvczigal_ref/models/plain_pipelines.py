@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import diffusers
+from diffusers import DDIMScheduler
 
 from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES, PredictionType
 from mvczigal_ref.errors import CheckpointError
@@ -104,16 +105,19 @@ def plain_scheduler(source: str, sources: SdxlSources, *, few_steps: bool) -> An
     return type(plain).from_config(plain.config, timestep_spacing=spacing, steps_offset=offset)
 
 
-def warn_of_grid(source: str, sources: SdxlSources, *, few_steps: bool) -> None:
+def warn_of_grid(
+    source: str, sources: SdxlSources, *, few_steps: bool, trailing: bool = False
+) -> None:
     """Warn where a pipeline's scheduler says another grid than the one that a run takes.
 
     A run samples on the grid of its own settings: latent consistency's, or the leading one of
-    implicit models.
+    implicit models unless they ask for the trailing one.
 
     Args:
         source: Folder or hub id of the pipeline in which the UNet lies.
         sources: Read for the hub's cache, and for whether to look there alone.
         few_steps: Whether the run samples by latent consistency.
+        trailing: Whether the run asks for a trailing grid.
 
     Raises:
         CheckpointError: If the settings are unreadable, or of another noise schedule than SDXL's.
@@ -122,6 +126,8 @@ def warn_of_grid(source: str, sources: SdxlSources, *, few_steps: bool) -> None:
     if path is None:
         return
     config, ours = read_json(path), sdxl_scheduler(few_steps=few_steps)
+    if trailing and not few_steps:
+        ours = DDIMScheduler.from_config(ours.config, timestep_spacing="trailing")
     _prediction(path, config)  # refuses another noise schedule
     if other := _differences(path, config, ours):
         msg = (
@@ -140,12 +146,14 @@ def _settings_of(source: str, sources: SdxlSources) -> Path | None:
 
 def _differences(path: Path, config: Mapping[str, Any], ours: Any) -> list[str]:  # noqa: ANN401
     """List the settings of a pipeline's scheduler that a run's own grid does not have."""
-    kind, own = config.get("_class_name"), type(ours).__name__
-    if kind == own:
-        theirs = _with_defaults(path, own, config)
-        names = [n for n in (*FOLLOWED[own], *REFUSED[own]) if n != "prediction_type"]
+    kind, name = config.get("_class_name"), type(ours).__name__
+    if kind == name:
+        theirs = _with_defaults(path, name, config)
+        inert = ["prediction_type"]  # which is refused where it differs
+        inert += ["steps_offset"] if theirs.get("timestep_spacing") != "leading" else []
+        names = [n for n in (*FOLLOWED[name], *REFUSED[name]) if n not in inert]
         odd = {n: theirs.get(n) for n in names if theirs.get(n) != ours.config.get(n)}
-    elif own == "LCMScheduler" or kind is None:
+    elif name == "LCMScheduler" or kind is None:
         return []  # a network that is distilled to few steps keeps its own grid
     elif kind == "LCMScheduler":
         return ["LCMScheduler"]

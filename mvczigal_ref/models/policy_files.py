@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mvczigal_ref.files import sync, usual_mode, writing
+from mvczigal_ref.models.file_sums import write_sums
 from mvczigal_ref.models.loading import save_config, stored
 from mvczigal_ref.models.lora import adapter_names
 from mvczigal_ref.models.lora_weights import (
@@ -51,7 +52,8 @@ def save_policy(
 
     A LoRA becomes PEFT's files, diffusers' file and, where its scale is 1 as the released code
     supposes, that code's file. A network that was trained whole becomes a diffusers folder; beside
-    that of a multi-view UNet lie row attention and camera encoder. Either has a model card.
+    that of a multi-view UNet lie row attention and camera encoder. Either has a model card, and a
+    list of checksums by which a later load sees a file that has changed.
 
     Args:
         trained: A LoRA, or a UNet or flow transformer that was trained whole.
@@ -78,6 +80,7 @@ def save_policy(
             _write_lora(trained, aside, layout, hub_id(facts.base))
         else:
             _write_network(trained, aside)
+        write_sums(aside)  # of what is loaded; a card may be edited
         (aside / "README.md").write_text(card, "utf-8")
         usual_mode(aside)
 

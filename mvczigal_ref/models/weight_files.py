@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError, one_line
+from mvczigal_ref.models.file_sums import require_sum
 
 __all__ = [
     "check_safetensors",
@@ -121,8 +122,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         Tensors by name.
 
     Raises:
-        CheckpointError: If it is anything else, or cut; the message says what it is.
+        CheckpointError: If it is anything else, cut, or has changed since it was exported; the
+            message says what it is.
     """
+    require_sum(path)
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except Exception as error:  # damaged headers reach many of the libraries' own exceptions

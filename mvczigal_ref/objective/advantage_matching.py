@@ -53,7 +53,8 @@ def matching_error(
     """
     require_full_precision(velocity=velocity, clean=clean, latent_t=latent_t, level=level)
     target = (latent_t - clean).detach() / per_latent(level.detach(), velocity.dtype)
-    return (velocity - target).square().mean(dim=(-3, -2, -1))
+    error: Tensor = (velocity - target).square().mean(dim=(-3, -2, -1))
+    return error
 
 
 def matching_score(
@@ -87,7 +88,7 @@ def matching_score(
         return -error
     time = level.detach().to(error.dtype)
     if weight == "huber":
-        root = (error + _HUBER_FLOOR).pow(_HUBER_POWER) - _HUBER_FLOOR**_HUBER_POWER
+        root: Tensor = (error + _HUBER_FLOOR).pow(_HUBER_POWER) - _HUBER_FLOOR**_HUBER_POWER
         return -root * time / _HUBER_POWER
     return -error * (time if weight == "level" else time.square())
 

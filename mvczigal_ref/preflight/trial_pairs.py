@@ -14,7 +14,8 @@ from mvczigal_ref.preflight.trial import Place, Trial
 from mvczigal_ref.records import PairedRollout, Trajectory
 from mvczigal_ref.training.state import initial_loss_scale
 from mvczigal_ref.update.loss_scale import loss_scale_step
-from mvczigal_ref.update.pairs import PairBatch, accumulate_pairs
+from mvczigal_ref.update.pair_batch import PairBatch
+from mvczigal_ref.update.pairs import accumulate_pairs
 from mvczigal_ref.update.replay import replay_log_prob
 
 __all__ = ["ARMS", "PairTrial"]

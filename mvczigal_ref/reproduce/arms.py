@@ -29,7 +29,7 @@ class ArmRuns:
     """Seed of each run."""
 
     runs: tuple[Mapping[str, Any], ...]
-    """What :func:`~mvczigal_ref.reproduce.comparison.read_run` gives of each."""
+    """Record of each run, from :func:`~mvczigal_ref.reproduce.comparison.read_run`."""
 
     @cached_property
     def gains(self) -> dict[str, Float[Tensor, "seed prompt"]]:
@@ -141,16 +141,16 @@ def curves(arm: ArmRuns) -> dict[str, tuple[list[float], list[float]]]:
         error is 0 with one run.
     """
     length = min(len(run["metrics"]) for run in arm.runs)
-    found = {}
+    courses = {}
     for name in CURVES:
         table = [[_value(row, name) for row in run["metrics"][:length]] for run in arm.runs]
         if any(value is None for row in table for value in row):
             continue
         values = torch.tensor(table, dtype=torch.float64)
         error = values.std(0) / len(table) ** 0.5 if len(table) > 1 else torch.zeros(length)
-        found[name] = ([round(v, 4) for v in values.mean(0).tolist()],
+        courses[name] = ([round(v, 4) for v in values.mean(0).tolist()],
                        [round(v, 4) for v in error.tolist()])  # fmt: skip
-    return found
+    return courses
 
 
 def _value(row: Mapping[str, Any], name: str) -> float | None:

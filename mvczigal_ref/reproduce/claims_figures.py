@@ -18,6 +18,8 @@ _SMOOTH = 5  # iterations of a running mean
 def front_figure(record: ClaimsRecord) -> str:
     """Draw joint against per-view gain of every arm under weak cameras, with both intervals.
 
+    Small dots are single seeds; intervals that leave the picture go on.
+
     Args:
         record: Numbers and verdicts.
 
@@ -40,10 +42,25 @@ def front_figure(record: ClaimsRecord) -> str:
         )  # fmt: skip
         axes.axhline(0.0, color=INK, linewidth=0.8, zorder=1)
         axes.axvline(0.0, color=INK, linewidth=0.8, zorder=1)
+        for arm in arms:
+            axes.plot(
+                arm.by_seed["per_view"], arm.by_seed["joint"], "o", alpha=0.5,
+                color=_COLOURS.get(arm.arm, CURVES[2]), markersize=3,
+            )  # fmt: skip
+        if arms:
+            axes.set_xlim(*_room([v for arm in arms for v in arm.by_seed["per_view"]]))
+            axes.set_ylim(*_room([v for arm in arms for v in arm.by_seed["joint"]]))
         axes.set_xlabel("per-view gain [dB]")
         axes.set_ylabel("joint gain [dB]")
         axes.set_title(title, fontsize=11, loc="left")
         return picture(drawing, title=f"{title}: {', '.join(arm.name for arm in arms)}")
+
+
+def _room(values: Sequence[float]) -> tuple[float, float]:
+    """Give the ends of an axis: all numbers and 0, and half as much around them."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    margin = 0.25 * (high - low)
+    return low - margin, high + margin
 
 
 def _cross(axes: Axes, arm: ArmRecord) -> None:

@@ -107,7 +107,7 @@ def _arm(row: MethodRow, arm_set: str, runs: ArmRuns) -> ArmRecord:
         before={score: runs.before(score) for score in scores},
         gains=gains,
         by_seed={score: tuple(runs.gains[score].mean(1).tolist()) for score in scores},
-        curves={name: tuple(map(tuple, pair)) for name, pair in curves(runs).items()},
+        curves={name: (tuple(m), tuple(s)) for name, (m, s) in curves(runs).items()},
     )
 
 

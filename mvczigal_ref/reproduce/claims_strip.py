@@ -10,14 +10,15 @@ from mvczigal_ref.pictures.strip import strip
 
 __all__ = ["chosen_prompts", "claims_strip"]
 
+# Ranks of the prompts by what the constraint keeps, from 0, the least, to 1.
 _SHARES = {"most kept": 1.0, "upper quartile": 0.75, "median": 0.5, "least kept": 0.0}
 
 
-def chosen_prompts(kept: Sequence[float]) -> list[int]:
+def chosen_prompts(lead: Sequence[float]) -> list[int]:
     """Choose prompts by rule: most, upper quartile, median and least.
 
     Args:
-        kept: Number of each prompt.
+        lead: Number of each prompt.
 
     Returns:
         Places of four prompts.
@@ -26,7 +27,7 @@ def chosen_prompts(kept: Sequence[float]) -> list[int]:
         >>> chosen_prompts([0.0, 1.0, 2.0, 3.0, 4.0])
         [4, 3, 2, 0]
     """
-    order = sorted(range(len(kept)), key=lambda place: kept[place])
+    order = sorted(range(len(lead)), key=lambda place: lead[place])
     return [order[round(share * (len(order) - 1))] for share in _SHARES.values()]
 
 
@@ -49,8 +50,8 @@ def claims_strip(alone: Path, constrained: Path, prompts: Sequence[str]) -> Imag
         "per-view reward alone": _scores(alone, "after"),
         "with the constraint": _scores(constrained, "after"),
     }
-    kept = states["with the constraint"].joint[0] - states["per-view reward alone"].joint[0]
-    places = chosen_prompts(kept.tolist())
+    lead = states["with the constraint"].joint[0] - states["per-view reward alone"].joint[0]
+    places = chosen_prompts(lead.tolist())
     return strip(
         {name: scores.images[places] for name, scores in states.items()},
         rows=[f"{prompts[place]} ({rank})" for rank, place in zip(_SHARES, places, strict=True)],

@@ -67,8 +67,9 @@ def claims_markdown(record: ClaimsRecord) -> str:
         "| --- | --- | --- | --- |\n",
     ]
     for claim, judged in zip(CLAIMS, record.claims, strict=True):
-        found = "<br>".join(_finding(one) for one in judged.findings)
-        lines.append(f"| ({claim.letter}) | {claim.sentence} | **{judged.verdict}** | {found} |\n")
+        outcome = "<br>".join(_finding(one) for one in judged.findings)
+        answer = f"**{judged.verdict}** | {outcome}"
+        lines.append(f"| ({claim.letter}) | {claim.sentence} | {answer} |\n")
     return "".join([*lines, "\n", gain_table(record)])
 
 
@@ -144,7 +145,7 @@ def _quantity(requirement: Requirement) -> str:
             return f"{first}, drift below 0.01 nats/element"
 
 
-def _interval(found: Interval) -> str:
-    decimals = min(max(decimals_of((found.high - found.low) / 4, found.estimate), 2), 3)
-    low, high = (f"{end:+.{decimals}f}" for end in (found.low, found.high))
-    return f"{found.estimate:+.{decimals}f} [{low}, {high}]"
+def _interval(value: Interval) -> str:
+    decimals = min(max(decimals_of((value.high - value.low) / 4, value.estimate), 2), 3)
+    low, high = (f"{end:+.{decimals}f}" for end in (value.low, value.high))
+    return f"{value.estimate:+.{decimals}f} [{low}, {high}]"

@@ -29,7 +29,7 @@ class Finding:
     """Outcome of one requirement."""
 
     requirement: Requirement
-    """What was required."""
+    """Requirement that was put to the test."""
 
     seeds: int
     """Seeds that all its arms have."""
@@ -85,13 +85,13 @@ def _finding(requirement: Requirement, arms: Mapping[str, ArmRuns]) -> Finding:
     if len(runs) < len(requirement.arms) or not seeds:
         return Finding(requirement=requirement, seeds=0)
     common = [ArmRuns(seeds=tuple(seeds), runs=tuple(_runs_of(one, seeds))) for one in runs]
-    found = _interval(requirement, common)
+    measured = _interval(requirement, common)
     return Finding(
         requirement=requirement,
         seeds=len(seeds),
-        interval=found,
+        interval=measured,
         improvement=_improvement(requirement, common),
-        verdict=_verdict(requirement, found) if len(seeds) >= LEAST_SEEDS else "open",
+        verdict=_verdict(requirement, measured) if len(seeds) >= LEAST_SEEDS else "open",
     )
 
 
@@ -100,8 +100,8 @@ def _runs_of(arm: ArmRuns, seeds: Sequence[int]) -> list[Mapping[str, object]]:
     return [by_seed[seed] for seed in seeds]
 
 
-def _verdict(requirement: Requirement, found: Interval) -> Verdict:
-    above, below = found.low > requirement.bound, found.high < requirement.bound
+def _verdict(requirement: Requirement, measured: Interval) -> Verdict:
+    above, below = measured.low > requirement.bound, measured.high < requirement.bound
     if not above and not below:
         return "open"
     return "holds" if above == (requirement.side == "above") else "does not"

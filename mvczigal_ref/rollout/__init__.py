@@ -10,6 +10,7 @@ from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.rollout.windows import (
     decaying_window,
     fixed_window,
+    moving_steps,
     random_steps,
     random_window,
     sliding_window,
@@ -26,6 +27,7 @@ __all__ = [
     "finishing_sampler",
     "fixed_window",
     "group_rollout",
+    "moving_steps",
     "paired_rollout",
     "random_steps",
     "random_window",

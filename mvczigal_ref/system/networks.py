@@ -114,8 +114,9 @@ def _check_prediction(config: TrainConfig, place: str, sources: SdxlSources) -> 
 def _check_scheduler(config: TrainConfig, place: str, sources: SdxlSources) -> None:
     """Refuse another prediction type than the network's own pipeline names; warn of its grid."""
     _check_prediction(config, place, sources)
-    if config.sampler.kind in ("lcm", "ddim"):
-        warn_of_grid(place, sources, few_steps=config.sampler.kind == "lcm")
+    kind, trailing = config.sampler.kind, config.sampler.spacing == "trailing"
+    if kind in ("lcm", "ddim"):
+        warn_of_grid(place, sources, few_steps=kind == "lcm", trailing=trailing)
 
 
 def backbone_of(config: TrainConfig, loaded: AnyComponents) -> Backbone:

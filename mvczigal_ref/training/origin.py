@@ -14,6 +14,7 @@ from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.fingerprint import differing_settings
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.models.lora_reading import PEFT_FILE
 from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
@@ -288,6 +289,7 @@ def _of_lora(path: Path, config: TrainConfig) -> Origin:
     file = path if path.is_file() else _lora_file(path)
     if file is None:
         raise CheckpointError(f"`--from` must name a LoRA; {str(path)!r} holds none.")
+    require_sum(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return Origin(place=str(path), iteration=None, sha256=digest, differences=(), lora=file)
 

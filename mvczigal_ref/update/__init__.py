@@ -22,8 +22,8 @@ from mvczigal_ref.update.loop import (
     update_parameters,
 )
 from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
+from mvczigal_ref.update.pair_batch import PairBatch, PairedLogProb
 from mvczigal_ref.update.pairs import (
-    PairBatch,
     PairGradients,
     PairObjective,
     accumulate_pairs,
@@ -52,6 +52,7 @@ __all__ = [
     "PairBatch",
     "PairGradients",
     "PairObjective",
+    "PairedLogProb",
     "ReplaySettings",
     "ReplayedDecision",
     "UpdateSettings",

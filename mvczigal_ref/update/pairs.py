@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,20 +10,18 @@ from torch import Tensor
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.policy import Conditioning, Policy
-from mvczigal_ref.records import PairedRollout, Trajectory
-from mvczigal_ref.shapes import PerViewReward
+from mvczigal_ref.policy import Policy
+from mvczigal_ref.records import Trajectory
 from mvczigal_ref.update.loop import GradientStats, dealt, update_parameters
 from mvczigal_ref.update.loss_scale import LossScale
+from mvczigal_ref.update.pair_batch import PairBatch
 from mvczigal_ref.update.parameters import Parameters
 from mvczigal_ref.update.replay import StepLogProb, UpdateSettings, replay_log_prob
 
 __all__ = [
-    "PairBatch",
     "PairGradients",
     "PairMicrobatch",
     "PairObjective",
-    "PairedLogProb",
     "accumulate_pairs",
     "replay",
     "update_policy",
@@ -52,57 +50,6 @@ class PairGradients(Protocol):
 
 PairObjective = Callable[[Tensor, Tensor, Tensor], PairGradients]
 """From both log-ratios and the advantage gap, values alone, to loss and derivatives."""
-
-
-class PairedLogProb(NamedTuple):
-    """Log-densities of both arms' actions under one policy."""
-
-    zigzag: StepLogProb
-    """Those of the first arm [nats or nats/element]."""
-
-    standard: StepLogProb
-    """Those of the second arm [nats or nats/element]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairBatch:
-    """Pairs that are replayed together: one slice of objects."""
-
-    rollout: PairedRollout
-    """Both arms of every pair."""
-
-    conditioning: Conditioning
-    """Text and cameras of the same objects."""
-
-    advantage_gap: PerViewReward
-    """Advantage of the zigzag arm minus that of the standard arm [1]."""
-
-    first_object: int
-    """Index of the first object within the iteration, for messages."""
-
-    reference: PairedLogProb | None = None
-    """Log-densities of both arms' actions under a frozen policy that the objective's ratios are
-    over, one entry per step of the trajectories; None leaves the policy that sampled."""
-
-    def objects(self, index: slice) -> "PairBatch":
-        """Narrow to some objects.
-
-        Args:
-            index: Objects, as a slice of the object axis with step 1.
-
-        Returns:
-            A record of views onto the same memory.
-        """
-        first = range(self.advantage_gap.shape[0])[index].start
-        return PairBatch(
-            rollout=self.rollout.objects(index),
-            conditioning=self.conditioning.objects(index),
-            advantage_gap=self.advantage_gap[index],
-            first_object=self.first_object + first,
-            reference=None
-            if self.reference is None
-            else PairedLogProb(*(scores[:, index] for scores in self.reference)),
-        )
 
 
 def accumulate_pairs(

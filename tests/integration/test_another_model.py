@@ -115,6 +115,7 @@ def test_it_trains(folder, prompts, tmp_path):
             "sampler.num_steps=3", "rollout.members=2", "rollout.window=all",
             f"run.prompts={prompts}", "run.iterations=1", "run.objects_per_iteration=2",
             "run.objects_per_slice=1", "optim.decay_iterations=1", "run.device=cpu",
+            "run.evaluation_noises=1", "sampler.evaluation_steps=0",
         ],
     )  # fmt: skip
     train(config, tmp_path, world=World(), held_out=HELD_OUT)

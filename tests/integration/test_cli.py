@@ -392,7 +392,11 @@ def test_an_export_is_what_the_run_left(finished, tmp_path, capsys):
     argv = ["export", str(finished), "--out", str(tmp_path / "one"), "--layout", "diffusers"]
     assert main(argv) == 0
 
-    assert set(contents(tmp_path / "one")) == {"README.md", "pytorch_lora_weights.safetensors"}
+    assert set(contents(tmp_path / "one")) == {
+        "README.md",
+        "SHA256SUMS",
+        "pytorch_lora_weights.safetensors",
+    }
     assert "`--out` must not exist yet" in refused(capsys, *argv)
     other = ["export", finished, "--out", tmp_path / "two", "--layout", "released"]
     assert '`layout` "released" is for' in refused(capsys, *other)

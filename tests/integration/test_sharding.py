@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,9 @@ from tests.integration.sharded_worker import config_of, run_case
 # the last bits differ, and AdamW's first steps divide by the gradient's own size.
 RELATIVE = 5e-5
 METRICS = {"rel": 2e-5, "abs": 2e-6}
-# bf16 keeps 8 bits: after two optimiser steps of AdamW, against each tensor's largest entry.
-NARROW = 0.05
+# bf16 keeps 8 bits: rewards before training were off by 0.0022, and all parameters together by
+# 0.4 % of their norm after four optimiser steps.
+NARROW_REWARD, NARROW = 0.01, 0.01
 
 START = """
 import sys
@@ -125,28 +125,21 @@ def test_losses_and_gradient_norms_are_those_of_one_process(one, two, name):
         assert other == pytest.approx(row, **METRICS)
 
 
-def test_bf16_compute_is_that_of_a_bf16_network(two, prompts, tmp_path):
-    """The rewards before training, to the bit: a LoRA that has not moved adds nothing."""
-    config = config_of(prompts, "lora", iterations=1)
-    run(replace(config, model=replace(config.model, dtype="bf16")), tmp_path)
-    before = Path("evaluations") / "before_000000.safetensors"
-    mine, theirs = load_file(tmp_path / before), load_file(two / "bf16" / before)
-
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    first, other = metrics(tmp_path)[0], metrics(two / "bf16")[0]
-    rewards = [name for name in first if "reward" in name]
-    assert {k: first[k] for k in rewards} == {k: other[k] for k in rewards}
-
-
-def test_bf16_compute_trains_fp32_parts(one, two):
+def test_bf16_compute_trains_fp32_parts(two):
     """A first ratio of exactly 1; parts and moments of fp32, near those of fp32 throughout."""
+    before = Path("evaluations") / "before_000000.safetensors"
+    mine, theirs = (load_file(two / name / before) for name in ("full", "bf16"))
+    for name in ("per_view", "joint"):
+        assert 0.0 < (mine[name] - theirs[name]).abs().max() < NARROW_REWARD
     assert [row["replay_deviation"] for row in metrics(two / "bf16")] == [0.0]
-    theirs = newest(two / "bf16")
-    assert {t.dtype for group in theirs.tensors.values() for t in group.values()} == {torch.float32}
-    mine = load_checkpoint(one / "full" / "checkpoints" / "iteration_000001")
-
-    assert 0.0 < distance(mine.policy, theirs.policy) < NARROW
+    narrow = newest(two / "bf16")
+    assert {t.dtype for group in narrow.tensors.values() for t in group.values()} == {torch.float32}
+    wide = load_checkpoint(two / "full" / "checkpoints" / "iteration_000001").policy
+    apart, norm = (
+        torch.cat([value.flatten() for value in values]).norm()
+        for values in ([wide[k] - narrow.policy[k] for k in wide], [*wide.values()])
+    )
+    assert 0.0 < apart < NARROW * norm
 
 
 @CASES

@@ -12,7 +12,7 @@ from mvczigal_ref.recipes import recipe, single_view
 from mvczigal_ref.training.trainer import train
 from tests.integration.runs import HELD_OUT, cases, evaluations, metrics, parameters
 
-QUICK = ("sd15_grpo", "sdxl_turbo_grpo", "sdxl_tcd_grpo", "sdxl_hyper_grpo", "sdxl_dmd2_zigal")
+QUICK = ("sdxl_turbo_grpo", "sd15_lcm_zigal")
 RECIPES = cases({name: name for name in single_view.__all__}, *QUICK)
 
 
@@ -43,7 +43,7 @@ def narrow(name, places, prompts, *more):
         full,
         overrides=[
             f"model.weights={places / kind}", f"model.sources={{{sources}}}", "model.image_size=32",
-            "model.dtype=fp32", f"sampler.num_steps={min(full.sampler.num_steps, 4)}",
+            "model.dtype=fp32", f"sampler.num_steps={min(full.sampler.num_steps, 2)}",
             "reward.per_view=world.per_view", f"run.prompts={prompts}", "run.iterations=1",
             "run.objects_per_iteration=2", "run.device=cpu", *groups,
             *more,
@@ -55,7 +55,7 @@ def narrow(name, places, prompts, *more):
 def test_a_recipe_of_a_single_view_unet_trains(name, places, prompts, tmp_path):
     """One iteration, every setting the recipe's but for the sizes, reward and dtype."""
     config = narrow(name, places, prompts)
-    train(config, tmp_path, world=World(), held_out=HELD_OUT)
+    train(config, tmp_path, world=World(), held_out=HELD_OUT[:1])
     (row,) = metrics(tmp_path)
 
     assert row["grad_norm"] > 0.0
@@ -68,8 +68,8 @@ def test_a_recipe_of_a_single_view_unet_trains(name, places, prompts, tmp_path):
 
 def test_every_weight_can_be_trained(places, prompts, tmp_path):
     """And is written as a UNet that diffusers reads."""
-    config = narrow("sdxl_turbo_grpo", places, prompts, "model.finetune=full")
-    train(config, tmp_path, world=World(), held_out=HELD_OUT)
+    config = narrow("sdxl_tcd_grpo", places, prompts, "model.finetune=full")
+    train(config, tmp_path, world=World(), held_out=HELD_OUT[:1])
     unet = tiny_unet_components("sdxl", seed=0).policy.unet
     trained = type(unet).from_pretrained(tmp_path / "policy" / "unet", local_files_only=True)
     moved = [not torch.equal(a, b) for a, b in zip(unet.parameters(), trained.parameters())]  # noqa: B905

@@ -10,7 +10,8 @@ import pytest
 from tests.mutants import run
 
 MATHEMATICS = (
-    "advantage", "cameras", "constraint", "diffusion", "objective", "rollout", "update",
+    "advantage", "cameras", "constraint", "diffusion", "objective", "reproduce", "rollout",
+    "update",
 )  # fmt: skip
 TOPIC = """
 [[mutant]]

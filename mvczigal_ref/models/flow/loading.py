@@ -126,9 +126,11 @@ def _read(
         family.transformer, folder / "transformer", torch_dtype=types.transformer
     )
     encoders = tuple(
-        load_model(kind, folder / name, dtype=types.text_encoders).requires_grad_(requires_grad=False)
+        load_model(kind, folder / name, dtype=types.text_encoders)
         for name, kind in numbered("text_encoder", family.text_encoders).items()
     )
+    for encoder in encoders:
+        encoder.requires_grad_(requires_grad=False)
     names = numbered("tokenizer", family.tokenizers)
     clips = zip(names, zip(tokenizers[:-1], encoders[:-1], strict=True), strict=False)
     fit_tokenizers(dict(clips))  # T5's length is chosen

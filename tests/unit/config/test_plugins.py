@@ -183,7 +183,7 @@ def test_an_objective_of_groups_learns_as_the_same_one_of_the_package(pieces):
         decision = ReplayedDecision(
             log_ratio=leaves[0], advantage=advantage, weight=weight, repeats=torch.ones(4, 2, 1),
             mean=leaves[1], std=torch.ones(4, 2, 1), step=0, mean_old=None,
-            mean_reference=reference,
+            mean_reference=reference, share=torch.ones(4, 2, 1),
         )  # fmt: skip
         loss, stats = group_objective(config, sampler)(decision)
         loss.backward()

@@ -114,7 +114,7 @@ def test_the_page_is_served_to_this_machine_alone(client, server):
     port = int(address.strip("/").rpartition(":")[2])
 
     assert client.config["analytics_enabled"] is False
-    assert log.read_text() == f"the page is at {address}; Ctrl-C ends it\n"
+    assert log.read_text() == f"loading models\nthe page is at {address}; Ctrl-C ends it\n"
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.2", port))  # of this machine, too
 

@@ -391,7 +391,7 @@ def test_means_are_kept_for_the_guard_alone(kind):
         ((BRANCHES, {"rollout.window": "fixed", "rollout.window_start": 3}), "leave room"),
         ((FLOW, GROUP, {"rollout.window": "random", "rollout.window_last_start": 3}), "leave room"),
         ((TREE, {"rollout.split_steps": [0, 4]}), "`branching` must increase within 0..3"),
-        ((TREE, {"rollout.window": "fixed"}), "stochastic"),
+        ((TREE, {"rollout.pruned_steps": [0, 1, 2, 3]}), "must leave a noisy step to train"),
         ((FLOW, GROUP, {"flow.kernel": "cps", "sampler.num_steps": 1}), "leave a step whose noise"),
         (
             (GROUP, {"sampler.num_steps": 1, "objective.train_last_action": True}),

@@ -161,13 +161,21 @@ def test_a_run_warns_of_another_grid_than_its_own(write, settings, few_steps, wo
 
 
 @pytest.mark.parametrize(
-    ("settings", "few_steps"), [(SDXL, False), (DDIM, False), (LCM, True), (LIGHTNING, True)]
+    ("settings", "few_steps", "trailing"),
+    [
+        (SDXL, False, False),
+        (DDIM, False, False),
+        (LCM, True, False),
+        (LIGHTNING, True, False),
+        (LIGHTNING, False, True),
+        (DDIM | {"timestep_spacing": "trailing", "steps_offset": 0}, False, True),
+    ],
 )
-def test_a_run_says_nothing_of_its_own_grid(write, settings, few_steps):
+def test_a_run_says_nothing_of_its_own_grid(write, settings, few_steps, trailing):
     """Nor of a base's scheduler beside a network that is distilled to few steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_grid(write(settings), SdxlSources(), few_steps=few_steps)
+        warn_of_grid(write(settings), SdxlSources(), few_steps=few_steps, trailing=trailing)
 
 
 # -- errors -------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_one_folder_serves_peft_diffusers_and_the_released_code(tmp_path):
         unet = fresh_components().policy.unet
         load_lora(unet, source)
         assert acts_as(unet, policy)
-    own = {"README.md", "lora.safetensors", "pytorch_lora_weights.safetensors"}
+    own = {"README.md", "SHA256SUMS", "lora.safetensors", "pytorch_lora_weights.safetensors"}
     assert names(folder) == PEFT | own
 
 
@@ -112,7 +112,7 @@ def test_a_flow_lora_loads_through_peft_and_diffusers(tmp_path):
     plain = flow_small.fresh_flux().policy.transformer
     assert not flows_as(plain, policy)
     assert flows_as(PeftModel.from_pretrained(plain, folder).base_model.model, policy)
-    assert names(folder) == PEFT | {"README.md", "pytorch_lora_weights.safetensors"}
+    assert names(folder) == PEFT | {"README.md", "SHA256SUMS", "pytorch_lora_weights.safetensors"}
 
 
 def test_whole_networks_are_diffusers_folders(tmp_path):
@@ -156,7 +156,7 @@ def test_one_layout_alone(layout, files, tmp_path):
     save_policy(lora, tmp_path / "out", facts=facts, layout=layout)
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
 
-    assert names(tmp_path / "out") == files | {"README.md"}
+    assert names(tmp_path / "out") == files | {"README.md", "SHA256SUMS"}
     assert card.startswith("---\nbase_model: a/base\nlibrary_name: peft\n")
     assert json.loads(card.partition("```json\n")[2].partition("```")[0]) == SETTINGS
 
@@ -185,7 +185,7 @@ def test_a_writer_that_dies_leaves_what_was_there(tmp_path, monkeypatch):
             save_policy(lora, folder)
     assert names(tmp_path) == {"policy/old"}
     save_policy(lora, folder, layout="released")
-    assert names(tmp_path) == {"policy/README.md", "policy/lora.safetensors"}
+    assert names(tmp_path) == {"policy/README.md", "policy/SHA256SUMS", "policy/lora.safetensors"}
 
 
 def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

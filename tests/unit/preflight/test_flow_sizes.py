@@ -6,9 +6,15 @@ from mvczigal_ref.models.lora import add_lora, lora_parameters
 from mvczigal_ref.preflight.flow_sizes import PUBLISHED_FLOW
 from mvczigal_ref.preflight.meta_flow import meta_flow_components
 from mvczigal_ref.recipes import RECIPES
+from tests.integration.runs import cases
 
 # Parameters of the transformer and of the text encoders; layers that a LoRA adapts; tokens and
 # width of a prompt's features, and width of its pooled ones.
+NEW = (
+    "black-forest-labs/FLUX.1-schnell",
+    "stabilityai/stable-diffusion-3.5-large",
+    "Tongyi-MAI/Z-Image-Turbo",
+)
 EXPECTED = {
     "black-forest-labs/FLUX.1-dev": (11_901_408_320, 4_885_371_136, 342, ((128, 4096), 768)),
     "black-forest-labs/FLUX.1-schnell": (11_891_178_560, 4_885_371_136, 342, ((256, 4096), 768)),
@@ -33,7 +39,7 @@ def test_every_published_pipeline_has_a_recipe():
     assert named == PUBLISHED_FLOW.keys() == EXPECTED.keys()
 
 
-@pytest.mark.parametrize("name", PUBLISHED_FLOW)
+@pytest.mark.parametrize("name", cases({name: name for name in EXPECTED}, *NEW))
 def test_a_published_pipeline_has_its_size(name):
     """Transformer, text encoders and adapted layers, without a byte of weights."""
     recipe = next(build for build in RECIPES.values() if build().model.weights == name)

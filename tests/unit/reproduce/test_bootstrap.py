@@ -55,6 +55,15 @@ def test_students_quantile_is_that_of_the_tables(degrees, expected):
     assert student_quantile(degrees) == pytest.approx(expected, abs=1e-4)
 
 
+def test_five_seeds_widen_the_percentiles_by_students_factor():
+    """2.7764 / 1.95996 times the root of 5/4, about the estimate."""
+    found = interval(torch.arange(41.0), estimate=20.0, seeds=5)
+    wider = 2.776445 / 1.959964 * math.sqrt(5 / 4)
+
+    assert found.low == pytest.approx(20.0 - 19.0 * wider, abs=1e-4)
+    assert found.high == pytest.approx(20.0 + 19.0 * wider, abs=1e-4)
+
+
 # -- laws --------------------------------------------------------------------------------
 
 

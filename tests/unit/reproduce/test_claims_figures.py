@@ -1,9 +1,12 @@
 """`reproduce.claims_figures`: pictures hold the arms that there are."""
 
 import re
+from pathlib import Path
+
+import pytest
 
 from mvczigal_ref.reproduce.claims_figures import curves_figure, front_figure
-from mvczigal_ref.reproduce.claims_record import claims_record
+from mvczigal_ref.reproduce.claims_record import claims_record, read_claims
 from tests.unit.reproduce.made_arms import made_arm
 
 
@@ -12,6 +15,7 @@ def texts(svg):
     return re.findall(r">([^<>]+)</text>", svg)
 
 
+ROOT = Path(__file__).parents[3]
 RECORD = claims_record({"tiny": made_arm(), "tiny_per_view": made_arm(joint=-0.5)})
 
 # -- laws --------------------------------------------------------------------------------
@@ -42,3 +46,11 @@ def test_pictures_of_no_runs_are_empty():
 
     assert "joint gain [dB]" in texts(front_figure(nothing))
     assert "multiplier [1]" in texts(curves_figure(nothing))
+
+
+@pytest.mark.parametrize(("name", "draw"), [("front", front_figure), ("curves", curves_figure)])
+def test_the_documents_picture_is_that_of_the_stored_numbers(name, draw):
+    """Its words; `python -m bench pictures` draws it again."""
+    stored = (ROOT / "fixtures" / "pictures" / f"claims_{name}.svg").read_text("utf-8")
+
+    assert texts(stored) == texts(draw(read_claims(ROOT / "docs" / "results" / "claims.json")))

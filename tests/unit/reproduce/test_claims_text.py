@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from mvczigal_ref.reproduce.claims import ARM_SETS, CLAIMS
-from mvczigal_ref.reproduce.claims_text import arm_table, claim_table
+from mvczigal_ref.reproduce.claims_record import claims_record, read_claims
+from mvczigal_ref.reproduce.claims_text import arm_table, claim_table, claims_markdown
+from tests.unit.reproduce.made_arms import made_arm
 
-PAGE = Path(__file__).parents[3] / "docs" / "claims.md"
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = DOCS / "claims.md"
 
 
 # -- laws --------------------------------------------------------------------------------
@@ -36,3 +39,21 @@ def test_every_arm_has_a_row_with_its_recipe_and_settings():
 def test_the_document_says_what_the_data_say(table):
     """`python -m bench pictures` writes it again."""
     assert table() in PAGE.read_text("utf-8")
+
+
+def test_the_document_says_what_was_found():
+    """Verdicts, requirements and gains of the stored record."""
+    found = claims_markdown(read_claims(DOCS / "results" / "claims.json"))
+
+    assert found in PAGE.read_text("utf-8")
+
+
+def test_every_requirement_stands_with_its_interval_and_answer():
+    """Seeds are counted where they are too few, and runs that are absent are said to be."""
+    arms = {"tiny": made_arm(), "tiny_per_view": made_arm(seeds=[10, 11], joint=-0.5)}
+    text = claims_markdown(claims_record(arms | {"tiny": made_arm(seeds=[10, 11, 12])}))
+
+    assert "minus per view alone, joint: +1.000 [+1.000, +1.000] dB, above 0: open" in text
+    assert "; P 1.00 [1.00, 1.00] (2 of 5 seeds)" in text
+    assert "MVC-ZigAL minus MVC-ZigPG, sum of both: no runs" in text
+    assert "| weak_cameras | MVC-ZigAL (`tiny`) | 3 | 10.00, +1." in text

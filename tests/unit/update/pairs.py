@@ -9,7 +9,7 @@ from mvczigal_ref.objective.reward_difference import (
     reward_difference_loss,
 )
 from mvczigal_ref.rollout.pair import paired_rollout
-from mvczigal_ref.update.pairs import PairBatch
+from mvczigal_ref.update.pair_batch import PairBatch
 from mvczigal_ref.update.replay import UpdateSettings, replay_log_prob
 from tests.policies import numbered
 from tests.trajectories import noise

@@ -12,7 +12,8 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError, ReplayMismatchError, ZeroGradientError
 from mvczigal_ref.models.lora import lora_parameters
 from mvczigal_ref.update.loop import asks_for_change, optimizer_step
-from mvczigal_ref.update.pairs import PairBatch, update_policy
+from mvczigal_ref.update.pair_batch import PairBatch
+from mvczigal_ref.update.pairs import update_policy
 from tests import oracles
 from tests.compare import FP64
 from tests.policies import DetachedPolicy, LinearPolicy, Recorded

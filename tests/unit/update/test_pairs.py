@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.objective.preference import preference_gradients, preference_loss
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
-from mvczigal_ref.update.pairs import PairedLogProb, PairGradients, accumulate_pairs
+from mvczigal_ref.update.pair_batch import PairedLogProb
+from mvczigal_ref.update.pairs import PairGradients, accumulate_pairs
 from mvczigal_ref.update.replay import replay_log_prob
 from tests.compare import FP64
 from tests.policies import LinearPolicy, Recorded

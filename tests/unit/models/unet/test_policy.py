@@ -100,7 +100,7 @@ def test_a_guidance_embedding_is_called_once():
     assert (low - high).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", PUBLISHED_UNETS)
+@pytest.mark.parametrize("name", [n for n in PUBLISHED_UNETS if "turbo" not in n])
 def test_a_published_unet_has_its_size_and_its_lora_targets(name):
     """On the meta device: parameters, and layers that a LoRA adapts, two factors each."""
     sizes = PUBLISHED_UNETS[name]
