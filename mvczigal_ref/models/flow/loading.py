@@ -126,7 +126,9 @@ def _read(
         family.transformer, folder / "transformer", torch_dtype=types.transformer
     )
     encoders = tuple(
-        load_model(kind, folder / name, dtype=types.text_encoders).requires_grad_(requires_grad=False)
+        load_model(kind, folder / name, dtype=types.text_encoders).requires_grad_(
+            requires_grad=False
+        )
         for name, kind in numbered("text_encoder", family.text_encoders).items()
     )
     names = numbered("tokenizer", family.tokenizers)
