@@ -78,7 +78,13 @@ def plan_key(config: TrainConfig, *, processes: int) -> str:
 
 
 def _settings(config: TrainConfig) -> Mapping[str, Any]:
-    return {name: value for name, value in to_dict(config).items() if name != "recipe"}
+    """Give the settings that are no defaults, so that a new setting leaves old keys as they are."""
+    defaults = to_dict(TrainConfig())
+    return {
+        section: {n: v for n, v in values.items() if v != defaults[section][n]}
+        for section, values in to_dict(config).items()
+        if section != "recipe"
+    }
 
 
 def _version(library: str) -> str:
