@@ -107,10 +107,14 @@ def _loss(
                 decision.mean, decision.mean_reference, step_length=length, **settings
             )
     if kl is not None:
-        kl = kl * decision.repeats * decision.share
+        kl = kl * decision.repeats
     clip_range = objective.clip_range if objective.clip else float("inf")
     penalty: dict[str, Any] = {"kl": kl, "kl_weight": objective.kl_weight}
-    weight = decision.weight * decision.share
+    weight = decision.weight
+    # Only where groups are left out: a product by 1 has another layout in memory, and other bits.
+    if decision.share is not None:
+        weight = weight * decision.share
+        penalty["kl"] = None if kl is None else kl * decision.share
     if objective.kind == "divergence" and decision.mean_old is not None:
         return divergence_loss(
             decision.log_ratio, decision.advantage, mean=decision.mean,
@@ -121,7 +125,7 @@ def _loss(
     if terms is not None:
         clipped = decision.log_ratio
         loss, stats = plugin_surrogate_loss(
-            terms, objective, clipped, decision.advantage, weight=weight, kl=kl
+            terms, objective, clipped, decision.advantage, weight=weight, kl=penalty["kl"]
         )
     elif objective.kind == "guard" and length is not None and decision.mean_old is not None:
         loss, stats = guard_loss(

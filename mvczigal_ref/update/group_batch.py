@@ -51,9 +51,6 @@ class ReplayedDecision:
     repeats: MemberTable
     """Number of conditions that each term stands for, divided by its mean [1]."""
 
-    share: MemberTable
-    """Weight of each prompt's terms in every mean, divergences among them; 1 on average [1]."""
-
     mean: MemberLatent
     """Mean of each member's Gaussian [1]. Gradient flows."""
 
@@ -69,6 +66,10 @@ class ReplayedDecision:
 
     mean_reference: MemberLatent | None
     """Mean of each member's Gaussian under the reference policy [1]; None where there is none."""
+
+    share: MemberTable | None = None
+    """Weight of each prompt's terms in every mean, divergences among them; 1 on average [1]; None
+    is 1 each."""
 
     sequence: MemberTable | None = None
     """Mean log-ratio of each member's trajectory over its trained steps, without gradient [nats or

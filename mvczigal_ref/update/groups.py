@@ -70,8 +70,8 @@ class GroupMicrobatch:
     settings: GroupUpdateSettings
     """Guidance and reduction."""
 
-    share: tuple[float, ...]
-    """Weight of each prompt in every mean [1]."""
+    share: tuple[float, ...] | None
+    """Weight of each prompt in every mean [1]; None is 1 each."""
 
     members: slice
     """Members of the batch's decision that these are."""
@@ -133,7 +133,9 @@ class GroupMicrobatch:
                 advantage=self.advantage.to(log_ratio.dtype),
                 weight=self._relative(self.weight, log_ratio),
                 repeats=repeats,
-                share=log_ratio.new_tensor(self.share)[:, None].expand_as(log_ratio),
+                share=None
+                if self.share is None
+                else log_ratio.new_tensor(self.share)[:, None].expand_as(log_ratio),
                 sequence=sequence,
                 mean=transition.mean,
                 std=transition.std,
@@ -295,7 +297,7 @@ def _microbatches(
             advantage=batch.advantage[index][:, members].transpose(0, 1),
             weight=tuple(batch.step_weight[index] * share for share in weights),
             repeats=batch.repeats or ones,
-            share=batch.shares or (1.0,) * len(batch.objects),
+            share=batch.shares,
             members=members,
             first=index == 0 and members.start == 0,
             sequence=sequence,
