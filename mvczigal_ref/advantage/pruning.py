@@ -35,6 +35,7 @@ def spread_weights(advantage: Float[Tensor, "*group sample"]) -> Float[Tensor, "
         One weight per group [1], 1 on average; all 0 where no group has spread.
 
     Examples:
+        >>> import torch
         >>> spread_weights(torch.tensor([[1.0, -1.0], [0.0, 0.0]])).tolist()
         [2.0, 0.0]
     """
@@ -67,6 +68,7 @@ def prune_samples(
         ValueError: If ``share`` is outside [0, 1) or ``advantage`` is of half precision.
 
     Examples:
+        >>> import torch
         >>> prune_samples(torch.tensor([0.5, -2.0, 0.1, 1.0]), share=0.5).tolist()
         [0.0, -4.0, 0.0, 2.0]
     """
@@ -111,6 +113,7 @@ def prune_nodes(
             divide the nodes.
 
     Examples:
+        >>> import torch
         >>> nodes = torch.tensor([1.0, -1.0, 3.0, 2.0])
         >>> prune_nodes(nodes, keep="siblings", siblings=2).tolist()
         [2.0, 0.0, 6.0, 0.0]

@@ -51,7 +51,7 @@ def described_sections(folder: Path = CONFIG) -> dict[str, tuple[str, list[Setti
 
     Examples:
         >>> about, settings = described_sections()["optim"]
-        >>> settings[0].name, settings[0].unit
+        >>> settings[1].name, settings[1].unit
         ('lr', 'parameter units per step')
     """
     classes = {

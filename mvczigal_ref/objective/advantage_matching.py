@@ -47,6 +47,7 @@ def matching_error(
         ValueError: If a tensor is half precision.
 
     Examples:
+        >>> import torch
         >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         >>> matching_error(zero, clean=zero, latent_t=one, level=torch.tensor(0.5)).item()
         4.0
@@ -80,6 +81,7 @@ def matching_score(
         ValueError: If ``weight`` is unknown.
 
     Examples:
+        >>> import torch
         >>> matching_score(torch.tensor(4.0), torch.tensor(0.5), weight="level").item()
         -2.0
     """
@@ -137,6 +139,7 @@ def advantage_matching_loss(
         ValueError: As :func:`~mvczigal_ref.objective.clipped.clipped_surrogate_loss`.
 
     Examples:
+        >>> import torch
         >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         >>> loss, _ = advantage_matching_loss(
         ...     zero, velocity_old=zero, clean=zero, latent_t=one, level=torch.tensor(0.5),

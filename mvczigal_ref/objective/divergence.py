@@ -45,6 +45,7 @@ def outside_region(
         ValueError: If ``divergence_range`` is not positive.
 
     Examples:
+        >>> import torch
         >>> outside_region(
         ...     torch.tensor([0.1, -0.1, 0.1]), torch.ones(3), torch.tensor([2.0, 2.0, 0.5]),
         ...     divergence_range=1.0,
@@ -103,6 +104,7 @@ def divergence_loss(
             and :func:`~mvczigal_ref.objective.clipped.clipped_surrogate_loss`.
 
     Examples:
+        >>> import torch
         >>> mean, old = torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1)
         >>> log_ratio = torch.tensor([0.1, -0.1]).requires_grad_()
         >>> loss, stats = divergence_loss(

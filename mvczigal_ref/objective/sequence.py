@@ -30,6 +30,7 @@ def sequence_log_ratio(log_ratio: Float[Tensor, "*sample step"]) -> Float[Tensor
         ValueError: If ``log_ratio`` has no step or is of half precision.
 
     Examples:
+        >>> import torch
         >>> sequence_log_ratio(torch.tensor([[0.5, -0.25, 0.5]])).tolist()
         [0.25]
     """
@@ -73,6 +74,7 @@ def sequence_loss(
             :func:`~mvczigal_ref.objective.clipped.clipped_surrogate_loss`.
 
     Examples:
+        >>> import torch
         >>> log_ratio = torch.tensor([[0.2, -0.2], [0.4, 0.4]]).requires_grad_()
         >>> loss, stats = sequence_loss(log_ratio, torch.ones(2), clip_range=0.1)
         >>> loss.backward()
@@ -106,6 +108,7 @@ def through_sequence(
         ValueError: If a tensor is half precision.
 
     Examples:
+        >>> import torch
         >>> step = torch.tensor(0.5).requires_grad_()
         >>> through = through_sequence(step, sequence=torch.tensor(0.25))
         >>> through.item(), torch.autograd.grad(through, step)[0].item()

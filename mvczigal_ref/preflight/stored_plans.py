@@ -38,7 +38,7 @@ def stored_plan(config: TrainConfig, *, processes: int) -> Plan | None:
     Examples:
         >>> from dataclasses import replace
         >>> config = TrainConfig()
-        >>> run = replace(config.run, objects_per_iteration=4 * 77)
+        >>> run = replace(config.run, objects_per_iteration=8 * 77)
         >>> stored_plan(replace(config, run=run), processes=1) is None
         True
     """

@@ -13,6 +13,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ConfigError, NonFiniteError
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.method import method_of
+from mvczigal_ref.method.caption import caption_seed
 from mvczigal_ref.method.protocol import Learner
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.training.tracking import StageTimer
@@ -218,7 +219,8 @@ def test_captions_are_recorded_with_what_they_move(how):
     assert sum(result.captions["drift_counts"]) > 0
     assert metrics["drift/mean"] > 0
     leaves = {"rollout.kind": 3, "tree": 4}.get(how["rollout.kind"], 3)
-    assert said.asked == [([prompt], (1, leaves, 3, 3, 4, 4), 0) for prompt in PROMPTS[:2]]
+    seed = caption_seed(config.run.seed, 0)
+    assert said.asked == [([prompt], (1, leaves, 3, 3, 4, 4), seed) for prompt in PROMPTS[:2]]
 
 
 def test_nothing_is_clipped_on_policy_under_a_caption():

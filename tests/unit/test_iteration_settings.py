@@ -86,6 +86,16 @@ GROUPS = (
     "advantage.delta", "advantage.clip", "advantage.fusion", "objective.kl_",
     "objective.step_weight", "objective.train_share", "optim.step_per_decision",
 )  # fmt: skip
+# Settings of the family's methods: their rooms' tests and `test_combinations.py` hold them.
+FAMILY = {
+    "advantage.drop_alike", "advantage.fusion", "advantage.pruned_share", "flow.density",
+    "flow.ode",
+    "forward.advantage", "forward.loss", "forward.matching_weight", "forward.old_decay_after",
+    "forward.shared_noise", "objective.density", "objective.divergence_range",
+    "objective.reference", "rollout.last_stride", "rollout.pruned_first",
+    "rollout.pruned_interval", "rollout.pruned_leaves", "rollout.pruned_share",
+    "rollout.pruned_steps", "rollout.split_density", "rollout.split_noise", "rollout.tail_share",
+}  # fmt: skip
 BUILT = "read when the system is built"
 RUN = "read by the trainer, between iterations"
 ELSEWHERE = {
@@ -95,6 +105,7 @@ ELSEWHERE = {
     "model.sources": BUILT,
     "sampler.negative_prompt": BUILT,
     "sampler.evaluation_steps": BUILT,
+    "sampler.spacing": BUILT,
     "model.rig": BUILT,
     "model.image_size": BUILT,
     "model.finetune": BUILT,
@@ -327,7 +338,7 @@ def test_every_setting_is_read_somewhere():
     }
     groups = {path for path in paths if path.startswith(GROUPS)}
 
-    assert paths == {*PAIRS_READ, *PAIRS_CUTS, *ELSEWHERE, *groups}
+    assert paths == {*PAIRS_READ, *PAIRS_CUTS, *ELSEWHERE, *FAMILY, *groups}
     assert not PAIRS_READ.keys() & ELSEWHERE.keys()
-    assert groups - {*GROUPS_READ, *GROUPS_CUTS} == GROUPS_BUILT
+    assert groups - {*GROUPS_READ, *GROUPS_CUTS, *FAMILY} == GROUPS_BUILT
     assert {*GROUPS_READ, *GROUPS_CUTS} <= paths
