@@ -179,8 +179,9 @@ def _goal(
     """Name the type of the device that the results are on."""
     if named.get("device") is not None:
         return torch.device(named["device"]).type
-    if rules.in_place:
-        return arguments[0].device.type
+    if rules.in_place:  # of a tensor, or of each of a list
+        first = arguments[0]
+        return (first[0] if isinstance(first, list) else first).device.type
     return NAME if any(isinstance(tensor, PretendTensor) for tensor in used) else "cpu"
 
 

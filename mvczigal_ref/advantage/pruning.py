@@ -115,7 +115,7 @@ def prune_nodes(
     Examples:
         >>> import torch
         >>> nodes = torch.tensor([1.0, -1.0, 3.0, 2.0])
-        >>> prune_nodes(nodes, keep="siblings", siblings=2).tolist()
+        >>> (prune_nodes(nodes, keep="siblings", siblings=2) + 0.0).tolist()
         [2.0, 0.0, 6.0, 0.0]
         >>> prune_nodes(nodes, keep="extremes", siblings=2).tolist()
         [0.0, -2.0, 6.0, 0.0]

@@ -1,7 +1,8 @@
 """Names of scorers, and checks of them that need no scorer: a mistake is refused at once."""
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -166,7 +167,7 @@ def check_scorer_name(
         raise ConfigError(msg)
     if (url and not is_chat(name)) or is_function(name):
         return
-    if name not in SCORER_NAMES[kind]:
+    if name not in SCORER_NAMES[kind] and name not in _registered(kind):
         raise _unknown(setting, kind, name)
     if name.startswith("hyperscore") and weights is None:
         msg = (
@@ -180,6 +181,14 @@ def check_scorer_name(
         if not Path(place).expanduser().exists():
             msg = f"`reward.{table}` of {name!r} must be there; {place!r} is no folder or file."
             raise ConfigError(msg)
+
+
+def _registered(kind: ScorerKind) -> Collection[str]:
+    """List the builders that a program may have added to; none before their module is used."""
+    builders = sys.modules.get("mvczigal_ref.reward.builders")
+    return (
+        () if builders is None else {"per_view": builders.PER_VIEW, "joint": builders.JOINT}[kind]
+    )
 
 
 def is_function(name: str) -> bool:
@@ -197,7 +206,9 @@ def is_function(name: str) -> bool:
     """
     if is_code(name):
         return True
-    ours = name == VIEW_MEAN or any(name in names for names in SCORER_NAMES.values())
+    ours = name == VIEW_MEAN or any(
+        name in names or name in _registered(kind) for kind, names in SCORER_NAMES.items()
+    )
     return not ours and plugin("scorers", name) is not None
 
 

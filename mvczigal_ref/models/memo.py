@@ -88,5 +88,9 @@ def memo(
 
 
 def _stamp(tensors: Sequence[Tensor]) -> list[Any]:
-    """Give what tells a tensor's present values from others."""
-    return [part for t in tensors for part in (t.data_ptr(), t._version, t.shape, t.stride())]
+    """Give what tells a tensor's present values from others.
+
+    A tensor that wraps another has no address of its own, but an identity.
+    """
+    parts = ((id(t), t.data_ptr(), t._version, t.shape, t.stride()) for t in tensors)
+    return list(parts)

@@ -285,7 +285,7 @@ def test_a_file_of_settings_gives_way_to_words(words, finished, tmp_path, capsys
         (["convert-reward", "absent.pt", "out.safetensors"], r"'absent\.pt'"),
         (["convert-reward", "a.pt", "out.pt"], r"'out\.pt'"),
         (["evaluate", "--run", "absent"], r"'absent' is no run folder"),
-        (["evaluate", "tiny", "--noises", "0"], r"--noises.*at least 1.*0"),
+        (["evaluate", "tiny", "--noises", "0"], r"--noises.*must be 1 to 100000.*0"),
         (["evaluate", "tiny", "--seeds", "1", "1"], r"--seeds.*differ"),
         (["evaluate", "tiny", "--prompts", "absent.txt"], r"absent.txt"),
         (["evaluate", "tiny", "--device", "abacus"], r"device 'abacus'"),

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mvczigal_ref.cameras import PAPER_RIG
-from mvczigal_ref.config import from_dict, load_config, scorer_names
+from mvczigal_ref.config import from_dict, load_config
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, ConfigError
@@ -53,9 +53,6 @@ def quick_scorers(monkeypatch):
     """Offer scorers that cost nothing, beside the world's."""
     monkeypatch.setitem(registry.PER_VIEW, "quick", lambda options: per_view_score)
     monkeypatch.setitem(registry.JOINT, "quick_joint", lambda options: joint_score)
-    names = {"per_view": ("quick", "judge"), "joint": ("quick_joint",)}
-    every = {kind: (*names[kind], *there) for kind, there in scorer_names.SCORER_NAMES.items()}
-    monkeypatch.setattr(scorer_names, "SCORER_NAMES", every)
 
 
 def build(components=None, **sections):
