@@ -184,10 +184,12 @@ def test_a_share_weighs_a_prompt_in_loss_and_divergence_alike():
     seen = []
 
     def objective(decision):
-        seen.append(decision.share.clone())
+        seen.append(decision.share)
+        weight = 1.0 if decision.share is None else decision.share
         return clipped_surrogate_loss(
-            decision.log_ratio, decision.advantage, clip_range=math.inf, weight=decision.share
-        )
+            decision.log_ratio, decision.advantage, clip_range=math.inf,
+            weight=decision.weight * weight,
+        )  # fmt: skip
 
     whole = batch_of(record)
     update(policies[0], sampler, [[replace(whole, shares=(2.0, 0.0))]], objective=objective)
@@ -200,6 +202,7 @@ def test_a_share_weighs_a_prompt_in_loss_and_divergence_alike():
 
     torch.testing.assert_close(policies[0].gain, policies[1].gain, rtol=1e-10, atol=1e-12)
     assert seen[0][0, :, 0].tolist() == [2.0, 0.0]
+    assert seen[-1] is None  # one prompt, nothing to weigh
 
 
 @pytest.mark.parametrize("density", ["drawn", "kernel"])
