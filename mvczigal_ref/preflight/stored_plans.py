@@ -55,9 +55,9 @@ def stored_plan(config: TrainConfig, *, processes: int) -> Plan | None:
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:
-    """Give a plan's fields as JSON values."""
+    """Give a plan's fields as JSON values, without the folders of the machine that measured it."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
-    return values
+    return values | {"source": Path(plan.source).name}
 
 
 def plan_key(config: TrainConfig, *, processes: int) -> str:

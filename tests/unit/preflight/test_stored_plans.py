@@ -39,6 +39,7 @@ def test_a_plan_comes_back_as_it_was(monkeypatch, tmp_path):
     config = recipe("tiny")
     measured = replace(stored_plan(config, processes=1), latent=(3, 2, 1), samples=5)
     key = plan_key(replace(config, recipe="other"), processes=1)
+    assert plan_values(measured)["source"] == "tiny_world"
     (tmp_path / "plans.json").write_text(json.dumps({key: plan_values(measured)}), "utf-8")
     monkeypatch.setattr(stored_plans, "STORED", tmp_path / "plans.json")
     assert stored_plan(config, processes=1) == measured
