@@ -3,29 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mvczigal_ref.diffusion.flow_schedule import resolution_shift, shift_sigma
-from mvczigal_ref.files import atomic_write, to_json, usual_mode
 from mvczigal_ref.models.flow.families import family_of, numbered
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.latents import ScaledAutoencoder
-from mvczigal_ref.models.loading import cast_network, quiet, save_config, stored
-from mvczigal_ref.models.lora import adapter_names
+from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.models.scheduler_settings import check_scheduler
+from mvczigal_ref.models.whole_pipelines import require_no_lora, save_pipeline
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import PromptEmbedding
 
 __all__ = ["FlowComponents"]
-
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,12 +179,7 @@ class FlowComponents(ScaledAutoencoder):
         Raises:
             ValueError: If the transformer holds a LoRA, which these files do not.
         """
-        if adapter_names(self.policy.transformer):
-            msg = (
-                "`policy` must hold no LoRA to be saved whole; got one that does. Save it with "
-                "save_policy, or fuse and unload it with diffusers' `fuse_lora` and `unload_lora`."
-            )
-            raise ValueError(msg)
+        require_no_lora(self.policy.transformer)
         folder, family = Path(folder), family_of(self.policy)
         mean, std = self.latent_mean.tolist(), self.latent_std.tolist()
         if len(set(mean)) == len(set(std)) == 1:
@@ -203,21 +193,7 @@ class FlowComponents(ScaledAutoencoder):
             **numbered("text_encoder", self.text_encoders),
         }
         networks = {"transformer": self.policy.transformer, "vae": self.vae}
-        with quiet():
-            for name, part in texts.items():
-                if isinstance(part, PreTrainedModel):
-                    values = stored(part.state_dict(), dtype)
-                    part.save_pretrained(folder / name, state_dict=values)
-                else:
-                    part.save_pretrained(folder / name)
-        for name, network in networks.items():
-            save_config(network, folder / name)
-            values = stored(network.state_dict(), dtype)
-            save_file(values, folder / name / WEIGHTS_FILE, metadata={"format": "pt"})
-        usual_mode(folder)
-        self.scheduler.save_config(folder / "scheduler")
-        index: dict[str, Any] = {"_class_name": family.pipeline}
-        for name, part in {**texts, **networks, "scheduler": self.scheduler}.items():
-            library = "transformers" if name in texts else "diffusers"
-            index[name] = [library, type(part).__name__]
-        atomic_write(folder / "model_index.json", to_json(index))
+        save_pipeline(
+            folder, pipeline=family.pipeline, texts=texts, networks=networks,
+            scheduler=self.scheduler, others={}, dtype=dtype,
+        )  # fmt: skip

@@ -7,24 +7,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedModel
 
-from mvczigal_ref.files import atomic_write, to_json, usual_mode
 from mvczigal_ref.models.flow.families import numbered
 from mvczigal_ref.models.latents import ScaledAutoencoder
-from mvczigal_ref.models.loading import cast_network, quiet, save_config, stored
-from mvczigal_ref.models.lora import adapter_names
+from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.models.schedulers import sdxl_scheduler
 from mvczigal_ref.models.unet.families import UnetFamily
 from mvczigal_ref.models.unet.policy import SingleViewUnet
+from mvczigal_ref.models.whole_pipelines import require_no_lora, save_pipeline
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import PromptEmbedding
 
 __all__ = ["UnetComponents"]
-
-_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,12 +134,7 @@ class UnetComponents(ScaledAutoencoder):
         Raises:
             ValueError: If the UNet holds a LoRA, which these files do not.
         """
-        if adapter_names(self.policy.unet):
-            msg = (
-                "`policy` must hold no LoRA to be saved whole; got one that does. Save it with "
-                "save_policy, or fuse and unload it with diffusers' `fuse_lora` and `unload_lora`."
-            )
-            raise ValueError(msg)
+        require_no_lora(self.policy.unet)
         folder = Path(folder)
         mean, std = self.latent_mean.tolist(), self.latent_std.tolist()
         scaling = {"latents_mean": mean, "latents_std": std, "scaling_factor": 1.0}
@@ -156,24 +147,12 @@ class UnetComponents(ScaledAutoencoder):
             **numbered("text_encoder", self.text_encoders),
         }
         networks = {"unet": self.policy.unet, "vae": self.vae}
-        with quiet():
-            for name, part in texts.items():
-                values: dict[str, Any] = {}
-                if isinstance(part, PreTrainedModel):
-                    values = {"state_dict": stored(part.state_dict(), dtype)}
-                part.save_pretrained(folder / name, **values)
-        for name, network in networks.items():
-            save_config(network, folder / name)
-            tensors = stored(network.state_dict(), dtype)
-            save_file(tensors, folder / name / _WEIGHTS_FILE, metadata={"format": "pt"})
-        usual_mode(folder)
-        scheduler = sdxl_scheduler(few_steps=self.policy.guidance_width is not None)
-        scheduler.save_config(folder / "scheduler")
-        index: dict[str, Any] = {"_class_name": self.family.pipeline}
-        for name, part in {**texts, **networks, "scheduler": scheduler}.items():
-            library = "transformers" if name in texts else "diffusers"
-            index[name] = [library, type(part).__name__]
+        others: dict[str, Any] = {}
         if len(self.tokenizers) == 1:  # diffusers' pipeline asks for these
-            index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
-            index["requires_safety_checker"] = False
-        atomic_write(folder / "model_index.json", to_json(index))
+            others = {"safety_checker": [None, None], "feature_extractor": [None, None]}
+            others["requires_safety_checker"] = False
+        save_pipeline(
+            folder, pipeline=self.family.pipeline, texts=texts, networks=networks,
+            scheduler=sdxl_scheduler(few_steps=self.policy.guidance_width is not None),
+            others=others, dtype=dtype,
+        )  # fmt: skip
