@@ -36,7 +36,7 @@ def reproduce_claims(command: "Reproduce") -> None:
     """
     from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.reproduce.claim_runs import arms_of, claim_runs, finished_arms
-    from mvczigal_ref.reproduce.claims import CLAIMS, SEEDS
+    from mvczigal_ref.reproduce.claims import ARM_SETS, CLAIMS, SEEDS
     from mvczigal_ref.reproduce.claims_record import claims_record
 
     letters = [claim.letter for claim in CLAIMS]
@@ -46,21 +46,25 @@ def reproduce_claims(command: "Reproduce") -> None:
     if command.iterations is not None and command.iterations < 1:
         raise ConfigError(f"`--iterations` must be at least 1; got {command.iterations}.")
     folder, seeds = command.out or Path("runs/claims"), command.seeds or SEEDS
-    require_folder(folder)
+    arms = {row.arm for one in ARM_SETS.values() for row in one.methods}
+    ours = {*arms, "calls.json", "claims.json"}
+    require_folder(folder, written=lambda name: (name.rpartition("-")[0] or name) in ours)
     console = console_of(command)
     length = () if command.iterations is None else (
         f"run.iterations={command.iterations}", f"optim.decay_iterations={command.iterations}",
     )  # fmt: skip
     overrides = (*length, *command.settings)
     if not command.read_only:
-        arms = arms_of(command.claim)
-        with Steps(console, "counting the network calls of every arm", len(arms)) as steps:
+        chosen = arms_of(command.claim)
+        with Steps(console, "counting the network calls of every arm", len(chosen)) as steps:
             runs = claim_runs(
-                folder, arms=arms, seeds=seeds, overrides=overrides, progress=steps.advance
+                folder, arms=chosen, seeds=seeds, overrides=overrides, progress=steps.advance
             )
         if command.list:
             _print_list(console, runs, command.claim or letters)
             return
+        for run in runs:
+            require_folder(run.folder, run=True)
         _train(console, runs)
     record = claims_record(finished_arms(folder, seeds=seeds, overrides=overrides))
     text = _write(folder, record)

@@ -1,7 +1,7 @@
 """Compare the papers' methods, and vary prompts ahead of training: arguments and work."""
 
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +76,6 @@ def reproduce(command: Reproduce) -> None:
         raise ConfigError(f"{msg}: `mvczigal reproduce claims ...`.")
     out = command.out or Path("runs/reproduce")
     seeds = command.seeds or (0, 1, 2)
-    require_folder(out)
     from rich.markup import escape
 
     from mvczigal_ref.cli.display import TrainingDisplay
@@ -92,6 +91,7 @@ def reproduce(command: Reproduce) -> None:
         to_text,
     )
 
+    require_folder(out, written=lambda name: name.removesuffix(".json") in COMPARISONS)
     console = console_of(command)
     methods = sum(len(COMPARISONS[name].methods) for name in command.sets)
     numbers = count(1)
@@ -112,6 +112,8 @@ def reproduce(command: Reproduce) -> None:
             )
             for name in command.sets
         }  # fmt: skip
+    for run in chain.from_iterable(chain.from_iterable(planned.values())):
+        require_folder(run.folder, run=True)
     content = {}
     for name, runs in planned.items():
         try:

@@ -1,6 +1,7 @@
 """Settings of a run or of a policy, from a command's words; mistakes are refused before work."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -134,7 +135,7 @@ def policy_config(
             _require_typed_key(base, words, "reward", "a run")
     else:
         base = named_recipe(name or _RECIPE)
-    config = load_config(base, overrides=words, training=False)
+    config = _sampled(base, words)
     allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
     for word in words:
         if not word.startswith(allowed):
@@ -147,6 +148,19 @@ def policy_config(
         if weights is None
         else load_config(config, overrides=[f"model.weights={weights}"], training=False)
     )
+
+
+def _sampled(base: "TrainConfig", words: Sequence[str]) -> "TrainConfig":
+    """Change settings of sampling; one step will do, though it leaves training nothing to learn."""
+    from mvczigal_ref.config import load_config
+
+    try:
+        return load_config(base, overrides=words, training=False)
+    except ConfigError as refusal:
+        every = [*words, "objective.train_last_action=true"]  # which sampling does not read
+        with suppress(ConfigError):
+            return load_config(base, overrides=every, training=False)
+        raise refusal from refusal.__cause__
 
 
 def _require_typed_key(
@@ -248,23 +262,34 @@ Pass a folder that `mvczigal train` wrote.
         raise CheckpointError(msg)
 
 
-def require_folder(folder: Path, *, run: bool = False) -> None:
+def require_folder(
+    folder: Path, *, run: bool = False, written: Callable[[str], bool] | None = None
+) -> None:
     """Refuse an output folder that cannot be one, before anything is computed.
 
     Args:
         folder: Folder to be written, which need not exist.
         run: Whether a run goes there, which takes no folder that holds other files.
+        written: Tells the names that the command writes; the folder must hold one if it holds
+            anything. None takes any folder.
 
     Raises:
-        ConfigError: If it is a file, or holds files and no run where a run is to go.
+        ConfigError: If it is a file, or holds files and no run where a run is to go, or none of
+            those that the command writes.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ConfigError(f"`--out` must be a folder; got the file {str(folder)!r}.")
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    more = ", ..." if len(names) > 3 else ""
+    if written is not None and names and not any(map(written, names)):
+        msg = (
+            f"`--out` must be empty, absent, or a folder that this command wrote; {str(folder)!r} "
+            f"holds {', '.join(names[:3])}{more}. Choose another folder."
+        )
+        raise ConfigError(msg)
     if run and names and "config.json" not in names:
-        more = ", ..." if len(names) > 3 else ""
         msg = (
             f"`--out` must be a run folder, empty or absent; {str(folder)!r} holds "
             f"{', '.join(names[:3])}{more} and no config.json. Choose another folder."
