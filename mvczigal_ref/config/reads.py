@@ -241,8 +241,8 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     _captions("world_edits", "stored"): ("condition.num_captions",),
     _captions("stored"): ("condition.file",),
-    _captions("chat", "local"): ("condition.model",),
-    _captions("chat"): ("condition.url", "condition.api_key_env", "condition.requests_at_once"),
+    _captions("chat", "local"): ("condition.model", "condition.requests_at_once"),
+    _captions("chat"): ("condition.url", "condition.api_key_env"),
     _captions("world", "world_edits", "chat", "local"): ("condition.instructions",),
     Condition(lambda c: not (isinstance(c.reward.per_view, str)
                              and isinstance(c.reward.joint, str)),
