@@ -21,7 +21,6 @@ __all__ = [
     "SettingWords",
     "build_policy",
     "build_start",
-    "named_recipe",
     "policy_config",
     "recipe_config",
     "require_folder",
@@ -49,29 +48,6 @@ _READ_BY_A_POLICY = ("sampler.", "flow.shift", "flow.ode", "zigzag.", "run.objec
 _READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
 
 
-def named_recipe(name: str) -> "TrainConfig":
-    """Give a recipe's configuration.
-
-    Args:
-        name: Name of the recipe.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ConfigError: If there is no such recipe; names the nearest.
-
-    Examples:
-        >>> named_recipe("tinny")
-        Traceback (most recent call last):
-        mvczigal_ref.errors.ConfigError: unknown recipe: `tinny`; did you mean `tiny`? \
-`mvczigal recipes` lists them.
-    """
-    from mvczigal_ref.recipes import recipe
-
-    return recipe(name)
-
-
 def recipe_config(name: str, *, file: Path | None, words: Sequence[str]) -> "TrainConfig":
     """Give a recipe's configuration, changed by a file, then by words.
 
@@ -88,8 +64,9 @@ def recipe_config(name: str, *, file: Path | None, words: Sequence[str]) -> "Tra
             been downloaded, would send a key to a service.
     """
     from mvczigal_ref.config import load_config
+    from mvczigal_ref.recipes import recipe
 
-    base = named_recipe(name)
+    base = recipe(name)
     config = load_config(base, file=file, overrides=words)
     if file is not None:
         for section in ("reward", "condition"):
@@ -123,6 +100,7 @@ def policy_config(
             may have been downloaded, would send a key to a service.
     """
     from mvczigal_ref.config import load_config
+    from mvczigal_ref.recipes import recipe
 
     if run is not None and (weights is not None or name is not None):
         msg = "`--run` brings its own weights and settings; leave out `--weights` and the recipe."
@@ -133,7 +111,7 @@ def policy_config(
         if "reward." in also:
             _require_typed_key(base, words, "reward", "a run")
     else:
-        base = named_recipe(name or _RECIPE)
+        base = recipe(name or _RECIPE)
     config = load_config(base, overrides=words, training=False)
     allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
     for word in words:
