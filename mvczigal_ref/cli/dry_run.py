@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from mvczigal_ref.cli.output import Printed, console_of, write_json
+from mvczigal_ref.cli.output import Printed, console_of, say, write_json
 from mvczigal_ref.cli.planning import plan_content, print_plan
 from mvczigal_ref.cli.preflight import check_tables, checked
 from mvczigal_ref.cli.recipes import changes_table
@@ -30,7 +30,7 @@ def dry_run(command: Printed, config: TrainConfig, *, folder: Path, processes: i
     """
     console = console_of(command)
     changes = setting_changes(to_dict(TrainConfig()), to_dict(config))
-    console.print(f"would train into {folder}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"would train into {folder}")
     console.print(changes_table(changes, before="default", after=config.recipe))
     cost = plan(config, world_size=processes)
     print_plan(cost, console)

@@ -22,8 +22,10 @@ __all__ = [
     "build_policy",
     "build_start",
     "policy_config",
+    "policy_prompts",
     "recipe_config",
     "require_folder",
+    "require_noises",
     "require_run",
 ]
 
@@ -43,6 +45,7 @@ SettingWords: TypeAlias = Annotated[
 """Words `section.name=value`, wherever they stand."""
 
 _RECIPE = "tiny"
+_MOST_NOISES = 100_000  # as `run.evaluation_noises`
 # What a policy reads once it is trained; any other setting would change nothing, in silence.
 _READ_BY_A_POLICY = ("sampler.", "flow.shift", "flow.ode", "zigzag.", "run.objects_per_slice")
 _READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
@@ -125,6 +128,49 @@ def policy_config(
         if weights is None
         else load_config(config, overrides=[f"model.weights={weights}"], training=False)
     )
+
+
+def policy_prompts(name: str, config: "TrainConfig") -> list[str]:
+    """Read the prompts that a policy is scored on.
+
+    Args:
+        name: Value of `--prompts`.
+        config: Scorers and weights; where either is the tiny world's, prompts are of its grammar.
+
+    Returns:
+        The prompts, those of the tiny world as its grammar writes them.
+
+    Raises:
+        ConfigError: If they cannot be read, or are not in that grammar.
+    """
+    from mvczigal_ref.tiny_world.grammar import parse
+    from mvczigal_ref.training.prompts import in_world, read_prompts
+
+    strict = in_world(config)
+    prompts = read_prompts(name, setting="--prompts", world=strict)
+    return [str(parse(prompt)) for prompt in prompts] if strict else prompts
+
+
+def require_noises(noises: int, seeds: Sequence[int]) -> None:
+    """Refuse numbers of noises and seeds by which nothing can be scored.
+
+    Args:
+        noises: Initial noises per prompt and seed.
+        seeds: Seeds of the noises.
+
+    Raises:
+        ConfigError: If there are none or too many, or a seed is named twice.
+
+    Examples:
+        >>> require_noises(4, (0, 1))
+    """
+    differ = seeds and len(set(seeds)) == len(seeds)
+    if not (1 <= noises <= _MOST_NOISES and differ):
+        msg = (
+            f"`--noises` must be 1 to {_MOST_NOISES} and `--seeds` must differ; got {noises} and "
+            f"{tuple(seeds)}."
+        )
+        raise ConfigError(msg)
 
 
 def _require_typed_key(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from mvczigal_ref.cli.output import Printed, console_of, write_json
+from mvczigal_ref.cli.output import Printed, console_of, say, write_json
 from mvczigal_ref.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _show_recipe(name: str, command: Recipes, console: "Console") -> None:
         return
     runs = "; ".join(f"{key}: {value}" for key, value in _row(config).items())
     text = f"{name}: {summary}\n\nsource: {source}\n\n{runs}\n"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(console, text)
     console.print(changes_table(changes, before=command.diff or "default", after=name))
 
 
