@@ -118,4 +118,11 @@ def test_a_flow_s_grid_is_refused():
     noise = noise_of(flow, range(1), 0, seed=0)
     both = torch.stack([noise.initial()] * 2, dim=1)
     with pytest.raises(TypeError, match="must have signal shares to noise samples"):
-        noised_pairs(flow, both, flow.conditioning(["prompt 0"]), noise, gap=torch.ones(1, both.shape[2]), steps=(0,))
+        noised_pairs(
+            flow,
+            both,
+            flow.conditioning(["prompt 0"]),
+            noise,
+            gap=torch.ones(1, both.shape[2]),
+            steps=(0,),
+        )
