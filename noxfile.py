@@ -169,6 +169,14 @@ def play(session: nox.Session) -> None:
     _pytest(session, "-W", "default", *(session.posargs or ("tests/unit/demo",)))
 
 
+@nox.session
+def lowbit(session: nox.Session) -> None:
+    """Run the tests of weights and moments in few bits, which need the extra `lowbit`."""
+    session.install(*CONSTRAINTS, "-e", ".[test,lowbit]")
+    files = ("tests/unit/models/test_low_bit_weights.py", "tests/unit/training/test_low_bit.py")
+    _pytest(session, *(session.posargs or files))
+
+
 @nox.session(venv_backend="none")
 def notebooks(session: nox.Session) -> None:
     """Run every notebook of `docs/notebooks`, without changing it."""

@@ -4,7 +4,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvczigal_ref.cli.output import console_of, write_json
+from mvczigal_ref.cli.output import console_of, say, write_json
 from mvczigal_ref.cli.policy_settings import require_folder
 from mvczigal_ref.errors import ConfigError
 
@@ -36,7 +36,7 @@ def reproduce_claims(command: "Reproduce") -> None:
     """
     from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.reproduce.claim_runs import arms_of, claim_runs, finished_arms
-    from mvczigal_ref.reproduce.claims import CLAIMS, SEEDS
+    from mvczigal_ref.reproduce.claims import ARM_SETS, CLAIMS, SEEDS
     from mvczigal_ref.reproduce.claims_record import claims_record
 
     letters = [claim.letter for claim in CLAIMS]
@@ -46,26 +46,30 @@ def reproduce_claims(command: "Reproduce") -> None:
     if command.iterations is not None and command.iterations < 1:
         raise ConfigError(f"`--iterations` must be at least 1; got {command.iterations}.")
     folder, seeds = command.out or Path("runs/claims"), command.seeds or SEEDS
-    require_folder(folder)
+    arms = {row.arm for one in ARM_SETS.values() for row in one.methods}
+    ours = {*arms, "calls.json", "claims.json"}
+    require_folder(folder, written=lambda name: (name.rpartition("-")[0] or name) in ours)
     console = console_of(command)
     length = () if command.iterations is None else (
         f"run.iterations={command.iterations}", f"optim.decay_iterations={command.iterations}",
     )  # fmt: skip
     overrides = (*length, *command.settings)
     if not command.read_only:
-        arms = arms_of(command.claim)
-        with Steps(console, "counting the network calls of every arm", len(arms)) as steps:
+        chosen = arms_of(command.claim)
+        with Steps(console, "counting the network calls of every arm", len(chosen)) as steps:
             runs = claim_runs(
-                folder, arms=arms, seeds=seeds, overrides=overrides, progress=steps.advance
+                folder, arms=chosen, seeds=seeds, overrides=overrides, progress=steps.advance
             )
         if command.list:
             _print_list(console, runs, command.claim or letters)
             return
+        for run in runs:
+            require_folder(run.folder, run=True)
         _train(console, runs)
     record = claims_record(finished_arms(folder, seeds=seeds, overrides=overrides))
     text = _write(folder, record)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    _say(console, f"verdicts, numbers and pictures: {folder / 'claims'}.md, .json and _*.svg")
+    say(console, text)
+    say(console, f"verdicts, numbers and pictures: {folder / 'claims'}.md, .json and _*.svg")
     write_json(command, _content(record))
 
 
@@ -106,14 +110,14 @@ def _print_list(
         if claim.letter in letters:
             mine = [run for run in runs if run.method.arm in claim.arms]
             hours = duration(sum(map(_seconds, mine)))
-            _say(console, f"({claim.letter}) {claim.sentence}")
-            _say(console, f"    holds if {claim.rule}")
+            say(console, f"({claim.letter}) {claim.sentence}")
+            say(console, f"    holds if {claim.rule}")
             names = "; ".join(NAMES[arm] for arm in claim.arms)
-            _say(console, f"    {names}: {len(mine)} runs, about {hours} on one core")
-    _say(console, f"all {len(runs)} runs: about {duration(sum(map(_seconds, runs)))} on one core")
+            say(console, f"    {names}: {len(mine)} runs, about {hours} on one core")
+    say(console, f"all {len(runs)} runs: about {duration(sum(map(_seconds, runs)))} on one core")
     for run in runs:
         words = ["train", run.method.recipe, *run.words, "--out", str(run.folder)]
-        _say(console, shlex.join(["mvczigal", *words]))
+        say(console, shlex.join(["mvczigal", *words]))
 
 
 def _seconds(run: "PlannedRun") -> float:
@@ -138,7 +142,3 @@ def _write(folder: Path, record: "ClaimsRecord") -> str:
 def _content(record: "ClaimsRecord") -> list[dict[str, object]]:
     """Give the verdicts as JSON values."""
     return [{"claim": one.letter, "verdict": one.verdict} for one in record.claims]
-
-
-def _say(console: "Console", text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mvczigal_ref.cli.output import Printed, console_of, write_json
+from mvczigal_ref.cli.output import Printed, console_of, say, write_json
 from mvczigal_ref.cli.progress import Steps
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.scorer_names import is_function
@@ -19,8 +19,6 @@ from mvczigal_ref.preflight.stored_plans import stored_plan
 __all__ = ["plan_content", "plan_tables", "print_plan", "run_plan"]
 
 _GIB = 2**30
-
-
 _PARTS = {
     "network": "frozen network and camera encoder",
     "trained": "trained weights",
@@ -43,8 +41,6 @@ _PARTS = {
     "host": "host: offloaded parts and samples",
     "loading": "host: while networks are loaded",
 }
-
-
 _CALLS = {
     "rollout": "sampling",
     "value": "replay without gradient",
@@ -110,7 +106,7 @@ def print_plan(cost: Plan, console: Console) -> None:
     if code:
         notes.append(f"not counted: what {', '.join(code)} takes, functions that nothing measures")
     for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        say(console, note)
 
 
 def _choices(cost: Plan) -> list[str]:

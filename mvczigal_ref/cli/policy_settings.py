@@ -1,6 +1,7 @@
 """Settings of a run or of a policy, from a command's words; mistakes are refused before work."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -21,10 +22,11 @@ __all__ = [
     "SettingWords",
     "build_policy",
     "build_start",
-    "named_recipe",
     "policy_config",
+    "policy_prompts",
     "recipe_config",
     "require_folder",
+    "require_noises",
     "require_run",
 ]
 
@@ -44,32 +46,10 @@ SettingWords: TypeAlias = Annotated[
 """Words `section.name=value`, wherever they stand."""
 
 _RECIPE = "tiny"
+_MOST_NOISES = 100_000  # as `run.evaluation_noises`
 # What a policy reads once it is trained; any other setting would change nothing, in silence.
 _READ_BY_A_POLICY = ("sampler.", "flow.shift", "flow.ode", "zigzag.", "run.objects_per_slice")
 _READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
-
-
-def named_recipe(name: str) -> "TrainConfig":
-    """Give a recipe's configuration.
-
-    Args:
-        name: Name of the recipe.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ConfigError: If there is no such recipe; names the nearest.
-
-    Examples:
-        >>> named_recipe("tinny")
-        Traceback (most recent call last):
-        mvczigal_ref.errors.ConfigError: unknown recipe: `tinny`; did you mean `tiny`? \
-`mvczigal recipes` lists them.
-    """
-    from mvczigal_ref.recipes import recipe
-
-    return recipe(name)
 
 
 def recipe_config(name: str, *, file: Path | None, words: Sequence[str]) -> "TrainConfig":
@@ -88,8 +68,9 @@ def recipe_config(name: str, *, file: Path | None, words: Sequence[str]) -> "Tra
             been downloaded, would send a key to a service.
     """
     from mvczigal_ref.config import load_config
+    from mvczigal_ref.recipes import recipe
 
-    base = named_recipe(name)
+    base = recipe(name)
     config = load_config(base, file=file, overrides=words)
     if file is not None:
         for section in ("reward", "condition"):
@@ -123,6 +104,7 @@ def policy_config(
             may have been downloaded, would send a key to a service.
     """
     from mvczigal_ref.config import load_config
+    from mvczigal_ref.recipes import recipe
 
     if run is not None and (weights is not None or name is not None):
         msg = "`--run` brings its own weights and settings; leave out `--weights` and the recipe."
@@ -133,8 +115,8 @@ def policy_config(
         if "reward." in also:
             _require_typed_key(base, words, "reward", "a run")
     else:
-        base = named_recipe(name or _RECIPE)
-    config = load_config(base, overrides=words, training=False)
+        base = recipe(name or _RECIPE)
+    config = _sampled(base, words)
     allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
     for word in words:
         if not word.startswith(allowed):
@@ -147,6 +129,62 @@ def policy_config(
         if weights is None
         else load_config(config, overrides=[f"model.weights={weights}"], training=False)
     )
+
+
+def _sampled(base: "TrainConfig", words: Sequence[str]) -> "TrainConfig":
+    """Change settings of sampling; one step will do, though it leaves training nothing to learn."""
+    from mvczigal_ref.config import load_config
+
+    try:
+        return load_config(base, overrides=words, training=False)
+    except ConfigError as refusal:
+        every = [*words, "objective.train_last_action=true"]  # which sampling does not read
+        with suppress(ConfigError):
+            return load_config(base, overrides=every, training=False)
+        raise refusal from refusal.__cause__
+
+
+def policy_prompts(name: str, config: "TrainConfig") -> list[str]:
+    """Read the prompts that a policy is scored on.
+
+    Args:
+        name: Value of `--prompts`.
+        config: Scorers and weights; where either is the tiny world's, prompts are of its grammar.
+
+    Returns:
+        The prompts, those of the tiny world as its grammar writes them.
+
+    Raises:
+        ConfigError: If they cannot be read, or are not in that grammar.
+    """
+    from mvczigal_ref.tiny_world.grammar import parse
+    from mvczigal_ref.training.prompts import in_world, read_prompts
+
+    strict = in_world(config)
+    prompts = read_prompts(name, setting="--prompts", world=strict)
+    return [str(parse(prompt)) for prompt in prompts] if strict else prompts
+
+
+def require_noises(noises: int, seeds: Sequence[int]) -> None:
+    """Refuse numbers of noises and seeds by which nothing can be scored.
+
+    Args:
+        noises: Initial noises per prompt and seed.
+        seeds: Seeds of the noises.
+
+    Raises:
+        ConfigError: If there are none or too many, or a seed is named twice.
+
+    Examples:
+        >>> require_noises(4, (0, 1))
+    """
+    differ = seeds and len(set(seeds)) == len(seeds)
+    if not (1 <= noises <= _MOST_NOISES and differ):
+        msg = (
+            f"`--noises` must be 1 to {_MOST_NOISES} and `--seeds` must differ; got {noises} and "
+            f"{tuple(seeds)}."
+        )
+        raise ConfigError(msg)
 
 
 def _require_typed_key(
@@ -248,23 +286,34 @@ Pass a folder that `mvczigal train` wrote.
         raise CheckpointError(msg)
 
 
-def require_folder(folder: Path, *, run: bool = False) -> None:
+def require_folder(
+    folder: Path, *, run: bool = False, written: Callable[[str], bool] | None = None
+) -> None:
     """Refuse an output folder that cannot be one, before anything is computed.
 
     Args:
         folder: Folder to be written, which need not exist.
         run: Whether a run goes there, which takes no folder that holds other files.
+        written: Tells the names that the command writes; the folder must hold one if it holds
+            anything. None takes any folder.
 
     Raises:
-        ConfigError: If it is a file, or holds files and no run where a run is to go.
+        ConfigError: If it is a file, or holds files and no run where a run is to go, or none of
+            those that the command writes.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ConfigError(f"`--out` must be a folder; got the file {str(folder)!r}.")
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    more = ", ..." if len(names) > 3 else ""
+    if written is not None and names and not any(map(written, names)):
+        msg = (
+            f"`--out` must be empty, absent, or a folder that this command wrote; {str(folder)!r} "
+            f"holds {', '.join(names[:3])}{more}. Choose another folder."
+        )
+        raise ConfigError(msg)
     if run and names and "config.json" not in names:
-        more = ", ..." if len(names) > 3 else ""
         msg = (
             f"`--out` must be a run folder, empty or absent; {str(folder)!r} holds "
             f"{', '.join(names[:3])}{more} and no config.json. Choose another folder."

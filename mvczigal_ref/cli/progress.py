@@ -1,18 +1,50 @@
 """Progress of a long step: a bar where someone watches, a plain line now and then elsewhere."""
 
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from mvczigal_ref.cli.output import say
 from mvczigal_ref.evaluation.durations import duration
 
-__all__ = ["PLAIN_EVERY", "Steps"]
+__all__ = ["PLAIN_EVERY", "SLOW", "Steps", "saying"]
 
 PLAIN_EVERY = 15.0
 """Time between plain lines [s]."""
+
+SLOW = 1.0
+"""Time that a step takes before a line names it [s]; what is refused at once is said alone."""
+
+
+@contextmanager
+def saying(text: str, *, quiet: bool = False) -> Iterator[None]:
+    """Name a step on standard error, once, if it takes more than a second.
+
+    Args:
+        text: Line that names the step.
+        quiet: Whether to say nothing.
+
+    Yields:
+        Nothing.
+
+    Examples:
+        >>> with saying("loading pickscore"):
+        ...     pass
+    """
+    timer = threading.Timer(SLOW, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if not quiet:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Steps:
@@ -84,5 +116,4 @@ class Steps:
         share = self._done / self._total if self._total else 1.0
         rate = (self._done - self._first) / max(now - self._began, 1e-9)
         left = f", {duration((self._total - self._done) / rate)} left" if rate > 0 else ""
-        line = f"{self._text}: {share:.0%}{left}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"{self._text}: {share:.0%}{left}")

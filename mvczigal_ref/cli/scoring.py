@@ -129,6 +129,7 @@ def score(command: Score) -> None:
     settings = _reward_settings(command.reward, command)
     for name in command.reward:
         _require_scorer(name, settings)
+    from mvczigal_ref.cli.progress import saying
     from mvczigal_ref.cli.views import read_views
     from mvczigal_ref.models.finite import require_finite
     from mvczigal_ref.reward.registry import scorer_options
@@ -141,7 +142,8 @@ def score(command: Score) -> None:
         options = scorer_options(
             name, settings, device=device, num_views=views, image_size=images.shape[-1]
         )
-        _, scorer = _scorer(name, options)
+        with saying(_loading(name, options), quiet=command.quiet):
+            _, scorer = _scorer(name, options)
         try:
             scores[name] = scorer(images.to(device), [command.prompt] * objects).cpu()
         except ValueError as error:  # such as another number of views than the scorer knows
@@ -169,13 +171,14 @@ def serve_reward(command: ServeReward) -> None:
     """
     settings = _reward_settings([command.name], command)
     _require_scorer(command.name, settings)
+    from mvczigal_ref.cli.progress import saying
     from mvczigal_ref.reward.provenance import files_read
     from mvczigal_ref.reward.registry import scorer_options
     from mvczigal_ref.reward.service import serve
 
     device = join(command.device).device
     options = scorer_options(command.name, settings, device=device, num_views=command.views)
-    with files_read() as files:
+    with files_read() as files, saying(_loading(command.name, options)):
         kind, scorer = _scorer(command.name, options)
     try:
         serve(
@@ -293,6 +296,14 @@ def _scorer(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:
         return "per_view", per_view_scorer(name, options)
     except ConfigError:
         return "joint", joint_view_scorer(name, options)
+
+
+def _loading(name: str, options: "ScorerOptions") -> str:
+    """Say what a scorer waits for: its service, or its weights."""
+    if options.url is not None:
+        return f"asking {options.url} for {name!r}"
+    place = "" if options.weights is None else f" from {options.weights!r}"
+    return f"loading the weights of {name!r}{place}"
 
 
 def _function(name: str, options: "ScorerOptions") -> tuple[str, "Scorer"]:

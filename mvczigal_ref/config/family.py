@@ -17,7 +17,7 @@ def family_contradictions(config: _Settings) -> Iterable[str]:
         config: A :class:`~mvczigal_ref.config.train.TrainConfig`, each setting valid by itself.
 
     Yields:
-        A sentence a problem, with the remedy.
+        One sentence per problem, with the remedy.
     """
     yield from _density_contradictions(config)
     yield from _ratio_contradictions(config)

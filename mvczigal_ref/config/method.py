@@ -149,8 +149,8 @@ class ConditionConfig:
     api_key_env: Name | None = None
     """Environment variable that holds the endpoint's key; None sends no key."""
     requests_at_once: Count = 8
-    """Samples that each process asks "chat" about at once [requests]; captions are the same for any
-    number."""
+    """Samples that each process asks about at once [samples]: as many requests to "chat", or in
+    one call of "local". Captions are the same for any number, but for the rounding of "local"."""
     instructions: Names = ()
     """Names of what captions may be asked to add, or of the world's words that may change; empty is
     all that the enhancer knows."""

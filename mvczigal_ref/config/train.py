@@ -27,10 +27,10 @@ from mvczigal_ref.config.types import SETTINGS, Name
 
 __all__ = ["TrainConfig", "contradictions"]
 
-# Of the grid that a sampler's steps are taken from.
 # Samplers whose last step ends at the image, without noise.
 _ENDING = ("euler_ancestral", "tcd")
-_MOST_STEPS = {"lcm": 50, "tcd": 50}  # and 1000 for others
+# Length of the grid that a sampler's steps are taken from, where it is not 1000.
+_MOST_STEPS = {"lcm": 50, "tcd": 50}
 
 
 def contradictions(config: "TrainConfig") -> Iterable[str]:
@@ -40,7 +40,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
         config: Every setting is valid by itself.
 
     Yields:
-        A sentence a problem, with the remedy.
+        One sentence per problem, with the remedy.
     """
     steps, run = config.sampler.num_steps, config.run
     if config.zigzag.steps > steps:

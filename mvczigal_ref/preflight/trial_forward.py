@@ -11,9 +11,9 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.sample import draw_samples
 from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss
+from mvczigal_ref.preflight.scaled_gradient import scaled_gradient
 from mvczigal_ref.preflight.snapshots import copies
 from mvczigal_ref.preflight.trial import Place, Trial
-from mvczigal_ref.preflight.trial_groups import scaled_gradient
 from mvczigal_ref.records import Samples
 from mvczigal_ref.training.state import initial_loss_scale
 from mvczigal_ref.update.forward import ForwardBatch, NoisedSamples, update_forward

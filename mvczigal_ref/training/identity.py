@@ -9,44 +9,48 @@ from typing import Any
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.published import PUBLISHED, SdxlSources, published_sources, weights_folder
-from mvczigal_ref.models.sources import find_file
+from mvczigal_ref.models.sources import ADAPTER_FILES, find_file
 
 __all__ = ["require_same_weights", "weights_identity"]
 
 _READ = (".safetensors", ".bin", ".json", ".txt", ".model")
 
+# Files by which the cached revision of a repository is told, whatever part it holds.
+_CACHED = (
+    *("model_index.json", "config.json", "unet/config.json", "vae/config.json"),
+    *(*ADAPTER_FILES, "pytorch_lora_weights.safetensors", "README.md"),
+)
+
+_NOTHING = hashlib.sha256().hexdigest()  # older checkpoints tell it of a hub id
+
 
 def weights_identity(config: TrainConfig) -> dict[str, str]:
     """Digest the base weights that a configuration names.
 
-    Every byte of every file is read, once per process while the file keeps its size and time.
+    Every byte of every file is read, once per process while the file keeps its size and time. Of
+    a repository on the hub the cache alone is asked, which may hold nothing before it is loaded.
 
     Args:
         config: The section ``model`` is read.
 
     Returns:
-        Absolute path, or revision on the hub, and SHA-256; of published models by part.
+        Absolute path or hub id as ``place``; SHA-256, or the cached commit of a hub id, or its
+        name while none is cached, as ``sha256``; of several parts by part.
 
     Examples:
         >>> sorted(weights_identity(TrainConfig()))
         ['place', 'sha256']
     """
-    model = config.model
-    if model.network == "unet" and model.sources:
-        cached = SdxlSources(local_files_only=True)
-        parts = {"base": _of_place(weights_folder(model.weights))}
-        parts |= {name: _of_source(place, cached) for name, place in model.sources.items()}
-        return _joined(parts)
-    if model.weights not in PUBLISHED:
-        return _of_place(weights_folder(model.weights))
-    sources = published_sources(model.weights, model.sources)
-    return _joined(
-        {
-            name: _of_source(str(getattr(sources, name)), sources)
-            for name in ("base", "unet", "vae", "adapter")
-            if getattr(sources, name) is not None
-        }
-    )
+    model, places = config.model, dict[str, str]()
+    if model.weights in PUBLISHED:
+        sources = published_sources(model.weights, model.sources)
+        named = {name: getattr(sources, name) for name in ("base", "unet", "vae", "adapter")}
+        places = {name: str(place) for name, place in named.items() if place is not None}
+    elif model.sources:
+        places = {"base": str(weights_folder(model.weights)), **model.sources}
+    if not places:
+        return _of_source(str(weights_folder(model.weights)))
+    return _joined({name: _of_source(place) for name, place in places.items()})
 
 
 def _joined(parts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -58,7 +62,7 @@ def _joined(parts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 
 def require_same_weights(
-    config: TrainConfig, state: Mapping[str, Any], *, identity: Mapping[str, str] | None = None
+    config: TrainConfig, state: Mapping[str, Any], identity: Mapping[str, str] | None = None
 ) -> None:
     """Refuse to go on with a checkpoint on other base weights than it was trained on.
 
@@ -74,7 +78,7 @@ def require_same_weights(
     if then is None:
         return
     now = weights_identity(config) if identity is None else identity
-    if now["sha256"] == then["sha256"]:
+    if not _differ(then, now):
         return
     moved = now["place"] != then["place"]
     reason = (
@@ -90,16 +94,35 @@ def require_same_weights(
     raise CheckpointError(msg)
 
 
-def _of_source(source: str, sources: SdxlSources) -> dict[str, str]:
-    """Digest a local folder or file; of a hub repository take the revision that is cached."""
+def _differ(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Say whether a part has changed; a hub id is no other one for its commit being unknown."""
+    if then["sha256"] in (now["sha256"], _NOTHING):
+        return False
+    if now["place"] != then["place"]:
+        return True
+    places = now["place"].split("; ")
+    digests = (then["sha256"].split("; "), now["sha256"].split("; "))
+    if not len(places) == len(digests[0]) == len(digests[1]):
+        return True
+    return any(
+        one != other and place not in (one, other)
+        for place, one, other in zip(places, *digests, strict=True)
+    )
+
+
+def _of_source(source: str) -> dict[str, str]:
+    """Digest a local folder or file; of a hub repository take the commit that is cached."""
     place = Path(source).expanduser()
     if place.exists():
         return _of_place(place)
-    for name in ("model_index.json", "config.json", "unet/config.json", "README.md"):
-        path, _ = find_file(source, name, sources)
+    repository, names = source, _CACHED
+    if "@" not in source and source.count("/") == 2:  # a file of a repository
+        repository, _, file = source.rpartition("/")
+        names = (file,)
+    for name in names:
+        path, _ = find_file(repository, name, SdxlSources(local_files_only=True))
         if path is not None and "snapshots" in path.parts:
-            revision = path.parts[path.parts.index("snapshots") + 1]
-            return {"place": source, "sha256": revision}
+            return {"place": source, "sha256": path.parts[path.parts.index("snapshots") + 1]}
     return {"place": source, "sha256": source}
 
 

@@ -263,7 +263,7 @@ def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
     if checkpoint is not None:
         require_rows(folder, checkpoint.state)
         if weights is not None:
-            require_same_weights(config, checkpoint.state, identity=weights)
+            require_same_weights(config, checkpoint.state, weights)
         require_same_rewards(config, checkpoint.state)
     check_judges(config)
     check_optimizer(config)
@@ -276,6 +276,9 @@ def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
     tell.stage("loading models")
     sources = reward_sources(config)  # of the scorers, which are built next, before any network
     system = build_system(config, device=world.device, components=run.components, world=world)
+    if weights is not None:
+        weights = weights_identity(config)  # the commit of what has just been downloaded, too
+        require_same_weights(config, {} if checkpoint is None else checkpoint.state, weights)
     if world.is_main:
         warn_of_cut_prompts(system.components, prompts, setting="run.prompts")
         warn_of_cut_prompts(system.components, chosen, setting="run.held_out")
@@ -319,7 +322,7 @@ def _first_state(run: _Run, ready: _Ready) -> TrainingState:
     else:
         with run.world.agreed():
             state = resume(ready.system, config, prompts, ready.checkpoint)
-    state.weights = ready.weights if state.weights is None else state.weights
+    state.weights = state.weights if ready.weights is None else ready.weights
     state.origin, state.rewards = ready.origin, ready.sources
     return state
 

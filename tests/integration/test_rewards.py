@@ -124,8 +124,9 @@ def test_standardised_advantages_in_chunks_and_narrow_while_others_are_watched(
 # -- the command line --------------------------------------------------------------------
 
 
-def test_pictures_are_scored_from_the_command_line(places, tmp_path):
+def test_pictures_are_scored_from_the_command_line(places, tmp_path, monkeypatch, capsys):
     """By published weights, per view and joint; the file says what the scorers say."""
+    monkeypatch.setattr("mvczigal_ref.cli.progress.SLOW", 1e-3)
     images = torch.rand(1, 6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     images = (images * 255).round() / 255
     save_png(tmp_path / "row.png", contact_sheet(images, gap=0))
@@ -137,19 +138,22 @@ def test_pictures_are_scored_from_the_command_line(places, tmp_path):
         said = json.loads((tmp_path / "said.json").read_text())["scores"][name]
         scorer = build(name, ScorerOptions(weights=place, tokenizer=place))
         assert said == scorer(images, ["a red cube"]).tolist()
+        assert capsys.readouterr().err == f"loading the weights of {name!r} from {place!r}\n"
 
 
-def test_a_served_scorer_s_version_is_of_its_weights_content(places, tmp_path, monkeypatch):
+def test_a_served_scorer_s_version_is_of_its_weights_content(places, tmp_path, monkeypatch, capsys):
     """The same wherever they lie; another for one other number, tokenizer file or precision."""
     versions = []
     monkeypatch.setattr(
         "mvczigal_ref.reward.service.serve", lambda *_, version, **more: versions.append(version)
     )
     monkeypatch.setattr(scoring, "__version__", "7.0")
+    monkeypatch.setattr("mvczigal_ref.cli.progress.SLOW", 1e-3)
 
     def version(folder, *words):
         told = ["--weights", str(folder), "--tokenizer", str(folder), "--device", "cpu"]
         assert main(["serve-reward", "pickscore", *words, *told]) == 0
+        assert capsys.readouterr().err == f"loading the weights of 'pickscore' from '{folder}'\n"
         return versions[-1]
 
     copy = tmp_path / "copy"

@@ -14,6 +14,7 @@ from tests.torture.damage import damaged
 from tests.torture.tally import Tally, command, require_line
 
 GUARDED = {
+    "sampler": {"guidance_scale": 1.0},  # one network call, not two
     "guard": {"every": 1, "diversity": True, "unit": "reward"},
     "run": {"iterations": 3, "objects_per_iteration": 2, "objects_per_slice": 1},
 }
@@ -25,7 +26,7 @@ def config_of(folder: Path, **run_settings: object):
     return small_config(write_prompts(folder), **sections)
 
 
-def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> None:
+def torture(tally: Tally, _: random.Random, count: int, folder: Path) -> None:
     """Damage a file of a run that stopped; of every third the checkpoint is sealed anew."""
     tally.limit = 600.0
     whole, stopped = folder / "whole", folder / "stopped"
@@ -33,7 +34,7 @@ def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> No
     run(config, whole)
     run(config_of(folder, iterations=2), stopped)
     files = [path.relative_to(stopped) for path in sorted(stopped.rglob("*")) if path.is_file()]
-    for place in range(count):
+    for place, chance in tally.places(count):
         name, here = chance.choice(files), folder / "here"
         sealed = place % 3 == 0
         shutil.copytree(stopped, here)

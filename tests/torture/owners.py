@@ -46,12 +46,12 @@ def _end(process, pipe: Connection) -> str:
     return word
 
 
-def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> None:
+def torture(tally: Tally, _: random.Random, count: int, folder: Path) -> None:
     """Start the second at once or somewhat later; sometimes kill the first."""
     tally.limit = 900.0  # of two processes, on a machine that may do other work
     config, whole = config_of(folder, iterations=2), folder / "whole"
     run(config, whole)
-    for place in range(count):
+    for place, chance in tally.places(count):
         here, killed = folder / "here", place % 3 == 2
         with tally.attempt(f"{'killed' if killed else 'alive'} {place}"):
             first, one = _start(config, here)

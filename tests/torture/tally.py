@@ -2,13 +2,18 @@
 
 import contextlib
 import io
+import json
+import math
+import random
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 from mvczigal_ref.cli import main
 
@@ -32,6 +37,10 @@ class Tally:
     failures: list[str] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
     """Other counts, such as how many were refused."""
+    seed: int = 0
+    """Seed of the draws."""
+    until: float = math.inf
+    """Time after which :meth:`places` begins no other attempt, on the monotonic clock [s]."""
 
     def note(self, what: str) -> None:
         """Count something."""
@@ -63,11 +72,27 @@ class Tally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, before)
 
-    def row(self, *, scale: float, seed: int) -> str:
+    def places(self, count: int) -> Iterator[tuple[int, random.Random]]:
+        """Number the attempts that are still to be made, each with draws of its own."""
+        while self.tried < count and time.monotonic() < self.until:
+            place = self.tried
+            yield place, random.Random(f"{self.area} {self.seed} {place}")
+            assert self.tried == place + 1, "an attempt at each place"
+
+    def keep(self, path: Path) -> None:
+        """Write the counts, from which :meth:`resumed` goes on."""
+        path.write_text(json.dumps(asdict(self) | {"until": None}), "utf-8")
+
+    @classmethod
+    def resumed(cls, path: Path, *, until: float = math.inf) -> Self:
+        """Read the counts of an area that was tried in part."""
+        return cls(**json.loads(path.read_text("utf-8")) | {"until": until})
+
+    def row(self, *, scale: float) -> str:
         """Write a line of the table."""
         notes = ", ".join(f"{count} {what}" for what, count in sorted(self.notes.items()))
         held = self.tried - len(self.failures)
-        counts = (f"{scale:g}", seed, self.tried, held, len(self.failures))
+        counts = (f"{scale:g}", self.seed, self.tried, held, len(self.failures))
         return f"| {self.area} | {' | '.join(map(str, counts))} | {notes} |"
 
 

@@ -33,12 +33,12 @@ LARGEST = {"run.iterations": 3, "run.objects_per_iteration": 8, "sampler.num_ste
            "sampler.evaluation_steps": 6, "constraint.threshold_objects": 8}  # fmt: skip
 
 
-def torture(tally: Tally, chance: random.Random, count: int, folder: Path) -> None:
+def torture(tally: Tally, _: random.Random, count: int, folder: Path) -> None:
     """Draw changes until the loader accepts them, train, and go on once more."""
     tally.limit = 900.0  # on a machine that may do other work
     prompts = write_prompts(folder)
     base = small_config(prompts)
-    for place in range(count):
+    for place, chance in tally.places(count):
         here, (config, changes) = folder / "here", _accepted(chance, base, prompts)
         network = {"components": small_flow()} if config.model.network == "flow" else {}
         with tally.attempt(f"{config.recipe} {' '.join(changes)[:200]} {place}"):

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import ThreadingHTTPServer
 from typing import Any, Final
 
@@ -17,14 +17,19 @@ __all__ = ["BoundedServer", "Incoming", "Memory", "Places"]
 
 _LOG: Final = logging.getLogger(__name__)
 _CONNECTIONS: Final = 256  # most connections open at a time
+_GIVE_WAY_S: Final = 0.5  # time for a connection that was hung up to end
 _PAUSE_S: Final = 0.1  # pause when the system has no descriptor for a connection
 
 
 class BoundedServer(ThreadingHTTPServer):
-    """A server with a bounded number of threads, which outlives a lack of descriptors."""
+    """A server with a bounded number of threads, which outlives a lack of descriptors.
+
+    Where all are taken, the client that has been sending its request for longest gives way.
+    """
 
     def __init__(self, address: tuple[str, int], handler: Any) -> None:  # noqa: ANN401 - a class
         self.connections = threading.BoundedSemaphore(_CONNECTIONS)
+        self._sending: dict[socket.socket, None] = {}  # in the order in which they came
         super().__init__(address, handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -38,22 +43,40 @@ class BoundedServer(ThreadingHTTPServer):
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Serve a connection in a thread, or close it if there are too many."""
-        if not self.connections.acquire(blocking=False):
+        """Serve a connection in a thread; of too many one ends, and this one if no other can."""
+        if not (self.connections.acquire(blocking=False) or self._make_way()):
             _LOG.warning("a connection was closed: %d are open", _CONNECTIONS)
             self.shutdown_request(request)
             return
+        self._sending[request] = None
         try:
             super().process_request(request, client_address)
         except BaseException:  # no thread was started, which would have released it
+            self.came_whole(request)
             self.connections.release()
             raise
+
+    def came_whole(self, request: socket.socket) -> None:
+        """Spare a connection whose request has come as a whole, or that has ended."""
+        self._sending.pop(request, None)
+
+    def _make_way(self) -> bool:
+        """Hang up on the client that has been sending for longest; say whether it has ended."""
+        slowest = next(iter(list(self._sending)), None)
+        if slowest is None:
+            return False
+        _LOG.warning("a connection gave way to another: %d are open", _CONNECTIONS)
+        self.came_whole(slowest)
+        with suppress(OSError):
+            slowest.shutdown(socket.SHUT_RDWR)
+        return self.connections.acquire(timeout=_GIVE_WAY_S)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         """Serve a connection in this thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.came_whole(request)
             self.connections.release()
 
 

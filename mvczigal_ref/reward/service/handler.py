@@ -74,6 +74,9 @@ class Service(Protocol):
     answered: int
     """Requests that were scored [1]."""
 
+    def came_whole(self, request: socket.socket) -> None:
+        """Spare a connection whose request has come as a whole."""
+
 
 class Handler(BaseHTTPRequestHandler):
     """Handler of one connection, which carries one request."""
@@ -138,6 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         server.places.require_free()  # so that no body is sent in vain
         length = self._length()
         opened = self._json(length) if self._is_json() else self._pixels(length)
+        server.came_whole(self.connection)
         with server.places.one(), server.turn, torch.no_grad():
             if self._is_gone():
                 raise ConnectionAbortedError("the client hung up before its turn")

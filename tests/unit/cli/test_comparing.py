@@ -72,7 +72,7 @@ def test_a_comparison_leaves_table_and_picture(tmp_path, monkeypatch, capsys):
     def planned_runs(methods, folder, *, seeds, overrides, progress):
         progress()
         seen.update(folder=folder, seeds=seeds, overrides=overrides)
-        return "runs"
+        return ((),)
 
     def compare(methods, runs, *, tell):
         seen.update(runs=runs)
@@ -92,7 +92,7 @@ def test_a_comparison_leaves_table_and_picture(tmp_path, monkeypatch, capsys):
     assert main([*words, "run.evaluation_noises=2"]) == 0
     assert seen == {
         "folder": tmp_path / "flow", "seeds": (4,), "overrides": ("run.evaluation_noises=2",),
-        "runs": "runs",
+        "runs": ((),),
     }  # fmt: skip
     assert COMPARISONS["flow"].title in (tmp_path / "flow.md").read_text()
     assert (tmp_path / "flow.svg").read_text().startswith("<svg")
@@ -116,3 +116,24 @@ def test_stored_captions_say_who_made_them(tmp_path, monkeypatch):
     main(["enhance", str(prompts), "--out", str(out), "--model", "qwen"])
 
     assert json.loads(out.read_text().splitlines()[0])["model"] == "qwen"
+
+
+@pytest.mark.parametrize("words", [[], ["claims", "--claim", "b"], ["claims", "--read-only"]])
+def test_a_folder_of_other_files_is_left_alone(words, tmp_path, capsys):
+    """Before anything is counted; a folder that the command wrote takes notes beside."""
+    (tmp_path / "thesis.tex").write_text("x")
+    assert main(["reproduce", *words, "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert f"folder that this command wrote; {str(tmp_path)!r} holds thesis.tex" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_is_not_mixed_with_other_files(tmp_path, capsys, monkeypatch):
+    """Of all runs the folders are looked at before the first begins."""
+    foreign = tmp_path / "flow" / "tiny_dance_grpo-1"
+    foreign.mkdir(parents=True)
+    (foreign / "notes.txt").write_text("x")
+    monkeypatch.setattr("mvczigal_ref.reproduce.plans.network_calls", lambda config: [1])
+    monkeypatch.setattr(reproduce, "compare", lambda *_, **__: pytest.fail("it began"))
+    assert main(["reproduce", "--sets", "flow", "--out", str(tmp_path)]) == 2
+    assert "tiny_dance_grpo-1' holds notes.txt and no config.json" in capsys.readouterr().err

@@ -31,6 +31,22 @@ def test_a_key_that_is_typed_is_sent(run, word, key):
     assert policy_config(run, None, None, [word], also=("reward.",)).reward.api_key_env == key
 
 
+@pytest.mark.parametrize("name", ["tiny", "lcm_sdxl_simple", "tiny_flow_grpo"])
+def test_a_policy_is_sampled_in_one_step(name):
+    """Which training would refuse: it leaves no action to learn."""
+    words = ["sampler.num_steps=1", "sampler.evaluation_steps=0"]
+    config = policy_config(None, None, name, words)
+    assert config.sampler.num_steps == 1
+    assert config.sampler.kind == recipe_config(name, file=None, words=[]).sampler.kind
+
+
+@pytest.mark.parametrize("word", ["sampler.num_steps=51", "sampler.num_steps=0", "zigzag.steps=2"])
+def test_a_grid_that_cannot_be_is_refused_where_nothing_is_trained(word):
+    """By its own rule."""
+    with pytest.raises(ConfigError, match=rf"`{word.partition('=')[0]}`"):
+        policy_config(None, None, "tiny", ["sampler.num_steps=1", word], also=("zigzag.",))
+
+
 def test_a_command_that_scores_nothing_needs_no_word(run):
     """It asks no service."""
     assert policy_config(run, None, None, []).reward.api_key_env == "SECRET"

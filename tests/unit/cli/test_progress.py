@@ -1,11 +1,12 @@
 """`cli.progress`: a bar, plain lines, silence."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
-from mvczigal_ref.cli.progress import Steps
+from mvczigal_ref.cli.progress import Steps, saying
 
 
 def progress_text(*, terminal, quiet=False, seconds=10.0):
@@ -46,3 +47,16 @@ def test_a_bar_is_shown_to_whoever_watches():
 def test_a_silent_console_shows_nothing(terminal):
     """Neither bar nor lines."""
     assert progress_text(terminal=terminal, quiet=True) == ""
+
+
+@pytest.mark.parametrize(("seconds", "quiet"), [(0.2, False), (0.0, False), (0.2, True)])
+def test_a_slow_step_is_named_once(seconds, quiet, monkeypatch, capsys):
+    """On standard error, while it goes on; a quick or silent one is not."""
+    monkeypatch.setattr("mvczigal_ref.cli.progress.SLOW", 0.05)
+    with saying("loading pickscore", quiet=quiet):
+        time.sleep(seconds)
+        during = capsys.readouterr()
+    time.sleep(0.1)
+
+    assert during.err == ("loading pickscore\n" if seconds and not quiet else "")
+    assert (during.out, *capsys.readouterr()) == ("", "", "")

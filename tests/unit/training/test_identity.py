@@ -4,14 +4,19 @@ import os
 import shutil
 from dataclasses import replace
 
+import huggingface_hub.constants as hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mvczigal_ref.config import from_dict, to_dict
+from mvczigal_ref.config import from_dict, load_config, to_dict
+from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import to_json
+from mvczigal_ref.models.sources import ADAPTER_FILES
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.recipes import recipe
+from mvczigal_ref.training import trainer
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.places import absolute_paths, in_places
 from mvczigal_ref.training.run_folder import find_checkpoint
@@ -76,6 +81,80 @@ def test_a_published_model_is_known_by_its_parts(weights):
 
     assert known["place"].count(str(weights)) == 3
     assert "vae: a/b" in known["sha256"]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Put a file of a repository into the hub's cache, as of a commit; or empty it."""
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(repository, file="model_index.json", commit="c0ffee" + 34 * "0"):
+        place = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        shutil.rmtree(place, ignore_errors=True)
+        path = place / "snapshots" / commit / file
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(commit)
+        return commit
+
+    return put
+
+
+HUB = {
+    "a flow's pipeline": ("tiny_flow_grpo", "model.weights=a/b", "model_index.json"),
+    "a single-view one": ("sdxl_grpo", "model.weights=a/b", "model_index.json"),
+    "a part": ("lcm_sdxl_simple", "model.sources={vae: a/b}", "config.json"),
+    "the adapter": ("lcm_sdxl_simple", "model.sources={adapter: a/b}", ADAPTER_FILES[0]),
+    "a file": ("sdxl_grpo", "model.sources={lora: a/b/x.safetensors}", "x.safetensors"),
+}
+
+
+@pytest.mark.parametrize(("name", "setting", "file"), HUB.values(), ids=HUB)
+def test_a_hub_id_is_known_by_its_cached_commit(name, setting, file, cache):
+    """By its name before anything is cached, which is no other one; another commit is."""
+    chosen = load_config(recipe(name), overrides=[setting], training=False)
+    before = weights_identity(chosen)
+    one = cache("a/b", file)
+    cached = weights_identity(chosen)
+    cache("a/b", file, commit="f00d" + 36 * "0")
+    other = weights_identity(chosen)
+
+    assert "a/b" in before["sha256"]
+    assert one in cached["sha256"]
+    assert one not in other["sha256"]
+    for then, now in ((before, cached), (cached, before)):
+        require_same_weights(chosen, {"weights": then}, now)
+    with pytest.raises(CheckpointError, match="have changed since"):
+        require_same_weights(chosen, {"weights": cached}, other)
+
+
+def test_a_commit_that_is_downloaded_while_loading_is_recorded(cache, tmp_path, monkeypatch):
+    """A first start finds an empty cache, and the next one goes on."""
+    chosen = config(model={"weights": "a/b"}, objects_per_iteration=4)
+    build, commits = trainer.build_system, []
+
+    def download(config, **options):
+        commits.append(cache("a/b"))
+        tiny = replace(config, model=replace(config.model, weights="tiny"))
+        return build(tiny, **options)
+
+    monkeypatch.setattr(trainer, "build_system", download)
+    ran = []
+
+    class StopError(Exception):
+        """Ends a run where its state has been made."""
+
+    def stop(self, stopped):
+        ran.append(self._state.weights)
+        raise StopError
+
+    monkeypatch.setattr(trainer.TrainingLoop, "run", stop)
+    with pytest.raises(StopError):
+        trainer.train(
+            chosen, tmp_path / "run", world=World(), held_out=["a red ball with a white nose"]
+        )
+    assert ran == [{"place": "a/b", "sha256": commits[0]}]
 
 
 def test_a_relative_path_is_the_same_as_its_absolute_one(weights, tmp_path, monkeypatch):

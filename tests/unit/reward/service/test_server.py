@@ -455,13 +455,46 @@ def test_all_bodies_together_are_bounded():
     assert caught.value.status == 503
 
 
-def test_connections_are_bounded(monkeypatch):
-    """One too many is closed, and there is room again once another has gone."""
-    monkeypatch.setattr(bounds, "_CONNECTIONS", 2)
+@pytest.mark.parametrize(
+    "begun", [b"", b"POST /score HTTP/1.1\r\nHost: 127", post(TYPE, "Content-Length: 9") + b"x"]
+)
+def test_whoever_has_been_sending_for_longest_gives_way(monkeypatch, begun):
+    """Silent clients that take every connection keep nobody out."""
+    monkeypatch.setattr(bounds, "_CONNECTIONS", 3)
+    content = body(noise())
     with serving(corner, info=PER_VIEW) as server:
-        clients = [silent(server, b"") for _ in range(3)]
+        clients = []
+        for _ in range(3):
+            clients.append(silent(server, begun))
+            until(lambda: server.connections._value == 3 - len(clients))
+        headers = {"Content-Type": CONTENT_TYPE}
+        assert ask(server, "POST", "/score", content, headers)[0] == 200
+        assert clients[0].recv(1) == b""
+        assert not select.select(clients[1:], [], [], 0)[0]
+        for client in clients:
+            client.close()
 
-        assert clients[2].recv(1) == b""
+
+def test_connections_are_bounded(monkeypatch):
+    """One too many is closed where all others wait for their scores; there is room again after."""
+    monkeypatch.setattr(bounds, "_CONNECTIONS", 2)
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(images, prompts):
+        begun.release()
+        assert go_on.wait(LONG)
+        return corner(images, prompts)
+
+    content = body(noise())
+    sent = post(TYPE, f"Content-Length: {len(content)}") + content
+    with serving(slow, info=PER_VIEW) as server:
+        clients = [silent(server, sent) for _ in range(2)]
+        assert begun.acquire(timeout=LONG)
+        until(lambda: server.places.taken == 2)
+        with silent(server, b"") as late:
+            assert late.recv(1) == b""
+        go_on.set()
+        assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients)
         for client in clients:
             client.close()
         until(lambda: server.connections._value == 2)
