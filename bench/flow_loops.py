@@ -52,7 +52,7 @@ class Plain:
     def images(self, x: Tensor) -> Tensor:
         """Decode."""
         with torch.no_grad():
-            return self.parts.decode_images(x)
+            return self.parts.decode(x)
 
     def advantages(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """Compare the rewards of a prompt's samples."""

@@ -115,11 +115,11 @@ def _choices(cost: Plan) -> list[str]:
         f"{stage} {' and '.join(f'{form} in {count}' for form, count in forms.items() if count)}"
         for stage, forms in cost.lora_forms.items()
     ]
-    said = [f"LoRA on {cost.device}, layers of the largest call: {', '.join(layers)}"]
+    chosen = [f"LoRA on {cost.device}, layers of the largest call: {', '.join(layers)}"]
     if cost.blocks is None:
-        return said if layers else []
+        return chosen if layers else []
     again = f"computed again in the backward pass: {cost.recomputed_blocks} of {cost.blocks} blocks"
-    return [*(said if layers else []), again]
+    return [*(chosen if layers else []), again]
 
 
 def plan_content(cost: Plan) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def graph_bytes(blocks: Sequence[int], chosen: Iterable[int], *, fixed: int) -> 
         65
     """
     again = set(chosen)
-    kept = sum(size for place, size in enumerate(blocks) if place not in again)
-    return fixed + kept + max((blocks[place] for place in again), default=0)
+    alone = sum(size for place, size in enumerate(blocks) if place not in again)
+    return fixed + alone + max((blocks[place] for place in again), default=0)
 
 
 def recomputed(blocks: Sequence[int], *, fixed: int, budget: int) -> frozenset[int]:
