@@ -19,6 +19,7 @@ from mvczigal_ref.config.method import (
     ZigzagConfig,
 )
 from mvczigal_ref.config.plugins import plugin_names
+from mvczigal_ref.config.recomputation import recomputation_contradictions
 from mvczigal_ref.config.run import GuardConfig, OptimConfig, RunConfig
 from mvczigal_ref.config.sharding import sharding_contradictions
 from mvczigal_ref.config.system import FlowConfig, ModelConfig, SamplerConfig
@@ -77,6 +78,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
     yield from _condition_contradictions(config)
     yield from family_contradictions(config)
     yield from sharding_contradictions(config.model, config.run)
+    yield from recomputation_contradictions(config.model, config.run)
     if config.advantage.shuffle and run.objects_per_iteration < 2:
         yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
     slices = [("run.objects_per_slice", run.objects_per_slice)]
