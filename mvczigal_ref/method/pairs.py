@@ -110,7 +110,8 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If replay does not reproduce the rollout on equal slices.
     """
-    if iteration.config.objective.prefers_noise:
+    objective = iteration.config.objective
+    if objective.kind == "preference" and objective.preference_form == "noise":
         return noise_preference.learn(learner, experience, iteration)
     system = learner.system
     gap = experience.advantages[0][0].to(system.device)
