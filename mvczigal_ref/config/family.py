@@ -22,6 +22,11 @@ def family_contradictions(config: _Settings) -> Iterable[str]:
     yield from _density_contradictions(config)
     yield from _ratio_contradictions(config)
     yield from _reference_contradictions(config)
+    if config.objective.prefers_noise and config.sampler.is_flow:
+        yield (
+            '`objective.preference_form` = "noise" is defined on the signal shares of a UNet; got '
+            '`sampler.kind` = "flow". Take `forward.loss` = "group_preference" of groups.'
+        )
 
 
 def _density_contradictions(config: _Settings) -> Iterable[str]:

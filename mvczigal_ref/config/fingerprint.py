@@ -110,6 +110,7 @@ _NOT_IN_FINGERPRINT = (
 # Settings that earlier versions did not have: left out at their default, which is what those did.
 _LATER = (
     "model.frozen_weights",
+    "objective.preference_form",
     "optim.kind",
     "reward.texts_per_call",
     "run.arms_per_call",

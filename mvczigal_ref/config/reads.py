@@ -14,6 +14,7 @@ from mvczigal_ref.config.circumstances import (
     is_nft,
     is_tree,
     learns_groups,
+    prefers_noise,
 )
 from mvczigal_ref.config.method import scorer_weights
 from mvczigal_ref.config.train import TrainConfig
@@ -293,16 +294,15 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
         "objective.density",
     ),
     Condition(lambda c: c.objective.kind == "preference", 'with `objective.kind` = "preference"'): (
-        "objective.reference",
+        "objective.reference", "objective.preference_form",
     ),
     Condition(lambda c: c.objective.kind == "reward_difference" or c.objective.is_plugin,
               'with `objective.kind` = "reward_difference"'): ("objective.temperature",),
-    Condition(lambda c: not is_forward(c),
-              'with an `objective.kind` other than "forward_process"'): (
-        "objective.reduction",
-    ),
-    Condition(lambda c: c.rollout.kind == "pair" and not is_flow(c),
-              'with `rollout.kind` = "pair" and `sampler.kind` = "lcm" or "ddim"'): (
+    Condition(lambda c: not is_forward(c) and not prefers_noise(c),
+              "where densities are compared"): ("objective.reduction",),
+    Condition(lambda c: c.rollout.kind == "pair" and not is_flow(c) and not prefers_noise(c),
+              'with `rollout.kind` = "pair" and `sampler.kind` = "lcm" or "ddim", where densities '
+              "are compared"): (
         "objective.train_last_action",
     ),
     Condition(lambda c: c.objective.kind == "preference" or c.objective.is_plugin
@@ -314,8 +314,11 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               and c.flow.kernel != "cps",
               'with a positive `objective.kl_weight`, on steps of `flow.kernel` = "sde" or '
               '"constant"'): ("objective.kl_form",),
+    Condition(lambda c: is_forward(c) or prefers_noise(c),
+              'with `objective.kind` = "forward_process" or `objective.preference_form` = '
+              '"noise"'): ("forward.levels",),
     Condition(is_forward, 'with `objective.kind` = "forward_process"'): (
-        "forward.loss", "forward.levels", "forward.shared_noise", "forward.old_decay_rate",
+        "forward.loss", "forward.shared_noise", "forward.old_decay_rate",
         "forward.old_decay_largest", "forward.old_decay_after", "forward.old_decay_unit",
     ),
     Condition(is_nft, 'with `objective.kind` = "forward_process" and `forward.loss` = "nft"'): (
@@ -348,8 +351,12 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(lambda c: c.optim.average_decay > 0, "with a positive `optim.average_decay`"): (
         "optim.average_every",
     ),
+    Condition(lambda c: compares_pairs(c) and not prefers_noise(c),
+              'with `objective.kind` = "reward_difference" or "preference" of densities'): (
+        "optim.steps_per_microbatch", "run.replay_objects_per_slice",
+    ),
     Condition(compares_pairs, 'with `objective.kind` = "reward_difference" or "preference"'): (
-        "optim.steps_per_microbatch", "run.replay_objects_per_slice", "run.arms_per_call",
+        "run.arms_per_call",
     ),
 }  # fmt: skip
 

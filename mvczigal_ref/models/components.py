@@ -191,7 +191,11 @@ class Components(ScaledAutoencoder):
 
 
 def load_components(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    policy_dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
 ) -> Components:
     """Read what :meth:`Components.save` wrote, or a published pipeline with its adapter.
 
@@ -200,6 +204,7 @@ def load_components(
             ``mv_adapter.safetensors``. Where ``camera_encoder/config.json`` is
             absent the published encoder's size is taken.
         dtype: Floating type of the networks; stored tensors are cast.
+        policy_dtype: Floating type of UNet and camera encoder, where it is another.
         device: Device of the networks.
 
     Returns:
@@ -217,21 +222,21 @@ def load_components(
         raise CheckpointError(msg)
     try:
         with quiet():
-            components = _read(folder, dtype)
+            components = _read(folder, dtype, policy_dtype or dtype)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
     return components.to(device)
 
 
-def _read(folder: Path, dtype: torch.dtype) -> Components:
+def _read(folder: Path, dtype: torch.dtype, policy_dtype: torch.dtype) -> Components:
     """Load every part."""
     camera_config = PUBLISHED_CAMERA_ENCODER
     if (folder / "camera_encoder").exists():
         camera_config = T2IAdapter.load_config(folder / "camera_encoder")
     require_fitting_sdxl({name: folder / name for name in PARTS}, camera_config)
-    unet = load_model(UNet2DConditionModel, folder / "unet", dtype=dtype)
-    policy = with_adapter(unet, folder / ADAPTER_FILE, camera_config, dtype)
+    unet = load_model(UNet2DConditionModel, folder / "unet", dtype=policy_dtype)
+    policy = with_adapter(unet, folder / ADAPTER_FILE, camera_config, policy_dtype)
     vae = load_model(AutoencoderKL, folder / "vae", dtype=dtype)
     mean, std = shifted_statistics(vae)
     first = load_model(CLIPTextModel, folder / "text_encoder", dtype=dtype)

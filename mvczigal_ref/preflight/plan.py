@@ -201,12 +201,13 @@ def _counts(config: TrainConfig, work: Workload, slices: int) -> _Counts:
         # Until the first change of the parameters the stored density is the present one.
         valued = epochs * slices - slices // config.optim.optimizer_steps_per_epoch
         value = _times(work.valued, valued)
-    grouped = not config.objective.compares_pairs
+    objective = config.objective
+    grouped = not objective.compares_pairs and objective.kl_weight > 0.0
     forward_process = config.objective.kind == "forward_process"
     return _Counts(
         replay=replay,
         value=value,
-        reference=_times(replay, int(grouped and config.objective.kl_weight > 0.0)),
+        reference=_times(replay, int(grouped or objective.prefers_noise)),
         old=_times(replay, int(forward_process)),
     )
 

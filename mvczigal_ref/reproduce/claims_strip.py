@@ -56,7 +56,7 @@ def claims_strip(alone: Path, constrained: Path, prompts: Sequence[str]) -> Imag
         "per-view reward alone": _scores(alone, "after"),
         "with the constraint": _scores(constrained, "after"),
     }
-    places = chosen_prompts(_kept(alone, constrained))
+    places = chosen_prompts(_lead(alone, constrained))
     return strip(
         {name: scores.images[places] for name, scores in states.items()},
         rows=[f"{prompts[place]} ({rank})" for rank, place in zip(_SHARES, places, strict=True)],
@@ -84,7 +84,7 @@ def iterations_strip(
     Raises:
         CheckpointError: If a folder holds no checkpoint of an iteration.
     """
-    most, _, median, _ = chosen_prompts(_kept(alone, constrained))
+    most, _, median, _ = chosen_prompts(_lead(alone, constrained))
     runs = {"per-view reward alone": alone, "with the constraint": constrained}
     cells = [(name, place) for place in (most, median) for name in runs]
     states = {
@@ -115,7 +115,7 @@ def _after(run: Path, iteration: int, prompts: Sequence[str]) -> Evaluation:
     return evaluate(system, prompts, config=config, world=World(), num_noises=1)
 
 
-def _kept(alone: Path, constrained: Path) -> list[float]:
+def _lead(alone: Path, constrained: Path) -> list[float]:
     """Subtract the joint scores of both runs' policies, prompt by prompt, on the first noise."""
     return (_scores(constrained, "after").joint[0] - _scores(alone, "after").joint[0]).tolist()
 
