@@ -299,8 +299,8 @@ def require_folder(
             anything. None takes any folder.
 
     Raises:
-        ConfigError: If it is a file or cannot be written, or holds files and no run where a run is to go, or none of
-            those that the command writes.
+        ConfigError: If it is a file or cannot be written, or holds files and no run where a run is
+            to go, or none of those that the command writes.
     """
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir():
