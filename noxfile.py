@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import nox
+from filelock import FileLock  # virtualenv's
 
 nox.needs_version = ">=2026.10.20"
 nox.options.sessions = ["lint", "types", "unit", "integration"]
@@ -24,8 +25,9 @@ TEST_ENV = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
 }
-# Two workers: tests of one file stay together, for the fixtures that they share.
-WORKERS = ("--numprocesses", "2", "--dist", "loadfile")
+# Two workers: tests of one file stay together, for the fixtures that they share. The longest
+# files come first, by `tests/conftest.py`, so that no worker ends with one.
+WORKERS = ("--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 UNIT = ("-m", "not slow", "--doctest-modules", "mvczigal_ref", "tests/unit")
 
 
@@ -38,11 +40,13 @@ def _python(session: nox.Session) -> str:
     folder = ROOT / ".nox" / "shared"
     python, stamp = str(folder / "bin" / "python"), folder / "installed"
     declared = "".join((ROOT / name).read_text("utf-8") for name in DECLARING)
-    if not stamp.exists() or stamp.read_text("utf-8") != declared:
-        session.run(sys.executable, "-m", "virtualenv", "--clear", str(folder), external=True)
-        install = (python, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[dev]")
-        session.run(*install, external=True)
-        stamp.write_text(declared, "utf-8")
+    # Sessions that run at the same time wait for the first to install.
+    with FileLock(ROOT / ".nox" / "shared.lock"):
+        if not stamp.exists() or stamp.read_text("utf-8") != declared:
+            session.run(sys.executable, "-m", "virtualenv", "--clear", str(folder), external=True)
+            install = (python, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[dev]")
+            session.run(*install, external=True)
+            stamp.write_text(declared, "utf-8")
     return python
 
 
@@ -163,6 +167,14 @@ def play(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, "-e", ".[test,demo]", "playwright")
     # Gradio's own warnings are not ours to turn into errors.
     _pytest(session, "-W", "default", *(session.posargs or ("tests/unit/demo",)))
+
+
+@nox.session
+def lowbit(session: nox.Session) -> None:
+    """Run the tests of weights and moments in few bits, which need the extra `lowbit`."""
+    session.install(*CONSTRAINTS, "-e", ".[test,lowbit]")
+    files = ("tests/unit/models/test_low_bit_weights.py", "tests/unit/training/test_low_bit.py")
+    _pytest(session, *(session.posargs or files))
 
 
 @nox.session(venv_backend="none")

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("cost", "budget", "learning", "pictures", "plans", "zigzag", "gpu_day")
+NAMES = ("cost", "flow", "budget", "learning", "pictures", "plans", "zigzag", "gpu_day")
 
 
 def main(argv: list[str]) -> None:

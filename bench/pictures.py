@@ -5,7 +5,7 @@
 Without a run: both comparisons, from ``docs/results/*.json`` into ``fixtures/pictures/*.svg`` and
 the tables of ``docs/results.md``, and the claims of ``docs/claims.md``. With one, that of
 ``mvczigal train tiny``, the picture of a run. With the folder of ``mvczigal reproduce claims``, its
-numbers are taken over first, and the strip is drawn from its run folders.
+numbers are taken over first, and the strips are drawn from its run folders.
 """
 
 import argparse
@@ -31,13 +31,14 @@ from mvczigal_ref.reproduce import COMPARISONS, figure, read_summary
 from mvczigal_ref.reproduce.claims import SEEDS
 from mvczigal_ref.reproduce.claims_figures import curves_figure, front_figure
 from mvczigal_ref.reproduce.claims_record import read_claims, record_text
-from mvczigal_ref.reproduce.claims_strip import claims_strip
+from mvczigal_ref.reproduce.claims_strip import claims_strip, iterations_strip
 from mvczigal_ref.reproduce.claims_text import arm_table, claim_table, claims_markdown
 from mvczigal_ref.reproduce.tables import table
 from mvczigal_ref.training.prompts import read_prompts
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "fixtures" / "pictures"
+ITERATIONS = (20, 40, 60)  # checkpoints of the claims' runs
 SCALE, LINE, MARGIN = 2, 24, 12  # screen pixels per pixel, of a line of text, around everything
 FONT = {size: ImageFont.load_default(size) for size in (13, 15)}
 
@@ -65,6 +66,8 @@ def claims(folder: Path | None) -> None:
         alone, constrained = (folder / f"{arm}-{SEEDS[0]}" for arm in ("tiny_per_view", "tiny"))
         prompts = read_prompts("world.held_out")
         save_png(PICTURES / "claims_strip.png", claims_strip(alone, constrained, prompts))
+        over = iterations_strip(alone, constrained, prompts, ITERATIONS)
+        save_png(PICTURES / "claims_iterations.png", over)
     tables = {"claims": claim_table(), "arms": arm_table()}
     if stored.is_file():
         record = read_claims(stored)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         lcm_timesteps as lcm_timesteps,
         ddim_timesteps as ddim_timesteps,
         clean_and_noise as clean_and_noise,
+        noised_latent as noised_latent,
     )
     from mvczigal_ref.diffusion.guidance import (
         classifier_free_guidance as classifier_free_guidance,
@@ -207,6 +208,10 @@ if TYPE_CHECKING:  # written by `python -m tests.public_names` from the table be
         preference_loss as preference_loss,
         preference_gradients as preference_gradients,
     )
+    from mvczigal_ref.objective.noise_preference import (
+        noise_error as noise_error,
+        noise_preference_loss as noise_preference_loss,
+    )
     from mvczigal_ref.objective.joint import (
         joint_log_ratio as joint_log_ratio,
         joint_gradients as joint_gradients,
@@ -254,7 +259,7 @@ _NAMES = {
     "how a step is drawn, scored and inverted": {
         "diffusion.schedule": (
             "scaled_linear_alpha_bar shift_snr betas_from_alpha_bar lcm_timesteps ddim_timesteps "
-            "clean_and_noise"
+            "clean_and_noise noised_latent"
         ),
         "diffusion.guidance": "classifier_free_guidance guidance_embedding",
         "diffusion.sampler": "Transition Sampler",
@@ -326,6 +331,7 @@ _NAMES = {
         "objective.divergence": "outside_region divergence_loss",
         "objective.rectified": "rectified_step_weights",
         "objective.preference": "preference_loss preference_gradients",
+        "objective.noise_preference": "noise_error noise_preference_loss",
         "objective.joint": "joint_log_ratio joint_gradients",
         "objective.diffusion_nft": (
             "diffusion_nft_loss optimality part_of_advantage old_policy_decay"

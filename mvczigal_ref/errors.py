@@ -17,6 +17,7 @@ __all__ = [
     "ZeroGradientError",
     "decode_error",
     "encode_error",
+    "first_line",
     "one_line",
     "quoted",
 ]
@@ -118,6 +119,23 @@ def one_line(error: BaseException) -> str:
         'no more'
     """
     return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    r"""Cut an exception's text to one line that fits a message.
+
+    Args:
+        error: Exception of a library.
+
+    Returns:
+        First line of the text, or the exception's kind where it has none.
+
+    Examples:
+        >>> first_line(ValueError("no\nmore"))
+        'no'
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "".join(c if c.isprintable() else " " for c in lines[0][:160]).rstrip(".: ")
 
 
 def quoted(value: object) -> str:

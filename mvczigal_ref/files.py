@@ -19,6 +19,7 @@ from mvczigal_ref.errors import RunFolderInUseError
 __all__ = [
     "atomic_write",
     "discard",
+    "is_hub_id",
     "owned",
     "require_readable",
     "sweep",
@@ -32,8 +33,27 @@ _LOCK = ".lock"  # names the owner while there is one
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 _ASIDE = re.compile(r"\..+\.(\d+|gone|replaced)\.tmp")  # names that this package's writers give
 _WINDOWS = os.name == "nt"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?P<revision>@[\w./-]+)?")
 
 _WAIT = 1.0  # seconds for an owner that is about to end, as after a killed launcher
+
+
+def is_hub_id(source: str, *, revision: bool = False) -> bool:
+    """Tell whether a text has the form of a hub id; a relative path may have it too.
+
+    Args:
+        source: Place of weights.
+        revision: Whether ``@revision`` may follow.
+
+    Returns:
+        Whether it has.
+
+    Examples:
+        >>> is_hub_id("stabilityai/sdxl-turbo"), is_hub_id("../sdxl-turbo"), is_hub_id("a/b@c")
+        (True, False, False)
+    """
+    match = _HUB_ID.fullmatch(source)
+    return match is not None and (revision or match["revision"] is None)
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:

@@ -15,10 +15,7 @@ from mvczigal_ref.diffusion import gaussian
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.gaussian import Reduction
 from mvczigal_ref.diffusion.sampler import Sampler, Transition
-from mvczigal_ref.shapes import (
-    Latent,
-    PromptEmbedding,
-)
+from mvczigal_ref.shapes import Latent, PromptEmbedding
 
 __all__ = [
     "CameraFeatures",
@@ -122,12 +119,9 @@ class Conditioning:
             >>> whole.objects(slice(1, 3)).num_objects
             2
         """
-        shared = self.num_objects > 1
         negative, pooled = self.negative_prompt_embeds, self.negative_pooled_prompt_embeds
-        if negative is not None and negative.shape[0] > 1 and shared:
-            negative = negative[index]
-        if pooled is not None and pooled.shape[0] > 1 and shared:
-            pooled = pooled[index]
+        if negative is not None and pooled is not None and negative.shape[0] > 1:
+            negative, pooled = negative[index], pooled[index]
         return replace(
             self,
             prompt_embeds=self.prompt_embeds[index],

@@ -27,6 +27,24 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+LONGEST = (
+    "test_two_processes.py", "test_sharding.py", "test_pretend_device.py", "test_cli.py",
+    "test_processes.py", "test_reward_service.py", "test_resume.py", "test_pretrain.py",
+    "test_modes.py", "test_golden_runs.py", "test_claims.py", "test_check.py",
+    "test_combinations.py", "test_fit.py", "test_kill.py", "test_checking.py", "test_evaluate.py",
+    "test_planning.py", "test_compile.py",
+)  # fmt: skip
+"""Files that take longest, in that order: two workers that take file after file then end
+together."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; all others keep their order."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def _own_processes() -> Iterator[None]:
     """Forget the processes that a test joined; accelerate keeps them in a global."""

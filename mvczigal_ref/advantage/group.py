@@ -108,7 +108,7 @@ def ragged_group_advantages(
     delta: float = 1e-4,
     clip: float = math.inf,
 ) -> Float[Tensor, " sample"]:
-    r"""Standardise rewards within groups of any sizes, given by a label a sample.
+    r"""Standardise rewards within groups of any sizes, one label per sample.
 
     The equation is that of :func:`group_advantages`; the order of samples does not matter.
 
@@ -141,7 +141,7 @@ def ragged_group_advantages(
     if group.shape != reward.shape:
         msg = (
             f"`group` must label each of the {tuple(reward.shape)} rewards; got shape "
-            f"{tuple(group.shape)}; give one integer a sample."
+            f"{tuple(group.shape)}; give one integer per sample."
         )
         raise ValueError(msg)
     advantage = torch.zeros_like(reward)

@@ -9,7 +9,14 @@ from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.launch import join
 from mvczigal_ref.cli.output import Printed, console_of, write_json
-from mvczigal_ref.cli.policy_settings import Folder, SettingWords, build_policy, policy_config
+from mvczigal_ref.cli.policy_settings import (
+    Folder,
+    SettingWords,
+    build_policy,
+    policy_config,
+    policy_prompts,
+    require_noises,
+)
 from mvczigal_ref.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mvczigal_ref.config import TrainConfig
-    from mvczigal_ref.evaluation.scores import PairedGain
 
 __all__ = ["Benchmark", "benchmark"]
 
@@ -62,23 +68,14 @@ def benchmark(command: Benchmark) -> None:
         ConfigError: If an option, a setting, a column or a prompt is refused.
         CheckpointError: If the run is none.
     """
-    if command.noises < 1 or len(set(command.seeds)) < max(1, len(command.seeds)):
-        msg = (
-            "`--noises` must be at least 1 and `--seeds` must differ; got "
-            f"{command.noises} and {command.seeds}."
-        )
-        raise ConfigError(msg)
+    require_noises(command.noises, command.seeds)
     from mvczigal_ref.evaluation.benchmark import COLUMNS
     from mvczigal_ref.system.scorers import build_scorers, check_judges
-    from mvczigal_ref.tiny_world.grammar import parse
-    from mvczigal_ref.training.prompts import in_world, read_prompts
 
     columns = _columns(command.columns) or dict(COLUMNS)
     config = _config(command, columns)
     check_judges(config, watched=False)
-    strict = in_world(config)
-    prompts = read_prompts(command.prompts, setting="--prompts", world=strict)
-    prompts = [str(parse(prompt)) for prompt in prompts] if strict else prompts
+    prompts = policy_prompts(command.prompts, config)
     here = join(command.device)
     console = console_of(command, shown=here.is_main)
     scorers = build_scorers(config, device=here.device, watched=False)
@@ -111,6 +108,10 @@ def _config(command: Benchmark, columns: Mapping[str, str]) -> "TrainConfig":
     scored = replace(base, reward=RewardConfig(joint="per_view"), advantage=advantage)
     named = json.dumps(dict.fromkeys(columns.values(), 1.0))
     changes = [word for word in command.settings if word.startswith("reward.")]
+    for word in changes:
+        path = word.partition("=")[0]
+        if path in ("reward.per_view", "reward.joint"):
+            raise ConfigError(f"`{path}` is what `--columns` sets; leave it out.")
     # As typed words, which may name a reward of the user's own.
     typed = [f"reward.per_view={named}", *changes]
     return load_config(scored, overrides=typed, training=False)
@@ -146,15 +147,6 @@ def _rows(
     }
 
 
-def _mean(table: "Tensor") -> "PairedGain":
-    """Mean over prompts and noises, and its standard error over prompts."""
-    import torch
-
-    from mvczigal_ref.evaluation.scores import paired_gain
-
-    return paired_gain(torch.zeros_like(table), table)
-
-
 def _table(
     rows: Mapping[str, Mapping[str, "Tensor"]], columns: Mapping[str, str], *, published: bool
 ) -> "Table":
@@ -162,6 +154,7 @@ def _table(
 
     from mvczigal_ref.evaluation.benchmark import PUBLISHED
     from mvczigal_ref.evaluation.digits import with_error
+    from mvczigal_ref.evaluation.scores import mean_score
 
     table = Table("policy", *columns, title="mean, standard error")
     for name, numbers in PUBLISHED.items() if published else ():
@@ -169,8 +162,8 @@ def _table(
     for name, tables in rows.items():
         cells = []
         for scorer in columns.values():
-            mean = _mean(tables[scorer])
-            cells.append("\n".join(with_error(mean.gain, mean.standard_error, decimals=3)))
+            mean, error = mean_score(tables[scorer])
+            cells.append("\n".join(with_error(mean, error, decimals=3)))
         table.add_row(name, *cells)
     return table
 
@@ -181,13 +174,8 @@ def _as_json(
     columns: Mapping[str, str],
     rows: Mapping[str, Mapping[str, "Tensor"]],
 ) -> dict[str, Any]:
-    """Every number, an error that is not finite, of one prompt, as null."""
-
-    def cell(table: "Tensor") -> dict[str, Any]:
-        mean = _mean(table)
-        error = mean.standard_error if mean.standard_error < float("inf") else None
-        per_prompt = table.double().mean(0).tolist()
-        return {"mean": mean.gain, "standard_error": error, "per_prompt": per_prompt}
+    """Every number; an error that is not finite, of one prompt, is null."""
+    from mvczigal_ref.evaluation.scores import score_record
 
     return {
         "run": None if command.run is None else str(command.run),
@@ -196,7 +184,7 @@ def _as_json(
         "noises": command.noises,
         "columns": dict(columns),
         "rows": {
-            name: {column: cell(tables[scorer]) for column, scorer in columns.items()}
+            name: {column: score_record(tables[scorer]) for column, scorer in columns.items()}
             for name, tables in rows.items()
         },
     }

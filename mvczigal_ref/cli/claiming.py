@@ -4,7 +4,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvczigal_ref.cli.output import console_of, write_json
+from mvczigal_ref.cli.output import console_of, say, write_json
 from mvczigal_ref.cli.policy_settings import require_folder
 from mvczigal_ref.errors import ConfigError
 
@@ -68,8 +68,8 @@ def reproduce_claims(command: "Reproduce") -> None:
         _train(console, runs)
     record = claims_record(finished_arms(folder, seeds=seeds, overrides=overrides))
     text = _write(folder, record)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    _say(console, f"verdicts, numbers and pictures: {folder / 'claims'}.md, .json and _*.svg")
+    say(console, text)
+    say(console, f"verdicts, numbers and pictures: {folder / 'claims'}.md, .json and _*.svg")
     write_json(command, _content(record))
 
 
@@ -110,14 +110,14 @@ def _print_list(
         if claim.letter in letters:
             mine = [run for run in runs if run.method.arm in claim.arms]
             hours = duration(sum(map(_seconds, mine)))
-            _say(console, f"({claim.letter}) {claim.sentence}")
-            _say(console, f"    holds if {claim.rule}")
+            say(console, f"({claim.letter}) {claim.sentence}")
+            say(console, f"    holds if {claim.rule}")
             names = "; ".join(NAMES[arm] for arm in claim.arms)
-            _say(console, f"    {names}: {len(mine)} runs, about {hours} on one core")
-    _say(console, f"all {len(runs)} runs: about {duration(sum(map(_seconds, runs)))} on one core")
+            say(console, f"    {names}: {len(mine)} runs, about {hours} on one core")
+    say(console, f"all {len(runs)} runs: about {duration(sum(map(_seconds, runs)))} on one core")
     for run in runs:
         words = ["train", run.method.recipe, *run.words, "--out", str(run.folder)]
-        _say(console, shlex.join(["mvczigal", *words]))
+        say(console, shlex.join(["mvczigal", *words]))
 
 
 def _seconds(run: "PlannedRun") -> float:
@@ -142,7 +142,3 @@ def _write(folder: Path, record: "ClaimsRecord") -> str:
 def _content(record: "ClaimsRecord") -> list[dict[str, object]]:
     """Give the verdicts as JSON values."""
     return [{"claim": one.letter, "verdict": one.verdict} for one in record.claims]
-
-
-def _say(console: "Console", text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

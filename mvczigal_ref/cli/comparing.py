@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.comparing_arguments import Reproduce
-from mvczigal_ref.cli.output import Quiet, console_of, write_json
+from mvczigal_ref.cli.output import Quiet, console_of, say, write_json
 from mvczigal_ref.cli.policy_settings import require_folder
 from mvczigal_ref.errors import ConfigError
 
@@ -76,8 +76,6 @@ def reproduce(command: Reproduce) -> None:
         raise ConfigError(f"{msg}: `mvczigal reproduce claims ...`.")
     out = command.out or Path("runs/reproduce")
     seeds = command.seeds or (0, 1, 2)
-    from rich.markup import escape
-
     from mvczigal_ref.cli.display import TrainingDisplay
     from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.files import atomic_write
@@ -127,8 +125,8 @@ def reproduce(command: Reproduce) -> None:
         atomic_write(out / f"{name}.md", text)
         atomic_write(out / f"{name}.json", to_text(summary))
         atomic_write(out / f"{name}.svg", figure(summary))
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-        console.print(escape(f"table, numbers and picture: {out / name}.md, .json, .svg"))
+        say(console, text)
+        say(console, f"table, numbers and picture: {out / name}.md, .json, .svg")
     write_json(command, content)
 
 
@@ -180,12 +178,9 @@ def enhance(command: Enhance) -> None:
             )  # fmt: skip
     except (CaptionError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    console.print(
-        f"{command.out}: {done.written} prompts written, {done.skipped} were there",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    say(console, f"{command.out}: {done.written} prompts written, {done.skipped} were there")
     for prompt, why in done.refused.items():
-        console.print(f"no captions for {prompt!r}: {why}", markup=False, soft_wrap=True)
+        say(console, f"no captions for {prompt!r}: {why}")
     if done.refused:
         raise SystemExit(1)
 

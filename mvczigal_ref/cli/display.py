@@ -16,12 +16,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mvczigal_ref.cli.output import say
 from mvczigal_ref.cli.progress import PLAIN_EVERY
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, gain_text, with_error
 from mvczigal_ref.evaluation.durations import duration
-from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardState
+from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.report.run_content import informative_metrics
 from mvczigal_ref.training.events import Events
 
@@ -164,7 +165,7 @@ class TrainingDisplay(Events):
             self._stage = None
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
 
 def score_heading(unit: str) -> str:

@@ -14,8 +14,9 @@ from mvczigal_ref.cli.policy_settings import (
     build_policy,
     build_start,
     policy_config,
+    policy_prompts,
+    require_noises,
 )
-from mvczigal_ref.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,12 +25,10 @@ if TYPE_CHECKING:
     from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.config import TrainConfig
     from mvczigal_ref.distributed import World
-    from mvczigal_ref.evaluation.evaluate import PairedGain
+    from mvczigal_ref.evaluation.scores import PairedGain
     from mvczigal_ref.system import System
 
 __all__ = ["Evaluate", "evaluate", "evaluate_policy"]
-
-_MOST_NOISES = 100_000  # as `run.evaluation_noises`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,26 +72,14 @@ def evaluate(command: Evaluate) -> None:
         ConfigError: If an option, a setting or a prompt is refused.
         CheckpointError: If the run is none.
     """
-    differ = command.seeds and len(set(command.seeds)) == len(command.seeds)
-    if not (1 <= command.noises <= _MOST_NOISES and differ):
-        msg = (
-            f"`--noises` must be 1 to {_MOST_NOISES} and `--seeds` must differ; got "
-            f"{command.noises} and {command.seeds}."
-        )
-        raise ConfigError(msg)
+    require_noises(command.noises, command.seeds)
     config = policy_config(
         command.run, command.weights, command.recipe, command.settings, also=("reward.",)
     )
     from mvczigal_ref.config.scorer_names import check_scorer_names
-    from mvczigal_ref.tiny_world.grammar import parse
-    from mvczigal_ref.training.prompts import in_world, read_prompts
 
     check_scorer_names(config.reward)
-
-    strict = in_world(config)
-    prompts = read_prompts(command.prompts, setting="--prompts", world=strict)
-    prompts = [str(parse(prompt)) for prompt in prompts] if strict else prompts
-    evaluate_policy(command, config, prompts)
+    evaluate_policy(command, config, policy_prompts(command.prompts, config))
 
 
 def evaluate_policy(command: Evaluate, config: "TrainConfig", prompts: Sequence[str]) -> None:
@@ -105,7 +92,7 @@ def evaluate_policy(command: Evaluate, config: "TrainConfig", prompts: Sequence[
     """
     from mvczigal_ref.cli.display import gain_table
     from mvczigal_ref.cli.progress import Steps
-    from mvczigal_ref.evaluation.evaluate import paired_gain
+    from mvczigal_ref.evaluation.scores import paired_gain
     from mvczigal_ref.report.run_content import reward_unit
     from mvczigal_ref.system.scorers import build_scorers
     from mvczigal_ref.training.prompts import warn_of_cut_prompts
@@ -178,15 +165,6 @@ def _reference(
     return "", {}
 
 
-def _mean(table: "Tensor") -> "PairedGain":
-    """Mean score and its standard error: the gain over scores of 0."""
-    import torch
-
-    from mvczigal_ref.evaluation.evaluate import paired_gain
-
-    return paired_gain(torch.zeros_like(table), table)
-
-
 def _score_table(
     scores: Mapping[str, "Tensor"], seeds: Sequence[int], noises: int, *, unit: str
 ) -> "Table":
@@ -194,6 +172,7 @@ def _score_table(
 
     from mvczigal_ref.cli.display import score_heading
     from mvczigal_ref.evaluation.digits import with_error
+    from mvczigal_ref.evaluation.scores import mean_score
 
     table = Table(score_heading(unit), "seed")
     for heading in ("mean", "standard error"):
@@ -201,8 +180,7 @@ def _score_table(
     for name, values in scores.items():
         rows = [(str(seed), part) for seed, part in zip(seeds, values.split(noises), strict=True)]
         for label, part in rows if len(rows) == 1 else [*rows, ("all", values)]:
-            mean = _mean(part)
-            table.add_row(name, label, *with_error(mean.gain, mean.standard_error))
+            table.add_row(name, label, *with_error(*mean_score(part)))
     return table
 
 
@@ -216,8 +194,8 @@ def _as_json(
 ) -> dict[str, Any]:
     """Everything, a list per prompt; an error that is not finite, of one prompt, is null."""
     from mvczigal_ref.config import to_dict
+    from mvczigal_ref.evaluation.scores import score_record
 
-    means = {name: _mean(table) for name, table in scores.items()}
     return {
         "config": to_dict(config),
         "run": None if command.run is None else str(command.run),
@@ -225,14 +203,7 @@ def _as_json(
         "seeds": list(command.seeds),
         "noises": command.noises,
         "zigzag": command.zigzag,
-        "scores": {
-            name: {
-                "mean": mean.gain,
-                "standard_error": _finite(mean.standard_error),
-                "per_prompt": scores[name].double().mean(0).tolist(),
-            }
-            for name, mean in means.items()
-        },
+        "scores": {name: score_record(table) for name, table in scores.items()},
         "against": against or None,
         "gains": {
             name: {key: _finite(value) for key, value in asdict(gain).items()}

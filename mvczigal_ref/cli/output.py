@@ -23,6 +23,7 @@ __all__ = [
     "console_of",
     "json_alone",
     "require_json",
+    "say",
     "write_json",
 ]
 
@@ -69,6 +70,16 @@ def console_of(command: Quiet, *, shown: bool = True) -> "Console":
 
     as_json = isinstance(command, Printed) and command.json == STANDARD_OUTPUT
     return Console(quiet=command.quiet or as_json or not shown)
+
+
+def say(console: "Console", text: str) -> None:
+    """Print text as it stands: names in it are no markup, and no line of it is broken.
+
+    Args:
+        console: Place for it.
+        text: One line, or more.
+    """
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def require_json(command: object) -> None:

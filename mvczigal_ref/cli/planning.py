@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mvczigal_ref.cli.output import Printed, console_of, write_json
+from mvczigal_ref.cli.output import Printed, console_of, say, write_json
 from mvczigal_ref.cli.progress import Steps
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.scorer_names import is_function
@@ -19,8 +19,6 @@ from mvczigal_ref.preflight.stored_plans import stored_plan
 __all__ = ["plan_content", "plan_tables", "print_plan", "run_plan"]
 
 _GIB = 2**30
-
-
 _PARTS = {
     "network": "frozen network and camera encoder",
     "trained": "trained weights",
@@ -43,8 +41,6 @@ _PARTS = {
     "host": "host: offloaded parts and samples",
     "loading": "host: while networks are loaded",
 }
-
-
 _CALLS = {
     "rollout": "sampling",
     "value": "replay without gradient",
@@ -56,31 +52,38 @@ _CALLS = {
 }
 
 
-def run_plan(config: TrainConfig, *, processes: int, command: Printed) -> None:
+def run_plan(
+    config: TrainConfig, *, processes: int, command: Printed, memory: float | None = None
+) -> None:
     """Print the cost of one iteration of a run.
 
     Args:
         config: The run.
         processes: Processes of the run, each with a GPU of its own.
         command: Command whose output it is.
+        memory: Memory of a GPU, for what is chosen by it [GiB]; None is what is free here.
 
     Raises:
         ConfigError: If the run's geometry is impossible; names the nearest that is possible.
     """
     console = console_of(command)
-    cost = stored_plan(config, processes=processes) or _measured(config, processes, console)
+    cost = stored_plan(config, processes=processes)
+    if cost is None:
+        held = None if memory is None else int(memory * _GIB)
+        cost = _measured(config, processes, held, console)
     print_plan(cost, console)
     write_json(command, plan_content(cost))
 
 
-def _measured(config: TrainConfig, processes: int, console: Console) -> Plan:
+def _measured(config: TrainConfig, processes: int, memory: int | None, console: Console) -> Plan:
     """Measure the shapes of an iteration, which takes seconds."""
     from mvczigal_ref.preflight.plan import plan
 
     with Steps(console, "measuring the shapes of an iteration", 1) as steps:
         return plan(
-            config, world_size=processes, progress=lambda done, total: steps.reach(done / total)
-        )
+            config, world_size=processes, memory=memory,
+            progress=lambda done, total: steps.reach(done / total),
+        )  # fmt: skip
 
 
 def print_plan(cost: Plan, console: Console) -> None:
@@ -98,11 +101,25 @@ def print_plan(cost: Plan, console: Console) -> None:
             f"captions: {cost.conditions - 1} per prompt, all taken to differ, which is the most "
             "that an iteration can cost; equal ones of a prompt cost nothing"
         )
+    notes += _choices(cost)
     code = [name for name in cost.scorer_calls if is_function(name)]
     if code:
         notes.append(f"not counted: what {', '.join(code)} takes, functions that nothing measures")
     for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        say(console, note)
+
+
+def _choices(cost: Plan) -> list[str]:
+    """Say what is chosen by arithmetic and by memory, as the run would choose it."""
+    layers = [
+        f"{stage} {' and '.join(f'{form} in {count}' for form, count in forms.items() if count)}"
+        for stage, forms in cost.lora_forms.items()
+    ]
+    chosen = [f"LoRA on {cost.device}, layers of the largest call: {', '.join(layers)}"]
+    if cost.blocks is None:
+        return chosen if layers else []
+    again = f"computed again in the backward pass: {cost.recomputed_blocks} of {cost.blocks} blocks"
+    return [*(chosen if layers else []), again]
 
 
 def plan_content(cost: Plan) -> dict[str, Any]:

@@ -1,7 +1,13 @@
 """Serve a page to play with a policy: arguments, loading and address."""
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -23,6 +29,7 @@ __all__ = ["Play", "page_of", "play"]
 
 _STEPS = 8  # of a sample, where nothing else says
 _PROMPT = "a red cube with a white nose"
+_GLANCE_S = 0.2  # between two checks for a stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,9 @@ class Play:
 
 
 def play(command: Play) -> None:
-    """Serve the page until Ctrl-C; never through a public link.
+    """Serve the page until Ctrl-C or SIGTERM; never through a public link.
+
+    No picture of it is left on the disk afterwards.
 
     Args:
         command: Policy and address.
@@ -69,16 +78,38 @@ def play(command: Play) -> None:
         CheckpointError: If run or weights cannot be read.
     """
     page = page_of(command)
+    with _stop_asked() as asked, page.folder:
+        try:
+            _, address, _ = page.launch(
+                server_name=command.host, server_port=command.port, share=False, quiet=True,
+                prevent_thread_lock=True,
+            )  # fmt: skip
+        except (OSError, OverflowError) as error:
+            msg = f"cannot serve at `--host` {command.host!r}, `--port` {command.port}: {error}"
+            raise ConfigError(msg) from error
+        print(f"the page is at {address}; Ctrl-C ends it", flush=True)
+        try:
+            while not asked.wait(_GLANCE_S):  # on Windows a longer wait would hear no Ctrl-C
+                pass
+        finally:
+            page.close(verbose=False)  # which removes Gradio's own copies
+
+
+@contextmanager
+def _stop_asked() -> Iterator[threading.Event]:
+    """Set an event at SIGTERM and at Ctrl-C, in place of an end without tidying."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        asked.set()
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _, address, _ = page.launch(
-            server_name=command.host, server_port=command.port, share=False, quiet=True,
-            prevent_thread_lock=True,
-        )  # fmt: skip
-    except (OSError, OverflowError) as error:
-        msg = f"cannot serve at `--host` {command.host!r}, `--port` {command.port}: {error}"
-        raise ConfigError(msg) from error
-    print(f"the page is at {address}; Ctrl-C ends it", flush=True)
-    page.block_thread()
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def page_of(command: Play) -> Any:  # noqa: ANN401 - of Gradio
@@ -89,15 +120,23 @@ def page_of(command: Play) -> Any:  # noqa: ANN401 - of Gradio
 
     Returns:
         Gradio's ``Blocks``.
+
+    Raises:
+        ConfigError: If a setting is refused or Gradio is missing; no library of models is
+            imported then.
     """
     if not 0 <= command.port <= 65535:
         raise ConfigError(f"`--port` must be 0 to 65535; got {command.port}.")
     run, config = _config(command)
-    # What follows imports torch.
-    from mvczigal_ref.demo.page import build_page, require_gradio
-
-    require_gradio()
+    if find_spec("gradio") is None:
+        raise ConfigError(
+            "`play` needs the package gradio, which is not installed. Run `pip install "
+            '"mvczigal-ref[demo]"`, in a clone `pip install ".[demo]"`.'
+        )
     print("loading models", flush=True)
+    # What follows imports torch and the libraries of models, most of the wait.
+    from mvczigal_ref.demo.page import build_page
+
     return build_page(_playground(command, run, config), command.prompt)
 
 

@@ -23,10 +23,11 @@ __all__ = [
     "SettingWords",
     "build_policy",
     "build_start",
-    "named_recipe",
     "policy_config",
+    "policy_prompts",
     "recipe_config",
     "require_folder",
+    "require_noises",
     "require_run",
 ]
 
@@ -46,32 +47,10 @@ SettingWords: TypeAlias = Annotated[
 """Words `section.name=value`, wherever they stand."""
 
 _RECIPE = "tiny"
+_MOST_NOISES = 100_000  # as `run.evaluation_noises`
 # What a policy reads once it is trained; any other setting would change nothing, in silence.
 _READ_BY_A_POLICY = ("sampler.", "flow.shift", "flow.ode", "zigzag.", "run.objects_per_slice")
 _READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
-
-
-def named_recipe(name: str) -> "TrainConfig":
-    """Give a recipe's configuration.
-
-    Args:
-        name: Name of the recipe.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ConfigError: If there is no such recipe; names the nearest.
-
-    Examples:
-        >>> named_recipe("tinny")
-        Traceback (most recent call last):
-        mvczigal_ref.errors.ConfigError: unknown recipe: `tinny`; did you mean `tiny`? \
-`mvczigal recipes` lists them.
-    """
-    from mvczigal_ref.recipes import recipe
-
-    return recipe(name)
 
 
 def recipe_config(name: str, *, file: Path | None, words: Sequence[str]) -> "TrainConfig":
@@ -90,8 +69,9 @@ def recipe_config(name: str, *, file: Path | None, words: Sequence[str]) -> "Tra
             been downloaded, would send a key to a service.
     """
     from mvczigal_ref.config import load_config
+    from mvczigal_ref.recipes import recipe
 
-    base = named_recipe(name)
+    base = recipe(name)
     config = load_config(base, file=file, overrides=words)
     if file is not None:
         for section in ("reward", "condition"):
@@ -125,6 +105,7 @@ def policy_config(
             may have been downloaded, would send a key to a service.
     """
     from mvczigal_ref.config import load_config
+    from mvczigal_ref.recipes import recipe
 
     if run is not None and (weights is not None or name is not None):
         msg = "`--run` brings its own weights and settings; leave out `--weights` and the recipe."
@@ -135,7 +116,7 @@ def policy_config(
         if "reward." in also:
             _require_typed_key(base, words, "reward", "a run")
     else:
-        base = named_recipe(name or _RECIPE)
+        base = recipe(name or _RECIPE)
     config = _sampled(base, words)
     allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
     for word in words:
@@ -162,6 +143,49 @@ def _sampled(base: "TrainConfig", words: Sequence[str]) -> "TrainConfig":
         with suppress(ConfigError):
             return load_config(base, overrides=every, training=False)
         raise refusal from refusal.__cause__
+
+
+def policy_prompts(name: str, config: "TrainConfig") -> list[str]:
+    """Read the prompts that a policy is scored on.
+
+    Args:
+        name: Value of `--prompts`.
+        config: Scorers and weights; where either is the tiny world's, prompts are of its grammar.
+
+    Returns:
+        The prompts, those of the tiny world as its grammar writes them.
+
+    Raises:
+        ConfigError: If they cannot be read, or are not in that grammar.
+    """
+    from mvczigal_ref.tiny_world.grammar import parse
+    from mvczigal_ref.training.prompts import in_world, read_prompts
+
+    strict = in_world(config)
+    prompts = read_prompts(name, setting="--prompts", world=strict)
+    return [str(parse(prompt)) for prompt in prompts] if strict else prompts
+
+
+def require_noises(noises: int, seeds: Sequence[int]) -> None:
+    """Refuse numbers of noises and seeds by which nothing can be scored.
+
+    Args:
+        noises: Initial noises per prompt and seed.
+        seeds: Seeds of the noises.
+
+    Raises:
+        ConfigError: If there are none or too many, or a seed is named twice.
+
+    Examples:
+        >>> require_noises(4, (0, 1))
+    """
+    differ = seeds and len(set(seeds)) == len(seeds)
+    if not (1 <= noises <= _MOST_NOISES and differ):
+        msg = (
+            f"`--noises` must be 1 to {_MOST_NOISES} and `--seeds` must differ; got {noises} and "
+            f"{tuple(seeds)}."
+        )
+        raise ConfigError(msg)
 
 
 def _require_typed_key(
@@ -275,8 +299,8 @@ def require_folder(
             anything. None takes any folder.
 
     Raises:
-        ConfigError: If it is a file or cannot be written, or holds files and no run where a run is to go, or none of
-            those that the command writes.
+        ConfigError: If it is a file or cannot be written, or holds files and no run where a run is
+            to go, or none of those that the command writes.
     """
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir():

@@ -20,6 +20,9 @@ class Plan(Printed):
     """YAML or JSON file of settings by section; words on the command line win over it."""
     processes: int = 1
     """Processes of the run, each with a GPU of its own."""
+    memory: float | None = None
+    """Memory of a GPU [GiB], where `model.gradient_checkpointing` is auto; left out, what is free
+    here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ def plan_recipe(command: Plan) -> None:
     config = recipe_config(command.recipe, file=command.config, words=command.settings)
     from mvczigal_ref.cli.planning import run_plan
 
-    run_plan(config, processes=command.processes, command=command)
+    run_plan(config, processes=command.processes, command=command, memory=command.memory)
 
 
 def check_recipe(command: Check) -> None:

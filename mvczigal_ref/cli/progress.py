@@ -10,6 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from mvczigal_ref.cli.output import say
 from mvczigal_ref.evaluation.durations import duration
 
 __all__ = ["PLAIN_EVERY", "SLOW", "Steps", "saying"]
@@ -115,5 +116,4 @@ class Steps:
         share = self._done / self._total if self._total else 1.0
         rate = (self._done - self._first) / max(now - self._began, 1e-9)
         left = f", {duration((self._total - self._done) / rate)} left" if rate > 0 else ""
-        line = f"{self._text}: {share:.0%}{left}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"{self._text}: {share:.0%}{left}")

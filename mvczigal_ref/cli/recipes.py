@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from mvczigal_ref.cli.output import Printed, console_of, write_json
-from mvczigal_ref.cli.policy_settings import named_recipe
+from mvczigal_ref.cli.output import Printed, console_of, say, write_json
 from mvczigal_ref.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from mvczigal_ref.config import TrainConfig
 
-__all__ = ["Recipes", "changes_table", "network_of", "setting_changes", "show_recipes"]
+__all__ = ["Recipes", "changes_table", "network_of", "show_recipes"]
 
 _SHIPPED = ("tiny", "tiny_flow")
 
@@ -121,11 +120,12 @@ def _summary(name: str) -> str:
 
 def _show_recipe(name: str, command: Recipes, console: "Console") -> None:
     from mvczigal_ref.config import TrainConfig, to_dict
-    from mvczigal_ref.recipes import recipe_function
+    from mvczigal_ref.config.fingerprint import setting_changes
+    from mvczigal_ref.recipes import recipe, recipe_function
 
-    config, function = named_recipe(name), recipe_function(name)
-    other = TrainConfig() if command.diff is None else named_recipe(command.diff)
-    changes = setting_changes(other, config)
+    config, function = recipe(name), recipe_function(name)
+    other = TrainConfig() if command.diff is None else recipe(command.diff)
+    changes = setting_changes(to_dict(other), to_dict(config))
     summary = inspect.getdoc(function) or ""
     source = inspect.getdoc(sys.modules[function.__module__]) or ""
     content = {
@@ -140,37 +140,15 @@ def _show_recipe(name: str, command: Recipes, console: "Console") -> None:
         return
     runs = "; ".join(f"{key}: {value}" for key, value in _row(config).items())
     text = f"{name}: {summary}\n\nsource: {source}\n\n{runs}\n"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(console, text)
     console.print(changes_table(changes, before=command.diff or "default", after=name))
-
-
-def setting_changes(before: "TrainConfig", after: "TrainConfig") -> dict[str, tuple[Any, Any]]:
-    """Compare two configurations.
-
-    Args:
-        before: One, such as the defaults.
-        after: The other.
-
-    Returns:
-        Both values of every setting that differs, by its dotted path.
-    """
-    from mvczigal_ref.config import to_dict
-
-    values = to_dict(before)
-    return {
-        f"{section}.{name}": (values[section][name], value)
-        for section, settings in to_dict(after).items()
-        if isinstance(settings, dict)
-        for name, value in settings.items()
-        if value != values[section][name]
-    }
 
 
 def changes_table(changes: dict[str, tuple[Any, Any]], *, before: str, after: str) -> "Table":
     """Lay out settings that differ, one row each.
 
     Args:
-        changes: Both values by path, from :func:`setting_changes`.
+        changes: Both values by path, from :func:`~mvczigal_ref.config.fingerprint.setting_changes`.
         before: Heading of the first values.
         after: Heading of the second.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from mvczigal_ref.cli.launch import REFUSED, join, launch, starts_processes
-from mvczigal_ref.cli.output import Printed, console_of, write_json
+from mvczigal_ref.cli.output import Printed, console_of, say, write_json
 from mvczigal_ref.cli.policy_settings import (
     File,
     Folder,
@@ -135,7 +135,7 @@ def train_run(command: Train, config: "TrainConfig") -> None:
     folder = _folder(command, config)
     here = join(config.run.device)
     console = console_of(command, shown=here.is_main)
-    _say(console, _beginning(folder, config))
+    say(console, _beginning(folder, config))
     try:
         _run(config, folder, console, here, start=command.start)
         if here.is_main and command.json is not None:
@@ -143,8 +143,8 @@ def train_run(command: Train, config: "TrainConfig") -> None:
             write_json(command, {"folder": str(folder), **summary})
     except REFUSED as error:
         if isinstance(error, ServiceUnavailableError):
-            _say(console, _where(folder))
-            _say(console, f"once the service is back, go on with: {_again(command)}")
+            say(console, _where(folder))
+            say(console, f"once the service is back, go on with: {_again(command)}")
         if here.is_main and isinstance(error, NonFiniteError):
             raise ConfigError(f"{error} {_way_on(folder)}") from error
         if here.is_main:
@@ -154,8 +154,8 @@ def train_run(command: Train, config: "TrainConfig") -> None:
         time.sleep(1.0)
         raise SystemExit(75 if isinstance(error, ServiceUnavailableError) else 2) from error
     except KeyboardInterrupt:
-        _say(console, _where(folder))
-        _say(console, f"go on with: {_again(command)}")
+        say(console, _where(folder))
+        say(console, f"go on with: {_again(command)}")
         raise
     finally:
         here.close()
@@ -176,8 +176,8 @@ def _run(
         console.print(gain_table(gains, unit=reward_unit(config), before="before", after="after"))
         if result.guard is not None:
             console.print(guard_table(result.guard))
-            _say(console, guard_text(result.guard, returned=config.guard.action == "return"))
-        _say(console, f"report: {write_report(folder)}")
+            say(console, guard_text(result.guard, returned=config.guard.action == "return"))
+        say(console, f"report: {write_report(folder)}")
 
 
 def _folder(command: Train, config: "TrainConfig") -> Path:
@@ -253,7 +253,3 @@ def train_words(command: Train) -> list[str]:
 
 def _again(command: Train) -> str:
     return shlex.join(["mvczigal", *train_words(command)])
-
-
-def _say(console: "Console", text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

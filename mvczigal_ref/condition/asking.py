@@ -1,7 +1,7 @@
 """Ask a language model until it gives a caption that may be used, a bounded number of times."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,9 +9,9 @@ from torch import Tensor
 from mvczigal_ref.condition.captions import CaptionRules
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import NO_INSTRUCTION, Caption, CaptionError, OnRefusal
-from mvczigal_ref.condition.threads import in_order
+from mvczigal_ref.language.at_once import ask_at_once
 from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError
-from mvczigal_ref.language.protocol import LanguageModel
+from mvczigal_ref.language.protocol import LanguageModel, Question
 
 __all__ = ["Asker", "Subject", "checked_prompts"]
 
@@ -78,7 +78,8 @@ class Asker:
         """Ask in rounds until each subject has a caption that is new, and remember these.
 
         A round asks once for every caption that is still missing. Its answers are read in the
-        order of the subjects, so captions are the same for any number of workers. Every question
+        order of the subjects, so captions are the same for any number of workers, to the rounding
+        of a model in this process, which is asked that many questions in one call. Every question
         draws its instruction and its seed anew, lists captions of earlier rounds, and says why the
         last answer was refused.
 
@@ -100,9 +101,10 @@ class Asker:
         ]
         refusals = dict.fromkeys(range(len(subjects)), "")
         for attempt in range(self.attempts):
-            questions = [self._drawn(subjects[k], attempt, refusals[k]) for k in refusals]
-            answers = in_order(self._answer, questions, workers=workers)
-            for index, question, answer in zip([*refusals], questions, answers, strict=True):
+            drawn = [self._drawn(subjects[k], attempt, refusals[k]) for k in refusals]
+            asked = [subjects[k] for k in refusals]
+            answers = self._answers(asked, [question for _, question in drawn], workers)
+            for index, (instruction, _), answer in zip([*refusals], drawn, answers, strict=True):
                 subject = subjects[index]
                 try:
                     if isinstance(answer, ChatAnswerError):
@@ -113,7 +115,7 @@ class Asker:
                     refusals[index] = str(error).rstrip(".")
                     continue
                 captions[index] = Caption(
-                    caption=text, instruction=question.instruction, sample=subject.sample
+                    caption=text, instruction=instruction, sample=subject.sample
                 )
                 del refusals[index]
         if refusals and self.on_refusal == "raise":
@@ -126,8 +128,8 @@ class Asker:
             raise CaptionError(msg)
         return captions
 
-    def _drawn(self, subject: Subject, attempt: int, refusal: str) -> "_Question":
-        """Draw one question."""
+    def _drawn(self, subject: Subject, attempt: int, refusal: str) -> tuple[str, Question]:
+        """Draw one question; give its instruction's name too."""
         name = subject.draws.choice(list(self.instructions))
         parts = [self.question(subject.prompt, self.instructions[name])]
         if earlier := subject.memory.earlier(subject.prompt)[-_SHOWN:]:
@@ -136,27 +138,21 @@ class Asker:
         if attempt:
             parts.append(f"Your answer number {attempt} was refused: {refusal}.")
         seed = subject.draws.getrandbits(31)
-        return _Question(subject=subject, instruction=name, text="\n".join(parts), seed=seed)
+        return name, Question(text="\n".join(parts), images=subject.images, seed=seed)
 
-    def _answer(self, question: "_Question") -> str | ChatAnswerError:
-        """Ask one question, in any thread."""
-        subject = question.subject
+    def _answers(
+        self, subjects: Sequence[Subject], questions: Sequence[Question], workers: int
+    ) -> Iterator[str | ChatAnswerError]:
+        """Ask all questions, and name the subject of one that is not taken."""
+        subject = iter(subjects)
+        answers = ask_at_once(self.model, questions, at_once=workers)
         try:
-            return self.model.ask(question.text, subject.images, seed=question.seed)
+            for answer in answers:
+                next(subject)
+                yield answer
         except ChatRefusedError as error:  # no other question would be taken
-            raise ChatRefusedError(f"no caption for the prompt {subject}: {error}") from error
-        except ChatAnswerError as error:
-            return error
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Question:
-    """Question about one subject."""
-
-    subject: Subject
-    instruction: str
-    text: str
-    seed: int
+            msg = f"no caption for the prompt {next(subject)}: {error}"
+            raise ChatRefusedError(msg) from error
 
 
 def checked_prompts(prompts: Sequence[str]) -> Sequence[str]:

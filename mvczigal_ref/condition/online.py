@@ -56,8 +56,8 @@ class OnlineEnhancer:
         attempts: Most questions that one caption may take [1].
         on_refusal: Whether an error or the prompt stands in where every answer for a caption
             was refused. ``prompt`` lets a long training outlive one bad answer.
-        workers: Samples asked about at once [1]; more than 1 for a served model. Captions are
-            the same for any number.
+        workers: Samples asked about at once [1]: so many requests to a served model, or so many in
+            one call of a local one. Captions are the same for any number, to the latter's rounding.
 
     Examples:
         >>> import torch

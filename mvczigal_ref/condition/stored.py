@@ -15,9 +15,9 @@ from typing import Any, Final
 from mvczigal_ref.condition.asking import checked_prompts
 from mvczigal_ref.condition.offline import OfflineEnhancer
 from mvczigal_ref.condition.protocol import Caption, CaptionError, GroupImages, stream
-from mvczigal_ref.condition.threads import in_order
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import sync
+from mvczigal_ref.language.threads import in_order
 from mvczigal_ref.text_files import decode_text
 
 __all__ = ["EnhanceOutcome", "StoredCaptions", "enhance_prompts"]

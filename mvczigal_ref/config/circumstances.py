@@ -13,6 +13,7 @@ __all__ = [
     "is_nft",
     "is_tree",
     "learns_groups",
+    "prefers_noise",
 ]
 
 
@@ -35,6 +36,11 @@ def compares_pairs(config: TrainConfig) -> bool:
 def is_forward(config: TrainConfig) -> bool:
     """Tell whether the loss is one on the forward process."""
     return config.objective.kind == "forward_process"
+
+
+def prefers_noise(config: TrainConfig) -> bool:
+    """Tell whether the loss is Diffusion-DPO's, on samples that are noised again."""
+    return config.objective.prefers_noise
 
 
 def learns_groups(config: TrainConfig) -> bool:

@@ -17,11 +17,16 @@ def family_contradictions(config: _Settings) -> Iterable[str]:
         config: A :class:`~mvczigal_ref.config.train.TrainConfig`, each setting valid by itself.
 
     Yields:
-        A sentence a problem, with the remedy.
+        One sentence per problem, with the remedy.
     """
     yield from _density_contradictions(config)
     yield from _ratio_contradictions(config)
     yield from _reference_contradictions(config)
+    if config.objective.prefers_noise and config.sampler.is_flow:
+        yield (
+            '`objective.preference_form` = "noise" is defined on the signal shares of a UNet; got '
+            '`sampler.kind` = "flow". Take `forward.loss` = "group_preference" of groups.'
+        )
 
 
 def _density_contradictions(config: _Settings) -> Iterable[str]:

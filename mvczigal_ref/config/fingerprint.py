@@ -9,14 +9,48 @@ from mvczigal_ref.config.loading import to_dict
 from mvczigal_ref.config.reads import unread_settings
 from mvczigal_ref.config.train import TrainConfig
 
-__all__ = ["differing_settings", "fingerprint", "fingerprinted", "settings_difference"]
+__all__ = [
+    "differing_settings",
+    "fingerprint",
+    "fingerprinted",
+    "setting_changes",
+    "settings_difference",
+]
+
+
+def setting_changes(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Compare settings by section.
+
+    Args:
+        before: Settings, as `to_dict` or `fingerprinted` gives them; one that is left out has its
+            default.
+        after: Other settings.
+
+    Returns:
+        Both values of every setting that differs, by its dotted path.
+
+    Examples:
+        >>> setting_changes({"run": {"seed": 0}}, {"run": {"seed": 3, "arms_per_call": 2}})
+        {'run.seed': (0, 3), 'run.arms_per_call': (1, 2)}
+    """
+    sections = {k: v for k, v in to_dict(TrainConfig()).items() if isinstance(v, Mapping)}
+    pairs = {
+        f"{section}.{name}": (
+            before.get(section, {}).get(name, default), after.get(section, {}).get(name, default)
+        )
+        for section, defaults in sections.items()
+        for name, default in defaults.items()
+    }  # fmt: skip
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def differing_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """List the settings in which two runs differ.
 
     Args:
-        there: All settings of the other run, as `to_dict` gives them.
+        there: Settings of the other run, as :func:`setting_changes` takes them.
         here: Those of this run.
 
     Returns:
@@ -27,27 +61,20 @@ def differing_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> lis
         ['`run.seed` is 0 there and 3 here']
     """
     return [
-        f"`{section}.{name}` is {value!r} there and {here[section][name]!r} here"
-        for section, values in there.items()
-        if isinstance(values, Mapping)
-        for name, value in values.items()
-        if value != here[section][name]
+        f"`{path}` is {before!r} there and {after!r} here"
+        for path, (before, after) in setting_changes(there, here).items()
     ]
 
 
 def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Say in which settings two runs differ.
+    """Say in which settings two runs differ: :func:`differing_settings` in one text.
 
     Args:
-        there: All settings of what lies in a folder, by section.
-        here: Settings of what is asked for now, the same ones.
+        there: Settings of the other run.
+        here: Those of this run.
 
     Returns:
         Both values of each that differs, or an empty text.
-
-    Examples:
-        >>> settings_difference({"run": {"seed": 0}}, {"run": {"seed": 3}})
-        '`run.seed` is 0 there and 3 here'
     """
     return "; ".join(differing_settings(there, here))
 
@@ -83,6 +110,7 @@ _NOT_IN_FINGERPRINT = (
 # Settings that earlier versions did not have: left out at their default, which is what those did.
 _LATER = (
     "model.frozen_weights",
+    "objective.preference_form",
     "optim.kind",
     "reward.texts_per_call",
     "run.arms_per_call",
@@ -97,8 +125,8 @@ def fingerprinted(config: TrainConfig) -> dict[str, Any]:
     """Give the settings that a run's numbers depend on.
 
     Length, evaluation, saving, trackers, device and the recipe's name are left out, and settings
-    that came later where they are at their default. A setting that
-    the method does not read has its default.
+    that came later where they are at their default. A setting that the method does not read has its
+    default.
 
     Args:
         config: The configuration.

@@ -167,7 +167,8 @@ def _explain(error: ErrorDetails) -> str:
 def _update(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     _refuse_unknown(changes)
     for key, change in changes.items():
-        values[key] = {**values[key], **change} if isinstance(change, Mapping) else change
+        is_section = isinstance(change, Mapping) and isinstance(values[key], dict)
+        values[key] = {**values[key], **change} if is_section else change
 
 
 def _parse_override(word: str) -> dict[str, Any]:
@@ -185,15 +186,9 @@ def _parse_override(word: str) -> dict[str, Any]:
     return {section: {name: value}} if section else {name: value}
 
 
-_MOST_TEXT = 2**18  # of a file or value of settings [bytes]
-
-
+_MOST_TEXT = 2**18  # of a file or value of settings [characters]
 _MOST_DEPTH = 8  # a table in a section in a file is 3
-
-
 _DECIMAL = re.compile(r"[-+]?[0-9][0-9_]*")
-
-
 _NUMBER = re.compile(
     r"(?:[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.?(?:inf|nan))\Z",
@@ -242,14 +237,8 @@ _SettingsLoader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in resolvers if tag.endswith((":bool", ":null"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-
-
 _SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789inIN"))
-
-
 _SettingsLoader.add_constructor("tag:yaml.org,2002:float", _number)
-
-
 _SettingsLoader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 

@@ -149,8 +149,8 @@ class ConditionConfig:
     api_key_env: Name | None = None
     """Environment variable that holds the endpoint's key; None sends no key."""
     requests_at_once: Count = 8
-    """Samples that each process asks "chat" about at once [requests]; captions are the same for any
-    number."""
+    """Samples that each process asks about at once [samples]: as many requests to "chat", or in
+    one call of "local". Captions are the same for any number, but for the rounding of "local"."""
     instructions: Names = ()
     """Names of what captions may be asked to add, or of the world's words that may change; empty is
     all that the enhancer knows."""
@@ -307,7 +307,10 @@ class ObjectiveConfig:
     train_last_action: bool = False
     """Whether the last action is trained too, on which the image cannot depend."""
     preference_scale: Positive = 1.0
-    """Slope of the preference's logistic, beta of DPO [elements/nat, or 1/nat if summed]."""
+    """Slope of the preference's logistic, beta of DPO [elements/nat; 1/nat if summed; 1/error]."""
+    preference_form: Literal["density", "noise"] = "density"
+    """Ratio of a preference: of the actions' densities; or half a difference of two networks'
+    errors in the noise of samples that are noised again, as in Diffusion-DPO."""
     kl_weight: NonNegative = 0.0
     """Weight of the divergence from the network without its LoRA [1/unit of the divergence]."""
     kl_form: Literal["divergence", "without_step_length"] = "divergence"
@@ -324,6 +327,11 @@ class ObjectiveConfig:
         if self.is_plugin:
             return self.kind not in plugin_names("group_objectives")
         return self.kind in ("reward_difference", "preference")
+
+    @property
+    def prefers_noise(self) -> bool:
+        """Whether the loss is Diffusion-DPO's, on pairs whose samples are noised again."""
+        return self.kind == "preference" and self.preference_form == "noise"
 
     @property
     def is_policy_gradient(self) -> bool:

@@ -14,15 +14,16 @@ from mvczigal_ref.config.circumstances import (
     is_nft,
     is_tree,
     learns_groups,
+    prefers_noise,
 )
 from mvczigal_ref.config.method import scorer_weights
 from mvczigal_ref.config.train import TrainConfig
 from mvczigal_ref.errors import quoted
 
-__all__ = ["ALWAYS", "SOMETIMES", "Condition", "unread", "unread_settings"]
+__all__ = ["ALWAYS", "SOMETIMES", "unread", "unread_settings"]
 
-EMBED_GUIDANCE = ("tiny", "lcm_sdxl")
-"""Weights whose network reads the guidance scale itself, and so no negative prompt."""
+# Weights whose network reads the guidance scale itself, and so no negative prompt.
+_EMBED_GUIDANCE = ("tiny", "lcm_sdxl")
 
 
 def unread_settings(config: TrainConfig) -> list[str]:
@@ -125,7 +126,7 @@ def _doubles(config: TrainConfig) -> bool:
     scale = config.sampler.guidance_scale
     if _zigzags(config):
         scale = max(scale, config.zigzag.inversion_guidance_scale)
-    return scale > 1.0 and config.model.weights not in EMBED_GUIDANCE
+    return scale > 1.0 and config.model.weights not in _EMBED_GUIDANCE
 
 
 def _zigzags(config: TrainConfig) -> bool:
@@ -154,7 +155,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
         "model.rig", "model.azimuths", "model.elevation", "sampler.camera_scale",
     ),
     Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
-        "model.lora_rank", "model.lora_alpha",
+        "model.lora_rank", "model.lora_alpha", "model.frozen_weights",
     ),
     Condition(lambda c: not is_flow(c), 'with a `sampler.kind` other than "flow"'): (
         "sampler.prediction_type", "sampler.snr_shift",
@@ -211,7 +212,10 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
         "advantage.fusion",
     ),
     Condition(learns_groups, 'with `objective.kind` = "policy_gradient", "guard", "sequence" or '
-              '"divergence"'): ("advantage.drop_alike",),
+              '"divergence"'): (
+        "advantage.drop_alike", "objective.step_weight", "objective.train_share",
+        "optim.step_per_decision",
+    ),
     Condition(lambda c: learns_groups(c) and c.rollout.kind == "group",
               'with `rollout.kind` = "group" and an objective of ratios'): (
         "advantage.pruned_share",
@@ -241,8 +245,8 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     _captions("world_edits", "stored"): ("condition.num_captions",),
     _captions("stored"): ("condition.file",),
-    _captions("chat", "local"): ("condition.model",),
-    _captions("chat"): ("condition.url", "condition.api_key_env", "condition.requests_at_once"),
+    _captions("chat", "local"): ("condition.model", "condition.requests_at_once"),
+    _captions("chat"): ("condition.url", "condition.api_key_env"),
     _captions("world", "world_edits", "chat", "local"): ("condition.instructions",),
     Condition(lambda c: not (isinstance(c.reward.per_view, str)
                              and isinstance(c.reward.joint, str)),
@@ -290,16 +294,15 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
         "objective.density",
     ),
     Condition(lambda c: c.objective.kind == "preference", 'with `objective.kind` = "preference"'): (
-        "objective.reference",
+        "objective.reference", "objective.preference_form",
     ),
     Condition(lambda c: c.objective.kind == "reward_difference" or c.objective.is_plugin,
               'with `objective.kind` = "reward_difference"'): ("objective.temperature",),
-    Condition(lambda c: not is_forward(c),
-              'with an `objective.kind` other than "forward_process"'): (
-        "objective.reduction",
-    ),
-    Condition(lambda c: c.rollout.kind == "pair" and not is_flow(c),
-              'with `rollout.kind` = "pair" and `sampler.kind` = "lcm" or "ddim"'): (
+    Condition(lambda c: not is_forward(c) and not prefers_noise(c),
+              "where densities are compared"): ("objective.reduction",),
+    Condition(lambda c: c.rollout.kind == "pair" and not is_flow(c) and not prefers_noise(c),
+              'with `rollout.kind` = "pair" and `sampler.kind` = "lcm" or "ddim", where densities '
+              "are compared"): (
         "objective.train_last_action",
     ),
     Condition(lambda c: c.objective.kind == "preference" or c.objective.is_plugin
@@ -311,12 +314,11 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
               and c.flow.kernel != "cps",
               'with a positive `objective.kl_weight`, on steps of `flow.kernel` = "sde" or '
               '"constant"'): ("objective.kl_form",),
-    Condition(learns_groups, 'with `objective.kind` = "policy_gradient", "guard", "sequence" or '
-              '"divergence" as well'): (
-        "objective.step_weight", "objective.train_share", "optim.step_per_decision",
-    ),
+    Condition(lambda c: is_forward(c) or prefers_noise(c),
+              'with `objective.kind` = "forward_process" or `objective.preference_form` = '
+              '"noise"'): ("forward.levels",),
     Condition(is_forward, 'with `objective.kind` = "forward_process"'): (
-        "forward.loss", "forward.levels", "forward.shared_noise", "forward.old_decay_rate",
+        "forward.loss", "forward.shared_noise", "forward.old_decay_rate",
         "forward.old_decay_largest", "forward.old_decay_after", "forward.old_decay_unit",
     ),
     Condition(is_nft, 'with `objective.kind` = "forward_process" and `forward.loss` = "nft"'): (
@@ -339,9 +341,6 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(_scales_loss, 'with an `optim.loss_scale` other than 1, or `model.dtype` = "fp16"'): (
         "optim.loss_scale_growth_interval",
     ),
-    Condition(lambda c: c.model.finetune == "lora", 'with `model.finetune` = "lora"'): (
-        "model.frozen_weights",
-    ),
     Condition(lambda c: c.run.sharding == "full" and c.model.finetune == "full",
               'with `run.sharding` = "full" and `model.finetune` = "full"'): (
         "run.compute_dtype",
@@ -352,8 +351,12 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(lambda c: c.optim.average_decay > 0, "with a positive `optim.average_decay`"): (
         "optim.average_every",
     ),
+    Condition(lambda c: compares_pairs(c) and not prefers_noise(c),
+              'with `objective.kind` = "reward_difference" or "preference" of densities'): (
+        "optim.steps_per_microbatch", "run.replay_objects_per_slice",
+    ),
     Condition(compares_pairs, 'with `objective.kind` = "reward_difference" or "preference"'): (
-        "optim.steps_per_microbatch", "run.replay_objects_per_slice", "run.arms_per_call",
+        "run.arms_per_call",
     ),
 }  # fmt: skip
 

@@ -1,6 +1,5 @@
 """Names of scorers, and checks of them that need no scorer: a mistake is refused at once."""
 
-import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from mvczigal_ref.config.plugins import plugin, plugin_names
 from mvczigal_ref.config.run import GuardConfig
 from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.files import is_hub_id
 
 __all__ = [
     "SCORER_NAMES",
@@ -42,8 +42,6 @@ SCORER_NAMES: Final[Mapping[ScorerKind, tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 """Scorers of the package by kind."""
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def scorers_by_setting(
@@ -176,7 +174,7 @@ def check_scorer_name(
         )
         raise ConfigError(msg)
     for table, place in (("weights", weights), ("tokenizers", tokenizer)):
-        if place is None or is_chat(name) or _HUB_ID.fullmatch(place):
+        if place is None or is_chat(name) or is_hub_id(place):
             continue
         if not Path(place).expanduser().exists():
             msg = f"`reward.{table}` of {name!r} must be there; {place!r} is no folder or file."

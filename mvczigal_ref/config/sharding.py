@@ -38,13 +38,6 @@ def sharding_contradictions(model: ModelConfig, run: RunConfig) -> Iterator[str]
         )
 
 
-def _of_parts(run: RunConfig) -> dict[str, object]:
-    """Give the settings that act on parts alone, where they are not off."""
-    off = {"compute_dtype": "stored", "offload_parameters": False}
-    values = {name: getattr(run, name) for name in off}
-    return {name: value for name, value in values.items() if value != off[name]}
-
-
 def processes_contradiction(run: RunConfig, processes: int) -> str | None:
     """Find a setting of a sharded network that one process could not follow.
 
@@ -61,9 +54,11 @@ def processes_contradiction(run: RunConfig, processes: int) -> str | None:
     """
     if processes > 1 or run.sharding == "none":
         return None
-    for name, value in _of_parts(run).items():
-        return (
-            f"`run.{name}` = {value!r} acts on the parts of a network, and one process holds all "
-            "of it. Start several, with `--processes`, or leave it out."
-        )
+    for name, off in (("compute_dtype", "stored"), ("offload_parameters", False)):
+        value = getattr(run, name)
+        if value != off:
+            return (
+                f"`run.{name}` = {value!r} acts on the parts of a network, and one process holds "
+                "all of it. Start several, with `--processes`, or leave it out."
+            )
     return None

@@ -61,8 +61,9 @@ class ModelConfig:
     frozen_weights: Literal["stored", "int8", "nf4"] = "stored"
     """Linear weights that are frozen under a LoRA: as `model.dtype` says, or rounded to 8 or 4 bits
     (torchao, an extra); products are in that dtype."""
-    gradient_checkpointing: bool = False
-    """Whether the backward pass computes activations again: less memory, one more forward pass."""
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """Whether the backward pass computes activations again: less memory, one more forward pass.
+    "auto" does so for as few blocks as free memory asks for."""
     storage_dtype: Dtype = "fp32"
     """Dtype in which sampled latents are stored; they are rounded first and scored after."""
     storage_device: Literal["device", "cpu"] = "device"

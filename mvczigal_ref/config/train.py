@@ -19,6 +19,7 @@ from mvczigal_ref.config.method import (
     ZigzagConfig,
 )
 from mvczigal_ref.config.plugins import plugin_names
+from mvczigal_ref.config.recomputation import recomputation_contradictions
 from mvczigal_ref.config.run import GuardConfig, OptimConfig, RunConfig
 from mvczigal_ref.config.sharding import sharding_contradictions
 from mvczigal_ref.config.system import FlowConfig, ModelConfig, SamplerConfig
@@ -26,10 +27,10 @@ from mvczigal_ref.config.types import SETTINGS, Name
 
 __all__ = ["TrainConfig", "contradictions"]
 
-# Of the grid that a sampler's steps are taken from.
 # Samplers whose last step ends at the image, without noise.
 _ENDING = ("euler_ancestral", "tcd")
-_MOST_STEPS = {"lcm": 50, "tcd": 50}  # and 1000 for others
+# Length of the grid that a sampler's steps are taken from, where it is not 1000.
+_MOST_STEPS = {"lcm": 50, "tcd": 50}
 
 
 def contradictions(config: "TrainConfig") -> Iterable[str]:
@@ -39,7 +40,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
         config: Every setting is valid by itself.
 
     Yields:
-        A sentence a problem, with the remedy.
+        One sentence per problem, with the remedy.
     """
     steps, run = config.sampler.num_steps, config.run
     if config.zigzag.steps > steps:
@@ -77,6 +78,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
     yield from _condition_contradictions(config)
     yield from family_contradictions(config)
     yield from sharding_contradictions(config.model, config.run)
+    yield from recomputation_contradictions(config.model, config.run)
     if config.advantage.shuffle and run.objects_per_iteration < 2:
         yield "`run.objects_per_iteration` must be at least 2 to shuffle advantages; got 1."
     slices = [("run.objects_per_slice", run.objects_per_slice)]

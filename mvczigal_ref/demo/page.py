@@ -1,7 +1,6 @@
 """Page in a browser, by Gradio: the controls, and the pictures of what was played."""
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,9 @@ from mvczigal_ref.pictures import contact_sheet, save_turntable, view_scale
 from mvczigal_ref.pictures.ring import camera_ring
 from mvczigal_ref.report.run_content import reward_unit
 
-__all__ = ["build_page", "require_gradio"]
+__all__ = ["build_page"]
 
 _TITLE = "Text to all views of an object"
-
-
-def require_gradio() -> None:
-    """Refuse to go on without Gradio, before any model loads.
-
-    Raises:
-        ConfigError: If it is not installed; says how to install it.
-    """
-    if find_spec("gradio") is None:
-        raise ConfigError(
-            "`play` needs the package gradio, which is not installed. Run `pip install "
-            '"mvczigal-ref[demo]"`, in a clone `pip install ".[demo]"`.'
-        )
 
 
 def build_page(playground: Playground, prompt: str) -> Any:  # noqa: ANN401 - of Gradio
@@ -41,11 +27,7 @@ def build_page(playground: Playground, prompt: str) -> Any:  # noqa: ANN401 - of
 
     Returns:
         Gradio's ``Blocks``; its ``launch`` serves it.
-
-    Raises:
-        ConfigError: If Gradio is not installed.
     """
-    require_gradio()
     import gradio as gr
 
     folder = tempfile.TemporaryDirectory(prefix="mvczigal-play-")

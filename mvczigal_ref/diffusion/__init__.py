@@ -39,6 +39,7 @@ from mvczigal_ref.diffusion.schedule import (
     clean_and_noise,
     ddim_timesteps,
     lcm_timesteps,
+    noised_latent,
     scaled_linear_alpha_bar,
     shift_snr,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "lcm_timesteps",
     "lcm_transition",
     "log_prob",
+    "noised_latent",
     "resolution_shift",
     "sample",
     "scaled_linear_alpha_bar",

@@ -24,7 +24,14 @@ from mvczigal_ref.diffusion.schedule import (
 from mvczigal_ref.diffusion.spacing import TimestepSpacing, spaced_timesteps
 from mvczigal_ref.shapes import AlphaBar, BatchLatent, BatchShape, StepAlphaBar
 
-__all__ = ["ETA_ZERO_VARIANCE", "DdimSampler", "ddim_invert", "ddim_transition", "require_eta"]
+__all__ = [
+    "ETA_ZERO_VARIANCE",
+    "DdimSampler",
+    "ImplicitGrid",
+    "ddim_invert",
+    "ddim_transition",
+    "require_eta",
+]
 
 ETA_ZERO_VARIANCE = 1e-8
 """Variance that the released trainer scores a deterministic step with [1].
@@ -47,7 +54,7 @@ def require_eta(eta: float) -> None:
         >>> require_eta(1.0)
     """
     if not 0.0 <= eta <= 1.0:
-        msg = f"`eta` must be in [0, 1]; got {eta}. 0 is deterministic, 1 is ancestral."
+        msg = f"`eta` must be in [0, 1]; got {eta}. 0 is deterministic, 1 the most noise."
         raise ValueError(msg)
 
 
@@ -174,17 +181,50 @@ def ddim_invert(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DdimSampler(Grid):
-    """Implicit-model sampling on a grid; make one with :meth:`create`."""
+class ImplicitGrid(Grid):
+    """Grid whose levels are reached from below by the deterministic step, run backwards."""
 
     alpha_bar_t: StepAlphaBar
     """Signal share at ``timesteps`` [1]."""
 
     alpha_bar_prev: StepAlphaBar
-    """Signal share one stride lower; below timestep 0 it is that of timestep 0 [1]."""
+    """Signal share at the next lower level [1]."""
 
     prediction_type: PredictionType
     """Meaning of the network's output."""
+
+    def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:
+        """Carry a latent up to the level of ``step``, see :func:`ddim_invert`.
+
+        Args:
+            output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
+                flows.
+            latent_prev: The latent at the level below ``step``. Gradient flows.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
+
+        Returns:
+            The latent at the level of ``step``.
+
+        Raises:
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        """
+        require_index(step, latent_prev)
+        return ddim_invert(
+            output,
+            latent_prev,
+            alpha_bar_prev=level_at(self.alpha_bar_prev, step),
+            alpha_bar_t=level_at(self.alpha_bar_t, step),
+            prediction_type=self.prediction_type,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DdimSampler(ImplicitGrid):
+    """Implicit-model sampling on a grid; make one with :meth:`create`.
+
+    The last step's ``alpha_bar_prev``, below timestep 0, is that of timestep 0.
+    """
 
     eta: float = 1.0
     """Stochasticity of a step [1], in [0, 1]."""
@@ -324,28 +364,3 @@ class DdimSampler(Grid):
             )
             raise ValueError(msg)
         return log_prob(action, mean=transition.mean, std=transition.std, reduction=reduction)
-
-    def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:
-        """Carry a latent up to the level of ``step``, see :func:`ddim_invert`.
-
-        Args:
-            output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
-                flows.
-            latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            The latent at the level of ``step``.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
-        """
-        require_index(step, latent_prev)
-        return ddim_invert(
-            output,
-            latent_prev,
-            alpha_bar_prev=level_at(self.alpha_bar_prev, step),
-            alpha_bar_t=level_at(self.alpha_bar_t, step),
-            prediction_type=self.prediction_type,
-        )

@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mvczigal_ref.diffusion.ddim import ddim_invert, require_eta
-from mvczigal_ref.diffusion.grid import Grid
+from mvczigal_ref.diffusion.ddim import ImplicitGrid, require_eta
 from mvczigal_ref.diffusion.levels import level_at, require_index
 from mvczigal_ref.diffusion.precision import (
     per_latent,
@@ -16,7 +15,7 @@ from mvczigal_ref.diffusion.precision import (
 from mvczigal_ref.diffusion.sampler import StepIndex, Transition
 from mvczigal_ref.diffusion.schedule import PredictionType, check_schedule, clean_and_noise
 from mvczigal_ref.diffusion.spacing import spaced_timesteps
-from mvczigal_ref.shapes import AlphaBar, BatchLatent, BatchShape, StepAlphaBar
+from mvczigal_ref.shapes import AlphaBar, BatchLatent, BatchShape
 
 __all__ = ["EulerAncestralSampler", "euler_ancestral_transition"]
 
@@ -94,17 +93,11 @@ def euler_ancestral_transition(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EulerAncestralSampler(Grid):
-    """Ancestral Euler sampling on a trailing grid; make one with :meth:`create`."""
+class EulerAncestralSampler(ImplicitGrid):
+    """Ancestral Euler sampling on a trailing grid; make one with :meth:`create`.
 
-    alpha_bar_t: StepAlphaBar
-    """Signal share at ``timesteps`` [1]."""
-
-    alpha_bar_prev: StepAlphaBar
-    """Signal share at the next timestep of the grid; 1 below the last, the clean latent [1]."""
-
-    prediction_type: PredictionType
-    """Meaning of the network's output."""
+    The last step's ``alpha_bar_prev`` is 1, the clean latent.
+    """
 
     eta: float = 1.0
     """Stochasticity of a step [1], in [0, 1]."""
@@ -203,31 +196,5 @@ class EulerAncestralSampler(Grid):
             alpha_bar_t=level_at(self.alpha_bar_t, step),
             alpha_bar_prev=level_at(self.alpha_bar_prev, step),
             eta=self.eta,
-            prediction_type=self.prediction_type,
-        )
-
-    def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:
-        """Carry a latent up to the level of ``step`` by Euler's step, run backwards.
-
-        Args:
-            output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
-                flows.
-            latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            The latent at the level of ``step``, as
-            :func:`~mvczigal_ref.diffusion.ddim.ddim_invert` gives it.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
-        """
-        require_index(step, latent_prev)
-        return ddim_invert(
-            output,
-            latent_prev,
-            alpha_bar_prev=level_at(self.alpha_bar_prev, step),
-            alpha_bar_t=level_at(self.alpha_bar_t, step),
             prediction_type=self.prediction_type,
         )

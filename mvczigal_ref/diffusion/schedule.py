@@ -312,6 +312,38 @@ def clean_and_noise(
     return output.to(dtype), (latent_t - signal * output) / noise
 
 
+def noised_latent(
+    clean: BatchLatent, noise: BatchLatent, *, alpha_bar_t: BatchShape
+) -> BatchLatent:
+    r"""Give a clean latent noise.
+
+    .. math:: x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon
+
+    Source:
+        Ho et al., arXiv:2006.11239, Eq. 4.
+
+    Args:
+        clean: :math:`x_0`. Gradient flows.
+        noise: :math:`\epsilon`. Gradient flows.
+        alpha_bar_t: Signal share at the level to reach [1], in (0, 1); one number per latent.
+
+    Returns:
+        :math:`x_t`, in the wider dtype of the two latents.
+
+    Raises:
+        ValueError: If a tensor is half precision.
+
+    Examples:
+        >>> one = torch.ones(1, 1, 1)
+        >>> round(noised_latent(one, one, alpha_bar_t=torch.tensor(0.64)).item(), 4)
+        1.4
+    """
+    require_full_precision(alpha_bar_t=alpha_bar_t)
+    dtype = working_dtype(clean=clean, noise=noise)
+    signal = per_latent(alpha_bar_t.sqrt(), dtype)
+    return signal * clean + per_latent((1.0 - alpha_bar_t).sqrt(), dtype) * noise
+
+
 def _check_num_steps(num_steps: int, most: int) -> None:
     if not 1 <= num_steps <= most:
         msg = f"`num_steps` must be in 1..{most}, the grid it is taken from; got {num_steps}."

@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mvczigal_ref.diffusion.ddim import ddim_invert
-from mvczigal_ref.diffusion.grid import Grid
+from mvczigal_ref.diffusion.ddim import ImplicitGrid, require_eta
 from mvczigal_ref.diffusion.levels import level_at, require_index
 from mvczigal_ref.diffusion.precision import (
     per_latent,
@@ -89,20 +88,14 @@ def tcd_transition(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TcdSampler(Grid):
-    """Trajectory consistency sampling on a grid; make one with :meth:`create`."""
+class TcdSampler(ImplicitGrid):
+    """Trajectory consistency sampling on a grid; make one with :meth:`create`.
 
-    alpha_bar_t: StepAlphaBar
-    """Signal share at ``timesteps`` [1]."""
+    The last step's ``alpha_bar_prev`` is that of timestep 0.
+    """
 
     alpha_bar_target: StepAlphaBar
     """Signal share of the level that each step jumps to, below the next one [1]."""
-
-    alpha_bar_prev: StepAlphaBar
-    """Signal share of the next lower level, that of timestep 0 after the last [1]."""
-
-    prediction_type: PredictionType
-    """Meaning of the network's output."""
 
     num_density_steps: int
     """Steps from the first on that have a log-density [steps]: all but the last, or none."""
@@ -143,9 +136,7 @@ class TcdSampler(Grid):
         """
         check_schedule(alpha_bar)
         require_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        if not 0.0 <= eta <= 1.0:
-            msg = f"`eta` must be in [0, 1]; got {eta}. 0 is deterministic, 1 renews all noise."
-            raise ValueError(msg)
+        require_eta(eta)
         timesteps = lcm_timesteps(
             num_steps,
             num_train_timesteps=alpha_bar.shape[0],
@@ -203,31 +194,5 @@ class TcdSampler(Grid):
             alpha_bar_t=level_at(self.alpha_bar_t, step),
             alpha_bar_target=level_at(self.alpha_bar_target, step),
             alpha_bar_prev=level_at(self.alpha_bar_prev, step),
-            prediction_type=self.prediction_type,
-        )
-
-    def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:
-        """Carry a latent up to the level of ``step`` by the deterministic step, run backwards.
-
-        Args:
-            output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
-                flows.
-            latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            The latent at the level of ``step``, as
-            :func:`~mvczigal_ref.diffusion.ddim.ddim_invert` gives it.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
-        """
-        require_index(step, latent_prev)
-        return ddim_invert(
-            output,
-            latent_prev,
-            alpha_bar_prev=level_at(self.alpha_bar_prev, step),
-            alpha_bar_t=level_at(self.alpha_bar_t, step),
             prediction_type=self.prediction_type,
         )

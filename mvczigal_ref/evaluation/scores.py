@@ -4,6 +4,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -18,14 +19,16 @@ __all__ = [
     "MEASURED",
     "Evaluation",
     "PairedGain",
+    "mean_score",
     "paired_gain",
     "read_evaluation",
+    "score_record",
     "seal_evaluation",
     "sealed_evaluation",
 ]
 
 MEASURED = "measured"
-"""Metadata that tells under which circumstances scores were measured."""
+"""Metadata that names the circumstances in which scores were measured."""
 
 _SEALED = "; sha256 "
 
@@ -189,3 +192,43 @@ def paired_gain(
         gain=float(difference.mean()),
         standard_error=error,
     )
+
+
+def mean_score(scores: Float[Tensor, "noise prompt"]) -> tuple[float, float]:
+    """Average scores over noises and prompts.
+
+    Args:
+        scores: Scores of one policy [reward units].
+
+    Returns:
+        Mean, and its standard error over prompts (NaN for a single prompt).
+
+    Examples:
+        >>> import torch
+        >>> mean_score(torch.tensor([[1.0, 3.0]]))
+        (2.0, 1.0)
+    """
+    gain = paired_gain(scores.new_zeros(scores.shape), scores)
+    return gain.gain, gain.standard_error
+
+
+def score_record(scores: Float[Tensor, "noise prompt"]) -> dict[str, Any]:
+    """Give scores as JSON values.
+
+    Args:
+        scores: Scores of one policy [reward units].
+
+    Returns:
+        Mean, standard error (None where it is not finite) and the mean of every prompt.
+
+    Examples:
+        >>> import torch
+        >>> score_record(torch.tensor([[2.0]]))
+        {'mean': 2.0, 'standard_error': None, 'per_prompt': [2.0]}
+    """
+    mean, error = mean_score(scores)
+    return {
+        "mean": mean,
+        "standard_error": error if math.isfinite(error) else None,
+        "per_prompt": scores.double().mean(0).tolist(),
+    }

@@ -28,6 +28,7 @@ from transformers import (
 
 from mvczigal_ref.errors import CheckpointError, one_line
 from mvczigal_ref.language.chat import ChatAnswerError
+from mvczigal_ref.language.protocol import Question
 from mvczigal_ref.models.loading import quiet
 
 __all__ = ["LocalLanguageModel", "LocalVisionLanguageModel"]
@@ -155,12 +156,45 @@ class LocalLanguageModel:
             ChatAnswerError: If the answer was cut at ``max_new_tokens``.
             ValueError: If there are images, or ``text`` holds markup.
         """
-        if images:
+        answer = self.ask_all([Question(text=text, images=images, seed=seed)])[0]
+        if isinstance(answer, ChatAnswerError):
+            raise answer
+        return answer
+
+    def ask_all(self, questions: Sequence[Question]) -> list[str | ChatAnswerError]:
+        """Answer several questions in one call of the network.
+
+        Questions are padded on their left. Each answer is that of its question asked alone, but for
+        the rounding of the network, which differs in a larger batch.
+
+        Args:
+            questions: The questions.
+
+        Returns:
+            One answer per question, or an error where it was cut at ``max_new_tokens``.
+
+        Raises:
+            ValueError: As :meth:`ask`.
+        """
+        read = [self._read(question) for question in questions]
+        seeds = [self._seed if q.seed is None else q.seed for q in questions]
+        names = {name: None for _, inputs in read for name in inputs}
+        inputs = {n: torch.cat([each[n] for _, each in read if n in each]) for n in names}
+        return self._answers([ids for ids, _ in read], inputs, seeds)
+
+    def _read(self, question: Question) -> tuple[list[int], dict[str, Tensor]]:
+        """Turn a question into token ids, and its images into what the network reads."""
+        if question.images:
             msg = "`images` must be empty, as this model reads text alone; load a vision model."
             raise ValueError(msg)
-        return self._answer(self._ids(text, 0), {}, self._seed if seed is None else seed)
+        return self._ids(question.text, 0), {}
 
-    def _ids(self, text: str, num_images: int) -> Tensor:
+    def _marks(self, ids: Tensor) -> dict[str, Tensor]:
+        """Give what a network reads beside padded token ids."""
+        del ids
+        return {}
+
+    def _ids(self, text: str, num_images: int) -> list[int]:
         """Write the question in the model's chat template, and turn it into token ids."""
         for token in self._tokenizer.get_added_vocab():
             if token in text:
@@ -174,30 +208,38 @@ class LocalLanguageModel:
             add_generation_prompt=True,
             enable_thinking=self._thinking,
         )
-        ids = self._tokenizer(written, add_special_tokens=False, return_tensors="pt").input_ids
-        return torch.as_tensor(ids)
+        ids: list[int] = self._tokenizer(written, add_special_tokens=False).input_ids
+        return ids
 
     @torch.no_grad()
-    def _answer(self, ids: Tensor, inputs: dict[str, Tensor], seed: int) -> str:
-        """Generate until an end token, or refuse an answer that is cut."""
-        device = self._model.device
+    def _answers(
+        self, rows: Sequence[list[int]], inputs: dict[str, Tensor], seeds: Sequence[int]
+    ) -> list[str | ChatAnswerError]:
+        """Generate until every row has an end token, or is cut."""
+        device, longest = self._model.device, max(map(len, rows))
+        pad = self._config.pad_token_id
+        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         processors = LogitsProcessorList()
         if self._temperature > 0:
-            digest = hashlib.blake2b(repr((seed, ids.tolist())).encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-            processors.append(_GumbelNoise(self._temperature, self._top_p, generator))
+            generators = [_generator(seed, row) for seed, row in zip(seeds, rows, strict=True)]
+            processors.append(_GumbelNoise(self._temperature, self._top_p, generators))
         output = self._model.generate(
             input_ids=ids.to(device),
-            attention_mask=torch.ones_like(ids).to(device),
+            attention_mask=mask.to(device),
             generation_config=self._config,
             logits_processor=processors,
-            **{name: value.to(device) for name, value in inputs.items()},
+            **{n: value.to(device) for n, value in {**inputs, **self._marks(ids)}.items()},
         )
-        new = output[0, ids.shape[1] :].tolist()
-        if new[-1] not in self._ends:
+        return [self._whole(row) for row in output[:, longest:].tolist()]
+
+    def _whole(self, new: list[int]) -> str | ChatAnswerError:
+        """Cut an answer at its end token; one without is refused."""
+        end = next((index for index, token in enumerate(new) if token in self._ends), None)
+        if end is None:
             msg = "The answer must be whole; got one that was cut. Raise `max_new_tokens`."
-            raise ChatAnswerError(msg)
-        answer: str = self._tokenizer.decode(new[:-1], skip_special_tokens=True)
+            return ChatAnswerError(msg)
+        answer: str = self._tokenizer.decode(new[:end], skip_special_tokens=True)
         return answer
 
 
@@ -241,19 +283,12 @@ class LocalVisionLanguageModel(LocalLanguageModel):
             raise CheckpointError(msg) from error
         return cls(model, tokenizer, processor, **settings)
 
-    def ask(
-        self,
-        text: str,
-        images: Sequence[Float[Tensor, "rgb height width"]] = (),
-        *,
-        seed: int | None = None,
-    ) -> str:
-        """Answer one question about images; see :meth:`LocalLanguageModel.ask`."""
-        chosen = self._seed if seed is None else seed
-        ids = self._ids(text, len(images))
-        if not images:
-            return self._answer(ids, {}, chosen)
-        pixels = [(image.detach().cpu().float().clamp(0, 1) * 255).round() for image in images]
+    def _read(self, question: Question) -> tuple[list[int], dict[str, Tensor]]:
+        """Turn a question into token ids, and its images into what the network reads."""
+        ids = self._ids(question.text, len(question.images))
+        if not question.images:
+            return ids, {}
+        pixels = [(i.detach().cpu().float().clamp(0, 1) * 255).round() for i in question.images]
         seen = self._image_processor(
             images=[image.to(torch.uint8).numpy() for image in pixels],
             input_data_format="channels_first",
@@ -263,21 +298,29 @@ class LocalVisionLanguageModel(LocalLanguageModel):
         # The template writes one token per image; the model needs one per patch after merging.
         token = self._model.config.image_token_id
         counts = iter((grid.prod(-1) // self._image_processor.merge_size**2).tolist())
-        wide = [[i] * (next(counts) if i == token else 1) for i in ids[0].tolist()]
-        ids = torch.tensor([[i for run in wide for i in run]])
-        inputs = {
-            "pixel_values": seen["pixel_values"].to(self._model.dtype),
-            "image_grid_thw": grid,
-            "mm_token_type_ids": (ids == token).int(),
-        }
-        return self._answer(ids, inputs, chosen)
+        ids = [i for one in ids for i in [one] * (next(counts) if one == token else 1)]
+        pixel_values = seen["pixel_values"].to(self._model.dtype)
+        return ids, {"pixel_values": pixel_values, "image_grid_thw": grid}
+
+    def _marks(self, ids: Tensor) -> dict[str, Tensor]:
+        """Give what a network reads beside padded token ids."""
+        marks = (ids == self._model.config.image_token_id).int()
+        return {"mm_token_type_ids": marks} if bool(marks.any()) else {}
+
+
+def _generator(seed: int, ids: list[int]) -> torch.Generator:
+    """Make the generator of one answer, from its question and seed alone."""
+    digest = hashlib.blake2b(repr((seed, [ids])).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 class _GumbelNoise(LogitsProcessor):
     """Turn the choice of the likeliest token into a draw from the tokens' distribution."""
 
-    def __init__(self, temperature: float, top_p: float, generator: torch.Generator) -> None:
-        self._temperature, self._top_p, self._generator = temperature, top_p, generator
+    def __init__(
+        self, temperature: float, top_p: float, generators: Sequence[torch.Generator]
+    ) -> None:
+        self._temperature, self._top_p, self._generators = temperature, top_p, generators
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Narrow the logits to the likeliest tokens and add noise."""
@@ -288,5 +331,7 @@ class _GumbelNoise(LogitsProcessor):
         # The likeliest token stays whatever `top_p` is, since no probability comes before it.
         beyond = share.cumsum(-1) - share >= self._top_p
         logits = logits.scatter(-1, index, ordered.masked_fill(beyond, -math.inf))
-        u = torch.rand(logits.shape, generator=self._generator, dtype=torch.float64)
+        shape = (len(logits) // len(self._generators), logits.shape[-1])
+        noise = [torch.rand(shape, generator=g, dtype=torch.float64) for g in self._generators]
+        u = torch.cat(noise)
         return logits - (-u.clamp_min(2.0**-60).log()).log().to(logits.device)

@@ -1,12 +1,29 @@
-"""LanguageModel: the protocol of a language model that is asked."""
+"""Language models that are asked: the protocol, for one question or several at once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["LanguageModel"]
+from mvczigal_ref.language.chat import ChatAnswerError
+
+__all__ = ["BatchLanguageModel", "LanguageModel", "Question"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One question."""
+
+    text: str
+    """Text that the model reads after the images."""
+
+    images: Sequence[Float[Tensor, "rgb height width"]] = ()
+    """RGB in [0, 1], in the order in which the model sees them."""
+
+    seed: int | None = None
+    """Seed of the answer's sampling; the model's own when None."""
 
 
 @runtime_checkable
@@ -29,5 +46,21 @@ class LanguageModel(Protocol):
 
         Returns:
             The answer as the model gave it.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchLanguageModel(LanguageModel, Protocol):
+    """Answers several questions in one call of its network, each independent of the others."""
+
+    def ask_all(self, questions: Sequence[Question]) -> list[str | ChatAnswerError]:
+        """Answer some questions together.
+
+        Args:
+            questions: The questions.
+
+        Returns:
+            One answer per question, or the reason why there is none that may be used.
         """
         ...

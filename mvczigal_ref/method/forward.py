@@ -21,7 +21,14 @@ from mvczigal_ref.system import System
 from mvczigal_ref.update.forward import NoisedSamples, update_forward
 from mvczigal_ref.update.parameters import mixed_parameters, parameters_as
 
-__all__ = ["compare", "joint_mean", "learn", "reward_metrics"]
+__all__ = [
+    "compare",
+    "forward_loss",
+    "joint_mean",
+    "learn",
+    "needs_reference",
+    "reward_metrics",
+]
 
 
 def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Learned:
@@ -55,19 +62,27 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         system.policy,
         learner.optimizer,
         forward_batches(system, experience, iteration),
-        partial(_loss, config),
+        partial(forward_loss, config),
         parameters=system.trained(),
         world=iteration.world,
         settings=group_update_settings(config),
         old=partial(parameters_as, system.trained(), old),
-        reference=system.backbone.without_lora if _needs_reference(config) else None,
+        reference=system.backbone.without_lora if needs_reference(config) else None,
         loss_scale=learner.loss_scale,
     )
     follower = _follow(old, system, config, iteration.index)
     return Learned(metrics=metrics, old=follower, loss_scale=loss_scale)
 
 
-def _needs_reference(config: TrainConfig) -> bool:
+def needs_reference(config: TrainConfig) -> bool:
+    """Say whether the loss reads the velocity of the network without its LoRA.
+
+    Args:
+        config: Settings of a run on the forward process.
+
+    Returns:
+        True for a penalty towards it, and for a group's preference over it.
+    """
     return config.objective.kl_weight > 0.0 or config.forward.loss == "group_preference"
 
 
@@ -85,7 +100,16 @@ def _follow(
     return mixed_parameters(old, system.trained(), old_share=decay)
 
 
-def _loss(config: TrainConfig, noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:
+def forward_loss(config: TrainConfig, noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss that ``forward.loss`` names.
+
+    Args:
+        config: The sections ``objective``, ``forward`` and ``advantage`` are read.
+        noised: Samples of one noise level, with every velocity that the loss reads.
+
+    Returns:
+        The mean loss, with gradient, and its diagnostics by the metric's name.
+    """
     objective, forward = config.objective, config.forward
     shared: dict[str, Any] = {
         "velocity_old": noised.velocity_old,

@@ -12,6 +12,7 @@ from torch import Tensor
 from mvczigal_ref.advantage.pair import PairAdvantages, advantage_gap, joint_share, pair_advantages
 from mvczigal_ref.advantage.standardise import standardise
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.method import noise_preference
 from mvczigal_ref.method.pair_settings import pair_objective, pair_update_settings
 from mvczigal_ref.method.protocol import Advantages, Experience, Iteration, Learned, Learner
 from mvczigal_ref.records import PairedRollout, Samples
@@ -109,6 +110,9 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         ZeroGradientError: If a gradient is exactly zero though advantages differ.
         ReplayMismatchError: If replay does not reproduce the rollout on equal slices.
     """
+    objective = iteration.config.objective
+    if objective.kind == "preference" and objective.preference_form == "noise":
+        return noise_preference.learn(learner, experience, iteration)
     system = learner.system
     gap = experience.advantages[0][0].to(system.device)
     settings = pair_update_settings(system, iteration.config)

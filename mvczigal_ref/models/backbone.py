@@ -19,7 +19,6 @@ from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.lora import LORA_TARGETS, add_lora, lora_parameters
 from mvczigal_ref.models.lora_files import load_lora
-from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.models.unet.components import UnetComponents
 from mvczigal_ref.models.unet.policy import SINGLE_VIEW_LORA_TARGETS
 from mvczigal_ref.policy import CameraFeatures, Conditioning
@@ -44,9 +43,9 @@ class Backbone(ABC):
     """Edge of an image [px]."""
 
     @property
-    @abstractmethod
     def num_views(self) -> int:
         """Number of images that are drawn together [views]."""
+        return 1
 
     @property
     @abstractmethod
@@ -54,23 +53,25 @@ class Backbone(ABC):
         """Diffusers network that holds the trainable parameters."""
 
     @property
-    @abstractmethod
     def text_encoders(self) -> tuple[nn.Module, ...]:
         """Networks that read prompts."""
+        encoders: tuple[nn.Module, ...] = self.components.text_encoders
+        return encoders
 
     @property
-    @abstractmethod
     def embeds_guidance(self) -> bool:
         """Whether the network takes the guidance scale as an input, so that no batch is doubled."""
+        return bool(self.components.policy.embeds_guidance)
 
     @property
-    @abstractmethod
     def camera_features(self) -> CameraFeatures:
         """Features of the cameras, computed once; none for networks without cameras."""
+        return ()
 
-    @abstractmethod
     def embed(self, prompt: str) -> Embedded:
         """Encode one prompt into token and pooled features, without gradient."""
+        embedded: Embedded = self.components.encode_prompts([prompt])
+        return embedded
 
     @property
     def lora_targets(self) -> Sequence[str]:
@@ -189,23 +190,9 @@ class MultiviewBackbone(Backbone):
         return self.components.policy.unet
 
     @property
-    def text_encoders(self) -> tuple[nn.Module, ...]:
-        """Networks that read prompts."""
-        return (self.components.text_encoder, self.components.text_encoder_2)
-
-    @property
-    def embeds_guidance(self) -> bool:
-        """Whether the network takes the guidance scale as an input, so that no batch is doubled."""
-        return self.components.policy.guidance_width is not None
-
-    @property
     def camera_features(self) -> CameraFeatures:
         """Features of the cameras, computed once."""
         return self.features
-
-    def embed(self, prompt: str) -> Embedded:
-        """Encode one prompt into token and pooled features, without gradient."""
-        return encode_prompts(self.components, [prompt])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,33 +203,9 @@ class FlowBackbone(Backbone):
     """Every part of the model, changed in place."""
 
     @property
-    def num_views(self) -> int:
-        """Number of images that are drawn together [views]."""
-        return 1
-
-    @property
     def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
         """Diffusers network that holds the trainable parameters."""
         return self.components.policy.transformer
-
-    @property
-    def text_encoders(self) -> tuple[nn.Module, ...]:
-        """Networks that read prompts."""
-        return self.components.text_encoders
-
-    @property
-    def embeds_guidance(self) -> bool:
-        """Whether the network takes the guidance scale as an input, so that no batch is doubled."""
-        return self.components.policy.embeds_guidance
-
-    @property
-    def camera_features(self) -> CameraFeatures:
-        """Empty: there are no cameras."""
-        return ()
-
-    def embed(self, prompt: str) -> Embedded:
-        """Encode one prompt into token and pooled features, without gradient."""
-        return self.components.encode_prompts([prompt])
 
     @property
     def lora_targets(self) -> Sequence[str]:
@@ -271,33 +234,9 @@ class UnetBackbone(Backbone):
     """Every part of the model, changed in place."""
 
     @property
-    def num_views(self) -> int:
-        """Number of images that are drawn together [views]."""
-        return 1
-
-    @property
     def network(self) -> Any:  # noqa: ANN401 - diffusers is untyped
         """Diffusers network that holds the trainable parameters."""
         return self.components.policy.unet
-
-    @property
-    def text_encoders(self) -> tuple[nn.Module, ...]:
-        """Networks that read prompts."""
-        return self.components.text_encoders
-
-    @property
-    def embeds_guidance(self) -> bool:
-        """Whether the network takes the guidance scale as an input, so that no batch is doubled."""
-        return self.components.policy.guidance_width is not None
-
-    @property
-    def camera_features(self) -> CameraFeatures:
-        """Empty: there are no cameras."""
-        return ()
-
-    def embed(self, prompt: str) -> Embedded:
-        """Encode one prompt into token and pooled features, without gradient."""
-        return self.components.encode_prompts([prompt])
 
     @property
     def lora_targets(self) -> Sequence[str]:

@@ -1,13 +1,16 @@
 """Every part of a text-to-multiview pipeline, its saving and strict loading."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mvczigal_ref.cameras import OrthographicRig, camera_image
@@ -26,15 +29,16 @@ from mvczigal_ref.models.loading import (
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.models.row_attention import is_row_attention
-from mvczigal_ref.models.text import encode_prompts
+from mvczigal_ref.models.text import encode_clip_prompts, text_conditioning
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
-from mvczigal_ref.models.weight_files import read_safetensors, refuse_single_file
+from mvczigal_ref.models.weight_files import described_by, read_safetensors, refuse_single_file
+from mvczigal_ref.models.whole_pipelines import WEIGHTS_FILE, require_no_lora
 from mvczigal_ref.policy import CameraFeatures, Conditioning
+from mvczigal_ref.shapes import PromptEmbedding
 
-__all__ = ["Components", "load_components"]
+__all__ = ["Components", "load_components", "with_adapter"]
 
 ADAPTER_FILE = "mv_adapter.safetensors"
-DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 ImageSize = int | tuple[int, int]
@@ -58,6 +62,33 @@ class Components(ScaledAutoencoder):
 
     policy: MultiViewUNet
     """Denoising network with its camera encoder."""
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """Text encoders, first and second."""
+        return (self.text_encoder, self.text_encoder_2)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Networks of the pipeline."""
+        return (*self.text_encoders, self.vae, self.policy)
+
+    def encode_prompts(
+        self, prompts: Sequence[str]
+    ) -> tuple[PromptEmbedding, Float[Tensor, "object pooled"]]:
+        """Encode prompts with both text encoders, see :func:`encode_clip_prompts`.
+
+        Args:
+            prompts: One text per object.
+
+        Returns:
+            Token features and pooled features [1], without gradient.
+
+        Raises:
+            ValueError: As :func:`encode_clip_prompts`.
+        """
+        tokenizers = (self.tokenizer, self.tokenizer_2)
+        return encode_clip_prompts(tokenizers, self.text_encoders, prompts)
 
     def encode_rig(self, rig: OrthographicRig, *, image_size: ImageSize) -> CameraFeatures:
         """Encode a rig's cameras, without gradient.
@@ -106,42 +137,13 @@ class Components(ScaledAutoencoder):
             >>> conditioning.num_objects, conditioning.num_views
             (2, 6)
         """
-        height, width = _both_sides(image_size)
-        embeds, pooled = encode_prompts(self, prompts)
-        negative, negative_pooled = None, None
-        if negative_prompt is not None:
-            negative, negative_pooled = encode_prompts(self, [negative_prompt])
         if camera_features is None:
             camera_features = self.encode_rig(rig, image_size=image_size)
-        # Original size, crop and target size: whole images at their own size.
-        sizes = torch.tensor([height, width, 0, 0, height, width]).to(embeds)
-        return Conditioning(
-            prompt_embeds=embeds,
-            pooled_prompt_embeds=pooled,
-            time_ids=sizes.repeat(len(prompts), 1),
-            camera_features=camera_features,
+        return text_conditioning(
+            self.encode_prompts, prompts, negative_prompt=negative_prompt,
+            image_size=_both_sides(image_size), camera_features=camera_features,
             num_views=rig.num_views,
-            negative_prompt_embeds=negative,
-            negative_pooled_prompt_embeds=negative_pooled,
-        )
-
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "Components":
-        """Move, and where asked cast, every network in place.
-
-        Args:
-            device: Target device; unchanged when None.
-            dtype: Floating type of the networks; unchanged when None.
-
-        Returns:
-            Components of the same networks, the scaling moved too.
-        """
-        for network in (self.text_encoder, self.text_encoder_2, self.vae, self.policy):
-            cast_network(network, device, dtype)
-        return replace(
-            self, latent_mean=self.latent_mean.to(device), latent_std=self.latent_std.to(device)
-        )
+        )  # fmt: skip
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write every part into its own sub-folder, in diffusers' layout.
@@ -157,13 +159,8 @@ class Components(ScaledAutoencoder):
             ValueError: If the UNet holds a LoRA, which these files do not.
         """
         folder = Path(folder)
+        require_no_lora(self.policy.unet)
         tensors = self.policy.unet.state_dict()
-        if any(".lora_A." in name for name in tensors):
-            msg = (
-                "`policy` must hold no LoRA to be saved whole; got one in the UNet. Save it with "
-                "save_policy, or fuse and unload it with diffusers' `fuse_lora` and `unload_lora`."
-            )
-            raise ValueError(msg)
         # The statistics hold a published autoencoder's factor.
         self.vae.register_to_config(
             latents_mean=self.latent_mean.tolist(),
@@ -184,8 +181,8 @@ class Components(ScaledAutoencoder):
         plain = {n: value for n, value in tensors.items() if not is_row_attention(n)}
         rows = {n: value for n, value in tensors.items() if is_row_attention(n)}
         files = {
-            folder / "vae" / DIFFUSERS_FILE: self.vae.state_dict(),
-            folder / "unet" / DIFFUSERS_FILE: plain,
+            folder / "vae" / WEIGHTS_FILE: self.vae.state_dict(),
+            folder / "unet" / WEIGHTS_FILE: plain,
             folder / ADAPTER_FILE: rows | camera_encoder.state_dict(),
         }
         for path, values in files.items():
@@ -194,7 +191,11 @@ class Components(ScaledAutoencoder):
 
 
 def load_components(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    policy_dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
 ) -> Components:
     """Read what :meth:`Components.save` wrote, or a published pipeline with its adapter.
 
@@ -203,6 +204,7 @@ def load_components(
             ``mv_adapter.safetensors``. Where ``camera_encoder/config.json`` is
             absent the published encoder's size is taken.
         dtype: Floating type of the networks; stored tensors are cast.
+        policy_dtype: Floating type of UNet and camera encoder, where it is another.
         device: Device of the networks.
 
     Returns:
@@ -220,28 +222,22 @@ def load_components(
         raise CheckpointError(msg)
     try:
         with quiet():
-            components = _read(folder, dtype)
+            components = _read(folder, dtype, policy_dtype or dtype)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
     return components.to(device)
 
 
-def _read(folder: Path, dtype: torch.dtype) -> Components:
+def _read(folder: Path, dtype: torch.dtype, policy_dtype: torch.dtype) -> Components:
     """Load every part."""
     camera_config = PUBLISHED_CAMERA_ENCODER
     if (folder / "camera_encoder").exists():
         camera_config = T2IAdapter.load_config(folder / "camera_encoder")
     require_fitting_sdxl({name: folder / name for name in PARTS}, camera_config)
-    unet = load_model(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
-    # Every value is overwritten below; the global generator stays where it was.
-    with torch.random.fork_rng(devices=[]):
-        camera_encoder = T2IAdapter.from_config(camera_config)
-    policy = MultiViewUNet(unet, cast_network(camera_encoder, None, dtype))
-    target = {n: value for n, value in unet.state_dict().items() if is_row_attention(n)}
-    path = folder / ADAPTER_FILE
-    load_strict(target | camera_encoder.state_dict(), read_safetensors(path), source=str(path))
-    vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=dtype)
+    unet = load_model(UNet2DConditionModel, folder / "unet", dtype=policy_dtype)
+    policy = with_adapter(unet, folder / ADAPTER_FILE, camera_config, policy_dtype)
+    vae = load_model(AutoencoderKL, folder / "vae", dtype=dtype)
     mean, std = shifted_statistics(vae)
     first = load_model(CLIPTextModel, folder / "text_encoder", dtype=dtype)
     second = load_model(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
@@ -257,6 +253,33 @@ def _read(folder: Path, dtype: torch.dtype) -> Components:
         latent_mean=mean,
         latent_std=std,
     )
+
+
+def with_adapter(
+    unet: UNet2DConditionModel, path: Path, config: Mapping[str, Any], dtype: torch.dtype
+) -> MultiViewUNet:
+    """Give a plain UNet the row attention and camera encoder of a file.
+
+    Args:
+        unet: SDXL's UNet, changed in place.
+        path: File of both.
+        config: Settings of the camera encoder.
+        dtype: Floating type of the camera encoder; row attention has that of the UNet.
+
+    Returns:
+        The policy.
+
+    Raises:
+        CheckpointError: If the settings describe no camera encoder, or a tensor is missing, left
+            over or of another shape.
+    """
+    tensors = read_safetensors(path)
+    with described_by(path.parent / "camera_encoder"), torch.device("meta"):
+        camera_encoder = cast_network(T2IAdapter.from_config(config), None, dtype)
+    policy = MultiViewUNet(unet, camera_encoder.to_empty(device="cpu"))
+    rows = {name: value for name, value in unet.state_dict().items() if is_row_attention(name)}
+    load_strict(rows | camera_encoder.state_dict(), tensors, source=str(path), spent=True)
+    return policy
 
 
 def _both_sides(image_size: ImageSize) -> tuple[int, int]:

@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import reach
-from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.components import Components, with_adapter
 from mvczigal_ref.models.fitting_parts import require_fitting_sdxl
 from mvczigal_ref.models.latents import latent_statistics
-from mvczigal_ref.models.loading import load_model, load_strict, quiet
-from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
+from mvczigal_ref.models.loading import load_model, quiet
+from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER
 from mvczigal_ref.models.published import SdxlSources
-from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.sources import (
     AbsentError,
     Located,
@@ -30,9 +29,7 @@ from mvczigal_ref.models.sources import (
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
 from mvczigal_ref.models.weight_files import (
     check_safetensors,
-    first_line,
     read_json,
-    read_safetensors,
     refuse_single_file,
 )
 
@@ -40,10 +37,10 @@ __all__ = ["SdxlSources", "load_sdxl_components"]
 
 # Class of each network, and the name of that class's dtype argument.
 _NETWORKS = {
-    "text_encoder": (CLIPTextModel, "dtype"),
-    "text_encoder_2": (CLIPTextModelWithProjection, "dtype"),
-    "unet": (UNet2DConditionModel, "torch_dtype"),
-    "vae": (AutoencoderKL, "torch_dtype"),
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
 }
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 _UNREACHED = "the Hugging Face hub does not answer, and these files are not on this machine:"
@@ -117,7 +114,8 @@ def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
     fit_tokenizers(
         dict(zip(_TOKENIZERS, zip(tokenizers.values(), encoders, strict=True), strict=True))
     )
-    policy = _with_adapter(loaded.pop("unet"), places["adapter"], dtype)
+    adapter = places["adapter"]
+    policy = with_adapter(loaded.pop("unet"), adapter, _camera_settings(adapter), dtype)
     vae = loaded["vae"]
     mean, std = latent_statistics(vae)
     # From here on the statistics hold the factor, so that settings saved again agree.
@@ -129,35 +127,14 @@ def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
 
 def _load_network(name: str, at: Located, dtype: torch.dtype) -> Any:  # noqa: ANN401
     """Load one network, no pickle accepted."""
-    kind, dtype_name = _NETWORKS[name]
+    kind = _NETWORKS[name]
     if name == "vae" and dtype == torch.float16:
         config = read_json(at.folder / "config.json")
         dtype = torch.float32 if config.get("force_upcast", True) else dtype
-    return load_model(kind, at.folder, variant=at.variant, **{dtype_name: dtype})
+    return load_model(kind, at.folder, dtype=dtype, variant=at.variant)
 
 
 def _camera_settings(adapter: Path) -> dict[str, Any]:
     """Read the settings beside an adapter's file; the published file has none."""
     place = adapter.parent / "camera_encoder" / "config.json"
     return read_json(place) if place.is_file() else PUBLISHED_CAMERA_ENCODER
-
-
-def _with_adapter(unet: UNet2DConditionModel, path: Path, dtype: torch.dtype) -> MultiViewUNet:
-    """Give a plain UNet the adapter's row attention and camera encoder."""
-    config, tensors = _camera_settings(path), read_safetensors(path)
-    try:
-        with torch.device("meta"):
-            camera_encoder = T2IAdapter.from_config(config)
-    except Exception as error:  # unfit settings reach nearly every kind of exception
-        msg = (
-            f"`{path.parent / 'camera_encoder'}` must describe a T2IAdapter; got "
-            f"{type(error).__name__}: {first_line(error)}."
-        )
-        raise CheckpointError(msg) from error
-    policy, cameras = MultiViewUNet(unet, camera_encoder), camera_encoder.state_dict()
-    rows = {name: value for name, value in unet.state_dict().items() if is_row_attention(name)}
-    # Rows are filled; the cameras have no memory yet, so theirs are compared alone.
-    load_strict(rows | cameras, tensors, source=str(path))
-    filled = {name: tensors[name].to(dtype, copy=True) for name in cameras}
-    camera_encoder.load_state_dict(filled, assign=True)
-    return policy

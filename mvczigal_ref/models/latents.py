@@ -1,19 +1,22 @@
 """Latents of an autoencoder: scaled to mean 0 and standard deviation 1, and back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.models.finite import overflow_shown
+from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.shapes import BatchLatent
 
 __all__ = ["ScaledAutoencoder", "latent_statistics", "shifted_statistics"]
+
+_Parts = TypeVar("_Parts", bound="ScaledAutoencoder")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +31,28 @@ class ScaledAutoencoder:
 
     latent_std: Float[Tensor, " c"]
     """Standard deviation of the autoencoder's raw latents, by channel [1]; positive."""
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Networks of the pipeline."""
+        return (self.vae,)
+
+    def to(
+        self: _Parts, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> _Parts:
+        """Move, and where asked cast, every network in place.
+
+        Args:
+            device: Target device; unchanged when None.
+            dtype: Floating type of the networks; unchanged when None.
+
+        Returns:
+            A record of the same networks, the scaling moved too.
+        """
+        for network in self.networks:
+            cast_network(network, device, dtype)
+        mean, std = self.latent_mean.to(device), self.latent_std.to(device)
+        return replace(self, latent_mean=mean, latent_std=std)
 
     def encode(
         self, images: Float[Tensor, "*batch rgb height width"]

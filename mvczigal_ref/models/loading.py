@@ -1,7 +1,7 @@
 """Strict reading and writing of tensors: whatever does not fit is named, not logged."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mvczigal_ref.errors import CheckpointError, quoted
+from mvczigal_ref.errors import CheckpointError, first_line, quoted
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.file_sums import require_sum
+from mvczigal_ref.models.mapped import cast_mapped, forget, keeps_fp32
 from mvczigal_ref.models.sharding import local_part
 from mvczigal_ref.models.weight_files import (
     check_safetensors,
-    first_line,
     pickled_weights,
     plain_name,
     read_json,
@@ -38,7 +38,11 @@ _SHOWN = 4  # faults of a kind in a message
 
 
 def load_strict(
-    target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, source: str
+    target: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    spent: bool = False,
 ) -> None:
     """Copy tensors into others of the same names and shapes, or refuse by name.
 
@@ -46,6 +50,7 @@ def load_strict(
         target: Tensors to overwrite, by name; they keep their type and device.
         tensors: Values.
         source: Origin of the values, for the message.
+        spent: Whether nothing reads ``tensors`` afterwards, so that their memory is given back.
 
     Raises:
         CheckpointError: If a tensor is missing, left over or of another shape; the first are
@@ -74,22 +79,29 @@ def load_strict(
     with torch.no_grad():
         for name, value in target.items():
             value.copy_(local_part(tensors[name], value))
+            if spent:
+                forget(tensors[name])
 
 
 def load_model(
     kind: Any,  # noqa: ANN401 - untyped libraries
     folder: Path,
     *,
+    dtype: torch.dtype,
     variant: str | None = None,
-    **options: torch.dtype,
+    mapped: bool = False,
 ) -> Any:  # noqa: ANN401
     """Load a library's model from safetensors; refuse faults that the library only logs.
+
+    Tensors in the type of their file are read when they are used; others are cast one by one, so
+    that memory never holds much more than the file, or than the model where that is larger.
 
     Args:
         kind: Class of the model.
         folder: Folder with its settings and tensors.
+        dtype: Floating type of the model.
         variant: Word in the names of the tensors' files.
-        **options: Floating type, by the library's own name for it.
+        mapped: Whether the type of the file is kept in place of ``dtype``, if it has one.
 
     Returns:
         The model in evaluation mode.
@@ -98,19 +110,24 @@ def load_model(
         CheckpointError: If a file is of another kind, which the message names; or if a tensor is
             missing, left over or of another shape.
     """
-    check_folder(folder, variant)
-    options_all: dict[str, Any] = {
-        "output_loading_info": True, "local_files_only": True, "use_safetensors": True, **options
+    first = stored_dtype(check_folder(folder, variant)) or dtype
+    if mapped:
+        dtype = first
+    if keeps_fp32(kind, first, dtype):
+        first = dtype
+    options: dict[str, Any] = {
+        "output_loading_info": True, "local_files_only": True, "use_safetensors": True,
+        "torch_dtype" if hasattr(kind, "load_config") else "dtype": first,
     }  # fmt: skip
     if variant is not None:
-        options_all["variant"] = variant
+        options["variant"] = variant
     try:
         try:
-            loaded, info = kind.from_pretrained(folder, **options_all)
+            loaded, info = kind.from_pretrained(folder, **options)
         except (ValueError, RuntimeError):
             # Both libraries stop at a misshapen tensor; read on, to name all of them.
             slow = {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True}
-            loaded, info = kind.from_pretrained(folder, **options_all, **slow)
+            loaded, info = kind.from_pretrained(folder, **options, **slow)
     except Exception as error:  # unfit settings reach nearly every kind of exception
         msg = (
             f"`{folder}` must hold a readable {kind.__name__}, its config.json and its tensors; "
@@ -126,15 +143,20 @@ def load_model(
     if faults:
         msg = f"`{folder}` must hold exactly the network's tensors: {_listed(faults)}."
         raise CheckpointError(msg)
+    if first != dtype:
+        cast_mapped(loaded, dtype)
     return loaded.eval()
 
 
-def check_folder(folder: Path, variant: str | None = None) -> None:
+def check_folder(folder: Path, variant: str | None = None) -> list[Path]:
     """Check a model's files before a library reads them: settings, index, headers of the tensors.
 
     Args:
         folder: Folder of the model.
         variant: Word in the names of the tensors' files.
+
+    Returns:
+        Files of the tensors; none where nothing of that name is there.
 
     Raises:
         CheckpointError: If a file is of another kind; the message says what it is.
@@ -151,38 +173,39 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     for stem in ("diffusion_pytorch_model", "model"):
         whole = folder / f"{stem}{dotted}.safetensors"
         index = folder / f"{stem}.safetensors.index{dotted}.json"
-        if whole.is_file():
-            check_safetensors(whole, floats=True)
-            require_sum(whole)
-            return
-        if index.is_file():
-            for shard in sorted(shards_of(index)):
-                check_safetensors(folder / shard, floats=True)
-                require_sum(folder / shard)
-            return
+        files = [whole] if whole.is_file() else []
+        if not files and index.is_file():
+            files = [folder / shard for shard in sorted(shards_of(index))]
+        for file in files:
+            check_safetensors(file, floats=True)
+            require_sum(file)
+        if files:
+            return files
         reasons.append(pickled_weights(folder, stem + dotted))
     for reason in filter(None, reasons):
         raise CheckpointError(f"`{folder}` must hold safetensors; {reason}.")
+    return []
 
 
-def stored_dtype(folder: Path) -> torch.dtype | None:
-    """Find the floating type in which a diffusers network lies on the disk.
+def stored_dtype(files: Iterable[Path]) -> torch.dtype | None:
+    """Find the floating type in which a network lies on the disk.
 
     Args:
-        folder: Folder of the network, in safetensors.
+        files: Files of its tensors, in safetensors.
 
     Returns:
-        Type of all its tensors; None where they have several, or there is no such file.
+        Type of all its floating-point tensors; None where they have several, or there are none.
 
     Examples:
-        >>> stored_dtype(Path("absent")) is None
+        >>> stored_dtype([]) is None
         True
     """
     types = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     kinds: set[str] = set()
-    for path in folder.glob("*.safetensors"):
+    for path in files:
         with safe_open(path, framework="pt") as file:
             kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    kinds = {kind for kind in kinds if kind[0] not in "IU"}  # positions are integers
     return types.get(kinds.pop()) if len(kinds) == 1 else None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["Update", "merge", "merged_linear", "merges", "product"]
+__all__ = ["Update", "merge", "merged_linear", "product"]
 
 _LARGE = 2**19
 """Multiplications from which oneDNN's product is the faster one on a CPU."""
@@ -50,29 +50,6 @@ def product(
         output: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
         return output
     return functional.linear(tokens, weight, bias)
-
-
-def merges(rows: int, weight: Float[Tensor, "out into"], factor: Tensor) -> bool:
-    r"""Choose the form of a low-rank update: merged into the weight, or beside it.
-
-    Merging costs :math:`2 r\,m\,n` operations per call and spares :math:`2 r (m + n)` per token.
-    A weight in half precision would round the update away.
-
-    Args:
-        rows: Tokens of the call [tokens].
-        weight: Frozen matrix of m times n numbers.
-        factor: One of the update's two matrices.
-
-    Returns:
-        Whether the merged form is exact and takes fewer operations.
-
-    Examples:
-        >>> weight, factor = torch.empty(8, 8), torch.empty(2, 8)
-        >>> merges(4, weight, factor), merges(3, weight, factor)
-        (True, False)
-    """
-    out, into = weight.shape
-    return weight.dtype == factor.dtype and rows * (out + into) >= out * into
 
 
 class Update(NamedTuple):

@@ -1,6 +1,5 @@
 """Model cards: a folder of trained weights describes itself, and says how to load it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -8,13 +7,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mvczigal_ref.files import to_json
+from mvczigal_ref.files import is_hub_id, to_json
 from mvczigal_ref.models.loading_snippet import loading_snippet
 from mvczigal_ref.models.lora_weights import LoraWeights
 
 __all__ = ["CardFacts", "CardResult", "hub_id", "model_card", "public_settings"]
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _LAYERS = {
     ("unet", True): "every attention projection of a UNet with row attention",
     ("unet", False): "every attention projection of a UNet",
@@ -82,7 +80,7 @@ def hub_id(name: str | None) -> str | None:
         >>> hub_id("black-forest-labs/FLUX.1-dev"), hub_id("tiny"), hub_id("/data/flux")
         ('black-forest-labs/FLUX.1-dev', None, None)
     """
-    named = name is not None and _HUB_ID.fullmatch(name) and not Path(name).exists()
+    named = name is not None and is_hub_id(name) and not Path(name).exists()
     return name if named else None
 
 

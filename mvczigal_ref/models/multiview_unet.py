@@ -1,14 +1,11 @@
 """SDXL's UNet with row attention and a camera encoder, as one guided policy."""
 
-import torch
 from diffusers import T2IAdapter, UNet2DConditionModel
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
+from mvczigal_ref.models.guided import GuidedBatch, GuidedUnet, RowTime
 from mvczigal_ref.models.row_attention import RowSelfAttnProcessor, install_row_attention
-from mvczigal_ref.models.sharding import compute_dtype_of
-from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.shapes import Latent, PluckerMap
 
@@ -24,7 +21,7 @@ PUBLISHED_CAMERA_ENCODER = {
 """Configuration of the released camera encoder; its file does not hold one."""
 
 
-class MultiViewUNet(nn.Module):
+class MultiViewUNet(GuidedUnet):
     """A diffusers UNet that sees all views of an object and their cameras at once.
 
     Source:
@@ -44,7 +41,6 @@ class MultiViewUNet(nn.Module):
     def __init__(
         self, unet: UNet2DConditionModel, camera_encoder: T2IAdapter, *, mv_scale: float = 1.0
     ) -> None:
-        super().__init__()
         if unet.config.addition_embed_type != "text_time":
             msg = (
                 '`unet` must be conditioned as SDXL is, addition_embed_type="text_time"; got '
@@ -53,26 +49,9 @@ class MultiViewUNet(nn.Module):
             raise ValueError(msg)
         if not any(isinstance(p, RowSelfAttnProcessor) for p in unet.attn_processors.values()):
             install_row_attention(unet)
-        self.unet = unet
+        super().__init__(unet)
         self.camera_encoder = camera_encoder
         self.mv_scale = mv_scale
-
-    @property
-    def guidance_width(self) -> int | None:
-        """Width of the guidance embedding, or None where guidance doubles the batch [1]."""
-        width = self.unet.config.time_cond_proj_dim
-        return None if width is None else int(width)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype in which the network computes."""
-        return compute_dtype_of(self.unet, self.unet.conv_in.weight)
-
-    @property
-    def device(self) -> torch.device:
-        """Device on which the network computes."""
-        weight: Tensor = self.unet.conv_in.weight
-        return weight.device
 
     def encode_cameras(self, camera_image: PluckerMap) -> CameraFeatures:
         """Encode camera maps into one feature map per level.
@@ -91,7 +70,7 @@ class MultiViewUNet(nn.Module):
     def forward(
         self,
         latent_t: Latent,
-        timestep: Float[Tensor, "*#row"] | Int[Tensor, "*#row"],
+        timestep: RowTime,
         conditioning: Conditioning,
         *,
         guidance_scale: float,
@@ -134,48 +113,31 @@ class MultiViewUNet(nn.Module):
                 f"{latent_t.shape[0]}. Narrow `conditioning` with `.objects`."
             )
             raise ValueError(msg)
-        text, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
-        time_ids, sample = conditioning.time_ids, latent_t.to(self.dtype)
-        width, guidance = self.guidance_width, None
-        doubled = width is None and guidance_scale > 1.0
-        if width is not None:
-            scale = torch.full((1,), guidance_scale, device=sample.device)
-            guidance = guidance_embedding(scale, width=width, dtype=torch.float32).to(self.dtype)
-        if doubled:
-            text = torch.cat(
-                [negative_features(conditioning, "negative_prompt_embeds", text), text]
-            )
-            pooled = torch.cat(
-                [negative_features(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
-            )
-            time_ids, sample = torch.cat([time_ids, time_ids]), torch.cat([sample, sample])
-            if timestep.ndim and timestep.shape[0] > 1:
-                timestep = torch.cat([timestep, timestep])
+        guidance = self.embedded_guidance(guidance_scale, latent_t)
+        batch = GuidedBatch.of(
+            latent_t, timestep, conditioning,
+            doubled=guidance is None and guidance_scale > 1.0, dtype=self.dtype,
+        )  # fmt: skip
         output: Tensor = self.unet(
-            sample,
-            timestep.expand(sample.shape[0]),
-            encoder_hidden_states=text.to(self.dtype),
+            batch.sample,
+            batch.timestep,
+            encoder_hidden_states=batch.text,
             timestep_cond=guidance,
             added_cond_kwargs={
-                "text_embeds": _to_rows(pooled, conditioning.num_views).to(self.dtype),
-                "time_ids": _to_rows(time_ids, conditioning.num_views),
+                "text_embeds": _to_rows(batch.pooled, conditioning.num_views),
+                "time_ids": _to_rows(batch.sizes, conditioning.num_views),
             },
             down_intrablock_additional_residuals=self._residuals(
-                conditioning, sample, camera_scale
+                conditioning, batch.sample, camera_scale
             ),
             cross_attention_kwargs={
                 "num_views": conditioning.num_views,
-                "latent_size": (sample.shape[-2], sample.shape[-1]),
+                "latent_size": (batch.sample.shape[-2], batch.sample.shape[-1]),
                 "mv_scale": self.mv_scale,
             },
             return_dict=False,
         )[0]
-        if doubled:
-            # The difference of two halves must not be rounded to half precision.
-            wide = torch.promote_types(output.dtype, torch.float32)
-            negative, positive = output.to(wide).chunk(2)
-            output = classifier_free_guidance(negative, positive, guidance_scale=guidance_scale)
-        return output.to(latent_t.dtype)
+        return batch.guided(output, latent_t, guidance_scale)
 
     def _residuals(
         self, conditioning: Conditioning, sample: Tensor, camera_scale: float

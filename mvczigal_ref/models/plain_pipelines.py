@@ -9,7 +9,7 @@ import diffusers
 from diffusers import DDIMScheduler
 
 from mvczigal_ref.diffusion.schedule import PREDICTION_TYPES, PredictionType
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, first_line
 from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE, SdxlSources
 from mvczigal_ref.models.scheduler_settings import FOLLOWED, REFUSED
 from mvczigal_ref.models.schedulers import (
@@ -20,7 +20,7 @@ from mvczigal_ref.models.schedulers import (
     sdxl_scheduler,
 )
 from mvczigal_ref.models.sources import find_file
-from mvczigal_ref.models.weight_files import first_line, read_json
+from mvczigal_ref.models.weight_files import read_json
 
 __all__ = ["plain_scheduler", "stored_prediction", "warn_of_grid"]
 

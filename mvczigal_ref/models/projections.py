@@ -4,6 +4,7 @@ Parameters, their names and PEFT's bookkeeping stay where they are; only the pro
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,10 @@ from jaxtyping import Float
 from peft.tuners import lora
 from torch import Tensor, nn
 
+from mvczigal_ref.models.lora_form import note_form
 from mvczigal_ref.models.low_bit_weights import LOW_BITS
 from mvczigal_ref.models.memo import memo
-from mvczigal_ref.models.merged_linear import Update, merge, merged_linear, merges
+from mvczigal_ref.models.merged_linear import Update, merge, merged_linear
 
 __all__ = ["MergedLinear", "QuickLinear", "install_merged_linears", "project"]
 
@@ -135,32 +137,40 @@ def _at_once(
         [m.down for m in maps if m.down is not None],
         [m.up for m in maps if m.up is not None],
     )
-    if down and not merges(tokens.numel() // tokens.shape[-1], first.weight, down[0]):
+    rows = tokens.numel() // tokens.shape[-1]
+    if down and not note_form(rows, first.weight, down[0], layers=len(maps)):
         return None
     bias = None if first.bias is None else _fused([m.bias for m in maps if m.bias is not None])
-
-    def multiplied() -> Projected:
-        if not down:
-            return merged_linear(tokens, _fused([m.weight for m in maps]), bias)
-        update = _update_of(layers[0], maps, down, up)
-        return merged_linear(tokens, update.weight, bias, down, up, update=update)
-
     if not again or torch.is_grad_enabled():
-        return multiplied()
+        return _multiplied(tokens, layers[0], maps, bias, down, up)
     sources = [tokens, *(m.weight for m in maps), *down, *up]
-    return memo(layers[0], "output", sources if bias is None else [*sources, bias], multiplied)
+    return memo(
+        layers[0],
+        "output",
+        sources if bias is None else [*sources, bias],
+        partial(_multiplied, tokens, layers[0], maps, bias, down, up),
+    )
 
 
-def _update_of(
-    layer: nn.Module, maps: Sequence[_Map], down: Sequence[Tensor], up: Sequence[Tensor]
-) -> Update:
-    """Merge a LoRA, once for all calls that share values."""
-
-    def merged() -> Update:
-        return merge(_fused([m.weight for m in maps]), down, up, scale=maps[0].scale)
-
+def _multiplied(
+    tokens: Tokens,
+    layer: nn.Module,
+    maps: Sequence[_Map],
+    bias: Tensor | None,
+    down: Sequence[Tensor],
+    up: Sequence[Tensor],
+) -> Projected:
+    """Apply maps, with their low-rank updates where there are any."""
+    if not down:
+        return merged_linear(tokens, _fused([m.weight for m in maps]), bias)
     sources = [*(m.weight for m in maps), *down, *up]
-    return memo(layer, f"update of {len(maps)}", sources, merged)
+    # Merged once for all calls that share values.
+    update = memo(layer, f"update of {len(maps)}", sources, partial(_merged, maps, down, up))
+    return merged_linear(tokens, update.weight, bias, down, up, update=update)
+
+
+def _merged(maps: Sequence[_Map], down: Sequence[Tensor], up: Sequence[Tensor]) -> Update:
+    return merge(_fused([m.weight for m in maps]), down, up, scale=maps[0].scale)
 
 
 def _read(layer: Any) -> _Map | None:  # noqa: ANN401 - PEFT is untyped

@@ -11,11 +11,11 @@ from mvczigal_ref.diffusion.ddim import DdimSampler
 from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.diffusion.schedule import PredictionType, scaled_linear_alpha_bar, shift_snr
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, first_line
 from mvczigal_ref.models.published import SdxlSources
 from mvczigal_ref.models.scheduler_settings import check_length, check_scheduler
 from mvczigal_ref.models.sources import find_file
-from mvczigal_ref.models.weight_files import first_line, read_json
+from mvczigal_ref.models.weight_files import read_json
 from mvczigal_ref.shapes import AlphaBar
 
 __all__ = [

@@ -202,15 +202,13 @@ def shard_world(tensors: Mapping[str, Mapping[str, Tensor]]) -> World:
         >>> shard_world({"policy": {"a": torch.zeros(1)}}).size
         1
     """
-    for named in tensors.values():
-        for tensor in named.values():
-            if is_sharded(tensor):
-                mesh = tensor.device_mesh
-                device = torch.device(mesh.device_type)
-                return World(
-                    rank=mesh.get_local_rank(), size=mesh.size(), device=device, sharded=True
-                )
-    return World()
+    values = (tensor for named in tensors.values() for tensor in named.values())
+    meshes = (getattr(tensor, "device_mesh", None) for tensor in values)
+    mesh: Any = next((mesh for mesh in meshes if mesh is not None), None)
+    if mesh is None:
+        return World()
+    device = torch.device(mesh.device_type)
+    return World(rank=mesh.get_local_rank(), size=mesh.size(), device=device, sharded=True)
 
 
 @contextmanager

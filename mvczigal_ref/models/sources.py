@@ -1,6 +1,5 @@
 """Places of the published full-size networks: hub ids, the cache or local folders."""
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ import torch
 from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import is_hub_id
 from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import ADAPTER_FILE
 from mvczigal_ref.models.loading import shards_of
@@ -37,9 +37,6 @@ _Place = TypeVar("_Place")
 
 class AbsentError(CheckpointError):
     """A part's files are on this machine neither whole nor damaged."""
-
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class Located(NamedTuple):
@@ -112,8 +109,8 @@ def cache_first(search: Callable[[SdxlSources], _Place], sources: SdxlSources) -
 
 def _may_ask(source: str, sources: SdxlSources) -> bool:
     """Say whether the hub may be asked for more than its cache holds, and answers."""
-    named = _HUB_ID.fullmatch(source) and not Path(source).expanduser().exists()
-    return bool(named) and not sources.local_files_only and reach.hub_answers()
+    named = is_hub_id(source, revision=True) and not Path(source).expanduser().exists()
+    return named and not sources.local_files_only and reach.hub_answers()
 
 
 def _look(source: str, name: str, sources: SdxlSources) -> tuple[Path | None, str]:
@@ -122,7 +119,7 @@ def _look(source: str, name: str, sources: SdxlSources) -> tuple[Path | None, st
     if folder.is_dir():
         file = folder / name
         return (file, "") if file.is_file() else (None, f"the folder holds no {name}")
-    if not _HUB_ID.fullmatch(source):
+    if not is_hub_id(source, revision=True):
         return None, "there is no such folder"
     repo, _, revision = source.partition("@")
     try:
@@ -275,9 +272,8 @@ def _absent(
 ) -> AbsentError:
     """Make the error that says what to download, from which place, and its size."""
     here = Path(source).expanduser().exists()
-    repo, _, revision = (source if _HUB_ID.fullmatch(source) and not here else published).partition(
-        "@"
-    )
+    named = is_hub_id(source, revision=True) and not here
+    repo, _, revision = (source if named else published).partition("@")
     at = f" --revision {revision}" if revision else ""
     return AbsentError(
         f"`{name}` must be a folder or hub id that holds {' and '.join(files)}; got {source!r}: "

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from typing import TypeVar
 
@@ -167,7 +168,7 @@ def tiny_tokenizer(
         msg = f"`words` must be non-empty texts; got {list(words)}. Leave the empty one out."
         raise ValueError(msg)
     alphabet = sorted(ByteLevel.alphabet())
-    merges = _merges(words)
+    merges = list(_merges(tuple(words)))
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
     tokens += ["".join(pair) for pair in merges]
     tokens += [START, END]
@@ -179,7 +180,8 @@ def tiny_tokenizer(
     )
 
 
-def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+@cache
+def _merges(words: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Merge the most frequent pair, ties by spelling, until each word is one token."""
     pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in dict.fromkeys(words)]
     merges: list[tuple[str, str]] = []
@@ -188,7 +190,7 @@ def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
         pieces = [_merge(word, best) for word in pieces]
-    return merges
+    return tuple(merges)
 
 
 def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:

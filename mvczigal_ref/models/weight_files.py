@@ -12,14 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mvczigal_ref.errors import CheckpointError, one_line
+from mvczigal_ref.errors import CheckpointError, first_line, one_line
 from mvczigal_ref.models.file_sums import require_sum
 
 __all__ = [
     "check_safetensors",
     "describe_file",
     "described_by",
-    "first_line",
     "pickled_weights",
     "plain_name",
     "read_json",
@@ -316,23 +315,6 @@ def described_by(path: str | Path) -> Iterator[None]:
         reason = one_line(error)[:160]
         msg = f"`{path}` must describe a network; got {type(error).__name__}: {reason}."
         raise CheckpointError(msg) from error
-
-
-def first_line(error: BaseException) -> str:
-    r"""Cut an exception's text to one line that fits a message.
-
-    Args:
-        error: Exception of a library.
-
-    Returns:
-        First line of the text, or the exception's kind where it has none.
-
-    Examples:
-        >>> first_line(ValueError("no\nmore"))
-        'no'
-    """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "".join(c if c.isprintable() else " " for c in lines[0][:160]).rstrip(".: ")
 
 
 def _not_safetensors(path: Path, error: Exception) -> CheckpointError:

@@ -28,6 +28,7 @@ from mvczigal_ref.objective.group_preference import (
 )
 from mvczigal_ref.objective.grpo_guard import guard_loss, guarded_log_ratio
 from mvczigal_ref.objective.joint import joint_gradients, joint_log_ratio
+from mvczigal_ref.objective.noise_preference import noise_error, noise_preference_loss
 from mvczigal_ref.objective.preference import preference_gradients, preference_loss
 from mvczigal_ref.objective.rectified import rectified_step_weights
 from mvczigal_ref.objective.reward_difference import (
@@ -58,6 +59,8 @@ __all__ = [
     "joint_log_ratio",
     "matching_error",
     "matching_score",
+    "noise_error",
+    "noise_preference_loss",
     "old_policy_decay",
     "optimality",
     "outside_region",

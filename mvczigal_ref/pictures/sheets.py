@@ -130,5 +130,5 @@ def save_png(path: Path, image: Image.Image) -> None:
         image: The picture.
     """
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     atomic_write(path, buffer.getvalue())

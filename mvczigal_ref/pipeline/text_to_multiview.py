@@ -28,12 +28,9 @@ __all__ = ["NEGATIVE_PROMPT", "TextToMultiviewOutput", "TextToMultiviewPipeline"
 NEGATIVE_PROMPT = "watermark, ugly, deformed, noisy, blurry, low contrast"
 """Negative prompt of the published pipeline, for a UNet without a guidance embedding."""
 
-
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
-
 StepCallback = Callable[[Any, int, int, dict[str, Tensor]], Mapping[str, Any] | None]
-
 
 Generator = torch.Generator | Sequence[torch.Generator]
 
@@ -150,7 +147,8 @@ class TextToMultiviewPipeline(MultiviewPipelineParts):
         self._check(size, output_type, callback_on_step_end_tensor_inputs)
         device, parts = self._execution_device, self.parts
         policy = MultiViewUNet(self.unet, self.camera_encoder, mv_scale=mv_scale)
-        doubled = policy.guidance_width is None and guidance_scale > 1.0
+        strongest = max(guidance_scale, inversion_guidance_scale if zigzag_steps else 0.0)
+        doubled = policy.guidance_width is None and strongest > 1.0
         maps = camera_image(cameras, height=size[0], width=size[1], device=device)
         conditioning = parts.build_conditioning(
             prompts,

@@ -15,6 +15,7 @@ from mvczigal_ref.preflight.snapshots import copies, put_back
 from mvczigal_ref.preflight.trial import Trial
 from mvczigal_ref.preflight.trial_forward import ForwardTrial
 from mvczigal_ref.preflight.trial_groups import GroupTrial
+from mvczigal_ref.preflight.trial_noised_pairs import NoisedPairTrial
 from mvczigal_ref.preflight.trial_pairs import PairTrial
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.scorers import no_scorers
@@ -130,6 +131,7 @@ def trial_of(system: System, config: TrainConfig, objects: int) -> Trial:
         A trial of pairs, of groups or of the forward process.
     """
     if config.objective.compares_pairs:
-        return PairTrial(system, config, objects)
+        pairs = NoisedPairTrial if config.objective.prefers_noise else PairTrial
+        return pairs(system, config, objects)
     kind = ForwardTrial if config.objective.kind == "forward_process" else GroupTrial
     return kind(system, config, objects)

@@ -1,8 +1,11 @@
 """Cost of a run's network calls, each shape measured once."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,13 +13,17 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.models.components import Components
+from mvczigal_ref.models.lora_form import lora_form_count
+from mvczigal_ref.models.recomputation import Recomputation
 from mvczigal_ref.policy import Conditioning, network_output
 from mvczigal_ref.preflight.measure import GraphCost, fused_attention, measure_graph
 from mvczigal_ref.preflight.meter import Meter
 from mvczigal_ref.preflight.workload import Replay, SampledCall, Workload, workload_of
 from mvczigal_ref.system import System
 
-__all__ = ["Costs", "SampledCall"]
+__all__ = ["Checkpointing", "Costs", "SampledCall"]
+
+Checkpointing: TypeAlias = bool | Literal["auto"]
 
 
 @dataclass(slots=True)
@@ -30,7 +37,19 @@ class Costs:
     """The run."""
 
     _sampled: dict[tuple[int, bool], tuple[int, int]] = field(default_factory=dict)
-    _graphs: dict[tuple[Replay, bool, bool], GraphCost] = field(default_factory=dict)
+    budget: int = 0
+    """Memory for activations where `model.gradient_checkpointing` is "auto" [bytes]."""
+
+    device: str = "cpu"
+    """Type of the device for which the forms of a LoRA are chosen."""
+
+    forms: dict[str, Counter[str]] = field(default_factory=dict)
+    """Layers of a LoRA by form, in the largest call of a rollout and of the update [layers]."""
+
+    blocks: dict[Replay, tuple[int, int]] = field(default_factory=dict)
+    """Blocks of each replay that compute again by that budget, and all of them [blocks]."""
+
+    _graphs: dict[tuple[Replay, Checkpointing, bool], GraphCost] = field(default_factory=dict)
     _references: dict[Replay, int] = field(default_factory=dict)
 
     def workload(self, *, iteration: int = 0) -> Workload:
@@ -81,7 +100,7 @@ class Costs:
             step = torch.empty(1, dtype=torch.int64, device=latent.device)
             present = [*self._present(conditioning), latent, step]
             graph = torch.set_grad_enabled(self.config.model.compile != "none")
-            with graph, Meter(present) as meter, fused_attention():
+            with graph, self._forms("rollout"), Meter(present) as meter, fused_attention():
                 network_output(
                     policy, self.system.sampler, latent[None], step, conditioning,
                     guidance_scale=call.guidance_scale,
@@ -90,14 +109,15 @@ class Costs:
         return self._sampled[key]
 
     def replayed(
-        self, workload: Workload, shape: Replay, *, checkpointed: bool, backward: bool
+        self, workload: Workload, shape: Replay, *, checkpointed: Checkpointing, backward: bool
     ) -> GraphCost:
         """Measure a replay.
 
         Args:
             workload: One slice's.
             shape: One of its replays.
-            checkpointed: Whether activations are computed again in the backward pass.
+            checkpointed: Whether activations are computed again in the backward pass; or "auto",
+                for those of as few blocks as :attr:`budget` asks for.
             backward: Whether the backward pass is measured too.
 
         Returns:
@@ -107,22 +127,52 @@ class Costs:
         earlier = self._graphs.get(key) or self._graphs.get((shape, checkpointed, True))
         if earlier is not None:
             return earlier
-        policy, network = self.system.components.policy, self.system.backbone.network
-        if checkpointed:
-            network.enable_gradient_checkpointing()
-        else:
-            network.disable_gradient_checkpointing()
+        policy = self.system.components.policy
         conditioning = self.conditioning(shape.prompts)
         trained = list(self.system.trained().values())
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         gradients = [p.grad for p in trained if p.grad is not None]
-        self._graphs[key] = measure_graph(
-            lambda: workload.function[shape](policy, conditioning),
-            present=[*self._present(conditioning), *gradients, *workload.inputs[shape]],
-            backward=backward,
-        )
+        replay = partial(workload.function[shape], policy, conditioning)
+
+        def forward() -> Tensor:
+            with self._forms("update"):
+                return replay()
+
+        # The backward pass, which may compute forward again, chooses for the same device.
+        with lora_form_count(self.device), self._checkpointed(checkpointed, shape, replay):
+            self._graphs[key] = measure_graph(
+                forward,
+                present=[*self._present(conditioning), *gradients, *workload.inputs[shape]],
+                backward=backward,
+            )
         return self._graphs[key]
+
+    @contextmanager
+    def _forms(self, stage: str) -> Iterator[None]:
+        """Note the forms of the stage's largest call, of which most are merged."""
+        with lora_form_count(self.device) as forms:
+            yield
+        if forms["merged"] >= self.forms.get(stage, Counter())["merged"]:
+            self.forms[stage] = forms
+
+    @contextmanager
+    def _checkpointed(
+        self, how: Checkpointing, shape: Replay, replay: Callable[[], Tensor]
+    ) -> Iterator[None]:
+        """Let blocks compute again as a run would."""
+        network = self.system.backbone.network
+        if how == "auto":
+            choice = Recomputation(network, lambda: self.budget)
+            replay()  # in which the blocks are chosen
+            self.blocks[shape] = (choice.count, choice.blocks)
+            yield
+            choice.remove()
+            return
+        if how:
+            network.enable_gradient_checkpointing()
+        yield
+        network.disable_gradient_checkpointing()
 
     def reference(self, workload: Workload, shape: Replay) -> int:
         """Measure a replay by the reference policy: without gradient and without the LoRA.

@@ -7,9 +7,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.flow.families import (
-    FLOW_FAMILIES,
     FLUX,
     SD3,
     Z_IMAGE,
@@ -18,7 +16,7 @@ from mvczigal_ref.models.flow.families import (
 )
 from mvczigal_ref.models.weight_files import read_json
 
-__all__ = ["PUBLISHED_FLOW", "FlowSizes", "config_class", "stored_sizes"]
+__all__ = ["PUBLISHED_FLOW", "FlowSizes", "config_class", "stored_flow_sizes"]
 
 
 _CLIP_L: dict[str, Any] = {
@@ -146,43 +144,29 @@ PUBLISHED_FLOW: dict[str, FlowSizes] = {
 """Sizes of the published pipelines, by the name that ``model.weights`` gives them."""
 
 
-def stored_sizes(folder: Path) -> FlowSizes:
-    """Read the sizes of a pipeline in diffusers' layout.
+def stored_flow_sizes(folder: Path, family: FlowFamily) -> FlowSizes:
+    """Read the settings of a folder's networks.
 
     Args:
         folder: Folder of the pipeline; no weights are read.
+        family: Family that its index names.
 
     Returns:
         Settings of every part.
-
-    Raises:
-        ConfigError: If there is no such folder, or it holds another pipeline.
     """
-    pipelines = {family.pipeline: family for family in FLOW_FAMILIES}
-    try:
-        name = read_json(folder / "model_index.json")["_class_name"]
-        family = pipelines[name]
-        encoders = numbered("text_encoder", family.text_encoders)
-        tokenizer = list(numbered("tokenizer", family.tokenizers))[-1]
-        texts = read_json(folder / tokenizer / "tokenizer_config.json")
-        return FlowSizes(
-            family=family,
-            transformer=family.transformer.load_config(folder / "transformer"),
-            text_encoders=tuple(
-                config_class(kind).from_pretrained(folder / part).to_dict()
-                for part, kind in encoders.items()
-            ),
-            vae=AutoencoderKL.load_config(folder / "vae"),
-            scheduler=FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler"),
-            longest_text=int(texts.get("model_max_length", 512)),
-        )
-    except (OSError, ValueError, LookupError) as error:
-        reason = str(error).partition("\n")[0]
-        msg = (
-            f"`model.weights` must be one of {list(PUBLISHED_FLOW)}, or the folder of a pipeline "
-            f"of {sorted(pipelines)}: {reason}"
-        )
-        raise ConfigError(msg) from error
+    tokenizer = list(numbered("tokenizer", family.tokenizers))[-1]
+    texts = read_json(folder / tokenizer / "tokenizer_config.json")
+    return FlowSizes(
+        family=family,
+        transformer=family.transformer.load_config(folder / "transformer"),
+        text_encoders=tuple(
+            config_class(kind).from_pretrained(folder / part).to_dict()
+            for part, kind in numbered("text_encoder", family.text_encoders).items()
+        ),
+        vae=AutoencoderKL.load_config(folder / "vae"),
+        scheduler=FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler"),
+        longest_text=int(texts.get("model_max_length", 512)),
+    )
 
 
 def config_class(encoder: type) -> Any:  # noqa: ANN401 - transformers is untyped

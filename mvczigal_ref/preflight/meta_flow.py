@@ -5,10 +5,11 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.models.flow.components import FlowComponents
+from mvczigal_ref.models.flow.families import FLOW_FAMILIES
 from mvczigal_ref.models.flow.tiny_t5 import tiny_t5_tokenizer
-from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.models.tiny import tiny_tokenizer
-from mvczigal_ref.preflight.flow_sizes import PUBLISHED_FLOW, config_class, stored_sizes
+from mvczigal_ref.preflight.flow_sizes import PUBLISHED_FLOW, config_class, stored_flow_sizes
+from mvczigal_ref.preflight.pipeline_sizes import pipeline_sizes
 from mvczigal_ref.system.networks import DTYPES
 
 __all__ = ["meta_flow_components"]
@@ -33,11 +34,10 @@ def meta_flow_components(config: TrainConfig) -> tuple[FlowComponents, str]:
         >>> source, sum(p.numel() for p in components.policy.parameters())
         ('the published black-forest-labs/FLUX.1-dev', 11901408320)
     """
-    name, folder = config.model.weights, weights_folder(config.model.weights)
-    if name in PUBLISHED_FLOW and not folder.is_dir():
-        sizes, source = PUBLISHED_FLOW[name], f"the published {name}"
-    else:
-        sizes, source = stored_sizes(folder), str(folder)
+    families = {family.pipeline: family for family in FLOW_FAMILIES}
+    sizes, source = pipeline_sizes(
+        config.model.weights, PUBLISHED_FLOW, families, stored_flow_sizes
+    )
     dtype = DTYPES[config.model.dtype]
     usual = min(sizes.family.text_length, sizes.longest_text)
     with torch.device("meta"):

@@ -6,10 +6,11 @@ from transformers import CLIPTextConfig
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.models.loading import cast_network
-from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.models.tiny import tiny_tokenizer
 from mvczigal_ref.models.unet.components import UnetComponents
+from mvczigal_ref.models.unet.families import UNET_FAMILIES
 from mvczigal_ref.models.unet.policy import SingleViewUnet
+from mvczigal_ref.preflight.pipeline_sizes import pipeline_sizes
 from mvczigal_ref.preflight.unet_sizes import PUBLISHED_UNETS, stored_unet_sizes
 from mvczigal_ref.system.networks import DTYPES
 
@@ -37,11 +38,9 @@ def meta_unet_components(config: TrainConfig) -> tuple[UnetComponents, str]:
         >>> source, sum(p.numel() for p in components.policy.parameters())
         ('the published stable-diffusion-v1-5/stable-diffusion-v1-5', 859520964)
     """
-    name, folder = config.model.weights, weights_folder(config.model.weights)
-    if name in PUBLISHED_UNETS and not folder.is_dir():
-        sizes, source = PUBLISHED_UNETS[name], f"the published {name}"
-    else:
-        sizes, source = stored_unet_sizes(folder), str(folder)
+    sizes, source = pipeline_sizes(
+        config.model.weights, PUBLISHED_UNETS, UNET_FAMILIES, stored_unet_sizes
+    )
     dtype = DTYPES[config.model.dtype]
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(sizes.unet))

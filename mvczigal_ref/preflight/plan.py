@@ -17,6 +17,7 @@ from mvczigal_ref.method.steps import check_steps
 from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.loading import cast_network
+from mvczigal_ref.models.recomputation import activation_budget, free_bytes
 from mvczigal_ref.preflight.costs import Costs
 from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
 from mvczigal_ref.preflight.meta_networks import meta_components
@@ -39,6 +40,7 @@ def plan(
     *,
     world_size: int = 1,
     iteration: int = 0,
+    memory: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     r"""Count the work of one iteration, and estimate its peak memory, without a byte of weights.
@@ -59,6 +61,8 @@ def plan(
         config: Any run. Where ``model.weights`` is no folder, sizes are the published ones.
         world_size: Processes, each with a device of its own.
         iteration: Index of the iteration, for windows that move.
+        memory: Memory of the device, where `model.gradient_checkpointing` is "auto" [bytes]; None
+            is what is free here, of the first GPU if there is one.
         progress: Called with the shapes that have been measured, and with all of them.
 
     Returns:
@@ -79,7 +83,10 @@ def plan(
     components, source = meta_components(config)
     _refuse_image_size(config, components)
     # Whatever waits elsewhere is laid out here too, and left out of the sums.
-    together = replace(config.model, offload_frozen=False, storage_device="device", compile="none")
+    together = replace(
+        config.model, offload_frozen=False, storage_device="device", compile="none",
+        gradient_checkpointing=False,
+    )  # fmt: skip
     system = build_system(
         replace(config, model=together), device=_META, components=components, scorers=no_scorers()
     )
@@ -88,7 +95,10 @@ def plan(
     parameters = _parameters(system, footprints)
     if weights["gathered"] and config.run.compute_dtype == "bf16":
         cast_network(system.backbone.network, _META, torch.bfloat16)
-    costs, slices = Costs(system=system, config=config), len(share.objects)
+    device = _device_type(config)
+    costs, slices = Costs(system=system, config=config, device=device), len(share.objects)
+    if config.model.gradient_checkpointing == "auto":
+        costs.budget = _budget(costs, weights, slices, memory=memory)
     work, views = costs.workload(iteration=iteration), system.latent_shape[0]
     _measure(costs, work, progress)
     counts = _counts(config, work, slices)
@@ -118,12 +128,43 @@ def plan(
             decode=slices * arms * decode,
         ),
         parameters=parameters,
+        lora_forms={
+            stage: {form: forms[form] for form in ("merged", "thin")}
+            for stage, forms in costs.forms.items()
+            if forms.total()
+        },
+        device=device,
+        recomputed_blocks=max((again for again, _ in costs.blocks.values()), default=None),
+        blocks=max((every for _, every in costs.blocks.values()), default=None),
         memory=_memory(
             costs, work, footprints, weights=weights, slices=slices, images=arms * images,
             # Images of the arms are laid side by side.
             decoding=max((arms - 1) * images + peak, 2 * (arms - 1) * arms * images),
         ),
     )  # fmt: skip
+
+
+def _device_type(config: TrainConfig) -> str:
+    """Name the kind of device that the run would take here."""
+    if config.run.device != "auto":
+        return torch.device(config.run.device).type
+    here = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if here is None else here.type
+
+
+def _budget(costs: Costs, weights: dict[str, int], slices: int, *, memory: int | None) -> int:
+    """Give the memory that is left for activations, as a run would measure it [bytes]."""
+    if memory is None:
+        memory = free_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    resident = Memory(
+        **weights, rollouts=0, sampling=0, decoding=0, scoring=0, replay=0, saved=0,
+        saved_checkpointed=0, saved_plain=0, offloaded=costs.config.model.offload_frozen,
+    ).resident  # fmt: skip
+    stored = 0
+    if costs.config.model.storage_device == "device":
+        stored = slices * storage_bytes(costs.workload().stored)
+    free = memory - (resident - weights["optimizer"]) - stored
+    return activation_budget(free, weights["gradients"])
 
 
 def _measure(costs: Costs, work: Workload, progress: Callable[[int, int], None]) -> None:
@@ -160,12 +201,13 @@ def _counts(config: TrainConfig, work: Workload, slices: int) -> _Counts:
         # Until the first change of the parameters the stored density is the present one.
         valued = epochs * slices - slices // config.optim.optimizer_steps_per_epoch
         value = _times(work.valued, valued)
-    grouped = not config.objective.compares_pairs
+    objective = config.objective
+    grouped = not objective.compares_pairs and objective.kl_weight > 0.0
     forward_process = config.objective.kind == "forward_process"
     return _Counts(
         replay=replay,
         value=value,
-        reference=_times(replay, int(grouped and config.objective.kl_weight > 0.0)),
+        reference=_times(replay, int(grouped or objective.prefers_noise)),
         old=_times(replay, int(forward_process)),
     )
 
@@ -192,7 +234,11 @@ def _calls(
         rollout=0,
         value=counts.value.total(),
         replay=replays,
-        recompute=replays if checkpointed else 0,
+        recompute=sum(
+            count
+            for shape, count in counts.replay.items()
+            if checkpointed and costs.blocks.get(shape, (1, 1))[0]
+        ),
         backward=replays,
         reference=counts.reference.total(),
         old=counts.old.total(),

@@ -1,7 +1,7 @@
 """Plan: counts, operations and bytes of one iteration on one process."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 __all__ = ["Calls", "Flops", "Memory", "Parameters", "Plan"]
 
@@ -204,7 +204,17 @@ class Plan:
     conditions: int = 1
     """Texts that each prompt's samples are judged and learnt under; more than its own where there
     are captions, which are all taken to differ: the most that an iteration can cost."""
+    recomputed_blocks: int | None = None
+    """Blocks whose activations are computed again in the backward pass, where memory decides
+    [blocks]; None where the setting does."""
+    blocks: int | None = None
+    """Blocks that memory decides on [blocks]."""
+    lora_forms: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Layers of a LoRA by stage, "rollout" and "update", and by form in its largest call: "merged"
+    into the weight, or "thin", two products beside it [layers]."""
+    device: str = "cpu"
+    """Type of the device for which these forms are chosen."""
 
 
 def _sum(record: Flops) -> int:
-    return sum(getattr(record, field.name) for field in fields(record))
+    return sum(getattr(record, each.name) for each in fields(record))

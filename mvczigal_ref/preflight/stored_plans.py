@@ -43,7 +43,8 @@ def stored_plan(config: TrainConfig, *, processes: int) -> Plan | None:
         True
     """
     name = config.model.weights
-    if name not in (*_SHIPPED, *PUBLISHED):
+    by_memory = config.model.gradient_checkpointing == "auto"
+    if name not in (*_SHIPPED, *PUBLISHED) or by_memory:
         return None
     values = json.loads(STORED.read_text("utf-8")).get(plan_key(config, processes=processes))
     if values is None:

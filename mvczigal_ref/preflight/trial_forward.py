@@ -8,12 +8,12 @@ from torch import Tensor
 
 from mvczigal_ref.config import Dtype
 from mvczigal_ref.distributed import World
+from mvczigal_ref.method.forward import forward_loss, needs_reference
 from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.sample import draw_samples
-from mvczigal_ref.objective.diffusion_nft import diffusion_nft_loss
+from mvczigal_ref.preflight.scaled_gradient import scaled_gradient
 from mvczigal_ref.preflight.snapshots import copies
 from mvczigal_ref.preflight.trial import Place, Trial
-from mvczigal_ref.preflight.trial_groups import scaled_gradient
 from mvczigal_ref.records import Samples
 from mvczigal_ref.training.state import initial_loss_scale
 from mvczigal_ref.update.forward import ForwardBatch, NoisedSamples, update_forward
@@ -73,13 +73,7 @@ class ForwardTrial(Trial):
         share = self.objects / (objects * levels)
 
         def objective(noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, _ = diffusion_nft_loss(
-                noised.velocity, velocity_old=noised.velocity_old,
-                velocity_reference=noised.velocity_reference, latent_t=noised.latent_t,
-                clean=noised.clean, level=noised.level, advantage=noised.advantage,
-                mix=config.forward.mix, advantage_clip=config.advantage.clip,
-                kl_weight=config.objective.kl_weight,
-            )  # fmt: skip
+            loss, _ = forward_loss(config, noised)
             return share * loss, {}
 
         settings = group_update_settings(config)
@@ -94,7 +88,7 @@ class ForwardTrial(Trial):
                 system.policy, optimizer, [self._batch(samples, advantage=advantage)], objective,
                 parameters=list(trained.values()), world=World(), settings=one_step,
                 old=partial(parameters_as, trained, copies(trained)),
-                reference=system.backbone.without_lora if config.objective.kl_weight else None,
+                reference=system.backbone.without_lora if needs_reference(config) else None,
                 loss_scale=scale,
             ),
         )  # fmt: skip

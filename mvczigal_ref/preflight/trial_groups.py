@@ -1,6 +1,5 @@
 """Trial of groups, trees and branches, under the prompts and under a caption."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,22 +9,20 @@ from torch import Tensor
 
 from mvczigal_ref.config import Dtype
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import ZeroGradientError
 from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.group_loss import group_objective, step_weights
 from mvczigal_ref.method.sample import draw_samples
 from mvczigal_ref.policy import Conditioning
+from mvczigal_ref.preflight.scaled_gradient import scaled_gradient
 from mvczigal_ref.preflight.trial import Place, Trial
 from mvczigal_ref.preflight.workload import num_captions
 from mvczigal_ref.records import GroupDecision, Samples
-from mvczigal_ref.system import System
 from mvczigal_ref.training.state import initial_loss_scale
 from mvczigal_ref.update.group_batch import GroupBatch, ReplayedDecision
 from mvczigal_ref.update.groups import update_groups
-from mvczigal_ref.update.loss_scale import LossScale
 from mvczigal_ref.update.replay import decision_under, replay_decision
 
-__all__ = ["GroupTrial", "scaled_gradient"]
+__all__ = ["GroupTrial"]
 
 _CAPTION = "a blue ball with a yellow fin"
 
@@ -147,47 +144,3 @@ class GroupTrial(Trial):
             return self.objects / objects
         members = sum(one.action.shape[1] for one in samples.decisions)
         return self.objects / objects * decision.action.shape[1] / members
-
-
-class _Catcher(torch.optim.Optimizer):
-    """An optimiser that changes nothing and keeps the gradient."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters, {})
-        self.gradients: list[Tensor | None] = []
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ANN401
-        """Keep the gradient of every parameter."""
-        del closure
-        self.gradients = [p.grad for group in self.param_groups for p in group["params"]]
-
-
-def scaled_gradient(
-    system: System,
-    loss_scale: LossScale | None,
-    update: Callable[[torch.optim.Optimizer, LossScale | None], tuple[Any, LossScale | None]],
-) -> float:
-    """Leave the gradient of one optimiser step in the parameters, which do not change.
-
-    A gradient that rounds away whole, at which a run stops, is left as zeros.
-
-    Args:
-        system: System whose trained parameters hold the gradient afterwards.
-        loss_scale: Scale to begin with; it falls while the gradient overflows.
-        update: An update of one optimiser step, with an optimiser and a loss scale.
-
-    Returns:
-        The loss scale that the gradient was made with, before it was taken out [1].
-    """
-    parameters = list(system.trained().values())
-    catcher = _Catcher(parameters)
-    scale = 1.0
-    while not catcher.gradients:
-        scale = 1.0 if loss_scale is None else loss_scale.scale
-        try:
-            _, loss_scale = update(catcher, loss_scale)
-        except ZeroGradientError:
-            catcher.gradients = [torch.zeros_like(parameter) for parameter in parameters]
-    for parameter, gradient in zip(parameters, catcher.gradients, strict=True):
-        parameter.grad = gradient
-    return scale

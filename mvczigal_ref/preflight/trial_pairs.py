@@ -1,5 +1,6 @@
 """Trial of pairs: both arms of a slice, and the difference that their gap must move."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -9,11 +10,12 @@ from torch import Tensor
 from mvczigal_ref.config import Dtype
 from mvczigal_ref.method.pair_settings import pair_objective, pair_update_settings
 from mvczigal_ref.method.sample import draw_pair
-from mvczigal_ref.preflight.snapshots import gradients
+from mvczigal_ref.preflight.scaled_gradient import scaled_gradient
 from mvczigal_ref.preflight.trial import Place, Trial
 from mvczigal_ref.records import PairedRollout, Trajectory
 from mvczigal_ref.training.state import initial_loss_scale
-from mvczigal_ref.update.loss_scale import loss_scale_step
+from mvczigal_ref.update.loop import optimizer_step
+from mvczigal_ref.update.loss_scale import LossScale, loss_scale_step
 from mvczigal_ref.update.pair_batch import PairBatch
 from mvczigal_ref.update.pairs import accumulate_pairs
 from mvczigal_ref.update.replay import replay_log_prob
@@ -78,17 +80,17 @@ class PairTrial(Trial):
         Returns:
             The loss scale that the gradient was made with, before it was taken out [1].
         """
-        state = initial_loss_scale(self.config)
-        while state is not None:
-            self._accumulate(samples, step, advantage, scale=state.scale)
-            present = gradients(self.system).values()
-            if state.scale == 1.0 or all(bool(gradient.isfinite().all()) for gradient in present):
-                for gradient in present:
-                    gradient /= state.scale
-                return state.scale
-            state = loss_scale_step(state, finite=False)
-        self._accumulate(samples, step, advantage, scale=1.0)
-        return 1.0
+        parameters = self.system.trained()
+
+        def update(
+            optimizer: torch.optim.Optimizer, state: LossScale | None
+        ) -> tuple[float, LossScale | None]:
+            scale = 1.0 if state is None else state.scale
+            self._accumulate(samples, step, advantage, scale=scale)
+            norm = optimizer_step(optimizer, parameters, max_grad_norm=math.inf, loss_scale=scale)
+            return norm, state and loss_scale_step(state, finite=math.isfinite(norm))
+
+        return scaled_gradient(self.system, initial_loss_scale(self.config), update)
 
     def rescored(self, samples: PairedRollout, step: int) -> PairedRollout:
         """Give a step's actions the density that the network has now."""

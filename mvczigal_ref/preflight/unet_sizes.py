@@ -8,10 +8,8 @@ from typing import Any
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
-from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.flow.families import numbered
-from mvczigal_ref.models.unet.families import SD15, SDXL, UNET_FAMILIES, UnetFamily
-from mvczigal_ref.models.weight_files import read_json
+from mvczigal_ref.models.unet.families import SD15, SDXL, UnetFamily
 
 __all__ = [
     "PUBLISHED_UNETS",
@@ -107,33 +105,22 @@ PUBLISHED_UNETS: dict[str, UnetSizes] = {
 """Sizes of the published pipelines, by the name that ``model.weights`` gives them."""
 
 
-def stored_unet_sizes(folder: Path) -> UnetSizes:
-    """Read the sizes of a single-view UNet's pipeline in diffusers' layout.
+def stored_unet_sizes(folder: Path, family: UnetFamily) -> UnetSizes:
+    """Read the settings of a folder's networks.
 
     Args:
         folder: Folder of the pipeline; no weights are read.
+        family: Family that its index names.
 
     Returns:
         Settings of every part.
-
-    Raises:
-        ConfigError: If there is no such folder, or it holds another pipeline.
     """
-    try:
-        family = UNET_FAMILIES[read_json(folder / "model_index.json")["_class_name"]]
-        return UnetSizes(
-            family=family,
-            unet=UNet2DConditionModel.load_config(folder / "unet"),
-            text_encoders=tuple(
-                CLIPTextConfig.from_pretrained(folder / name).to_dict()
-                for name in numbered("text_encoder", family.text_encoders)
-            ),
-            vae=AutoencoderKL.load_config(folder / "vae"),
-        )
-    except (OSError, ValueError, LookupError) as error:
-        reason = str(error).partition("\n")[0]
-        msg = (
-            f"`model.weights` must be one of {list(PUBLISHED_UNETS)}, or the folder of a pipeline "
-            f"of {sorted(UNET_FAMILIES)}: {reason}"
-        )
-        raise ConfigError(msg) from error
+    return UnetSizes(
+        family=family,
+        unet=UNet2DConditionModel.load_config(folder / "unet"),
+        text_encoders=tuple(
+            CLIPTextConfig.from_pretrained(folder / name).to_dict()
+            for name in numbered("text_encoder", family.text_encoders)
+        ),
+        vae=AutoencoderKL.load_config(folder / "vae"),
+    )

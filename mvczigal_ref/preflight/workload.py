@@ -123,10 +123,10 @@ def workload_of(
     samples = draw_samples(
         system, conditioning, noise, config=config, iteration=iteration, policy=policy
     )
+    if config.objective.prefers_noise or config.objective.kind == "forward_process":
+        return _of_noised_samples(system, config, samples, policy.calls)
     if samples.pair is not None:
         return _of_pairs(system, config, samples, samples.pair, policy.calls)
-    if config.objective.kind == "forward_process":
-        return _of_forward_process(system, config, samples, policy.calls)
     return _of_groups(system, config, samples, conditioning, policy.calls)
 
 
@@ -167,11 +167,7 @@ def _of_pairs(
     return Workload(
         calls=calls,
         samples=2,
-        stored=[
-            getattr(arm, name)
-            for arm in (pair.zigzag, pair.standard)
-            for name in ("state", "action", "log_prob", "denoised")
-        ],
+        stored=_stored(pair),
         replays=replays,
         valued=valued,
         # A frozen reference scores what is trained once, without gradient.
@@ -235,10 +231,10 @@ def _of_groups(
     )
 
 
-def _of_forward_process(
+def _of_noised_samples(
     system: System, config: TrainConfig, samples: Samples, calls: Sequence[SampledCall]
 ) -> Workload:
-    """Predict the velocity of every sample at every noise level."""
+    """Predict the velocity or noise of every sample at every noise level."""
     prompts, members = samples.denoised.shape[:2]
     levels = min(config.forward.levels, system.sampler.num_steps)
     shape = Replay(prompts, members, members)
@@ -257,11 +253,17 @@ def _of_forward_process(
     return Workload(
         calls=calls,
         samples=members,
-        stored=[samples.denoised, *noise],
+        stored=[samples.denoised, *noise, *(_stored(samples.pair) if samples.pair else ())],
         replays=Counter({shape: levels}),
         function={shape: velocity},
         inputs={shape: [samples.denoised, *noise]},
     )
+
+
+def _stored(pair: PairedRollout) -> list[Tensor]:
+    """List the tensors of both arms."""
+    names = ("state", "action", "log_prob", "denoised")
+    return [getattr(arm, name) for arm in (pair.zigzag, pair.standard) for name in names]
 
 
 def num_captions(config: TrainConfig, *, samples: int) -> int:

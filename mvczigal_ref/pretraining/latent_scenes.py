@@ -8,7 +8,6 @@ from mvczigal_ref.cameras import camera_image
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.flow.components import FlowComponents
-from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.tiny_world.render import IMAGE_SIZE
 from mvczigal_ref.tiny_world.scene import AZIMUTHS, WORLD_RIG, SceneSet, azimuth_index
@@ -50,7 +49,7 @@ class LatentScenes:
     def __init__(self, components: Components, scenes: SceneSet, prompts: list[str]) -> None:
         self.latent = scene_latents(components, scenes)
         with torch.no_grad():
-            embeds, pooled = encode_prompts(components, [*prompts, ""])
+            embeds, pooled = components.encode_prompts([*prompts, ""])
         self.embeds, self.pooled, self.prompt_index = embeds, pooled, scenes.prompt_index
         self.azimuth = azimuth_index(WORLD_RIG)
         self.camera_image = camera_image(WORLD_RIG, height=IMAGE_SIZE, width=IMAGE_SIZE)

@@ -22,6 +22,7 @@ __all__ = [
     "tiny_flow_dppo",
     "tiny_gspo",
     "tiny_mix_grpo_flash",
+    "tiny_mv_diffusion_dpo",
     "tiny_mv_dpo_frozen",
     "tiny_mv_grpo_anchor",
     "tiny_mv_rdl_joint",
@@ -143,6 +144,13 @@ def tiny_mv_dpo_frozen() -> TrainConfig:
     base = tiny_mv_dpo()
     objective = replace(base.objective, reference="frozen")
     return replace(base, recipe="tiny_mv_dpo_frozen", objective=objective)
+
+
+def tiny_mv_diffusion_dpo() -> TrainConfig:
+    """Diffusion-DPO on the tiny world's six views: errors in noise over a frozen network."""
+    base = tiny_mv_dpo_frozen()
+    objective = replace(base.objective, preference_form="noise", preference_scale=500.0)
+    return replace(base, recipe="tiny_mv_diffusion_dpo", objective=objective)
 
 
 def tiny_mv_rdl_joint() -> TrainConfig:

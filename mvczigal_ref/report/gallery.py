@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.scorer_names import VIEW_MEAN
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.evaluation.digits import decimals_of_size
 from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.pictures import contact_sheet, view_scale
 from mvczigal_ref.pictures.heat import error_map
 from mvczigal_ref.report.run_content import RunContent, reward_unit, score_tables
-from mvczigal_ref.reward.registry import VIEW_MEAN
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.tiny_world.grammar import parse
 from mvczigal_ref.tiny_world.render import IMAGE_SIZE
@@ -195,5 +195,5 @@ def _png(rows: Float[Tensor, "row view rgb height width"]) -> str:
     sheet = contact_sheet(rows, scale=scale, gap=scale, paper=_PAPER)
     inside = sheet.crop((scale, scale, sheet.width - scale, sheet.height - scale))
     buffer = io.BytesIO()
-    inside.save(buffer, "PNG", optimize=True)
+    inside.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

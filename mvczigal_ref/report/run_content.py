@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mvczigal_ref.config import TrainConfig, load_config, to_dict
+from mvczigal_ref.config.fingerprint import setting_changes
+from mvczigal_ref.config.scorer_names import VIEW_MEAN
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.evaluation.scores import Evaluation, PairedGain, paired_gain, read_evaluation
 from mvczigal_ref.recipes import recipe
-from mvczigal_ref.reward.registry import VIEW_MEAN
 from mvczigal_ref.tiny_world.grammar import split_prompts
 from mvczigal_ref.training.sealed_rows import check_rows
 from mvczigal_ref.training.starts import read_starts
@@ -249,5 +250,4 @@ def changed_settings(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
         start = recipe(config.recipe)
     except ConfigError:
         start = TrainConfig()
-    old, new = settings_of(start), settings_of(config)
-    return {path: (old[path], value) for path, value in new.items() if value != old[path]}
+    return setting_changes(to_dict(start), to_dict(config))

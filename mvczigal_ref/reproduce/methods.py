@@ -78,6 +78,7 @@ COMPARISONS: Final = {
             MethodRow("MV-PG", "tiny_mv_pg", (1.16, 0.007, None, None)),
             MethodRow("MV-DPO", "tiny_mv_dpo", (0.77, 0.004, None, None)),
             MethodRow("MV-DPO, frozen reference", "tiny_mv_dpo_frozen"),
+            MethodRow("Diffusion-DPO on views", "tiny_mv_diffusion_dpo"),
             MethodRow("MV-RDL", "tiny_mv_rdl", (1.80, 0.007, None, None)),
             MethodRow("MV-RDL, joint density", "tiny_mv_rdl_joint"),
             MethodRow("MV-ZigAL", "tiny_mv_zigal", (1.94, 0.009, 0.28, 0.001)),

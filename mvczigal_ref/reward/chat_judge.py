@@ -3,13 +3,13 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mvczigal_ref.language.chat import ChatAnswerError, ChatEndpoint, ChatRefusedError
+from mvczigal_ref.language.threads import in_order
 from mvczigal_ref.reward.judge_question import JOINT_CRITERIA, PER_VIEW_CRITERIA, code_for, question
 from mvczigal_ref.reward.judgement import JudgementError, parse_scores
 from mvczigal_ref.shapes import Images, JointViewReward, PerViewReward
@@ -48,16 +48,16 @@ class _Judge:
         self, rows: Sequence[Tensor], prompts: Sequence[str], views: int | None, per_object: int
     ) -> Tensor:
         """Score rows of one or more images each, in order; so many rows belong to an object."""
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            scores = list(pool.map(self._one(views, per_object), range(len(rows)), rows, prompts))
-        finally:
-            # After a failure, no further question is asked.
-            pool.shutdown(cancel_futures=True)
-        return torch.tensor(scores, dtype=torch.float32)
+        # After a failure, no further question is asked.
+        questions = zip(range(len(rows)), rows, prompts, strict=True)
+        scores = in_order(self._one(views, per_object), questions, workers=self.workers)
+        return torch.tensor(list(scores), dtype=torch.float32)
 
-    def _one(self, views: int | None, per_object: int) -> Callable[[int, Tensor, str], float]:
-        def score(row: int, images: Tensor, prompt: str) -> float:
+    def _one(
+        self, views: int | None, per_object: int
+    ) -> Callable[[tuple[int, Tensor, str]], float]:
+        def score(asked: tuple[int, Tensor, str]) -> float:
+            row, images, prompt = asked
             code = code_for(prompt, always=self.always_code)
             text = question(prompt, self.criteria, views=views, code=code)
             failure: ChatAnswerError | JudgementError | None = None

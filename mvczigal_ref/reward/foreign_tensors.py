@@ -9,10 +9,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from mvczigal_ref.errors import CheckpointError, quoted
+from mvczigal_ref.errors import CheckpointError, first_line, quoted
 from mvczigal_ref.models.weight_files import (
     describe_file,
-    first_line,
     read_safetensors,
     summary,
 )

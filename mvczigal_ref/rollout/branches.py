@@ -14,7 +14,7 @@ from mvczigal_ref.diffusion.sampler import require_density
 from mvczigal_ref.policy import Conditioning, Policy
 from mvczigal_ref.records import ActionReduction, BranchTrajectory
 from mvczigal_ref.rollout.finish import LastStride, finishing_sampler, require_strides
-from mvczigal_ref.rollout.group_plan import require_steps
+from mvczigal_ref.rollout.group_plan import require_at_least, require_steps
 from mvczigal_ref.rollout.nodes import (
     NodeStep,
     check_settings,
@@ -108,8 +108,11 @@ def branched_rollout(
         torch.Size([1, 2, 1, 2, 6, 4, 8, 8])
     """
     check_settings(conditioning, noise, reduction=reduction)
-    _require_counts(branches=branches, num_trunks=num_trunks)
-    _require_branching_steps(steps, num_steps=sampler.num_steps)
+    require_at_least(1, branches=branches, num_trunks=num_trunks)
+    require_steps("steps", steps, num_steps=sampler.num_steps)
+    if not steps:
+        msg = "`steps` must hold a step that branches; got none."
+        raise ValueError(msg)
     require_strides(strides, fine_steps)
     require_density("steps", steps, sampler)
     last = sampler.num_steps - 1
@@ -125,7 +128,6 @@ def branched_rollout(
         guidance_scale=guidance_scale,
         camera_scale=camera_scale,
         nodes_per_call=nodes_per_call,
-        keep_mean=keep_mean,
     )
     ode = sampler.deterministic()
     trunks = [(trunk,) for trunk in range(num_trunks)]
@@ -149,7 +151,7 @@ def branched_rollout(
             step=step,
             depth=0,
             reduction=reduction,
-            keep_mean=walk.keep_mean,
+            keep_mean=keep_mean,
         )
         action = decision.action.transpose(0, 1).to(wide)
         images = [action] * len(strides)
@@ -164,19 +166,3 @@ def branched_rollout(
     return BranchTrajectory(
         decisions=tuple(decisions), denoised=torch.stack(finished), num_trunks=num_trunks
     )
-
-
-def _require_counts(**numbers: int) -> None:
-    """Refuse a count below 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            msg = f"`{name}` must be at least 1; got {number}."
-            raise ValueError(msg)
-
-
-def _require_branching_steps(steps: Sequence[int], *, num_steps: int) -> None:
-    """Refuse no step, or steps outside the grid."""
-    require_steps("steps", steps, num_steps=num_steps)
-    if not steps:
-        msg = "`steps` must hold a step that branches; got none."
-        raise ValueError(msg)

@@ -9,7 +9,7 @@ import torch
 
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.precision import require_choice
-from mvczigal_ref.rollout.group_plan import require_steps
+from mvczigal_ref.rollout.group_plan import require_at_least, require_steps
 
 __all__ = ["LastStride", "compressed_tail", "finishing_sampler", "require_strides"]
 
@@ -122,9 +122,7 @@ def require_strides(strides: Sequence[int], fine_steps: int) -> None:
     Examples:
         >>> require_strides((1, 2), 0)
     """
-    if fine_steps < 0:
-        msg = f"`fine_steps` must be at least 0; got {fine_steps}."
-        raise ValueError(msg)
+    require_at_least(0, fine_steps=fine_steps)
     if not strides or min(strides) < 1:
         msg = f"`strides` must be at least 1, and one or more; got {list(strides)}."
         raise ValueError(msg)

@@ -121,7 +121,6 @@ def group_rollout(
         guidance_scale=guidance_scale,
         camera_scale=camera_scale,
         nodes_per_call=nodes_per_call,
-        keep_mean=keep_mean,
     )
     latent = initial_nodes(noise, plan.paths(0), storage_dtype=storage_dtype)
     wide, memory = latent.dtype, None
@@ -146,7 +145,7 @@ def group_rollout(
             step=step,
             depth=plan.depth(step),
             reduction=reduction,
-            keep_mean=walk.keep_mean,
+            keep_mean=keep_mean,
             noise_factor=factor,
             std_factor=factor if split_density == "drawn" else 1.0,
         )

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["GroupPlan", "require_steps"]
+__all__ = ["GroupPlan", "require_at_least", "require_steps"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +27,7 @@ class GroupPlan:
 
     def __post_init__(self) -> None:
         """Refuse a tree whose leaves would be equal, or whose draws could not be compared."""
-        if self.num_roots < 1:
-            msg = f"`num_roots` must be at least 1; got {self.num_roots}."
-            raise ValueError(msg)
+        require_at_least(1, num_roots=self.num_roots)
         if not self.widths or min(self.widths) < 1:
             msg = f"`widths` must hold a number of at least 1 per step; got {self.widths}."
             raise ValueError(msg)
@@ -80,9 +78,7 @@ class GroupPlan:
             >>> plan.nodes
             (1, 1, 1, 8, 8)
         """
-        if size < 1:
-            msg = f"`size` must be at least 1; got {size}."
-            raise ValueError(msg)
+        require_at_least(1, size=size)
         steps = tuple(stochastic_steps)
         if not shared_noise or size == 1:
             return cls(num_roots=size, widths=(1,) * num_steps, stochastic_steps=steps)
@@ -182,6 +178,25 @@ class GroupPlan:
     def _nodes_after(self, taken: int) -> int:
         """Count the nodes after some steps."""
         return self.num_roots * math.prod(self.widths[:taken])
+
+
+def require_at_least(smallest: int, **numbers: int) -> None:
+    """Refuse a count that is too small.
+
+    Args:
+        smallest: Least count.
+        **numbers: Counts under the name that the caller knows them by.
+
+    Raises:
+        ValueError: If one is smaller.
+
+    Examples:
+        >>> require_at_least(1, size=4)
+    """
+    for name, number in numbers.items():
+        if number < smallest:
+            msg = f"`{name}` must be at least {smallest}; got {number}."
+            raise ValueError(msg)
 
 
 def require_steps(name: str, steps: Sequence[int], *, num_steps: int) -> None:

@@ -62,9 +62,6 @@ class NodeStep:
     nodes_per_call: int | None = None
     """Nodes that go through the network together; None is all of a step."""
 
-    keep_mean: bool = False
-    """Whether decisions keep the mean that their actions were drawn around."""
-
     def __post_init__(self) -> None:
         """Refuse calls of no node."""
         if self.nodes_per_call is not None and self.nodes_per_call < 1:
@@ -162,7 +159,7 @@ def initial_nodes(
 
     Args:
         noise: Noise of the prompts.
-        paths: One a root.
+        paths: One per root.
         storage_dtype: Dtype of the latents that will be stored.
 
     Returns:
@@ -238,8 +235,7 @@ def check_settings(
     if conditioned != named:
         msg = (
             f"`conditioning` must be of the prompts and views of `noise`, {named}; got "
-            f"{conditioned}. "
-            "Narrow it with `.objects`."
+            f"{conditioned}. Narrow it with `.objects`."
         )
         raise ValueError(msg)
 

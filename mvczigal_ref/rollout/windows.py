@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from mvczigal_ref.rollout.group_plan import require_at_least
 from mvczigal_ref.rollout.noise import derived_generator
 
 __all__ = [
@@ -49,8 +50,8 @@ def fixed_window(*, start: int, size: int, num_steps: int, spacing: int = 1) -> 
         >>> fixed_window(start=0, size=4, num_steps=16, spacing=2)
         (0, 2, 4, 6)
     """
-    _check_at_least(1, size=size, num_steps=num_steps, spacing=spacing)
-    _check_at_least(0, start=start)
+    require_at_least(1, size=size, num_steps=num_steps, spacing=spacing)
+    require_at_least(0, start=start)
     window = tuple(range(start, start + size * spacing, spacing))
     if window[-1] >= num_steps:
         msg = (
@@ -91,8 +92,8 @@ def random_window(
         >>> len(window), 0 <= window[0] <= 4
         (3, True)
     """
-    _check_at_least(0, first_start=first_start, iteration=iteration)
-    _check_at_least(first_start, last_start=last_start)
+    require_at_least(0, first_start=first_start, iteration=iteration)
+    require_at_least(first_start, last_start=last_start)
     fixed_window(start=last_start, size=size, num_steps=num_steps)
     generator = derived_generator(seed, iteration, "window")
     start = int(torch.randint(first_start, last_start + 1, (), generator=generator))
@@ -121,7 +122,7 @@ def random_steps(*, seed: int, iteration: int, size: int, num_steps: int) -> tup
         >>> random_steps(seed=0, iteration=0, size=4, num_steps=4)
         (0, 1, 2, 3)
     """
-    _check_at_least(0, iteration=iteration)
+    require_at_least(0, iteration=iteration)
     fixed_window(start=0, size=size, num_steps=num_steps)
     order = torch.randperm(num_steps, generator=derived_generator(seed, iteration, "steps"))
     return tuple(sorted(order[:size].tolist()))
@@ -155,7 +156,7 @@ def moving_steps(
         >>> moving_steps((15, 16), iteration=65, interval=30, first=9)
         (13, 14)
     """
-    _check_at_least(0, iteration=iteration, interval=interval, first=first)
+    require_at_least(0, iteration=iteration, interval=interval, first=first)
     if not steps or min(steps) < 0:
         msg = f"`steps` must be at least 0, and one or more; got {list(steps)}."
         raise ValueError(msg)
@@ -200,7 +201,7 @@ def sliding_window(
         >>> sliding_window(iteration=60, size=4, num_steps=25, interval=25)
         (2, 3, 4, 5)
     """
-    _check_at_least(1, interval=interval)
+    require_at_least(1, interval=interval)
     return _moving(iteration, size, num_steps, stride, end, lambda start: interval)
 
 
@@ -251,8 +252,8 @@ def decaying_window(
         ... ]
         [0, 0, 0, 0, 1, 1, 2, 3, 4]
     """
-    _check_at_least(1, interval=interval)
-    _check_at_least(0, decay_after=decay_after)
+    require_at_least(1, interval=interval)
+    require_at_least(0, decay_after=decay_after)
     if not 0.0 <= decay < math.inf:
         msg = f"`decay` must be finite and not negative; got {decay!r}; 0.0 slides steadily."
         raise ValueError(msg)
@@ -272,8 +273,8 @@ def _moving(
     stay: Callable[[int], int],
 ) -> tuple[int, ...]:
     """Walk the window's places until the iteration's is reached."""
-    _check_at_least(0, iteration=iteration)
-    _check_at_least(1, stride=stride)
+    require_at_least(0, iteration=iteration)
+    require_at_least(1, stride=stride)
     fixed_window(start=0, size=size, num_steps=num_steps)
     if end not in ("stay", "restart"):
         msg = f"`end` must be 'stay' or 'restart'; got {end!r}."
@@ -287,11 +288,3 @@ def _moving(
         if iteration < 0:
             return fixed_window(start=start, size=size, num_steps=num_steps)
     return fixed_window(start=last, size=size, num_steps=num_steps)
-
-
-def _check_at_least(smallest: int, **numbers: int) -> None:
-    """Refuse a count that is too small."""
-    for name, number in numbers.items():
-        if number < smallest:
-            msg = f"`{name}` must be at least {smallest}; got {number}; raise it."
-            raise ValueError(msg)

@@ -9,6 +9,7 @@ from torch import Tensor
 from mvczigal_ref.diffusion.sampler import Sampler
 from mvczigal_ref.policy import Conditioning, Policy, network_output, step_transition
 from mvczigal_ref.records import ActionReduction, Trajectory
+from mvczigal_ref.rollout.group_plan import require_at_least
 from mvczigal_ref.rollout.noise import NoiseSource
 from mvczigal_ref.rollout.standard import Recorder, step_indices, step_noise
 from mvczigal_ref.shapes import ObjectLatent
@@ -100,9 +101,7 @@ def zigzag_rollout(
             f"{zigzag_steps}."
         )
         raise ValueError(msg)
-    if zigzag_rounds < 1:
-        msg = f"`zigzag_rounds` must be at least 1; got {zigzag_rounds}."
-        raise ValueError(msg)
+    require_at_least(1, zigzag_rounds=zigzag_rounds)
     denoise, invert = (
         partial(
             network_output,

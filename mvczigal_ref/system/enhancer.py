@@ -71,10 +71,10 @@ def _built(condition: ConditionConfig, device: torch.device) -> ConditionEnhance
         msg = f"`condition.instructions` must be some of {list(ASPECTS)}; got {unknown}."
         raise ValueError(msg)
     aspects = {name: ASPECTS[name] for name in condition.instructions} or ASPECTS
-    workers = condition.requests_at_once if condition.enhancer == "chat" else 1
     return OnlineEnhancer(
-        _model(condition, device), aspects=aspects, on_refusal="prompt", workers=workers
-    )
+        _model(condition, device), aspects=aspects, on_refusal="prompt",
+        workers=condition.requests_at_once,
+    )  # fmt: skip
 
 
 def _model(condition: ConditionConfig, device: torch.device) -> LanguageModel:

@@ -83,7 +83,7 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
     if model.network == "flow":
         return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, mapped=mapped)
     _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))
-    return load_components(folder)
+    return load_components(folder, policy_dtype=None if mapped else dtype)
 
 
 def _warn_of_unused_networks(named: Mapping[str, str], sources: SdxlSources) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mvczigal_ref.models.placement import (
 )
 from mvczigal_ref.models.projections import install_merged_linears
 from mvczigal_ref.models.quick_blocks import install_quick_blocks
+from mvczigal_ref.models.recomputation import Recomputation, activation_budget, free_bytes
 from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
@@ -286,7 +288,9 @@ def build_system(
     install_merged_linears(backbone.network)
     install_quick_blocks(backbone.network)
     install_quick_blocks(loaded.vae)
-    if model.gradient_checkpointing:
+    if model.gradient_checkpointing == "auto":
+        Recomputation(backbone.network, partial(_free_for_a_graph, backbone, device))
+    elif model.gradient_checkpointing:
         # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
         backbone.network.enable_gradient_checkpointing()
     if model.compile != "none":
@@ -336,6 +340,12 @@ def with_sampling(system: System, config: TrainConfig) -> System:
         negative_prompt=_negative_prompt(config, backbone),
         **_samplers(config, backbone, system.device),
     )
+
+
+def _free_for_a_graph(backbone: Backbone, device: torch.device) -> int:
+    """Measure what activations may fill, before the first gradient is there [bytes]."""
+    trained = sum(p.numel() * p.element_size() for p in backbone.trained().values())
+    return activation_budget(free_bytes(device), trained)
 
 
 def _samplers(config: TrainConfig, backbone: Backbone, device: torch.device) -> dict[str, Any]:

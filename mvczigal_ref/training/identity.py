@@ -16,7 +16,7 @@ __all__ = ["require_same_weights", "weights_identity"]
 _READ = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 # Files by which the cached revision of a repository is told, whatever part it holds.
-_CACHED = (
+_CACHED: tuple[str, ...] = (
     *("model_index.json", "config.json", "unet/config.json", "vae/config.json"),
     *(*ADAPTER_FILES, "pytorch_lora_weights.safetensors", "README.md"),
 )

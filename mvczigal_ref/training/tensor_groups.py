@@ -66,11 +66,13 @@ def write_groups(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> N
     for group, named in tensors.items():
         part = "" if size == 1 else f".{rank:05d}-of-{size:05d}"
         file = folder / f"{group}{part}.safetensors"
-        local = {
-            name: value.to_local() if is_sharded(value) else value
-            for name, value in named.items()
-            if rank == 0 or is_sharded(value)
-        }
+        local = named
+        if size > 1:
+            local = {
+                name: value.to_local() if is_sharded(value) else value
+                for name, value in named.items()
+                if rank == 0 or is_sharded(value)
+            }
         save_file(_unshared(local), file)
         if rank:
             sync(file)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion.flow import flow_latent
 from mvczigal_ref.diffusion.precision import widest_dtype
+from mvczigal_ref.diffusion.schedule import noised_latent
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.policy import Conditioning, Policy
@@ -42,7 +43,7 @@ class ForwardBatch:
     """Standard-normal noise of each sample, drawn anew for each level [1]."""
 
     levels: tuple[float, ...]
-    """Noise levels [1]."""
+    """Noise levels of a flow; signal shares where there are timesteps [1]."""
 
     conditioning: Conditioning
     """Text and cameras of the prompts."""
@@ -53,19 +54,36 @@ class ForwardBatch:
     first_object: int
     """Index of the first prompt within the iteration, for messages."""
 
+    timesteps: tuple[int, ...] | None = None
+    """Training-time noise index of each level; None for a flow, whose levels say it."""
+
+    def timestep(self, index: int) -> float | int:
+        """Give what the network is told of a level."""
+        return 1000.0 * self.levels[index] if self.timesteps is None else self.timesteps[index]
+
+    def noised(self, index: int) -> MemberLatent:
+        """Give the samples the noise of a level."""
+        device = self.clean.device
+        level = torch.full(
+            self.advantage.shape, self.levels[index], dtype=widest_dtype(device), device=device
+        )
+        if self.timesteps is None:
+            return flow_latent(self.clean, self.noise[index], sigma=level)
+        return noised_latent(self.clean, self.noise[index], alpha_bar_t=level)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoisedSamples:
-    """Samples at one noise level, and the velocities that an objective reads."""
+    """Samples at one noise level, and what networks say of them: velocities of a flow."""
 
     velocity: MemberLatent
-    """Velocity of the policy [1]. Gradient flows."""
+    """Output of the policy [1]. Gradient flows."""
 
-    velocity_old: MemberLatent
-    """Velocity of the policy that sampled [1]."""
+    velocity_old: MemberLatent | None
+    """Output of the policy that sampled [1]; None where no objective reads it."""
 
     velocity_reference: MemberLatent | None
-    """Velocity of the reference policy [1]; None where there is none."""
+    """Output of the reference policy [1]; None where there is none."""
 
     latent_t: MemberLatent
     """The noised samples [1]."""
@@ -73,8 +91,11 @@ class NoisedSamples:
     clean: MemberLatent
     """The samples [1]."""
 
+    noise: MemberLatent
+    """Noise that they were given [1]."""
+
     level: Float[Tensor, "member prompt view"]
-    """Noise level of each sample [1]."""
+    """Noise level or signal share of each sample [1]."""
 
     advantage: Float[Tensor, "member prompt view"]
     """Advantage of each sample [1]."""
@@ -92,7 +113,7 @@ class _Microbatch:
     batch: ForwardBatch
     index: int
     objective: ForwardObjective
-    old: Elsewhere
+    old: Elsewhere | None
     reference: Elsewhere | None
     settings: ReplaySettings
     exact: bool = False
@@ -140,35 +161,33 @@ class _Microbatch:
         members = latent_t.shape[0]
         output = self.policy(
             latent_t.flatten(0, 2),
-            torch.tensor(1000.0 * self.batch.levels[self.index], device=latent_t.device),
+            torch.tensor(self.batch.timestep(self.index), device=latent_t.device),
             self.batch.conditioning.repeat(members) if members > 1 else self.batch.conditioning,
             guidance_scale=self.settings.guidance_scale,
             camera_scale=self.settings.camera_scale,
         )
         return output.reshape(latent_t.shape)
 
+    @torch.no_grad()
+    def _velocity_of(self, elsewhere: Elsewhere | None, latent_t: MemberLatent) -> Tensor | None:
+        """Predict by other parameters, if there are any."""
+        if elsewhere is None:
+            return None
+        with elsewhere():
+            return self._velocity(latent_t)
+
     def _noised(self) -> tuple[NoisedSamples, MemberLatent]:
-        batch, level = self.batch, self.batch.levels[self.index]
-        shape, device = batch.advantage.shape, batch.clean.device
-        latent_t = flow_latent(
-            batch.clean,
-            batch.noise[self.index],
-            sigma=torch.full(shape, level, dtype=widest_dtype(device), device=device),
-        )
-        reference = None
-        with torch.no_grad():
-            with self.old():
-                old = self._velocity(latent_t)
-            if self.reference is not None:
-                with self.reference():
-                    reference = self._velocity(latent_t)
+        batch, latent_t = self.batch, self.batch.noised(self.index)
+        old = self._velocity_of(self.old, latent_t)
+        reference = self._velocity_of(self.reference, latent_t)
         noised = NoisedSamples(
             velocity=self._velocity(latent_t),
             velocity_old=old,
             velocity_reference=reference,
             latent_t=latent_t,
             clean=batch.clean,
-            level=torch.full_like(batch.advantage, level),
+            noise=batch.noise[self.index],
+            level=torch.full_like(batch.advantage, batch.levels[self.index]),
             advantage=batch.advantage,
         )
         return noised, latent_t
@@ -193,26 +212,27 @@ def update_forward(
     parameters: Parameters,
     world: World,
     settings: ReplaySettings,
-    old: Elsewhere,
+    old: Elsewhere | None = None,
     reference: Elsewhere | None = None,
     loss_scale: LossScale | None = None,
 ) -> tuple[dict[str, float], LossScale | None]:
     """Go over one iteration's samples, noised again, and change the parameters.
 
     Source:
-        arXiv:2509.16117 (DiffusionNFT): no trajectory is stored and no log-density asked for.
+        arXiv:2509.16117 (DiffusionNFT): no trajectory is stored and no log-density asked for;
+        arXiv:2311.12908 (Diffusion-DPO) on pairs.
 
     Args:
-        policy: A flow's network.
+        policy: The network.
         optimizer: Optimiser over ``parameters``.
         batches: This process's slices, optimiser step by optimiser step.
         objective: Gives a level's loss with gradient.
         parameters: Trainable parameters; by name, so that an error can name one.
         world: This process among all; gradients are averaged over it.
         settings: Guidance, epochs and optimiser steps.
-        old: Gives the policy the parameters that sampled.
-        reference: Gives the policy the parameters that training started from; None without a
-            penalty.
+        old: Gives the policy the parameters that sampled; None where no objective reads its
+            output.
+        reference: Gives the policy the parameters of the reference; None where there is none.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
 
     Returns:

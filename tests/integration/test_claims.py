@@ -9,7 +9,7 @@ from mvczigal_ref.cli import main
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.reproduce import claim_runs
 from mvczigal_ref.reproduce.claims_record import read_claims
-from mvczigal_ref.reproduce.claims_strip import claims_strip
+from mvczigal_ref.reproduce.claims_strip import claims_strip, iterations_strip
 from mvczigal_ref.training import prompts as prompt_lists
 from tests.integration.runs import HELD_OUT, PROMPTS
 
@@ -57,4 +57,15 @@ def test_a_claim_is_trained_judged_and_drawn_once(tmp_path, monkeypatch, capsys)
     first = (out / "claims.json").read_bytes()
     assert main(words) == 0
     assert (out / "claims.json").read_bytes() == first
-    assert claims_strip(out / "tiny_per_view-10", out / "tiny-10", HELD_OUT).width > 100
+
+    runs = (out / "tiny_per_view-10", out / "tiny-10", HELD_OUT)
+    last, over = claims_strip(*runs), iterations_strip(*runs, iterations=(1,))
+    assert _cell(over, 2, column=1, row=1) == _cell(last, 3, column=2, row=0)  # constrained
+    assert _cell(over, 2, column=1, row=0) == _cell(last, 3, column=1, row=0)  # one reward alone
+
+
+def _cell(sheet, columns, *, column, row):
+    """Views of an object on a strip, without the texts around them."""
+    width, height = (sheet.width - 10) // columns - 10, (sheet.height - 40) // 4
+    left, top = 10 + column * (width + 10), 50 + row * height
+    return sheet.crop((left, top, left + width, top + height - 40)).tobytes()

@@ -38,6 +38,7 @@ COMMANDS = (
     "enhance", "reproduce", "pretrain", "recipes", "export", "push",
 )  # fmt: skip
 SETTINGS = (
+    "sampler.num_steps=2",
     "run.objects_per_iteration=4",
     "run.objects_per_slice=2",
     "run.evaluation_noises=1",
@@ -554,7 +555,7 @@ def test_a_run_samples_with_what_it_has_learned(finished, weights, tmp_path):
     """Its own steps and guidance, and its own parameters."""
     prompt = "a red ball with a white nose"
     assert main(["sample", prompt, "--run", str(finished), "--out", str(tmp_path / "run")]) == 0
-    base = ["sample", prompt, "--weights", str(weights), "--steps", "4"]
+    base = ["sample", prompt, "--weights", str(weights), "--steps", "2"]
     assert main([*base, "--out", str(tmp_path / "base")]) == 0
     one, other = (
         torch.frombuffer(bytearray(pixels(tmp_path / name)["sheet.png"]), dtype=torch.uint8)

@@ -37,7 +37,9 @@ def test_nothing_takes_tensors_of_two_devices_together(cases):
 
 def test_a_device_without_doubles_trains():
     """As Apple's MPS: a whole run from the command line, with evaluation and export."""
-    words = ("-k", "run_is_started", "tests/pretend/test_commands.py")
+    # The shapes of the same run are checked above.
+    unchecked = ("-o", "addopts=-p no:benchmark --strict-markers")
+    words = (*unchecked, "-k", "run_is_started", "tests/pretend/test_commands.py")
     code, output = run_tests("-m", "not slow", *words, PRETEND_WITHOUT_DOUBLES="1")
 
     assert code == 0, output

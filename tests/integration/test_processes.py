@@ -14,7 +14,7 @@ import pytest
 from mvczigal_ref.errors import RunFolderInUseError
 from mvczigal_ref.files import owned
 from mvczigal_ref.training.tracking import read_metrics
-from tests.integration.runs import HELD_OUT, write_prompts
+from tests.integration.runs import HELD_OUT, small_components, write_prompts
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +24,10 @@ def words(tmp_path_factory):
     """A run of four network calls an iteration over two prompts."""
     folder = tmp_path_factory.mktemp("words")
     (folder / "held_out.txt").write_text("\n".join(HELD_OUT), "utf-8")
+    small_components().save(folder / "weights")
     return [
-        "train", "tiny", f"run.prompts={write_prompts(folder)}",
+        "train", "tiny", f"model.weights={folder / 'weights'}",
+        f"run.prompts={write_prompts(folder)}",
         f"run.held_out={folder / 'held_out.txt'}", "run.device=cpu", "run.evaluation_noises=1",
         "run.objects_per_iteration=2", "run.objects_per_slice=1", "sampler.num_steps=2",
         "constraint.threshold_objects=0", "optim.decay_iterations=0", "run.checkpoint_every=1",
@@ -90,7 +92,7 @@ def whole(words, tmp_path_factory):
     with started(folder, *argv) as process:
         while process.poll() is None:
             seen |= listening(process)
-            time.sleep(0.02)
+            time.sleep(0.2)  # they listen as long as they work together
     return folder, process.returncode, seen
 
 

@@ -86,7 +86,8 @@ def work(folder: Path, prompts: str) -> None:
     for name, config, fault, events in cases(prompts, here):
         digests = {}
         try:
-            with fault, noted(digests):
+            rollouts = noted(digests) if name in ("whole", "full") else nullcontext()
+            with fault, rollouts:
                 tell(config, folder / name, here, events)
             raised = None
         except (Exception, KeyboardInterrupt) as error:

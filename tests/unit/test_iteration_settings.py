@@ -60,6 +60,7 @@ PAIRS_READ = {
     "objective.temperature": (0.1, {}),
     "objective.kind": ("preference", {}),
     "objective.preference_scale": (5.0, {"objective.kind": "preference"}),
+    "objective.preference_form": ("noise", {"objective.kind": "preference"}),
     "objective.reduction": ("sum", {}),
     "objective.train_last_action": (True, {}),
     "constraint.step_size_violated": (0.3, {}),

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT, TOOLS = DECLARED["project"], DECLARED["tool"]
 WORKFLOW = ROOT / ".github" / "workflows" / "checks.yml"
 CLASSIFIER = re.compile(r"Programming Language :: Python :: (3\.\d+)")
 HOSTS = ("pypi" + ".org", "pythonhosted" + ".org", "download.pytorch" + ".org", "conda" + ".org")
@@ -53,8 +54,24 @@ def test_the_container_copies_what_there_is():
 
     assert [name for names in copied for name in names if not (ROOT / name).exists()] == []
     assert "ARG DEVICE=cpu" in text
+    assert re.search(r'ENTRYPOINT \["(.*)"\]', text)[1] in PROJECT["scripts"]
+    assert f"Python :: {re.search('ARG PYTHON=(.*)', text)[1]}" in str(PROJECT["classifiers"])
     for extra in re.search(r"ARG EXTRAS=(\w+)", text).groups():
         assert extra in PROJECT["optional-dependencies"]
+
+
+def test_the_container_builds_from_what_it_copies():
+    """All that the build reads is copied, and `.dockerignore` keeps none of it back."""
+    lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
+    copied = {name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]}
+    hatch = TOOLS["hatch"]
+    read = {PROJECT["readme"], *PROJECT["license-files"], hatch["version"]["path"], "fixtures"}
+    read |= {"pyproject.toml", "constraints.txt", *hatch["build"]["targets"]["wheel"]["packages"]}
+    read |= {hatch["build"]["targets"]["wheel"]["hooks"]["custom"]["path"]}
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").split()
+
+    assert {name.partition("/")[0] for name in read} <= copied
+    assert copied.isdisjoint(ignored)
 
 
 def test_the_space_asks_for_what_the_package_needs():

@@ -1,21 +1,21 @@
 """Every part of a text-to-image flow pipeline, and its saving."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mvczigal_ref.diffusion.flow_schedule import resolution_shift, shift_sigma
 from mvczigal_ref.models.flow.families import family_of, numbered
 from mvczigal_ref.models.flow.policy import FlowPolicy
 from mvczigal_ref.models.latents import ScaledAutoencoder
-from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.models.scheduler_settings import check_scheduler
+from mvczigal_ref.models.text import text_conditioning
 from mvczigal_ref.models.whole_pipelines import require_no_lora, save_pipeline
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import PromptEmbedding
@@ -46,6 +46,11 @@ class FlowComponents(ScaledAutoencoder):
     def __post_init__(self) -> None:
         """Refuse a scheduler with settings that are not followed."""
         check_scheduler(self.scheduler)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Networks of the pipeline."""
+        return (*self.text_encoders, self.vae, self.policy)
 
     @property
     def feature_sizes(self) -> tuple[tuple[int, int], int]:
@@ -89,18 +94,8 @@ class FlowComponents(ScaledAutoencoder):
             >>> record.num_objects, record.num_views
             (2, 1)
         """
-        embeds, pooled = self.encode_prompts(prompts)
-        negative, negative_pooled = None, None
-        if negative_prompt is not None:
-            negative, negative_pooled = self.encode_prompts([negative_prompt])
-        return Conditioning(
-            prompt_embeds=embeds,
-            pooled_prompt_embeds=pooled,
-            time_ids=embeds.new_zeros(len(prompts), 6),
-            camera_features=(),
-            num_views=1,
-            negative_prompt_embeds=negative,
-            negative_pooled_prompt_embeds=negative_pooled,
+        return text_conditioning(
+            self.encode_prompts, prompts, negative_prompt=negative_prompt, image_size=(0, 0)
         )
 
     def noise_shift(self, height: int, width: int) -> float:
@@ -150,24 +145,6 @@ class FlowComponents(ScaledAutoencoder):
         config = self.scheduler.config
         lowest = torch.tensor(1.0 / config.num_train_timesteps, dtype=torch.float64)
         return float(lowest if config.use_dynamic_shifting else shift_sigma(lowest, shift))
-
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "FlowComponents":
-        """Move, and where asked cast, every network in place.
-
-        Args:
-            device: Target device; unchanged when None.
-            dtype: Floating type of the networks; unchanged when None.
-
-        Returns:
-            Components of the same networks, the scaling moved too.
-        """
-        for network in (*self.text_encoders, self.vae, self.policy):
-            cast_network(network, device, dtype)
-        return replace(
-            self, latent_mean=self.latent_mean.to(device), latent_std=self.latent_std.to(device)
-        )
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write every part into its own sub-folder, as diffusers' pipelines read it.

@@ -12,7 +12,7 @@ from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.families import FLOW_FAMILIES, FlowFamily, numbered
 from mvczigal_ref.models.latents import shifted_statistics
-from mvczigal_ref.models.loading import load_model, quiet, stored_dtype
+from mvczigal_ref.models.loading import load_model, quiet
 from mvczigal_ref.models.pipeline_folders import find_pipeline, pipeline_class, require_parts
 from mvczigal_ref.models.schedulers import scheduler_of
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, longest_text, read_tokenizer
@@ -28,6 +28,7 @@ class _Types(NamedTuple):
     transformer: torch.dtype
     text_encoders: torch.dtype
     vae: torch.dtype
+    mapped: bool
 
 
 def load_flow(
@@ -72,10 +73,7 @@ def load_flow(
                 for name, kind in numbered("tokenizer", family.tokenizers).items()
             )
             length = _text_length(family, folder, tokenizers[-1], text_length)
-            types = _Types(
-                transformer=(mapped and stored_dtype(folder / "transformer")) or dtype,
-                text_encoders=dtype, vae=vae_dtype,
-            )  # fmt: skip
+            types = _Types(transformer=dtype, text_encoders=dtype, vae=vae_dtype, mapped=mapped)
             components = _read(family, folder, tokenizers, length, types)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
@@ -120,10 +118,10 @@ def _read(
     if family.require_fitting is not None:
         parts = ("transformer", "vae", *numbered("text_encoder", family.text_encoders))
         family.require_fitting({name: folder / name for name in parts})
-    vae = load_model(AutoencoderKL, folder / "vae", torch_dtype=types.vae)
+    vae = load_model(AutoencoderKL, folder / "vae", dtype=types.vae)
     mean, std = shifted_statistics(vae)
     transformer = load_model(
-        family.transformer, folder / "transformer", torch_dtype=types.transformer
+        family.transformer, folder / "transformer", dtype=types.transformer, mapped=types.mapped
     )
     encoders = tuple(
         load_model(kind, folder / name, dtype=types.text_encoders)

@@ -4,12 +4,11 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mvczigal_ref.diffusion.guidance import classifier_free_guidance
+from mvczigal_ref.models.guided import GuidedBatch, RowTime, require_one_view
 from mvczigal_ref.models.sharding import compute_dtype_of
-from mvczigal_ref.models.text import negative_features
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import Latent, PromptEmbedding
 
@@ -26,8 +25,6 @@ ATTENTION_LORA_TARGETS = (
     "attn.to_add_out",
 )
 """Layers of every joint attention of text and image, which a LoRA adapts in either family."""
-
-RowTime = Float[Tensor, "*#row"] | Int[Tensor, "*#row"]
 
 
 class FlowPolicy(nn.Module, ABC):
@@ -136,47 +133,21 @@ class FlowPolicy(nn.Module, ABC):
                 cameras, a side of the latents is no multiple of the patch, or
                 guidance needs a negative prompt that is not there.
         """
-        rows = conditioning.num_objects
-        if conditioning.num_views != 1 or conditioning.camera_features:
-            msg = (
-                "`conditioning` must have one view and no cameras for a flow transformer; got "
-                f"{conditioning.num_views} views and {len(conditioning.camera_features)} levels "
-                "of camera features. Build it with FlowComponents.build_conditioning."
-            )
-            raise ValueError(msg)
-        if latent_t.shape[0] != rows:
-            msg = (
-                f"`latent_t` must hold one row per object, {rows}; got {latent_t.shape[0]}. Repeat "
-                "or narrow `conditioning` with `.repeat` or `.objects`."
-            )
-            raise ValueError(msg)
+        require_one_view(
+            conditioning, latent_t, network="flow transformer",
+            builder="FlowComponents.build_conditioning",
+        )  # fmt: skip
         self.num_tokens(*latent_t.shape[-2:])
-        text, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
-        sample = latent_t.to(self.dtype)
         # Levels in half precision would differ by thousandths from those of the kernel.
-        wide = torch.promote_types(latent_t.dtype, torch.float32)
-        time = timestep.to(wide).expand(rows)
-        doubled = not self.embeds_guidance and guidance_scale > 1.0
-        if doubled:
-            text = torch.cat(
-                [negative_features(conditioning, "negative_prompt_embeds", text), text]
-            )
-            pooled = torch.cat(
-                [negative_features(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
-            )
-            sample, time = torch.cat([sample, sample]), torch.cat([time, time])
+        time = timestep.to(torch.promote_types(latent_t.dtype, torch.float32))
+        batch = GuidedBatch.of(
+            latent_t, time, conditioning,
+            doubled=not self.embeds_guidance and guidance_scale > 1.0, dtype=self.dtype,
+        )  # fmt: skip
         output = self.velocity(
-            sample,
-            time,
-            text.to(self.dtype),
-            pooled.to(self.dtype),
-            guidance_scale=guidance_scale,
+            batch.sample, batch.timestep, batch.text, batch.pooled, guidance_scale=guidance_scale
         )
-        if doubled:
-            # The difference of two halves must not be rounded to half precision.
-            negative, positive = output.to(torch.promote_types(output.dtype, wide)).chunk(2)
-            output = classifier_free_guidance(negative, positive, guidance_scale=guidance_scale)
-        return output.to(latent_t.dtype)
+        return batch.guided(output, latent_t, guidance_scale)
 
     @abstractmethod
     def velocity(

@@ -1,19 +1,19 @@
 """Every part of a single-view UNet's pipeline, and its saving."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 
 from mvczigal_ref.models.flow.families import numbered
 from mvczigal_ref.models.latents import ScaledAutoencoder
-from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.models.schedulers import sdxl_scheduler
+from mvczigal_ref.models.text import encode_clip_prompts, text_conditioning
 from mvczigal_ref.models.unet.families import UnetFamily
 from mvczigal_ref.models.unet.policy import SingleViewUnet
 from mvczigal_ref.models.whole_pipelines import require_no_lora, save_pipeline
@@ -38,6 +38,11 @@ class UnetComponents(ScaledAutoencoder):
 
     policy: SingleViewUnet
     """UNet as a policy."""
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Networks of the pipeline."""
+        return (*self.text_encoders, self.vae, self.policy)
 
     @property
     def max_tokens(self) -> int:
@@ -66,7 +71,7 @@ class UnetComponents(ScaledAutoencoder):
         Raises:
             ValueError: If ``prompts`` is empty or a bare string.
         """
-        return self.family.encode(self.tokenizers, self.text_encoders, prompts)
+        return encode_clip_prompts(self.tokenizers, self.text_encoders, prompts)
 
     def build_conditioning(
         self, prompts: Sequence[str], *, image_size: int, negative_prompt: str | None = None
@@ -90,38 +95,11 @@ class UnetComponents(ScaledAutoencoder):
             >>> record.num_objects, record.num_views
             (2, 1)
         """
-        embeds, pooled = self.encode_prompts(prompts)
-        negative, negative_pooled = None, None
-        if negative_prompt is not None:
-            negative, negative_pooled = self.encode_prompts([negative_prompt])
-        # Original size, crop and target size: whole images at their own size.
-        sizes = torch.tensor([image_size, image_size, 0, 0, image_size, image_size]).to(embeds)
-        return Conditioning(
-            prompt_embeds=embeds,
-            pooled_prompt_embeds=pooled,
-            time_ids=sizes.repeat(len(prompts), 1),
-            camera_features=(),
-            num_views=1,
-            negative_prompt_embeds=negative,
-            negative_pooled_prompt_embeds=negative_pooled,
-        )
-
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "UnetComponents":
-        """Move, and where asked cast, every network in place.
-
-        Args:
-            device: Target device; unchanged when None.
-            dtype: Floating type of the networks; unchanged when None.
-
-        Returns:
-            Components of the same networks, the scaling moved too.
-        """
-        for network in (*self.text_encoders, self.vae, self.policy):
-            cast_network(network, device, dtype)
-        return replace(
-            self, latent_mean=self.latent_mean.to(device), latent_std=self.latent_std.to(device)
+        return text_conditioning(
+            self.encode_prompts,
+            prompts,
+            negative_prompt=negative_prompt,
+            image_size=(image_size, image_size),
         )
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:

@@ -93,23 +93,22 @@ def _read(
 ) -> UnetComponents:
     """Load every part."""
 
-    def loaded(kind: Any, place: Path, name: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
-        options: Any = {"variant": weights_variant(place, dtype), name: dtype}
-        return load_model(kind, place, **options)
+    def loaded(kind: Any, place: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401
+        return load_model(kind, place, dtype=dtype, variant=weights_variant(place, dtype))
 
     texts = numbered("text_encoder", family.text_encoders)
     require_fitting_unet(places["unet"], places["vae"], [folder / name for name in texts])
-    vae = loaded(AutoencoderKL, places["vae"], "torch_dtype", torch.float32)
+    vae = loaded(AutoencoderKL, places["vae"], torch.float32)
     mean, std = latent_statistics(vae)
     encoders = tuple(
-        loaded(kind, folder / name, "dtype", dtype).requires_grad_(requires_grad=False)
+        loaded(kind, folder / name, dtype).requires_grad_(requires_grad=False)
         for name, kind in texts.items()
     )
     names = list(numbered("tokenizer", encoders))
     tokenizers = tuple(read_tokenizer(CLIPTokenizer, folder / name) for name in names)
     pairs = zip(tokenizers, encoders, strict=True)
     fit_tokenizers(dict(zip(names, pairs, strict=True)))
-    unet = loaded(UNet2DConditionModel, places["unet"], "torch_dtype", dtype)
+    unet = loaded(UNet2DConditionModel, places["unet"], dtype)
     return UnetComponents(
         family=family,
         tokenizers=tokenizers,

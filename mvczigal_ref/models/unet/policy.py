@@ -1,13 +1,9 @@
 """SDXL's or Stable Diffusion 1.5's UNet as a guided policy of one view."""
 
-import torch
 from diffusers import UNet2DConditionModel
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from mvczigal_ref.diffusion.guidance import classifier_free_guidance, guidance_embedding
-from mvczigal_ref.models.sharding import compute_dtype_of
-from mvczigal_ref.models.text import negative_features
+from mvczigal_ref.models.guided import GuidedBatch, GuidedUnet, RowTime, require_one_view
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.shapes import Latent
 
@@ -19,7 +15,7 @@ SINGLE_VIEW_LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _CONDITIONED = (None, "text_time")
 
 
-class SingleViewUnet(nn.Module):
+class SingleViewUnet(GuidedUnet):
     """A diffusers UNet that predicts one image per prompt, guidance applied.
 
     Source:
@@ -35,7 +31,6 @@ class SingleViewUnet(nn.Module):
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
         config = unet.config
         if config.addition_embed_type not in _CONDITIONED or config.class_embed_type is not None:
             msg = (
@@ -51,34 +46,17 @@ class SingleViewUnet(nn.Module):
                 "edits take a second image: use one from text alone."
             )
             raise ValueError(msg)
-        self.unet = unet
-
-    @property
-    def guidance_width(self) -> int | None:
-        """Width of the guidance embedding, or None where guidance doubles the batch [1]."""
-        width = self.unet.config.time_cond_proj_dim
-        return None if width is None else int(width)
+        super().__init__(unet)
 
     @property
     def reads_sizes(self) -> bool:
         """Whether the network reads sizes and a pooled text, as SDXL does."""
         return bool(self.unet.config.addition_embed_type == "text_time")
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype in which the network computes."""
-        return compute_dtype_of(self.unet, self.unet.conv_in.weight)
-
-    @property
-    def device(self) -> torch.device:
-        """Device on which the network computes."""
-        weight: Tensor = self.unet.conv_in.weight
-        return weight.device
-
     def forward(
         self,
         latent_t: Latent,
-        timestep: Float[Tensor, "*#row"] | Int[Tensor, "*#row"],
+        timestep: RowTime,
         conditioning: Conditioning,
         *,
         guidance_scale: float,
@@ -110,49 +88,22 @@ class SingleViewUnet(nn.Module):
             ValueError: If rows and objects disagree, the conditioning has cameras, or guidance
                 needs a negative prompt that is not there.
         """
-        rows = conditioning.num_objects
-        if conditioning.num_views != 1 or conditioning.camera_features:
-            msg = (
-                "`conditioning` must have one view and no cameras for a single-view UNet; got "
-                f"{conditioning.num_views} views and {len(conditioning.camera_features)} levels "
-                "of camera features. Build it with UnetComponents.build_conditioning."
-            )
-            raise ValueError(msg)
-        if latent_t.shape[0] != rows:
-            msg = (
-                f"`latent_t` must hold one row per object, {rows}; got {latent_t.shape[0]}. Repeat "
-                "or narrow `conditioning` with `.repeat` or `.objects`."
-            )
-            raise ValueError(msg)
-        text, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
-        sizes, sample = conditioning.time_ids, latent_t.to(self.dtype)
-        width, guidance = self.guidance_width, None
-        doubled = width is None and guidance_scale > 1.0
-        if width is not None:
-            scale = torch.full((1,), guidance_scale, device=sample.device)
-            guidance = guidance_embedding(scale, width=width, dtype=torch.float32).to(self.dtype)
-        if doubled:
-            text = torch.cat(
-                [negative_features(conditioning, "negative_prompt_embeds", text), text]
-            )
-            pooled = torch.cat(
-                [negative_features(conditioning, "negative_pooled_prompt_embeds", pooled), pooled]
-            )
-            sizes, sample = torch.cat([sizes, sizes]), torch.cat([sample, sample])
-            if timestep.ndim and timestep.shape[0] > 1:
-                timestep = torch.cat([timestep, timestep])
-        added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes}
+        require_one_view(
+            conditioning, latent_t, network="single-view UNet",
+            builder="UnetComponents.build_conditioning",
+        )  # fmt: skip
+        guidance = self.embedded_guidance(guidance_scale, latent_t)
+        batch = GuidedBatch.of(
+            latent_t, timestep, conditioning,
+            doubled=guidance is None and guidance_scale > 1.0, dtype=self.dtype,
+        )  # fmt: skip
+        added = {"text_embeds": batch.pooled, "time_ids": batch.sizes}
         output: Tensor = self.unet(
-            sample,
-            timestep.expand(sample.shape[0]),
-            encoder_hidden_states=text.to(self.dtype),
+            batch.sample,
+            batch.timestep,
+            encoder_hidden_states=batch.text,
             timestep_cond=guidance,
             added_cond_kwargs=added if self.reads_sizes else None,
             return_dict=False,
         )[0]
-        if doubled:
-            # The difference of two halves must not be rounded to half precision.
-            wide = torch.promote_types(output.dtype, torch.float32)
-            negative, positive = output.to(wide).chunk(2)
-            output = classifier_free_guidance(negative, positive, guidance_scale=guidance_scale)
-        return output.to(latent_t.dtype)
+        return batch.guided(output, latent_t, guidance_scale)

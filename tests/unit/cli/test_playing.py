@@ -1,15 +1,38 @@
 """`cli.playing`: a run is told from weights, and mistakes are refused before a model loads."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.cli import main
+from mvczigal_ref.cli import main, playing
 from mvczigal_ref.cli.playing import Play, _config
-from mvczigal_ref.demo import page
 from tests.unit.report.folders import write_run
 
 WEIGHTS = Path(__file__).parents[3] / "fixtures" / "tiny_world"
+HINT = 'which is not installed. Run `pip install "mvczigal-ref[demo]"`'
+
+
+def test_without_gradio_the_command_says_how_to_install_it(monkeypatch, capsys):
+    """In one line, before any model loads."""
+    monkeypatch.setattr(playing, "find_spec", lambda _: None)
+    monkeypatch.setattr(playing, "_playground", lambda _: pytest.fail("loaded"))
+
+    assert main(["play"]) == 2
+    error = capsys.readouterr()
+    assert HINT in error.err
+    assert error.err.count("\n") == 1
+    assert error.out == ""
+
+
+def test_it_is_said_that_models_load_before_their_libraries_do(monkeypatch, capsys):
+    """Nobody waits for torch before an empty line."""
+    monkeypatch.setattr(playing, "find_spec", lambda _: True)
+    monkeypatch.setitem(sys.modules, "mvczigal_ref.demo.page", None)  # its import fails
+
+    with pytest.raises(ImportError):
+        playing.page_of(Play())
+    assert capsys.readouterr().out == "loading models\n"
 
 
 def test_the_shipped_weights_are_the_default():
@@ -48,7 +71,7 @@ def test_a_run_brings_its_settings(tmp_path):
 )
 def test_mistakes_are_refused_in_one_line(monkeypatch, capsys, words, message):
     """Where Gradio is installed."""
-    monkeypatch.setattr(page, "require_gradio", lambda: None)
+    monkeypatch.setattr(playing, "find_spec", lambda _: True)
 
     assert main(["play", *words]) == 2
     error = capsys.readouterr().err
@@ -58,7 +81,7 @@ def test_mistakes_are_refused_in_one_line(monkeypatch, capsys, words, message):
 
 def test_a_run_takes_no_lora(monkeypatch, capsys, tmp_path):
     """Nor a recipe: it has both."""
-    monkeypatch.setattr(page, "require_gradio", lambda: None)
+    monkeypatch.setattr(playing, "find_spec", lambda _: True)
     folder = write_run(tmp_path / "run")
 
     assert main(["play", str(folder), "--lora", "lora"]) == 2

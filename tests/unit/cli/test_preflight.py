@@ -92,16 +92,34 @@ def test_a_plan_is_printed_with_every_number():
 def test_a_plan_is_written_as_json(monkeypatch, tmp_path):
     """With its peaks, for the processes that were asked for."""
     asked = []
-    monkeypatch.setattr(
-        plan, "plan", lambda config, *, world_size, progress: asked.append(world_size) or PLAN
-    )
+
+    def planned(config, *, world_size, memory, progress):
+        asked.append((world_size, memory))
+        return PLAN
+
+    monkeypatch.setattr(plan, "plan", planned)
     monkeypatch.setattr(planning, "stored_plan", lambda config, *, processes: None)
-    run_plan(load_config(), processes=3, command=Printed(json=tmp_path / "plan.json"))
+    command = Printed(json=tmp_path / "plan.json")
+    run_plan(load_config(), processes=3, command=command, memory=1.5)
     read = json.loads((tmp_path / "plan.json").read_text("utf-8"))
 
-    assert asked == [3]
+    assert asked == [(3, 3 * 2**29)]
     assert read["calls"]["rollout"] == 68
     assert read["peaks"] == {"peak": MEMORY.peak, "stages": dict(MEMORY.stages)}
+
+
+def test_what_is_chosen_is_named(capsys):
+    """The forms of a LoRA, and the blocks that compute again; nothing where nothing is chosen."""
+    forms = {"rollout": {"merged": 2, "thin": 3}, "update": {"merged": 5, "thin": 0}}
+    chosen = replace(PLAN, lora_forms=forms, device="cuda", recomputed_blocks=7, blocks=9)
+    planning.print_plan(chosen, Console(width=200))
+    text = capsys.readouterr().out
+
+    layers = "rollout merged in 2 and thin in 3, update merged in 5"
+    assert f"LoRA on cuda, layers of the largest call: {layers}\n" in text
+    assert "computed again in the backward pass: 7 of 9 blocks" in text
+    planning.print_plan(PLAN, Console(width=200))
+    assert "largest call" not in capsys.readouterr().out
 
 
 def test_a_verdict_is_printed_plainly():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mvczigal_ref.condition.asking import Asker, Subject, checked_prompts
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import Caption, CaptionError, stream
-from mvczigal_ref.condition.threads import in_order
 from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError, ChatUnavailableError
+from mvczigal_ref.language.threads import in_order
 from tests.unit.condition.fakes import Scripted, Talker
 
 

@@ -161,6 +161,7 @@ OTHER = {
         "train_last_action": True,
         "kind": "preference",
         "preference_scale": 2.0,
+        "preference_form": "noise",
         "kl_weight": 0.04,
         "kl_form": "without_step_length",
         "step_weight": "noise",

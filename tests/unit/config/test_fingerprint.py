@@ -10,7 +10,7 @@ from mvczigal_ref.config import (
     load_config,
     to_dict,
 )
-from mvczigal_ref.config.fingerprint import _LATER
+from mvczigal_ref.config.fingerprint import _LATER, settings_difference
 from mvczigal_ref.config.reads import unread_settings
 from tests.unit.config.other_settings import FREE, OTHER, SETTINGS
 
@@ -48,6 +48,24 @@ def test_the_fingerprint_reads_what_a_number_depends_on_and_nothing_else(section
     assert same is ((section, name) in FREE or unread)
     left_out = unread and f"{section}.{name}" in _LATER  # at its default, as in earlier runs
     assert (name in fingerprinted(base)[section]) is ((section, name) not in FREE and not left_out)
+
+
+@pytest.mark.usefixtures("_apart")
+@pytest.mark.parametrize("path", [*_LATER, "optim.lr", "run.device"])
+def test_a_run_of_another_fingerprint_differs_in_that_setting(path):
+    """Whichever of the two came first, and where one leaves out what came later."""
+    section, _, name = path.partition(".")
+    plain, other = to_dict(TrainConfig()), to_dict(from_dict(OTHER))
+    configs = [
+        from_dict({**plain, section: {**plain[section], name: value[section][name]}})
+        for value in (plain, other)
+    ]
+    same = len({fingerprint(config) for config in configs}) == 1
+    for there, here in (configs, configs[::-1]):
+        text = settings_difference(fingerprinted(there), fingerprinted(here))
+
+        assert (text == "") is same
+        assert same or f"`{path}` is " in text
 
 
 def test_the_recipes_name_is_not_in_the_fingerprint():

@@ -202,6 +202,7 @@ def test_an_unknown_key_of_a_file_is_refused_too(tmp_path):
         ("optim: {lr: 1, lr: 2}", "`lr` is set twice"),
         ("[1, 2]", "must hold sections of settings"),
         ("optim: 3", "`optim` must be a section of settings; got 3"),
+        ("recipe: {a: 1}", "`recipe`: input should be a valid string; got {'a': 1}"),
         ("optim: {lr: [", "cannot read settings from"),
         ("optim.lr: 1", "`optim.lr` must be written by section, as in `optim: {lr: ...}`."),
     ],

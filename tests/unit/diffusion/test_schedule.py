@@ -14,6 +14,7 @@ from mvczigal_ref.diffusion.schedule import (
     clean_and_noise,
     ddim_timesteps,
     lcm_timesteps,
+    noised_latent,
     scaled_linear_alpha_bar,
     shift_snr,
 )
@@ -179,6 +180,8 @@ def test_clean_and_noise_mix_back_to_the_latent(drawn, kind):
     signal, rest = level.sqrt()[..., None, None, None], (1 - level).sqrt()[..., None, None, None]
 
     torch.testing.assert_close(signal * clean + rest * noise, latent, rtol=1e-10, atol=1e-10)
+    mixed = noised_latent(clean, noise, alpha_bar_t=level)
+    torch.testing.assert_close(mixed, latent, rtol=1e-10, atol=1e-10)
 
 
 @given(steps())

@@ -15,9 +15,10 @@ from transformers import (
 )
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.language.at_once import ask_at_once
 from mvczigal_ref.language.chat import ChatAnswerError
 from mvczigal_ref.language.local import LocalLanguageModel, LocalVisionLanguageModel, _GumbelNoise
-from mvczigal_ref.language.protocol import LanguageModel
+from mvczigal_ref.language.protocol import BatchLanguageModel, LanguageModel, Question
 
 MARKUP = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 TEMPLATE = (
@@ -145,7 +146,7 @@ def test_draws_have_the_law_of_the_softmax(top_p):
     share = (logits / 2).softmax(0)
     kept = torch.tensor([True, top_p == 1.0, True, top_p == 1.0])  # shares .47, .17, .28, .10
     share = share * kept / (share * kept).sum()
-    noise = _GumbelNoise(2.0, top_p, torch.Generator().manual_seed(0))
+    noise = _GumbelNoise(2.0, top_p, [torch.Generator().manual_seed(0)])
     drawn = noise(torch.zeros(4000, 1), logits.expand(4000, 4)).argmax(-1).bincount(minlength=4)
     error = (4000 * share * (1 - share)).sqrt()
 
@@ -164,6 +165,45 @@ def test_answers_depend_on_question_and_seed_alone():
     assert [model.ask(f"cat {n}", seed=n % 3) for n in reversed(range(6))] == first[::-1]
     assert model.ask("a cat") == model.ask("a cat", seed=5)
     assert len({model.ask("a cat", seed=seed) for seed in range(8)}) > 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("looks", [False, True])
+def test_questions_together_are_answered_as_alone(temperature, looks):
+    """Padded on their left; with no image, one or two; the likeliest token or a drawn one."""
+    model = (seeing if looks else local)(temperature=temperature, top_p=0.9)
+    sizes = [(), ((8, 8),), ((8, 24), (8, 24))] if looks else [()]
+    questions = [
+        Question(
+            text=f"a {'very ' * index}big cat",
+            images=[
+                torch.rand(3, *size, generator=torch.Generator().manual_seed(index))
+                for size in sizes[index % len(sizes)]
+            ],
+            seed=index % 2,
+        )
+        for index in range(5)
+    ]
+    alone = [model.ask(q.text, q.images, seed=q.seed) for q in questions]
+
+    assert isinstance(model, BatchLanguageModel)
+    assert model.ask_all(questions) == alone
+    assert [*ask_at_once(model, questions, at_once=2)] == alone
+    assert len(set(alone)) > 2
+
+
+def test_one_answer_that_is_cut_leaves_the_others():
+    """Its place holds the reason."""
+    questions = [Question(text=question, seed=0) for question in QUESTIONS]
+    whole = local(temperature=0.0).ask_all(questions)
+    numbers = set()
+    for length in range(1, 9):
+        answers = local(temperature=0.0, max_new_tokens=length).ask_all(questions)
+        cut = [isinstance(answer, ChatAnswerError) for answer in answers]
+        numbers.add(sum(cut))
+        assert all(c or a == w for c, a, w in zip(cut, answers, whole, strict=True))
+
+    assert numbers & {1, 2, 3}
 
 
 def test_the_global_generator_is_not_touched():

@@ -16,7 +16,6 @@ from mvczigal_ref.cameras import camera_image
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.lora import add_lora
-from mvczigal_ref.models.text import encode_prompts
 from mvczigal_ref.models.tiny import tiny_components
 from tests.compare import FP64, assert_equal_to
 from tests.unit.models.small import PROMPTS, fresh_components, randn, rig, small_components
@@ -100,8 +99,8 @@ def test_conditioning_holds_each_thing_once():
     """Prompts once, cameras once, one negative prompt for all; no gradient."""
     c = small_components()
     record = c.build_conditioning(PROMPTS, rig(4), image_size=(48, 32), negative_prompt="black")
-    embeds, pooled = encode_prompts(c, PROMPTS)
-    negative, negative_pooled = encode_prompts(c, ["black"])
+    embeds, pooled = c.encode_prompts(PROMPTS)
+    negative, negative_pooled = c.encode_prompts(["black"])
 
     assert torch.equal(record.prompt_embeds, embeds)
     assert torch.equal(record.pooled_prompt_embeds, pooled)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from mvczigal_ref.models import merged_linear as module
-from mvczigal_ref.models.merged_linear import merge, merged_linear, merges, product
+from mvczigal_ref.models.merged_linear import merge, merged_linear, product
 from tests.compare import FP64, assert_equal_to
 from tests.unit.models.small import randn
 
@@ -100,16 +100,3 @@ def test_product_is_the_linear_map_with_either_library(shape):
         torch.testing.assert_close(
             product(tokens, laid, bias).double(), expected, rtol=1e-5, atol=1e-4
         )
-
-
-def test_half_precision_is_never_merged():
-    """bfloat16 holds 8 bits: an update of a thousandth of the weight would be none."""
-    factor = torch.zeros(2, 8)
-    assert merges(100, torch.zeros(8, 8), factor)
-    assert not merges(100, torch.zeros(8, 8, dtype=torch.bfloat16), factor)
-
-
-def test_merging_is_chosen_by_its_operations():
-    """It costs r m n per call and spares r (m + n) per token."""
-    weight, factor = torch.empty(30, 20, device="meta"), torch.empty(2, 20, device="meta")
-    assert [merges(rows, weight, factor) for rows in (11, 12)] == [False, True]

@@ -173,7 +173,7 @@ def test_a_pickle_is_refused_with_the_command(here, mine):
     for call in (
         lambda: load(here, mine),
         lambda: load_sdxl_components(SdxlSources(base=str(mine), unet=str(mine / "unet"))),
-        lambda: load_model(UNet2DConditionModel, mine / "unet"),
+        lambda: load_model(UNet2DConditionModel, mine / "unet", dtype=torch.float32),
         lambda: load(here, pickle),
         lambda: load(here, here[0].base, adapter=str(pickle), unet=here[0].unet, vae=here[0].vae),
     ):

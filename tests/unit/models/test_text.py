@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mvczigal_ref.models.text import TextComponents, encode_prompts
 from mvczigal_ref.models.tiny import tiny_components
 from tests.compare import FP64, assert_equal_to
 from tests.unannotated import without_shape_checks
@@ -46,7 +45,7 @@ def test_equals_the_layers_called_one_by_one():
     ends = [row.tolist().index(c.tokenizer_2.eos_token_id) for row in ids]
     at_end = torch.stack([states[end] for states, end in zip(last, ends, strict=True)])
 
-    embeds, pooled = encode_prompts(c, PROMPTS)
+    embeds, pooled = c.encode_prompts(PROMPTS)
     assert_equal_to(embeds, torch.cat([first, second], -1), FP64, axes=1)
     assert_equal_to(pooled, at_end @ c.text_encoder_2.text_projection.weight.T, FP64, axes=1)
 
@@ -54,16 +53,11 @@ def test_equals_the_layers_called_one_by_one():
 # -- laws --------------------------------------------------------------------------------
 
 
-def test_components_are_what_encoding_needs():
-    """Any four parts under these names will do."""
-    assert isinstance(small_components(), TextComponents)
-
-
 def test_a_prompt_s_features_are_its_own():
     """Its neighbours in the batch do not matter."""
-    together, pooled = encode_prompts(small_components(), PROMPTS)
+    together, pooled = small_components().encode_prompts(PROMPTS)
     for row, prompt in enumerate(PROMPTS):
-        alone, pooled_alone = encode_prompts(small_components(), [prompt])
+        alone, pooled_alone = small_components().encode_prompts([prompt])
         assert_equal_to(together[row : row + 1], alone, FP64, axes=1)
         assert_equal_to(pooled[row : row + 1], pooled_alone, FP64, axes=1)
 
@@ -74,7 +68,7 @@ def test_features_carry_no_gradient():
     for encoder in (c.text_encoder, c.text_encoder_2):
         encoder.requires_grad_(requires_grad=True)
 
-    assert not any(t.requires_grad for t in encode_prompts(c, PROMPTS))
+    assert not any(t.requires_grad for t in c.encode_prompts(PROMPTS))
 
 
 def test_long_prompts_are_cut_at_the_tokenizer_s_length():
@@ -82,15 +76,15 @@ def test_long_prompts_are_cut_at_the_tokenizer_s_length():
     c = small_components()
     long = " ".join(["red"] * 40)
 
-    embeds, _ = encode_prompts(c, [long])
+    embeds, _ = c.encode_prompts([long])
     assert embeds.shape == (1, 16, 16)
-    assert torch.equal(embeds, encode_prompts(c, [f"{long} blue"])[0])
+    assert torch.equal(embeds, c.encode_prompts([f"{long} blue"])[0])
 
 
 @pytest.mark.parametrize("factor", [1, 2, 5, 6])
 def test_random_tiny_encoders_tell_every_word_apart(factor):
     """A linear reading of the pooled features finds each word of a sentence never seen."""
-    embeds, pooled = encode_prompts(tiny_components(seed=0), SENTENCES)
+    embeds, pooled = tiny_components(seed=0).encode_prompts(SENTENCES)
     # Features of order one, as a trained encoder's.
     assert 0.5 < embeds.std() < 3.0
     assert 0.5 < pooled.std() < 3.0
@@ -113,7 +107,7 @@ def test_random_tiny_encoders_tell_every_word_apart(factor):
 def test_rejects_no_prompts_and_a_bare_text(prompts):
     """A text would be read letter by letter."""
     with without_shape_checks(), pytest.raises(ValueError, match="`prompts` must be a sequence"):
-        encode_prompts(small_components(), prompts)
+        small_components().encode_prompts(prompts)
 
 
 def test_rejects_a_second_encoder_without_projection():
@@ -122,4 +116,4 @@ def test_rejects_a_second_encoder_without_projection():
     with without_shape_checks():
         swapped = replace(c, text_encoder_2=c.text_encoder)
     with pytest.raises(ValueError, match=r"`text_encoder_2` must project.*got CLIPTextModel\."):
-        encode_prompts(swapped, PROMPTS)
+        swapped.encode_prompts(PROMPTS)

@@ -1,4 +1,4 @@
-"""Advantage-weighted matching: oracle, laws, gradients, errors."""
+"""Advantage-weighted matching: oracle, laws, gradients, golden values, errors."""
 
 import math
 
@@ -13,6 +13,7 @@ from mvczigal_ref.objective.advantage_matching import (
     matching_error,
     matching_score,
 )
+from tests.golden import constants, names, tensors
 from tests.strategies import randn
 from tests.unannotated import without_shape_checks
 
@@ -113,6 +114,31 @@ def test_no_gradient_flows_but_through_the_velocity():
     loss.backward()
     assert told["velocity"].grad is not None
     assert all(value.grad is None for name, value in told.items() if name != "velocity")
+
+
+# -- golden ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_released_trainer(weight):
+    """Score of each latent, the loss and its gradient."""
+    (case,) = [name for name in names("peers", "awm") if name == f"awm_loss_{weight}"]
+    golden, settings = tensors("peers", case), constants("peers", case)
+    velocity = golden["prediction"].clone().requires_grad_()
+    noised_ = {"clean": golden["x0"], "latent_t": golden["xt"], "level": golden["t"]}
+    loss, stats = advantage_matching_loss(
+        velocity, velocity_old=golden["old_prediction"],
+        velocity_reference=golden["ref_prediction"], advantage=golden["advantage"], weight=weight,
+        clip_range=settings["clip_range"], kl_weight=settings["beta"], **noised_,
+    )  # fmt: skip
+    (slope,) = torch.autograd.grad(loss, velocity)
+    score = matching_score(matching_error(velocity, **noised_), golden["t"], weight=weight)
+
+    # The noise is told as a latent here, and comes back through a division by the level.
+    torch.testing.assert_close(score, golden["log_prob"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss, golden["loss"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope, golden["grad"], rtol=1e-10, atol=1e-14)
+    assert 0.0 < stats.clip_fraction.item() < 1.0
 
 
 # -- errors ------------------------------------------------------------------------------

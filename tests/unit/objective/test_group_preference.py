@@ -1,4 +1,4 @@
-"""Direct group preference: oracle, laws, gradients, errors."""
+"""Direct group preference: oracle, laws, gradients, golden values, errors."""
 
 import math
 
@@ -12,6 +12,7 @@ from mvczigal_ref.objective.group_preference import (
     group_preference_loss,
     group_preference_weight,
 )
+from tests.golden import constants, names, tensors
 from tests.strategies import randn
 from tests.unit.objective.test_advantage_matching import noised
 
@@ -123,6 +124,30 @@ def test_a_clipped_sample_has_no_gradient_and_the_others_have_theirs():
 
     assert 0 < stats.clip_fraction.item() < 1
     assert torch.equal(moved, change <= bound)
+
+
+# -- golden ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", names("peers", "dgpo"))
+def test_released_trainer(case):
+    """Loss, its gradient, and which samples are held back."""
+    golden, settings = tensors("peers", case), constants("peers", case)
+    velocity = golden["prediction"].clone().requires_grad_()
+    loss, stats = group_preference_loss(
+        velocity, velocity_old=golden["old_prediction"],
+        velocity_reference=golden["ref_prediction"], clean=golden["x0"], latent_t=golden["xt"],
+        level=golden["t"], advantage=golden["advantage"], scale=settings["beta_dpo"],
+        clip_range=settings["clip_range"], kl_weight=settings["beta"],
+    )  # fmt: skip
+    (slope,) = torch.autograd.grad(loss, velocity)
+
+    torch.testing.assert_close(loss, golden["loss"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope, golden["grad"], rtol=1e-10, atol=1e-14)
+    assert stats.clip_fraction.item() == golden["clipped"].double().mean().item()
+    assert (slope.abs().amax(dim=(-3, -2, -1)) == 0.0).equal(
+        golden["clipped"].bool() & (settings["beta"] == 0.0)
+    )
 
 
 # -- errors ------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvczigal_ref.diffusion.flow_noise import constant_noise_transition
 from mvczigal_ref.objective.rectified import rectified_step_weights
+from tests.golden import tensors
 
 GAINS = st.lists(st.floats(0.01, 10.0), min_size=1, max_size=6)
 
@@ -44,6 +46,26 @@ def test_the_released_numbers():
     )
     weights = rectified_step_weights(1.0 / released, mean_over=1.0 / released)
     torch.testing.assert_close(weights, released / released.mean(), rtol=1e-12, atol=0)
+
+
+def test_released_step():
+    """Mean, and the weights of a batch, from how far a velocity of 1 moves each step's mean."""
+    golden = tensors("peers", "flash_grpo_step")
+    gains = []
+    for row, step in enumerate(golden["step"].tolist()):
+        levels = {"sigma_t": golden["sigma"][step], "sigma_prev": golden["sigma"][step + 1]}
+        latent = golden["latent"][row].transpose(0, 1)  # frames before channels
+        rate = float(golden["noise_rate"][row])
+        taken, moved = (
+            constant_noise_transition(velocity, latent, noise_scale=rate, **levels)
+            for velocity in (golden["prediction"][row].transpose(0, 1), 0.0 * latent + 1.0)
+        )
+        still = constant_noise_transition(0.0 * latent, latent, noise_scale=rate, **levels)
+        expected = golden["mean"][row].transpose(0, 1)
+        torch.testing.assert_close(taken.mean, expected.double(), rtol=2e-6, atol=2e-6)
+        gains.append(((moved.mean - still.mean).abs() / still.std).mean())
+    weights = rectified_step_weights(torch.stack(gains), mean_over=torch.stack(gains))
+    torch.testing.assert_close(weights, golden["weight"].double(), rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("bad", [[], [0.0], [-1.0], [math.inf], [math.nan]])

@@ -60,6 +60,20 @@ def seeded(seed=0):
 # -- oracle: the stages called by hand ---------------------------------------------------
 
 
+def test_an_inversion_may_be_guided_where_denoising_is_not():
+    """The negative prompt is there for it: another one, another image."""
+    pipeline = build(width=None)
+    few = {**FEW, "num_inference_steps": 1, "zigzag_steps": 1, "guidance_scale": 1.0}
+    images = [
+        pipeline(
+            "a can", generator=seeded(), inversion_guidance_scale=3.0, negative_prompt=text, **few
+        ).images
+        for text in ("ugly", "red")
+    ]
+
+    assert not torch.equal(*images)
+
+
 @pytest.mark.parametrize("zigzag_steps", [0, 1])
 def test_few_steps_by_hand(pipeline, zigzag_steps):
     """Conditioning, rollout, decoding: the images of this noise, bit for bit."""

@@ -60,7 +60,7 @@ def failures(attempt, system, config):
 # -- laws ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_a_sound_system_passes_and_is_left_as_it_was(dtype):
     """Parameters come back to the bit, and no gradient stays."""
     system, config = built(f"model.dtype={dtype}")
@@ -287,7 +287,7 @@ def test_half_precision_comes_back_where_memory_ends(monkeypatch):
     ("error", "tried"),
     [
         (torch.OutOfMemoryError("CUDA out of memory."), False),
-        (RuntimeError("MPS backend out of memory"), False),
+        pytest.param(RuntimeError("MPS backend out of memory"), False, marks=pytest.mark.slow),
         (RuntimeError("another"), True),
     ],
 )

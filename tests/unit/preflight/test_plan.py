@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.lora_form import lora_form_count
 from mvczigal_ref.preflight import plan as estimate
 from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
 from mvczigal_ref.preflight.measure import fused_attention, measure_graph
@@ -15,9 +16,11 @@ from mvczigal_ref.preflight.meter import Meter
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.builders import ScorerOptions
+from mvczigal_ref.system import build_system
+from mvczigal_ref.system.scorers import no_scorers
 from tests.unit.preflight.small import config_of
 
-META = torch.device("meta")
+META, CPU = torch.device("meta"), torch.device("cpu")
 GB = 10**9
 SIZES = {
     "world.per_view": Footprint(0, 3 * GB, 2 * GB),
@@ -121,6 +124,56 @@ def test_checkpointing_trades_memory_for_operations():
     assert checkpointed.flops.replay == plain.flops.replay
     assert 0.5 < checkpointed.flops.recompute / plain.flops.replay <= 1.0
     assert checkpointed.memory.stages["update"] < plain.memory.stages["update"]
+
+
+def flow_config(*words):
+    """Configure the smallest run of a flow, whose plan takes a second."""
+    small = ("rollout.members=2", "run.objects_per_slice=1", "sampler.num_steps=2")
+    return load_config(
+        recipe("tiny_flow_grpo"), overrides=[*small, "rollout.window_size=1", *words]
+    )
+
+
+def test_memory_decides_on_blocks_and_the_plan_names_them():
+    """All of them with none; with some, less memory than without and fewer operations than all."""
+    plain, config = planned(flow_config()), flow_config("model.gradient_checkpointing=auto")
+    kept = plain.memory
+    resident = kept.resident - kept.optimizer + kept.rollouts + 3 * kept.gradients
+    half, none = (planned(config, memory=size) for size in (resident + kept.saved_plain, 0))
+
+    assert plain.blocks is plain.recomputed_blocks is None
+    assert 0 < half.recomputed_blocks < half.blocks == none.recomputed_blocks
+    assert (plain.calls.recompute, none.calls.recompute) == (0, none.calls.replay)
+    assert none.memory.saved == none.memory.saved_checkpointed
+    assert none.memory.saved < half.memory.saved < plain.memory.saved == kept.saved_plain
+    assert none.memory.replay < plain.memory.replay
+    assert 0 < half.flops.recompute < none.flops.recompute
+
+
+@pytest.mark.slow
+def test_with_enough_memory_no_block_computes_again():
+    """The plan is that of a run without the setting."""
+    plain = planned(config_of())
+    ample = planned(config_of(model={"gradient_checkpointing": "auto"}), memory=100 * GB)
+
+    assert ample.recomputed_blocks == 0 < ample.blocks
+    assert (ample.calls, ample.flops, ample.memory) == (plain.calls, plain.flops, plain.memory)
+
+
+def test_the_plan_names_the_form_of_the_lora_that_the_run_takes():
+    """On the meta device as on the real one: one function decides for both."""
+    config = flow_config("run.device=cpu")
+    named, system = planned(config), build_system(config, device=CPU, scorers=no_scorers())
+    rows, forms = {"rollout": 2, "update": 1}, {}
+    for stage, count in rows.items():
+        state = torch.zeros(count, *system.latent_shape[1:])
+        conditioning = system.conditioning(["a red ball"] * count)
+        with lora_form_count("cuda") as counted:  # of another device than the network's own
+            system.policy(state, torch.tensor(500), conditioning, guidance_scale=1.0)
+        forms[stage] = {form: counted[form] for form in ("merged", "thin")}
+    assert named.device == "cpu"
+    assert named.lora_forms == forms
+    assert min(forms["rollout"].values()) > 0 == forms["update"]["merged"]
 
 
 @pytest.mark.slow

@@ -331,7 +331,7 @@ def test_no_more_questions_at_once_than_workers(monkeypatch):
             asked.append(workers)
             super().__init__(workers)
 
-    monkeypatch.setattr("mvczigal_ref.reward.chat_judge.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("mvczigal_ref.language.threads.ThreadPoolExecutor", Pool)
     with serve(chat(by_brightness)) as stub:
         ChatJudge(endpoint(stub.url), workers=2)(grey([0.1, 0.2, 0.3]), ["a cube"])
 

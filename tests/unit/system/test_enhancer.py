@@ -113,8 +113,7 @@ def test_a_model_is_asked_about_the_chosen_aspects(models, kind):
     assert [c.caption for c in captions] == ["a cat", "a cat"]
     assert every._asker.instructions == ASPECTS
     assert some._asker.instructions == {"lighting": ASPECTS["lighting"]}
-    # A model in this process answers one question at a time.
-    assert three._workers == {"chat": 3, "local": 1}[kind]
+    assert three._workers == 3
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,24 @@ def test_an_iteration_runs_on_the_real_wiring(dtype):
     assert calls == [5 + 2, 5 + 2 + 2]
 
 
+@pytest.mark.parametrize("free", [0, 2**40])
+def test_memory_that_is_short_is_spared_by_itself(free, monkeypatch):
+    """With the bits of a network that keeps all of its activations, or computes all again."""
+    monkeypatch.setattr("mvczigal_ref.system.system.free_bytes", lambda device: free)
+    learnt, calls = [], []
+    for checkpointing in ("auto", free == 0):
+        config, system = build(model={"gradient_checkpointing": checkpointing})
+        seen: list[object] = []
+        block = system.components.policy.unet.up_blocks[0].resnets[0]
+        block.register_forward_pre_hook(lambda *call, seen=seen: seen.append(call[0]))
+        assert learn(config, system)["replay_deviation"] == 0.0
+        learnt.append(torch.cat([p.flatten() for p in system.trained().values()]))
+        calls.append(len(seen))
+
+    assert torch.equal(*learnt)
+    assert calls[0] == calls[1] + 1  # once to measure
+
+
 def learnt_with(**told):
     """Give the metrics of an iteration under some settings of the model, a LoRA's B not zero."""
     config, system = build(model=told)

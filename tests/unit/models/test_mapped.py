@@ -1,0 +1,161 @@
+"""`models.mapped`: laws, memory."""
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from mvczigal_ref.models.loading import load_model
+from mvczigal_ref.models.mapped import forget, keeps_fp32
+
+PEAK = Path("/proc/self/clear_refs")
+HALF = [torch.bfloat16, torch.float16]
+
+
+def clip(width: int, layers: int) -> CLIPTextModel:
+    """Build a text encoder."""
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    return CLIPTextModel(
+        CLIPTextConfig(
+            **sizes, num_attention_heads=4, vocab_size=99, bos_token_id=0, eos_token_id=1
+        )
+    )
+
+
+def unet(width: int) -> UNet2DConditionModel:
+    """Build a UNet."""
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(width, 2 * width), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=width,
+    )  # fmt: skip
+
+
+def t5(width: int, layers: int) -> T5EncoderModel:
+    """Build a text encoder whose embedding is under two names."""
+    sizes = {"d_model": width, "d_ff": 4 * width, "num_layers": layers, "num_heads": 4}
+    return T5EncoderModel(T5Config(**sizes, d_kv=width // 4, vocab_size=99))
+
+
+def flux(width: int) -> FluxTransformer2DModel:
+    """Build a flow transformer."""
+    return FluxTransformer2DModel(
+        num_layers=1, num_single_layers=1, attention_head_dim=width // 2, num_attention_heads=2,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(width // 2 - 8, 4, 4),
+    )  # fmt: skip
+
+
+SMALL = {
+    "unet": lambda: unet(32),
+    "vae": lambda: AutoencoderKL(block_out_channels=(32,)),
+    "clip": lambda: clip(8, 1),
+    "t5": lambda: t5(8, 1),
+    "flux": lambda: flux(32),
+}
+
+
+def stored(network, folder: Path, dtype: torch.dtype) -> int:
+    """Save a network; give the size of its tensors' file [bytes]."""
+    network.to(dtype).save_pretrained(folder)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def status(name: str) -> int:
+    """Read a figure of this process's memory [bytes]."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def growth(kind, folder: Path, dtype: torch.dtype) -> int:
+    """Load a network; give the growth of resident memory at its peak [bytes]."""
+    PEAK.write_text("5")
+    before = status("VmRSS")
+    load_model(kind, folder, dtype=dtype)
+    return status("VmHWM") - before
+
+
+# -- laws --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("file", [torch.float32, torch.float16])
+def test_bits_and_types_are_the_library_s(name, dtype, file, tmp_path):
+    """Weights cast here, one by one, are those that the library casts; so are its settings."""
+    torch.manual_seed(0)
+    network = SMALL[name]()
+    stored(network, tmp_path, file)
+    option = "torch_dtype" if hasattr(network, "load_config") else "dtype"
+    expected = type(network).from_pretrained(tmp_path, **{option: dtype})
+    loaded = load_model(type(network), tmp_path, dtype=dtype)
+
+    tables = [{**n.state_dict(), **dict(n.named_buffers())} for n in (expected, loaded)]
+    pairs = zip(*(table.items() for table in tables), strict=True)
+    for (key, value), (other_key, other) in pairs:
+        assert key == other_key
+        assert value.dtype == other.dtype, key
+        assert torch.equal(value, other), key
+    assert getattr(loaded.config, "dtype", None) == getattr(expected.config, "dtype", None)
+
+
+def test_the_type_of_the_file_is_kept_where_that_is_asked(tmp_path):
+    """Its pages are shared with every other process that reads the file."""
+    stored(unet(32), tmp_path, torch.bfloat16)
+
+    assert load_model(UNet2DConditionModel, tmp_path, dtype=torch.float32, mapped=True).dtype == (
+        torch.bfloat16
+    )
+
+
+def test_the_library_s_fp32_parts_are_its_own_affair():
+    """T5 keeps a projection in fp32 beside fp16, and not beside bf16."""
+    assert keeps_fp32(T5EncoderModel, torch.float16)
+    assert keeps_fp32(T5EncoderModel, torch.bfloat16, torch.float16)
+    assert not keeps_fp32(T5EncoderModel, torch.bfloat16, torch.float32)
+    assert not keeps_fp32(UNet2DConditionModel, torch.float16)
+
+
+def test_neighbours_in_memory_are_not_forgotten():
+    """Whole pages inside a tensor alone are given back."""
+    page = resource.getpagesize()
+    memory = torch.ones(5 * page, dtype=torch.uint8)
+    forget(memory[page // 2 : 4 * page])
+
+    assert memory[: page // 2].all()
+    assert memory[4 * page :].all()
+
+
+# -- memory ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not PEAK.exists(), reason="the peak of resident memory is read from Linux")
+@pytest.mark.parametrize("file", [torch.float32, torch.float16])
+def test_a_network_is_never_twice_in_memory(file, tmp_path):
+    """While a file of N bytes is read and cast, memory grows by less than 1.3 N."""
+    size = stored(clip(512, 6), tmp_path, file)
+    growth(CLIPTextModel, tmp_path, file)  # what the library loads at first is not counted
+
+    assert growth(CLIPTextModel, tmp_path, torch.bfloat16) < 1.3 * size
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEAK.exists(), reason="the peak of resident memory is read from Linux")
+@pytest.mark.parametrize(
+    ("build", "file"),
+    [
+        (build, file)
+        for build in (lambda: unet(224), lambda: clip(1024, 5), lambda: flux(1024))
+        for file in (torch.float32, torch.float16)
+    ]
+    + [(lambda: t5(1024, 5), torch.float32)],  # from fp16 the library reads parts of T5 as fp32
+)
+def test_a_large_network_is_never_twice_in_memory(build, file, tmp_path):
+    """Files of about 200 MB, of every kind of network."""
+    network = build()
+    size = stored(network, tmp_path, file)
+    growth(type(network), tmp_path, file)
+
+    assert growth(type(network), tmp_path, torch.bfloat16) < 1.3 * size
