@@ -1,26 +1,35 @@
 """Plans of the package's recipes, measured anew and stored beside `plan`.
 
-    python -m bench plans
+    python -m bench plans [RECIPE ...]
 
-Writes ``mvczigal_ref/preflight/plans.json``; ten seconds of CPU for each of full size.
+Writes ``mvczigal_ref/preflight/plans.json`` after each; ten seconds of CPU for one of full size.
+Without names all are measured, and what belongs to no recipe any more is left out.
 """
 
+import json
+import sys
+from typing import Any
+
+from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.models.published import PUBLISHED
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.preflight.stored_plans import STORED, plan_key, plan_values
 from mvczigal_ref.recipes import RECIPES, recipe
 
 
 def main() -> None:
-    """Measure every recipe for one process; one without sizes in the package has none stored."""
-    plans = {}
-    for name in RECIPES:
-        config = recipe(name)
-        if config.model.weights in ("tiny", "tiny_flow", *PUBLISHED):
-            plans[plan_key(config, processes=1)] = plan_values(plan(config))
-            print(name, flush=True)
-    atomic_write(STORED, to_json(plans))
+    """Measure recipes for one process; one without sizes in the package has none stored."""
+    stored: dict[str, Any] = json.loads(STORED.read_text("utf-8"))
+    keys = {name: plan_key(recipe(name), processes=1) for name in RECIPES}
+    for name in sys.argv[1:] or keys:
+        try:
+            stored[keys[name]] = plan_values(plan(recipe(name)))
+        except ConfigError as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        left = {key: stored[key] for key in dict.fromkeys(keys.values()) if key in stored}
+        atomic_write(STORED, to_json(left))
+        print(name, flush=True)
 
 
 if __name__ == "__main__":

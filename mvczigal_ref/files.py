@@ -18,8 +18,10 @@ from mvczigal_ref.errors import RunFolderInUseError
 
 __all__ = [
     "atomic_write",
+    "discard",
     "is_hub_id",
     "owned",
+    "require_readable",
     "sweep",
     "sync",
     "to_json",
@@ -94,7 +96,7 @@ def writing(path: Path, *, aside: Path | None = None) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if aside is not None:
-            _remove(aside)
+            discard(aside)
         code = error.errno if isinstance(error, OSError) else _system_error(error)
         if code is None:
             raise
@@ -156,7 +158,36 @@ def sweep(folder: Path) -> None:
     """
     for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
         if _ASIDE.fullmatch(path.name):
-            _remove(path)
+            discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder as far as that can be; nothing is raised.
+
+    Args:
+        path: Superfluous file or folder; it need not exist. One that was made read-only goes too.
+    """
+    if not path.is_dir() or path.is_symlink():
+        with suppress(OSError):
+            path.unlink()
+        return
+    for name, _, _ in os.walk(path):  # links to folders are not followed
+        with suppress(OSError):
+            Path(name).chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def require_readable(path: Path) -> None:
+    """Refuse a file that is there and may not be read, which some libraries call absent.
+
+    Args:
+        path: File; it need not exist.
+
+    Raises:
+        PermissionError: If it may not be read.
+    """
+    if path.exists() and not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def sync(path: Path) -> None:
@@ -197,15 +228,6 @@ def to_json(value: object) -> str:
         Indented text with sorted keys and a final newline.
     """
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or folder, if it is there and can be removed."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
 
 
 def _system_error(error: SafetensorError) -> int | None:

@@ -1,5 +1,6 @@
 """Settings of a run or of a policy, from a command's words; mistakes are refused before work."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -298,13 +299,17 @@ def require_folder(
             anything. None takes any folder.
 
     Raises:
-        ConfigError: If it is a file, or holds files and no run where a run is to go, or none of
-            those that the command writes.
+        ConfigError: If it is a file or cannot be written, or holds files and no run where a run is
+            to go, or none of those that the command writes.
     """
-    if not folder.exists():
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ConfigError(f"`--out` must be a folder; got the file {str(above)!r}.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        msg = f"`--out` must be a folder that can be written; {str(above)!r} takes no files."
+        raise ConfigError(f"{msg} Choose another folder.")
+    if above != folder:
         return
-    if not folder.is_dir():
-        raise ConfigError(f"`--out` must be a folder; got the file {str(folder)!r}.")
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     more = ", ..." if len(names) > 3 else ""
     if written is not None and names and not any(map(written, names)):

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import require_readable
 from mvczigal_ref.shapes import Images
 
 __all__ = [
@@ -85,6 +86,7 @@ def read_evaluation(path: Path) -> tuple[Evaluation, dict[str, str]]:
 
     Raises:
         CheckpointError: If the file is damaged.
+        PermissionError: If it may not be read.
 
     Examples:
         >>> read_evaluation(Path("absent/before_000000.safetensors"))
@@ -93,6 +95,7 @@ def read_evaluation(path: Path) -> tuple[Evaluation, dict[str, str]]:
 'absent/before_000000.safetensors': No such file or directory: absent/before_000000.safetensors. \
 Remove the file.
     """
+    require_readable(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

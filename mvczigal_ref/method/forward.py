@@ -75,13 +75,13 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
 
 
 def needs_reference(config: TrainConfig) -> bool:
-    """Tell whether the loss reads the reference's velocities.
+    """Say whether the loss reads the velocity of the network without its LoRA.
 
     Args:
-        config: The sections ``objective`` and ``forward`` are read.
+        config: Settings of a run on the forward process.
 
     Returns:
-        Whether it does.
+        True for a penalty towards it, and for a group's preference over it.
     """
     return config.objective.kl_weight > 0.0 or config.forward.loss == "group_preference"
 
@@ -101,14 +101,14 @@ def _follow(
 
 
 def forward_loss(config: TrainConfig, noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:
-    """Evaluate the loss of samples at one level.
+    """Compute the loss that ``forward.loss`` names.
 
     Args:
         config: The sections ``objective``, ``forward`` and ``advantage`` are read.
-        noised: Samples and velocities.
+        noised: Samples of one noise level, with every velocity that the loss reads.
 
     Returns:
-        The mean loss, with gradient, and diagnostics by the name of their metric.
+        The mean loss, with gradient, and its diagnostics by the metric's name.
     """
     objective, forward = config.objective, config.forward
     shared: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """Trained policies as folders that other tools load; a folder is whole or absent."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import nn
 
-from mvczigal_ref.files import sync, usual_mode, writing
+from mvczigal_ref.files import discard, sync, usual_mode, writing
 from mvczigal_ref.models.file_sums import write_sums
 from mvczigal_ref.models.loading import save_config, stored
 from mvczigal_ref.models.lora import adapter_names
@@ -131,7 +130,7 @@ def _write_network(policy: Any, folder: Path) -> None:  # noqa: ANN401 - of eith
 def _whole(folder: Path) -> Iterator[Path]:
     """Give a hidden folder that takes the name of another once it is complete."""
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of writers that were killed
-        shutil.rmtree(left)
+        discard(left)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.replaced.tmp")
     aside.mkdir(parents=True)
@@ -141,10 +140,10 @@ def _whole(folder: Path) -> Iterator[Path]:
             for path in (*aside.rglob("*"), aside):
                 sync(path)
     except BaseException:
-        shutil.rmtree(aside)
+        discard(aside)
         raise
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)
     sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    discard(old)

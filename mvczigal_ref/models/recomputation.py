@@ -211,7 +211,7 @@ def _cut(leaf: Any) -> Any:  # noqa: ANN401
     if not (isinstance(leaf, Tensor) and leaf.requires_grad):
         return leaf
     # A copy, since residuals are added to it in place, which a leaf of a graph would refuse.
-    return leaf.detach().requires_grad_(requires_grad=True).clone()
+    return leaf.detach().requires_grad_().clone()
 
 
 def _tensors(values: Any) -> list[Tensor]:  # noqa: ANN401

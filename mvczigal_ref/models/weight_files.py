@@ -1,6 +1,7 @@
 """Files of weights and settings: read, or described in one line where they are something else."""
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -322,6 +323,8 @@ def _not_safetensors(path: Path, error: Exception) -> CheckpointError:
         what = f"a damaged one ({first_line(error)})"
     pickled = "pickle" in what or "TorchScript" in what
     remedy = f"To read it, {_conversion(path)}." if pickled else "Download it again."
+    if path.exists() and not os.access(path, os.R_OK):
+        remedy = "Change its mode, or its owner."
     return CheckpointError(f"`{path}` must be a whole safetensors file; it is {what}. {remedy}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mvczigal_ref.config import TrainConfig, to_dict
-from mvczigal_ref.models.published import PUBLISHED, weights_folder
+from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
 
 __all__ = ["STORED", "plan_key", "plan_values", "stored_plan"]
@@ -43,8 +43,9 @@ def stored_plan(config: TrainConfig, *, processes: int) -> Plan | None:
         True
     """
     name = config.model.weights
-    by_memory = config.model.gradient_checkpointing == "auto"
-    if name not in (*_SHIPPED, *PUBLISHED) or by_memory:
+    if config.model.gradient_checkpointing == "auto":  # by the memory of the machine
+        return None
+    if name not in _SHIPPED and weights_folder(name).is_dir():  # whose sizes may be others
         return None
     values = json.loads(STORED.read_text("utf-8")).get(plan_key(config, processes=processes))
     if values is None:
@@ -58,7 +59,8 @@ def stored_plan(config: TrainConfig, *, processes: int) -> Plan | None:
 def plan_values(plan: Plan) -> dict[str, Any]:
     """Give a plan's fields as JSON values, without the folders of the machine that measured it."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
-    return values | {"source": Path(plan.source).name}
+    published = plan.source.startswith("the published ")
+    return values | {"source": plan.source if published else Path(plan.source).name}
 
 
 def plan_key(config: TrainConfig, *, processes: int) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.evaluation.scores import read_evaluation
 from mvczigal_ref.method.caption import drift_histogram
 from mvczigal_ref.reproduce.methods import MethodRow, MethodSet
 from mvczigal_ref.reproduce.plans import PlannedRun
@@ -138,6 +139,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     Returns:
         Tables ``before`` and ``after`` by score, ``metrics`` and ``captions`` of the iterations,
         and their network calls and wall seconds.
+
+    Raises:
+        CheckpointError: If a file of scores is missing or damaged.
     """
     metrics = read_metrics(folder / "metrics.jsonl")
     outcome: dict[str, Any] = {
@@ -149,8 +153,14 @@ def read_run(folder: Path) -> dict[str, Any]:
         "captions": read_metrics(folder / "captions.jsonl"),
     }
     for occasion in ("before", "after"):  # the last one, where a run was made longer
-        files = (folder / "evaluations").glob(f"{occasion}_*.safetensors")
-        outcome[occasion] = load_file(max(files))
+        files = sorted((folder / "evaluations").glob(f"{occasion}_*.safetensors"))
+        if not files:
+            msg = (
+                f"{str(folder)!r} must hold its scores {occasion!r}; they are missing. Train again."
+            )
+            raise CheckpointError(msg)
+        scores, _ = read_evaluation(files[-1])
+        outcome[occasion] = {"per_view": scores.per_view, "joint": scores.joint}
     return outcome
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_dict, to_dict
 from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError, ConfigError
-from mvczigal_ref.files import sync, to_json, usual_mode, writing
+from mvczigal_ref.files import discard, sync, to_json, usual_mode, writing
 from mvczigal_ref.models.sharding import shard_world
 from mvczigal_ref.training.saved_state import require_state
 from mvczigal_ref.training.tensor_groups import read_groups, write_groups
@@ -144,7 +143,7 @@ def _publish(aside: Path, target: Path) -> None:
         target.rename(old)
     aside.rename(target)
     sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    discard(old)
 
 
 def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpoint:
@@ -245,7 +244,7 @@ def prune_checkpoints(folder: Path, *, keep: int) -> None:
             # First the name, so that a kill half-way leaves no named half.
             gone = path.with_name(f".{path.name}.gone.tmp")
             path.rename(gone)
-            shutil.rmtree(gone)
+            discard(gone)
 
 
 def clean_leftovers(folder: Path) -> None:
@@ -255,11 +254,11 @@ def clean_leftovers(folder: Path) -> None:
         folder: Folder of a run's checkpoints; it need not exist.
     """
     for path in folder.glob(".iteration_*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+        discard(path)
     for old in folder.glob(f"iteration_*{_REPLACED}"):
         target = old.with_name(old.name.removesuffix(_REPLACED))
         if target.exists():
-            shutil.rmtree(old)
+            discard(old)
         else:
             old.rename(target)
 
@@ -320,8 +319,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise _refuse(path, f"its {_MANIFEST} is not one of a {_FORMAT}")
     if manifest.get("version") != _VERSION:
-        version = manifest.get("version")
-        raise _refuse(path, f"its format is version {version!r}; this package reads {_VERSION}")
+        version = f"version {manifest.get('version')!r}; this package reads {_VERSION}"
+        raise _refuse(path, f"its {_MANIFEST} is of {version}")
     if not written or manifest.get("sha256") != _seal(manifest):
         raise _refuse(path, f"its {_MANIFEST} is not what was written")
     # A name that is no checkpoint's is the caller's; one that is must be its own.

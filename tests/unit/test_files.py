@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,7 +16,16 @@ from safetensors import SafetensorError
 from mvczigal_ref import files
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import RunFolderInUseError
-from mvczigal_ref.files import atomic_write, owned, sweep, to_json, writing
+from mvczigal_ref.evaluation.scores import read_evaluation
+from mvczigal_ref.files import (
+    atomic_write,
+    discard,
+    owned,
+    require_readable,
+    sweep,
+    to_json,
+    writing,
+)
 from mvczigal_ref.reward.convert import convert_checkpoint
 from mvczigal_ref.training.checkpoint import save_checkpoint
 
@@ -156,6 +166,34 @@ def test_json_without_words_for_it_is_refused():
     """NaN would be no JSON."""
     with pytest.raises(ValueError, match="JSON"):
         to_json(float("nan"))
+
+
+def test_a_read_only_folder_is_discarded(tmp_path):
+    """With what is in it, at any depth; what a link leads to stays as it is."""
+    (tmp_path / "outside").mkdir(mode=0o500)
+    inner = tmp_path / "gone" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "a.txt").write_text("x")
+    (inner / "link").symlink_to(tmp_path / "outside")
+    for path in (inner, inner.parent):
+        path.chmod(0o500)
+    discard(inner.parent)
+    discard(tmp_path / "absent")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["outside"]
+    assert (tmp_path / "outside").stat().st_mode & 0o777 == 0o500
+
+
+def test_a_file_that_may_not_be_read_is_not_absent(tmp_path, monkeypatch):
+    """It is named with the system's reason; an absent one is the reader's to tell of."""
+    path = tmp_path / "before_000000.safetensors"
+    require_readable(path)
+    path.write_bytes(b"x")
+    require_readable(path)
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    for use in (require_readable, read_evaluation):
+        with pytest.raises(PermissionError, match=re.escape(f"Permission denied: '{path}'")):
+            use(path)
 
 
 def test_what_killed_writers_left_is_swept(tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT, TOOLS = DECLARED["project"], DECLARED["tool"]
@@ -45,6 +47,11 @@ def test_the_workflow_runs_sessions_that_there_are():
     assert set(needed) <= set(sessions)
     for name in (*sessions, "pythons"):
         assert f"\ndef {name}(session" in nox_text()
+
+
+def test_the_longest_test_files_are_there():
+    """Those that come first, so that two workers end together."""
+    assert {*LONGEST} <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
 
 
 def test_the_container_copies_what_there_is():

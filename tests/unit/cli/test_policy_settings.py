@@ -2,7 +2,7 @@
 
 import pytest
 
-from mvczigal_ref.cli.policy_settings import policy_config, recipe_config
+from mvczigal_ref.cli.policy_settings import policy_config, recipe_config, require_folder
 from mvczigal_ref.config import load_config, to_dict
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import to_json
@@ -83,3 +83,15 @@ def test_a_key_that_only_a_settings_file_names_is_refused(tmp_path, section, nam
         words = [f"{section}.api_key_env={word}"]
         config = recipe_config(name, file=file, words=words)
         assert getattr(config, section).api_key_env == key
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_a_folder_that_takes_no_files_is_refused_before_work(run, tmp_path, monkeypatch):
+    """It, or the one in which it is to be made."""
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    for folder in (tmp_path, tmp_path / "new" / "run"):
+        with pytest.raises(ConfigError, match=rf"be written; '{tmp_path}' takes no files"):
+            require_folder(folder, run=run)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"must be a folder; got the file '.*/file'"):
+        require_folder(tmp_path / "file" / "run", run=run)

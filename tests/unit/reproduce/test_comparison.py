@@ -4,6 +4,7 @@ import json
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mvczigal_ref.config import load_config, to_dict
+from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.method.sample import stochastic_steps, trained_decisions
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
@@ -136,6 +138,12 @@ def test_a_pair_of_which_one_was_not_run_is_not_compared():
     assert "paired" not in markdown(summarise(half))
 
 
+def save_scores(path, table):
+    """Write a table as both scores."""
+    images = torch.zeros(1, 1, 3, 2, 2)
+    save_file({"per_view": table, "joint": table.clone(), "images": images}, path)
+
+
 def finished(folder, config):
     """Write what a run leaves that has ended: its metrics and scores."""
     log = MetricsLog(folder / "metrics.jsonl")
@@ -148,7 +156,7 @@ def finished(folder, config):
     tables = {"before_000000": torch.zeros(1, 2), last: torch.ones(1, 2)}
     (folder / "evaluations").mkdir()
     for name, table in tables.items():
-        save_file({"per_view": table}, folder / "evaluations" / f"{name}.safetensors")
+        save_scores(folder / "evaluations" / f"{name}.safetensors", table)
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     (folder / "summary.json").write_text("{}")
     (folder / "captions.jsonl").write_text('{"iteration": 0, "drift_counts": [4]}\n')
@@ -165,6 +173,16 @@ def test_a_finished_run_is_read_and_not_repeated(tmp_path):
     assert (found["after"]["per_view"] - found["before"]["per_view"]).tolist() == [[1.0, 1.0]]
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), Path.unlink])
+def test_scores_that_are_damaged_or_gone_are_named(tmp_path, damage):
+    """In one line."""
+    config = load_config(recipe("tiny_flow_grpo"), overrides=["run.iterations=2"])
+    finished(tmp_path, config)
+    damage(tmp_path / "evaluations" / "before_000000.safetensors")
+    with pytest.raises(CheckpointError, match="before"):
+        run_gain(config, tmp_path)
+
+
 @pytest.mark.parametrize("word", ["run.iterations=3", "run.evaluation_noises=7"])
 def test_a_finished_run_of_which_more_is_asked_goes_on(monkeypatch, tmp_path, word):
     """Its own trainer sees to what is missing; the last scores count."""
@@ -175,9 +193,7 @@ def test_a_finished_run_of_which_more_is_asked_goes_on(monkeypatch, tmp_path, wo
 
     def train(config, folder, *, world, events):
         told.append((config, folder, world.size, events))
-        save_file(
-            {"per_view": torch.full((1, 2), 5.0)}, tmp_path / "evaluations/after_000003.safetensors"
-        )
+        save_scores(tmp_path / "evaluations/after_000003.safetensors", torch.full((1, 2), 5.0))
 
     monkeypatch.setattr("mvczigal_ref.reproduce.comparison.train", train)
     found = run_gain(asked, tmp_path)

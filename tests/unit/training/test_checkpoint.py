@@ -202,7 +202,7 @@ def steps_of_saving(monkeypatch, fatal):
 
     monkeypatch.setattr(checkpoint, "sync", wrap(checkpoint.sync))
     monkeypatch.setattr(tensor_groups, "save_file", wrap(tensor_groups.save_file))
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", wrap(shutil.rmtree))
+    monkeypatch.setattr(checkpoint, "discard", wrap(checkpoint.discard))
     for name in ("mkdir", "rename", "write_text"):
         monkeypatch.setattr(checkpoint.Path, name, wrap(getattr(Path, name)))
     return count
@@ -321,6 +321,16 @@ def test_pruning_keeps_the_newest(tmp_path):
     assert names(tmp_path) == ["iteration_000003", "iteration_000004", "notes.txt"]
 
 
+def test_a_read_only_checkpoint_ends_no_run(tmp_path):
+    """It is pruned, and replaced, as any other."""
+    for iteration in range(3):
+        save(tmp_path, iteration).chmod(0o500)
+    prune_checkpoints(tmp_path, keep=1)
+    save(tmp_path, 2)
+
+    assert names(tmp_path) == ["iteration_000002"]
+
+
 def test_pruning_never_removes_the_newest_whole_one(tmp_path):
     """Even where newer ones are damaged and fewer are to be kept."""
     for iteration in range(5):
@@ -410,7 +420,7 @@ def test_another_format_or_version_is_refused(whole, tmp_path):
     """With both versions."""
     path = shutil.copytree(whole, tmp_path / "iteration_000007")
     reseal(path, version=2)
-    assert "its format is version 2; this package reads 1" in refusal(path)
+    assert "its manifest.json is of version 2; this package reads 1" in refusal(path)
     reseal(path, format="another", version=1)
     assert "is not one of a mvczigal-ref checkpoint" in refusal(path)
     (path / "manifest.json").write_text("[]\n")
