@@ -165,7 +165,7 @@ def discard(path: Path) -> None:
     """Remove a file or folder as far as that can be; nothing is raised.
 
     Args:
-        path: Superfluous file or folder; it need not exist, and may have been made read-only.
+        path: Superfluous file or folder; it need not exist. One that was made read-only goes too.
     """
     if not path.is_dir() or path.is_symlink():
         with suppress(OSError):

@@ -154,9 +154,7 @@ def _with_scores(run: RunContent) -> list[dict[str, Any]]:
         rows = {iteration: {"idle_steps": 0.0} | row for iteration, row in rows.items()}
     if len(run.evaluations) > 2:
         for finished, scores in run.evaluations.items():
-            row = rows.setdefault(finished - 1, {"iteration": finished - 1})
-            row["held_out/per_view"] = float(scores.per_view.double().mean())
-            row["held_out/joint"] = float(scores.joint.double().mean())
+            rows.setdefault(finished - 1, {"iteration": finished - 1}).update(scores.means())
     return [rows[iteration] for iteration in sorted(rows)]
 
 

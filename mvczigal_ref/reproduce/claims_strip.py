@@ -1,6 +1,6 @@
 """Strips of the claims: the same prompts and noise, with one reward alone and constrained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -60,7 +60,7 @@ def claims_strip(alone: Path, constrained: Path, prompts: Sequence[str]) -> Imag
     return strip(
         {name: scores.images[places] for name, scores in states.items()},
         rows=[f"{prompts[place]} ({rank})" for rank, place in zip(_SHARES, places, strict=True)],
-        notes=_notes(states, places),
+        notes={name: [_note(scores, place) for place in places] for name, scores in states.items()},
     )
 
 
@@ -118,10 +118,6 @@ def _after(run: Path, iteration: int, prompts: Sequence[str]) -> Evaluation:
 def _lead(alone: Path, constrained: Path) -> list[float]:
     """Subtract the joint scores of both runs' policies, prompt by prompt, on the first noise."""
     return (_scores(constrained, "after").joint[0] - _scores(alone, "after").joint[0]).tolist()
-
-
-def _notes(states: Mapping[str, Evaluation], places: Sequence[int]) -> dict[str, list[str]]:
-    return {name: [_note(scores, place) for place in places] for name, scores in states.items()}
 
 
 def _note(scores: Evaluation, place: int) -> str:

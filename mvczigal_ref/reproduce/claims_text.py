@@ -126,9 +126,7 @@ def _quantity(requirement: Requirement) -> str:
     first, *others = (NAMES[arm] for arm in requirement.arms)
     score = _SCORES[requirement.score]
     match requirement.measure:
-        case "gain":
-            return f"{first}, {score}"
-        case "errors":
+        case "gain" | "errors":
             return f"{first}, {score}"
         case "difference":
             factor = "" if requirement.factor == 1.0 else f"{requirement.factor:g} times "

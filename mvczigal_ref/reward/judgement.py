@@ -1,4 +1,4 @@
-"""Questions to a judge, and the reading of its answers.
+"""Scores out of a judge's answers; :mod:`.judge_question` asks for them.
 
 A judge writes one line per criterion, ``Alignment Score (1-5): 3.5``, and the reward is the mean
 of the scores. The prompt is quoted, as material and not as a request. If it speaks of scores

@@ -82,17 +82,18 @@ def _built(config: TrainConfig, steps: int, *, shift: float, lowest_sigma: float
     grid: dict[str, Any] = {
         "num_steps": steps, "alpha_bar": alpha_bar, "prediction_type": settings.prediction_type,
     }  # fmt: skip
-    spacing: TimestepSpacing = "trailing" if settings.spacing == "trailing" else "leading"
+    trailing = settings.spacing == "trailing"
     if kind == "lcm":
-        sampler = LcmSampler.create(**grid, trailing=settings.spacing == "trailing")
+        sampler = LcmSampler.create(**grid, trailing=trailing)
     elif kind == "euler_ancestral":
         sampler = EulerAncestralSampler.create(**grid, eta=settings.eta)
     elif kind == "tcd":
         sampler = TcdSampler.create(**grid, eta=settings.eta)
-    elif kind != "ddim":
-        sampler = _plugged("samplers", kind, Sampler, steps, alpha_bar, settings)
-    else:
+    elif kind == "ddim":
+        spacing: TimestepSpacing = "trailing" if trailing else "leading"
         sampler = DdimSampler.create(**grid, eta=settings.eta, timestep_spacing=spacing)
+    else:
+        sampler = _plugged("samplers", kind, Sampler, steps, alpha_bar, settings)
     return sampler.to(dtype=torch.float32)
 
 

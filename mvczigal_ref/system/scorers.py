@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mvczigal_ref.config import TrainConfig, scorer_weights
+from mvczigal_ref.config.scorer_names import scorer_place, scorers_by_setting
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
@@ -101,12 +102,9 @@ def check_judges(config: TrainConfig, *, watched: bool = True) -> None:
     check_scorers(config.reward, config.guard)
     if config.reward.device != "auto":
         require_device(config.reward.device)
-    model, reward, guard = config.model, config.reward, config.guard
-    names = [*scorer_weights(reward.per_view), *scorer_weights(reward.joint)]
-    names += [*guard.per_view, *guard.joint] if watched and guard.every else []
-    for name in names:
-        options = scorer_options(name, reward, device=torch.device("cpu"), num_views=1)
-        if not name.startswith("world.") or options.url is not None:
+    model, reward = config.model, config.reward
+    for _, _, name in scorers_by_setting(reward, config.guard if watched else None):
+        if not name.startswith("world.") or scorer_place(name, reward.url) is not None:
             continue
         if rig_of(model) != WORLD_RIG:
             msg = (

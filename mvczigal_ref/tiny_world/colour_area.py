@@ -5,10 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mvczigal_ref.tiny_world.grammar import COLOURS
-from mvczigal_ref.tiny_world.render import (
-    AMBIENT,
-    BACKGROUND,
-)
+from mvczigal_ref.tiny_world.render import AMBIENT, BACKGROUND
 
 __all__ = ["colour_area"]
 

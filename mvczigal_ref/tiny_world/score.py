@@ -70,11 +70,7 @@ def _atlas(shape: str, part: str) -> _Atlas:
 
 
 _Above = Float[Tensor, "object view rgb pixel"]  # images minus the background
-
-
 _Colours = Float[Tensor, "object 3 rgb"]  # of the three maps
-
-
 _PerView = Float[Tensor, "object view"]
 
 
@@ -167,9 +163,7 @@ def per_view_score(images: Images, prompts: Sequence[str]) -> PerViewReward:
     images = _checked(images, prompts)
     scores = images.new_empty(images.shape[:2])
     for index, above, atlas, colours in _families(images, prompts):
-        error, energy = _errors(above, atlas, colours)
-        value = _decibel(error, energy[..., None]) + atlas.bonus[None, :, :, None]
-        best = value.flatten(1, 2).argmax(1)  # (object, view)
+        best = _best_render(above, atlas, colours)
         matched = _decibel(*_measure(above, atlas.maps.flatten(0, 1)[best], colours))
         scores[index] = matched + atlas.bonus.flatten()[best]
     return scores
@@ -216,6 +210,13 @@ def joint_view_score(
     return scores
 
 
+def _best_render(above: _Above, atlas: _Atlas, colours: _Colours) -> Int[Tensor, "object view"]:
+    """Choose the render that matches each view best, its bonus included, from all geometries."""
+    error, energy = _errors(above, atlas, colours)
+    value = _decibel(error, energy[..., None]) + atlas.bonus[None, :, :, None]
+    return value.flatten(1, 2).argmax(1)
+
+
 def _best_object(
     above: _Above, atlas: _Atlas, colours: _Colours, azimuth: Int[Tensor, "heading view"]
 ) -> Float[Tensor, "object view 3 pixel"]:
@@ -256,9 +257,7 @@ def nearest_renders(
     renders = torch.empty_like(images)
     for index, above, atlas, colours in _families(images, prompts):
         if rig is None:
-            error, energy = _errors(above, atlas, colours)
-            value = _decibel(error, energy[..., None]) + atlas.bonus[None, :, :, None]
-            maps = atlas.maps.flatten(0, 1)[value.flatten(1, 2).argmax(1)]
+            maps = atlas.maps.flatten(0, 1)[_best_render(above, atlas, colours)]
         else:
             maps = _best_object(above, atlas, colours, azimuth_index(rig).to(images.device))
         painted = paint(maps.unflatten(-1, (IMAGE_SIZE, IMAGE_SIZE)), colours[:, None])

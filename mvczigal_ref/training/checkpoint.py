@@ -319,8 +319,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise _refuse(path, f"its {_MANIFEST} is not one of a {_FORMAT}")
     if manifest.get("version") != _VERSION:
-        version = manifest.get("version")
-        raise _refuse(path, f"its format is version {version!r}; this package reads {_VERSION}")
+        version = f"version {manifest.get('version')!r}; this package reads {_VERSION}"
+        raise _refuse(path, f"its {_MANIFEST} is of {version}")
     if not written or manifest.get("sha256") != _seal(manifest):
         raise _refuse(path, f"its {_MANIFEST} is not what was written")
     # A name that is no checkpoint's is the caller's; one that is must be its own.

@@ -420,7 +420,7 @@ def test_another_format_or_version_is_refused(whole, tmp_path):
     """With both versions."""
     path = shutil.copytree(whole, tmp_path / "iteration_000007")
     reseal(path, version=2)
-    assert "its format is version 2; this package reads 1" in refusal(path)
+    assert "its manifest.json is of version 2; this package reads 1" in refusal(path)
     reseal(path, format="another", version=1)
     assert "is not one of a mvczigal-ref checkpoint" in refusal(path)
     (path / "manifest.json").write_text("[]\n")
