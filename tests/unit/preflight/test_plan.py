@@ -134,7 +134,17 @@ def flow_config(*words):
     )
 
 
-def test_memory_decides_on_blocks_and_the_plan_names_them():
+def test_without_memory_every_block_computes_again_and_the_plan_names_them():
+    """With the memory of a run whose setting is true."""
+    none = planned(flow_config("model.gradient_checkpointing=auto"), memory=0)
+
+    assert none.recomputed_blocks == none.blocks > 0
+    assert none.calls.recompute == none.calls.replay > 0
+    assert none.memory.saved == none.memory.saved_checkpointed < none.memory.saved_plain
+
+
+@pytest.mark.slow
+def test_memory_decides_on_blocks():
     """All of them with none; with some, less memory than without and fewer operations than all."""
     plain, config = planned(flow_config()), flow_config("model.gradient_checkpointing=auto")
     kept = plain.memory
