@@ -158,7 +158,7 @@ def test_a_stop_reaches_every_process(tmp_path, monkeypatch, number):
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=ask, daemon=True)  # ends with a test that fails
     asking.start()
     assert launch(2, [str(tmp_path)]) == 128 + number
     asking.join()
@@ -176,7 +176,7 @@ def ask_once_there(folder, *numbers):
                 time.sleep(0.01)
             os.kill(os.getpid(), number)
 
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=ask, daemon=True)  # ends with a test that fails
     asking.start()
     return asking
 
