@@ -33,7 +33,7 @@ def setting_changes(
 
     Examples:
         >>> setting_changes({"run": {"seed": 0}}, {"run": {"seed": 3, "arms_per_call": 2}})
-        {'run.seed': (0, 3), 'run.arms_per_call': (1, 2)}
+        {'run.arms_per_call': (1, 2), 'run.seed': (0, 3)}
     """
     sections = {k: v for k, v in to_dict(TrainConfig()).items() if isinstance(v, Mapping)}
     pairs = {

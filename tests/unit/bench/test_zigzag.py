@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.zigzag import CELLS, _config, table
+from bench.zigzag import CELLS, _config, best_cell, table
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -47,4 +47,15 @@ def test_the_document_has_the_stored_cells():
     rows = json.loads((DOCS / "results" / "zigzag.json").read_text("utf-8"))
 
     assert table(rows) in (DOCS / "claims.md").read_text("utf-8")
-    assert [row["sweep"] for row in rows] == [name for name, _ in CELLS[: len(rows)]]
+    swept, again = rows[: len(CELLS)], rows[len(CELLS) :]
+    assert [row["sweep"] for row in swept] == [name for name, _ in CELLS]
+    assert [row["settings"] for row in again] == [best_cell(swept)["settings"]]
+
+
+def test_the_best_cell_has_the_most_errors_in_both_gains():
+    """A large gain of large error is not the best."""
+    rows = [
+        {"gain": {"per_view": [0.9, 0.9], "joint": [0.9, 0.9]}},
+        {"gain": {"per_view": [0.2, 0.1], "joint": [0.1, 0.1]}},
+    ]
+    assert best_cell(rows) is rows[1]
