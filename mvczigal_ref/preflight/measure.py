@@ -49,9 +49,10 @@ class GraphCost:
     forward: int
     """Forward pass [FLOP]."""
     recompute: int
-    """Forward pass, done once more in the backward pass [FLOP]."""
+    """Forward pass, done once more in the backward pass; of merged weights only what surrounds
+    them, since their own operation has no gradient within [FLOP]."""
     backward: int
-    """Backward pass, without what it computes once more [FLOP]."""
+    """Backward pass, without :attr:`recompute` [FLOP]."""
     saved: int
     """Tensors that the graph keeps between the two passes, the output too [bytes]."""
     peak: int
