@@ -125,7 +125,7 @@ def _versions() -> dict[str, str]:
             versions[name] = version(name)
         except PackageNotFoundError:  # as of a source tree that was not installed
             continue
-    return versions
+    return versions | {"torch": str(torch.__version__)}  # which tells the build too
 
 
 def _processor() -> str:
