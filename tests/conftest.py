@@ -1,6 +1,7 @@
 """What every test runs under: one thread, and examples that are the same every time."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -25,6 +26,15 @@ settings.register_profile(
     "explore", parent=settings.get_profile("ci"), derandomize=False, max_examples=1000
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# What is started in the background ignores these, and what it starts does too: a test that asks a
+# run to stop would wait for ever.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (getattr(signal, "SIGHUP", None), signal.SIG_DFL),
+):
+    if _number is not None and signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 LONGEST = (
