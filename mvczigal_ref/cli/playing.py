@@ -157,6 +157,10 @@ def _playground(command: Play, run: Path | None, config: "TrainConfig") -> "Play
 def _config(command: Play) -> tuple[Path | None, "TrainConfig"]:
     """Tell a run from weights, and give the settings."""
     folder, words = command.folder, list(command.settings)
+    if folder is not None and folder.is_file():
+        from mvczigal_ref.models.weight_files import refuse_single_file
+
+        refuse_single_file("play FOLDER", folder)
     if folder is not None and not folder.is_dir():
         msg = f"`play` takes a run folder or a folder of weights; got {quoted(str(folder))}."
         raise ConfigError(msg)

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mvczigal_ref.cli import main, playing
 from mvczigal_ref.cli.playing import Play, _config
@@ -76,6 +78,18 @@ def test_mistakes_are_refused_in_one_line(monkeypatch, capsys, words, message):
     assert main(["play", *words]) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_single_file_is_refused_with_its_conversion(monkeypatch, capsys, tmp_path):
+    """As every command does that reads weights."""
+    monkeypatch.setattr(playing, "find_spec", lambda _: True)
+    file = tmp_path / "sdxl.safetensors"
+    save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, file)
+
+    assert main(["play", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert f"from_single_file({str(file)!r})" in error
     assert error.count("\n") == 1
 
 
