@@ -7,16 +7,13 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.config import Dtype
-from mvczigal_ref.distributed import World
 from mvczigal_ref.method.forward import forward_loss, needs_reference
-from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.sample import draw_samples
-from mvczigal_ref.preflight.scaled_gradient import scaled_gradient
+from mvczigal_ref.preflight.noised_samples import learn_from, predicted
 from mvczigal_ref.preflight.snapshots import copies
 from mvczigal_ref.preflight.trial import Place, Trial
 from mvczigal_ref.records import Samples
-from mvczigal_ref.training.state import initial_loss_scale
-from mvczigal_ref.update.forward import ForwardBatch, NoisedSamples, update_forward
+from mvczigal_ref.update.forward import ForwardBatch
 from mvczigal_ref.update.parameters import parameters_as
 
 __all__ = ["ForwardTrial"]
@@ -46,51 +43,20 @@ class ForwardTrial(Trial):
         return [
             Place(
                 name="the noised samples",
-                replay=partial(self._velocity, self._batch(samples, advantage=0.0)),
+                replay=partial(predicted, self, self._batch(samples, advantage=0.0)),
                 stored=None,
                 finite=samples.denoised,
             )
         ]
 
     def learn(self, samples: Samples, step: int, *, advantage: float) -> float:
-        """Leave the gradient of the run's loss in the parameters, for one advantage of all.
-
-        Every element weighs what it weighs in an optimiser step of the run, and the loss is
-        scaled as there.
-
-        Args:
-            samples: Samples of one slice.
-            step: Index of the trained step or decision.
-            advantage: The advantage, or the gap of every pair [1].
-
-        Returns:
-            The loss scale that the gradient was made with, before it was taken out [1].
-        """
+        """Leave the gradient of the run's loss in the parameters, for one advantage of all."""
         del step
         config, system, trained = self.config, self.system, self.system.trained()
-        objects = config.run.objects_per_iteration / config.optim.optimizer_steps_per_epoch
-        levels = min(config.forward.levels, system.sampler.num_steps)
-        share = self.objects / (objects * levels)
-
-        def objective(noised: NoisedSamples) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, _ = forward_loss(config, noised)
-            return share * loss, {}
-
-        settings = group_update_settings(config)
-        one_step = type(settings)(
-            guidance_scale=settings.guidance_scale, camera_scale=settings.camera_scale,
-            max_grad_norm=float("inf"),
-        )  # fmt: skip
-        return scaled_gradient(
-            system,
-            initial_loss_scale(config),
-            lambda optimizer, scale: update_forward(
-                system.policy, optimizer, [self._batch(samples, advantage=advantage)], objective,
-                parameters=list(trained.values()), world=World(), settings=one_step,
-                old=partial(parameters_as, trained, copies(trained)),
-                reference=system.backbone.without_lora if needs_reference(config) else None,
-                loss_scale=scale,
-            ),
+        return learn_from(
+            self, self._batch(samples, advantage=advantage), partial(forward_loss, config),
+            old=partial(parameters_as, trained, copies(trained)),
+            reference=system.backbone.without_lora if needs_reference(config) else None,
         )  # fmt: skip
 
     def rescored(self, samples: Samples, step: int) -> Samples:
@@ -102,7 +68,7 @@ class ForwardTrial(Trial):
         """Measure how well the samples are fitted: minus the mean square error of the velocity."""
         batch = self._batch(samples, advantage=0.0)
         target = batch.noise[0] - batch.clean
-        velocity = self._velocity(batch, gradient=False)
+        velocity = predicted(self, batch, gradient=False)
         return -float((velocity - target).double().square().mean())
 
     def _batch(self, samples: Samples, *, advantage: float) -> ForwardBatch:
@@ -117,16 +83,3 @@ class ForwardTrial(Trial):
             advantage=torch.full_like(clean[..., 0, 0, 0], advantage),
             first_object=0,
         )
-
-    def _velocity(self, batch: ForwardBatch, gradient: bool) -> Tensor:
-        level, members = batch.levels[0], batch.clean.shape[0]
-        latent_t = (1.0 - level) * batch.clean + level * batch.noise[0]
-        with torch.set_grad_enabled(gradient):
-            output: Tensor = self.system.policy(
-                latent_t.flatten(0, 2),
-                torch.tensor(1000.0 * level, device=latent_t.device),
-                batch.conditioning.repeat(members) if members > 1 else batch.conditioning,
-                guidance_scale=self.config.sampler.guidance_scale,
-                camera_scale=self.config.sampler.camera_scale,
-            )
-        return output.detach().reshape(latent_t.shape)

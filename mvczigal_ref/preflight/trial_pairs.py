@@ -67,19 +67,7 @@ class PairTrial(Trial):
             ).detach()  # fmt: skip
 
     def learn(self, samples: PairedRollout, step: int, *, advantage: float) -> float:
-        """Leave the gradient of the run's loss in the parameters, for one gap of all.
-
-        Every element weighs what it weighs in an optimiser step of the run, and the loss is
-        scaled as there.
-
-        Args:
-            samples: Samples of one slice.
-            step: Index of the trained step or decision.
-            advantage: The advantage, or the gap of every pair [1].
-
-        Returns:
-            The loss scale that the gradient was made with, before it was taken out [1].
-        """
+        """Leave the gradient of the run's loss in the parameters, for one gap of all."""
         parameters = self.system.trained()
 
         def update(

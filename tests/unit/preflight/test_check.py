@@ -12,7 +12,7 @@ from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
-from mvczigal_ref.preflight import attempts, trial_forward, trial_groups, trial_pairs
+from mvczigal_ref.preflight import attempts, noised_samples, trial_groups, trial_pairs
 from mvczigal_ref.preflight.attempts import ATTEMPTS, CheckResult, Finding
 from mvczigal_ref.preflight.check import check, check_system, trial_of
 from mvczigal_ref.preflight.snapshots import in_fp32
@@ -438,7 +438,7 @@ def weakened(update, place, factor):
 
 UPDATES = {
     "groups": ("tiny_flow_grpo", trial_groups, "update_groups", 4),
-    "forward": ("tiny_diffusion_nft", trial_forward, "update_forward", 3),
+    "forward": ("tiny_diffusion_nft", noised_samples, "update_forward", 3),
 }
 
 
