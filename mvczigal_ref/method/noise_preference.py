@@ -17,7 +17,7 @@ from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.windows import random_steps
 from mvczigal_ref.system import System
 from mvczigal_ref.update.forward import ForwardBatch, NoisedSamples, update_forward
-from mvczigal_ref.update.parameters import parameters_as
+from mvczigal_ref.update.parameters import parameter_copies, parameters_as
 
 __all__ = ["learn", "noised_pairs", "pair_loss"]
 
@@ -45,7 +45,6 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
     """
     system, config = learner.system, iteration.config
     trained = system.trained()
-    sampled = {name: parameter.detach().clone() for name, parameter in trained.items()}
     gap = experience.advantages[0][0]
     steps = random_steps(
         seed=config.run.seed, iteration=iteration.index, num_steps=system.sampler.num_steps,
@@ -61,7 +60,9 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
             iteration.share.objects, experience.samples, experience.conditions, strict=True
         )
     ]  # fmt: skip
-    frozen = config.objective.reference == "frozen"
+    reference = system.backbone.without_lora
+    if config.objective.reference == "snapshot":
+        reference = partial(parameters_as, trained, parameter_copies(trained))
     metrics, loss_scale = update_forward(
         system.policy,
         learner.optimizer,
@@ -70,9 +71,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         parameters=trained,
         world=iteration.world,
         settings=group_update_settings(config),
-        reference=system.backbone.without_lora
-        if frozen
-        else partial(parameters_as, trained, sampled),
+        reference=reference,
         loss_scale=learner.loss_scale,
     )
     return Learned(metrics=metrics, loss_scale=loss_scale)

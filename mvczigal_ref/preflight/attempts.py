@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mvczigal_ref.config import to_dict
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.preflight.snapshots import (
-    copies,
     fingerprints,
     gradients,
     in_fp32,
@@ -24,6 +23,7 @@ from mvczigal_ref.preflight.trial import Place, Trial
 from mvczigal_ref.system.networks import DTYPES
 from mvczigal_ref.training.run_folder import find_checkpoint
 from mvczigal_ref.training.state import TrainingState, resume
+from mvczigal_ref.update.parameters import parameter_copies
 
 __all__ = ["ATTEMPTS", "CheckResult", "Finding"]
 
@@ -205,7 +205,7 @@ _COSINE, _ZEROS = 0.9, 0.5
 def _learning(trial: Trial) -> Iterable[Finding]:
     """Take one optimiser step on an advantage of 1; what does not train must not notice."""
     system, samples = trial.system, trial.sample(trial.config.model.storage_dtype)
-    prints, start = fingerprints(trial), copies(system.trained())
+    prints, start = fingerprints(trial), parameter_copies(system.trained())
     rise, factor = _rise(trial, samples, factor=1.0), 1.0
     while not rise > 0.0 and factor > 1e-3:
         put_back(system.trained(), start)
@@ -299,7 +299,7 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
     """Copy everything that a checkpoint holds."""
     swapped = {"policy that samples": state.old, "average": state.average}
     return {
-        **copies(state.system.trained()),
+        **parameter_copies(state.system.trained()),
         **moments(state.optimizer),
         **{
             f"{kind} {name}": value.detach().clone()

@@ -11,7 +11,7 @@ from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_grid, check_steps
 from mvczigal_ref.models.backbone import AnyComponents
 from mvczigal_ref.preflight.attempts import ATTEMPTS, CheckResult, Finding
-from mvczigal_ref.preflight.snapshots import copies, put_back
+from mvczigal_ref.preflight.snapshots import put_back
 from mvczigal_ref.preflight.trial import Trial
 from mvczigal_ref.preflight.trial_forward import ForwardTrial
 from mvczigal_ref.preflight.trial_groups import GroupTrial
@@ -19,6 +19,7 @@ from mvczigal_ref.preflight.trial_noised_pairs import NoisedPairTrial
 from mvczigal_ref.preflight.trial_pairs import PairTrial
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.scorers import no_scorers
+from mvczigal_ref.update.parameters import parameter_copies
 
 __all__ = ["Progress", "check", "check_system", "trial_of"]
 
@@ -101,7 +102,7 @@ def check_system(
     if not config.objective.compares_pairs:
         check_steps(system, config)
     started, trial = time.monotonic(), trial_of(system, config, objects)
-    before = copies(system.trained())
+    before = parameter_copies(system.trained())
     findings: list[Finding] = []
     for done, (names, attempt) in enumerate(ATTEMPTS, start=1):
         if progress is not None:

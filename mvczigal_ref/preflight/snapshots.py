@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mvczigal_ref.preflight.trial import Trial
 from mvczigal_ref.system import System
 
-__all__ = ["copies", "fingerprints", "gradients", "in_fp32", "moments", "put_back"]
+__all__ = ["fingerprints", "gradients", "in_fp32", "moments", "put_back"]
 
 
 def fingerprints(trial: Trial) -> dict[str, int]:
@@ -40,11 +40,6 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
-
-
-def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy values."""
-    return {name: p.detach().clone() for name, p in parameters.items()}
 
 
 @contextmanager

@@ -10,11 +10,10 @@ from mvczigal_ref.config import Dtype
 from mvczigal_ref.method.forward import forward_loss, needs_reference
 from mvczigal_ref.method.sample import draw_samples
 from mvczigal_ref.preflight.noised_samples import learn_from, predicted
-from mvczigal_ref.preflight.snapshots import copies
 from mvczigal_ref.preflight.trial import Place, Trial
 from mvczigal_ref.records import Samples
 from mvczigal_ref.update.forward import ForwardBatch
-from mvczigal_ref.update.parameters import parameters_as
+from mvczigal_ref.update.parameters import parameter_copies, parameters_as
 
 __all__ = ["ForwardTrial"]
 
@@ -55,7 +54,7 @@ class ForwardTrial(Trial):
         config, system, trained = self.config, self.system, self.system.trained()
         return learn_from(
             self, self._batch(samples, advantage=advantage), partial(forward_loss, config),
-            old=partial(parameters_as, trained, copies(trained)),
+            old=partial(parameters_as, trained, parameter_copies(trained)),
             reference=system.backbone.without_lora if needs_reference(config) else None,
         )  # fmt: skip
 

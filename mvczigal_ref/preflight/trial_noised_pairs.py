@@ -9,12 +9,11 @@ from torch import Tensor
 from mvczigal_ref.method.noise_preference import noised_pairs, pair_loss
 from mvczigal_ref.objective.noise_preference import noise_error
 from mvczigal_ref.preflight.noised_samples import learn_from, predicted
-from mvczigal_ref.preflight.snapshots import copies
 from mvczigal_ref.preflight.trial import Place
 from mvczigal_ref.preflight.trial_pairs import PairTrial
 from mvczigal_ref.records import PairedRollout
 from mvczigal_ref.update.forward import ForwardBatch
-from mvczigal_ref.update.parameters import parameters_as
+from mvczigal_ref.update.parameters import parameter_copies, parameters_as
 
 __all__ = ["NoisedPairTrial"]
 
@@ -47,7 +46,7 @@ class NoisedPairTrial(PairTrial):
         trained = self.system.trained()
         return learn_from(
             self, self._batch(samples, advantage=advantage), partial(pair_loss, self.config),
-            reference=partial(parameters_as, trained, copies(trained)),
+            reference=partial(parameters_as, trained, parameter_copies(trained)),
         )  # fmt: skip
 
     def rescored(self, samples: PairedRollout, step: int) -> PairedRollout:

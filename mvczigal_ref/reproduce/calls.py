@@ -15,6 +15,7 @@ from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.prompts import read_prompts
 from mvczigal_ref.training.tracking import StageTimer, network_rows
+from mvczigal_ref.update.parameters import parameter_copies
 
 __all__ = ["network_calls"]
 
@@ -71,7 +72,7 @@ def _rows(config: TrainConfig, system: System, iteration: int) -> int:
     )  # fmt: skip
     old = None
     if config.objective.kind == "forward_process":
-        old = {name: p.detach().clone() for name, p in system.trained().items()}
+        old = parameter_copies(system.trained())
     with network_rows(system.policy) as rows:
         run_iteration(
             system,

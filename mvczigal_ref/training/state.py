@@ -37,7 +37,7 @@ from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.saved_state import REQUIRED, restored
 from mvczigal_ref.training.sealed_rows import seal_rows
 from mvczigal_ref.update.loss_scale import LossScale
-from mvczigal_ref.update.parameters import follow_parameters, parameters_as
+from mvczigal_ref.update.parameters import follow_parameters, parameter_copies, parameters_as
 
 __all__ = ["TrainingState", "begin", "initial_loss_scale", "resume"]
 
@@ -268,10 +268,11 @@ def begin(
         threshold=threshold or 0.0,
         initialised=threshold is not None,
     )
+    trained, follows = system.trained(), config.objective.kind == "forward_process"
     return TrainingState(
-        system, build_optimizer(system.trained(), config.optim), constraint, 0, prompts, config,
-        old=_trained_values(system) if config.objective.kind == "forward_process" else None,
-        average=_trained_values(system) if config.optim.average_decay else None,
+        system, build_optimizer(trained, config.optim), constraint, 0, prompts, config,
+        old=parameter_copies(trained) if follows else None,
+        average=parameter_copies(trained) if config.optim.average_decay else None,
         loss_scale=initial_loss_scale(config),
     )  # fmt: skip
 
@@ -356,17 +357,13 @@ def initial_loss_scale(config: TrainConfig) -> LossScale | None:
     return None if scale in (None, 1.0) else LossScale(scale=scale)
 
 
-def _trained_values(system: System) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in system.trained().items()}
-
-
 def _saved_values(
     system: System, checkpoint: Checkpoint, name: str, *, present: bool
 ) -> dict[str, torch.Tensor] | None:
     """Read parameters beside those that learn, where the run has some."""
     if not present:
         return None
-    values = _trained_values(system)
+    values = parameter_copies(system.trained())
     load_strict(values, checkpoint.tensors.get(name, {}), source=f"the checkpoint's {name} policy")
     return values
 

@@ -11,6 +11,7 @@ __all__ = [
     "follow_parameters",
     "mixed_parameters",
     "named_parameters",
+    "parameter_copies",
     "parameters_as",
 ]
 
@@ -34,6 +35,22 @@ def named_parameters(parameters: Parameters) -> Mapping[str, Tensor]:
     if isinstance(parameters, Mapping):
         return parameters
     return {f"parameters[{place}]": value for place, value in enumerate(parameters)}
+
+
+def parameter_copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy values, which the parameters may leave.
+
+    Args:
+        parameters: Parameters by name.
+
+    Returns:
+        Detached copies by name.
+
+    Examples:
+        >>> parameter_copies({"w": nn.Parameter(torch.ones(1))})
+        {'w': tensor([1.])}
+    """
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 @torch.no_grad()
@@ -121,7 +138,7 @@ def parameters_as(
         >>> weight.item()
         1.0
     """
-    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    before = parameter_copies(trained)
     _overwrite(trained, values)
     try:
         yield
