@@ -18,6 +18,7 @@ from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER
 from mvczigal_ref.models.published import SdxlSources
+from mvczigal_ref.models.single_files import refuse_single_file
 from mvczigal_ref.models.sources import (
     AbsentError,
     Located,
@@ -27,11 +28,7 @@ from mvczigal_ref.models.sources import (
     locate_tokenizer,
 )
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
-from mvczigal_ref.models.weight_files import (
-    check_safetensors,
-    read_json,
-    refuse_single_file,
-)
+from mvczigal_ref.models.weight_files import check_safetensors, read_json
 
 __all__ = ["SdxlSources", "load_sdxl_components"]
 
