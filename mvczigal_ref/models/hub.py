@@ -1,6 +1,6 @@
 """Published full-size networks as one set of components, loaded strictly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,17 +78,15 @@ def load_sdxl_components(
         "adapter": locate_adapter,
     }
     places: dict[str, Any] = {}
-    absent = []
+    absent: list[AbsentError] = []
     for name, search in searches.items():
         try:
             places[name] = cache_first(search, sources)
         except AbsentError as error:
-            absent.append(str(error))
+            absent.append(error)
     if absent:
-        lines = "\n" if len(absent) > 1 else " "  # one part is one line
-        if not (sources.local_files_only or reach.hub_answers()):
-            absent.insert(0, _UNREACHED)
-        raise CheckpointError(lines.join(absent))
+        unreached = not (sources.local_files_only or reach.hub_answers())
+        raise CheckpointError(f"{_UNREACHED} {_listed(absent)}" if unreached else _listed(absent))
     try:
         with quiet():
             components = _read(places, dtype)
@@ -96,6 +94,20 @@ def load_sdxl_components(
         msg = f"the networks' files must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
     return components.to(device)
+
+
+def _listed(absent: Sequence[AbsentError]) -> str:
+    """Give all that is absent, and every part's download, in one line."""
+    if len(absent) == 1:
+        return str(absent[0])
+    first = {part.name: part for part in reversed(absent)}  # of each argument one part
+    names = " and ".join(f"`{name}`" for name in first)
+    places = ", ".join(f"{part.source!r} ({part.why})" for part in first.values())
+    downloads = ", ".join(part.download for part in absent)
+    return (
+        f"{names} must be folders or hub ids that hold their parts, {len(absent)} of which are "
+        f"absent; got {places}. Download with {downloads}."
+    )
 
 
 def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
