@@ -12,7 +12,7 @@ __all__ = ["in_one_line"]
 _LONGEST = 1000  # characters of a message
 _TOLD = ("Unrecognized", "Perhaps", "Available", "For full")  # sections beside the first
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a terminal
-_FRAME = re.compile(r"[│|] ?(?P<text>.*?) *[│|]")  # a line of the box; a terminal may lack "│"
+_RULES = ("───", "-----")  # between sections; the latter where a terminal lacks "─"
 _HELP = 8  # blanks before a line of help, which `--help` shows
 
 
@@ -29,7 +29,7 @@ def in_one_line() -> Iterator[None]:
     Examples:
         >>> import sys
         >>> with in_one_line():
-        ...     print("│ Unrecognized options: --sed │", file=sys.stderr)
+        ...     print("Unrecognized options: --sed.", file=sys.stderr)
         ...     raise SystemExit(2)
         Traceback (most recent call last):
         mvczigal_ref.errors.ConfigError: Unrecognized options: --sed.
@@ -46,16 +46,18 @@ def in_one_line() -> Iterator[None]:
 
 def _sentence(box: str) -> str:
     """Take the sections of a box that say what is wrong and what to do."""
+    lines = _COLOURS.sub("", box).splitlines()
+    framed = bool(lines) and lines[0].startswith("╭")
     sections: list[list[str]] = [[]]
-    for line in _COLOURS.sub("", box).splitlines():
-        inside = _FRAME.fullmatch(line)
-        if inside is not None and inside["text"].startswith(("──", "--" * 8)):
+    for line in lines[1:-1] if framed else lines[2:]:  # without its title
+        text = line[2:].rstrip(" │")
+        if text.startswith(_RULES):
             sections.append([])
-        elif inside is not None:
-            sections[-1].append(inside["text"])
+        else:
+            sections[-1].append(text)
     told = [section for section in sections[1:] if section and section[0].startswith(_TOLD)]
     parts = [_paragraph(section) for section in [*sections[:1], *told]]
-    text = " ".join(f"{part.rstrip('.')}." for part in parts if part)
+    text = " ".join(f"{part.rstrip('.')}." for part in parts if part) or " ".join(box.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
