@@ -100,12 +100,12 @@ def _listed(absent: Sequence[AbsentError]) -> str:
     """Give all that is absent, and every part's download, in one line."""
     if len(absent) == 1:
         return str(absent[0])
-    first = {part.name: part for part in reversed(absent)}  # of each argument one part
-    names = " and ".join(f"`{name}`" for name in first)
-    places = ", ".join(f"{part.source!r} ({part.why})" for part in first.values())
+    names = list(dict.fromkeys(part.name for part in absent))
+    first = [next(part for part in absent if part.name == name) for name in names]
+    places = ", ".join(f"{part.source!r} ({part.why})" for part in first)
     downloads = ", ".join(part.download for part in absent)
     return (
-        f"{names} must be folders or hub ids that hold their parts, {len(absent)} of which are "
+        f"{' and '.join(f'`{name}`' for name in names)} must be folders or hub ids that hold their parts, {len(absent)} of which are "
         f"absent; got {places}. Download with {downloads}."
     )
 

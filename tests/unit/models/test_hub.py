@@ -152,7 +152,7 @@ def test_what_is_absent_is_named_with_its_source_and_size(tmp_path):
 
     assert len(text.splitlines()) == 1
     assert text.count("hf download") == 7
-    assert " are absent. Download with" in text
+    assert "hold their parts, 7 of which are absent; got" in text
     for command in (
         "hf download latent-consistency/lcm-sdxl config.json "
         "diffusion_pytorch_model.fp16.safetensors` (about 5.1 GB)",
