@@ -104,8 +104,9 @@ def _listed(absent: Sequence[AbsentError]) -> str:
     first = [next(part for part in absent if part.name == name) for name in names]
     places = ", ".join(f"{part.source!r} ({part.why})" for part in first)
     downloads = ", ".join(part.download for part in absent)
+    listed = " and ".join(f"`{name}`" for name in names)
     return (
-        f"{' and '.join(f'`{name}`' for name in names)} must be folders or hub ids that hold their parts, {len(absent)} of which are "
+        f"{listed} must be folders or hub ids that hold their parts, {len(absent)} of which are "
         f"absent; got {places}. Download with {downloads}."
     )
 
