@@ -10,7 +10,7 @@ from mvczigal_ref.errors import ConfigError
 __all__ = ["in_one_line"]
 
 _LONGEST = 1000  # characters of a message
-_TOLD = ("Unrecognized", "Perhaps", "Available", "For full")  # sections beside the first
+_OTHERS = ("Unrecognized", "Perhaps", "Available", "For full")  # sections beside the first
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a terminal
 _RULES = ("───", "-----")  # between sections; the latter where a terminal lacks "─"
 _HELP = 8  # blanks before a line of help, which `--help` shows
@@ -55,8 +55,8 @@ def _sentence(box: str) -> str:
             sections.append([])
         else:
             sections[-1].append(text)
-    told = [section for section in sections[1:] if section and section[0].startswith(_TOLD)]
-    parts = [_paragraph(section) for section in [*sections[:1], *told]]
+    others = [section for section in sections[1:] if section and section[0].startswith(_OTHERS)]
+    parts = [_paragraph(section) for section in [*sections[:1], *others]]
     text = " ".join(f"{part.rstrip('.')}." for part in parts if part) or " ".join(box.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

@@ -13,7 +13,7 @@ START = "a run folder, RUN@ITERATION, or an exported LoRA"
 """Noun phrase of what a new run can begin with."""
 
 START_WEIGHTS = "name FOLDER as `model.weights` or in `model.sources`, and leave `--from` out"
-"""What to do with a FOLDER of whole weights, with which no run begins."""
+"""Remedy where a FOLDER of whole weights is given, with which no run begins."""
 
 _SINGLE = ("model.diffusion_model.", "first_stage_model.", "conditioner.", "cond_stage_model.")
 _LORA = ("lora", "hada_w", "lokr_w", "oft_blocks", "oft_diag", "dora_scale")
@@ -33,7 +33,7 @@ def refuse_single_file(
         name: Name of the argument.
         source: Value of the argument.
         rule: Noun phrase of what the argument must be.
-        use: What to do with the file's FOLDER where the argument takes none.
+        use: Remedy for the file's FOLDER where the argument takes none.
 
     Raises:
         CheckpointError: If it is a file; says what that is, and how a checkpoint is converted.

@@ -42,7 +42,7 @@ class AbsentError(CheckpointError):
         name: Name of the argument.
         files: Files that its value must hold.
         source: Value of the argument.
-        why: What is absent there.
+        why: Reason: the file that is absent there.
         download: Command that fetches the files, and their size.
 
     Examples:

@@ -292,6 +292,7 @@ def test_a_plain_network_s_lora_is_recognised(tmp_path):
     refused(path, "of a plain network, as diffusers' trainer writes it, .* by `load_lora_weights`")
     with pytest.raises(CheckpointError, match="must adapt row attention too"):
         check_lora(path, network="multiview")
+    assert check_lora(path, network="unet").rank == RANK  # whose network has no row attention
 
 
 def test_a_peft_file_without_its_settings_is_refused(tmp_path):
