@@ -98,7 +98,7 @@ def writing(path: Path, *, aside: Path | None = None) -> Iterator[None]:
         if aside is not None:
             discard(aside)
         code = error.errno if isinstance(error, OSError) else _system_error(error)
-        if code is None:
+        if code is None or _is_elsewhere(error, path):
             raise
         raise OSError(code, os.strerror(code), str(path)) from error
 
@@ -234,6 +234,16 @@ def _system_error(error: SafetensorError) -> int | None:
     """Read the operating system's error number out of the library's message."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     return None if number is None else int(number[1])
+
+
+def _is_elsewhere(error: OSError | SafetensorError, path: Path) -> bool:
+    """Say whether an error names a file that is read, and not the one that is written."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | os.PathLike):
+        return False
+    place, target = Path(name).absolute(), path.absolute()
+    hidden = any(part.startswith(f".{path.name}.") for part in place.parts)
+    return not (hidden or place in (target, target.parent) or target in place.parents)
 
 
 def _in_use(folder: Path) -> str:

@@ -43,7 +43,7 @@ def require_sum(path: Path) -> None:
     """
     for folder in (path.parent, path.parent.parent):
         listed = folder / SUMS_FILE
-        if not (listed.is_file() and path.is_file()):
+        if not (listed.exists() and path.is_file()):
             continue
         name = path.relative_to(folder).as_posix()
         lines = listed.read_text("utf-8", errors="replace").splitlines()

@@ -136,8 +136,11 @@ def read_run(folder: Path) -> RunContent:
     """
     config = run_config(folder)
     check_rows(folder)
-    files = (folder / "evaluations").glob("*_*.safetensors")
-    scores = [(_iteration(path), read_evaluation(path)[0]) for path in files]
+    place = folder / "evaluations"
+    # A glob would find a file, or a folder that may not be read, empty.
+    files = sorted(place.iterdir()) if place.exists() else []
+    named = (path for path in files if path.match("*_*.safetensors"))
+    scores = [(_iteration(path), read_evaluation(path)[0]) for path in named]
     evaluations = dict(sorted(scores, key=lambda one: one[0]))
     columns = max((each.joint.shape[1] for each in evaluations.values()), default=0)
     return RunContent(
@@ -184,7 +187,7 @@ def _iteration(path: Path) -> int:
 def _prompts(folder: Path, columns: int) -> list[str]:
     path = folder / "evaluations" / "prompts.json"
     try:
-        held_out = json.loads(path.read_bytes()) if path.is_file() else split_prompts()[1]
+        held_out = json.loads(path.read_bytes()) if path.exists() else split_prompts()[1]
     except (ValueError, RecursionError) as error:
         msg = f"cannot read the held-out prompts in {str(path)!r}: {error}. Restore the file."
         raise CheckpointError(msg) from error

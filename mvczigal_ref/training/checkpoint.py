@@ -264,12 +264,12 @@ def clean_leftovers(folder: Path) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Every folder that is named as a checkpoint, oldest first."""
+    """Everything that is named as a checkpoint, oldest first; a file in its place is damage."""
     paths: dict[int, Path] = {}
     # A glob would find a folder empty that may not be read. A replaced one counts without another.
-    for path in sorted(folder.iterdir() if folder.is_dir() else (), reverse=True):
+    for path in sorted(folder.iterdir() if folder.exists() else (), reverse=True):
         match = _NAME.fullmatch(path.name.removesuffix(_REPLACED))
-        if match is not None and path.is_dir():
+        if match is not None:
             paths[int(match[1])] = path
     return [paths[iteration] for iteration in sorted(paths)]
 

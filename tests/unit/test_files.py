@@ -127,6 +127,19 @@ def test_a_full_disk_is_told_alike_by_every_writer():
         assert caught.value.errno == errno.ENOSPC
 
 
+def test_an_error_of_a_file_that_is_read_keeps_its_path(tmp_path):
+    """Not that of the file which is being written from it."""
+    out = tmp_path / "out"
+    for inside in (out, tmp_path / ".out.1.tmp" / "a", out / "a"):
+        with pytest.raises(PermissionError, match=rf"denied: '{out}'$"), writing(out):
+            raise PermissionError(errno.EACCES, "denied", str(inside))
+    with (
+        pytest.raises(PermissionError, match=r"denied: '.*/run/policy\.safetensors'$"),
+        writing(out),
+    ):
+        raise PermissionError(errno.EACCES, "denied", str(tmp_path / "run" / "policy.safetensors"))
+
+
 def test_an_error_that_is_not_the_disks_passes_unchanged(tmp_path):
     """What was written aside is gone all the same."""
     (tmp_path / "aside").mkdir()

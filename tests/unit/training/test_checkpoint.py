@@ -298,6 +298,19 @@ def test_a_folder_that_may_not_be_read_is_not_empty(unreadable):
         latest_checkpoint(unreadable)
 
 
+def test_a_file_in_a_checkpoints_place_is_not_passed_over(tmp_path):
+    """Else a run would go on from an older one, or anew."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "iteration_000003").write_text("")
+    newest = latest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    with pytest.raises((CheckpointError, NotADirectoryError), match="iteration_000003"):
+        load_checkpoint(newest)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file"):
+        latest_checkpoint(tmp_path / "file")
+
+
 def test_looking_for_the_latest_changes_nothing(tmp_path):
     """A report may be made while the run is saving."""
     save(tmp_path, 1)
