@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import Components, with_adapter
+from mvczigal_ref.models.downloads import file_size
 from mvczigal_ref.models.fitting_parts import require_fitting_sdxl
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
@@ -43,7 +44,7 @@ _NETWORKS = {
     "vae": AutoencoderKL,
 }
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
-_UNREACHED = "the Hugging Face hub does not answer, and these files are not on this machine:"
+_UNREACHED = "the Hugging Face hub does not answer, and these files are not on this machine"
 
 
 def load_sdxl_components(
@@ -81,17 +82,18 @@ def load_sdxl_components(
         "adapter": locate_adapter,
     }
     places: dict[str, Any] = {}
-    absent = []
+    absent: list[AbsentError] = []
     for name, search in searches.items():
         try:
             places[name] = cache_first(search, sources)
         except AbsentError as error:
-            absent.append(str(error))
+            absent.append(error)
     if absent:
-        lines = "\n" if len(absent) > 1 else " "  # one part is one line
+        lines, parts = "\n" if len(absent) > 1 else " ", [str(error) for error in absent]
         if not (sources.local_files_only or reach.hub_answers()):
-            absent.insert(0, _UNREACHED)
-        raise CheckpointError(lines.join(absent))
+            whole = file_size(sum(error.size for error in absent))
+            parts.insert(0, f"{_UNREACHED}, about {whole} in all:")
+        raise CheckpointError(lines.join(parts))  # one part is one line
     try:
         with quiet():
             components = _read(places, dtype)

@@ -13,6 +13,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import is_hub_id
 from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import ADAPTER_FILE
+from mvczigal_ref.models.downloads import NETWORKS, file_size
 from mvczigal_ref.models.loading import shards_of
 from mvczigal_ref.models.published import LCM_UNET, MV_ADAPTER, SDXL_BASE, SDXL_VAE, SdxlSources
 from mvczigal_ref.models.weight_files import pickled_weights
@@ -38,6 +39,13 @@ _Place = TypeVar("_Place")
 class AbsentError(CheckpointError):
     """A part's files are on this machine neither whole nor damaged."""
 
+    size: int
+    """Size of the files [bytes]."""
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
 
 class Located(NamedTuple):
     """Place of a network's files on the disk."""
@@ -50,20 +58,21 @@ class Located(NamedTuple):
 
 
 class _Published(NamedTuple):
-    """One network of a pipeline: its file, size and published place."""
+    """One network of a pipeline: its file, the numbers in it, and its published place."""
 
     stem: str
-    parameters: float
+    numbers: int
     repo: str
     in_half: bool = True
 
 
+_TOKENIZER_BYTES = 1_600_000
 _DIFFUSERS = "diffusion_pytorch_model"
 _NETWORKS = {
-    "text_encoder": _Published("model", 123e6, SDXL_BASE),
-    "text_encoder_2": _Published("model", 695e6, SDXL_BASE),
-    "unet": _Published(_DIFFUSERS, 2568e6, LCM_UNET),
-    "vae": _Published(_DIFFUSERS, 84e6, SDXL_VAE, in_half=False),
+    "text_encoder": _Published("model", NETWORKS["text_encoder"], SDXL_BASE),
+    "text_encoder_2": _Published("model", NETWORKS["text_encoder_2"], SDXL_BASE),
+    "unet": _Published(_DIFFUSERS, NETWORKS["lcm_unet"], LCM_UNET),
+    "vae": _Published(_DIFFUSERS, NETWORKS["vae"], SDXL_VAE, in_half=False),
 }
 
 
@@ -195,7 +204,7 @@ def locate_network(name: str, sources: SdxlSources, *, dtype: torch.dtype) -> Lo
         source,
         part.repo if separate else SDXL_BASE,
         (f"{place}config.json", f"{place}{part.stem}{'.fp16' * small}.safetensors"),
-        f"{part.parameters * (2 if small else 4) / 1e9:.1f} GB",
+        part.numbers * (2 if small else 4),
         why,
     )
 
@@ -237,7 +246,7 @@ def locate_tokenizer(name: str, sources: SdxlSources) -> Path:
     if settings is None or whole is None:
         why = why or results["vocab.json"][1] or results["merges.txt"][1]
         names = [f"{name}/{file}" for file in files]
-        raise _absent("base", sources.base, SDXL_BASE, names, "2 MB", why)
+        raise _absent("base", sources.base, SDXL_BASE, names, _TOKENIZER_BYTES, why)
     return settings.parent
 
 
@@ -263,12 +272,18 @@ def locate_adapter(sources: SdxlSources) -> Path:
             _look(sources.adapter, "camera_encoder/config.json", sources)
             return path
         why = why or reason
-    size = "1.0 GB in half precision, twice that in single"
-    raise _absent("adapter", sources.adapter, MV_ADAPTER, ADAPTER_FILES[:1], size, why)
+    size, single = 2 * NETWORKS["adapter"], " in half precision, twice that in single"
+    raise _absent("adapter", sources.adapter, MV_ADAPTER, ADAPTER_FILES[:1], size, why, single)
 
 
 def _absent(
-    name: str, source: str, published: str, files: Sequence[str], size: str, why: str
+    name: str,
+    source: str,
+    published: str,
+    files: Sequence[str],
+    size: int,
+    why: str,
+    remark: str = "",
 ) -> AbsentError:
     """Make the error that says what to download, from which place, and its size."""
     here = Path(source).expanduser().exists()
@@ -277,5 +292,7 @@ def _absent(
     at = f" --revision {revision}" if revision else ""
     return AbsentError(
         f"`{name}` must be a folder or hub id that holds {' and '.join(files)}; got {source!r}: "
-        f"{why}. Download with `hf download {repo} {' '.join(files)}{at}` (about {size})."
+        f"{why}. Download with `hf download {repo} {' '.join(files)}{at}` (about "
+        f"{file_size(size)}{remark}).",
+        size,
     )

@@ -100,6 +100,7 @@ def test_without_a_network_one_message_names_every_file(hub):
     first, *lines = str(caught.value).splitlines()
 
     assert first.startswith("the Hugging Face hub does not answer")
+    assert first.endswith(", about 14.9 GB in all:")
     assert len(lines) == 7
     assert all("Download with `hf download " in line for line in lines)
     assert all("(about " in line for line in lines)
