@@ -135,6 +135,8 @@ QUICK = (
     ["sample", "a dog"],
     ["play", "nosuch"],
     ["push", "nosuch", "a/b", "--dry-run", "x"],
+    ["convert-reward", "nosuch.pt", "x.safetensors"],
+    ["convert-reward", "{file}", "{prompts}"],
     ["recipes", "tiny"],
     ["recipes"],
     ["settings", "optim.lr"],
@@ -157,8 +159,8 @@ def test_slips_are_told_without_torch(tmp_path):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
     )
 
-    assert done.stdout.splitlines()[-2:] == [str([2] * 21 + [0] * 3), "set()"]
-    assert len(done.stderr.splitlines()) == 21
+    assert done.stdout.splitlines()[-2:] == [str([2] * 23 + [0] * 3), "set()"]
+    assert len(done.stderr.splitlines()) == 23
 
 
 def test_a_run_says_where_it_begins(tmp_path):
