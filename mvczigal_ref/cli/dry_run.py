@@ -33,7 +33,7 @@ def dry_run(command: Printed, config: TrainConfig, *, folder: Path, processes: i
     console.print(changes_table(changes, before="default", after=config.recipe))
     cost = cost_of(config, processes, console)
     print_plan(cost, console)
-    result = checked(config)
+    result = checked(config, console)
     console.print(check_tables(result))
     write_json(
         command,

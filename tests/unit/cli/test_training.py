@@ -202,6 +202,7 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     passed = [True]
 
     def check(config, *, device, progress):
+        progress(1, 2)
         finding = Finding(name="it is", passed=passed[0], reason="so")
         return CheckResult(findings=(finding,), seconds=0.0)
 
