@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import Components, with_adapter
+from mvczigal_ref.models.downloads import file_size
 from mvczigal_ref.models.fitting_parts import require_fitting_sdxl
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
@@ -40,7 +41,7 @@ _NETWORKS = {
     "vae": AutoencoderKL,
 }
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
-_UNREACHED = "the Hugging Face hub does not answer, and these files are not on this machine:"
+_UNREACHED = "the Hugging Face hub does not answer, and these files are not on this machine"
 
 
 def load_sdxl_components(
@@ -85,8 +86,10 @@ def load_sdxl_components(
         except AbsentError as error:
             absent.append(error)
     if absent:
-        unreached = not (sources.local_files_only or reach.hub_answers())
-        raise CheckpointError(f"{_UNREACHED} {_listed(absent)}" if unreached else _listed(absent))
+        if sources.local_files_only or reach.hub_answers():
+            raise CheckpointError(_listed(absent))
+        whole = file_size(sum(part.size for part in absent))
+        raise CheckpointError(f"{_UNREACHED}, {whole} in all: {_listed(absent)}")
     try:
         with quiet():
             components = _read(places, dtype)

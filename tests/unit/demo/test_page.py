@@ -9,12 +9,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from importlib import util
 from pathlib import Path
 
 import pytest
-
-from mvczigal_ref.cli.playing import Play, page_of
 
 PROMPT = "a red cube with a white nose"
 STUCK_S = 900  # after which a server that says nothing is taken to hang, on the slowest machine
@@ -45,15 +42,20 @@ def serving(port, log):
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=place)
     try:
-        end = time.monotonic() + STUCK_S
-        while "the page is at" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.05)
+        until_said("the page is at", process, log)
         yield process
     finally:
         process.terminate()
         process.wait(STUCK_S)
+
+
+def until_said(words, process, log):
+    """Wait until a server's log has these words."""
+    end = time.monotonic() + STUCK_S
+    while words not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -165,15 +167,3 @@ def test_a_browser_shows_it(server):
 
     assert sum(width > 100 for width in pictures) >= 4  # both sheets, ring, turntable
     assert [url for url in others if not url.startswith((server[0], "data:", "blob:"))] == []
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(util.find_spec("gradio") is None, reason="the extra `demo` is not installed")
-def test_the_file_of_a_space_makes_the_same_page():
-    """It is the page of the command."""
-    place = Path(__file__).parents[3] / "examples" / "space" / "app.py"
-    spec = util.spec_from_file_location("app", place)
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    assert module.demo.title == page_of(Play(device="cpu")).title
