@@ -113,7 +113,7 @@ def load_model(
     first = stored_dtype(check_folder(folder, variant)) or dtype
     if mapped:
         dtype = first
-    if keeps_fp32(kind, first, dtype):
+    if keeps_fp32(kind, dtype):
         first = dtype
     options: dict[str, Any] = {
         "output_loading_info": True, "local_files_only": True, "use_safetensors": True,

@@ -45,19 +45,19 @@ def forget(tensor: Tensor) -> None:
         advise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
-def keeps_fp32(kind: Any, *dtypes: torch.dtype) -> bool:  # noqa: ANN401 - untyped libraries
-    """Tell whether a library keeps parts of a network in fp32 in one of these types.
+def keeps_fp32(kind: Any, dtype: torch.dtype) -> bool:  # noqa: ANN401 - untyped libraries
+    """Tell whether a library keeps parts of a network in fp32 where the others have a type.
 
-    Then it casts as it reads, and memory holds the file and the network together.
+    Then the library has to cast as it reads, and memory holds the file and the network together.
 
     Args:
         kind: Class of the network.
-        *dtypes: Floating types in which it may be read.
+        dtype: Floating type of the others.
 
     Returns:
-        Whether it may: transformers does so in fp16 alone, but for what is marked as strict.
+        Whether it does: transformers in fp16 alone, but for what is marked as strict.
     """
     strict = getattr(kind, "_keep_in_fp32_modules_strict", None) or hasattr(kind, "load_config")
     half = {torch.float16, torch.bfloat16} if strict else {torch.float16}
     marked = getattr(kind, "_keep_in_fp32_modules", None) or (strict is not True and strict)
-    return bool(marked) and not half.isdisjoint(dtypes)
+    return bool(marked) and dtype in half

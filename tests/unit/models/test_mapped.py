@@ -35,9 +35,10 @@ def unet(width: int) -> UNet2DConditionModel:
 
 
 def t5(width: int, layers: int) -> T5EncoderModel:
-    """Build a text encoder whose embedding is under two names."""
-    sizes = {"d_model": width, "d_ff": 4 * width, "num_layers": layers, "num_heads": 4}
-    return T5EncoderModel(T5Config(**sizes, d_kv=width // 4, vocab_size=99))
+    """Build a text encoder whose embedding is under two names; layers have the parts of T5-XXL."""
+    sizes = {"d_model": width, "d_ff": 5 * width // 2, "num_layers": layers, "num_heads": 4}
+    proportions = {"d_kv": width // 4, "feed_forward_proj": "gated-gelu"}
+    return T5EncoderModel(T5Config(**sizes, **proportions, vocab_size=99))
 
 
 def flux(width: int) -> FluxTransformer2DModel:
@@ -113,9 +114,38 @@ def test_the_type_of_the_file_is_kept_where_that_is_asked(tmp_path):
 def test_the_library_s_fp32_parts_are_its_own_affair():
     """T5 keeps a projection in fp32 beside fp16, and not beside bf16."""
     assert keeps_fp32(T5EncoderModel, torch.float16)
-    assert keeps_fp32(T5EncoderModel, torch.bfloat16, torch.float16)
-    assert not keeps_fp32(T5EncoderModel, torch.bfloat16, torch.float32)
+    assert not keeps_fp32(T5EncoderModel, torch.bfloat16)
+    assert not keeps_fp32(T5EncoderModel, torch.float32)
     assert not keeps_fp32(UNet2DConditionModel, torch.float16)
+
+
+def test_t5_xxl_in_fp16_takes_a_fifth_more_than_its_file():
+    """24 projections of 4096 times 10240 in 4 bytes, the rest of 4.76e9 weights in 2."""
+    with torch.device("meta"):
+        network = T5EncoderModel(
+            T5Config(
+                d_model=4096, d_ff=10240, num_layers=24, num_heads=64, d_kv=64, vocab_size=32128,
+                feed_forward_proj="gated-gelu",
+            )
+        )  # fmt: skip
+    network.eval()
+    file = 2 * sum(p.numel() for p in network.parameters())
+    wide = [p for name, p in network.named_parameters() if ".wo." in name]
+
+    assert len(wide) == 24
+    assert file == pytest.approx(9.52e9, rel=1e-3)
+    assert file + 2 * sum(p.numel() for p in wide) == pytest.approx(11.54e9, rel=1e-3)
+
+
+def test_t5_in_fp16_holds_that_projection_in_fp32_and_no_more(tmp_path):
+    """In bytes."""
+    network = t5(8, 2)
+    stored(network, tmp_path, torch.float16)
+    wide = sum(p.numel() for name, p in network.named_parameters() if ".wo." in name)
+    count = sum(p.numel() for p in network.parameters())
+    loaded = load_model(T5EncoderModel, tmp_path, dtype=torch.float16)
+
+    assert sum(p.nbytes for p in loaded.parameters()) == 2 * count + 2 * wide
 
 
 def test_neighbours_in_memory_are_not_forgotten():
@@ -147,10 +177,14 @@ def test_a_network_is_never_twice_in_memory(file, tmp_path):
     ("build", "file"),
     [
         (build, file)
-        for build in (lambda: unet(224), lambda: clip(1024, 5), lambda: flux(1024))
+        for build in (
+            lambda: unet(224),
+            lambda: clip(1024, 5),
+            lambda: flux(1024),
+            lambda: t5(1024, 5),
+        )
         for file in (torch.float32, torch.float16)
-    ]
-    + [(lambda: t5(1024, 5), torch.float32)],  # from fp16 the library reads parts of T5 as fp32
+    ],
 )
 def test_a_large_network_is_never_twice_in_memory(build, file, tmp_path):
     """Files of about 200 MB, of every kind of network."""
