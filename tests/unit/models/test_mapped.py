@@ -8,8 +8,14 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from mvczigal_ref.models.components import load_components
+from mvczigal_ref.models.hub import load_sdxl_components
 from mvczigal_ref.models.loading import load_model
 from mvczigal_ref.models.mapped import forget, keeps_fp32
+from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.models.unet.loading import load_unet
+from mvczigal_ref.models.unet.tiny import tiny_unet_components
+from tests.unit.models.published import write_published
 
 PEAK = Path("/proc/self/clear_refs")
 HALF = [torch.bfloat16, torch.float16]
@@ -78,6 +84,33 @@ def growth(kind, folder: Path, dtype: torch.dtype) -> int:
     return status("VmHWM") - before
 
 
+def outside(network, folder: Path) -> int:
+    """Sum up a network's weights that lie in no file of a folder [bytes]."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    ranges = [line.split()[0].split("-") for line in lines if str(folder) in line]
+    files = [range(int(first, 16), int(last, 16)) for first, last in ranges]
+    weights = [p for p in network.parameters() if not any(p.data_ptr() in file for file in files)]
+    return sum(p.nbytes for p in weights)
+
+
+def multiview(folder: Path):
+    """Store the multi-view network, and give its loader."""
+    small = {"channels": (16, 16, 16), "num_heads": (1, 1, 1)}
+    tiny_components(seed=0, **small).save(folder, dtype=torch.float16)
+    return load_components, folder
+
+
+def single_view(folder: Path):
+    """Store a single-view network, and give its loader."""
+    tiny_unet_components("sdxl", seed=0).save(folder, dtype=torch.float16)
+    return load_unet, folder
+
+
+def published(folder: Path):
+    """Store the published files, the UNet's in fp16 and the adapter's in fp32."""
+    return load_sdxl_components, write_published(folder)
+
+
 # -- laws --------------------------------------------------------------------------------
 
 
@@ -109,6 +142,25 @@ def test_the_type_of_the_file_is_kept_where_that_is_asked(tmp_path):
     assert load_model(UNet2DConditionModel, tmp_path, dtype=torch.float32, mapped=True).dtype == (
         torch.bfloat16
     )
+
+
+@pytest.mark.parametrize("store", [multiview, single_view, published])
+def test_a_unet_may_stay_in_its_files_until_it_is_cast(store, tmp_path):
+    """Row attention too; cast block by block, it has the bits of one that was cast at once."""
+    load, place = store(tmp_path)
+    dtype = torch.bfloat16 if store is published else torch.float32
+    mapped, whole = (load(place, dtype=dtype, mapped=m).policy for m in (True, False))
+
+    assert mapped.dtype == torch.float16
+    if PEAK.exists():
+        assert outside(mapped.unet, tmp_path) == 0
+    cast = {name: value.to(dtype) for name, value in mapped.state_dict().items()}
+    expected = whole.state_dict()
+    assert list(cast) == list(expected)
+    assert all(torch.equal(cast[name], value) for name, value in expected.items())
+    assert [p.requires_grad for p in mapped.parameters()] == [
+        p.requires_grad for p in whole.parameters()
+    ]
 
 
 def test_the_library_s_fp32_parts_are_its_own_affair():
