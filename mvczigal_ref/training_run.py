@@ -15,7 +15,6 @@ from mvczigal_ref.evaluation.evaluate import PairedGain, sample_objects
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.recipes import recipe as named_recipe
 from mvczigal_ref.reward.source import hand_over
-from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.system.scorers import no_scorers
 from mvczigal_ref.text_files import text_lines
@@ -64,10 +63,7 @@ class TrainedPolicy:
         Raises:
             CheckpointError: If the run holds no checkpoint.
         """
-        noise = SeededNoise(
-            seed=seed, iteration="sample", objects=range(len(prompts)),
-            shape=self.system.latent_shape, device=self.system.device,
-        )  # fmt: skip
+        noise = self.system.noise(range(len(prompts)), "sample", seed=seed)
         return sample_objects(self.system, list(prompts), noise, config=self.config).cpu()
 
 

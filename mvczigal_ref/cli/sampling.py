@@ -201,7 +201,6 @@ def _images(
     from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.evaluation.evaluate import sample_objects
     from mvczigal_ref.pipeline.watch import calls_per_step
-    from mvczigal_ref.rollout.noise import SeededNoise
 
     size = config.run.objects_per_slice
     parts = [
@@ -217,10 +216,7 @@ def _images(
         counting = system.policy.register_forward_hook(lambda *_: steps.advance())
         try:
             for part in parts:
-                noise = SeededNoise(
-                    seed=config.run.seed, iteration="sample", objects=part,
-                    shape=system.latent_shape, device=system.device,
-                )  # fmt: skip
+                noise = system.noise(part, "sample", seed=config.run.seed)
                 texts = [prompts[index] for index in part]
                 objects = sample_objects(system, texts, noise, config=config, zigzag=command.zigzag)
                 images.append(objects.cpu())

@@ -7,7 +7,6 @@ from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.evaluation.evaluate import sample_objects
 from mvczigal_ref.report.run_content import score_tables
-from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.system import System, with_sampling
 from mvczigal_ref.system.rig import rig_of
@@ -145,10 +144,7 @@ class Playground:
     def _sample(self, system: System, prompt: str, config: TrainConfig, *, zigzag: bool) -> Images:
         """Sample one object by the noise that `mvczigal sample` draws."""
         system = with_sampling(system, config)
-        noise = SeededNoise(
-            seed=config.run.seed, iteration="sample", objects=range(1),
-            shape=system.latent_shape, device=system.device,
-        )  # fmt: skip
+        noise = system.noise(range(1), "sample", seed=config.run.seed)
         return sample_objects(system, [prompt], noise, config=config, zigzag=zigzag)
 
     def _scores(

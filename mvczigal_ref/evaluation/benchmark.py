@@ -11,8 +11,8 @@ from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.evaluate import sample_objects
+from mvczigal_ref.evaluation.slices import SampleSlices
 from mvczigal_ref.reward.mixture import Mixture
-from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.system import System
 
 __all__ = ["COLUMNS", "PUBLISHED", "benchmark"]
@@ -82,25 +82,18 @@ def benchmark(
         msg = f"`prompts` and `num_noises` must be at least 1; got {len(prompts)}, {num_noises}."
         raise ValueError(msg)
     scorers = Mixture.of(system.per_view, "per_view")
-    size, total = config.run.objects_per_slice, num_noises * len(prompts)
-    slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
-    even = len(slices) % world.size == 0 and total % size == 0
-    mine = world.slice_share(len(slices)) if even else range(len(slices))
-    rows: dict[str, list[Tensor]] = {name: [] for name in scorers.scorers}
-    for place, index in enumerate(mine):
-        texts = [prompts[i % len(prompts)] for i in slices[index]]
-        noise = SeededNoise(
-            seed=seed, iteration=_OCCASION, objects=slices[index], shape=system.latent_shape,
-            device=system.device,
-        )  # fmt: skip
+    slices = SampleSlices(
+        prompts=prompts, num_noises=num_noises, size=config.run.objects_per_slice, world=world
+    )
+    mine, parts = slices.mine, []
+    for place, part in enumerate(mine):
+        texts, noise = slices.texts(part), system.noise(part, _OCCASION, seed=seed)
         with torch.no_grad():
             images = sample_objects(system, texts, noise, config=config)
-            for name, table in scorers.tables(images, texts).items():
-                rows[name].append(table.mean(-1))
+            tables = scorers.tables(images, texts)
+        parts.append({name: table.mean(-1) for name, table in tables.items()})
         if progress is not None:
             progress(place + 1, len(mine))
-    tables = {name: torch.cat(parts) for name, parts in rows.items()}
-    if even:
-        tables = {name: world.gather_objects(table) for name, table in tables.items()}
-    check_rewards(**tables)
-    return {name: table.view(num_noises, -1).cpu() for name, table in tables.items()}
+    scores = slices.gathered(parts)
+    check_rewards(**scores)
+    return {name: table.view(num_noises, -1).cpu() for name, table in scores.items()}

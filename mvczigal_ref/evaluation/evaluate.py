@@ -15,6 +15,7 @@ from mvczigal_ref.evaluation.scores import (
     read_evaluation,
     sealed_evaluation,
 )
+from mvczigal_ref.evaluation.slices import SampleSlices
 from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
 from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.rollout.group import group_rollout
@@ -176,42 +177,34 @@ def evaluate(
         if number is not None and number < least:
             msg = f"`{name}` must be at least {least}; got {number}."
             raise ValueError(msg)
-    size, total = config.run.objects_per_slice, num_noises * len(prompts)
-    slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
-    even = len(slices) % world.size == 0 and total % size == 0
-    mine = world.slice_share(len(slices)) if even else range(len(slices))
+    slices = SampleSlices(
+        prompts=prompts, num_noises=num_noises, size=config.run.objects_per_slice, world=world
+    )
     keep = min(
         _room(system.num_views, system.image_size) if keep_images is None else keep_images,
         len(prompts),
     )
-    per_view, joint, shown = [], [], dict[int, Tensor]()
-    for place, index in enumerate(mine):
-        part = slices[index]
-        texts = [prompts[i % len(prompts)] for i in part]
-        images = sample_objects(
-            system, texts, _noise(system, part, seed), config=config, zigzag=zigzag, world=world
-        )
+    mine, tables, shown = slices.mine, [], dict[int, Tensor]()
+    for place, part in enumerate(mine):
+        texts, noise = slices.texts(part), system.noise(part, _OCCASION, seed=seed)
+        images = sample_objects(system, texts, noise, config=config, zigzag=zigzag, world=world)
         with world.agreed():
-            by_view, by_object = system.score(images, texts)
-        per_view.append(by_view)
-        joint.append(by_object)
-        if place * size < keep:  # then the first process has some of them, and others may
-            everywhere = world.gather_objects(images) if even else images
-            for rank, rows in enumerate(everywhere.split(len(part))):
-                first = (rank * len(mine) + place) * size
+            per_view, joint = system.score(images, texts)
+        tables.append({"per_view_reward": per_view, "joint_view_reward": joint})
+        if place * slices.size < keep:  # then the first process has some of them, and others may
+            for rank, rows in enumerate(slices.everywhere(images).split(len(part))):
+                first = (rank * len(mine) + place) * slices.size
                 if first < keep:
                     shown[first] = rows[: keep - first].cpu()
         with world.agreed():
             if progress is not None:
                 progress(place + 1, len(mine))
-    by_view, by_object = torch.cat(per_view), torch.cat(joint)
-    if even:
-        by_view, by_object = world.gather_objects(by_view), world.gather_objects(by_object)
-    check_rewards(per_view_reward=by_view, joint_view_reward=by_object)
+    scores = slices.gathered(tables)
+    check_rewards(**scores)
     nothing = torch.zeros(0, system.num_views, 3, system.image_size, system.image_size)
     return Evaluation(
-        per_view=by_view.mean(-1).view(num_noises, -1).cpu(),
-        joint=by_object.view(num_noises, -1).cpu(),
+        per_view=scores["per_view_reward"].mean(-1).view(num_noises, -1).cpu(),
+        joint=scores["joint_view_reward"].view(num_noises, -1).cpu(),
         images=torch.cat([shown[first] for first in sorted(shown)]) if shown else nothing,
     )
 
@@ -219,13 +212,3 @@ def evaluate(
 def _room(views: int, edge: int) -> int:
     """Count the prompts whose images fit into a file of scores, by the pixels of an edge."""
     return max(_FEWEST, _ROOM // (4 * views * 3 * edge**2))
-
-
-def _noise(system: System, part: Sequence[int], seed: int) -> SeededNoise:
-    return SeededNoise(
-        seed=seed,
-        iteration=_OCCASION,
-        objects=part,
-        shape=system.latent_shape,
-        device=system.device,
-    )

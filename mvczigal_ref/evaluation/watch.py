@@ -13,7 +13,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.evaluate import sample_objects
 from mvczigal_ref.evaluation.guard import GuardCheck, mean_pairwise_distance
-from mvczigal_ref.rollout.noise import SeededNoise
+from mvczigal_ref.evaluation.slices import SampleSlices
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.system import System
 
@@ -94,27 +94,18 @@ class Watch:
     @torch.no_grad()
     def _tables(self) -> dict[str, Tensor]:
         """One row per sample, noise by noise through the prompts, on the CPU."""
-        system, size = self.system, self.config.run.objects_per_slice
-        total = self.config.guard.noises * len(self.prompts)
-        slices = [range(first, min(first + size, total)) for first in range(0, total, size)]
-        even = len(slices) % self.world.size == 0 and total % size == 0
-        mine = self.world.slice_share(len(slices)) if even else range(len(slices))
-        rows: dict[str, list[Tensor]] = {}
-        for part in (slices[index] for index in mine):
-            texts = [self.prompts[i % len(self.prompts)] for i in part]
-            noise = SeededNoise(
-                seed=0, iteration=_OCCASION, objects=part, shape=system.latent_shape,
-                device=system.device,
-            )  # fmt: skip
+        system, run = self.system, self.config.run
+        slices = SampleSlices(
+            prompts=self.prompts, num_noises=self.config.guard.noises,
+            size=run.objects_per_slice, world=self.world,
+        )  # fmt: skip
+        parts = []
+        for part in slices.mine:
+            texts, noise = slices.texts(part), system.noise(part, _OCCASION, seed=0)
             images = sample_objects(system, texts, noise, config=self.config, world=self.world)
             with self.world.agreed():
-                scored = self._scored(images, texts)
-            for name, values in scored.items():
-                rows.setdefault(name, []).append(values)
-        whole = {name: torch.cat(values) for name, values in rows.items()}
-        if even:
-            whole = {name: self.world.gather_objects(values) for name, values in whole.items()}
-        return {name: values.cpu() for name, values in whole.items()}
+                parts.append(self._scored(images, texts))
+        return {name: values.cpu() for name, values in slices.gathered(parts).items()}
 
     def _scored(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
         """Ask every scorer, trained on or watched."""

@@ -6,7 +6,6 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.method.protocol import Experience, Iteration
-from mvczigal_ref.method.sample import noise_of
 from mvczigal_ref.objective.diffusion_nft import part_of_advantage
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.records import Samples
@@ -65,7 +64,7 @@ def _noised(
     iteration: Iteration,
 ) -> ForwardBatch:
     """Put one slice together, with noise of its own for every level and sample."""
-    noise = noise_of(system, objects, iteration.index, seed=iteration.config.run.seed)
+    noise = system.noise(objects, iteration.index, seed=iteration.config.run.seed)
     config, count = iteration.config, samples.denoised.shape[1]
     # The first member's noise stands for all where they share it.
     members = [(0 if config.forward.shared_noise else member,) for member in range(count)]

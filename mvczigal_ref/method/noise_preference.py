@@ -10,7 +10,6 @@ from mvczigal_ref.diffusion.ddim import ImplicitGrid
 from mvczigal_ref.diffusion.lcm import LcmSampler
 from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.protocol import Experience, Iteration, Learned, Learner
-from mvczigal_ref.method.sample import noise_of
 from mvczigal_ref.objective.noise_preference import noise_error, noise_preference_loss
 from mvczigal_ref.policy import Conditioning
 from mvczigal_ref.rollout.noise import SeededNoise
@@ -53,7 +52,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
     batches = [
         noised_pairs(
             system, part.denoised, condition.conditioning[0],
-            noise_of(system, objects, iteration.index, seed=config.run.seed),
+            system.noise(objects, iteration.index, seed=config.run.seed),
             gap=gap[objects.start : objects.stop], steps=steps,
         )
         for objects, part, condition in zip(

@@ -35,7 +35,7 @@ from mvczigal_ref.system import System
 from mvczigal_ref.system.networks import DTYPES
 from mvczigal_ref.update.parameters import parameters_as
 
-__all__ = ["decode", "draw_pair", "draw_samples", "noise_of", "sample"]
+__all__ = ["decode", "draw_pair", "draw_samples", "sample"]
 
 
 @memo_scope()
@@ -62,29 +62,11 @@ def sample(
     Raises:
         ValueError: If window, tree and grid do not fit.
     """
-    noise = noise_of(system, part.objects, iteration, seed=config.run.seed)
+    noise = system.noise(part.objects, iteration, seed=config.run.seed)
     with nullcontext() if old is None else parameters_as(system.trained(), old):
         return draw_samples(
             system, system.conditioning(part.prompts), noise, config=config, iteration=iteration
         )
-
-
-def noise_of(system: System, objects: range, iteration: int | str, *, seed: int) -> SeededNoise:
-    """Name the noise of some objects of an iteration.
-
-    Args:
-        system: System whose latents' shape and device are read.
-        objects: Indices within the iteration.
-        iteration: Index of the iteration, or a name of its own.
-        seed: Seed of the run.
-
-    Returns:
-        Noise that is the same whatever the slices and processes.
-    """
-    return SeededNoise(
-        seed=seed, iteration=iteration, objects=objects, shape=system.latent_shape,
-        device=system.device,
-    )  # fmt: skip
 
 
 def draw_samples(

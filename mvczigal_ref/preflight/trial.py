@@ -78,10 +78,7 @@ class Trial(ABC):
 
     def noise(self) -> SeededNoise:
         """Name the noise of the slice."""
-        return SeededNoise(
-            seed=self.config.run.seed, iteration="check", objects=range(self.objects),
-            shape=self.system.latent_shape, device=self.system.device,
-        )  # fmt: skip
+        return self.system.noise(range(self.objects), "check", seed=self.config.run.seed)
 
     def stored_in(self, storage: Dtype) -> TrainConfig:
         """Give the run's settings with another storage dtype."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.pair_settings import pair_update_settings
-from mvczigal_ref.method.sample import draw_samples, noise_of
+from mvczigal_ref.method.sample import draw_samples
 from mvczigal_ref.policy import Conditioning, Policy
 from mvczigal_ref.records import GroupDecision, PairedRollout, Samples, Trajectory
 from mvczigal_ref.system import System
@@ -119,7 +119,7 @@ def workload_of(
         ValueError: If window, tree and grid do not fit.
     """
     policy, prompts = _CallNotes(), config.run.objects_per_slice
-    noise = noise_of(system, range(prompts), iteration, seed=config.run.seed)
+    noise = system.noise(range(prompts), iteration, seed=config.run.seed)
     samples = draw_samples(
         system, conditioning, noise, config=config, iteration=iteration, policy=policy
     )

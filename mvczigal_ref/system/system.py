@@ -38,6 +38,7 @@ from mvczigal_ref.models.recomputation import Recomputation, activation_budget, 
 from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
+from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
 from mvczigal_ref.system.networks import DTYPES, backbone_of, load_network
 from mvczigal_ref.system.rig import rig_of
@@ -165,6 +166,22 @@ class System:
         return self.backbone.conditioning(
             [features[prompt] for prompt in prompts], features[negative[0]] if negative else None
         )
+
+    def noise(self, objects: Sequence[int], occasion: int | str, *, seed: int) -> SeededNoise:
+        """Name the noise of some objects, of the latents' shape and on their device.
+
+        Args:
+            objects: Indices within the occasion.
+            occasion: Index of the iteration, or a name such as ``"evaluation"``.
+            seed: Seed of the run.
+
+        Returns:
+            Noise that is the same whatever the slices and processes.
+        """
+        return SeededNoise(
+            seed=seed, iteration=occasion, objects=objects, shape=self.latent_shape,
+            device=self.device,
+        )  # fmt: skip
 
     @torch.no_grad()
     def images(self, denoised: ObjectLatent) -> Images:

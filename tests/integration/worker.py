@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mvczigal_ref.distributed import World, world
-from mvczigal_ref.method.sample import draw_pair, noise_of
+from mvczigal_ref.method.sample import draw_pair
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.training import loop as training_loop
 from mvczigal_ref.training.events import Events
@@ -41,7 +41,7 @@ def noted(digests):
             pair = draw_pair(
                 system,
                 system.conditioning(part.prompts),
-                noise_of(system, part.objects, index, seed=config.run.seed),
+                system.noise(part.objects, index, seed=config.run.seed),
                 config=config,
                 policy=system.policy.forward,  # whose calls are not counted
             )

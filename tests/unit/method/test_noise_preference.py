@@ -9,7 +9,6 @@ import torch
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.noise_preference import noised_pairs, pair_loss
-from mvczigal_ref.method.sample import noise_of
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.sampler import build_sampler
@@ -34,7 +33,7 @@ def system():
 
 def batch_of(system, config, *, steps=(1, 3)):
     """Noise two pairs of random samples."""
-    noise = noise_of(system, range(2), 0, seed=config.run.seed)
+    noise = system.noise(range(2), 0, seed=config.run.seed)
     both = torch.stack([noise.initial(), 0.5 * noise.initial()], dim=1)
     conditioning = system.conditioning(["a red cube", "a can"])
     return noised_pairs(system, both, conditioning, noise, gap=torch.tensor(GAP), steps=steps)
@@ -130,7 +129,7 @@ def test_a_flow_s_grid_is_refused():
     """Its samples have no signal share; groups have a form of their own."""
     config = config_of(FORWARD)
     flow = system_of(config)
-    noise = noise_of(flow, range(1), 0, seed=0)
+    noise = flow.noise(range(1), 0, seed=0)
     both = torch.stack([noise.initial()] * 2, dim=1)
     with pytest.raises(TypeError, match="must have signal shares to noise samples"):
         noised_pairs(
