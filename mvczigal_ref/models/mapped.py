@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["cast_mapped", "forget", "keeps_fp32"]
+__all__ = ["cast_as_read", "cast_mapped", "forget", "keeps_fp32"]
 
 
 def cast_mapped(network: Any, dtype: torch.dtype) -> None:  # noqa: ANN401 - untyped libraries
@@ -30,6 +30,24 @@ def cast_mapped(network: Any, dtype: torch.dtype) -> None:  # noqa: ANN401 - unt
                 forget(old)
     if hasattr(network.config, "dtype"):
         network.config.dtype = dtype
+
+
+def cast_as_read(network: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401 - untyped libraries
+    """Cast a network to the types that its library would give it when it reads it.
+
+    Args:
+        network: Network of transformers, changed in place.
+        dtype: Floating type of all but the parts that the library keeps in fp32.
+
+    Returns:
+        The network.
+    """
+    network.to(dtype)
+    kept = network._keep_in_fp32_modules if keeps_fp32(type(network), dtype) else ()
+    for name, part in network.named_modules():
+        if name.rpartition(".")[2] in kept:
+            part.to(torch.float32)
+    return network
 
 
 def forget(tensor: Tensor) -> None:
