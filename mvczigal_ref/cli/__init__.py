@@ -175,7 +175,8 @@ def _main(words: list[str]) -> int:
         except REFUSED as error:
             if isinstance(error, BrokenPipeError):
                 sys.stdout.flush()  # raises where the pipe was that of the output
-            if error.args[0] == errno.ENOSPC and error.filename is None:  # files are named
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            if full and error.filename is None:  # files are named
                 raise
             _say(f"error: {error}")
             return 2
