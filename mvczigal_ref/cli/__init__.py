@@ -176,7 +176,7 @@ def _main(words: list[str]) -> int:
             if isinstance(error, BrokenPipeError):
                 sys.stdout.flush()  # raises where the pipe was that of the output
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-            if full and error.filename is None:  # files are named
+            if full and getattr(error, "filename", None) is None:  # the output's: files are named
                 raise
             _say(f"error: {error}")
             return 2

@@ -60,7 +60,8 @@ def describe_file(path: Path) -> str:
     """
     try:
         if not path.is_file():
-            return "a folder" if path.is_dir() else "absent"
+            other = "neither a file nor a folder" if path.exists() else "absent"
+            return "a folder" if path.is_dir() else other
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(_HEAD)

@@ -70,6 +70,9 @@ def read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: As :func:`read_tensors`.
     """
+    if not path.is_file():  # a pipe would be waited for
+        msg = f"`path` must be a whole file of tensors; got {str(path)!r}, which is {kind}."
+        raise CheckpointError(msg)
     try:
         # An open file: torch would choose the format by the name's suffix.
         with warnings.catch_warnings(), path.open("rb") as file:

@@ -1,12 +1,15 @@
 """`file_kinds`: oracle, laws."""
 
+import os
 import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.file_kinds import describe_file, summary, tensor_names
+from mvczigal_ref.reward.foreign_tensors import read_pickle
 
 TENSORS = {"a.weight": torch.ones(3, 4), "b.bias": torch.ones(4)}
 
@@ -37,6 +40,10 @@ def test_what_is_no_file(tmp_path):
     """Absent, and a folder."""
     assert describe_file(tmp_path / "none") == "absent"
     assert describe_file(tmp_path) == "a folder"
+    os.mkfifo(tmp_path / "pipe")
+    assert describe_file(tmp_path / "pipe") == "neither a file nor a folder"
+    with pytest.raises(CheckpointError, match="which is neither a file nor a folder"):
+        read_pickle(tmp_path / "pipe", "neither a file nor a folder")  # at once
 
 
 def test_tensors_are_listed(path):
