@@ -30,9 +30,10 @@ from mvczigal_ref.models.loading import (
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.models.row_attention import install_row_attention, is_row_attention
+from mvczigal_ref.models.single_files import refuse_single_file
 from mvczigal_ref.models.text import encode_clip_prompts, text_conditioning
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
-from mvczigal_ref.models.weight_files import described_by, read_safetensors, refuse_single_file
+from mvczigal_ref.models.weight_files import described_by, read_safetensors
 from mvczigal_ref.models.whole_pipelines import WEIGHTS_FILE, require_no_lora
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.shapes import PromptEmbedding

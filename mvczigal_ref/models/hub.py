@@ -1,6 +1,6 @@
 """Published full-size networks as one set of components, loaded strictly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER
 from mvczigal_ref.models.published import SdxlSources
+from mvczigal_ref.models.single_files import refuse_single_file
 from mvczigal_ref.models.sources import (
     AbsentError,
     Located,
@@ -27,11 +28,7 @@ from mvczigal_ref.models.sources import (
     locate_tokenizer,
 )
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
-from mvczigal_ref.models.weight_files import (
-    check_safetensors,
-    read_json,
-    refuse_single_file,
-)
+from mvczigal_ref.models.weight_files import check_safetensors, read_json
 
 __all__ = ["SdxlSources", "load_sdxl_components"]
 
@@ -84,17 +81,15 @@ def load_sdxl_components(
         "adapter": locate_adapter,
     }
     places: dict[str, Any] = {}
-    absent = []
+    absent: list[AbsentError] = []
     for name, search in searches.items():
         try:
             places[name] = cache_first(search, sources)
         except AbsentError as error:
-            absent.append(str(error))
+            absent.append(error)
     if absent:
-        lines = "\n" if len(absent) > 1 else " "  # one part is one line
-        if not (sources.local_files_only or reach.hub_answers()):
-            absent.insert(0, _UNREACHED)
-        raise CheckpointError(lines.join(absent))
+        unreached = not (sources.local_files_only or reach.hub_answers())
+        raise CheckpointError(f"{_UNREACHED} {_listed(absent)}" if unreached else _listed(absent))
     try:
         with quiet():
             components = _read(places, dtype, mapped=mapped)
@@ -102,6 +97,21 @@ def load_sdxl_components(
         msg = f"the networks' files must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
     return components.to(device)
+
+
+def _listed(absent: Sequence[AbsentError]) -> str:
+    """Give all that is absent, and every part's download, in one line."""
+    if len(absent) == 1:
+        return str(absent[0])
+    names = list(dict.fromkeys(part.name for part in absent))
+    first = [next(part for part in absent if part.name == name) for name in names]
+    places = ", ".join(f"{part.source!r} ({part.why})" for part in first)
+    downloads = ", ".join(part.download for part in absent)
+    listed = " and ".join(f"`{name}`" for name in names)
+    return (
+        f"{listed} must be folders or hub ids that hold their parts, {len(absent)} of which are "
+        f"absent; got {places}. Download with {downloads}."
+    )
 
 
 def _read(places: dict[str, Any], dtype: torch.dtype, *, mapped: bool) -> Components:

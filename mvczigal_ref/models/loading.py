@@ -12,15 +12,11 @@ from torch import Tensor, nn
 
 from mvczigal_ref.errors import CheckpointError, first_line, quoted
 from mvczigal_ref.files import atomic_write, to_json
+from mvczigal_ref.models.file_kinds import plain_name
 from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.mapped import cast_mapped, forget, keeps_fp32
 from mvczigal_ref.models.sharding import local_part
-from mvczigal_ref.models.weight_files import (
-    check_safetensors,
-    pickled_weights,
-    plain_name,
-    read_json,
-)
+from mvczigal_ref.models.weight_files import check_safetensors, pickled_weights, read_json
 
 __all__ = [
     "cast_network",

@@ -36,7 +36,32 @@ _Place = TypeVar("_Place")
 
 
 class AbsentError(CheckpointError):
-    """A part's files are on this machine neither whole nor damaged."""
+    """A part's files are on this machine neither whole nor damaged.
+
+    Args:
+        name: Name of the argument.
+        files: Files that its value must hold.
+        source: Value of the argument.
+        why: Reason: the file that is absent there.
+        download: Command that fetches the files, and their size.
+
+    Examples:
+        >>> print(AbsentError("unet", "a.json", "here", "it holds none", "`hf download a`"))
+        `unet` must be a folder or hub id that holds a.json; got 'here': it holds none. Download \
+with `hf download a`.
+    """
+
+    def __init__(self, name: str, files: str, source: str, why: str, download: str) -> None:
+        super().__init__(name, files, source, why, download)
+        self.name, self.files, self.source, self.why = name, files, source, why
+        self.download = download
+
+    def __str__(self) -> str:
+        """Say what is absent and how to get it."""
+        return (
+            f"`{self.name}` must be a folder or hub id that holds {self.files}; got "
+            f"{self.source!r}: {self.why}. Download with {self.download}."
+        )
 
 
 class Located(NamedTuple):
@@ -276,6 +301,6 @@ def _absent(
     repo, _, revision = (source if named else published).partition("@")
     at = f" --revision {revision}" if revision else ""
     return AbsentError(
-        f"`{name}` must be a folder or hub id that holds {' and '.join(files)}; got {source!r}: "
-        f"{why}. Download with `hf download {repo} {' '.join(files)}{at}` (about {size})."
-    )
+        name, " and ".join(files), source, why,
+        f"`hf download {repo} {' '.join(files)}{at}` (about {size})",
+    )  # fmt: skip

@@ -25,10 +25,10 @@ from mvczigal_ref.models.published import (
     published_sources,
     weights_folder,
 )
+from mvczigal_ref.models.single_files import refuse_single_file
 from mvczigal_ref.models.sources import find_file
 from mvczigal_ref.models.unet.components import UnetComponents
 from mvczigal_ref.models.unet.loading import load_unet
-from mvczigal_ref.models.weight_files import refuse_single_file
 from mvczigal_ref.system.rig import rig_of
 
 __all__ = [
