@@ -43,9 +43,9 @@ def cast_as_read(network: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401 - unt
         The network.
     """
     network.to(dtype)
-    kept = network._keep_in_fp32_modules if keeps_fp32(type(network), dtype) else ()
+    wide = network._keep_in_fp32_modules if keeps_fp32(type(network), dtype) else ()
     for name, part in network.named_modules():
-        if name.rpartition(".")[2] in kept:
+        if name.rpartition(".")[2] in wide:
             part.to(torch.float32)
     return network
 
