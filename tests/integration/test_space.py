@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.demo.test_page import STUCK_S, free_port, until_said
 
-SPACE = Path(__file__).parents[3] / "examples" / "space"
+SPACE = Path(__file__).parents[2] / "examples" / "space"
 
 
 @pytest.mark.slow
