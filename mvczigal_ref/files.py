@@ -142,7 +142,7 @@ def owned(folder: Path) -> Iterator[None]:
             path.write_text(to_json({"process": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:
-        with suppress(PermissionError):  # on Windows nobody removes a locked file
+        with suppress(OSError):  # on Windows nobody removes a locked file
             path.unlink(missing_ok=True)  # before the release: whoever waits then makes a new one
         lock.release()
         for parent in absent:

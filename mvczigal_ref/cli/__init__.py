@@ -4,6 +4,7 @@ Each file holds a group of commands, arguments first. Only these are read here, 
 at once: the functions import what they need.
 """
 
+import errno
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from mvczigal_ref.cli.evaluating import Evaluate, evaluate
 from mvczigal_ref.cli.exporting import Export, Report, print_export, print_report
 from mvczigal_ref.cli.launch import REFUSED, end_with_launcher
 from mvczigal_ref.cli.output import json_alone, require_json
+from mvczigal_ref.cli.parser_errors import in_one_line
 from mvczigal_ref.cli.playing import Play, play
 from mvczigal_ref.cli.preflight_arguments import Check, Plan, check_recipe, plan_recipe
 from mvczigal_ref.cli.pretraining import Pretrain, pretrain_weights
@@ -39,7 +41,7 @@ from mvczigal_ref.cli.scoring import (
 )
 from mvczigal_ref.cli.settings import Settings, show_settings
 from mvczigal_ref.cli.training import Train, train
-from mvczigal_ref.errors import ServiceUnavailableError, quoted
+from mvczigal_ref.errors import ConfigError, ServiceUnavailableError, quoted
 
 __all__ = ["Command", "main"]
 
@@ -130,15 +132,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         Traceback (most recent call last):
         SystemExit: 2
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by a shell's `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
     try:
         try:
             return _main(list(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()  # else a reader that has gone is noticed when Python ends
-    except BrokenPipeError:
-        # As after `| head`. What is still to be written goes nowhere.
+    except OSError as error:
+        # What is still to be written goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _READER_GONE
+        if isinstance(error, BrokenPipeError):  # as after `| head`
+            return _READER_GONE
+        _say(f"error: standard output must take what is printed; got {error.strerror}.")
+        return 2
 
 
 def _main(words: list[str]) -> int:
@@ -167,6 +175,9 @@ def _main(words: list[str]) -> int:
         except REFUSED as error:
             if isinstance(error, BrokenPipeError):
                 sys.stdout.flush()  # raises where the pipe was that of the output
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            if full and getattr(error, "filename", None) is None:  # the output's: files are named
+                raise
             _say(f"error: {error}")
             return 2
         except KeyboardInterrupt:
@@ -182,10 +193,15 @@ def _read(words: list[str]) -> Command:
     for before, word in pairwise(words):
         is_setting = before not in _TAKES_TEXT and _is_setting(word, words[0])
         (settings if is_setting else rest).append(word)
-    command: Command = tyro.extras.subcommand_cli_from_dict(
-        {name: entry.arguments for name, entry in _COMMANDS.items()},
-        prog="mvczigal", description=_DESCRIPTION, args=rest,
-    )  # fmt: skip
+    try:
+        with in_one_line():
+            command: Command = tyro.extras.subcommand_cli_from_dict(
+                {name: entry.arguments for name, entry in _COMMANDS.items()},
+                prog="mvczigal", description=_DESCRIPTION, args=rest,
+            )  # fmt: skip
+    except ConfigError as error:
+        _say(f"error: {error}")
+        raise SystemExit(2) from error
     if not settings:
         return command
     if isinstance(command, Export | Push | Report | ConvertReward | Enhance | Recipes | Settings):
@@ -226,8 +242,8 @@ def _holds_other_bytes(word: str) -> bool:
 
 
 def _say(text: str) -> None:
-    # Names out of files reach here, and a terminal would obey what is in some.
-    shown = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    # Names out of files reach here, and a terminal would obey what is in some; one line is one.
+    shown = "".join(c if c.isprintable() else " " for c in text)
     print(f"mvczigal: {shown}", file=sys.stderr, flush=True)
 
 

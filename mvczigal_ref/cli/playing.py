@@ -158,7 +158,7 @@ def _config(command: Play) -> tuple[Path | None, "TrainConfig"]:
     """Tell a run from weights, and give the settings."""
     folder, words = command.folder, list(command.settings)
     if folder is not None and folder.is_file():
-        from mvczigal_ref.models.weight_files import refuse_single_file
+        from mvczigal_ref.models.single_files import refuse_single_file
 
         refuse_single_file("play FOLDER", folder)
     if folder is not None and not folder.is_dir():

@@ -289,7 +289,8 @@ def require_folder(
         ConfigError: If it is a file or cannot be written, or holds files and no run where a run is
             to go, or none of those that the command writes.
     """
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    folders = (folder, *folder.absolute().parents)
+    above = next(path for path in folders if path.exists() or path.is_symlink())  # to nowhere
     if not above.is_dir():
         raise ConfigError(f"`--out` must be a folder; got the file {str(above)!r}.")
     if not os.access(above, os.W_OK | os.X_OK):

@@ -75,6 +75,10 @@ def train(command: Train) -> None:
     config = recipe_config(command.recipe, file=command.config, words=command.settings)
     starting = starts_processes(command.processes)
     require_folder(_folder(command, config), run=True)
+    if command.start is not None:
+        from mvczigal_ref.models.single_files import require_start
+
+        require_start(Path(command.start).expanduser())
     _refuse_early(config)
     if command.dry_run:
         from mvczigal_ref.cli.dry_run import dry_run

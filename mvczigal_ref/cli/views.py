@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.models.weight_files import describe_file
+from mvczigal_ref.models.file_kinds import describe_file
 from mvczigal_ref.shapes import Images
 
 __all__ = ["FORMATS", "GROUND", "MOST_PIXELS", "read_picture", "read_views"]

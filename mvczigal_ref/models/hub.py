@@ -1,6 +1,6 @@
 """Published full-size networks as one set of components, loaded strictly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER
 from mvczigal_ref.models.published import SdxlSources
+from mvczigal_ref.models.single_files import refuse_single_file
 from mvczigal_ref.models.sources import (
     AbsentError,
     Located,
@@ -28,11 +29,7 @@ from mvczigal_ref.models.sources import (
     locate_tokenizer,
 )
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
-from mvczigal_ref.models.weight_files import (
-    check_safetensors,
-    read_json,
-    refuse_single_file,
-)
+from mvczigal_ref.models.weight_files import check_safetensors, read_json
 
 __all__ = ["SdxlSources", "load_sdxl_components"]
 
@@ -52,6 +49,7 @@ def load_sdxl_components(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> Components:
     """Load the published networks of a text-to-multiview pipeline.
 
@@ -64,6 +62,8 @@ def load_sdxl_components(
         dtype: Floating type of the networks. An autoencoder in which float16 overflows, as its
             settings say, stays in float32.
         device: Device of the networks.
+        mapped: Whether UNet and row attention keep the types of their files, as
+            :func:`~mvczigal_ref.models.components.load_components` says.
 
     Returns:
         Components in evaluation mode; the statistics contain the autoencoder's scaling factor.
@@ -89,27 +89,44 @@ def load_sdxl_components(
         except AbsentError as error:
             absent.append(error)
     if absent:
-        lines, parts = "\n" if len(absent) > 1 else " ", [str(error) for error in absent]
-        if not (sources.local_files_only or reach.hub_answers()):
-            whole = file_size(sum(error.size for error in absent))
-            parts.insert(0, f"{_UNREACHED}, about {whole} in all:")
-        raise CheckpointError(lines.join(parts))  # one part is one line
+        if sources.local_files_only or reach.hub_answers():
+            raise CheckpointError(_listed(absent))
+        whole = file_size(sum(part.size for part in absent))
+        raise CheckpointError(f"{_UNREACHED}, {whole} in all: {_listed(absent)}")
     try:
         with quiet():
-            components = _read(places, dtype)
+            components = _read(places, dtype, mapped=mapped)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"the networks' files must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
     return components.to(device)
 
 
-def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
+def _listed(absent: Sequence[AbsentError]) -> str:
+    """Give all that is absent, and every part's download, in one line."""
+    if len(absent) == 1:
+        return str(absent[0])
+    names = list(dict.fromkeys(part.name for part in absent))
+    first = [next(part for part in absent if part.name == name) for name in names]
+    places = ", ".join(f"{part.source!r} ({part.why})" for part in first)
+    downloads = ", ".join(part.download for part in absent)
+    listed = " and ".join(f"`{name}`" for name in names)
+    return (
+        f"{listed} must be folders or hub ids that hold their parts, {len(absent)} of which are "
+        f"absent; got {places}. Download with {downloads}."
+    )
+
+
+def _read(places: dict[str, Any], dtype: torch.dtype, *, mapped: bool) -> Components:
     """Load every part from the disk."""
     tokenizers = {name: read_tokenizer(CLIPTokenizer, places[name]) for name in _TOKENIZERS}
     check_safetensors(places["adapter"])
     folders = {name: places[name].folder for name in _NETWORKS}
     require_fitting_sdxl(folders, _camera_settings(places["adapter"]))
-    loaded = {name: _load_network(name, places[name], dtype) for name in _NETWORKS}
+    loaded = {
+        name: _load_network(name, places[name], dtype, mapped=mapped and name == "unet")
+        for name in _NETWORKS
+    }
     for name in ("text_encoder", "text_encoder_2"):
         loaded[name].requires_grad_(requires_grad=False)
     encoders = [loaded[name.replace("tokenizer", "text_encoder")] for name in _TOKENIZERS]
@@ -117,7 +134,8 @@ def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
         dict(zip(_TOKENIZERS, zip(tokenizers.values(), encoders, strict=True), strict=True))
     )
     adapter = places["adapter"]
-    policy = with_adapter(loaded.pop("unet"), adapter, _camera_settings(adapter), dtype)
+    settings = _camera_settings(adapter)
+    policy = with_adapter(loaded.pop("unet"), adapter, settings, dtype, mapped=mapped)
     vae = loaded["vae"]
     mean, std = latent_statistics(vae)
     # From here on the statistics hold the factor, so that settings saved again agree.
@@ -127,13 +145,13 @@ def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
     )
 
 
-def _load_network(name: str, at: Located, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _load_network(name: str, at: Located, dtype: torch.dtype, *, mapped: bool) -> Any:  # noqa: ANN401
     """Load one network, no pickle accepted."""
     kind = _NETWORKS[name]
     if name == "vae" and dtype == torch.float16:
         config = read_json(at.folder / "config.json")
         dtype = torch.float32 if config.get("force_upcast", True) else dtype
-    return load_model(kind, at.folder, dtype=dtype, variant=at.variant)
+    return load_model(kind, at.folder, dtype=dtype, variant=at.variant, mapped=mapped)
 
 
 def _camera_settings(adapter: Path) -> dict[str, Any]:

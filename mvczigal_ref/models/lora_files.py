@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.file_kinds import summary
 from mvczigal_ref.models.loading import load_strict, save_config, stored
 from mvczigal_ref.models.lora import (
     LORA_TARGETS,
@@ -26,7 +27,7 @@ from mvczigal_ref.models.lora_weights import (
 )
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.row_attention import is_row_attention
-from mvczigal_ref.models.weight_files import pickled_weights, summary
+from mvczigal_ref.models.weight_files import pickled_weights
 
 __all__ = ["check_lora", "load_lora", "save_lora_file", "save_lora_folder", "save_unet_folder"]
 
@@ -84,20 +85,24 @@ def load_lora(network: ModelMixin, source: str | Path, *, adapter: str = "defaul
     load_lora_state_dict(network, file.values, source=str(path), adapter=adapter)
 
 
-def check_lora(source: str | Path, *, unet: bool) -> None:
+def check_lora(source: str | Path, *, network: str) -> LoraFile:
     """Read a LoRA's file before its network is loaded, to refuse a damaged one at once.
 
     Args:
         source: As in :func:`load_lora`.
-        unet: Whether the network is a UNet, or a flow transformer.
+        network: Kind of the network, as the setting ``model.network`` names it.
+
+    Returns:
+        Content of the file.
 
     Raises:
         CheckpointError: If there is no such file, or it can fit no network of the kind.
     """
     path = _find(Path(source).expanduser())
-    file = read_lora(path, network="unet" if unet else "transformer")
-    if unet:
+    file = read_lora(path, network="transformer" if network == "flow" else "unet")
+    if network == "multiview":
         _refuse_plain(file)
+    return file
 
 
 def save_lora_file(network: ModelMixin, path: Path, *, layout: LoraLayout = "diffusers") -> None:

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError, quoted
+from mvczigal_ref.models.file_kinds import plain_name, summary
 from mvczigal_ref.models.file_sums import require_sum
-from mvczigal_ref.models.weight_files import (
-    plain_name,
-    read_json,
-    read_metadata,
-    read_safetensors,
-    summary,
-)
+from mvczigal_ref.models.single_files import require_lora
+from mvczigal_ref.models.weight_files import read_json, read_metadata, read_safetensors
 
 __all__ = [
     "INERT",
@@ -72,6 +68,7 @@ _STYLES: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 _ADAPTER = re.compile(r"\.lora_[AB]\.(?!weight$)[^.]+\.weight$")
 _SINGLE = torch.finfo(torch.float32)
+_WHOLE = "name FOLDER as weights or in `model.sources`"  # what to do with other weights
 _TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
 _OTHER_NETWORK = {"unet": "transformer.", "transformer": "unet."}
 
@@ -193,6 +190,7 @@ def _settings(path: Path, network: str) -> dict[str, Any]:
 
 def _check_style(path: Path, named: Mapping[str, Tensor], network: str) -> None:
     """Refuse names of other layouts, and say which layout it is."""
+    require_lora(path, path.name, rule="a LoRA, tensors named lora_A and lora_B", use=_WHOLE)
     text = [name for name in named if name.startswith(_TEXT_ENCODERS)]
     if text:
         msg = (

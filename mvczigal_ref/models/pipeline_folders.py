@@ -7,7 +7,8 @@ from transformers.utils import cached_file
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.models.downloads import PARTS, download_hint
-from mvczigal_ref.models.weight_files import read_json, refuse_single_file
+from mvczigal_ref.models.single_files import refuse_single_file
+from mvczigal_ref.models.weight_files import read_json
 
 __all__ = [
     "cached_repository_file",

@@ -37,14 +37,35 @@ _Place = TypeVar("_Place")
 
 
 class AbsentError(CheckpointError):
-    """A part's files are on this machine neither whole nor damaged."""
+    """A part's files are on this machine neither whole nor damaged.
 
-    size: int
-    """Size of the files [bytes]."""
+    Args:
+        name: Name of the argument.
+        files: Files that its value must hold.
+        source: Value of the argument.
+        why: Reason: the file that is absent there.
+        download: Command that fetches the files, and their size.
+        size: Size of the files [bytes].
 
-    def __init__(self, message: str, size: int) -> None:
-        super().__init__(message)
-        self.size = size
+    Examples:
+        >>> print(AbsentError("unet", "a.json", "here", "it holds none", "`hf download a`", 9))
+        `unet` must be a folder or hub id that holds a.json; got 'here': it holds none. Download \
+with `hf download a`.
+    """
+
+    def __init__(
+        self, name: str, files: str, source: str, why: str, download: str, size: int
+    ) -> None:
+        super().__init__(name, files, source, why, download, size)
+        self.name, self.files, self.source, self.why = name, files, source, why
+        self.download, self.size = download, size
+
+    def __str__(self) -> str:
+        """Say what is absent and how to get it."""
+        return (
+            f"`{self.name}` must be a folder or hub id that holds {self.files}; got "
+            f"{self.source!r}: {self.why}. Download with {self.download}."
+        )
 
 
 class Located(NamedTuple):
@@ -291,8 +312,6 @@ def _absent(
     repo, _, revision = (source if named else published).partition("@")
     at = f" --revision {revision}" if revision else ""
     return AbsentError(
-        f"`{name}` must be a folder or hub id that holds {' and '.join(files)}; got {source!r}: "
-        f"{why}. Download with `hf download {repo} {' '.join(files)}{at}` (about "
-        f"{file_size(size)}{remark}).",
-        size,
-    )
+        name, " and ".join(files), source, why,
+        f"`hf download {repo} {' '.join(files)}{at}` (about {file_size(size)}{remark})", size,
+    )  # fmt: skip

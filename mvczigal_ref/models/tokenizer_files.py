@@ -9,7 +9,8 @@ from typing import Any
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from mvczigal_ref.errors import CheckpointError, first_line, quoted
-from mvczigal_ref.models.weight_files import describe_file, read_json
+from mvczigal_ref.models.file_kinds import describe_file
+from mvczigal_ref.models.weight_files import read_json
 
 __all__ = ["KNOWN_IDS", "fit_tokenizers", "longest_text", "read_tokenizer", "text_length"]
 

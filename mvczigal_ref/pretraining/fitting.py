@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mvczigal_ref.distributed import World
+from mvczigal_ref.files import writing
 
 __all__ = ["Log", "averaged", "file_log", "optimiser_steps"]
 
@@ -36,7 +37,7 @@ def file_log(accelerator: Accelerator, path: Path) -> Log:
         if accelerator.is_main_process:
             seconds = time.time() - started
             line = {"stage": stage, "step": step, "loss": loss, "seconds": seconds}
-            with path.open("a") as file:
+            with writing(path), path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             began, first = stages.setdefault(stage, (seconds, step))
             left = ""

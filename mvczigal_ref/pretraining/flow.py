@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
@@ -105,7 +106,7 @@ def pretrain_flow(out: Path, config: FlowPretrainConfig) -> FlowComponents:
     out.mkdir(parents=True, exist_ok=True)
     log = file_log(accelerator, out / "pretrain_log.jsonl")
     if accelerator.is_main_process:
-        (out / "pretrain_config.json").write_text(json.dumps(asdict(config), indent=1))
+        atomic_write(out / "pretrain_config.json", json.dumps(asdict(config), indent=1))
     components = untrained(config)
     data: CaptionedViews | None = None
     for name, steps, lr, seed in (

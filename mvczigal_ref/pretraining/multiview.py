@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.tiny import tiny_components
@@ -123,7 +124,7 @@ def pretrain(out: Path, config: PretrainConfig) -> Components:
     scenes = sample_scenes(prompts, per_prompt=config.objects_per_prompt, generator=generator)
     components = tiny_components(seed=config.seed)
     if accelerator.is_main_process:
-        (out / "pretrain_config.json").write_text(json.dumps(asdict(config), indent=1))
+        atomic_write(out / "pretrain_config.json", json.dumps(asdict(config), indent=1))
 
     def stage(name: str, run: Callable[[Components], Components], now: Components) -> Components:
         if not (out / name / "unet").exists():

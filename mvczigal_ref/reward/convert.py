@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import sync, usual_mode
-from mvczigal_ref.models.weight_files import describe_file
+from mvczigal_ref.models.file_kinds import describe_file
 from mvczigal_ref.reward.foreign_tensors import read_pickle
 
 __all__ = ["convert_checkpoint"]

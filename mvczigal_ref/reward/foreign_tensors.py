@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError, first_line, quoted
-from mvczigal_ref.models.weight_files import (
-    describe_file,
-    read_safetensors,
-    summary,
-)
+from mvczigal_ref.models.file_kinds import describe_file, summary
+from mvczigal_ref.models.weight_files import read_safetensors
 
 __all__ = ["read_pickle", "read_tensors"]
 
@@ -65,7 +62,7 @@ def read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
 
     Args:
         path: The file.
-        kind: Format of the file, by :func:`~mvczigal_ref.models.weight_files.describe_file`.
+        kind: Format of the file, by :func:`~mvczigal_ref.models.file_kinds.describe_file`.
 
     Returns:
         Tensors by name.
@@ -73,6 +70,9 @@ def read_pickle(path: Path, kind: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: As :func:`read_tensors`.
     """
+    if not path.is_file():  # a pipe would be waited for
+        msg = f"`path` must be a whole file of tensors; got {str(path)!r}, which is {kind}."
+        raise CheckpointError(msg)
     try:
         # An open file: torch would choose the format by the name's suffix.
         with warnings.catch_warnings(), path.open("rb") as file:

@@ -273,7 +273,7 @@ def build_system(
     if scorers is None:  # first, so that a missing one is reported at once
         scorers = build_scorers(config, device=device)
     if lora is not None:
-        check_lora(lora, unet=model.network != "flow")
+        check_lora(lora, network=model.network)
     cuts = world is not None and world.size > 1 and config.run.sharding == "full"
     if components is None:
         components = load_network(config, mapped=cuts)

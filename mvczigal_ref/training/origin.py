@@ -16,9 +16,11 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.loading import load_strict
+from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.lora_reading import PEFT_FILE
 from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
 from mvczigal_ref.models.sharding import shard_world, whole
+from mvczigal_ref.models.single_files import START, START_WEIGHTS, require_start
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import Checkpoint, load_checkpoint
 from mvczigal_ref.training.identity import require_same_weights
@@ -116,10 +118,9 @@ exported LoRA; got 'absent@3'.
     elif (path / "checkpoints").is_dir():
         checkpoint = load_newest(path) if iteration is None else _at(path, iteration)
     else:
-        msg = (
-            "`--from` must name a run folder, RUN@ITERATION, or an exported LoRA; got "
-            f"{str(start)!r}."
-        )
+        msg = f"`--from` must name {START}; got {str(start)!r}."
+        if (path / "model_index.json").is_file():
+            msg = f"{msg[:-1]}, a pipeline's FOLDER: {START_WEIGHTS}."
         raise CheckpointError(msg)
     return _of_checkpoint(path, checkpoint, config)
 
@@ -280,16 +281,27 @@ def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> O
 
 
 def _of_lora(path: Path, config: TrainConfig) -> Origin:
+    file = path if path.is_file() else _lora_file(path)
+    if file is None:
+        raise CheckpointError(f"`--from` must name a LoRA; {str(path)!r} holds none.")
+    require_sum(file)
+    require_start(file)
     if config.model.finetune != "lora":
         msg = (
             f'`model.finetune` must be "lora" to begin with the LoRA {str(path)!r}; got '
             f'"{config.model.finetune}". Merge the LoRA and name the folder as `model.weights`.'
         )
         raise CheckpointError(msg)
-    file = path if path.is_file() else _lora_file(path)
-    if file is None:
-        raise CheckpointError(f"`--from` must name a LoRA; {str(path)!r} holds none.")
-    require_sum(file)
+    lora, model = check_lora(file, network=config.model.network), config.model
+    alpha = float(lora.rank) if lora.alpha is None else lora.alpha
+    ranks_differ = lora.rank != model.lora_rank
+    if ranks_differ or alpha / lora.rank != model.lora_alpha / model.lora_rank:
+        name, value = ("rank", lora.rank) if ranks_differ else ("alpha", alpha)
+        msg = (
+            f"`model.lora_{name}` must be {value}, that of {str(path)!r}, whose parameters the run "
+            f"is to begin with; got {getattr(model, f'lora_{name}')}."
+        )
+        raise CheckpointError(msg)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return Origin(place=str(path), iteration=None, sha256=digest, differences=(), lora=file)
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,9 +57,11 @@ def recorded(folder: Path, world: World) -> Iterator[None]:
     atomic_write(folder / STARTS, to_json([*earlier, start]))
     try:
         yield
-    finally:
-        start["seconds"] = round(time.monotonic() - clock, 1)
-        atomic_write(folder / STARTS, to_json([*earlier, start]))
+    except BaseException:
+        with suppress(OSError):  # the first cause is what is told, such as a full disk
+            _end(folder, earlier, start, clock)
+        raise
+    _end(folder, earlier, start, clock)
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
@@ -102,6 +104,13 @@ def typed_command(words: Sequence[str]) -> str | None:
     if program.stem != "mvczigal" and program.parts[-2:] != ("mvczigal_ref", "__main__.py"):
         return None
     return shlex.join(["mvczigal", *words[1:]])
+
+
+def _end(
+    folder: Path, earlier: Sequence[dict[str, Any]], start: dict[str, Any], clock: float
+) -> None:
+    start["seconds"] = round(time.monotonic() - clock, 1)
+    atomic_write(folder / STARTS, to_json([*earlier, start]))
 
 
 def _start(world: World) -> dict[str, Any]:

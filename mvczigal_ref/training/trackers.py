@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -91,8 +91,9 @@ class Trackers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the trackers, however the run ended."""
-        self.close()
+        """Close the trackers, however the run ended; what ended it is what is told."""
+        with nullcontext() if error is None else suppress(Exception):
+            self.close()
 
     def log(self, iteration: int, metrics: Mapping[str, Number]) -> None:
         """Hand one iteration's metrics to every tracker.

@@ -143,11 +143,8 @@ def train(
 'summary.json']
     """
     if world.size > 1:
-        engine = config.run.reduction == "engine"
-        world = replace(
-            world, sharded=config.run.sharding == "full",
-            reduction="engine" if engine else "ordered",
-        )  # fmt: skip
+        sharded = config.run.sharding == "full"
+        world = replace(world, sharded=sharded, reduction=config.run.reduction)
     tell = events if events is not None and world.is_main else Events()
     run = _Run(
         config=config, folder=folder, world=world, tell=tell, components=components,
@@ -164,7 +161,8 @@ def train(
             # Captions and scores come before changes: the state is the last finished iteration's.
             # All processes have agreed on this error, so that parts can be saved, too.
             if run.state is not None and (world.is_main or run.state.sharded):
-                run.state.save(folder)
+                with suppress(OSError):  # the service is what is told of; nothing there is lost
+                    run.state.save(folder)
             with suppress(ProcessLostError):  # a launcher ends all as soon as one has ended
                 world.barrier()
             raise
@@ -330,7 +328,8 @@ def _first_state(run: _Run, ready: _Ready) -> TrainingState:
 def _no_room(error: OSError, folder: Path) -> str:
     """Say what could not be written, and from where the run will go on."""
     newest = latest_checkpoint(folder / "checkpoints")
-    text = f"cannot write {error.filename!r}: {error.strerror}. Make room and start again; the run "
+    place = f"cannot write {str(error.filename or folder)!r}: {error.strerror}."
+    text = f"{place} Make room and start again; the run "
     return text + ("begins anew." if newest is None else f"goes on from {str(newest)!r}.")
 
 

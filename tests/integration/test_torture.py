@@ -11,6 +11,7 @@ from tests.torture.page import PAGE, write_rows
 SCALES = {
     "configurations": 0.02, "prompts": 0.1, "pictures": 0.1, "tensors": 0.03, "pickles": 0.1,
     "servers": 0.1, "clients": 0.1, "folders": 0.02, "kills": 0.02, "owners": 0.05, "trained": 0.02,
+    "permissions": 0.1,
 }  # fmt: skip
 
 

@@ -25,13 +25,15 @@ AREAS = {
     "pickles": 2_000,
     "servers": 1_000,
     "clients": 2_000,
+    "permissions": 120,
     "folders": 600,
     "kills": 400,
     "owners": 40,
     "trained": 300,
 }
-"""Attempts of each area at scale 1; of kills at most as many as the run has file events."""
-RUNS = ("folders", "owners", "trained")
+"""Attempts of each area at scale 1; of kills at most as many as the run has file events, of
+permissions as commands have files."""
+RUNS = ("permissions", "folders", "owners", "trained")
 """Areas that train, which may be stopped after some minutes and gone on with."""
 
 

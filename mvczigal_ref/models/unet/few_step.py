@@ -9,11 +9,12 @@ from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError, first_line
+from mvczigal_ref.models.file_kinds import plain_name
 from mvczigal_ref.models.loading import quiet
 from mvczigal_ref.models.lora import adapter_names, lora_parameters
 from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
 from mvczigal_ref.models.pipeline_folders import cached_repository_file
-from mvczigal_ref.models.weight_files import plain_name, read_safetensors
+from mvczigal_ref.models.weight_files import read_safetensors
 
 __all__ = ["find_few_step_lora", "fuse_few_step_lora"]
 

@@ -1,12 +1,14 @@
 """`cli`: which words of the command line are settings, and which are prompts and files."""
 
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.cli import _COMMANDS, _read, main
+from mvczigal_ref.cli import _COMMANDS, _read, _say, main
 
 SCORE = ["score", "--prompt", "P", "--reward", "clip_score"]
 
@@ -81,6 +83,56 @@ def test_a_shell_can_complete_words(shell, capsys):
 
 
 # -- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train"], "Missing from mvczigal train: RECIPE. For full helptext, run: mvczigal train "),
+        (["sample", "a", "--stepz", "3"], "Unrecognized options: --stepz, 3. Perhaps you meant: "),
+        (["train", "tiny", "--seed", "x"], "Error parsing --seed: no type matching {None}|INT "),
+        (["trainn"], "Unrecognized options: trainn. Available subcommands: train, sample, "),
+        (["play", "--port"], "Missing value for argument '--port'. Expected 1 values. For "),
+        (
+            ["reproduce", "x"],
+            "invalid choice 'x' for argument 'what'. Expected one of ('methods', ",
+        ),
+        (["train", "tiny", "--seed", "x" * 9000], "Error parsing --seed"),
+    ],
+)
+def test_words_that_are_no_command_are_refused_in_one_line(words, line, capsys):
+    """Like every other refusal, with the way to the help."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert told.startswith(f"mvczigal: error: {line}")
+    assert told.count("\n") == 1
+    assert len(told) < 1100
+
+
+def test_a_message_of_several_lines_is_told_in_one(capsys):
+    """Whoever wrote it."""
+    _say("error: one\ntwo")
+    assert capsys.readouterr().err == "mvczigal: error: one two\n"
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["settings", "optim.lr"]])
+def test_output_that_cannot_be_written_is_told(words):
+    """In one line, on a full disk."""
+    command = [sys.executable, "-m", "mvczigal_ref", *words]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("mvczigal: error: standard output must take what is printed; got")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_output_is_no_fault():
+    """As after a shell's `>&-`."""
+    command = f"{shlex.quote(sys.executable)} -m mvczigal_ref --version >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("beside", [[], ["plain.png"]])

@@ -95,3 +95,6 @@ def test_a_folder_that_takes_no_files_is_refused_before_work(run, tmp_path, monk
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"must be a folder; got the file '.*/file'"):
         require_folder(tmp_path / "file" / "run", run=run)
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    with pytest.raises(ConfigError, match=r"must be a folder; got the file '.*link'"):
+        require_folder(tmp_path / "link", run=run)

@@ -48,7 +48,7 @@ def test_a_flipped_bit_of_an_exported_lora_is_refused(tmp_path, name):
     save_policy(LoraWeights.of(unet), tmp_path / "policy")
     source = tmp_path / "policy" / name
     read = source.with_name("adapter_model.safetensors") if name.endswith(".json") else source
-    check_lora(read, unet=True)
+    check_lora(read, network="multiview")
     if name.endswith(".json"):
         source.write_text(source.read_text("utf-8") + " ", "utf-8")
     else:
@@ -56,9 +56,9 @@ def test_a_flipped_bit_of_an_exported_lora_is_refused(tmp_path, name):
     with pytest.raises(
         CheckpointError, match=rf"{name}` must be the file that .*SHA256SUMS' lists"
     ):
-        check_lora(read, unet=True)
+        check_lora(read, network="multiview")
     (tmp_path / "policy" / SUMS_FILE).unlink()
-    check_lora(read, unet=True)
+    check_lora(read, network="multiview")
 
 
 def test_a_flipped_bit_of_an_exported_network_is_refused(tmp_path):

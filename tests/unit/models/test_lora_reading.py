@@ -194,7 +194,7 @@ STYLES = {
     "unet.mid_block.to_q.lora_magnitude_vector": "a DoRA",
     "lycoris_unet_to_q.hada_w1_a": "a LyCORIS adapter",
     "unet.mid_block.to_q.lora_A.default.weight": "a network's own state, 1 of 1 tensors",
-    "unet.conv_in.weight": "tensors named lora_A and lora_B; got 1 tensors: unet.conv_in.weight",
+    "unet.conv_in.weight": "lora_A and lora_B; .* no LoRA, 1 tensors: unet.conv_in.weight",
 }
 
 
@@ -291,7 +291,8 @@ def test_a_plain_network_s_lora_is_recognised(tmp_path):
     path = write(tmp_path / "a.safetensors", values)
     refused(path, "of a plain network, as diffusers' trainer writes it, .* by `load_lora_weights`")
     with pytest.raises(CheckpointError, match="must adapt row attention too"):
-        check_lora(path, unet=True)
+        check_lora(path, network="multiview")
+    assert check_lora(path, network="unet").rank == RANK  # whose network has no row attention
 
 
 def test_a_peft_file_without_its_settings_is_refused(tmp_path):
@@ -303,4 +304,4 @@ def test_a_peft_file_without_its_settings_is_refused(tmp_path):
 
 def test_nothing_is_in_the_file(tmp_path):
     """No tensors at all."""
-    refused(write(tmp_path / "a.safetensors", {}), "got 0 tensors: none")
+    refused(write(tmp_path / "a.safetensors", {}), "no LoRA, 0 tensors: none")

@@ -185,7 +185,7 @@ def test_a_pickle_is_refused_with_the_command(here, mine):
 
 def test_one_file_is_refused_with_the_remedy(here, mine, tmp_path):
     """A single-file checkpoint, by every loader; one of a folder asks for the folder."""
-    with pytest.raises(CheckpointError, match=r"a safetensors file\. Give the folder that holds"):
+    with pytest.raises(CheckpointError, match=r"a safetensors file, .* Give the folder that"):
         load(here, mine / "unet" / "diffusion_pytorch_model.safetensors")
     file = str(tmp_path / "sd_xl_base_1.0.safetensors")
     save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, file)

@@ -4,20 +4,18 @@ import gzip
 import json
 import random
 import re
-import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models.file_kinds import describe_file
 from mvczigal_ref.models.weight_files import (
     check_safetensors,
-    describe_file,
     read_json,
     read_metadata,
     read_safetensors,
-    summary,
 )
 
 TENSORS = {"a.weight": torch.ones(3, 4), "b.bias": torch.ones(4)}
@@ -68,26 +66,6 @@ def test_a_file_is_said_to_be_what_it_is(path, content, kind):
         assert "\n" not in str(caught.value)
 
 
-def test_torch_files_are_told_apart(path):
-    """A pickle in its archive, a program, an archive of something else."""
-    torch.save(TENSORS, path)
-    assert describe_file(path) == "a pickle in torch's archive"
-    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
-    assert describe_file(path) == "a pickle"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("model/code/__torch__.py", "")
-    assert "TorchScript" in describe_file(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("model.txt", "")
-    assert describe_file(path) == "a zip archive"
-
-
-def test_what_is_no_file(tmp_path):
-    """Absent, and a folder."""
-    assert describe_file(tmp_path / "none") == "absent"
-    assert describe_file(tmp_path) == "a folder"
-
-
 def test_texts_beside_tensors(path):
     """Empty where there are none."""
     save_file(TENSORS, path, metadata={"format": "pt"})
@@ -129,9 +107,3 @@ def test_deep_nesting_is_no_recursion(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="must be readable JSON"):
         read_json(path)
-
-
-def test_a_summary_is_short():
-    """Whatever the number of names."""
-    assert summary(["a", "b"]) == "a, b"
-    assert summary([f"layer.{n}" for n in range(1000)]).endswith("layer.3 and 996 more")

@@ -99,6 +99,10 @@ def test_parameters_of_another_shape_are_refused(one, section, words):
     other = replace(other, model=replace(other.model, **words))
     with pytest.raises(CheckpointError, match=rf"`model\.{section}` must be 8.*, that of '.*one'"):
         read_origin(one, other)
+    with pytest.raises(
+        CheckpointError, match=rf"`model\.{section}` must be 8.*, that of '.*policy'"
+    ):
+        read_origin(one / "policy", other)
 
 
 def test_parameters_that_are_not_finite_are_refused(one):

@@ -1,5 +1,6 @@
 """`training.starts`: each start of a run is recorded, however it ends."""
 
+import errno
 import json
 
 import pytest
@@ -59,6 +60,16 @@ def test_a_command_is_one_only_where_it_was_typed(words, command):
 
 
 # -- errors ------------------------------------------------------------------------------
+
+
+def test_a_full_disk_does_not_hide_the_first_cause(tmp_path):
+    """What failed is told, and not that its seconds could not be written either."""
+    with pytest.raises(OSError, match=r"state\.json"), recorded(tmp_path, World()):  # noqa: PT012
+        (tmp_path / STARTS).unlink()
+        (tmp_path / STARTS).mkdir()  # which no file replaces
+        raise OSError(errno.ENOSPC, "No space left on device", "state.json")
+    with pytest.raises(IsADirectoryError, match=STARTS), recorded(tmp_path, World()):
+        pass
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[1]", '[{"began": "now"}]'])

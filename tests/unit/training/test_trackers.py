@@ -191,6 +191,10 @@ def test_one_that_fails_leaves_none_open(tmp_path, stub):
         Trackers(["trackio", "swanlab", "mlflow"], folder=tmp_path, config=TrainConfig()).close()
     assert [kind.made[0].calls[-1] for kind in kinds] == ["finish"] * 3
 
+    opened = Trackers(["swanlab"], folder=tmp_path, config=TrainConfig())
+    with pytest.raises(KeyError), opened:  # the first cause is what is told
+        raise KeyError
+
 
 def test_no_tracker_does_nothing(tmp_path):
     """The default writes no file."""
