@@ -1,9 +1,9 @@
 """Processes of a run: the only file that knows there may be several.
 
 Whole slices of objects are shared out in contiguous blocks, so that each
-slice is computed exactly as one process alone would compute it. Every
-reduction adds in the order of the processes, so that all of them hold the same
-bits afterwards. An exception in one of them ends all of them.
+slice is computed exactly as one process alone would compute it. Small sets of
+gradients are added in the order of the processes, whatever the backend prefers.
+An exception in one of them ends all of them.
 """
 
 import os
@@ -23,6 +23,8 @@ __all__ = ["World", "world"]
 
 # Elements that one collective carries, which bounds the memory it needs.
 _BUCKET = 2**24
+# Elements of all gradients up to which "auto" adds them in order: 64 MiB of fp32 per process.
+_SMALL = 2**24
 
 
 class _ElsewhereError(Exception):
@@ -43,9 +45,9 @@ class World:
     """Number of processes."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Device on which this process computes."""
-    reduction: Literal["ordered", "engine"] = "ordered"
+    reduction: Literal["auto", "ordered", "engine"] = "ordered"
     """Sum of gradients that every process holds whole: in the order of the processes, or as the
-    backend prefers."""
+    backend prefers; "auto" is ordered up to 2^24 numbers."""
     sharded: bool = False
     """Whether weights are gathered in the middle of a network call, where no process can be asked
     whether it has failed: a process that fails there ends by itself, and the others lose it."""
@@ -111,8 +113,9 @@ class World:
         The order of the sum is fixed, whichever algorithm the backend prefers. A parameter
         without a gradient counts as zero where another process has one, and keeps none where
         no process has one, so that the optimiser skips it as it would in one process. With a
-        ``reduction`` of "engine" the order is the backend's, and the last bits may differ. The
-        gradients of sharded parameters are means already.
+        ``reduction`` of "engine", or with "auto" and more than 2^24 numbers, the order is the
+        backend's, and the last bits may differ. The gradients of sharded parameters are means
+        already.
 
         Args:
             parameters: The trainable parameters, in the same order in every process.
@@ -128,18 +131,23 @@ class World:
         for parameter in used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        ordered = self._in_order(sum(p.numel() for p in used))
         for bucket in _buckets([p.grad for p in used if p.grad is not None]):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            total = self._summed(flat)
+            total = self._summed(flat, ordered=ordered)
             total /= self.size
             for gradient, mean in zip(
                 bucket, total.split([g.numel() for g in bucket]), strict=True
             ):
                 gradient.copy_(mean.view_as(gradient))
 
-    def _summed(self, flat: Tensor) -> Tensor:
+    def _in_order(self, count: int) -> bool:
+        """Tell whether so many numbers are added in the order of the processes."""
+        return self.reduction == "ordered" or (self.reduction == "auto" and count <= _SMALL)
+
+    def _summed(self, flat: Tensor, *, ordered: bool) -> Tensor:
         """Add every process's numbers; the engine in fp32 or wider."""
-        if self.reduction == "engine":
+        if not ordered:
             wide = torch.promote_types(flat.dtype, torch.float32)
             total = flat.to(self.device, wide)
             with _losses():

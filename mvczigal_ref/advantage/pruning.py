@@ -1,6 +1,7 @@
 """Samples that are left out of the update: their advantages are 0, and the others count more."""
 
 import math
+from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
@@ -55,11 +56,12 @@ def prune_samples(
 
     Source:
         arXiv:2503.22342 (CPPO), its pruning of completions by absolute advantage; its released
-        trainer takes the k of a whole batch. The calls of what is left out are made all the same.
+        trainer takes those of a whole batch, and G - k = floor(G P) of them go. The calls of what
+        is left out are made all the same.
 
     Args:
         advantage: :math:`A`, the group's samples last [1].
-        share: :math:`P` [1], in [0, 1); 0 keeps all.
+        share: :math:`P` [1], in [0, 1), read as the decimal that it is written as; 0 keeps all.
 
     Returns:
         Advantages of the same shape [1]; of equal ones the earlier stay.
@@ -74,7 +76,7 @@ def prune_samples(
     """
     _check(advantage, share)
     count = advantage.shape[-1]
-    rest = max(1, math.floor(count * (1.0 - share)))
+    rest = max(1, _left(count, share))
     order = advantage.abs().argsort(dim=-1, descending=True, stable=True)
     return _keep(advantage, order[..., :rest])
 
@@ -127,11 +129,11 @@ def prune_nodes(
         msg = f"`siblings` must divide the {count} nodes of a tree; got {siblings}."
         raise ValueError(msg)
     if keep == "siblings":
-        rest = max(1, math.floor(siblings * (1.0 - share)))
+        rest = max(1, _left(siblings, share))
         families = advantage.unflatten(-1, (-1, siblings))
         order = families.argsort(dim=-1, descending=True, stable=True)
         return _keep(families, order[..., :rest]).flatten(-2)
-    rest = min(count, max(2, math.floor(count * (1.0 - share))))
+    rest = min(count, max(2, _left(count, share)))
     order = advantage.argsort(dim=-1, descending=True, stable=True)
     best = rest // 2
     return _keep(advantage, torch.cat([order[..., :best], order[..., count - rest + best :]], -1))
@@ -141,6 +143,11 @@ def _keep(advantage: Tensor, places: Tensor) -> Tensor:
     """Set all but some places to 0, and raise those so that a mean is one over them."""
     mask = torch.zeros_like(advantage).scatter(-1, places, 1.0)
     return advantage * mask * (advantage.shape[-1] / places.shape[-1])
+
+
+def _left(count: int, share: float) -> int:
+    """Count what a share leaves: 2 of 10 for 0.8, where floats would say 1."""
+    return math.floor(count * (1 - Fraction(str(share))))
 
 
 def _check(advantage: Tensor, share: float) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
+    from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.config import TrainConfig
 
 __all__ = ["Benchmark", "benchmark"]
@@ -69,6 +70,7 @@ def benchmark(command: Benchmark) -> None:
         CheckpointError: If the run is none.
     """
     require_noises(command.noises, command.seeds)
+    from mvczigal_ref.cli.progress import Steps
     from mvczigal_ref.evaluation.benchmark import COLUMNS
     from mvczigal_ref.system.scorers import build_scorers, check_judges
 
@@ -79,7 +81,9 @@ def benchmark(command: Benchmark) -> None:
     here = join(command.device)
     console = console_of(command, shown=here.is_main)
     scorers = build_scorers(config, device=here.device, watched=False)
-    rows = _rows(command, config, prompts, here, scorers)
+    evaluations = len(command.seeds) * (1 if command.run is None else 2)
+    with Steps(console, "scoring", evaluations) as steps:
+        rows = _rows(command, config, prompts, here, scorers, steps)
     console.print(_table(rows, columns, published=not command.columns))
     if here.is_main:
         write_json(command, _as_json(command, prompts, columns, rows))
@@ -123,6 +127,7 @@ def _rows(
     prompts: Sequence[str],
     here: Any,  # noqa: ANN401 - a World, which is not imported for help alone
     scorers: dict[str, Any],
+    steps: "Steps",
 ) -> dict[str, dict[str, "Tensor"]]:
     """Score the base weights, and below them the run where there is one."""
     import torch
@@ -139,7 +144,13 @@ def _rows(
         if (
             tables := [
                 scored(
-                    system, prompts, config=config, world=here, num_noises=command.noises, seed=seed
+                    system,
+                    prompts,
+                    config=config,
+                    world=here,
+                    num_noises=command.noises,
+                    seed=seed,
+                    progress=lambda done, slices: steps.advance(1 / slices),
                 )
                 for seed in command.seeds
             ]

@@ -4,12 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mvczigal_ref.cli.output import Printed, console_of, say, write_json
-from mvczigal_ref.cli.planning import plan_content, print_plan
+from mvczigal_ref.cli.planning import cost_of, plan_content, print_plan
 from mvczigal_ref.cli.preflight import check_tables, checked
 from mvczigal_ref.cli.recipes import changes_table
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.fingerprint import setting_changes
-from mvczigal_ref.preflight.plan import plan
 
 __all__ = ["dry_run"]
 
@@ -32,9 +31,9 @@ def dry_run(command: Printed, config: TrainConfig, *, folder: Path, processes: i
     changes = setting_changes(to_dict(TrainConfig()), to_dict(config))
     say(console, f"would train into {folder}")
     console.print(changes_table(changes, before="default", after=config.recipe))
-    cost = plan(config, world_size=processes)
+    cost = cost_of(config, processes, console)
     print_plan(cost, console)
-    result = checked(config)
+    result = checked(config, console)
     console.print(check_tables(result))
     write_json(
         command,

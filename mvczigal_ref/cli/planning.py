@@ -16,7 +16,7 @@ from mvczigal_ref.config.scorer_names import is_function
 from mvczigal_ref.preflight.plan_record import Plan
 from mvczigal_ref.preflight.stored_plans import stored_plan
 
-__all__ = ["plan_content", "plan_tables", "print_plan", "run_plan"]
+__all__ = ["cost_of", "plan_content", "plan_tables", "print_plan", "run_plan"]
 
 _GIB = 2**30
 _PARTS = {
@@ -67,16 +67,32 @@ def run_plan(
         ConfigError: If the run's geometry is impossible; names the nearest that is possible.
     """
     console = console_of(command)
-    cost = stored_plan(config, processes=processes)
-    if cost is None:
-        held = None if memory is None else int(memory * _GIB)
-        cost = _measured(config, processes, held, console)
+    held = None if memory is None else int(memory * _GIB)
+    cost = cost_of(config, processes, console, memory=held)
     print_plan(cost, console)
     write_json(command, plan_content(cost))
 
 
-def _measured(config: TrainConfig, processes: int, memory: int | None, console: Console) -> Plan:
-    """Measure the shapes of an iteration, which takes seconds."""
+def cost_of(
+    config: TrainConfig, processes: int, console: Console, *, memory: int | None = None
+) -> Plan:
+    """Read the plan of a run where it is stored, or measure the shapes of an iteration.
+
+    Args:
+        config: The run.
+        processes: Processes of the run.
+        console: Place for the progress of measuring, which takes seconds.
+        memory: Memory of a GPU [bytes]; None is what is free here.
+
+    Returns:
+        Plan of the run.
+
+    Raises:
+        ConfigError: If the run's geometry is impossible; names the nearest that is possible.
+    """
+    stored = stored_plan(config, processes=processes)
+    if stored is not None:
+        return stored
     from mvczigal_ref.preflight.plan import plan
 
     with Steps(console, "measuring the shapes of an iteration", 1) as steps:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -11,7 +12,7 @@ from mvczigal_ref.cli.progress import Steps
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.attempts import CheckResult
-from mvczigal_ref.preflight.check import Progress, check
+from mvczigal_ref.preflight.check import check
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.scorers import check_functions, check_judges
 from mvczigal_ref.training.low_bit import check_optimizer
@@ -34,8 +35,7 @@ def run_check(config: TrainConfig, command: Printed) -> None:
         SystemExit: With status 1 if something does not hold.
     """
     console = console_of(command)
-    with Steps(console, "sampling, replaying and learning one slice", 1) as steps:
-        result = checked(config, progress=lambda done, total: steps.reach(done / total))
+    result = checked(config, console)
     console.print(check_tables(result))
     findings = [asdict(finding) for finding in result.findings]
     write_json(command, {"passed": result.passed, "findings": findings})
@@ -43,12 +43,12 @@ def run_check(config: TrainConfig, command: Printed) -> None:
         raise SystemExit(1)
 
 
-def checked(config: TrainConfig, *, progress: Progress | None = None) -> CheckResult:
+def checked(config: TrainConfig, console: Console) -> CheckResult:
     """Try whether this machine trains a run as it should.
 
     Args:
         config: The run.
-        progress: Called with the parts that are done and all.
+        console: Place for the progress.
 
     Returns:
         The findings.
@@ -68,7 +68,10 @@ def checked(config: TrainConfig, *, progress: Progress | None = None) -> CheckRe
     # A language model of this process is loaded by training alone.
     if not config.objective.compares_pairs and config.condition.enhancer != "local":
         build_enhancer(config.condition, device=world.device, prompts=prompts)
-    return check(config, device=world.device, progress=progress)
+    with Steps(console, "sampling, replaying and learning one slice", 1) as steps:
+        return check(
+            config, device=world.device, progress=lambda done, total: steps.reach(done / total)
+        )
 
 
 def check_tables(result: CheckResult) -> Table:

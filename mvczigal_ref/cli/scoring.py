@@ -206,6 +206,15 @@ def convert_reward(command: ConvertReward) -> None:
         ConfigError: If the names are not such, or the file exists.
         CheckpointError: If the source is no file of tensors.
     """
+    if command.out.suffix != ".safetensors" or command.out.exists():
+        msg = (
+            "`convert-reward FILE OUT` writes OUT, a .safetensors file that does not exist yet; "
+            f"got {str(command.out)!r}. Name another."
+        )
+        raise ConfigError(msg)
+    if not command.file.exists():
+        msg = f"`convert-reward FILE` must be a downloaded file; there is no {str(command.file)!r}."
+        raise ConfigError(msg)
     from mvczigal_ref.reward.convert import convert_checkpoint
 
     try:

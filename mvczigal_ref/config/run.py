@@ -109,9 +109,9 @@ class RunConfig:
     """Weights of the trained network in each of several processes: all of them, or "full" for one
     part, of which a block's are gathered for as long as it computes. A LoRA stays whole."""
     reduction: Literal["auto", "ordered", "engine"] = "auto"
-    """Sum of gradients over processes: "ordered" adds in the order of the processes, "engine" as
-    the backend prefers; "auto" is ordered for parameters that are whole in every process. Those
-    that are sharded are summed by the engine."""
+    """Sum of gradients over processes: "ordered" adds in the order of the processes, whose bits no
+    backend changes, "engine" as the backend prefers; "auto" is ordered for up to 2^24 trained
+    numbers that are whole in every process. Those that are sharded are summed by the engine."""
     compute_dtype: Literal["stored", "bf16"] = "stored"
     """Dtype in which a sharded network computes whose every weight is trained: that of its weights,
     or bf16 while parts, sums of gradients and moments stay in fp32."""

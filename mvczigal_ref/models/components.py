@@ -23,12 +23,13 @@ from mvczigal_ref.models.loading import (
     load_model,
     load_strict,
     quiet,
+    require_exact,
     save_config,
     stored,
 )
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.placement import at_work
-from mvczigal_ref.models.row_attention import is_row_attention
+from mvczigal_ref.models.row_attention import install_row_attention, is_row_attention
 from mvczigal_ref.models.single_files import refuse_single_file
 from mvczigal_ref.models.text import encode_clip_prompts, text_conditioning
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, read_tokenizer
@@ -197,6 +198,7 @@ def load_components(
     dtype: torch.dtype = torch.float32,
     policy_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> Components:
     """Read what :meth:`Components.save` wrote, or a published pipeline with its adapter.
 
@@ -207,6 +209,8 @@ def load_components(
         dtype: Floating type of the networks; stored tensors are cast.
         policy_dtype: Floating type of UNet and camera encoder, where it is another.
         device: Device of the networks.
+        mapped: Whether UNet and row attention keep the types of their files, so that the system
+            reads weights when they are used and may forget them again.
 
     Returns:
         Components in evaluation mode.
@@ -223,21 +227,24 @@ def load_components(
         raise CheckpointError(msg)
     try:
         with quiet():
-            components = _read(folder, dtype, policy_dtype or dtype)
+            components = _read(folder, dtype, policy_dtype or dtype, mapped=mapped)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
     return components.to(device)
 
 
-def _read(folder: Path, dtype: torch.dtype, policy_dtype: torch.dtype) -> Components:
+def _read(
+    folder: Path, dtype: torch.dtype, policy_dtype: torch.dtype, *, mapped: bool
+) -> Components:
     """Load every part."""
     camera_config = PUBLISHED_CAMERA_ENCODER
     if (folder / "camera_encoder").exists():
         camera_config = T2IAdapter.load_config(folder / "camera_encoder")
     require_fitting_sdxl({name: folder / name for name in PARTS}, camera_config)
-    unet = load_model(UNet2DConditionModel, folder / "unet", dtype=policy_dtype)
-    policy = with_adapter(unet, folder / ADAPTER_FILE, camera_config, policy_dtype)
+    unet = load_model(UNet2DConditionModel, folder / "unet", dtype=policy_dtype, mapped=mapped)
+    adapter = folder / ADAPTER_FILE
+    policy = with_adapter(unet, adapter, camera_config, policy_dtype, mapped=mapped)
     vae = load_model(AutoencoderKL, folder / "vae", dtype=dtype)
     mean, std = shifted_statistics(vae)
     first = load_model(CLIPTextModel, folder / "text_encoder", dtype=dtype)
@@ -257,7 +264,12 @@ def _read(folder: Path, dtype: torch.dtype, policy_dtype: torch.dtype) -> Compon
 
 
 def with_adapter(
-    unet: UNet2DConditionModel, path: Path, config: Mapping[str, Any], dtype: torch.dtype
+    unet: UNet2DConditionModel,
+    path: Path,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    *,
+    mapped: bool = False,
 ) -> MultiViewUNet:
     """Give a plain UNet the row attention and camera encoder of a file.
 
@@ -266,6 +278,8 @@ def with_adapter(
         path: File of both.
         config: Settings of the camera encoder.
         dtype: Floating type of the camera encoder; row attention has that of the UNet.
+        mapped: Whether row attention keeps the type of the file, and its weights stay there until
+            they are used.
 
     Returns:
         The policy.
@@ -277,9 +291,16 @@ def with_adapter(
     tensors = read_safetensors(path)
     with described_by(path.parent / "camera_encoder"), torch.device("meta"):
         camera_encoder = cast_network(T2IAdapter.from_config(config), None, dtype)
+    if mapped:
+        install_row_attention(unet, device="meta")
     policy = MultiViewUNet(unet, camera_encoder.to_empty(device="cpu"))
     rows = {name: value for name, value in unet.state_dict().items() if is_row_attention(name)}
-    load_strict(rows | camera_encoder.state_dict(), tensors, source=str(path), spent=True)
+    cameras = camera_encoder.state_dict()
+    if mapped:
+        require_exact(rows | cameras, tensors, source=str(path))
+        unet.load_state_dict({name: tensors.pop(name) for name in rows}, strict=False, assign=True)
+        rows = {}
+    load_strict(rows | cameras, tensors, source=str(path), spent=True)
     return policy
 
 

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import Components, with_adapter
+from mvczigal_ref.models.downloads import file_size
 from mvczigal_ref.models.fitting_parts import require_fitting_sdxl
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
@@ -40,7 +41,7 @@ _NETWORKS = {
     "vae": AutoencoderKL,
 }
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
-_UNREACHED = "the Hugging Face hub does not answer, and these files are not on this machine:"
+_UNREACHED = "the Hugging Face hub does not answer, and these files are not on this machine"
 
 
 def load_sdxl_components(
@@ -48,6 +49,7 @@ def load_sdxl_components(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> Components:
     """Load the published networks of a text-to-multiview pipeline.
 
@@ -60,6 +62,8 @@ def load_sdxl_components(
         dtype: Floating type of the networks. An autoencoder in which float16 overflows, as its
             settings say, stays in float32.
         device: Device of the networks.
+        mapped: Whether UNet and row attention keep the types of their files, as
+            :func:`~mvczigal_ref.models.components.load_components` says.
 
     Returns:
         Components in evaluation mode; the statistics contain the autoencoder's scaling factor.
@@ -85,11 +89,13 @@ def load_sdxl_components(
         except AbsentError as error:
             absent.append(error)
     if absent:
-        unreached = not (sources.local_files_only or reach.hub_answers())
-        raise CheckpointError(f"{_UNREACHED} {_listed(absent)}" if unreached else _listed(absent))
+        if sources.local_files_only or reach.hub_answers():
+            raise CheckpointError(_listed(absent))
+        whole = file_size(sum(part.size for part in absent))
+        raise CheckpointError(f"{_UNREACHED}, {whole} in all: {_listed(absent)}")
     try:
         with quiet():
-            components = _read(places, dtype)
+            components = _read(places, dtype, mapped=mapped)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"the networks' files must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
@@ -111,13 +117,16 @@ def _listed(absent: Sequence[AbsentError]) -> str:
     )
 
 
-def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
+def _read(places: dict[str, Any], dtype: torch.dtype, *, mapped: bool) -> Components:
     """Load every part from the disk."""
     tokenizers = {name: read_tokenizer(CLIPTokenizer, places[name]) for name in _TOKENIZERS}
     check_safetensors(places["adapter"])
     folders = {name: places[name].folder for name in _NETWORKS}
     require_fitting_sdxl(folders, _camera_settings(places["adapter"]))
-    loaded = {name: _load_network(name, places[name], dtype) for name in _NETWORKS}
+    loaded = {
+        name: _load_network(name, places[name], dtype, mapped=mapped and name == "unet")
+        for name in _NETWORKS
+    }
     for name in ("text_encoder", "text_encoder_2"):
         loaded[name].requires_grad_(requires_grad=False)
     encoders = [loaded[name.replace("tokenizer", "text_encoder")] for name in _TOKENIZERS]
@@ -125,7 +134,8 @@ def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
         dict(zip(_TOKENIZERS, zip(tokenizers.values(), encoders, strict=True), strict=True))
     )
     adapter = places["adapter"]
-    policy = with_adapter(loaded.pop("unet"), adapter, _camera_settings(adapter), dtype)
+    settings = _camera_settings(adapter)
+    policy = with_adapter(loaded.pop("unet"), adapter, settings, dtype, mapped=mapped)
     vae = loaded["vae"]
     mean, std = latent_statistics(vae)
     # From here on the statistics hold the factor, so that settings saved again agree.
@@ -135,13 +145,13 @@ def _read(places: dict[str, Any], dtype: torch.dtype) -> Components:
     )
 
 
-def _load_network(name: str, at: Located, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _load_network(name: str, at: Located, dtype: torch.dtype, *, mapped: bool) -> Any:  # noqa: ANN401
     """Load one network, no pickle accepted."""
     kind = _NETWORKS[name]
     if name == "vae" and dtype == torch.float16:
         config = read_json(at.folder / "config.json")
         dtype = torch.float32 if config.get("force_upcast", True) else dtype
-    return load_model(kind, at.folder, dtype=dtype, variant=at.variant)
+    return load_model(kind, at.folder, dtype=dtype, variant=at.variant, mapped=mapped)
 
 
 def _camera_settings(adapter: Path) -> dict[str, Any]:

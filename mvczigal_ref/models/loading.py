@@ -24,6 +24,7 @@ __all__ = [
     "load_model",
     "load_strict",
     "quiet",
+    "require_exact",
     "save_config",
     "shards_of",
     "stored",
@@ -49,11 +50,32 @@ def load_strict(
         spent: Whether nothing reads ``tensors`` afterwards, so that their memory is given back.
 
     Raises:
+        CheckpointError: As :func:`require_exact`. Then nothing is changed.
+    """
+    require_exact(target, tensors, source=source)
+    with torch.no_grad():
+        for name, value in target.items():
+            value.copy_(local_part(tensors[name], value))
+            if spent:
+                forget(tensors[name])
+
+
+def require_exact(
+    target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, source: str
+) -> None:
+    """Refuse tensors that are not those of a network.
+
+    Args:
+        target: Tensors of the network, by name; those on the meta device too.
+        tensors: Values.
+        source: Origin of the values, for the message.
+
+    Raises:
         CheckpointError: If a tensor is missing, left over or of another shape; the first are
-            named and the others counted. Then nothing is changed.
+            named and the others counted.
 
     Examples:
-        >>> load_strict({"a": torch.zeros(2)}, {"b": torch.zeros(2)}, source="file")
+        >>> require_exact({"a": torch.zeros(2)}, {"b": torch.zeros(2)}, source="file")
         Traceback (most recent call last):
         mvczigal_ref.errors.CheckpointError: `file` must hold ...: missing a; unexpected b.
     """
@@ -72,11 +94,6 @@ def load_strict(
     if faults:
         msg = f"`{source}` must hold exactly the network's tensors: {_listed(faults)}."
         raise CheckpointError(msg)
-    with torch.no_grad():
-        for name, value in target.items():
-            value.copy_(local_part(tensors[name], value))
-            if spent:
-                forget(tensors[name])
 
 
 def load_model(
@@ -109,7 +126,7 @@ def load_model(
     first = stored_dtype(check_folder(folder, variant)) or dtype
     if mapped:
         dtype = first
-    if keeps_fp32(kind, first, dtype):
+    if keeps_fp32(kind, dtype):
         first = dtype
     options: dict[str, Any] = {
         "output_loading_info": True, "local_files_only": True, "use_safetensors": True,

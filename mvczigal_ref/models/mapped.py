@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["cast_mapped", "forget", "keeps_fp32"]
+__all__ = ["cast_as_read", "cast_mapped", "forget", "keeps_fp32"]
 
 
 def cast_mapped(network: Any, dtype: torch.dtype) -> None:  # noqa: ANN401 - untyped libraries
@@ -32,6 +32,24 @@ def cast_mapped(network: Any, dtype: torch.dtype) -> None:  # noqa: ANN401 - unt
         network.config.dtype = dtype
 
 
+def cast_as_read(network: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401 - untyped libraries
+    """Cast a network to the types that its library would give it when it reads it.
+
+    Args:
+        network: Network of transformers, changed in place.
+        dtype: Floating type of all but the parts that the library keeps in fp32.
+
+    Returns:
+        The network.
+    """
+    network.to(dtype)
+    wide = network._keep_in_fp32_modules if keeps_fp32(type(network), dtype) else ()
+    for name, part in network.named_modules():
+        if name.rpartition(".")[2] in wide:
+            part.to(torch.float32)
+    return network
+
+
 def forget(tensor: Tensor) -> None:
     """Give the pages of a tensor back to the system, if it can; its values are lost.
 
@@ -45,19 +63,19 @@ def forget(tensor: Tensor) -> None:
         advise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
-def keeps_fp32(kind: Any, *dtypes: torch.dtype) -> bool:  # noqa: ANN401 - untyped libraries
-    """Tell whether a library keeps parts of a network in fp32 in one of these types.
+def keeps_fp32(kind: Any, dtype: torch.dtype) -> bool:  # noqa: ANN401 - untyped libraries
+    """Tell whether a library keeps parts of a network in fp32 where the others have a type.
 
-    Then it casts as it reads, and memory holds the file and the network together.
+    Then the library has to cast as it reads, and memory holds the file and the network together.
 
     Args:
         kind: Class of the network.
-        *dtypes: Floating types in which it may be read.
+        dtype: Floating type of the others.
 
     Returns:
-        Whether it may: transformers does so in fp16 alone, but for what is marked as strict.
+        Whether it does: transformers in fp16 alone, but for what is marked as strict.
     """
     strict = getattr(kind, "_keep_in_fp32_modules_strict", None) or hasattr(kind, "load_config")
     half = {torch.float16, torch.bfloat16} if strict else {torch.float16}
     marked = getattr(kind, "_keep_in_fp32_modules", None) or (strict is not True and strict)
-    return bool(marked) and not half.isdisjoint(dtypes)
+    return bool(marked) and dtype in half

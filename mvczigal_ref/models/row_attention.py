@@ -82,13 +82,14 @@ class RowSelfAttnProcessor(nn.Module):
 
     Args:
         attn: Layer of the processor. Its own projections are the initial ones.
+        device: Device of the weights; on "meta" they have no values. That of the layer's if None.
 
     Raises:
         ValueError: If the layer normalises, rescales or adds a residual, which
             the sum above does not allow.
     """
 
-    def __init__(self, attn: Attention) -> None:
+    def __init__(self, attn: Attention, *, device: torch.device | str | None = None) -> None:
         super().__init__()
         plain = (
             attn.group_norm is None
@@ -105,11 +106,11 @@ class RowSelfAttnProcessor(nn.Module):
             )
             raise ValueError(msg)
         # Linear layers are rebuilt, not deep-copied: hooks and wrappers stay with the layer.
-        self.to_q_mv = _copy_linear(attn.to_q)
-        self.to_k_mv = _copy_linear(attn.to_k)
-        self.to_v_mv = _copy_linear(attn.to_v)
+        self.to_q_mv = _copy_linear(attn.to_q, device)
+        self.to_k_mv = _copy_linear(attn.to_k, device)
+        self.to_v_mv = _copy_linear(attn.to_v, device)
         out = cast("nn.ModuleList", attn.to_out)
-        self.to_out_mv = nn.ModuleList([_copy_linear(out[0]), nn.Dropout(0.0)])
+        self.to_out_mv = nn.ModuleList([_copy_linear(out[0], device), nn.Dropout(0.0)])
 
     # `Attention` calls the processor and reads this signature to choose arguments, hence no
     # `forward`.
@@ -264,12 +265,16 @@ class DirectAttention(Attention):
         return attended
 
 
-def install_row_attention(unet: UNet2DConditionModel) -> None:
+def install_row_attention(
+    unet: UNet2DConditionModel, *, device: torch.device | str | None = None
+) -> None:
     """Give every self-attention layer row attention, every cross-attention layer folding.
 
     Args:
         unet: Changed in place. The new weights start as copies of each layer's
             own projections.
+        device: Device of the new weights; on "meta" they have no values. That of each layer's own
+            if None.
     """
     processors: dict[str, nn.Module | AttnProcessor2_0] = {}
     for name in unet.attn_processors:
@@ -279,7 +284,7 @@ def install_row_attention(unet: UNet2DConditionModel) -> None:
         processors[name] = (
             FoldedCrossAttnProcessor()
             if layer.is_cross_attention
-            else RowSelfAttnProcessor(cast("Attention", layer))
+            else RowSelfAttnProcessor(cast("Attention", layer), device=device)
         )
     unet.set_attn_processor(processors)
 
@@ -312,9 +317,13 @@ def _put_out(attended: Tokens, layers: nn.ModuleList) -> Tokens:
     return layers[1](projected) if layers[1].training else projected
 
 
-def _copy_linear(source: nn.Module) -> nn.Linear:
+def _copy_linear(source: nn.Module, device: torch.device | str | None) -> nn.Linear:
     """Build an independent linear layer with the same values."""
     linear = cast("nn.Linear", source)
+
+    def copied(value: Tensor) -> nn.Parameter:
+        return nn.Parameter(value.detach().to(device or value.device, copy=True))
+
     with torch.no_grad():
         copy = nn.Linear(
             linear.in_features,
@@ -323,7 +332,7 @@ def _copy_linear(source: nn.Module) -> nn.Linear:
             device="meta",
         )
         # `assign` by parameter: nothing is drawn from the global generator.
-        copy.weight = nn.Parameter(linear.weight.detach().clone())
+        copy.weight = copied(linear.weight)
         if linear.bias is not None:
-            copy.bias = nn.Parameter(linear.bias.detach().clone())
+            copy.bias = copied(linear.bias)
     return copy

@@ -13,6 +13,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import is_hub_id
 from mvczigal_ref.models import reach
 from mvczigal_ref.models.components import ADAPTER_FILE
+from mvczigal_ref.models.downloads import NETWORKS, file_size
 from mvczigal_ref.models.loading import shards_of
 from mvczigal_ref.models.published import LCM_UNET, MV_ADAPTER, SDXL_BASE, SDXL_VAE, SdxlSources
 from mvczigal_ref.models.weight_files import pickled_weights
@@ -44,17 +45,20 @@ class AbsentError(CheckpointError):
         source: Value of the argument.
         why: Reason: the file that is absent there.
         download: Command that fetches the files, and their size.
+        size: Size of the files [bytes].
 
     Examples:
-        >>> print(AbsentError("unet", "a.json", "here", "it holds none", "`hf download a`"))
+        >>> print(AbsentError("unet", "a.json", "here", "it holds none", "`hf download a`", 9))
         `unet` must be a folder or hub id that holds a.json; got 'here': it holds none. Download \
 with `hf download a`.
     """
 
-    def __init__(self, name: str, files: str, source: str, why: str, download: str) -> None:
-        super().__init__(name, files, source, why, download)
+    def __init__(
+        self, name: str, files: str, source: str, why: str, download: str, size: int
+    ) -> None:
+        super().__init__(name, files, source, why, download, size)
         self.name, self.files, self.source, self.why = name, files, source, why
-        self.download = download
+        self.download, self.size = download, size
 
     def __str__(self) -> str:
         """Say what is absent and how to get it."""
@@ -75,20 +79,21 @@ class Located(NamedTuple):
 
 
 class _Published(NamedTuple):
-    """One network of a pipeline: its file, size and published place."""
+    """One network of a pipeline: its file, the numbers in it, and its published place."""
 
     stem: str
-    parameters: float
+    numbers: int
     repo: str
     in_half: bool = True
 
 
+_TOKENIZER_BYTES = 1_600_000
 _DIFFUSERS = "diffusion_pytorch_model"
 _NETWORKS = {
-    "text_encoder": _Published("model", 123e6, SDXL_BASE),
-    "text_encoder_2": _Published("model", 695e6, SDXL_BASE),
-    "unet": _Published(_DIFFUSERS, 2568e6, LCM_UNET),
-    "vae": _Published(_DIFFUSERS, 84e6, SDXL_VAE, in_half=False),
+    "text_encoder": _Published("model", NETWORKS["text_encoder"], SDXL_BASE),
+    "text_encoder_2": _Published("model", NETWORKS["text_encoder_2"], SDXL_BASE),
+    "unet": _Published(_DIFFUSERS, NETWORKS["lcm_unet"], LCM_UNET),
+    "vae": _Published(_DIFFUSERS, NETWORKS["vae"], SDXL_VAE, in_half=False),
 }
 
 
@@ -220,7 +225,7 @@ def locate_network(name: str, sources: SdxlSources, *, dtype: torch.dtype) -> Lo
         source,
         part.repo if separate else SDXL_BASE,
         (f"{place}config.json", f"{place}{part.stem}{'.fp16' * small}.safetensors"),
-        f"{part.parameters * (2 if small else 4) / 1e9:.1f} GB",
+        part.numbers * (2 if small else 4),
         why,
     )
 
@@ -262,7 +267,7 @@ def locate_tokenizer(name: str, sources: SdxlSources) -> Path:
     if settings is None or whole is None:
         why = why or results["vocab.json"][1] or results["merges.txt"][1]
         names = [f"{name}/{file}" for file in files]
-        raise _absent("base", sources.base, SDXL_BASE, names, "2 MB", why)
+        raise _absent("base", sources.base, SDXL_BASE, names, _TOKENIZER_BYTES, why)
     return settings.parent
 
 
@@ -288,12 +293,18 @@ def locate_adapter(sources: SdxlSources) -> Path:
             _look(sources.adapter, "camera_encoder/config.json", sources)
             return path
         why = why or reason
-    size = "1.0 GB in half precision, twice that in single"
-    raise _absent("adapter", sources.adapter, MV_ADAPTER, ADAPTER_FILES[:1], size, why)
+    size, single = 2 * NETWORKS["adapter"], " in half precision, twice that in single"
+    raise _absent("adapter", sources.adapter, MV_ADAPTER, ADAPTER_FILES[:1], size, why, single)
 
 
 def _absent(
-    name: str, source: str, published: str, files: Sequence[str], size: str, why: str
+    name: str,
+    source: str,
+    published: str,
+    files: Sequence[str],
+    size: int,
+    why: str,
+    remark: str = "",
 ) -> AbsentError:
     """Make the error that says what to download, from which place, and its size."""
     here = Path(source).expanduser().exists()
@@ -302,5 +313,5 @@ def _absent(
     at = f" --revision {revision}" if revision else ""
     return AbsentError(
         name, " and ".join(files), source, why,
-        f"`hf download {repo} {' '.join(files)}{at}` (about {size})",
+        f"`hf download {repo} {' '.join(files)}{at}` (about {file_size(size)}{remark})", size,
     )  # fmt: skip

@@ -67,7 +67,7 @@ def _first_ratio(trial: Trial) -> Iterable[Finding]:
                 name=name, passed=True, tried=False, reason=f"not tried: {trial.no_density}"
             )
             continue
-        places, wrong = trial.places(trial.sample(storage)), []
+        places, wrong = trial.places(trial.samples(storage)), []
         for place in places:
             deviation = float((place.replay(True) - _density(place)).abs().max())
             if deviation != 0.0:  # NaN too
@@ -123,7 +123,7 @@ _RANDOM = (
 def _repeats(trial: Trial) -> Iterable[Finding]:
     """Sample and replay twice."""
     storage = trial.config.model.storage_dtype
-    first, second = trial.sample(storage), trial.sample(storage)
+    first, second = trial.samples(storage), trial.sample(storage)
     last = trial.places(first)[-1]
     pairs = zip(trial.drawn(first), trial.drawn(second), strict=True)
     laws = {
@@ -137,7 +137,7 @@ def _repeats(trial: Trial) -> Iterable[Finding]:
 
 def _zero_advantage(trial: Trial) -> Iterable[Finding]:
     """Learn from an advantage of 0, which asks for no change."""
-    samples = trial.sample(trial.config.model.storage_dtype)
+    samples = trial.samples(trial.config.model.storage_dtype)
     trial.learn(samples, 0, advantage=0.0)
     nothing = {name: g.clone() for name, g in gradients(trial.system).items()}
     moved = [name for name, g in nothing.items() if bool(g.count_nonzero())]
@@ -162,7 +162,7 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 def _survival(trial: Trial) -> Iterable[Finding]:
     """Compare the gradient of the run's own loss with that of the same network in fp32."""
     name = "gradients survive the dtype"
-    samples = trial.sample(trial.config.model.storage_dtype)
+    samples = trial.samples(trial.config.model.storage_dtype)
     scale = trial.learn(samples, 0, advantage=1.0)
     half = {name: g.double() for name, g in gradients(trial.system).items()}
     exact = half
@@ -204,7 +204,7 @@ _COSINE, _ZEROS = 0.9, 0.5
 
 def _learning(trial: Trial) -> Iterable[Finding]:
     """Take one optimiser step on an advantage of 1; what does not train must not notice."""
-    system, samples = trial.system, trial.sample(trial.config.model.storage_dtype)
+    system, samples = trial.system, trial.samples(trial.config.model.storage_dtype)
     prints, start = fingerprints(trial), parameter_copies(system.trained())
     rise, factor = _rise(trial, samples, factor=1.0), 1.0
     while not rise > 0.0 and factor > 1e-3:
@@ -267,7 +267,7 @@ def _base(trial: Trial, before: Mapping[str, int]) -> Finding:
 def _reload(trial: Trial) -> Iterable[Finding]:
     """Save after one step, spoil, and read back."""
     name, system, state = "a saved state comes back", trial.system, trial.state()
-    trial.learn(trial.sample(trial.config.model.storage_dtype), 0, advantage=1.0)
+    trial.learn(trial.samples(trial.config.model.storage_dtype), 0, advantage=1.0)
     state.optimizer.step()
     state.finished = 1
     saved = _tensors(state)

@@ -7,6 +7,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.families import FLOW_FAMILIES
 from mvczigal_ref.models.flow.tiny_t5 import tiny_t5_tokenizer
+from mvczigal_ref.models.mapped import cast_as_read
 from mvczigal_ref.models.tiny import tiny_tokenizer
 from mvczigal_ref.preflight.flow_sizes import PUBLISHED_FLOW, config_class, stored_flow_sizes
 from mvczigal_ref.preflight.pipeline_sizes import pipeline_sizes
@@ -51,7 +52,7 @@ def meta_flow_components(config: TrainConfig) -> tuple[FlowComponents, str]:
         channels = vae.config.latent_channels
         components = FlowComponents(
             tokenizers=(*(tiny_tokenizer() for _ in encoders[:-1]), tiny_t5_tokenizer()),
-            text_encoders=tuple(encoder.to(dtype) for encoder in encoders),
+            text_encoders=tuple(cast_as_read(encoder, dtype) for encoder in encoders),
             vae=vae,
             policy=policy.to(dtype),
             scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(sizes.scheduler)),

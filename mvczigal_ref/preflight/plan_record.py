@@ -138,8 +138,8 @@ class Memory:
     that are kept on the CPU."""
     loading: int = 0
     """Memory of the host that one process takes while it loads, at most and without scorers: text
-    encoders, autoencoder, camera encoder, and the network; of a flow transformer that is cut, one
-    block, and the part where it is offloaded, since the rest stays in its file."""
+    encoders, autoencoder, camera encoder, and the network; of one that is cut, a block, and the
+    part where it is offloaded, since the rest stays in its file."""
     offloaded: bool = False
     """Whether text encoders, autoencoder and scorers are there only while they work."""
 

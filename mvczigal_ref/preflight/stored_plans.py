@@ -16,10 +16,22 @@ from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
 
-__all__ = ["STORED", "plan_key", "plan_values", "stored_plan"]
+__all__ = ["FREE", "STORED", "plan_key", "plan_values", "stored_plan"]
 
 STORED = Path(__file__).with_name("plans.json")
 """File of the plans by key."""
+
+FREE = {
+    "run": (
+        "seed", "iterations", "prompts", "held_out", "checkpoint_every", "keep_checkpoints",
+        "evaluate_every", "evaluation_noises", "trackers",
+    ),
+    "optim": (
+        "lr", "betas", "eps", "weight_decay", "max_grad_norm", "warmup_iterations",
+        "decay_iterations",
+    ),
+}  # fmt: skip
+"""Settings by section on which no plan depends."""
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 _SHIPPED = ("tiny", "tiny_flow")
@@ -81,10 +93,14 @@ def plan_key(config: TrainConfig, *, processes: int) -> str:
 
 
 def _settings(config: TrainConfig) -> Mapping[str, Any]:
-    """Give the settings that are no defaults, so that a new setting leaves old keys as they are."""
+    """Give what a plan depends on and is no default; so a new setting leaves old keys as are."""
     defaults = to_dict(TrainConfig())
     return {
-        section: {n: v for n, v in values.items() if v != defaults[section][n]}
+        section: {
+            name: value
+            for name, value in values.items()
+            if value != defaults[section][name] and name not in FREE.get(section, ())
+        }
         for section, values in to_dict(config).items()
         if section != "recipe"
     }

@@ -34,6 +34,7 @@ class Trial(ABC):
     def __init__(self, system: System, config: TrainConfig, objects: int) -> None:
         self.system, self.config, self.objects = system, config, objects
         self.prompts = [_PROMPT] * objects
+        self._samples: dict[Dtype, Any] = {}
 
     @property
     def conditioning(self) -> Conditioning:
@@ -43,6 +44,19 @@ class Trial(ABC):
     @abstractmethod
     def sample(self, storage: Dtype) -> Any:  # noqa: ANN401 - of each kind its own record
         """Sample as an iteration does, stored in a dtype."""
+
+    def samples(self, storage: Dtype) -> Any:  # noqa: ANN401
+        """Sample once for all attempts, which find the same parameters.
+
+        Args:
+            storage: Dtype in which samples are stored.
+
+        Returns:
+            Samples as :meth:`sample` gives them.
+        """
+        if storage not in self._samples:
+            self._samples[storage] = self.sample(storage)
+        return self._samples[storage]
 
     @abstractmethod
     def drawn(self, samples: Any) -> Sequence[Tensor]:  # noqa: ANN401

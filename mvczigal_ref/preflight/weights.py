@@ -71,7 +71,7 @@ def weight_bytes(
         "copies": 0 if full else copies * ours,
     }
     offloads = cuts and config.run.offload_parameters
-    flow = config.model.network == "flow"
+    fused = "lora" in config.model.sources  # into every weight, before any is cut
     return {
         **{n: b + (0 if offloads else moving[n]) for n, b in staying.items()},
         **waiting,
@@ -79,7 +79,7 @@ def weight_bytes(
         "features": storage_bytes(system.camera_features),
         "host": offloads * sum(moving.values()) + away * (sum(waiting.values()) + cameras),
         "loading": waiting["text_encoders"] + waiting["vae"] + cameras
-        + (block_bytes(network, whole=lora) + offloads * parts if cuts and flow else whole),
+        + (block_bytes(network, whole=lora) + offloads * parts if cuts and not fused else whole),
     }  # fmt: skip
 
 

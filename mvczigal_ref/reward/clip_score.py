@@ -60,7 +60,7 @@ class ClipScore:
     """
 
     weights: ClassVar[Published] = Published(
-        repo="openai/clip-vit-large-patch14", files=_WEIGHTS, size="1.7 GB"
+        repo="openai/clip-vit-large-patch14", files=_WEIGHTS, size="1.71 GB"
     )
     tokenizer_files: ClassVar[Published] = Published(
         repo="openai/clip-vit-large-patch14", files=CLIP_TOKENIZER_FILES, size="2.2 MB"
@@ -229,7 +229,7 @@ class PickScore(ClipScore):
         Kirstain et al., Pick-a-Pic, arXiv:2305.01569, section 3, without the temperature.
     """
 
-    weights = Published(repo="yuvalkirstain/PickScore_v1", files=_WEIGHTS, size="3.9 GB")
+    weights = Published(repo="yuvalkirstain/PickScore_v1", files=_WEIGHTS, size="3.94 GB")
     tokenizer_files = Published(
         repo="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", files=CLIP_TOKENIZER_FILES, size="2.2 MB"
     )

@@ -39,7 +39,7 @@ class HpsV2(ClipScore):
     """
 
     weights: ClassVar[Published] = Published(
-        repo="xswu/HPSv2", files=("HPS_v2.1_compressed.pt",), size="2.0 GB"
+        repo="xswu/HPSv2", files=("HPS_v2.1_compressed.pt",), size="1.97 GB"
     )
     tokenizer_files: ClassVar[Published] = Published(
         repo="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", files=CLIP_TOKENIZER_FILES, size="2.2 MB"

@@ -281,7 +281,7 @@ def find_checkpoint(checkpoint: Path) -> Path:
             return note(path)
     msg = (
         f"`checkpoint` must be HyperScore's file or a folder with {' or '.join(_FILES)}; got "
-        f"{str(checkpoint)!r}. Get it (0.6 GB) by the link in the README of "
+        f"{str(checkpoint)!r}. Get it (613 MB) by the link in the README of "
         "https://github.com/zhangyujie-1998/MATE-3D."
     )
     raise CheckpointError(msg)

@@ -81,7 +81,7 @@ class ImageReward:
     """
 
     weights: ClassVar[Published] = Published(
-        repo="THUDM/ImageReward", files=("ImageReward.pt",), size="1.8 GB"
+        repo="THUDM/ImageReward", files=("ImageReward.pt",), size="1.79 GB"
     )
     tokenizer_files: ClassVar[Published] = Published(
         repo="google-bert/bert-base-uncased", files=("tokenizer.json", "vocab.txt"), size="0.5 MB"

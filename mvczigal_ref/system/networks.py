@@ -50,7 +50,8 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
 
     Args:
         config: Read for its section ``model`` and for ``flow.text_length``.
-        mapped: Whether a flow transformer keeps the type of its file, as :func:`load_flow` says.
+        mapped: Whether UNet or flow transformer keeps the type of its file, as :func:`load_flow`
+            and :func:`load_unet` say.
 
     Returns:
         Every part of the model, on the CPU.
@@ -64,14 +65,14 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
     if model.network == "unet":
         place = str(weights_folder(model.weights))
         _check_prediction(config, place, SdxlSources(base=place, local_files_only=True))
-        return load_unet(place, parts=model.sources, dtype=dtype)
+        return load_unet(place, parts=model.sources, dtype=dtype, mapped=mapped)
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
         for name in ("base", "unet", "vae"):
             refuse_single_file(f"model.sources.{name}", getattr(sources, name) or "")
         _warn_of_unused_networks(model.sources, sources)
         _check_scheduler(config, sources.unet or sources.base, sources)
-        return load_sdxl_components(sources, dtype=dtype)
+        return load_sdxl_components(sources, dtype=dtype, mapped=mapped)
     if model.sources:
         msg = (
             f"`model.sources` is for `model.weights` of {list(PUBLISHED)}, or for `model.network` "
@@ -83,7 +84,7 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
     if model.network == "flow":
         return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, mapped=mapped)
     _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))
-    return load_components(folder, policy_dtype=None if mapped else dtype)
+    return load_components(folder, policy_dtype=dtype, mapped=mapped)
 
 
 def _warn_of_unused_networks(named: Mapping[str, str], sources: SdxlSources) -> None:

@@ -143,11 +143,8 @@ def train(
 'summary.json']
     """
     if world.size > 1:
-        engine = config.run.reduction == "engine"
-        world = replace(
-            world, sharded=config.run.sharding == "full",
-            reduction="engine" if engine else "ordered",
-        )  # fmt: skip
+        sharded = config.run.sharding == "full"
+        world = replace(world, sharded=sharded, reduction=config.run.reduction)
     tell = events if events is not None and world.is_main else Events()
     run = _Run(
         config=config, folder=folder, world=world, tell=tell, components=components,

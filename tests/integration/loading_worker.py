@@ -1,5 +1,6 @@
-"""One of two processes that load a flow transformer in parts; notes the memory that it took."""
+"""One of two processes that load networks in parts; notes the memory that each took."""
 
+import gc
 import json
 import sys
 import threading
@@ -36,23 +37,32 @@ def build(config, here):
     return system, peak[0]
 
 
-def work(folder: Path, weights: str) -> None:
-    """Load the network in parts."""
+FLOW = [
+    "model.network=flow", "sampler.kind=flow", "reward.joint=per_view", "rollout.kind=group",
+    "advantage.mode=per_view", "objective.kind=policy_gradient",
+]  # fmt: skip
+SETTINGS = {"flow": FLOW, "multiview": [], "unet": ["model.network=unet", *FLOW[2:]]}
+"""Settings of each kind of network."""
+
+
+def work(folder: Path, kinds: list[str]) -> None:
+    """Load the networks in parts."""
     torch.set_num_threads(1)
-    here = world("cpu")
-    words = ["model.network=flow", "sampler.kind=flow", "reward.joint=per_view"]
-    words += ["advantage.mode=per_view", f"model.weights={weights}", "model.image_size=32"]
-    words += ["model.finetune=full", "run.sharding=full", "rollout.kind=group"]
-    config = load_config(overrides=[*words, "objective.kind=policy_gradient"])
+    here, records = world("cpu"), {}
     torch.zeros(2**20).sum()
-    system, peak = build(config, here)
-    network = system.backbone.network
-    sums = {n: float(whole(p.detach()).double().sum()) for n, p in network.named_parameters()}
-    types = sorted({str(p.dtype) for p in network.parameters()})
-    record = {"peak": peak, "sums": sums, "types": types}
-    (folder / f"{here.rank}.json").write_text(json.dumps(record), "utf-8")
+    for kind in kinds:
+        words = [f"model.weights={folder / kind}", "model.image_size=32"]
+        words += ["model.finetune=full", "run.sharding=full"]
+        system, peak = build(load_config(overrides=[*words, *SETTINGS[kind]]), here)
+        network = system.backbone.network
+        sums = {n: float(whole(p.detach()).double().sum()) for n, p in network.named_parameters()}
+        types = sorted({str(p.dtype) for p in network.parameters()})
+        records[kind] = {"peak": peak, "sums": sums, "types": types}
+        del system, network
+        gc.collect()
+    (folder / f"{here.rank}.json").write_text(json.dumps(records), "utf-8")
     here.close()
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), sys.argv[2])
+    work(Path(sys.argv[1]), sys.argv[2].split(","))

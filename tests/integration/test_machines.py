@@ -18,7 +18,14 @@ from tests.integration.runs import HELD_OUT, metrics, parameters, write_prompts
 METRICS = {"rel": 2e-5, "abs": 2e-6}
 APART = 1e-3
 
-SCRIPT = Path(mvczigal_ref.__file__).parent / "recipes" / "accelerate" / "torchrun.sh"
+FILES = Path(mvczigal_ref.__file__).parent / "recipes" / "accelerate"
+SCRIPT = FILES / "torchrun.sh"
+# As `machines.yaml` says.
+ACCELERATE = f"""
+exec accelerate launch --config_file {FILES / "machines.yaml"} --machine_rank "$MACHINE" \\
+  --main_process_ip "$HOST" --num_machines "$MACHINES" --num_processes 2 \\
+  -m mvczigal_ref train "$@"
+"""
 # Two machines and a cable between them; each has a loopback of its own, which reaches nobody else.
 MACHINES = """
 set -e
@@ -79,8 +86,9 @@ def test_every_machine_needs_its_number(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one_process(tmp_path):
-    """Started by `torchrun.sh`: all numbers of the first iteration to the bit, the rest nearly."""
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_machines_train_as_one_process(launcher, tmp_path):
+    """Started by the ready files: all numbers of the first iteration to the bit, others nearly."""
     if shutil.which("unshare") is None or shutil.which("ip") is None:
         pytest.skip("needs `unshare` and `ip`")
     if (made := machines()).returncode:
@@ -97,7 +105,10 @@ def test_two_machines_train_as_one_process(tmp_path):
         check=False,
     )  # fmt: skip
     assert alone.returncode == 0, alone.stdout
-    ended = machines(SCRIPT, *command(tmp_path / "two", prompts, held_out), env=environment)
+    script = tmp_path / "accelerate.sh"
+    script.write_text(ACCELERATE, "utf-8")
+    script = SCRIPT if launcher == "torchrun" else script
+    ended = machines(script, *command(tmp_path / "two", prompts, held_out), env=environment)
     assert ended.returncode == 0, ended.stdout
 
     mine, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")

@@ -26,6 +26,7 @@ from mvczigal_ref.preflight.measure import GraphCost
 from mvczigal_ref.preflight.meta_networks import meta_components
 from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.plan import plan
+from mvczigal_ref.preflight.shards import block_bytes
 from mvczigal_ref.preflight.stored_plans import stored_plan
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.records import Trajectory
@@ -313,13 +314,14 @@ def test_each_of_two_processes_holds_half_of_what_is_cut(finetune):
     whole = planned(config, world_size=2).memory
     name = "network" if finetune == "lora" else "trained"
     network = Watched(config).system.backbone.network
-    lora = {id(p) for p in network.parameters() if p.requires_grad and finetune == "lora"}
+    lora = {id(p): p for p in network.parameters() if p.requires_grad and finetune == "lora"}
     weights = [p for p in network.parameters() if id(p) not in lora]
     halves = sum(4 * math.ceil(len(p) / 2) * p[0].numel() for p in weights)
     sizes = [4 * p.numel() for p in weights]
 
     assert getattr(whole, name) - getattr(cut, name) == sum(sizes) - halves
     assert cut.optimizer == 2 * cut.gradients
+    assert whole.loading - cut.loading == sum(sizes) - block_bytes(network, whole=lora.values())
     assert cut.gradients == (whole.gradients if finetune == "lora" else halves)
     assert whole.gathered == 0
     assert max(sizes) < cut.gathered < (3 if finetune == "lora" else 5) * sum(sizes)

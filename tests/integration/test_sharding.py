@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mvczigal_ref.models.flow.loading import load_flow
+from mvczigal_ref.distributed import World
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
+from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.models.unet.tiny import tiny_unet_components
 from mvczigal_ref.training.checkpoint import load_checkpoint
-from tests.integration import sharded_faults
+from tests.integration import forked_sharding, sharded_faults
 from tests.integration.runs import checkpoints, metrics, run
 from tests.integration.sharded_worker import config_of, run_case
 
@@ -173,6 +175,27 @@ def test_one_process_goes_on_with_the_parts_of_two(two, prompts, tmp_path):
     assert (folder / "checkpoints" / "iteration_000002" / "policy.safetensors").is_file()
 
 
+def test_four_processes_take_the_steps_of_one(tmp_path):
+    """Losses, gradient norms and parameters after two steps, of a LoRA and of every weight."""
+    words = ["-m", "tests.integration.forked_sharding", str(tmp_path), "4"]
+    ended = subprocess.run(
+        [sys.executable, *words],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout
+    for kind in forked_sharding.KINDS:
+        mine = forked_sharding.trained(kind, World())
+        theirs = load_file(tmp_path / f"{kind}.safetensors")
+        assert {"0.loss", "1.loss", "0.grad_norm", "1.grad_norm"} < mine.keys()
+        assert distance(mine, theirs) <= RELATIVE
+
+
 @pytest.mark.slow
 def test_two_processes_go_on_with_the_parts_of_four(prompts, tmp_path):
     """Four train as one does; then two take their parts over."""
@@ -217,25 +240,33 @@ def test_flow_transformers_in_parts_train_as_whole_ones(prompts, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cut_transformer_is_whole_in_no_process(tmp_path):
-    """Its file stays where it is until a block is cut, and cast, from it."""
+def test_a_cut_network_is_whole_in_no_process(tmp_path):
+    """Its file, of another type, stays where it is until a block is cut, and cast, from it."""
     if not Path("/proc/self/status").is_file():
         pytest.skip("needs Linux, which says what memory a process takes")
-    components = tiny_flow_components(seed=0, num_heads=12, num_layers=2, num_single_layers=10)
-    components.save(tmp_path / "weights", dtype=torch.bfloat16)
-    ended = start("loading_worker", 2, tmp_path, tmp_path / "weights")
+    wide = {"channels": (128, 256, 384), "num_heads": (2, 4, 6)}
+    stored = {
+        "flow": tiny_flow_components(seed=0, num_heads=12, num_layers=2, num_single_layers=10),
+        "multiview": tiny_components(seed=0, **wide),
+        "unet": tiny_unet_components("sdxl", seed=0, channels=(192, 384)),
+    }
+    for kind, components in stored.items():
+        components.save(tmp_path / kind, dtype=torch.bfloat16)
+    ended = start("loading_worker", 2, tmp_path, ",".join(stored))
     assert ended.returncode == 0, ended.stdout
-    network = load_flow(tmp_path / "weights", dtype=torch.float32).policy.transformer
-    size = sum(4 * p.numel() for p in network.parameters())
-    assert size > 100e6
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
 
-    for rank in range(2):
-        record = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert record["types"] == ["torch.float32"]
-        assert record["peak"] < 0.8 * size
-        for name, parameter in network.named_parameters():
-            mine = float(parameter.detach().double().sum())
-            assert record["sums"][name] == pytest.approx(mine, rel=1e-9, abs=1e-9)
+    for kind, components in stored.items():
+        policy = components.to(dtype=torch.bfloat16).policy
+        network = policy.transformer if kind == "flow" else policy.unet
+        size = sum(4 * p.numel() for p in network.parameters())
+        assert size > 100e6
+        for record in ranks:
+            assert record[kind]["types"] == ["torch.float32"]
+            assert record[kind]["peak"] < 0.8 * size
+            for name, parameter in network.named_parameters():
+                mine = float(parameter.detach().double().sum())
+                assert record[kind]["sums"][name] == pytest.approx(mine, rel=1e-9, abs=1e-9)
 
 
 def assert_alike(folder, faults):

@@ -105,6 +105,20 @@ def meet(here):
     return said
 
 
+def reductions(here, limit):
+    """Count the calls of the engine's sum where so many numbers are still added in order."""
+    calls, right, small = [], torch.distributed.all_reduce, distributed._SMALL
+
+    def counted(*given, **named):
+        calls.append(given)
+        return right(*given, **named)
+
+    torch.distributed.all_reduce, distributed._SMALL = counted, limit
+    replace(here, reduction="auto").mean_gradients(parameters(here.rank))
+    torch.distributed.all_reduce, distributed._SMALL = right, small
+    return len(calls)
+
+
 def work(folder):
     """What each of the two processes does."""
     here = world("auto")
@@ -122,6 +136,8 @@ def work(folder):
     trained = parameters(here.rank)
     replace(here, reduction="engine").mean_gradients(trained)
     found |= {f"engine.{i}": p.grad for i, p in enumerate(trained) if p.grad is not None}
+    for limit in (6, 1000):
+        found[f"reductions.{limit}"] = torch.tensor(reductions(here, limit))
     with torch.device("meta"):  # whatever torch's default device is
         flags = [here.anywhere(here.rank == r) for r in (0, 1, 2)]
         with pytest.raises(OSError, match="disk full"):
@@ -219,6 +235,13 @@ def test_the_engine_gives_the_mean_to_rounding(two):
         for name in names:
             ours = found[f"engine.{name.rpartition('.')[2]}"]
             torch.testing.assert_close(ours, found[name], rtol=1e-6, atol=0.0)
+
+
+def test_few_gradients_are_added_in_order_and_many_by_the_engine(two):
+    """By default: all of them together are counted."""
+    for found in two:
+        assert found["reductions.6"] > 0
+        assert found["reductions.1000"] == 0
 
 
 @pytest.mark.parametrize("bucket", [2**24, 6], ids=["one bucket a dtype", "small buckets"])

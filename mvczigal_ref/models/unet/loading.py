@@ -39,6 +39,7 @@ def load_unet(
     parts: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> UnetComponents:
     """Read a single-view pipeline of the family that its index names.
 
@@ -51,6 +52,9 @@ def load_unet(
         dtype: Floating type of UNet and text encoders; the autoencoder, which half precision can
             overflow, is in fp32.
         device: Device of the networks.
+        mapped: Whether the UNet keeps the type of its file, if that has one, so that the system
+            reads weights when they are used and may forget them again; but where a distilled LoRA
+            is fused into all of them.
 
     Returns:
         Components in evaluation mode.
@@ -79,7 +83,7 @@ def load_unet(
         find_few_step_lora(parts["lora"])  # before gigabytes are read
     try:
         with quiet():
-            components = _read(family, folder, places, dtype)
+            components = _read(family, folder, places, dtype, mapped=mapped and "lora" not in parts)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
@@ -89,12 +93,17 @@ def load_unet(
 
 
 def _read(
-    family: UnetFamily, folder: Path, places: Mapping[str, Path], dtype: torch.dtype
+    family: UnetFamily,
+    folder: Path,
+    places: Mapping[str, Path],
+    dtype: torch.dtype,
+    *,
+    mapped: bool,
 ) -> UnetComponents:
     """Load every part."""
 
-    def loaded(kind: Any, place: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401
-        return load_model(kind, place, dtype=dtype, variant=weights_variant(place, dtype))
+    def loaded(kind: Any, place: Path, dtype: torch.dtype, **how: bool) -> Any:  # noqa: ANN401
+        return load_model(kind, place, dtype=dtype, variant=weights_variant(place, dtype), **how)
 
     texts = numbered("text_encoder", family.text_encoders)
     require_fitting_unet(places["unet"], places["vae"], [folder / name for name in texts])
@@ -108,7 +117,7 @@ def _read(
     tokenizers = tuple(read_tokenizer(CLIPTokenizer, folder / name) for name in names)
     pairs = zip(tokenizers, encoders, strict=True)
     fit_tokenizers(dict(zip(names, pairs, strict=True)))
-    unet = loaded(UNet2DConditionModel, places["unet"], dtype)
+    unet = loaded(UNet2DConditionModel, places["unet"], dtype, mapped=mapped)
     return UnetComponents(
         family=family,
         tokenizers=tokenizers,

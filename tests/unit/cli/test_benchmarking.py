@@ -5,11 +5,17 @@ import json
 import pytest
 
 from mvczigal_ref.cli import main
+from mvczigal_ref.cli.progress import Steps
 
 
 def test_one_command_gives_the_table_with_stand_ins(tmp_path, capsys, monkeypatch):
-    """A prompt file, seeds, two scorers: means, standard errors, and every prompt's number."""
+    """A prompt file, seeds, two scorers: means, standard errors, and every prompt's number.
+
+    Progress comes to the number of evaluations.
+    """
     monkeypatch.setenv("COLUMNS", "200")
+    advanced = []
+    monkeypatch.setattr(Steps, "advance", lambda steps, count=1: advanced.append(count))
     reward = tmp_path / "mine.py"
     reward.write_text("def bright(images, prompts):\n    return images.mean(dim=(-3, -2, -1))\n")
     prompts, file = tmp_path / "prompts.txt", tmp_path / "table.json"
@@ -31,6 +37,7 @@ def test_one_command_gives_the_table_with_stand_ins(tmp_path, capsys, monkeypatc
     assert f"{row['Bright']['mean']:.3f}" in text
     assert row["World"]["standard_error"] > 0.0
     assert content["seeds"] == [0, 1]
+    assert sum(advanced) == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.cli import _read, dry_run, main, preflight, training
+from mvczigal_ref.cli import _read, main, planning, preflight, training
 from mvczigal_ref.cli.training import Train, train_words
 from mvczigal_ref.errors import ConfigError, NonFiniteError
+from mvczigal_ref.preflight import plan
 from mvczigal_ref.preflight.attempts import CheckResult, Finding
+from mvczigal_ref.preflight.stored_plans import stored_plan
 from mvczigal_ref.recipes import recipe
-from tests.unit.cli.test_preflight import PLAN
 
 
 @pytest.fixture
@@ -134,6 +135,8 @@ QUICK = (
     ["sample", "a dog"],
     ["play", "nosuch"],
     ["push", "nosuch", "a/b", "--dry-run", "x"],
+    ["convert-reward", "nosuch.pt", "x.safetensors"],
+    ["convert-reward", "{file}", "{prompts}"],
     ["recipes", "tiny"],
     ["recipes"],
     ["settings", "optim.lr"],
@@ -156,8 +159,8 @@ def test_slips_are_told_without_torch(tmp_path):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
     )
 
-    assert done.stdout.splitlines()[-2:] == [str([2] * 21 + [0] * 3), "set()"]
-    assert len(done.stderr.splitlines()) == 21
+    assert done.stdout.splitlines()[-2:] == [str([2] * 23 + [0] * 3), "set()"]
+    assert len(done.stderr.splitlines()) == 23
 
 
 def test_a_run_says_where_it_begins(tmp_path):
@@ -191,17 +194,21 @@ def test_a_number_that_is_not_finite_says_the_way_on(tmp_path, monkeypatch, caps
 
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
-    """It gives settings, plan and checks, and its status says whether they hold."""
+    """It gives settings, plan and checks, and its status says whether they hold.
+
+    The plan of a recipe is read and not measured, whatever the seed.
+    """
     monkeypatch.chdir(tmp_path)
     passed = [True]
 
     def check(config, *, device, progress):
+        progress(1, 2)
         finding = Finding(name="it is", passed=passed[0], reason="so")
         return CheckResult(findings=(finding,), seconds=0.0)
 
     monkeypatch.setattr(preflight, "check", check)
-    monkeypatch.setattr(dry_run, "plan", lambda config, *, world_size: PLAN)
-    words = ["train", "tiny", "optim.lr=1e-3", "run.device=cpu", "--dry-run"]
+    monkeypatch.setattr(plan, "plan", None)  # which measures
+    words = ["train", "tiny", "optim.lr=1e-3", "--seed", "7", "--dry-run"]
     assert main([*words, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     passed[0] = False
@@ -210,10 +217,10 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
 
     assert stopped.value.code == 1
     text = capsys.readouterr().out
-    assert content["folder"] == str(Path("runs/tiny-0"))
+    assert content["folder"] == str(Path("runs/tiny-7"))
     assert content["config"]["optim"]["lr"] == 1e-3
-    assert content["plan"]["calls"]["rollout"] > 0
+    assert content["plan"] == planning.plan_content(stored_plan(recipe("tiny"), processes=1))
     assert content["checks"][0]["reason"] == "so"
-    for words in ("would train into runs/tiny-0", "optim.lr", "peak in update", "it is"):
+    for words in ("would train into runs/tiny-7", "optim.lr", "peak in update", "it is"):
         assert words in text
     assert list(tmp_path.iterdir()) == []

@@ -8,13 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
-from importlib import util
 from pathlib import Path
 
 import pytest
-
-from mvczigal_ref.cli.playing import Play, page_of
 
 PROMPT = "a red cube with a white nose"
 STUCK_S = 900  # after which a server that says nothing is taken to hang, on the slowest machine
@@ -45,15 +43,20 @@ def serving(port, log):
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=place)
     try:
-        end = time.monotonic() + STUCK_S
-        while "the page is at" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.05)
+        until_said("the page is at", process, log)
         yield process
     finally:
         process.terminate()
         process.wait(STUCK_S)
+
+
+def until_said(words, process, log):
+    """Wait until a server's log has these words."""
+    end = time.monotonic() + STUCK_S
+    while words not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +171,25 @@ def test_a_browser_shows_it(server):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(util.find_spec("gradio") is None, reason="the extra `demo` is not installed")
-def test_the_file_of_a_space_makes_the_same_page():
-    """It is the page of the command."""
-    place = Path(__file__).parents[3] / "examples" / "space" / "app.py"
-    spec = util.spec_from_file_location("app", place)
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_a_space_serves_the_page(tmp_path):
+    """Started as the hub starts it, from a folder that holds its files alone."""
+    pytest.importorskip("gradio", reason="the extra `demo` is not installed")
+    folder, log, port = tmp_path / "space", tmp_path / "log", free_port()
+    shutil.copytree(Path(__file__).parents[3] / "examples" / "space", folder)
+    address = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "app.py"], cwd=folder, stdout=file, stderr=file,
+            env={**os.environ, **address, "TMPDIR": str(tmp_path)},
+        )  # fmt: skip
+    try:
+        until_said("Running on local URL", process, log)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=STUCK_S) as answer:
+            page = answer.read().decode()
+    finally:
+        process.terminate()
+        process.wait(STUCK_S)
 
-    assert module.demo.title == page_of(Play(device="cpu")).title
+    assert answer.status == 200
+    assert "Text to all views of an object" in page
+    assert "Traceback" not in log.read_text("utf-8")

@@ -39,14 +39,13 @@ def batch_of(system, config, *, steps=(1, 3)):
     return noised_pairs(system, both, conditioning, noise, gap=torch.tensor(GAP), steps=steps)
 
 
-def losses(system, config):
-    """Evaluate the loss of both levels over the frozen reference."""
+def told(system, config):
+    """Collect what the objective is told of both levels, over the frozen reference."""
     batch, found = batch_of(system, config), []
 
     def objective(noised):
-        loss, _ = pair_loss(config, noised)
-        found.append(loss.item())
-        return loss, {}
+        found.append(noised)
+        return pair_loss(config, noised)[0], {}
 
     for index in range(2):
         _Microbatch(
@@ -64,9 +63,25 @@ def losses(system, config):
 def test_the_first_value_is_exactly_log_2(system):
     """A LoRA that begins at zero is its reference to the last bit; a tie costs nothing."""
     log_2 = torch.tensor(2.0).log().item()
+    joint, apart = (
+        [pair_loss(config, noised)[0].item() for noised in told(system, config)]
+        for config in (run(density="joint"), run())
+    )
 
-    assert losses(system, run(density="joint")) == [log_2, log_2]
-    assert losses(system, run()) == [pytest.approx(11 / 12 * log_2, rel=1e-6)] * 2
+    assert joint == [log_2, log_2]
+    assert apart == [pytest.approx(11 / 12 * log_2, rel=1e-6)] * 2
+
+
+def test_each_level_s_error_is_in_its_own_noise(system):
+    """What is told of a level fits together: its latent is made of its share and its noise."""
+    one, other = told(system, run())
+
+    assert not torch.equal(one.noise, other.noise)
+    for noised in (one, other):
+        signal, noise = (share.sqrt()[..., None, None, None] for share in
+                         (noised.level, 1.0 - noised.level))  # fmt: skip
+        expected = signal * noised.clean + noise * noised.noise
+        torch.testing.assert_close(noised.latent_t, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_both_samples_of_a_pair_have_the_level_s_noise(system):

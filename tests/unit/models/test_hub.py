@@ -155,12 +155,12 @@ def test_what_is_absent_is_named_with_its_source_and_size(tmp_path):
     assert "hold their parts, 7 of which are absent; got" in text
     for command in (
         "hf download latent-consistency/lcm-sdxl config.json "
-        "diffusion_pytorch_model.fp16.safetensors` (about 5.1 GB)",
+        "diffusion_pytorch_model.fp16.safetensors` (about 5.14 GB)",
         "hf download stabilityai/stable-diffusion-xl-base-1.0 text_encoder_2/config.json "
-        "text_encoder_2/model.fp16.safetensors` (about 1.4 GB)",
+        "text_encoder_2/model.fp16.safetensors` (about 1.39 GB)",
         "hf download madebyollin/sdxl-vae-fp16-fix config.json "
-        "diffusion_pytorch_model.safetensors` (about 0.3 GB)",
-        "hf download huanngzh/mv-adapter mvadapter_t2mv_sdxl.safetensors` (about 1.0 GB",
+        "diffusion_pytorch_model.safetensors` (about 335 MB)",
+        "hf download huanngzh/mv-adapter mvadapter_t2mv_sdxl.safetensors` (about 982 MB in half ",
         "tokenizer_2/tokenizer_config.json",
     ):
         assert command in text

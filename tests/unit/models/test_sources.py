@@ -102,5 +102,6 @@ def test_without_a_network_one_message_names_every_file(hub):
     (line,) = str(caught.value).splitlines()
 
     assert line.startswith("the Hugging Face hub does not answer")
+    assert ", 14.9 GB in all: " in line
     assert len(re.findall(r"`hf download [^`]+` \(about [^)]+\)[,.]", line)) == 7
     assert there.asked == []

@@ -18,6 +18,7 @@ from mvczigal_ref.preflight.check import check, check_system, trial_of
 from mvczigal_ref.preflight.snapshots import in_fp32
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system import build_system
+from mvczigal_ref.system.networks import DTYPES
 from mvczigal_ref.system.scorers import no_scorers
 
 CPU = torch.device("cpu")
@@ -73,6 +74,20 @@ def test_a_sound_system_passes_and_is_left_as_it_was(dtype):
     for name, parameter in system.trained().items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
+
+
+def test_attempts_share_what_was_sampled(monkeypatch):
+    """One sampling for each storage dtype, and one more that must give the same bits."""
+    storages, sample = [], trial_pairs.PairTrial.sample
+    monkeypatch.setattr(
+        trial_pairs.PairTrial,
+        "sample",
+        lambda trial, storage: storages.append(storage) or sample(trial, storage),
+    )
+    system, config = built()
+
+    assert check_system(system, config).passed
+    assert sorted(storages) == sorted([*DTYPES, config.model.storage_dtype])
 
 
 def test_a_result_is_as_good_as_its_worst_finding():

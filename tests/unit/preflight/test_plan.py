@@ -16,6 +16,10 @@ from mvczigal_ref.preflight.meter import Meter
 from mvczigal_ref.preflight.plan import plan
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reward.builders import ScorerOptions
+from mvczigal_ref.reward.clip_score import ClipScore, PickScore
+from mvczigal_ref.reward.hpsv2 import HpsV2
+from mvczigal_ref.reward.hpsv3 import HpsV3
+from mvczigal_ref.reward.image_reward import ImageReward
 from mvczigal_ref.system import build_system
 from mvczigal_ref.system.scorers import no_scorers
 from tests.unit.preflight.small import config_of
@@ -229,7 +233,7 @@ def test_a_scorer_elsewhere_takes_nothing_here():
 
 
 def test_a_scorer_here_takes_its_published_size():
-    """CLIP ViT-H/14 has 986 million parameters, HyperScore's ViT-B/16 150; halves are half."""
+    """HyperScore's ViT-B/16 has 150 million parameters; halves are half."""
     full = scorer_footprint("hyperscore.overall", ScorerOptions(images_per_chunk=2))
     half = scorer_footprint(
         "hyperscore.overall", ScorerOptions(images_per_chunk=2, dtype=torch.bfloat16)
@@ -238,7 +242,27 @@ def test_a_scorer_here_takes_its_published_size():
     assert 150e6 < full.parameters < 160e6
     assert full.weights - half.weights == pytest.approx(2 * full.parameters, rel=1e-3)
     assert half.working < full.working
-    assert scorer_footprint("pickscore", ScorerOptions(images_per_chunk=1)).parameters == 986109441
+    assert full.weights == pytest.approx(613e6, rel=0.01)  # what the download is said to take
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "scorers"),
+    [
+        ("clip_score", 0, {ClipScore: 4}),
+        ("pickscore", 0, {PickScore: 4, HpsV2: 2}),
+        ("image_reward", 0, {ImageReward: 4}),
+        ("hpsv3", 152_064 * 3584, {HpsV3: 2}),
+    ],
+)
+def test_a_scorer_s_download_has_the_size_of_its_shapes(name, head, scorers):
+    """At the bytes per number in which each is published, HPSv3 with Qwen2-VL's head for words."""
+    numbers = scorer_footprint(name, ScorerOptions(images_per_chunk=1)).parameters
+
+    assert (name == "pickscore") == (numbers == 986109441)
+    for scorer, width in scorers.items():
+        number, unit = scorer.weights.size.split()
+        assert unit == "GB"
+        assert float(number) * 1e9 == pytest.approx(width * (numbers + head), rel=0.01)
 
 
 def test_whoever_listens_hears_each_measurement():

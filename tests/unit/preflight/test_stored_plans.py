@@ -8,13 +8,32 @@ import pytest
 from mvczigal_ref.config import load_config
 from mvczigal_ref.preflight import stored_plans
 from mvczigal_ref.preflight.plan import plan
-from mvczigal_ref.preflight.stored_plans import plan_key, plan_values, stored_plan
+from mvczigal_ref.preflight.stored_plans import FREE, plan_key, plan_values, stored_plan
 from mvczigal_ref.recipes import recipe
+
+OTHER = (
+    "run.seed=7", "run.iterations=2", "run.prompts=a.txt", "run.held_out=b.txt",
+    "run.checkpoint_every=2", "run.keep_checkpoints=1", "run.evaluate_every=1",
+    "run.evaluation_noises=3", "run.trackers=[tensorboard]", "optim.lr=1e-5",
+    "optim.betas=[0.5,0.6]", "optim.eps=1e-4", "optim.weight_decay=0.5", "optim.max_grad_norm=0.5",
+    "optim.warmup_iterations=1", "optim.decay_iterations=2",
+)  # fmt: skip
 
 
 def test_the_stored_plan_of_tiny_is_the_measured_one():
-    """Where this fails, `python -m bench plans` measures all of them anew."""
-    assert stored_plan(recipe("tiny"), processes=1) == plan(recipe("tiny"))
+    """With every setting changed on which none depends.
+
+    Where this fails, `python -m bench plans` measures all of them anew.
+    """
+    config = load_config(recipe("tiny"), overrides=OTHER)
+    free = {f"{section}.{name}" for section, names in FREE.items() for name in names}
+
+    assert {word.partition("=")[0] for word in OTHER} == free
+    for section, names in FREE.items():
+        for name in names:
+            value, plain = (getattr(getattr(c, section), name) for c in (config, recipe("tiny")))
+            assert value != plain, name
+    assert stored_plan(config, processes=1) == plan(config)
 
 
 @pytest.mark.parametrize(

@@ -283,8 +283,8 @@ def test_another_models_configuration_is_refused(tmp_path, folder):
 @pytest.mark.parametrize(
     ("kind", "command"),
     [
-        (ClipScore, r"`hf download openai/clip-vit-large-patch14 model.safetensors` \(1.7 GB\)"),
-        (PickScore, r"`hf download yuvalkirstain/PickScore_v1 model.safetensors` \(3.9 GB\)"),
+        (ClipScore, r"`hf download openai/clip-vit-large-patch14 model.safetensors` \(1.71 GB\)"),
+        (PickScore, r"`hf download yuvalkirstain/PickScore_v1 model.safetensors` \(3.94 GB\)"),
     ],
 )
 def test_an_absent_file_is_told_how_to_get(tmp_path, kind, command):

@@ -174,7 +174,7 @@ def test_a_cut_or_foreign_file_is_refused_by_its_own_names(tmp_path, folder):
 
 def test_an_absent_file_is_told_how_to_get(tmp_path):
     """What, from where and how large."""
-    command = r"`hf download xswu/HPSv2 HPS_v2.1_compressed.pt` \(2.0 GB\)"
+    command = r"`hf download xswu/HPSv2 HPS_v2.1_compressed.pt` \(1.97 GB\)"
     with pytest.raises(CheckpointError, match=command):
         HpsV2.from_pretrained(tmp_path)
 

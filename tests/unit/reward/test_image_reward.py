@@ -208,7 +208,7 @@ def test_a_cut_or_foreign_file_is_refused_by_its_own_names(tmp_path, folder):
 
 def test_an_absent_file_is_told_how_to_get(tmp_path, folder):
     """What, from where and how large: weights, configuration, tokenizer."""
-    command = r"`hf download THUDM/ImageReward ImageReward.pt` \(1.8 GB\)"
+    command = r"`hf download THUDM/ImageReward ImageReward.pt` \(1.79 GB\)"
     with pytest.raises(CheckpointError, match=command):
         ImageReward.from_pretrained(tmp_path)
     (tmp_path / "ImageReward.pt").write_bytes((folder / "ImageReward.pt").read_bytes())
