@@ -33,6 +33,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviations of red, green and blue over ImageNet [1]."""
 
+_PIXELS_AT_ONCE = 2**20  # of images that are resized together: a pass takes several copies of them
 _MOST_CUT_OFF = 8  # largest ratio of resized to cropped area; above it, only the crop is computed
 
 
@@ -89,8 +90,28 @@ def preprocess(
     target = (size, size) if isinstance(size, int) else size
     _check(images, target, mean, std)
     rows = images.flatten(0, -4) if images.ndim > 3 else images[None]
-    rows = _to_bytes(rows) if round_to_bytes else rows
+    at_once = max(1, _PIXELS_AT_ONCE // (rows.shape[-2] * rows.shape[-1]))
     between = covering_size(rows.shape[-2:], target) if crop else target
+    parts = [
+        _resized(part, target, between, round_to_bytes=round_to_bytes, interpolation=interpolation)
+        for part in rows.split(at_once)
+    ]
+    rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+    rows = rows.clamp(0.0, 1.0)
+    colours = [rows.new_tensor(list(numbers))[:, None, None] for numbers in (mean, std)]
+    return ((rows - colours[0]) / colours[1]).reshape(*images.shape[:-2], *target)
+
+
+def _resized(
+    rows: Tensor,
+    target: tuple[int, int],
+    between: tuple[int, int],
+    *,
+    round_to_bytes: bool,
+    interpolation: Interpolation,
+) -> Tensor:
+    """Resize to one size, and cut out the centre of another."""
+    rows = _to_bytes(rows) if round_to_bytes else rows
     top, left = (between[0] - target[0]) // 2, (between[1] - target[1]) // 2
     if between[0] * between[1] > _MOST_CUT_OFF * target[0] * target[1]:
         rows = resize_window(rows, -1, between[1], range(left, left + target[1]), interpolation)
@@ -105,9 +126,7 @@ def preprocess(
                 rows = interpolate(rows, size=shape, mode=interpolation, antialias=True)
             rows = _to_bytes(rows) if round_to_bytes else rows
         rows = rows[..., top : top + target[0], left : left + target[1]]
-    rows = rows.clamp(0.0, 1.0)
-    colours = [rows.new_tensor(list(numbers))[:, None, None] for numbers in (mean, std)]
-    return ((rows - colours[0]) / colours[1]).reshape(*images.shape[:-2], *target)
+    return rows
 
 
 def _to_bytes(images: Tensor) -> Tensor:

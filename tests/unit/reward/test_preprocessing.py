@@ -217,6 +217,16 @@ def test_an_image_of_the_right_size_is_only_normalised():
     assert_equal_to(preprocess(images, size=4, **CLIP), expected, FP64, axes=4)
 
 
+@pytest.mark.parametrize("options", [{"size": 8}, {"size": 5, "round_to_bytes": True}])
+def test_images_that_are_resized_apart_have_the_same_bits(monkeypatch, options):
+    """Memory is all that differs."""
+    images = torch.rand(2, 3, 3, 40, 24, generator=torch.Generator().manual_seed(0))
+    options = {"mean": (0.5,) * 3, "std": (0.3,) * 3, **options}
+    together = preprocess(images, **options)
+    monkeypatch.setattr(preprocessing, "_PIXELS_AT_ONCE", 2000)
+    assert torch.equal(preprocess(images, **options), together)
+
+
 def test_a_number_is_a_square():
     """Cropped or stretched."""
     images = pictures(1, 3, 7, 9)
