@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,23 @@ from mvczigal_ref.models.backbone import (
     MultiviewBackbone,
 )
 from mvczigal_ref.models.chunks import device_of, in_chunks
-from mvczigal_ref.models.components import Components
-from mvczigal_ref.models.loading import cast_network
 from mvczigal_ref.models.lora_files import check_lora
-from mvczigal_ref.models.low_bit_weights import check_low_bit, store_low_bit
 from mvczigal_ref.models.placement import (
     at_work,
-    compile_network,
-    lay_channels_last,
-    set_tf32,
     take_latents_from,
 )
-from mvczigal_ref.models.projections import install_merged_linears
-from mvczigal_ref.models.quick_blocks import install_quick_blocks
-from mvczigal_ref.models.recomputation import Recomputation, activation_budget, free_bytes
-from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.policy import CameraFeatures, Conditioning
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
-from mvczigal_ref.system.networks import DTYPES, backbone_of, load_network
+from mvczigal_ref.system.networks import backbone_of, load_network
+from mvczigal_ref.system.preparation import (
+    check_training,
+    choose_trained,
+    cut_network,
+    place_parts,
+    quicken,
+)
 from mvczigal_ref.system.rig import rig_of
 from mvczigal_ref.system.sampler import build_sampler
 from mvczigal_ref.system.scorers import build_scorers
@@ -254,74 +250,20 @@ def build_system(
     model = config.model
     if world is not None and (fault := processes_contradiction(config.run, world.size)):
         raise ConfigError(fault)
-    if model.finetune == "full" and model.dtype != "fp32":
-        msg = (
-            '`model.dtype` must be "fp32" where `model.finetune` is "full"; got '
-            f"{model.dtype!r}. Updates of trained half-precision weights round away; train "
-            "a LoRA, whose weights are fp32."
-        )
-        raise ConfigError(msg)
-    few_bits = model.frozen_weights if model.finetune == "lora" else "stored"
-    check_low_bit(few_bits)
-    if few_bits != "stored" and (config.run.sharding == "full" or model.compile != "none"):
-        msg = (
-            '`model.frozen_weights` must be "stored" where `run.sharding` is "full" or '
-            f"`model.compile` is set; got {few_bits!r}. The engine cuts plain weights, and "
-            "compiled networks of few bits have not been tried."
-        )
-        raise ConfigError(msg)
+    check_training(config)
     if scorers is None:  # first, so that a missing one is reported at once
         scorers = build_scorers(config, device=device)
     if lora is not None:
         check_lora(lora, network=model.network)
-    cuts = world is not None and world.size > 1 and config.run.sharding == "full"
+    cut = world is not None and world.size > 1 and config.run.sharding == "full"
     if components is None:
-        components = load_network(config, mapped=cuts)
-    set_tf32(device, allowed=model.tf32)
-    offloads = cuts and config.run.offload_parameters
-    # Frozen parts wait on the CPU from the beginning, and a network that is cut is never whole
-    # elsewhere.
-    home = torch.device("cpu") if model.offload_frozen or cuts else device
-    loaded = components.to(home)
-    dtype = DTYPES[model.dtype] if model.finetune == "lora" else None
-    if not cuts:  # what is cut is cast block by block
-        cast_network(loaded.policy, device, dtype)
-    elif isinstance(loaded, Components):
-        cast_network(loaded.policy.camera_encoder, home, dtype)
-    if model.channels_last:
-        lay_channels_last(loaded.policy, loaded.vae)
-    if isinstance(loaded, Components):
-        loaded.policy.camera_encoder.to("cpu" if model.offload_frozen else device)
-    backbone = backbone_of(config, loaded)
-    backbone.freeze()
-    if lora is not None:
-        backbone.load_lora(lora)
-    elif model.finetune == "full":
-        backbone.network.requires_grad_(requires_grad=True)
-    else:
-        backbone.add_lora(rank=model.lora_rank, alpha=model.lora_alpha, seed=config.run.seed)
-    if few_bits != "stored" and device.type != "meta":
-        store_low_bit(backbone.network, few_bits)
-    install_merged_linears(backbone.network)
-    install_quick_blocks(backbone.network)
-    install_quick_blocks(loaded.vae)
-    if model.gradient_checkpointing == "auto":
-        Recomputation(backbone.network, partial(_free_for_a_graph, backbone, device))
-    elif model.gradient_checkpointing:
-        # diffusers recomputes wherever gradients are on, so the network stays in evaluation mode.
-        backbone.network.enable_gradient_checkpointing()
-    if model.compile != "none":
-        compile_network(backbone.network, backend=model.compile)
-    if cuts and world is not None:
-        if not model.offload_frozen:
-            for part in (*backbone.text_encoders, loaded.vae):
-                cast_network(part, device, None)
-        world.barrier()  # until every process has its weights
-        bf16 = config.run.compute_dtype == "bf16"
-        shard_network(
-            backbone.network, world, dtype=DTYPES[model.dtype],
-            compute_dtype=torch.bfloat16 if bf16 else None, offload=offloads,
-        )  # fmt: skip
+        components = load_network(config, mapped=cut)
+    parts = place_parts(config, components, device, cut=cut)
+    backbone = backbone_of(config, parts)
+    choose_trained(config, backbone, device, lora)
+    quicken(config, backbone, parts.vae, device)
+    if cut and world is not None:
+        cut_network(config, backbone, parts.vae, device, world)
     latents = device if model.storage_device == "device" else torch.device("cpu")
     if latents != device:
         take_latents_from(backbone.policy, latents, work=device)
@@ -329,7 +271,7 @@ def build_system(
         backbone=backbone,
         **_samplers(config, backbone, latents),
         device=latents,
-        compute_device=device if offloads else None,
+        compute_device=device if cut and config.run.offload_parameters else None,
         views_per_decode=model.views_per_decode,
         negative_prompt=_negative_prompt(config, backbone),
         **scorers,
@@ -357,12 +299,6 @@ def with_sampling(system: System, config: TrainConfig) -> System:
         negative_prompt=_negative_prompt(config, backbone),
         **_samplers(config, backbone, system.device),
     )
-
-
-def _free_for_a_graph(backbone: Backbone, device: torch.device) -> int:
-    """Measure what activations may fill, before the first gradient is there [bytes]."""
-    trained = sum(p.numel() * p.element_size() for p in backbone.trained().values())
-    return activation_budget(free_bytes(device), trained)
 
 
 def _samplers(config: TrainConfig, backbone: Backbone, device: torch.device) -> dict[str, Any]:
