@@ -208,8 +208,8 @@ def convert_reward(command: ConvertReward) -> None:
     """
     if command.out.suffix != ".safetensors" or command.out.exists():
         msg = (
-            "`convert-reward FILE OUT` writes OUT, a .safetensors file that does not exist yet; "
-            f"got {str(command.out)!r}. Name another."
+            "`convert-reward OUT` must be a .safetensors file and must not exist yet; got "
+            f"{str(command.out)!r}. Name another."
         )
         raise ConfigError(msg)
     if not command.file.exists():
