@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -105,6 +104,7 @@ def policy_config(
             may have been downloaded, would send a key to a service.
     """
     from mvczigal_ref.config import load_config
+    from mvczigal_ref.config.loading import sampling_config
     from mvczigal_ref.recipes import recipe
 
     if run is not None and (weights is not None or name is not None):
@@ -117,7 +117,7 @@ def policy_config(
             _require_typed_key(base, words, "reward", "a run")
     else:
         base = recipe(name or _RECIPE)
-    config = _sampled(base, words)
+    config = sampling_config(base, words)
     allowed = (*_READ_BY_A_POLICY, *also, *(_READ_OF_A_RUN if run is not None else ("model.",)))
     for word in words:
         if not word.startswith(allowed):
@@ -130,19 +130,6 @@ def policy_config(
         if weights is None
         else load_config(config, overrides=[f"model.weights={weights}"], training=False)
     )
-
-
-def _sampled(base: "TrainConfig", words: Sequence[str]) -> "TrainConfig":
-    """Change settings of sampling; one step will do, though it leaves training nothing to learn."""
-    from mvczigal_ref.config import load_config
-
-    try:
-        return load_config(base, overrides=words, training=False)
-    except ConfigError as refusal:
-        every = [*words, "objective.train_last_action=true"]  # which sampling does not read
-        with suppress(ConfigError):
-            return load_config(base, overrides=every, training=False)
-        raise refusal from refusal.__cause__
 
 
 def policy_prompts(name: str, config: "TrainConfig") -> list[str]:

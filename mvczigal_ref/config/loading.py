@@ -8,6 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "nearest_name",
     "read_settings",
     "read_value",
+    "sampling_config",
     "to_dict",
     "unknown_setting",
 ]
@@ -120,6 +122,32 @@ def load_config(
     for problem in unread(config, base) if training else ():
         raise ConfigError(problem)
     return config
+
+
+def sampling_config(base: TrainConfig, words: Sequence[str]) -> TrainConfig:
+    """Change settings of sampling; one step will do, though it leaves training nothing to learn.
+
+    Args:
+        base: Settings before.
+        words: Settings as `section.name=value`.
+
+    Returns:
+        Settings to sample by.
+
+    Raises:
+        ConfigError: As :func:`load_config`.
+
+    Examples:
+        >>> sampling_config(TrainConfig(), ["sampler.num_steps=1"]).sampler.num_steps
+        1
+    """
+    try:
+        return load_config(base, overrides=words, training=False)
+    except ConfigError as refusal:
+        every = [*words, "objective.train_last_action=true"]  # which sampling does not read
+        with suppress(ConfigError):
+            return load_config(base, overrides=every, training=False)
+        raise refusal from refusal.__cause__
 
 
 def _settable(kind: type, prefix: str = "") -> dict[str, Any]:

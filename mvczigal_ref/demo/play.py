@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mvczigal_ref.config import TrainConfig, load_config
+from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config.loading import sampling_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.evaluation.evaluate import sample_objects
 from mvczigal_ref.report.run_content import score_tables
@@ -139,7 +140,7 @@ class Playground:
             "sampler.evaluation_steps=0",
             f"sampler.guidance_scale={request.guidance}",
         ]
-        return prompt, load_config(self.config, overrides=words, training=False)
+        return prompt, sampling_config(self.config, words)
 
     def _sample(self, system: System, prompt: str, config: TrainConfig, *, zigzag: bool) -> Images:
         """Sample one object by the noise that `mvczigal sample` draws."""

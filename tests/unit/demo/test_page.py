@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -167,3 +168,28 @@ def test_a_browser_shows_it(server):
 
     assert sum(width > 100 for width in pictures) >= 4  # both sheets, ring, turntable
     assert [url for url in others if not url.startswith((server[0], "data:", "blob:"))] == []
+
+
+@pytest.mark.slow
+def test_a_space_serves_the_page(tmp_path):
+    """Started as the hub starts it, from a folder that holds its files alone."""
+    pytest.importorskip("gradio", reason="the extra `demo` is not installed")
+    folder, log, port = tmp_path / "space", tmp_path / "log", free_port()
+    shutil.copytree(Path(__file__).parents[3] / "examples" / "space", folder)
+    address = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "app.py"], cwd=folder, stdout=file, stderr=file,
+            env={**os.environ, **address, "TMPDIR": str(tmp_path)},
+        )  # fmt: skip
+    try:
+        until_said("Running on local URL", process, log)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=STUCK_S) as answer:
+            page = answer.read().decode()
+    finally:
+        process.terminate()
+        process.wait(STUCK_S)
+
+    assert answer.status == 200
+    assert "Text to all views of an object" in page
+    assert "Traceback" not in log.read_text("utf-8")

@@ -46,6 +46,14 @@ def test_pictures_are_those_of_the_sample_command(playground):
     assert played.azimuths == (-90.0, -45.0, 0.0, 90.0, 180.0, 225.0)
 
 
+def test_one_step_is_a_sample(playground):
+    """Which training would refuse: it leaves no action to learn."""
+    played = playground.play(replace(REQUEST, steps=1))
+
+    assert played.after.shape[:2] == (1, 6)
+    assert not torch.equal(played.after, playground.play(REQUEST).after)
+
+
 def test_scores_are_the_judges_by_view_and_together(playground):
     """Zigzag is compared with plain sampling of the same noise."""
     plain = playground.play(REQUEST)

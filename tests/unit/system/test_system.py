@@ -186,7 +186,7 @@ def test_an_iteration_runs_on_the_real_wiring(dtype):
 @pytest.mark.parametrize("free", [0, 2**40])
 def test_memory_that_is_short_is_spared_by_itself(free, monkeypatch):
     """With the bits of a network that keeps all of its activations, or computes all again."""
-    monkeypatch.setattr("mvczigal_ref.system.system.free_bytes", lambda device: free)
+    monkeypatch.setattr("mvczigal_ref.system.preparation.free_bytes", lambda device: free)
     learnt, calls = [], []
     for checkpointing in ("auto", free == 0):
         config, system = build(model={"gradient_checkpointing": checkpointing})
