@@ -41,7 +41,11 @@ FLOW = [
     "model.network=flow", "sampler.kind=flow", "reward.joint=per_view", "rollout.kind=group",
     "advantage.mode=per_view", "objective.kind=policy_gradient",
 ]  # fmt: skip
-SETTINGS = {"flow": FLOW, "multiview": [], "unet": ["model.network=unet", *FLOW[2:]]}
+SETTINGS = {
+    "flow": FLOW,
+    "multiview": [],
+    "unet": ["model.network=unet", "sampler.prediction_type=epsilon", *FLOW[2:]],
+}
 """Settings of each kind of network."""
 
 
