@@ -197,8 +197,8 @@ def test_four_processes_take_the_steps_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_with_the_parts_of_four(prompts, tmp_path):
-    """Four train as one does; then two take their parts over."""
+def test_two_processes_and_one_go_on_with_the_parts_of_four(prompts, tmp_path):
+    """Four train as one does; then two take their parts over, and one alone."""
     run(config_of(prompts, "of four"), tmp_path / "one")
     ended = launch(4, tmp_path, prompts, "of four")
     assert ended.returncode == 0, ended.stdout
@@ -209,9 +209,12 @@ def test_two_processes_go_on_with_the_parts_of_four(prompts, tmp_path):
         assert theirs == pytest.approx(mine, **METRICS)
 
     shutil.rmtree(folder / "checkpoints" / "iteration_000002")
+    alone = shutil.copytree(folder, tmp_path / "alone")
     ended = launch(2, tmp_path, prompts, "of four")
     assert ended.returncode == 0, ended.stdout
     assert distance(four, newest(folder).policy) <= RELATIVE
+    run(config_of(prompts, "of four", sharding="full"), alone)
+    assert distance(four, newest(alone).policy) <= RELATIVE
 
 
 @pytest.mark.slow

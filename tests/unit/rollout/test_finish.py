@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mvczigal_ref.rollout.finish import compressed_tail, finishing_sampler, require_strides
@@ -45,17 +45,18 @@ def test_the_released_grid_of_granular_grpo():
     assert odd.image_is_denoised
 
 
-@given(st.integers(1, 30), st.floats(0.01, 1.0), st.data())
-def test_a_tail_has_its_share_of_the_steps_evenly_spread(num_steps, share, data):
+@given(st.integers(1, 60), st.integers(1, 100), st.data())
+@example(50, 58, None)  # 0.58 * 50 is 28.999999999999996 in floats
+def test_a_tail_has_its_share_of_the_steps_evenly_spread(num_steps, hundredths, data):
     """It begins where it is told, ends at 0, and no two gaps differ by more than one step."""
     sampler = flow(num_steps)
-    start = data.draw(st.integers(0, num_steps - 1))
-    tail = compressed_tail(sampler, start=start, share=share)
+    start = data.draw(st.integers(0, num_steps - 1)) if data else 0
+    tail = compressed_tail(sampler, start=start, share=hundredths / 100)
     levels = sampler.sigma_t.tolist()
     places = [levels.index(level) for level in tail.sigma_t.tolist()]
     gaps = [b - a for a, b in zip(places, [*places[1:], num_steps], strict=True)]
 
-    assert tail.num_steps == max(1, math.floor(share * (num_steps - start)))
+    assert tail.num_steps == max(1, hundredths * (num_steps - start) // 100)
     assert places[0] == start
     assert tail.sigma_prev[-1] == 0.0
     assert max(gaps) - min(gaps) <= 1
