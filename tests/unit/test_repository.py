@@ -1,7 +1,9 @@
 """Files of the repository hold together: workflow, container, versions of Python."""
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -47,6 +49,31 @@ def test_the_workflow_runs_sessions_that_there_are():
     assert set(needed) <= set(sessions)
     for name in (*sessions, "pythons"):
         assert f"\ndef {name}(session" in nox_text()
+
+
+FAKE_PYTHON = """#!/bin/sh
+[ "$2" = venv ] || exit 0
+mkdir -p "$3/bin"
+printf '#!/bin/sh\\n[ "$3" != "$FAILING" ]\\n' >"$3/bin/nox"
+cp "$0" "$3/bin/python"
+chmod +x "$3/bin/nox"
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script of a shell")
+@pytest.mark.parametrize("failing", ["", "lint", "types", "integration", "unit"])
+def test_what_a_change_must_pass_fails_with_any_of_its_sessions(failing, tmp_path):
+    """With programs in place of the real ones, of which one session fails."""
+    program = tmp_path / "python3"
+    program.write_text(FAKE_PYTHON, "utf-8")
+    program.chmod(0o755)
+    paths = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    ended = subprocess.run(
+        ["bash", ROOT / ".ci" / "run"], env={**os.environ, "PATH": paths, "FAILING": failing},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert (ended.returncode != 0) == bool(failing), ended.stdout + ended.stderr
 
 
 def test_the_longest_test_files_are_there():
