@@ -99,6 +99,13 @@ def _power_of_two(value: float) -> float:
     return value
 
 
+def _seed(value: int) -> int:
+    if value >= 2**63:
+        msg = f"must be at most {2**63 - 1}, the largest integer of 64 bits"
+        raise ValueError(msg)
+    return value
+
+
 def _cap(value: object) -> object:
     if value == "none":
         return None
@@ -140,7 +147,7 @@ Cap = Annotated[Positive | None, BeforeValidator(_cap)]
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST)]
 CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=_MOST)]
 Size = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST_HELD)]
-Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
+Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0), AfterValidator(_seed)]
 Name = Annotated[str, Field(min_length=1)]
 Text = Annotated[str, Field()]
 Names = tuple[Name, ...]

@@ -277,6 +277,14 @@ def test_a_value_out_of_range_is_refused_by_its_path(word):
     assert "; got " in message
 
 
+def test_the_largest_seed_is_told_in_all_its_digits():
+    """Not rounded to a float, which would be refused too."""
+    with pytest.raises(
+        ConfigError, match=f"`run.seed`: must be at most {2**63 - 1}, .*got {2**63}"
+    ):
+        load_config(overrides=[f"run.seed={2**63}"])
+
+
 def test_a_word_without_an_equals_sign_is_refused():
     """With the form that is wanted."""
     assert refusal("optim.lr") == "an override must read `section.name=value`; got 'optim.lr'."
