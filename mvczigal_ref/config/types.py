@@ -147,7 +147,12 @@ Cap = Annotated[Positive | None, BeforeValidator(_cap)]
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST)]
 CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=_MOST)]
 Size = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST_HELD)]
-Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0), AfterValidator(_seed)]
+Seed = Annotated[
+    int,
+    BeforeValidator(_refuse_bool),
+    AfterValidator(_seed),  # pydantic would round the limit in its message
+    Field(ge=0, lt=2**63),
+]
 Name = Annotated[str, Field(min_length=1)]
 Text = Annotated[str, Field()]
 Names = tuple[Name, ...]
