@@ -6,12 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mvczigal_ref.pictures.drawing import CURVES, INK, picture, style
+from mvczigal_ref.reproduce.claims import LEAST_SEEDS
 from mvczigal_ref.reproduce.claims_record import ArmRecord, ClaimsRecord
 
 __all__ = ["curves_figure", "front_figure"]
 
 _COLOURS = {"tiny": CURVES[0], "tiny_per_view": CURVES[1]}
 _WEIGHTED = ("weighted_sum_25", "tiny_ws_zigal", "weighted_sum_75")
+_LINE = 0.06  # height of a name, of the picture's
 _SMOOTH = 5  # iterations of a running mean
 
 
@@ -50,6 +52,7 @@ def front_figure(record: ClaimsRecord) -> str:
         if arms:
             axes.set_xlim(*_room([v for arm in arms for v in arm.by_seed["per_view"]]))
             axes.set_ylim(*_room([v for arm in arms for v in arm.by_seed["joint"]]))
+            _names(axes, arms)
         axes.set_xlabel("per-view gain [dB]")
         axes.set_ylabel("joint gain [dB]")
         axes.set_title(title, fontsize=11, loc="left")
@@ -64,21 +67,35 @@ def _room(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _cross(axes: Axes, arm: ArmRecord) -> None:
-    """Draw one arm's gains, its intervals and its name."""
+    """Draw one arm's gains and its intervals."""
     across, up = arm.gains["per_view"], arm.gains["joint"]
     colour, main = _COLOURS.get(arm.arm, CURVES[2]), arm.arm in _COLOURS
     axes.errorbar(
         [across.estimate], [up.estimate],
         xerr=[[across.estimate - across.low], [across.high - across.estimate]],
         yerr=[[up.estimate - up.low], [up.high - up.estimate]],
-        fmt="o", markersize=7 if main else 4, color=colour, elinewidth=1.6 if main else 0.8,
+        fmt="o", markersize=7 if main else 4, color=colour, elinewidth=1.6 if main else 0.5,
         zorder=3 if main else 2,
     )  # fmt: skip
-    axes.annotate(
-        arm.name, (across.estimate, up.estimate), xytext=(5, 4), textcoords="offset points",
-        fontsize=9 if main else 7.5, color=colour if main else INK,
-        fontweight="bold" if main else "normal",
-    )  # fmt: skip
+
+
+def _names(axes: Axes, arms: Sequence[ArmRecord]) -> None:
+    """Write the names beside the picture from the lowest joint gain up, a line to each dot."""
+    ranked = sorted(arms, key=lambda arm: arm.gains["joint"].estimate)
+    low, high = axes.get_ylim()
+    middle = sum(arm.gains["joint"].estimate for arm in arms) / len(arms)
+    first = (middle - low) / (high - low) - _LINE * (len(arms) - 1) / 2
+    first = max(0.0, min(first, 1.0 - _LINE * len(arms)))
+    for place, arm in enumerate(ranked):
+        main, across = arm.arm in _COLOURS, arm.gains["per_view"].estimate
+        colour, whole = _COLOURS.get(arm.arm, INK), len(arm.seeds) >= LEAST_SEEDS
+        axes.annotate(
+            arm.name if whole else f"{arm.name} (seeds: {len(arm.seeds)})",
+            (across, arm.gains["joint"].estimate), xytext=(1.02, first + _LINE * place),
+            textcoords="axes fraction", fontsize=9 if main else 7.5, color=colour,
+            fontweight="bold" if main else "normal", verticalalignment="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "relpos": (0, 0.5)},
+        )  # fmt: skip
 
 
 def curves_figure(record: ClaimsRecord) -> str:

@@ -1,10 +1,12 @@
 """`reproduce.claims_figures`: pictures hold the arms that there are."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from mvczigal_ref.reproduce.claims import ARM_SETS
 from mvczigal_ref.reproduce.claims_figures import curves_figure, front_figure
 from mvczigal_ref.reproduce.claims_record import claims_record, read_claims
 from tests.unit.reproduce.made_arms import made_arm
@@ -16,6 +18,7 @@ def texts(svg):
 
 
 ROOT = Path(__file__).parents[3]
+METHODS = [run.arm for run in ARM_SETS["weak_cameras"].methods]
 RECORD = claims_record({"tiny": made_arm(), "tiny_per_view": made_arm(joint=-0.5)})
 
 # -- laws --------------------------------------------------------------------------------
@@ -29,6 +32,22 @@ def test_the_front_names_every_arm():
         *texts(drawn)
     }
     assert drawn == front_figure(RECORD)
+
+
+def test_names_of_many_arms_stand_apart():
+    """A line of their own each, from the lowest joint gain up, whatever the dots' places."""
+    many = {name: made_arm(joint=place / 1000) for place, name in enumerate(METHODS)}
+    many["tiny_per_view"] = made_arm(joint=-2.0)  # far from the others, which lie close
+    record = claims_record(many)
+    drawn = front_figure(record)
+    ranked = sorted(record.arms, key=lambda arm: arm.gains["joint"].estimate)
+    heights = [
+        float(re.search(rf' y="([\d.]+)"[^<>]*>{re.escape(arm.name)}</text>', drawn)[1])
+        for arm in ranked
+    ]
+
+    assert len(heights) == len(METHODS) > 10
+    assert all(below - above >= 9.0 for below, above in pairwise(heights))
 
 
 def test_the_curves_have_threshold_and_multiplier_beneath():
