@@ -43,14 +43,19 @@ def launch(count, folder, prompts, names, fault="none"):
 
 def start(program, count, *words):
     """Start workers as `--processes` starts its processes."""
+    return python("-c", START, program, str(count), *map(str, words))
+
+
+def python(*words, timeout=1800):
+    """Run Python to its end, with one thread and no accelerator; keep all that it says."""
     return subprocess.run(
-        [sys.executable, "-c", START, program, str(count), *map(str, words)],
+        [sys.executable, *words],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=1800,
+        timeout=timeout,
         check=False,
     )
 
@@ -177,18 +182,8 @@ def test_one_process_goes_on_with_the_parts_of_two(two, prompts, tmp_path):
 
 def test_four_processes_take_the_steps_of_one(tmp_path):
     """Losses, gradient norms and parameters after two steps, of a LoRA and of every weight."""
-    words = ["-m", "tests.integration.forked_sharding", str(tmp_path), "4"]
-    ended = subprocess.run(
-        [sys.executable, *words],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout
+    four = python("-m", "tests.integration.forked_sharding", str(tmp_path), "4", timeout=300)
+    assert four.returncode == 0, four.stdout
     for kind in forked_sharding.KINDS:
         mine = forked_sharding.trained(kind, World())
         theirs = load_file(tmp_path / f"{kind}.safetensors")
