@@ -29,6 +29,7 @@ CASES = {
     "MVC-ZigAL": {},
     "two standard arms": {"objective": {"pairing": "standard"}},
     "every weight": {"model": {"finetune": "full"}},
+    "sampled ahead": {"rollout": {"ahead": True}},
     "evaluated on the way": {"run": {"evaluate_every": 1}},
     "sampled threshold, warm-up, several passes": {
         "constraint": {"threshold_objects": 4},
@@ -39,7 +40,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("sections", cases(CASES, "MVC-ZigAL"))
+@pytest.mark.parametrize("sections", cases(CASES, "MVC-ZigAL", "sampled ahead"))
 def test_four_iterations_are_two_and_two(undisturbed, prompts, tmp_path, sections):
     """Parameters, optimiser, multiplier, threshold, metrics and held-out scores."""
     whole = undisturbed(**sections)
