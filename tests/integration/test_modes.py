@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from mvczigal_ref.config.method import RolloutConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.recipes import recipe
@@ -119,16 +118,6 @@ def test_a_run_counts_the_network_calls_that_were_foretold(ran, prompts, name):
     told = network_calls(shrunken(name, prompts), **own)
 
     assert [row["network_calls"] for row in metrics(ran(name))] == told
-
-
-def test_calls_of_a_run_that_samples_ahead_are_counted_where_they_belong(prompts, tmp_path):
-    """A rollout counts for its own iteration, one call of each slice more for its check."""
-    config = replace(shrunken("tiny", prompts), rollout=RolloutConfig(ahead=True))
-    run(config, tmp_path)
-
-    calls = [row["network_calls"] for row in metrics(tmp_path)]
-    assert calls == network_calls(config, components=small_components())
-    assert calls[0] < calls[1]  # which replays second arms for their value, too
 
 
 def test_no_two_recipes_do_the_same(ran):
