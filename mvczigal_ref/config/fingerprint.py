@@ -113,6 +113,7 @@ _LATER = (
     "objective.preference_form",
     "optim.kind",
     "reward.texts_per_call",
+    "rollout.ahead",
     "run.arms_per_call",
     "run.sharding",
     "run.reduction",

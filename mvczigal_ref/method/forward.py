@@ -66,7 +66,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         parameters=system.trained(),
         world=iteration.world,
         settings=group_update_settings(config),
-        old=partial(parameters_as, system.trained(), old),
+        old=partial(parameters_as, system.trained(), learner.behaviour or old),
         reference=system.backbone.without_lora if needs_reference(config) else None,
         loss_scale=learner.loss_scale,
     )

@@ -192,6 +192,27 @@ def test_the_plan_names_the_form_of_the_lora_that_the_run_takes():
     assert min(forms["rollout"].values()) > 0 == forms["update"]["merged"]
 
 
+def test_two_iterations_of_samples_wait_where_one_is_sampled_ahead():
+    """With the parameters that sampled each, and one call of every slice for its first ratio."""
+    plain, ahead = (
+        planned(flow_config("run.device=cpu", *w)) for w in ((), ("rollout.ahead=true",))
+    )
+
+    assert ahead.memory.rollouts == 2 * plain.memory.rollouts > 0
+    assert ahead.memory.copies - plain.memory.copies == 2 * plain.memory.trained > 0
+    assert ahead.calls.rollout == plain.calls.rollout + ahead.objects_per_process
+    assert ahead.calls.replay == plain.calls.replay
+
+
+@pytest.mark.slow
+def test_second_arms_of_pairs_that_are_sampled_ahead_are_replayed_for_their_value():
+    """In the first optimiser step too, where their stored densities are of another policy."""
+    plain, ahead = (planned(config_of(**how)) for how in ({}, {"rollout": {"ahead": True}}))
+
+    assert ahead.calls.replay == plain.calls.replay
+    assert 2 * ahead.calls.value == ahead.calls.replay > 2 * plain.calls.value
+
+
 @pytest.mark.slow
 def test_what_waits_elsewhere_is_counted_while_it_works():
     """Every stage by hand, from the parts of the plan that keeps everything in place.
