@@ -16,6 +16,7 @@ from mvczigal_ref.diffusion.schedule import (
 from tests import golden, oracles
 from tests.compare import FP32, FP64, assert_equal_to
 from tests.strategies import PREDICTION_TYPES, randn, steps
+from tests.unit.diffusion.sampler_laws import assert_golden_draws
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 DOWN = [name for kind in KINDS for name in golden.names("diffusion", f"lcm_step_{kind}")]
@@ -257,22 +258,12 @@ def test_golden_steps(name, dtype, relative):
         timestep_scaling=settings["timestep_scaling"],
         **levels,
     )
-    drawn, given_ = (
-        log_prob(wanted[action], mean=step.mean, std=step.std, reduction="mean")
-        for action in ("prev_drawn", "prev_given")
-    )
-    (gradient,) = torch.autograd.grad(given_.sum(), output)
 
     assert (
         reference["timesteps"].tolist() == lcm_timesteps(settings["num_inference_steps"]).tolist()
     )
     assert_equal_to(step.denoised, wanted["denoised"], relative, axes=3)
-    assert_equal_to(
-        sample(step.mean, step.std, wanted["noise"]), wanted["prev_drawn"], relative, axes=3
-    )
-    assert_equal_to(drawn, wanted["log_prob_drawn"], relative)
-    assert_equal_to(given_, wanted["log_prob_given"], relative)
-    assert_equal_to(gradient, wanted["grad_given"], relative, axes=3)
+    assert_golden_draws(step, output, wanted, relative)
 
 
 @pytest.mark.parametrize("name", DOWN)
