@@ -25,6 +25,22 @@ WEIGHTS = st.floats(0.01, 5.0)
 SCALINGS = st.floats(0.001, 20.0)
 
 
+def step_down(output, latent, low, high, timestep, kind, **how):
+    """Take a step from the noisier level to the cleaner one."""
+    return lcm_transition(
+        output, latent, timestep=timestep, alpha_bar_t=low, alpha_bar_prev=high,
+        prediction_type=kind, **how,
+    )  # fmt: skip
+
+
+def step_up(output, latent, low, high, timestep, kind, **how):
+    """Go from the cleaner level to the noisier one."""
+    return lcm_invert(
+        output, latent, timestep_prev=timestep, alpha_bar_prev=high, alpha_bar_t=low,
+        prediction_type=kind, **how,
+    )  # fmt: skip
+
+
 # -- oracle ------------------------------------------------------------------------------
 
 
@@ -32,16 +48,7 @@ SCALINGS = st.floats(0.001, 20.0)
 def test_transition_equals_the_scalar_definition(drawn, kind, sigma_data, scaling):
     """Mean, spread and denoised latent, each an oracle of its own."""
     output, latent, low, high, timestep = drawn
-    step = lcm_transition(
-        output,
-        latent,
-        timestep=timestep,
-        alpha_bar_t=low,
-        alpha_bar_prev=high,
-        prediction_type=kind,
-        sigma_data=sigma_data,
-        timestep_scaling=scaling,
-    )
+    step = step_down(*drawn, kind, sigma_data=sigma_data, timestep_scaling=scaling)
     mean, std, denoised = oracles.per_element(
         lambda *numbers: oracles.lcm_step(kind, *numbers, sigma_data=sigma_data, scaling=scaling),
         (output, latent),
@@ -57,16 +64,7 @@ def test_transition_equals_the_scalar_definition(drawn, kind, sigma_data, scalin
 def test_inversion_equals_the_scalar_definition(drawn, kind, sigma_data, scaling):
     """From the cleaner level up to the noisier one."""
     output, latent, low, high, timestep = drawn
-    actual = lcm_invert(
-        output,
-        latent,
-        timestep_prev=timestep,
-        alpha_bar_prev=high,
-        alpha_bar_t=low,
-        prediction_type=kind,
-        sigma_data=sigma_data,
-        timestep_scaling=scaling,
-    )
+    actual = step_up(*drawn, kind, sigma_data=sigma_data, timestep_scaling=scaling)
     expected = oracles.per_element(
         lambda *numbers: oracles.lcm_inverse(
             kind, *numbers, sigma_data=sigma_data, scaling=scaling
@@ -90,14 +88,7 @@ def test_transition_equals_diffusers(kind, num_steps):
     output, latent = randn(2, 2, 4, 3, 5, dtype=torch.float64)
     for i, t in enumerate(grid):
         s = grid[i + 1] if i + 1 < num_steps else t
-        step = lcm_transition(
-            output,
-            latent,
-            timestep=torch.tensor(t),
-            alpha_bar_t=alpha_bar[t],
-            alpha_bar_prev=alpha_bar[s],
-            prediction_type=kind,
-        )
+        step = step_down(output, latent, alpha_bar[t], alpha_bar[s], torch.tensor(t), kind)
         theirs = scheduler.step(output, t, latent, generator=torch.Generator().manual_seed(i))
         noise = torch.randn(
             latent.shape, generator=torch.Generator().manual_seed(i), dtype=latent.dtype
@@ -114,15 +105,8 @@ def test_transition_equals_diffusers(kind, num_steps):
 @given(steps(), PREDICTION_TYPES)
 def test_next_latent_has_unit_power_budget(drawn, kind):
     """Signal and noise shares of the next level add to one."""
-    output, latent, low, high, timestep = drawn
-    step = lcm_transition(
-        output,
-        latent,
-        timestep=timestep,
-        alpha_bar_t=low,
-        alpha_bar_prev=high,
-        prediction_type=kind,
-    )
+    high = drawn[3]
+    step = step_down(*drawn, kind)
     signal = high.sqrt()[..., None, None, None]
 
     assert (step.std > 0).all()
@@ -134,14 +118,7 @@ def test_next_latent_has_unit_power_budget(drawn, kind):
 def test_timestep_zero_returns_the_latent_itself(drawn, kind):
     """The boundary condition of a consistency function, whatever the network says."""
     output, latent, low, high, timestep = drawn
-    step = lcm_transition(
-        output,
-        latent,
-        timestep=torch.zeros_like(timestep),
-        alpha_bar_t=low,
-        alpha_bar_prev=high,
-        prediction_type=kind,
-    )
+    step = step_down(output, latent, low, high, torch.zeros_like(timestep), kind)
 
     assert_equal_to(step.denoised, latent, FP64, axes=3)
 
@@ -149,25 +126,9 @@ def test_timestep_zero_returns_the_latent_itself(drawn, kind):
 @given(steps())
 def test_far_from_the_boundary_inversion_then_the_same_noise_is_the_identity(drawn):
     """Where the skip weight vanishes, up and down with one prediction meet."""
-    noise, latent, low, high, timestep = drawn
-    up = lcm_invert(
-        noise,
-        latent,
-        timestep_prev=timestep,
-        alpha_bar_prev=high,
-        alpha_bar_t=low,
-        prediction_type="epsilon",
-        timestep_scaling=1e9,
-    )
-    down = lcm_transition(
-        noise,
-        up,
-        timestep=timestep,
-        alpha_bar_t=low,
-        alpha_bar_prev=high,
-        prediction_type="epsilon",
-        timestep_scaling=1e9,
-    )
+    noise, latent, *levels = drawn
+    up = step_up(*drawn, "epsilon", timestep_scaling=1e9)
+    down = step_down(noise, up, *levels, "epsilon", timestep_scaling=1e9)
 
     torch.testing.assert_close(sample(down.mean, down.std, noise), latent, rtol=1e-9, atol=1e-9)
 
@@ -176,17 +137,9 @@ def test_far_from_the_boundary_inversion_then_the_same_noise_is_the_identity(dra
 def test_inversion_to_its_own_level_keeps_the_latent_up_to_the_boundary_weights(drawn, kind):
     """The lowest level is its own source."""
     output, latent, _, high, timestep = drawn
-    own = lcm_invert(
-        output,
-        latent,
-        timestep_prev=timestep,
-        alpha_bar_prev=high,
-        alpha_bar_t=high,
-        prediction_type=kind,
-        timestep_scaling=1e9,
-    )
+    same = step_up(output, latent, high, high, timestep, kind, timestep_scaling=1e9)
 
-    torch.testing.assert_close(own, latent, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(same, latent, rtol=1e-9, atol=1e-9)
 
 
 # -- gradients ---------------------------------------------------------------------------
@@ -200,28 +153,12 @@ def test_gradients_flow_to_output_and_latent(kind):
     timestep = torch.tensor([1, 2])
 
     def down(o, x):
-        step = lcm_transition(
-            o,
-            x,
-            timestep=timestep,
-            alpha_bar_t=low,
-            alpha_bar_prev=high,
-            prediction_type=kind,
-            timestep_scaling=0.1,
-        )
+        step = step_down(o, x, low, high, timestep, kind, timestep_scaling=0.1)
         assert not step.std.requires_grad
         return step.mean, step.denoised
 
     def up(o, x):
-        return lcm_invert(
-            o,
-            x,
-            timestep_prev=timestep,
-            alpha_bar_prev=high,
-            alpha_bar_t=low,
-            prediction_type=kind,
-            timestep_scaling=0.1,
-        )
+        return step_up(o, x, low, high, timestep, kind, timestep_scaling=0.1)
 
     assert torch.autograd.gradcheck(down, (output, latent))
     assert torch.autograd.gradcheck(up, (output, latent))
