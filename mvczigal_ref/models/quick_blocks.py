@@ -69,7 +69,7 @@ class QuickTransformer(Transformer2DModel):
         return output
 
 
-_QUICK = {
+_QUICK: dict[type[nn.Module], type[nn.Module]] = {
     Transformer2DModel: QuickTransformer,
     FluxAttention: QuickFluxAttention,
     ResnetBlock2D: QuickResnet,
