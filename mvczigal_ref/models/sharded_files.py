@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.models.sharding import is_sharded, local_part
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.planner import SavePlan
 
 __all__ = ["SavedParts", "local_parts", "read_parts", "write_parts"]
@@ -37,11 +37,12 @@ class SavedParts(Mapping[str, Tensor]):
 
     def __init__(self, reader: "HuggingFaceStorageReader", group: str) -> None:
         self._reader, self._prefix = reader, f"{group}."
+        stored: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
         self.headers: dict[str, Tensor] = {
             name.removeprefix(self._prefix): torch.empty(
                 header.size, dtype=header.properties.dtype, device="meta"
             )
-            for name, header in reader.read_metadata().state_dict_metadata.items()
+            for name, header in stored.items()
             if name.startswith(self._prefix)
         }
         """Tensors of the same shapes and types without content, by name."""
@@ -66,12 +67,13 @@ class SavedParts(Mapping[str, Tensor]):
         Args:
             target: Tensors to overwrite, by name, whole or sharded; they keep type and device.
         """
-        from torch.distributed import checkpoint as engine
+        from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         values = {self._prefix + name: value.detach() for name, value in target.items()}
-        planner = engine.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         with _alone():
-            engine.load(values, storage_reader=self._reader, planner=planner, no_dist=True)
+            load(values, storage_reader=self._reader, planner=planner, no_dist=True)
 
 
 def write_parts(folder: Path, tensors: Mapping[str, Tensor], here: World) -> None:
@@ -85,9 +87,11 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], here: World) -> Non
     Raises:
         OSError: If the disk does not take them.
     """
-    from torch.distributed import checkpoint as engine
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    class Writer(engine.HuggingFaceStorageWriter):
+    class Writer(HuggingFaceStorageWriter):
         """Names the files of this process, which plans alone, by its rank."""
 
         def prepare_global_plan(self, plans: "list[SavePlan]") -> "list[SavePlan]":
@@ -101,9 +105,9 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], here: World) -> Non
         if here.is_main or (is_sharded(value) and value.to_local().numel())
     }
     writer = Writer(str(folder), _files(tensors, here.size), save_distributed=True)
-    planner = engine.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _alone():
-        engine.save(parts, storage_writer=writer, planner=planner, no_dist=True)
+        save(parts, storage_writer=writer, planner=planner, no_dist=True)
 
 
 def read_parts(folder: Path, names: Iterable[str]) -> dict[str, SavedParts]:
@@ -116,8 +120,8 @@ def read_parts(folder: Path, names: Iterable[str]) -> dict[str, SavedParts]:
     Returns:
         Tensors by group; of their files the headers alone have been read.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint.filesystem import FileSystem
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import Metadata
 
     files = [str(folder / name) for name in names]
