@@ -16,7 +16,6 @@ from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.fingerprint import differing_settings
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write, sync, to_json, usual_mode, writing
-from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.lora_reading import PEFT_FILE
@@ -114,8 +113,9 @@ def read_origin(start: str | Path, config: TrainConfig) -> Origin:
 exported LoRA; got 'absent@3'.
     """
     path, iteration = _place(start)
-    if iteration is None and (path.is_file() or _lora_file(path) is not None):
-        return _of_lora(path, config)
+    lora = path if path.is_file() else _lora_file(path)
+    if iteration is None and lora is not None:
+        return _of_lora(path, lora, config)
     if (path / "manifest.json").is_file():
         checkpoint = load_checkpoint(path)
     elif (path / "checkpoints").is_dir():
@@ -298,11 +298,7 @@ def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> O
     )
 
 
-def _of_lora(path: Path, config: TrainConfig) -> Origin:
-    file = path if path.is_file() else _lora_file(path)
-    if file is None:
-        raise CheckpointError(f"`--from` must name a LoRA; {str(path)!r} holds none.")
-    require_sum(file)
+def _of_lora(path: Path, file: Path, config: TrainConfig) -> Origin:
     require_start(file)
     if config.model.finetune != "lora":
         msg = (
