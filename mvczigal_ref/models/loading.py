@@ -15,7 +15,7 @@ from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.file_kinds import plain_name
 from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.mapped import cast_mapped, forget, keeps_fp32
-from mvczigal_ref.models.sharded_files import SavedParts
+from mvczigal_ref.models.saved_parts import SavedParts
 from mvczigal_ref.models.sharding import local_part
 from mvczigal_ref.models.weight_files import check_safetensors, pickled_weights, read_json
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvczigal_ref.models.sharded_files import local_parts
+from mvczigal_ref.models.saved_parts import local_parts
 from mvczigal_ref.training.low_bit import packed, unpacked
 from mvczigal_ref.training.saved_state import require_optimizer
 

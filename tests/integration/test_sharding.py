@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
+from mvczigal_ref.models.saved_parts import local_parts
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.models.unet.tiny import tiny_unet_components
 from mvczigal_ref.training.checkpoint import load_checkpoint
@@ -66,7 +68,14 @@ def python(*words, timeout=1800):
 
 def newest(folder):
     """Read the newest checkpoint."""
-    return load_checkpoint(folder / "checkpoints" / checkpoints(folder)[-1])
+    return at_once(folder / "checkpoints" / checkpoints(folder)[-1])
+
+
+def at_once(path):
+    """Read a checkpoint, each group of tensors in one go."""
+    checkpoint = load_checkpoint(path)
+    groups = {g: local_parts(t, getattr(t, "headers", t)) for g, t in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=groups)
 
 
 def distance(mine, theirs):
@@ -145,7 +154,7 @@ def test_bf16_compute_trains_fp32_parts(two):
     assert [row["replay_deviation"] for row in metrics(two / "bf16")] == [0.0]
     narrow = newest(two / "bf16")
     assert {t.dtype for group in narrow.tensors.values() for t in group.values()} == {torch.float32}
-    wide = load_checkpoint(two / "full" / "checkpoints" / "iteration_000001").policy
+    wide = at_once(two / "full" / "checkpoints" / "iteration_000001").policy
     apart, norm = (
         torch.cat([value.flatten() for value in values]).norm()
         for values in ([wide[k] - narrow.policy[k] for k in wide], [*wide.values()])
@@ -195,8 +204,9 @@ def test_four_processes_take_the_steps_of_one(tmp_path):
     parts = read_groups(tmp_path / "parts", [p.name for p in (tmp_path / "parts").iterdir()])
     gathered = load_file(tmp_path / "full.safetensors")
     assert len(list((tmp_path / "parts").iterdir())) == 4
-    assert parts["policy"]
-    assert all(torch.equal(gathered[name], value) for name, value in parts["policy"].items())
+    policy = local_parts(parts["policy"], parts["policy"].headers)
+    assert policy
+    assert all(torch.equal(gathered[name], value) for name, value in policy.items())
     for kind in forked_sharding.KINDS:
         mine = forked_sharding.trained(kind, World())
         theirs = load_file(tmp_path / f"{kind}.safetensors")
@@ -211,7 +221,7 @@ def test_any_number_of_processes_goes_on_with_what_others_saved(prompts, tmp_pat
     ended = launch(4, tmp_path, prompts, "of four")
     assert ended.returncode == 0, ended.stdout
     folder = tmp_path / "of four"
-    four = dict(newest(folder).policy)
+    four = newest(folder).policy
     assert distance(newest(tmp_path / "one").policy, four) <= RELATIVE
     for mine, theirs in zip(metrics(tmp_path / "one"), metrics(folder), strict=True):
         assert theirs == pytest.approx(mine, **METRICS)
@@ -315,7 +325,7 @@ def assert_alike(folder, faults):
         assert said[0][fault].startswith(words), fault
     assert said[0][""] == ""
     assert not list((folder / "agreed").rglob("*.tmp"))
-    whole = load_checkpoint(folder / "full" / "checkpoints" / "iteration_000001")
+    whole = at_once(folder / "full" / "checkpoints" / "iteration_000001")
     assert distance(whole.policy, newest(folder / "agreed").policy) <= RELATIVE
     assert metrics(folder / "agreed") == metrics(folder / "full")[:1]
 
