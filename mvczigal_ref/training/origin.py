@@ -278,7 +278,7 @@ def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> O
     for name, tensor in tensors.items():
         if isinstance(tensors, SavedParts):  # one at a time
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
         if not bool(tensor.isfinite().all()):
             msg = (
                 f"`--from` must name finite parameters; got non-finite numbers in {name!r} of "

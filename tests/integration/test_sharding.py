@@ -31,7 +31,8 @@ METRICS = {"rel": 2e-5, "abs": 2e-6}
 # bf16 keeps 8 bits: rewards before training were off by 0.0022, and all parameters together by
 # 0.4 % of their norm after four optimiser steps.
 NARROW_REWARD, NARROW = 0.01, 0.01
-# Memory of an export against the trained network's: one copy, and what one tensor takes.
+# Memory of an export against the trained network's: one copy, and what the largest tensor takes.
+# Seen are 1.01 to 1.07, and 1.17 with a camera encoder that is not counted.
 ONE_COPY = 1.25
 
 START = """
@@ -298,7 +299,7 @@ def test_a_cut_network_is_whole_in_no_process(tmp_path):
         assert size > 100e6
         for record in ranks:
             assert record[kind]["types"] == ["torch.float32"]
-            assert record[kind]["peak"] < 0.8 * size
+            assert record[kind]["peak"] < size
             for name, parameter in network.named_parameters():
                 mine = float(parameter.detach().double().sum())
                 assert record[kind]["sums"][name] == pytest.approx(mine, rel=1e-9, abs=1e-9)
