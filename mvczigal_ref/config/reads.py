@@ -245,7 +245,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     _captions("world_edits", "stored"): ("condition.num_captions",),
     _captions("stored"): ("condition.file",),
-    _captions("chat", "local"): ("condition.model", "condition.requests_at_once"),
+    _captions("chat", "local"): (
+        "condition.model", "condition.requests_at_once", "condition.samples_per_question",
+    ),
     _captions("chat"): ("condition.url", "condition.api_key_env"),
     _captions("world", "world_edits", "chat", "local"): ("condition.instructions",),
     Condition(lambda c: not (isinstance(c.reward.per_view, str)
@@ -266,7 +268,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     Condition(lambda c: any(name.startswith("chat_judge") for name in _scorers(c)),
               "with a chat judge among the scorers"): (
-        "reward.api_key_env", "reward.requests_at_once",
+        "reward.api_key_env", "reward.requests_at_once", "reward.images_per_question",
     ),
     Condition(lambda c: c.guard.every > 0, "with a positive `guard.every`"): (
         "guard.per_view", "guard.joint", "guard.diversity", "guard.noises", "guard.margin",

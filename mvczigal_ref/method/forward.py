@@ -41,7 +41,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         learner: System whose trainable parameters change, and those of the policy that sampled.
         experience: Groups, the prompts' own conditioning, and the advantages of all prompts;
             captions are not read.
-        iteration: Iteration whose index names levels and noise; the sections ``objective``,
+        iteration: Iteration whose index seeds levels and noise; the sections ``objective``,
             ``forward`` and ``optim`` are read.
 
     Returns:

@@ -140,6 +140,7 @@ ELSEWHERE = {
     "reward.wait": BUILT,
     "reward.api_key_env": BUILT,
     "reward.requests_at_once": BUILT,
+    "reward.images_per_question": BUILT,
     "reward.cache": BUILT,
     "optim.kind": "read when the optimiser is made",
     "reward.overlap": "changes no number: tested with slow judges",
@@ -271,6 +272,7 @@ GROUPS_BUILT = {
         "url",
         "api_key_env",
         "requests_at_once",
+        "samples_per_question",
         "instructions",
     )
 } | {"flow.text_length"}

@@ -9,8 +9,8 @@ from mvczigal_ref.config import from_dict, to_dict
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.evaluation.evaluate import Evaluation
 from mvczigal_ref.evaluation.guard import GuardCheck, GuardState
+from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.iteration import run_iteration
 from mvczigal_ref.method.ahead import Ahead
 from mvczigal_ref.models.tiny import tiny_components
