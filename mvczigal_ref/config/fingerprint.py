@@ -115,6 +115,7 @@ _LATER = (
     "optim.kind",
     "reward.images_per_question",
     "reward.texts_per_call",
+    "rollout.ahead",
     "run.arms_per_call",
     "run.sharding",
     "run.reduction",

@@ -126,6 +126,10 @@ class RolloutConfig:
     nodes_per_call: Count | None = None
     """Latents of each prompt's group that go through the network together [latents]; None is
     all."""
+    ahead: bool = False
+    """Whether an iteration is sampled while the one before is still captioned and judged, by the
+    policy before its update: from the second iteration on, first ratios are not exactly 1. The
+    samples of two iterations are in memory then, and two copies of the trainable parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -243,7 +247,8 @@ class RewardConfig:
     change each other's scores."""
     overlap: bool = False
     """Whether a slice is captioned and judged while the next one is sampled: the same numbers, in
-    less time where judges are slow. The images of two slices are in memory then."""
+    less time where judges are slow. The images of two slices are in memory then, as they are with
+    `rollout.ahead`."""
     texts_per_call: Count = 1
     """Texts of a prompt, its captions among them, under which its samples are judged in one call
     of a scorer [texts]: more of them fill a service's batches and a chat judge's questions."""

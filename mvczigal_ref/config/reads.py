@@ -350,6 +350,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(lambda c: c.run.sharding == "full", 'with `run.sharding` = "full"'): (
         "run.offload_parameters",
     ),
+    Condition(lambda c: not c.rollout.ahead, "without `rollout.ahead`, which overlaps them"): (
+        "reward.overlap",
+    ),
     Condition(lambda c: c.optim.average_decay > 0, "with a positive `optim.average_decay`"): (
         "optim.average_every",
     ),
@@ -374,11 +377,10 @@ ALWAYS: tuple[str, ...] = (
     "model.offload_frozen", "model.views_per_decode", "model.channels_last", "model.compile",
     "model.tf32",
     "sampler.kind", "sampler.num_steps", "sampler.evaluation_steps", "sampler.guidance_scale",
-    "rollout.kind",
+    "rollout.kind", "rollout.ahead",
     "condition.enhancer",
     # Names of no scorer of the run are refused when scorers are looked up.
     "reward.per_view", "reward.joint", "reward.weights", "reward.tokenizers", "reward.url",
-    "reward.overlap",
     "guard.every",
     "advantage.mode", "advantage.shuffle",
     "objective.kind",

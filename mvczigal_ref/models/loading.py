@@ -22,6 +22,7 @@ from mvczigal_ref.models.low_bit_weights import (
     mark_low_bit,
 )
 from mvczigal_ref.models.mapped import cast_mapped, forget, keeps_fp32
+from mvczigal_ref.models.sharded_files import SavedParts
 from mvczigal_ref.models.sharding import local_part
 from mvczigal_ref.models.weight_files import check_safetensors, pickled_weights, read_json
 
@@ -59,6 +60,10 @@ def load_strict(
     Raises:
         CheckpointError: As :func:`require_exact`. Then nothing is changed.
     """
+    if isinstance(tensors, SavedParts):
+        require_exact(target, tensors.headers, source=source)
+        tensors.read_into(target)
+        return
     require_exact(target, tensors, source=source)
     with torch.no_grad():
         for name, value in target.items():

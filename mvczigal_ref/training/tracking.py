@@ -5,13 +5,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, writing
@@ -19,7 +18,6 @@ from mvczigal_ref.files import atomic_write, writing
 __all__ = [
     "MetricsLog",
     "StageTimer",
-    "network_rows",
     "peak_memory",
     "read_metrics",
 ]
@@ -149,35 +147,6 @@ class StageTimer:
         if self._device is not None and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
-
-
-@contextmanager
-def network_rows(policy: nn.Module) -> Iterator[Callable[[], int]]:
-    """Count what a network is asked while the context lasts.
-
-    Args:
-        policy: The network.
-
-    Yields:
-        Asked at any time, tells the rows of all forward passes so far [latents]; what backward
-        passes compute again is not counted.
-
-    Examples:
-        >>> network = nn.Linear(2, 2)
-        >>> with network_rows(network) as rows:
-        ...     _ = network(torch.zeros(3, 2)), network(torch.zeros(4, 2))
-        >>> rows()
-        7
-    """
-    total = 0
-
-    def count(module: object, arguments: tuple[Any, ...]) -> None:
-        del module
-        nonlocal total
-        total += arguments[0].shape[0]
-
-    with policy.register_forward_pre_hook(count):
-        yield lambda: total
 
 
 def peak_memory(device: torch.device) -> int | None:

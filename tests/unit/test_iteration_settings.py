@@ -185,6 +185,7 @@ ELSEWHERE = {
 GROUPS_READ = {
     "rollout.kind": ("branches", ONE_VIEW),
     "rollout.members": (4, LCM),
+    "rollout.ahead": (True, LCM),
     "rollout.shared_noise": (True, LCM),
     "rollout.window": ("fixed", ONE_VIEW),
     "rollout.window_size": (2, window("fixed")),

@@ -77,6 +77,7 @@ OTHER = {
         "last_stride": "long",
         "tail_share": 0.5,
         "nodes_per_call": 2,
+        "ahead": True,
     },
     "condition": {
         "enhancer": "chat",
