@@ -27,7 +27,7 @@ from mvczigal_ref.models.loading import (
     save_config,
     stored,
 )
-from mvczigal_ref.models.low_bit_weights import FewBits, holds_low_bits
+from mvczigal_ref.models.low_bit_reading import FewBits, holds_low_bits
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.models.row_attention import install_row_attention, is_row_attention

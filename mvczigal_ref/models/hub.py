@@ -17,7 +17,7 @@ from mvczigal_ref.models.downloads import file_size
 from mvczigal_ref.models.fitting_parts import require_fitting_sdxl
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
-from mvczigal_ref.models.low_bit_weights import FewBits
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER
 from mvczigal_ref.models.published import SdxlSources
 from mvczigal_ref.models.single_files import refuse_single_file

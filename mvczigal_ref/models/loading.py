@@ -14,7 +14,7 @@ from mvczigal_ref.errors import CheckpointError, first_line, quoted
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.file_kinds import plain_name
 from mvczigal_ref.models.file_sums import require_sum
-from mvczigal_ref.models.low_bit_weights import (
+from mvczigal_ref.models.low_bit_reading import (
     FewBits,
     cast_whole_weights,
     holds_low_bits,

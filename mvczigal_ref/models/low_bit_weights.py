@@ -1,33 +1,27 @@
 """Frozen weights in 8 or 4 bits under a LoRA, by torchao, an optional package.
 
-A network of diffusers is rounded as it is read, by diffusers' own quantization config, so that its
-device never holds it whole. What no file of diffusers holds is rounded by torchao at its place: row
-attention, networks that a distilled LoRA was fused into, and networks that were built already.
+Networks are rounded as they are read where diffusers can, see :mod:`.low_bit_reading`. What no file
+of diffusers holds is rounded here, at its place: row attention, networks that a distilled LoRA was
+fused into, and networks that were built already.
 """
 
 import importlib.util
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mvczigal_ref.errors import ConfigError
 
 __all__ = [
     "LOW_BITS",
-    "FewBits",
     "LowBit",
-    "cast_whole_weights",
     "check_low_bit",
-    "holds_low_bits",
     "low_bit_layers",
-    "low_bit_reading",
     "low_bit_saving",
-    "mark_low_bit",
     "store_low_bit",
+    "torchao_config",
 ]
 
 LOW_BITS = "low_bits"
@@ -37,16 +31,6 @@ LowBit = Literal["int8", "nf4"]
 
 _SMALLEST = 4096  # numbers of a weight that is worth it
 _MULTIPLE = {"int8": 1, "nf4": 64 * 256}  # numbers per scale, and scales per scale of theirs
-
-
-class FewBits(NamedTuple):
-    """Form in which the frozen weights of a network are read from its file."""
-
-    kind: LowBit
-    """Form of the weights."""
-
-    device: torch.device
-    """Device on which they are rounded, tensor by tensor, and stay."""
 
 
 def check_low_bit(kind: str) -> None:
@@ -69,45 +53,6 @@ def check_low_bit(kind: str) -> None:
         raise ConfigError(msg)
 
 
-def low_bit_reading(kind: Any, folder: Path, few_bits: FewBits) -> dict[str, Any]:  # noqa: ANN401
-    """Give the keywords by which diffusers' ``from_pretrained`` rounds weights as it reads them.
-
-    Args:
-        kind: Class of the network, of diffusers.
-        folder: Folder of its settings.
-        few_bits: Form of the weights.
-
-    Returns:
-        Keywords; none where no layer is worth it. :func:`mark_low_bit` comes after the reading.
-    """
-    with torch.device("meta"):
-        network = kind.from_config(kind.load_config(folder)).requires_grad_(requires_grad=False)
-    layers = {id(layer) for layer in low_bit_layers(network, few_bits.kind)}
-    names = [name for name, module in network.named_modules() if id(module) in layers]
-    if not names:
-        return {}
-    config = _torchao_config(few_bits.kind)
-    with warnings.catch_warnings(action="ignore"):
-        from diffusers import TorchAoConfig
-        from torchao.quantization import FqnToConfig
-    rounding = TorchAoConfig(FqnToConfig(dict.fromkeys(names, config)))
-    options: dict[str, Any] = {"quantization_config": rounding}
-    if few_bits.device.type != "cpu":  # diffusers takes the CPU for a place of whole weights
-        options["device_map"] = {"": few_bits.device}
-    return options
-
-
-def mark_low_bit(network: nn.Module) -> None:
-    """Mark the layers of few bits in a network that was read by :func:`low_bit_reading`.
-
-    Args:
-        network: Network, changed in place.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Linear) and type(module.weight.data) is not Tensor:
-            setattr(module, LOW_BITS, True)
-
-
 def store_low_bit(network: nn.Module, kind: LowBit) -> int:
     """Store a network's frozen linear weights in few bits; products are in the network's dtype.
 
@@ -125,7 +70,7 @@ def store_low_bit(network: nn.Module, kind: LowBit) -> int:
     Returns:
         Layers that were rounded now; those that were read so stay.
     """
-    config = _torchao_config(kind)
+    config = torchao_config(kind)
     with warnings.catch_warnings(action="ignore"):
         from torchao.quantization import quantize_
     layers = list(low_bit_layers(network, kind))
@@ -135,45 +80,19 @@ def store_low_bit(network: nn.Module, kind: LowBit) -> int:
     return len(layers)
 
 
-def _torchao_config(kind: LowBit) -> Any:  # noqa: ANN401 - an optional package
-    """Build torchao's configuration, for diffusers and for `quantize_` alike."""
+def torchao_config(kind: LowBit) -> Any:  # noqa: ANN401 - an optional package
+    """Build torchao's configuration, which diffusers and `quantize_` take.
+
+    Args:
+        kind: "int8" or "nf4".
+
+    Returns:
+        An `AOBaseConfig`.
+    """
     with warnings.catch_warnings(action="ignore"):
         from torchao.prototype._nf4tensor_api import NF4WeightOnlyConfig
         from torchao.quantization import Int8WeightOnlyConfig
     return Int8WeightOnlyConfig() if kind == "int8" else NF4WeightOnlyConfig()
-
-
-def holds_low_bits(network: nn.Module) -> bool:
-    """Tell whether some weights of a network are stored in few bits.
-
-    Args:
-        network: Any network.
-
-    Returns:
-        Whether a layer is marked.
-
-    Examples:
-        >>> holds_low_bits(nn.Linear(2, 2))
-        False
-    """
-    return any(LOW_BITS in module.__dict__ for module in network.modules())
-
-
-def cast_whole_weights(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast a network's floating tensors but its weights of few bits, which a cast would break.
-
-    Args:
-        network: Network, changed in place.
-        dtype: Floating type.
-
-    Returns:
-        The network.
-    """
-    few = {id(module.weight) for module in network.modules() if LOW_BITS in module.__dict__}
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.is_floating_point() and id(tensor) not in few:
-            tensor.data = tensor.data.to(dtype)
-    return network
 
 
 def low_bit_layers(network: nn.Module, kind: LowBit) -> Iterator[nn.Linear]:

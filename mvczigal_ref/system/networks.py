@@ -19,7 +19,7 @@ from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
-from mvczigal_ref.models.low_bit_weights import FewBits
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.plain_pipelines import stored_prediction, warn_of_grid
 from mvczigal_ref.models.published import (
     PUBLISHED,

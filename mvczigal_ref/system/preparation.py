@@ -16,7 +16,8 @@ from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.backbone import AnyComponents, Backbone
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.loading import cast_network
-from mvczigal_ref.models.low_bit_weights import FewBits, check_low_bit, store_low_bit
+from mvczigal_ref.models.low_bit_reading import FewBits
+from mvczigal_ref.models.low_bit_weights import check_low_bit, store_low_bit
 from mvczigal_ref.models.placement import compile_network, lay_channels_last, set_tf32
 from mvczigal_ref.models.projections import install_merged_linears
 from mvczigal_ref.models.quick_blocks import install_quick_blocks

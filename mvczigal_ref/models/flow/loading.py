@@ -13,7 +13,7 @@ from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.families import FLOW_FAMILIES, FlowFamily, numbered
 from mvczigal_ref.models.latents import shifted_statistics
 from mvczigal_ref.models.loading import load_model, quiet
-from mvczigal_ref.models.low_bit_weights import FewBits
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.pipeline_folders import find_pipeline, pipeline_class, require_parts
 from mvczigal_ref.models.schedulers import scheduler_of
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, longest_text, read_tokenizer

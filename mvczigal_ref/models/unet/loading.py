@@ -14,7 +14,7 @@ from mvczigal_ref.models.fitting_parts import require_fitting_unet
 from mvczigal_ref.models.flow.families import numbered
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
-from mvczigal_ref.models.low_bit_weights import FewBits
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.pipeline_folders import (
     find_part,
     find_pipeline,

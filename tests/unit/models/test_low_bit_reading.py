@@ -1,4 +1,4 @@
-"""`models.low_bit_weights`: weights that diffusers rounds as it reads them."""
+"""`models.low_bit_reading`: weights that diffusers rounds as it reads them."""
 
 import importlib.util
 
@@ -8,10 +8,11 @@ from torch import nn
 
 from mvczigal_ref.config import load_config
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models import low_bit_weights
+from mvczigal_ref.models import low_bit_reading, low_bit_weights
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.loading import cast_network, load_model
-from mvczigal_ref.models.low_bit_weights import LOW_BITS, FewBits, low_bit_saving
+from mvczigal_ref.models.low_bit_reading import FewBits
+from mvczigal_ref.models.low_bit_weights import LOW_BITS, low_bit_saving
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.models.unet.tiny import tiny_unet_components
 from mvczigal_ref.recipes import recipe
@@ -80,7 +81,8 @@ def test_weights_are_those_that_are_rounded_at_their_place(folders, monkeypatch,
             rounded.append(layer.weight.device.type)
             yield layer
 
-    monkeypatch.setattr(low_bit_weights, "low_bit_layers", layers)
+    for module in (low_bit_reading, low_bit_weights):
+        monkeypatch.setattr(module, "low_bit_layers", layers)
     read = build_system(config, device=CPU, scorers=no_scorers())
     ours, theirs = stored(read.backbone.network), stored(placed.backbone.network)
 
