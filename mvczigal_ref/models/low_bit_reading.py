@@ -1,7 +1,7 @@
 """Frozen weights that diffusers rounds to 8 or 4 bits as it reads them, by its `TorchAoConfig`.
 
-Each tensor is rounded on the device where it stays, which never holds the network whole. There is no
-choice of bitsandbytes, by which diffusers reads on GPUs alone.
+Each tensor is rounded on the device where it stays, which never holds the network whole. There is
+no choice of bitsandbytes, by which diffusers reads on GPUs alone.
 """
 
 import warnings

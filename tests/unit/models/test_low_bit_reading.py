@@ -127,7 +127,8 @@ def test_what_is_read_takes_the_bytes_that_the_plan_counts(tmp_path, kind):
     size = sum(t.nbytes for t in [*plain, *(t for each in tensors.values() for t in each)])
 
     # Beside each weight's own numbers there is a table of 16 for nf4, and a mean.
-    assert whole - size == pytest.approx(low_bit_saving(network, kind), abs=64 * len(tensors))
+    more = 34 * len(tensors) if kind == "nf4" else 0
+    assert whole - size == low_bit_saving(network, kind) - more
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
