@@ -97,6 +97,16 @@ def test_weights_are_those_that_are_rounded_at_their_place(folders, monkeypatch,
     assert {p.dtype for p in read.trained().values()} == {torch.float32}
     expected = {p.dtype for p in placed.backbone.network.parameters()}
     assert {p.dtype for p in read.backbone.network.parameters()} == expected
+    adapted = [layer.removesuffix(".base_layer") for layer in ours if ".base_layer" in layer]
+    for layer in (adapted[0], adapted[-1]):
+        width = read.backbone.network.get_submodule(layer).in_features
+        tokens = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+        tokens = tokens.to(torch.bfloat16 if dtype == "bf16" else torch.float32)
+        with torch.no_grad():
+            sampled = read.backbone.network.get_submodule(layer)(tokens)
+        replayed = read.backbone.network.get_submodule(layer)(tokens.requires_grad_())
+        assert torch.equal(sampled, replayed)
+        assert torch.equal(sampled, placed.backbone.network.get_submodule(layer)(tokens))
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
