@@ -218,7 +218,7 @@ def test_four_processes_take_the_steps_of_one(tmp_path):
 @pytest.mark.slow
 def test_any_number_of_processes_goes_on_with_what_others_saved(prompts, tmp_path):
     """Four train as one does; two take their parts over, and one alone; two go on after one."""
-    run(config_of(prompts, "of four"), tmp_path / "one")
+    run(config_of(prompts, "of four", sharding="full"), tmp_path / "one")
     ended = launch(4, tmp_path, prompts, "of four")
     assert ended.returncode == 0, ended.stdout
     folder = tmp_path / "of four"
