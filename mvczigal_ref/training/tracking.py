@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, writing
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 __all__ = [
     "MetricsLog",
@@ -115,7 +116,7 @@ class StageTimer:
         {}
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: "torch.device | None" = None) -> None:
         self._device = device
         self._seconds: dict[str, float] = {}
 
@@ -147,12 +148,14 @@ class StageTimer:
 
     def _now(self) -> float:
         if self._device is not None and self._device.type == "cuda":
+            import torch
+
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
 
 @contextmanager
-def network_rows(policy: nn.Module) -> Iterator[Callable[[], int]]:
+def network_rows(policy: "nn.Module") -> Iterator[Callable[[], int]]:
     """Count what a network is asked while the context lasts.
 
     Args:
@@ -163,7 +166,8 @@ def network_rows(policy: nn.Module) -> Iterator[Callable[[], int]]:
         passes compute again is not counted.
 
     Examples:
-        >>> network = nn.Linear(2, 2)
+        >>> import torch
+        >>> network = torch.nn.Linear(2, 2)
         >>> with network_rows(network) as rows:
         ...     _ = network(torch.zeros(3, 2)), network(torch.zeros(4, 2))
         >>> rows()
@@ -180,7 +184,7 @@ def network_rows(policy: nn.Module) -> Iterator[Callable[[], int]]:
         yield lambda: total
 
 
-def peak_memory(device: torch.device) -> int | None:
+def peak_memory(device: "torch.device") -> int | None:
     """Measure the most memory that this process has held.
 
     Args:
@@ -190,6 +194,8 @@ def peak_memory(device: torch.device) -> int | None:
         Peak since the process began [bytes]; None on the CPU under Windows, which does not tell.
     """
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource
