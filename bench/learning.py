@@ -16,7 +16,8 @@ from torch import Tensor
 from mvczigal_ref.config import load_config
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.digits import decimals_of, in_errors, plus_minus
-from mvczigal_ref.evaluation.evaluate import evaluate, paired_gain
+from mvczigal_ref.evaluation.evaluate import evaluate
+from mvczigal_ref.evaluation.scores import paired_gain
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.comparison import gain_over_seeds, run_gain
 from mvczigal_ref.system import build_system

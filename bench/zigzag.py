@@ -22,8 +22,8 @@ import torch
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.digits import in_errors, plus_minus
-from mvczigal_ref.evaluation.evaluate import evaluate, paired_gain
-from mvczigal_ref.evaluation.scores import Evaluation
+from mvczigal_ref.evaluation.evaluate import evaluate
+from mvczigal_ref.evaluation.scores import Evaluation, paired_gain
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.policy import network_output, step_transition
 from mvczigal_ref.recipes import recipe

@@ -1,7 +1,6 @@
-"""The constraint "joint reward at least as good as a threshold that keeps pace".
+"""The constraint: the joint reward is to stay at or above a threshold that follows it.
 
-One frozen state and one pure transition; the state is the only value that an iteration
-hands to the next besides the parameters.
+One frozen state, which each iteration hands to the next, and one pure transition.
 """
 
 import math

@@ -149,7 +149,7 @@ class World:
         if not ordered:
             wide = torch.promote_types(flat.dtype, torch.float32)
             total = flat.to(self.device, wide)
-            with _losses():
+            with _naming_losses():
                 torch.distributed.all_reduce(total)
             return total.to(flat.device)
         total = torch.zeros_like(flat)
@@ -205,7 +205,7 @@ at object 3.
         except Exception as error:
             chosen: Exception | None = None
             if self.sharded:
-                chosen = _loss(error)
+                chosen = _as_loss(error)
             elif self.size > 1:
                 with suppress(ProcessLostError):  # the others may be dead
                     chosen = self._failure(error)
@@ -299,13 +299,13 @@ at object 3.
         """Gather every process's rows, one process after the other."""
         share = share.to(self.device).contiguous()
         whole = share.new_empty((self.size * share.shape[0], *share.shape[1:]))
-        with _losses():
+        with _naming_losses():
             torch.distributed.all_gather_single(whole, share)
         return whole
 
 
 @contextmanager
-def _losses() -> Iterator[None]:
+def _naming_losses() -> Iterator[None]:
     """Name what a collective raises when another process has ended."""
     try:
         yield
@@ -320,7 +320,7 @@ def _lost(error: Exception) -> ProcessLostError:
     return ProcessLostError(f"lost another process of the run: {reason}")
 
 
-def _loss(error: Exception) -> ProcessLostError | None:
+def _as_loss(error: Exception) -> ProcessLostError | None:
     """Tell the engine's words for a lost process from other errors; None for those."""
     distributed = isinstance(error, torch.distributed.DistError)
     gloo = type(error) is RuntimeError and "gloo" in str(error).partition("\n")[0]

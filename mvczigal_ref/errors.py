@@ -19,6 +19,7 @@ __all__ = [
     "encode_error",
     "first_line",
     "one_line",
+    "printable",
     "quoted",
 ]
 
@@ -135,7 +136,7 @@ def first_line(error: BaseException) -> str:
         'no'
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "".join(c if c.isprintable() else " " for c in lines[0][:160]).rstrip(".: ")
+    return printable(lines[0][:160]).rstrip(".: ")
 
 
 def quoted(value: object) -> str:
@@ -159,7 +160,23 @@ def quoted(value: object) -> str:
         text = f"a {type(value).__name__}"
     text = _PASSWORD.sub("[password]@", text)
     cut = text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
-    return "".join(c if c.isprintable() else " " for c in cut)
+    return printable(cut)
+
+
+def printable(text: str) -> str:
+    r"""Replace the characters that a terminal would obey instead of showing.
+
+    Args:
+        text: Text from elsewhere, such as a name out of a file.
+
+    Returns:
+        Text of the same length on one line.
+
+    Examples:
+        >>> printable("\x1b[31mred\n")
+        ' [31mred '
+    """
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def encode_error(error: Exception) -> str:

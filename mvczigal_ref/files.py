@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from mvczigal_ref.errors import RunFolderInUseError
+from mvczigal_ref.errors import CheckpointError, RunFolderInUseError
 
 __all__ = [
     "atomic_write",
@@ -22,6 +22,7 @@ __all__ = [
     "is_hub_id",
     "owned",
     "require_readable",
+    "require_run",
     "sweep",
     "sync",
     "to_json",
@@ -188,6 +189,34 @@ def require_readable(path: Path) -> None:
     """
     if path.exists() and not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def require_run(folder: Path) -> Path:
+    """Refuse a folder that no training has written.
+
+    Args:
+        folder: Folder that was named as a run's.
+
+    Returns:
+        File of the run's configuration.
+
+    Raises:
+        CheckpointError: If it holds no run.
+
+    Examples:
+        >>> require_run(Path("absent"))
+        Traceback (most recent call last):
+        mvczigal_ref.errors.CheckpointError: 'absent' is no run folder: it holds no config.json. \
+Pass a folder that `mvczigal train` wrote.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        msg = (
+            f"{str(folder)!r} is no run folder: it holds no config.json. Pass a folder that "
+            "`mvczigal train` wrote."
+        )
+        raise CheckpointError(msg)
+    return path
 
 
 def sync(path: Path) -> None:

@@ -14,6 +14,7 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState, constraint_step
 from mvczigal_ref.distributed import World
 from mvczigal_ref.method import method_of
+from mvczigal_ref.method.ahead import Ahead
 from mvczigal_ref.method.caption import caption_log
 from mvczigal_ref.method.judged import judged_slices
 from mvczigal_ref.method.protocol import Experience, Iteration, Learner
@@ -58,6 +59,10 @@ class IterationResult:
     loss_scale: LossScale | None = None
     """Factor on the loss in the next backward pass; None where gradients do not need it."""
 
+    ahead: Ahead | None = None
+    """Rollout of the next iteration, by the policy of before this update; None where the next one
+    is sampled after it."""
+
 
 def run_iteration(
     system: System,
@@ -72,6 +77,8 @@ def run_iteration(
     enhancer: ConditionEnhancer | None = None,
     old: Mapping[str, Tensor] | None = None,
     loss_scale: LossScale | None = None,
+    ahead: Ahead | None = None,
+    next_prompts: Sequence[str] = (),
     listener: Listener = _NOBODY,
 ) -> IterationResult:
     """Roll out, describe, reward, constrain, compare, update.
@@ -96,10 +103,14 @@ def run_iteration(
         old: Trainable parameters of the policy that samples, where it follows the one that learns
             (DiffusionNFT); None is the policy itself.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
+        ahead: Rollout of this iteration, where it is from before the last update.
+        next_prompts: Prompts of the next iteration, which ``rollout.ahead`` samples while this one
+            is judged; none of the last.
         listener: Hears of samples and rewards as they are made; the default ignores them.
 
     Returns:
-        The new constraint state and loss scale, and the metrics, the same in every process.
+        The new constraint state and loss scale, the next rollout where it has begun, and the
+        metrics, the same in every process.
 
     Raises:
         ValueError: If there is not one prompt per object, or window, tree and grid do not fit.
@@ -112,8 +123,9 @@ def run_iteration(
     here = Iteration(config=config, world=world, share=Share.of(config, world), index=iteration)
     method, parts = method_of(config), here.share.parts(prompts)
     judged = judged_slices(
-        system, enhancer, parts, here, timer=timer, rollout=listener.rollout, old=old
-    )
+        system, enhancer, parts, here, timer=timer, rollout=listener.rollout, old=old, ahead=ahead,
+        later=here.share.parts(next_prompts) if next_prompts else (),
+    )  # fmt: skip
     with timer("reward"):
         rewards = here.share.gather_rewards(judged.scores, world)
         listener.rewards(rewards)
@@ -122,12 +134,15 @@ def run_iteration(
     with timer("advantage"):
         advantages = method.compare(rewards, judged.samples, here, multiplier=constraint.multiplier)
     with timer("update"):
-        learner = Learner(system=system, optimizer=optimizer, old=old, loss_scale=loss_scale)
+        learner = Learner(
+            system=system, optimizer=optimizer, old=old, loss_scale=loss_scale,
+            behaviour=None if ahead is None else ahead.behaviour,
+        )  # fmt: skip
         experience = Experience(judged.samples, judged.conditions, advantages)
         learned = method.learn(learner, experience, here)
     return IterationResult(
         metrics=method.reward_metrics(rewards) | _metrics(constraint, joint_mean) | learned.metrics,
-        constraint=constraint, old=learned.old, loss_scale=learned.loss_scale,
+        constraint=constraint, old=learned.old, loss_scale=learned.loss_scale, ahead=judged.ahead,
         captions=caption_log(parts, judged.conditions, rewards, learned.drift),
     )  # fmt: skip
 

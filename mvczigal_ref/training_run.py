@@ -11,7 +11,8 @@ from mvczigal_ref.cli.launch import join
 from mvczigal_ref.cli.notebook import NotebookDisplay, notebook_output
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
-from mvczigal_ref.evaluation.evaluate import PairedGain, sample_objects
+from mvczigal_ref.evaluation.evaluate import sample_objects
+from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.recipes import recipe as named_recipe
 from mvczigal_ref.reward.source import hand_over

@@ -122,9 +122,16 @@ def system_of(config: TrainConfig, **parts: Any) -> System:
 
 def learn(
     config, *, iterations=2, first=0, stride=1, start=START, lr=0.05, enhancer=None, world=None,
-    old=None, loss_scale=None, **parts,
+    old=None, loss_scale=None, meanwhile=True, **parts,
 ):  # fmt: skip
-    """Run some iterations; return parameters, metrics, network calls and the last result."""
+    """Run some iterations; return parameters, metrics, network calls and the last result.
+
+    Where settings sample ahead and ``meanwhile`` is false, samples are drawn when they are needed,
+    as after a resume.
+    """
+    prompts, ahead = PROMPTS[: config.run.objects_per_iteration], None
+    meanwhile = meanwhile and config.rollout.ahead and stride == 1
+    last = first + iterations - 1
     system = system_of(config, **parts)
     trained = system.trained()
     optimizer, metrics = torch.optim.SGD(list(trained.values()), lr=lr), []
@@ -132,11 +139,13 @@ def learn(
         old = {name: p.detach().clone() for name, p in trained.items()}
     for index in (first + stride * n for n in range(iterations)):
         result = run_iteration(
-            system, optimizer, start, PROMPTS[: config.run.objects_per_iteration],
+            system, optimizer, start, prompts,
             iteration=index, config=config, world=world or World(), timer=StageTimer(),
-            enhancer=enhancer, old=old, loss_scale=loss_scale,
+            enhancer=enhancer, old=old, loss_scale=loss_scale, ahead=ahead,
+            next_prompts=prompts if meanwhile and index < last else (),
         )  # fmt: skip
         start, old, loss_scale = result.constraint, result.old, result.loss_scale
+        ahead = result.ahead
         metrics.append(result.metrics)
     parameters = torch.cat([p.detach().flatten() for p in trained.values()])
     return parameters, metrics, system.policy.calls, result

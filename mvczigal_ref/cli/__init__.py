@@ -41,7 +41,7 @@ from mvczigal_ref.cli.scoring import (
 )
 from mvczigal_ref.cli.settings import Settings, show_settings
 from mvczigal_ref.cli.training import Train, train
-from mvczigal_ref.errors import ConfigError, ServiceUnavailableError, quoted
+from mvczigal_ref.errors import ConfigError, ServiceUnavailableError, printable, quoted
 
 __all__ = ["Command", "main"]
 
@@ -242,9 +242,8 @@ def _holds_other_bytes(word: str) -> bool:
 
 
 def _say(text: str) -> None:
-    # Names out of files reach here, and a terminal would obey what is in some; one line is one.
-    shown = "".join(c if c.isprintable() else " " for c in text)
-    print(f"mvczigal: {shown}", file=sys.stderr, flush=True)
+    # Names out of files reach here; one line is one.
+    print(f"mvczigal: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from mvczigal_ref.cli.policy_settings import require_run
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.files import require_run
 
 if TYPE_CHECKING:
     from mvczigal_ref.models.model_card import CardFacts

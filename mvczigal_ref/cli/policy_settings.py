@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from tyro.conf import Positional, arg
 
-from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.files import require_run
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,6 @@ __all__ = [
     "recipe_config",
     "require_folder",
     "require_noises",
-    "require_run",
 ]
 
 Folder: TypeAlias = Annotated[Path | None, arg(metavar="FOLDER")]
@@ -111,8 +111,7 @@ def policy_config(
         msg = "`--run` brings its own weights and settings; leave out `--weights` and the recipe."
         raise ConfigError(msg)
     if run is not None:
-        require_run(run)
-        base = load_config(file=run / "config.json")
+        base = load_config(file=require_run(run))
         if "reward." in also:
             _require_typed_key(base, words, "reward", "a run")
     else:
@@ -249,29 +248,6 @@ def build_start(
     record = origin_of(run, None)
     begin_from(run, start, None, record)
     return start, "base weights" if record is None else f"its start, {record['place']}"
-
-
-def require_run(folder: Path) -> None:
-    """Refuse a folder that no training has written.
-
-    Args:
-        folder: Folder that was named as a run's.
-
-    Raises:
-        CheckpointError: If it holds no run.
-
-    Examples:
-        >>> require_run(Path("absent"))
-        Traceback (most recent call last):
-        mvczigal_ref.errors.CheckpointError: 'absent' is no run folder: it holds no config.json. \
-Pass a folder that `mvczigal train` wrote.
-    """
-    if not (folder / "config.json").is_file():
-        msg = (
-            f"{str(folder)!r} is no run folder: it holds no config.json. Pass a folder that "
-            "`mvczigal train` wrote."
-        )
-        raise CheckpointError(msg)
 
 
 def require_folder(

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.exporting import Export, export_run
-from mvczigal_ref.cli.policy_settings import require_run
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.files import writing
+from mvczigal_ref.files import require_run, writing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

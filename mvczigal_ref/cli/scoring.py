@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from mvczigal_ref import __version__
 from mvczigal_ref.cli.launch import join
 from mvczigal_ref.cli.output import Printed, console_of, write_json
-from mvczigal_ref.errors import CheckpointError, ConfigError, quoted
+from mvczigal_ref.errors import ConfigError, quoted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,9 +104,9 @@ class ServeReward:
 class ConvertReward:
     """Write a reward's published .pt or .pth file as safetensors, once."""
 
-    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """Downloaded file; it is read without running anything in it."""
-    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    target: Annotated[Positional[Path], arg(metavar="TARGET")]
     """A .safetensors file that does not exist yet."""
 
 
@@ -206,23 +206,12 @@ def convert_reward(command: ConvertReward) -> None:
         ConfigError: If the names are not such, or the file exists.
         CheckpointError: If the source is no file of tensors.
     """
-    if command.out.suffix != ".safetensors" or command.out.exists():
-        msg = (
-            "`convert-reward OUT` must be a .safetensors file and must not exist yet; got "
-            f"{str(command.out)!r}. Name another."
-        )
-        raise ConfigError(msg)
-    if not command.file.exists():
-        msg = f"`convert-reward FILE` must be a downloaded file; there is no {str(command.file)!r}."
-        raise ConfigError(msg)
+    from mvczigal_ref.models.file_kinds import require_conversion
+
+    require_conversion(command.source, command.target)  # before torch is imported
     from mvczigal_ref.reward.convert import convert_checkpoint
 
-    try:
-        print(convert_checkpoint(command.file, command.out))
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    print(convert_checkpoint(command.source, command.target))
 
 
 def _refuse_other_settings(command: Score | ServeReward) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.errors import ConfigError, printable
 from mvczigal_ref.models.file_kinds import describe_file
 from mvczigal_ref.shapes import Images
 
@@ -270,6 +270,5 @@ def _cause(error: Exception) -> str:
     """Say another library's error on one line, and not at length."""
     if "Decompressed data too large" in str(error):
         return "a text or colour profile in it is larger than 1 MiB"
-    words = "".join(c if c.isprintable() else " " for c in str(error))
-    words = " ".join(words.split())[:_LONGEST_CAUSE].rstrip(".") or "it is damaged"
+    words = " ".join(printable(str(error)).split())[:_LONGEST_CAUSE].rstrip(".") or "it is damaged"
     return f"{words} ({type(error).__name__})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mvczigal_ref.condition.protocol import CaptionError
 
-__all__ = ["CaptionRules", "normalised"]
+__all__ = ["CaptionRules", "normalised", "without_thoughts"]
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb"}
@@ -73,7 +73,7 @@ class CaptionRules:
             Traceback (most recent call last):
             mvczigal_ref.condition.protocol.CaptionError: it speaks of the caption ...
         """
-        text = _unwrapped(_without_thoughts(answer))
+        text = _unwrapped(without_thoughts(answer))
         if not any(letter.isalnum() for letter in text):
             raise CaptionError("it is empty")
         if len(text) > self.max_characters:
@@ -115,8 +115,22 @@ def normalised(caption: str) -> str:
     return " ".join("".join(letters).split())
 
 
-def _without_thoughts(answer: str) -> str:
-    """Drop the thoughts that a model wrote before its answer."""
+def without_thoughts(answer: str) -> str:
+    """Drop the thoughts that a model wrote before its answer.
+
+    Args:
+        answer: Text that a language model gave.
+
+    Returns:
+        Text after the last ``</think>``, if any.
+
+    Raises:
+        CaptionError: If the thoughts do not end.
+
+    Examples:
+        >>> without_thoughts("<think>Add light.</think> A cat at dusk.")
+        ' A cat at dusk.'
+    """
     text = _THOUGHT.sub("", answer)
     # Some templates open the thoughts themselves, so the answer holds only the closing tag.
     text = re.split("</think>", text, flags=re.IGNORECASE)[-1]

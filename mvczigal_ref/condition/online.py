@@ -38,6 +38,23 @@ def _question(prompt: str, aspect: str) -> str:
     )
 
 
+def _question_of_several(prompt: str, aspects: Sequence[str], views: int) -> str:
+    """Word a question about several samples of a prompt, each of so many views."""
+    count = len(aspects)
+    each = "image" if views == 1 else f"group of {views} images, one after the other,"
+    listed = "\n".join(f"{k}. {aspect}" for k, aspect in enumerate(aspects, 1))
+    return (
+        f"What you see are {count} samples, each {each} made for the caption below. Write a new "
+        "caption for each sample that describes what is really there, in this sample and not in "
+        "the others: follow the caption where it is right, and correct it where it is wrong. Add "
+        f"exactly one thing that it leaves open, about this for each sample:\n{listed}\n"
+        f"Answer with a JSON list of {count} texts and nothing else, in the order of the samples: "
+        "of each the new caption alone, in one paragraph of at most three sentences and in the "
+        "caption's language, no two alike.\n"
+        f"Caption: {prompt}"
+    )
+
+
 class OnlineEnhancer:
     """Describe every sample anew with one aspect added, drawn at random: K = G.
 
@@ -56,8 +73,10 @@ class OnlineEnhancer:
         attempts: Most questions that one caption may take [1].
         on_refusal: Whether an error or the prompt stands in where every answer for a caption
             was refused. ``prompt`` lets a long training outlive one bad answer.
-        workers: Samples asked about at once [1]: so many requests to a served model, or so many in
+        workers: Questions asked at once [1]: so many requests to a served model, or so many in
             one call of a local one. Captions are the same for any number, to the latter's rounding.
+        samples_per_question: Most samples of a prompt that a question asks about, with a caption
+            for each [1]. Samples that are shown together may change each other's captions.
 
     Examples:
         >>> import torch
@@ -80,14 +99,18 @@ class OnlineEnhancer:
         attempts: int = 6,
         on_refusal: OnRefusal = "raise",
         workers: int = 1,
+        samples_per_question: int = 1,
     ) -> None:
-        if workers < 1:
-            raise ValueError(f"`workers` must be at least 1; got {workers}.")
-        self._workers = workers
+        counts = {"workers": workers, "samples_per_question": samples_per_question}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {value}.")
+        self._workers, self._per_question = workers, samples_per_question
         self._asker = Asker(
             model=model,
             instructions=aspects,
             question=_question,
+            several=_question_of_several,
             rules=rules or CaptionRules(),
             attempts=attempts,
             on_refusal=on_refusal,
@@ -127,7 +150,9 @@ class OnlineEnhancer:
                 )
                 for index, views in enumerate(samples)
             ]
-        captions = iter(self._asker.captions(subjects, workers=self._workers))
+        captions = iter(
+            self._asker.captions(subjects, workers=self._workers, per_question=self._per_question)
+        )
         return [tuple(islice(captions, groups.shape[1])) for _ in prompts]
 
 

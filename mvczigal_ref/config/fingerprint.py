@@ -109,10 +109,13 @@ _NOT_IN_FINGERPRINT = (
 
 # Settings that earlier versions did not have: left out at their default, which is what those did.
 _LATER = (
+    "condition.samples_per_question",
     "model.frozen_weights",
     "objective.preference_form",
     "optim.kind",
+    "reward.images_per_question",
     "reward.texts_per_call",
+    "rollout.ahead",
     "run.arms_per_call",
     "run.sharding",
     "run.reduction",

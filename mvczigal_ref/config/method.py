@@ -126,6 +126,10 @@ class RolloutConfig:
     nodes_per_call: Count | None = None
     """Latents of each prompt's group that go through the network together [latents]; None is
     all."""
+    ahead: bool = False
+    """Whether an iteration is sampled while the one before is still captioned and judged, by the
+    policy before its update: from the second iteration on, first ratios are not exactly 1. The
+    samples of two iterations are in memory then, and two copies of the trainable parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
@@ -149,8 +153,11 @@ class ConditionConfig:
     api_key_env: Name | None = None
     """Environment variable that holds the endpoint's key; None sends no key."""
     requests_at_once: Count = 8
-    """Samples that each process asks about at once [samples]: as many requests to "chat", or in
+    """Questions that each process asks at once [questions]: as many requests to "chat", or in
     one call of "local". Captions are the same for any number, but for the rounding of "local"."""
+    samples_per_question: Count = 1
+    """Most samples of a prompt that one question of "chat" or "local" asks about, with a caption
+    for each [samples]. Samples that are shown together may change each other's captions."""
     instructions: Names = ()
     """Names of what captions may be asked to add, or of the world's words that may change; empty is
     all that the enhancer knows."""
@@ -234,9 +241,14 @@ class RewardConfig:
     requests_at_once: Count = 8
     """Questions that each process asks a chat judge at once [requests]; scores are the same for any
     number."""
+    images_per_question: Count = 1
+    """Most images of one question to a chat judge, each under its own text and with scores of its
+    own [images]; of a joint judge whole objects, at least one. Images that are shown together may
+    change each other's scores."""
     overlap: bool = False
     """Whether a slice is captioned and judged while the next one is sampled: the same numbers, in
-    less time where judges are slow. The images of two slices are in memory then."""
+    less time where judges are slow. The images of two slices are in memory then, as they are with
+    `rollout.ahead`."""
     texts_per_call: Count = 1
     """Texts of a prompt, its captions among them, under which its samples are judged in one call
     of a scorer [texts]: more of them fill a service's batches and a chat judge's questions."""

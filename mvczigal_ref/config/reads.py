@@ -245,7 +245,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     _captions("world_edits", "stored"): ("condition.num_captions",),
     _captions("stored"): ("condition.file",),
-    _captions("chat", "local"): ("condition.model", "condition.requests_at_once"),
+    _captions("chat", "local"): (
+        "condition.model", "condition.requests_at_once", "condition.samples_per_question",
+    ),
     _captions("chat"): ("condition.url", "condition.api_key_env"),
     _captions("world", "world_edits", "chat", "local"): ("condition.instructions",),
     Condition(lambda c: not (isinstance(c.reward.per_view, str)
@@ -266,7 +268,7 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     ),
     Condition(lambda c: any(name.startswith("chat_judge") for name in _scorers(c)),
               "with a chat judge among the scorers"): (
-        "reward.api_key_env", "reward.requests_at_once",
+        "reward.api_key_env", "reward.requests_at_once", "reward.images_per_question",
     ),
     Condition(lambda c: c.guard.every > 0, "with a positive `guard.every`"): (
         "guard.per_view", "guard.joint", "guard.diversity", "guard.noises", "guard.margin",
@@ -348,6 +350,9 @@ _TABLE: Mapping[Condition, tuple[str, ...]] = {
     Condition(lambda c: c.run.sharding == "full", 'with `run.sharding` = "full"'): (
         "run.offload_parameters",
     ),
+    Condition(lambda c: not c.rollout.ahead, "without `rollout.ahead`, which overlaps them"): (
+        "reward.overlap",
+    ),
     Condition(lambda c: c.optim.average_decay > 0, "with a positive `optim.average_decay`"): (
         "optim.average_every",
     ),
@@ -372,11 +377,10 @@ ALWAYS: tuple[str, ...] = (
     "model.offload_frozen", "model.views_per_decode", "model.channels_last", "model.compile",
     "model.tf32",
     "sampler.kind", "sampler.num_steps", "sampler.evaluation_steps", "sampler.guidance_scale",
-    "rollout.kind",
+    "rollout.kind", "rollout.ahead",
     "condition.enhancer",
     # Names of no scorer of the run are refused when scorers are looked up.
     "reward.per_view", "reward.joint", "reward.weights", "reward.tokenizers", "reward.url",
-    "reward.overlap",
     "guard.every",
     "advantage.mode", "advantage.shuffle",
     "objective.kind",

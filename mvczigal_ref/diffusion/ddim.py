@@ -194,20 +194,9 @@ class ImplicitGrid(Grid):
     """Meaning of the network's output."""
 
     def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:
-        """Carry a latent up to the level of ``step``, see :func:`ddim_invert`.
+        """Carry a latent up to the level of ``step`` by :func:`ddim_invert`.
 
-        Args:
-            output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
-                flows.
-            latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            The latent at the level of ``step``.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        Arguments and errors: see :class:`~mvczigal_ref.diffusion.sampler.Sampler`.
         """
         require_index(step, latent_prev)
         return ddim_invert(
@@ -306,20 +295,10 @@ class DdimSampler(ImplicitGrid):
         return self.image_is_denoised
 
     def transition(self, output: BatchLatent, latent_t: BatchLatent, step: StepIndex) -> Transition:
-        """Return the Gaussian of the next latent, see :func:`ddim_transition`.
+        """Return the Gaussian of the next latent by :func:`ddim_transition`.
 
-        Args:
-            output: The network's output at ``latent_t`` and ``timesteps[step]``. Gradient flows.
-            latent_t: The latent at ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            Mean and spread of the next latent, and the denoised latent. The spread is 0 at
-            ``eta`` 0.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        The spread is 0 at ``eta`` 0.
+        Arguments and errors: see :class:`~mvczigal_ref.diffusion.sampler.Sampler`.
         """
         require_index(step, latent_t)
         return ddim_transition(

@@ -175,19 +175,10 @@ class EulerAncestralSampler(ImplicitGrid):
         return replace(self, eta=0.0)
 
     def transition(self, output: BatchLatent, latent_t: BatchLatent, step: StepIndex) -> Transition:
-        """Return the Gaussian of the next latent, see :func:`euler_ancestral_transition`.
+        """Return the Gaussian of the next latent by :func:`euler_ancestral_transition`.
 
-        Args:
-            output: The network's output at ``latent_t`` and ``timesteps[step]``. Gradient flows.
-            latent_t: The latent at ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            Mean and spread of the next latent, 0 at the last step, and the denoised latent.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        The spread is 0 at the last step.
+        Arguments and errors: see :class:`~mvczigal_ref.diffusion.sampler.Sampler`.
         """
         require_index(step, latent_t)
         return euler_ancestral_transition(

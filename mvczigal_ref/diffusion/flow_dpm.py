@@ -24,13 +24,13 @@ __all__ = ["OdeMemory", "dpm2m_transition", "dpm2m_weight"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OdeMemory:
-    """Prediction of the last step of an ODE, which a solver of second order goes on from."""
+    """Prediction at the last step of an ODE, from which a solver of second order goes on."""
 
     clean: BatchLatent
     """Clean latent that the step predicted [1]."""
 
     sigma: BatchShape
-    """Noise level at which it did [1]; above that of the next step."""
+    """Noise level of the prediction [1]; above the next step's."""
 
 
 def dpm2m_weight(
@@ -129,5 +129,5 @@ def dpm2m_transition(
 
 
 def _wide(level: Tensor) -> Tensor:
-    """Widen a level, for differences of logarithms lose digits."""
+    """Widen a level, since differences of logarithms lose digits."""
     return level.to(widest_dtype(level.device))

@@ -171,20 +171,10 @@ class FlowSampler(Grid):
         return replace(self, kernel="ode", noise_scale=0.0, num_density_steps=0, density="gaussian")
 
     def transition(self, output: BatchLatent, latent_t: BatchLatent, step: StepIndex) -> Transition:
-        """Return the Gaussian of the next latent, see the kernel's own function.
+        """Return the Gaussian of the next latent by the kernel's own function.
 
-        Args:
-            output: The velocity at ``latent_t`` and ``timesteps[step]``. Gradient flows.
-            latent_t: The latent at ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            Mean and spread of the next latent, and the denoised latent. The spread is 0 from
-            step ``num_density_steps`` on.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        ``output`` is the velocity; the spread is 0 from step ``num_density_steps`` on.
+        Arguments and errors: see :class:`~mvczigal_ref.diffusion.sampler.Sampler`.
         """
         require_index(step, latent_t)
         return self._kernel()(
@@ -296,19 +286,9 @@ class FlowSampler(Grid):
         return log_prob(action, mean=transition.mean, std=transition.std, reduction=reduction)
 
     def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:
-        """Carry a latent up to the level of ``step``, see :func:`flow_invert`.
+        """Carry a latent up to the level of ``step`` by :func:`flow_invert`.
 
-        Args:
-            output: The velocity at ``latent_prev`` and ``timesteps[step]``. Gradient flows.
-            latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            The latent at the level of ``step``.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        Arguments and errors: see :class:`~mvczigal_ref.diffusion.sampler.Sampler`.
         """
         require_index(step, latent_prev)
         return flow_invert(

@@ -110,8 +110,8 @@ def flow_sigmas(
         ``lowest_sigma`` None is the grid of FLUX in diffusers and of DanceGRPO
         (arXiv:2505.07818). Stable Diffusion 3 in diffusers, which Flow-GRPO (arXiv:2505.05470)
         samples on, goes down to the lowest trained level: 1e-3 where the shift is the
-        resolution's; where it is fixed, the scheduler has that level shifted before and shifts
-        it twice, so ``lowest_sigma`` is ``shift_sigma(1e-3, shift)``.
+        resolution's; where it is fixed, the scheduler shifts that level twice, so that
+        ``lowest_sigma`` is ``shift_sigma(1e-3, shift)``.
 
     Args:
         num_steps: :math:`T` [steps]; at least 1.

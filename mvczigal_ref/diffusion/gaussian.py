@@ -180,7 +180,7 @@ def check_std(std: Tensor, *, name: str = "std") -> None:
 
     Args:
         std: Standard deviations, any shape.
-        name: The name that the caller knows them by.
+        name: Name of the argument, for the message.
 
     Raises:
         ValueError: If an entry is not positive and finite; the message names the first.

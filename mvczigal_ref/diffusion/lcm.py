@@ -268,19 +268,9 @@ class LcmSampler(Grid):
         return True
 
     def transition(self, output: BatchLatent, latent_t: BatchLatent, step: StepIndex) -> Transition:
-        """Return the Gaussian of the next latent, see :func:`lcm_transition`.
+        """Return the Gaussian of the next latent by :func:`lcm_transition`.
 
-        Args:
-            output: The network's output at ``latent_t`` and ``timesteps[step]``. Gradient flows.
-            latent_t: The latent at ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            Mean and spread of the next latent, and the denoised latent.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        Arguments and errors: see :class:`~mvczigal_ref.diffusion.sampler.Sampler`.
         """
         require_index(step, latent_t)
         return lcm_transition(
@@ -295,20 +285,9 @@ class LcmSampler(Grid):
         )
 
     def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:
-        """Carry a latent up to the level of ``step``, see :func:`lcm_invert`.
+        """Carry a latent up to the level of ``step`` by :func:`lcm_invert`.
 
-        Args:
-            output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
-                flows.
-            latent_prev: The latent at the level below ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            The latent at the level of ``step``.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        Arguments and errors: see :class:`~mvczigal_ref.diffusion.sampler.Sampler`.
         """
         require_index(step, latent_prev)
         return lcm_invert(

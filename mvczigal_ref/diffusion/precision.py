@@ -63,12 +63,12 @@ def require_full_dtype(name: str, dtype: torch.dtype) -> None:
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is not one of the words that a setting knows.
+    """Refuse a word that is none of the choices of a setting.
 
     Args:
         name: Name that the caller gives the setting.
         value: The word.
-        choices: The words that it may be.
+        choices: Words that are taken.
 
     Raises:
         ValueError: If ``value`` is not in ``choices``.

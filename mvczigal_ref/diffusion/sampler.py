@@ -61,11 +61,37 @@ class Sampler(Protocol):
         ...
 
     def transition(self, output: BatchLatent, latent_t: BatchLatent, step: StepIndex) -> Transition:
-        """Return the Gaussian of the next latent."""
+        """Return the Gaussian of the next latent.
+
+        Args:
+            output: The network's output at ``latent_t`` and ``timesteps[step]``. Gradient flows.
+            latent_t: The latent at ``step``. Gradient flows.
+            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
+                for all latents or with one axis per axis of the batch.
+
+        Returns:
+            Mean and spread of the next latent, and the denoised latent.
+
+        Raises:
+            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        """
         ...
 
     def invert(self, output: BatchLatent, latent_prev: BatchLatent, step: StepIndex) -> BatchLatent:
-        """Carry a latent from the level below ``step`` up to the level of ``step``."""
+        """Carry a latent from the level below ``step`` up to the level of ``step``.
+
+        Args:
+            output: The network's output at ``latent_prev`` and ``timesteps[step]``. Gradient
+                flows.
+            latent_prev: The latent at the level below ``step``. Gradient flows.
+            step: As in :meth:`transition`.
+
+        Returns:
+            The latent at the level of ``step``.
+
+        Raises:
+            ValueError: As :meth:`transition`.
+        """
         ...
 
     def to(self, device: Device = None, dtype: torch.dtype | None = None) -> "Sampler":

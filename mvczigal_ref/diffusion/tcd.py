@@ -173,19 +173,10 @@ class TcdSampler(ImplicitGrid):
         return replace(self, alpha_bar_target=self.alpha_bar_prev, num_density_steps=0)
 
     def transition(self, output: BatchLatent, latent_t: BatchLatent, step: StepIndex) -> Transition:
-        """Return the Gaussian of the next latent, see :func:`tcd_transition`.
+        """Return the Gaussian of the next latent by :func:`tcd_transition`.
 
-        Args:
-            output: The network's output at ``latent_t`` and ``timesteps[step]``. Gradient flows.
-            latent_t: The latent at ``step``. Gradient flows.
-            step: Index into the grid. An int is checked; a tensor must hold 0..num_steps-1, one
-                for all latents or with one axis per axis of the batch.
-
-        Returns:
-            Mean and spread of the next latent, 0 at the last step, and the latent jumped to.
-
-        Raises:
-            ValueError: If ``step`` is an int outside the grid, or a tensor of another shape.
+        The spread is 0 at the last step; ``denoised`` is the latent jumped to.
+        Arguments and errors: see :class:`~mvczigal_ref.diffusion.sampler.Sampler`.
         """
         require_index(step, latent_t)
         return tcd_transition(

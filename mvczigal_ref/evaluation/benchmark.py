@@ -11,7 +11,7 @@ from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.evaluate import sample_objects
-from mvczigal_ref.evaluation.slices import SampleSlices
+from mvczigal_ref.evaluation.slices import OCCASION, SampleSlices
 from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.system import System
 
@@ -40,8 +40,6 @@ PUBLISHED: Final[Mapping[str, tuple[float, ...]]] = {
     "MV-GRPO (VLM)": (0.155, 3.229, 3.701, 3.320, 0.340, 0.370, 1.193, 3.569),
 }
 """Rows of the paper's table, of FLUX.1-dev trained on HPS-v3, in the order of ``COLUMNS``."""
-
-_OCCASION = "evaluation"  # the noises of `mvczigal evaluate`
 
 
 def benchmark(
@@ -78,16 +76,13 @@ def benchmark(
         ValueError: If there is no prompt or no noise.
         NonFiniteError: If a score is not finite.
     """
-    if not prompts or num_noises < 1:
-        msg = f"`prompts` and `num_noises` must be at least 1; got {len(prompts)}, {num_noises}."
-        raise ValueError(msg)
     scorers = Mixture.of(system.per_view, "per_view")
     slices = SampleSlices(
         prompts=prompts, num_noises=num_noises, size=config.run.objects_per_slice, world=world
     )
     mine, parts = slices.mine, []
     for place, part in enumerate(mine):
-        texts, noise = slices.texts(part), system.noise(part, _OCCASION, seed=seed)
+        texts, noise = slices.texts(part), system.noise(part, OCCASION, seed=seed)
         with torch.no_grad():
             images = sample_objects(system, texts, noise, config=config)
             tables = scorers.tables(images, texts)

@@ -8,14 +8,8 @@ from torch import Tensor
 from mvczigal_ref.advantage.standardise import check_rewards
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.distributed import World
-from mvczigal_ref.evaluation.scores import (
-    Evaluation,
-    PairedGain,
-    paired_gain,
-    read_evaluation,
-    sealed_evaluation,
-)
-from mvczigal_ref.evaluation.slices import SampleSlices
+from mvczigal_ref.evaluation.scores import Evaluation
+from mvczigal_ref.evaluation.slices import OCCASION, SampleSlices
 from mvczigal_ref.models.finite import AUTOENCODER_IMAGE, NETWORK_LATENT, require_finite
 from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.rollout.group import group_rollout
@@ -27,17 +21,7 @@ from mvczigal_ref.shapes import Images, ObjectLatent
 from mvczigal_ref.system import System
 from mvczigal_ref.system.networks import DTYPES
 
-__all__ = [
-    "Evaluation",
-    "PairedGain",
-    "evaluate",
-    "paired_gain",
-    "read_evaluation",
-    "sample_objects",
-    "sealed_evaluation",
-]
-
-_OCCASION = "evaluation"  # its noise is apart from every iteration's
+__all__ = ["evaluate", "sample_objects"]
 
 _ROOM = 2**26  # bytes of images in one file of scores, of fp32
 _ALONE = World()
@@ -170,13 +154,8 @@ def evaluate(
         >>> evaluate(system, prompts, config=config, world=World(), num_noises=2).joint.shape
         torch.Size([2, 1])
     """
-    if not prompts:
-        msg = "`prompts` must hold at least one prompt; got none."
-        raise ValueError(msg)
-    for name, number, least in (("num_noises", num_noises, 1), ("keep_images", keep_images, 0)):
-        if number is not None and number < least:
-            msg = f"`{name}` must be at least {least}; got {number}."
-            raise ValueError(msg)
+    if keep_images is not None and keep_images < 0:
+        raise ValueError(f"`keep_images` must be at least 0; got {keep_images}.")
     slices = SampleSlices(
         prompts=prompts, num_noises=num_noises, size=config.run.objects_per_slice, world=world
     )
@@ -186,7 +165,7 @@ def evaluate(
     )
     mine, tables, shown = slices.mine, [], dict[int, Tensor]()
     for place, part in enumerate(mine):
-        texts, noise = slices.texts(part), system.noise(part, _OCCASION, seed=seed)
+        texts, noise = slices.texts(part), system.noise(part, OCCASION, seed=seed)
         images = sample_objects(system, texts, noise, config=config, zigzag=zigzag, world=world)
         with world.agreed():
             per_view, joint = system.score(images, texts)

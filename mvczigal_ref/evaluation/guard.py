@@ -1,4 +1,4 @@
-"""The held-out guard's rule and measure: pure arithmetic, which no scorer or file takes part in."""
+"""The held-out guard's rule and measure: pure arithmetic, without scorers or files."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 MarginUnit = Literal["standard_errors", "reward"]
-"""In what a fall is measured: paired standard errors over prompts, or the score's own units."""
+"""Unit of a fall: paired standard errors over prompts, or the score's own units."""
 
 
 Scores = Mapping[str, tuple[float, ...]]
@@ -46,13 +46,13 @@ class GuardState:
     """Memory of the guard between two checks."""
 
     best: GuardCheck
-    """The newest check at which no watched mean lay below the best check's before it."""
+    """Newest check at which no watched mean lay below that of the best check until then."""
 
     latest: GuardCheck
     """Last check."""
 
     fired: bool = False
-    """Whether the latest check was one too many."""
+    """Whether the rule fired at the latest check."""
 
     def as_json(self) -> dict[str, Any]:
         """Give the state as JSON values; `from_json` inverts it to the same bits.
@@ -137,7 +137,7 @@ def guard_step(
 
     Args:
         state: After the last check; None before the first.
-        check: Scores of now.
+        check: Present scores.
         margin: :math:`m`, in ``unit``; positive.
         unit: ``standard_errors`` needs two prompts or more.
         fallen: Number of watched scores that must have fallen, one or every one.

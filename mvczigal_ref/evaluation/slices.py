@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Shaped
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from mvczigal_ref.distributed import World
 
-__all__ = ["SampleSlices"]
+__all__ = ["OCCASION", "SampleSlices"]
+
+OCCASION: Final = "evaluation"
+"""Name by which an evaluation's noises are apart from every iteration's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +32,14 @@ class SampleSlices:
     world: World
     """Processes, which share out the slices where these divide evenly and all do everything where
     not."""
+
+    def __post_init__(self) -> None:
+        """Refuse an evaluation of nothing."""
+        if not self.prompts:
+            msg = "`prompts` must hold at least one prompt; got none."
+            raise ValueError(msg)
+        if self.num_noises < 1:
+            raise ValueError(f"`num_noises` must be at least 1; got {self.num_noises}.")
 
     @property
     def total(self) -> int:

@@ -21,7 +21,6 @@ __all__ = ["Watch", "object_features"]
 
 _OCCASION = "guard"  # its noise is apart from every iteration's and evaluation's
 
-
 _GRID = 8  # colour means a side
 
 

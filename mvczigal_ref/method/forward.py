@@ -41,7 +41,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         learner: System whose trainable parameters change, and those of the policy that sampled.
         experience: Groups, the prompts' own conditioning, and the advantages of all prompts;
             captions are not read.
-        iteration: Iteration whose index names levels and noise; the sections ``objective``,
+        iteration: Iteration whose index seeds levels and noise; the sections ``objective``,
             ``forward`` and ``optim`` are read.
 
     Returns:
@@ -66,7 +66,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         parameters=system.trained(),
         world=iteration.world,
         settings=group_update_settings(config),
-        old=partial(parameters_as, system.trained(), old),
+        old=partial(parameters_as, system.trained(), learner.behaviour or old),
         reference=system.backbone.without_lora if needs_reference(config) else None,
         loss_scale=learner.loss_scale,
     )

@@ -24,7 +24,7 @@ def forward_batches(
     Args:
         system: System whose grid and latents' shape are read.
         experience: Groups, the prompts' own conditioning, and the advantages of all prompts.
-        iteration: Iteration whose index names levels and noise.
+        iteration: Iteration whose index seeds levels and noise.
 
     Returns:
         One batch per slice, with the same levels for all.

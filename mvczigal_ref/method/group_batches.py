@@ -35,7 +35,7 @@ def decisions_under(
     """Score one slice's decisions under every condition, as the network that drew them does there.
 
     Args:
-        system: Network, unchanged since the rollout, and sampler.
+        system: Network, with the parameters that sampled, and sampler.
         samples: The slice's samples.
         condition: Columns of distinct texts, the prompts' own first.
         settings: Guidance, reduction and cuts, as in the rollout.

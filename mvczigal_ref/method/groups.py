@@ -1,6 +1,7 @@
 """GRPO and MV-GRPO: samples compared within groups, replayed under every condition."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 from mvczigal_ref.advantage.pair import joint_share
@@ -18,6 +19,7 @@ from mvczigal_ref.method.protocol import Advantages, Experience, Iteration, Lear
 from mvczigal_ref.records import Samples
 from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.update.groups import update_groups
+from mvczigal_ref.update.parameters import parameters_as
 
 __all__ = ["compare", "joint_mean", "learn", "reward_metrics"]
 
@@ -106,10 +108,12 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
     """
     config, system, conditions = iteration.config, learner.system, experience.conditions
     settings = group_update_settings(config)
-    decisions = [
-        decisions_under(system, part, condition, settings)
-        for part, condition in zip(experience.samples, conditions, strict=True)
-    ]
+    behaviour = learner.behaviour
+    with nullcontext() if behaviour is None else parameters_as(system.trained(), behaviour):
+        decisions = [
+            decisions_under(system, part, condition, settings)
+            for part, condition in zip(experience.samples, conditions, strict=True)
+        ]
     batches = [
         slice_batches(system, objects, decisions[n], conditions[n], experience.advantages, config)
         for n, objects in enumerate(iteration.share.objects)
@@ -125,6 +129,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         settings=settings,
         reference=system.backbone.without_lora if config.objective.kl_weight else None,
         loss_scale=learner.loss_scale,
+        on_policy=behaviour is None,
     )
     drift = caption_drift(conditions, decisions, iteration)
     if drift is not None:

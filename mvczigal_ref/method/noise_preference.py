@@ -61,7 +61,8 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
     ]  # fmt: skip
     reference = system.backbone.without_lora
     if config.objective.reference == "snapshot":
-        reference = partial(parameters_as, trained, parameter_copies(trained))
+        snapshot = learner.behaviour or parameter_copies(trained)
+        reference = partial(parameters_as, trained, snapshot)
     metrics, loss_scale = update_forward(
         system.policy,
         learner.optimizer,

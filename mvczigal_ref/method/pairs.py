@@ -140,6 +140,7 @@ def learn(learner: Learner, experience: Experience, iteration: Iteration) -> Lea
         world=iteration.world,
         settings=settings,
         loss_scale=learner.loss_scale,
+        on_policy=learner.behaviour is None,
     )
     return Learned(metrics=metrics, loss_scale=loss_scale)
 

@@ -86,7 +86,11 @@ class Learner:
     """Optimiser over the trainable parameters."""
 
     old: Mapping[str, Tensor] | None = None
-    """Trainable parameters of the policy that sampled, where it is not the one that learns."""
+    """Trainable parameters of the policy that samples, where it is not the one that learns."""
+
+    behaviour: Mapping[str, Tensor] | None = None
+    """Trainable parameters of the policy that sampled ahead, before the last update; None where
+    it is still there."""
 
     loss_scale: LossScale | None = None
     """Factor on the loss in the backward pass; None where gradients do not need it."""

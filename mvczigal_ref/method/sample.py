@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
+from mvczigal_ref.method.first_ratio import require_first_ratio
 from mvczigal_ref.method.slices import Part
 from mvczigal_ref.method.steps import (
     num_acting_steps,
@@ -61,12 +62,16 @@ def sample(
 
     Raises:
         ValueError: If window, tree and grid do not fit.
+        ReplayMismatchError: If replay does not reproduce what may be replayed by other parameters.
     """
     noise = system.noise(part.objects, iteration, seed=config.run.seed)
     with nullcontext() if old is None else parameters_as(system.trained(), old):
-        return draw_samples(
-            system, system.conditioning(part.prompts), noise, config=config, iteration=iteration
-        )
+        conditioning = system.conditioning(part.prompts)
+        samples = draw_samples(system, conditioning, noise, config=config, iteration=iteration)
+        if config.rollout.ahead:
+            place = f"the slice that starts at object {part.objects.start}"
+            require_first_ratio(system, samples, conditioning, config, place)
+        return samples
 
 
 def draw_samples(

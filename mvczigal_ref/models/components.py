@@ -78,17 +78,7 @@ class Components(ScaledAutoencoder):
     def encode_prompts(
         self, prompts: Sequence[str]
     ) -> tuple[PromptEmbedding, Float[Tensor, "object pooled"]]:
-        """Encode prompts with both text encoders, see :func:`encode_clip_prompts`.
-
-        Args:
-            prompts: One text per object.
-
-        Returns:
-            Token features and pooled features [1], without gradient.
-
-        Raises:
-            ValueError: As :func:`encode_clip_prompts`.
-        """
+        """Encode prompts with both text encoders by :func:`encode_clip_prompts`."""
         tokenizers = (self.tokenizer, self.tokenizer_2)
         return encode_clip_prompts(tokenizers, self.text_encoders, prompts)
 

@@ -7,9 +7,16 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from mvczigal_ref.errors import first_line
+from mvczigal_ref.errors import ConfigError, first_line, printable
 
-__all__ = ["conversion", "describe_file", "plain_name", "summary", "tensor_names"]
+__all__ = [
+    "conversion",
+    "describe_file",
+    "plain_name",
+    "require_conversion",
+    "summary",
+    "tensor_names",
+]
 
 _HEAD = 512  # bytes that tell a kind
 _LONGEST_HEADER = 100_000_000  # bytes, as in the format's own library
@@ -166,7 +173,36 @@ def plain_name(name: str) -> str:
         'a [2Jb'
     """
     cut = name[:_LONGEST_NAME] + "..." * (len(name) > _LONGEST_NAME)
-    return "".join(c if c.isprintable() else " " for c in cut)
+    return printable(cut)
+
+
+def require_conversion(source: Path, target: Path) -> str:
+    """Refuse two files of which the one cannot become the other; torch is not imported.
+
+    Args:
+        source: File that ``torch.save`` wrote, under any name.
+        target: Safetensors file to be written.
+
+    Returns:
+        Format of the source, by :func:`describe_file`.
+
+    Raises:
+        ConfigError: If a name or the source's format is another, or the target exists.
+    """
+    kind = describe_file(source)
+    named = source.suffix == ".safetensors" and kind == "absent"
+    if named or kind == "a safetensors file" or target.suffix != ".safetensors":
+        msg = (
+            "`source` must be a `.pt` or `.pth` file and `target` a `.safetensors` file; got "
+            f"{source.name!r} and {target.name!r}."
+        )
+        raise ConfigError(msg)
+    if kind == "absent":
+        raise ConfigError(f"`source` must be a downloaded file; there is no {str(source)!r}.")
+    if target.exists():
+        msg = f"`target` must not exist yet; got {str(target)!r}. Delete it, or name another."
+        raise ConfigError(msg)
+    return kind
 
 
 def _archive(path: Path) -> str:

@@ -15,6 +15,7 @@ from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.file_kinds import plain_name
 from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.mapped import cast_mapped, forget, keeps_fp32
+from mvczigal_ref.models.sharded_files import SavedParts
 from mvczigal_ref.models.sharding import local_part
 from mvczigal_ref.models.weight_files import check_safetensors, pickled_weights, read_json
 
@@ -52,6 +53,10 @@ def load_strict(
     Raises:
         CheckpointError: As :func:`require_exact`. Then nothing is changed.
     """
+    if isinstance(tensors, SavedParts):
+        require_exact(target, tensors.headers, source=source)
+        tensors.read_into(target)
+        return
     require_exact(target, tensors, source=source)
     with torch.no_grad():
         for name, value in target.items():

@@ -49,8 +49,7 @@ class GraphCost:
     forward: int
     """Forward pass [FLOP]."""
     recompute: int
-    """Forward pass, done once more in the backward pass; of merged weights only what surrounds
-    them, since their own operation has no gradient within [FLOP]."""
+    """Forward pass, done once more in the backward pass [FLOP]."""
     backward: int
     """Backward pass, without :attr:`recompute` [FLOP]."""
     saved: int
@@ -82,12 +81,11 @@ def measure_graph(
     """
     with Meter(present) as meter, fused_attention(), torch.enable_grad():
         output = function()
-        forward, saved, again = meter.flops, meter.live, 0
-        meter.flops_with_gradient = 0
+        forward, saved = meter.flops, meter.live
+        meter.flops_recomputed = 0
         if backward:
             torch.autograd.backward([output], [torch.ones_like(output)])
-            again = meter.flops_with_gradient
-        total = meter.flops - forward
+        again, total = meter.flops_recomputed, meter.flops - forward
     return GraphCost(
         forward=forward, recompute=again, backward=total - again, saved=saved, peak=meter.peak
     )

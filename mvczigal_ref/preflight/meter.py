@@ -33,7 +33,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, present: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.flops = self.flops_with_gradient = 0
+        self.flops = self.flops_recomputed = 0
         # These storages stay alive for as long as they live, so that no index is given twice.
         self._before = {(s := t.untyped_storage())._cdata: s for t in present}
         self._held: dict[int, tuple[int, Any]] = {}
@@ -52,8 +52,9 @@ class Meter(TorchDispatchMode):
         if count is not None:
             flops = int(count(*args, **named, out_val=result))
             self.flops += flops
-            if torch.is_grad_enabled():  # in a backward pass: what is computed once more
-                self.flops_with_gradient += flops
+            # Checkpoints alone watch what is saved, while they compute it once more.
+            if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+                self.flops_recomputed += flops
         for output in result if isinstance(result, tuple | list) else (result,):
             if isinstance(output, Tensor):
                 self._see(output.untyped_storage())

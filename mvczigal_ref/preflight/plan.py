@@ -155,7 +155,7 @@ def _budget(costs: Costs, weights: dict[str, int], slices: int, *, memory: int |
     ).resident  # fmt: skip
     stored = 0
     if costs.config.model.storage_device == "device":
-        stored = slices * storage_bytes(costs.workload().stored)
+        stored = _stored(costs.config, costs.workload(), slices)
     free = memory - (resident - weights["optimizer"]) - stored
     return activation_budget(free, weights["gradients"])
 
@@ -191,8 +191,10 @@ def _counts(config: TrainConfig, work: Workload, slices: int) -> _Counts:
     replay = _times(work.replays, epochs * slices)
     value = _times(work.described, slices)
     if config.objective.compares_pairs:
-        # Until the first change of the parameters the stored density is the present one.
-        valued = epochs * slices - slices // config.optim.optimizer_steps_per_epoch
+        # Until the first change of the parameters the stored density is the present one, but of
+        # samples from before the last update.
+        present = 0 if config.rollout.ahead else slices // config.optim.optimizer_steps_per_epoch
+        valued = epochs * slices - present
         value = _times(work.valued, valued)
     objective = config.objective
     grouped = not objective.compares_pairs and objective.kl_weight > 0.0
@@ -283,7 +285,7 @@ def _memory(
         again: costs.replayed(work, largest, checkpointed=again, backward=False).saved
         for again in (True, False)
     }
-    stored, on_device = slices * storage_bytes(work.stored), config.model.storage_device == "device"
+    stored, on_device = _stored(config, work, slices), config.model.storage_device == "device"
     return Memory(
         **weights | {"host": weights["host"] + (0 if on_device else stored)},
         rollouts=stored if on_device else 0,
@@ -297,6 +299,11 @@ def _memory(
         saved_plain=saved[False],
         offloaded=away,
     )
+
+
+def _stored(config: TrainConfig, work: Workload, slices: int) -> int:
+    """Size the samples that wait for an update, of two iterations where one is sampled ahead."""
+    return (2 if config.rollout.ahead else 1) * slices * storage_bytes(work.stored)
 
 
 def _refuse_image_size(config: TrainConfig, components: AnyComponents) -> None:

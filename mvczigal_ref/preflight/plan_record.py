@@ -106,8 +106,8 @@ class Memory:
     optimizer: int
     """Both moments."""
     rollouts: int
-    """All stored samples of an iteration, with the noise that the forward process gives them; 0
-    where they are on the CPU."""
+    """All stored samples of an iteration, or of two with ``rollout.ahead``, with the noise that the
+    forward process gives them; 0 where they are on the CPU."""
     gradients: int
     """Gradients of the trained weights."""
     sampling: int
@@ -128,8 +128,8 @@ class Memory:
     images: int = 0
     """Decoded images of one slice; a part of ``decoding`` and of ``scoring``."""
     copies: int = 0
-    """Further copies of the trained weights: their average, and those of the policy that samples
-    where it follows the one that learns; there all along."""
+    """Further copies of the trained weights: their average, and those of the policies that sample
+    where they are not the one that learns; there all along."""
     gathered: int = 0
     """Weights, and gradients of trained ones, that a call gathers of a network whose weights are
     cut over the processes; the fields of weights are then one process's part."""

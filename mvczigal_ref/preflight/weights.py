@@ -55,7 +55,10 @@ def weight_bytes(
         "scorers": sum(f.weights for f in footprints.values()),
     }
     # What samples on the forward process, and what a swap of parameters keeps meanwhile.
-    copies = 2 * (config.objective.kind == "forward_process") + (config.optim.average_decay > 0.0)
+    follows = config.objective.kind == "forward_process"
+    copies = 2 * follows + (config.optim.average_decay > 0.0)
+    if config.rollout.ahead:  # policies that sampled this iteration and the next
+        copies += 1 if follows else 2
     moving = {  # goes to the host with the parts
         "network": 0 if full else parts,
         "trained": ours if full else 0,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.method.first_ratio import first_log_ratio
 from mvczigal_ref.method.group_batches import group_update_settings
 from mvczigal_ref.method.pair_settings import pair_update_settings
 from mvczigal_ref.method.sample import draw_samples
@@ -123,6 +124,8 @@ def workload_of(
     samples = draw_samples(
         system, conditioning, noise, config=config, iteration=iteration, policy=policy
     )
+    if config.rollout.ahead:
+        first_log_ratio(system, samples, conditioning, config, policy=policy)
     if config.objective.prefers_noise or config.objective.kind == "forward_process":
         return _of_noised_samples(system, config, samples, policy.calls)
     if samples.pair is not None:

@@ -27,7 +27,7 @@ VISIBLE = 0.9
 
 
 WRONG = ("wrong_prompt", "blank", "noise")
-"""Kinds of images that samples must score above."""
+"""Kinds of images above which samples must score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +74,7 @@ class Gate:
     """Result of a gate: scores, claims and images."""
 
     rows: tuple[GateRow, ...]
-    """Scores, one row per kind of images; of good weights, the best comes first."""
+    """Scores, one row per kind of images; with good weights the best comes first."""
 
     claims: tuple[Claim, ...]
     """All claims, also those that fail."""

@@ -11,6 +11,7 @@ from mvczigal_ref.config.fingerprint import setting_changes
 from mvczigal_ref.config.scorer_names import VIEW_MEAN
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.evaluation.scores import Evaluation, PairedGain, paired_gain, read_evaluation
+from mvczigal_ref.files import require_run
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.tiny_world.grammar import split_prompts
 from mvczigal_ref.training.sealed_rows import check_rows
@@ -22,7 +23,6 @@ __all__ = [
     "changed_settings",
     "informative_metrics",
     "read_run",
-    "run_config",
     "score_tables",
     "settings_of",
 ]
@@ -133,7 +133,7 @@ def read_run(folder: Path) -> RunContent:
     Raises:
         CheckpointError: If the folder is no run folder, or a file of scores is damaged.
     """
-    config = run_config(folder)
+    config = load_config(file=require_run(folder))
     check_rows(folder)
     place = folder / "evaluations"
     # A glob would find a file, or a folder that may not be read, empty.
@@ -151,28 +151,6 @@ def read_run(folder: Path) -> RunContent:
         captions=read_metrics(folder / "captions.jsonl"),
         starts=read_starts(folder),
     )
-
-
-def run_config(folder: Path) -> TrainConfig:
-    """Read the configuration of a run.
-
-    Args:
-        folder: A run folder.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        CheckpointError: If the folder is no run folder.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        msg = (
-            f"{str(folder)!r} is no run folder: it holds no config.json. Pass a folder that "
-            "`mvczigal train` wrote."
-        )
-        raise CheckpointError(msg)
-    return load_config(file=path)
 
 
 def _iteration(path: Path) -> int:

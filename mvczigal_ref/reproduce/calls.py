@@ -9,12 +9,14 @@ from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.method.ahead import Ahead
 from mvczigal_ref.method.steps import num_acting_steps, stochastic_steps, trained_decisions
+from mvczigal_ref.models.network_rows import network_rows
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.prompts import read_prompts
-from mvczigal_ref.training.tracking import StageTimer, network_rows
+from mvczigal_ref.training.tracking import StageTimer
 from mvczigal_ref.update.parameters import parameter_copies
 
 __all__ = ["network_calls"]
@@ -45,9 +47,10 @@ def network_calls(config: TrainConfig, **built: Any) -> list[int]:  # noqa: ANN4
     counted: dict[tuple[int, ...], int] = {}
     rows = []
     for iteration in range(config.run.iterations):
-        window = _window(config, system, iteration)
+        ahead = config.rollout.ahead and iteration > 0
+        window = (ahead, *_window(config, system, iteration))
         if window not in counted:
-            counted[window] = _rows(small, system, iteration)
+            counted[window] = _rows(small, system, iteration, ahead=ahead)
         rows.append(counted[window] * config.run.objects_per_iteration // objects)
     return rows
 
@@ -64,7 +67,7 @@ def _window(config: TrainConfig, system: System, iteration: int) -> tuple[int, .
     return (*steps, -1, *trained)
 
 
-def _rows(config: TrainConfig, system: System, iteration: int) -> int:
+def _rows(config: TrainConfig, system: System, iteration: int, *, ahead: bool) -> int:
     """Do one iteration that changes nothing, and count."""
     prompts = prompt_batch(
         read_prompts(config.run.prompts), seed=config.run.seed, iteration=iteration,
@@ -85,5 +88,6 @@ def _rows(config: TrainConfig, system: System, iteration: int) -> int:
             timer=StageTimer(system.device),
             enhancer=build_enhancer(config.condition, device=system.device),
             old=old,
+            ahead=Ahead(behaviour=old or parameter_copies(system.trained())) if ahead else None,
         )
     return rows()

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reproduce.arms import ArmRuns, curves
 from mvczigal_ref.reproduce.bootstrap import Interval, interval, resampled_means
 from mvczigal_ref.reproduce.claims import ARM_SETS, CLAIMS
 from mvczigal_ref.reproduce.methods import MethodRow
+from mvczigal_ref.reproduce.summary import read_record
 from mvczigal_ref.reproduce.verdicts import Judgement, judge
 from mvczigal_ref.rollout.noise import derived_generator
 
@@ -141,9 +141,5 @@ def read_claims(path: Path) -> ClaimsRecord:
         mvczigal_ref.errors.ConfigError: cannot read claims in 'absent.json': No such file or \
 directory. Pass the claims.json that `mvczigal reproduce claims` wrote.
     """
-    try:
-        return _RECORD.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-        msg = f"cannot read claims in {str(path)!r}: {reason}. Pass the claims.json that"
-        raise ConfigError(f"{msg} `mvczigal reproduce claims` wrote.") from error
+    remedy = "Pass the claims.json that `mvczigal reproduce claims` wrote."
+    return read_record(_RECORD.validate_json, path, kind="claims", remedy=remedy)

@@ -131,7 +131,7 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Read what a finished run left of its scores and iterations.
+    """Read the scores and iterations of a finished run.
 
     Args:
         folder: Run folder.

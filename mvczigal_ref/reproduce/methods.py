@@ -23,7 +23,7 @@ class MethodRow:
     """Settings that differ from the recipe's, as ``section.name=value``, after the set's own."""
 
     other_name: str = ""
-    """Name of the arm where settings differ, for several rows may share a recipe."""
+    """Name of the arm where :attr:`settings` differ, since several rows may share a recipe."""
 
     @property
     def arm(self) -> str:
@@ -42,8 +42,7 @@ class ArmSet:
     """Rows in the order of the tables; the first one's calls are the budget of all."""
 
     settings: tuple[str, ...] = ()
-    """Settings of all methods, as ``section.name=value``; whoever asks for the runs has the last
-    word."""
+    """Settings of all methods, as ``section.name=value``; the command's own come after them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,8 @@
 """Summary of a comparison: the numbers of its table and picture, as they are stored."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -8,7 +10,15 @@ from pydantic.dataclasses import dataclass
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reproduce.comparison import Comparison, Outcome, gain_over_seeds
 
-__all__ = ["Gain", "MethodSummary", "Summary", "read_summary", "summarise", "to_text"]
+__all__ = [
+    "Gain",
+    "MethodSummary",
+    "Summary",
+    "read_record",
+    "read_summary",
+    "summarise",
+    "to_text",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +99,7 @@ class Summary:
 
 
 _SUMMARY = TypeAdapter(Summary)
+_Record = TypeVar("_Record")
 
 
 def summarise(comparison: Comparison) -> Summary:
@@ -165,9 +176,18 @@ def read_summary(path: Path) -> Summary:
         mvczigal_ref.errors.ConfigError: cannot read a comparison in 'absent.json': No such file \
 or directory. Pass what `mvczigal reproduce` wrote.
     """
+    return read_record(
+        _SUMMARY.validate_json,
+        path,
+        kind="a comparison",
+        remedy="Pass what `mvczigal reproduce` wrote.",
+    )
+
+
+def read_record(read: Callable[[bytes], _Record], path: Path, *, kind: str, remedy: str) -> _Record:
+    """Read a stored record; an absent or other file is a ConfigError that ends in ``remedy``."""
     try:
-        return _SUMMARY.validate_json(path.read_bytes())
+        return read(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-        msg = f"cannot read a comparison in {str(path)!r}: {reason}. Pass what `mvczigal reproduce`"
-        raise ConfigError(f"{msg} wrote.") from error
+        raise ConfigError(f"cannot read {kind} in {str(path)!r}: {reason}. {remedy}") from error

@@ -26,6 +26,7 @@ from mvczigal_ref.reward.service.waiting import Asked, Waiting
 __all__ = ["JOINT", "PER_VIEW", "ScorerOptions", "remote"]
 
 _SIZE = "size.json"
+_TOKENS, _MORE_TOKENS = 512, 64  # longest answer about an image, and what each further one adds
 _Size = TypeVar("_Size")  # size of a network, as its class takes it
 
 
@@ -68,6 +69,9 @@ class ScorerOptions:
 
     requests_at_once: int = 8
     """Questions that a chat judge is asked at once [requests]."""
+
+    images_per_question: int = 1
+    """Most images of one question to a chat judge [images]."""
 
     cache: str | None = None
     """Folder that stores a service's scores beyond the process; None stores none."""
@@ -205,28 +209,29 @@ def _hyperscore_size(content: dict[str, Any]) -> Any:  # noqa: ANN401 - imported
 
 
 def _chat_judge(options: ScorerOptions) -> PerViewScorer:
-    from mvczigal_ref.reward.chat_judge import ChatJudge
-
-    waiting = Waiting()
-    judge = ChatJudge(_endpoint(options, waiting), workers=options.requests_at_once)
-    return _chat(judge, options, waiting)
+    return _chat_per_view(options)
 
 
 def _chat_criterion(name: str) -> Callable[[ScorerOptions], PerViewScorer]:
     """Build a judge of one criterion alone, which is one column of a table."""
 
     def build(options: ScorerOptions) -> PerViewScorer:
-        from mvczigal_ref.reward.chat_judge import ChatJudge
         from mvczigal_ref.reward.judge_question import PER_VIEW_CRITERIA
 
-        waiting = Waiting()
-        judge = ChatJudge(
-            _endpoint(options, waiting), workers=options.requests_at_once,
-            criteria={name: PER_VIEW_CRITERIA[name]},
-        )  # fmt: skip
-        return _chat(judge, options, waiting)
+        return _chat_per_view(options, criteria={name: PER_VIEW_CRITERIA[name]})
 
     return build
+
+
+def _chat_per_view(options: ScorerOptions, criteria: dict[str, str] | None = None) -> PerViewScorer:
+    from mvczigal_ref.reward.chat_judge import ChatJudge
+
+    waiting = Waiting()
+    judge = ChatJudge(
+        _endpoint(options, waiting), criteria=criteria, workers=options.requests_at_once,
+        images_per_question=options.images_per_question,
+    )  # fmt: skip
+    return _chat(judge, options, waiting)
 
 
 def _chat_joint_judge(options: ScorerOptions) -> JointViewScorer:
@@ -234,8 +239,9 @@ def _chat_joint_judge(options: ScorerOptions) -> JointViewScorer:
 
     waiting = Waiting()
     judge = ChatJointJudge(
-        _endpoint(options, waiting), num_views=options.num_views, workers=options.requests_at_once
-    )
+        _endpoint(options, waiting), num_views=options.num_views, workers=options.requests_at_once,
+        images_per_question=options.images_per_question,
+    )  # fmt: skip
     return _chat(judge, options, waiting)
 
 
@@ -248,9 +254,10 @@ def _endpoint(options: ScorerOptions, waiting: Waiting) -> Any:  # noqa: ANN401 
     waits = [0.0, *accumulate(pauses * 2.0**k for k in range(doublings))]
     longest = ceil(max(0.0, options.wait - waits[-1]) / MAX_PAUSE_S)
     tries = longest + sum(wait < options.wait for wait in waits[:-1])
+    tokens = _TOKENS + _MORE_TOKENS * (options.images_per_question - 1)
     endpoint = ChatEndpoint(
         options.url or "", options.weights or "", timeout_s=options.timeout, retries=tries,
-        backoff_s=pauses, api_key_env=options.api_key_env, sleep=waiting.sleep,
+        max_tokens=tokens, backoff_s=pauses, api_key_env=options.api_key_env, sleep=waiting.sleep,
     )  # fmt: skip
     endpoint.key()  # an absent one is refused now, and not at the first picture
     return endpoint

@@ -12,11 +12,13 @@ from mvczigal_ref.language.chat import ChatAnswerError, ChatEndpoint, ChatRefuse
 from mvczigal_ref.language.threads import in_order
 from mvczigal_ref.reward.judge_question import JOINT_CRITERIA, PER_VIEW_CRITERIA, code_for, question
 from mvczigal_ref.reward.judgement import JudgementError, parse_scores
+from mvczigal_ref.reward.several_images import parse_score_lists, question_of_several
 from mvczigal_ref.shapes import Images, JointViewReward, PerViewReward
 
 __all__ = ["ChatJointJudge", "ChatJudge"]
 
 _REMINDER = "\n\nThis was asked before and the answer lacked these lines. Write only them now."
+_FEWER = " Servers limit the images of a message: lower `images_per_question` if that is why."
 
 
 class _Judge:
@@ -32,56 +34,84 @@ class _Judge:
         re_asks: int = 2,
         workers: int = 8,
         always_code: bool = False,
+        images_per_question: int = 1,
     ) -> None:
         criteria = self.usual if criteria is None else criteria
         if not criteria or not all(re.fullmatch(r"[A-Za-z][A-Za-z -]*", n) for n in criteria):
             msg = f"`criteria` must have names of letters, at least one; got {list(criteria)}."
             raise ValueError(msg)
-        for name, value, least in (("re_asks", re_asks, 0), ("workers", workers, 1)):
+        for name, value, least in (
+            ("re_asks", re_asks, 0),
+            ("workers", workers, 1),
+            ("images_per_question", images_per_question, 1),
+        ):
             if value < least:
                 msg = f"`{name}` must be at least {least}; got {value}."
                 raise ValueError(msg)
         self.endpoint, self.criteria = endpoint, dict(criteria)
         self.re_asks, self.workers, self.always_code = re_asks, workers, always_code
+        self.images_per_question = images_per_question
 
     def _all(
         self, rows: Sequence[Tensor], prompts: Sequence[str], views: int | None, per_object: int
     ) -> Tensor:
         """Score rows of one or more images each, in order; so many rows belong to an object."""
+        size = max(1, self.images_per_question // (views or 1))
+        questions = (
+            (first, rows[first : first + size], prompts[first : first + size])
+            for first in range(0, len(rows), size)
+        )
         # After a failure, no further question is asked.
-        questions = zip(range(len(rows)), rows, prompts, strict=True)
         scores = in_order(self._one(views, per_object), questions, workers=self.workers)
-        return torch.tensor(list(scores), dtype=torch.float32)
+        return torch.tensor([score for part in scores for score in part], dtype=torch.float32)
 
     def _one(
         self, views: int | None, per_object: int
-    ) -> Callable[[tuple[int, Tensor, str]], float]:
-        def score(asked: tuple[int, Tensor, str]) -> float:
-            row, images, prompt = asked
-            code = code_for(prompt, always=self.always_code)
-            text = question(prompt, self.criteria, views=views, code=code)
+    ) -> Callable[[tuple[int, Sequence[Tensor], Sequence[str]]], list[float]]:
+        def scores(asked: tuple[int, Sequence[Tensor], Sequence[str]]) -> list[float]:
+            first, rows, prompts = asked
+            place = _place(first, len(rows), per_object)
+            images = [image for row in rows for image in row]
+            # No prompt holds the hash of all, itself among them.
+            code = code_for("\n".join(prompts), always=self.always_code)
+            plain = self._question(prompts, views, code)
             failure: ChatAnswerError | JudgementError | None = None
             for attempt in range(self.re_asks + 1):
                 # A server that takes no seed gets none for a repeated question either.
                 base = self.endpoint.seed
                 seed = base + attempt if attempt and base is not None else None
+                # At temperature 0 the same question would get the same answer.
+                text = plain + (_REMINDER if attempt else "")
                 try:
-                    answer = self.endpoint.ask(text, list(images), seed=seed)
-                    scores = parse_scores(answer, list(self.criteria), code=code)
-                    return math.fsum(scores.values()) / len(scores)
+                    return self._read(
+                        self.endpoint.ask(text, images, seed=seed), prompts, views, code
+                    )
                 except ChatRefusedError as error:  # no other wording would be taken
-                    raise ChatRefusedError(f"{_place(row, per_object)}: {error}") from error
+                    hint = _FEWER if len(rows) > 1 else ""
+                    raise ChatRefusedError(f"{place}: {error}{hint}") from error
                 except (ChatAnswerError, JudgementError) as error:
                     failure = error
-                # At temperature 0 the same question would get the same answer.
-                text = question(prompt, self.criteria, views=views, code=code) + _REMINDER
-            msg = (
-                f"{_place(row, per_object)} must be judged within {self.re_asks + 1} questions; "
-                f"got: {failure}"
-            )
+            msg = f"{place} must be judged within {self.re_asks + 1} questions; got: {failure}"
             raise JudgementError(msg) from failure
 
-        return score
+        return scores
+
+    def _question(self, prompts: Sequence[str], views: int | None, code: str) -> str:
+        if len(prompts) == 1:
+            return question(prompts[0], self.criteria, views=views, code=code)
+        return question_of_several(prompts, self.criteria, views=views, code=code)
+
+    def _read(
+        self, answer: str, prompts: Sequence[str], views: int | None, code: str
+    ) -> list[float]:
+        """Take the mean score of each row out of an answer."""
+        names, count = list(self.criteria), len(prompts)
+        if count == 1:
+            each = [parse_scores(answer, names, code=code)]
+        else:
+            unit = "image" if views is None else "object"
+            each = parse_score_lists(answer, names, count, code=code, unit=unit)
+        return [math.fsum(scores.values()) / len(scores) for scores in each]
 
 
 class ChatJudge(_Judge):
@@ -105,6 +135,8 @@ class ChatJudge(_Judge):
         workers: Questions asked at once [1]; positive.
         always_code: Ask for the code in every answer; it also protects against text that a
             generator paints into its images.
+        images_per_question: Most images of a message [1], each under its own prompt and with
+            scores of its own. Images that are shown together may change each other's scores.
 
     Examples:
         >>> judge = ChatJudge(ChatEndpoint("http://127.0.0.1:8000/v1", "UnifiedReward"))
@@ -150,6 +182,8 @@ class ChatJointJudge(_Judge):
         re_asks: Further questions where an answer holds no scores [1].
         workers: Questions asked at once [1]; positive.
         always_code: Ask for the code in every answer.
+        images_per_question: Most images of a message [1], in whole objects, but at least one
+            object. Objects that are shown together may change each other's scores.
     """
 
     usual = JOINT_CRITERIA
@@ -163,9 +197,15 @@ class ChatJointJudge(_Judge):
         re_asks: int = 2,
         workers: int = 8,
         always_code: bool = False,
+        images_per_question: int = 1,
     ) -> None:
         super().__init__(
-            endpoint, criteria=criteria, re_asks=re_asks, workers=workers, always_code=always_code
+            endpoint,
+            criteria=criteria,
+            re_asks=re_asks,
+            workers=workers,
+            always_code=always_code,
+            images_per_question=images_per_question,
         )
         self.num_views = num_views
 
@@ -191,10 +231,15 @@ class ChatJointJudge(_Judge):
         return self._all(list(images), list(prompts), self.num_views, 1).to(images.device)
 
 
-def _place(row: int, per_object: int) -> str:
-    """Name what a row shows, as counted in this call."""
-    object, view = divmod(row, per_object)
-    return f"Object {object}" + (f", view {view}" if per_object > 1 else "")
+def _place(first: int, count: int, per_object: int) -> str:
+    """Name what rows show, as counted in this call."""
+
+    def name(row: int) -> str:
+        object, view = divmod(row, per_object)
+        return f"object {object}" + (f", view {view}" if per_object > 1 else "")
+
+    last = f" to {name(first + count - 1)}" if count > 1 else ""
+    return name(first).capitalize() + last
 
 
 def _check(images: Images, prompts: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import sync, usual_mode
-from mvczigal_ref.models.file_kinds import describe_file
+from mvczigal_ref.models.file_kinds import require_conversion
 from mvczigal_ref.reward.foreign_tensors import read_pickle
 
 __all__ = ["convert_checkpoint"]
@@ -28,7 +28,8 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
         The file that was written.
 
     Raises:
-        ValueError: If the source is safetensors already, or the target exists.
+        ConfigError: If the source is absent or safetensors already, or the target exists.
+        CheckpointError: If the source is no file of tensors.
 
     Examples:
         >>> import tempfile, torch
@@ -41,17 +42,7 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     """
     source = Path(source)
     target = Path(target) if target is not None else source.with_suffix(".safetensors")
-    kind = describe_file(source)
-    named = source.suffix == ".safetensors" and kind == "absent"
-    if named or kind == "a safetensors file" or target.suffix != ".safetensors":
-        msg = (
-            "`source` must be a `.pt` or `.pth` file and `target` a `.safetensors` file; got "
-            f"{source.name!r} and {target.name!r}."
-        )
-        raise ValueError(msg)
-    if target.exists():
-        msg = f"`target` must not exist yet; got {str(target)!r}. Delete it, or name another."
-        raise ValueError(msg)
+    kind = require_conversion(source, target)
     tensors = _apart(read_pickle(source, kind))
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.tmp")

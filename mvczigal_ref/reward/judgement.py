@@ -11,9 +11,12 @@ from collections.abc import Sequence
 
 from mvczigal_ref.reward.judge_question import HIGHEST, LOWEST
 
-__all__ = ["JudgementError", "parse_scores"]
+__all__ = ["NUMBER", "JudgementError", "parse_scores", "score_lines"]
 
-_NUMBER = r"([0-9]{1,3}(?:\.[0-9]{1,9})?)"
+NUMBER = r"[0-9]{1,3}(?:\.[0-9]{1,9})?"
+"""Form of a score [regular expression]."""
+
+_ONE = rf"({NUMBER})(?: */ *{HIGHEST:g})?"
 _LONGEST_LINE = 200
 
 
@@ -45,11 +48,9 @@ def parse_scores(answer: str, names: Sequence[str], *, code: str = "") -> dict[s
         Traceback (most recent call last):
         mvczigal_ref.reward.judgement.JudgementError: `answer` must score 'Alignment' ...
     """
-    lines = [line.strip() for line in answer.splitlines() if len(line) <= _LONGEST_LINE]
     scores = {}
     for name in names:
-        pattern = _line_pattern(name, code)
-        values = {float(match[1]) for line in lines if (match := pattern.fullmatch(line))}
+        values = {float(value) for value in score_lines(answer, name, _ONE, code=code)}
         if len(values) != 1:
             fault = f"{sorted(values)}" if values else "no such line"
             msg = f"`answer` must score {name!r} once; got {fault} in {answer[:_LONGEST_LINE]!r}."
@@ -64,9 +65,26 @@ def parse_scores(answer: str, names: Sequence[str], *, code: str = "") -> dict[s
     return scores
 
 
-def _line_pattern(name: str, code: str) -> re.Pattern[str]:
-    """Match a score line, whatever its decoration."""
+def score_lines(answer: str, name: str, value: str, *, code: str = "", more: int = 0) -> list[str]:
+    r"""Find the score lines of a criterion, whatever their decoration.
+
+    Args:
+        answer: Text that a judge wrote.
+        name: Name of the criterion.
+        value: Form of what follows the colon [regular expression], with one group.
+        code: Code that the line must carry; none if empty.
+        more: Characters that a line may have beyond the usual 200 [1].
+
+    Returns:
+        The group's text on each line, in their order.
+
+    Examples:
+        >>> score_lines("Style Score: 3\n- **Style Score (1-5):** 3.0", "Style", f"({NUMBER})")
+        ['3', '3.0']
+    """
     tag = rf" *#{code}" if code else ""
     scale = rf"(?: *\({LOWEST:g} ?[-–] ?{HIGHEST:g}\))?"
-    text = rf"[-*_>`# ]*{name} Score{scale}{tag}[*_`]* *:[*_` ]*{_NUMBER}(?: */ *{HIGHEST:g})?"
-    return re.compile(text + r"[*_`]*\.?", re.IGNORECASE | re.ASCII)
+    text = rf"[-*_>`# ]*{name} Score{scale}{tag}[*_`]* *:[*_` ]*{value}[*_`]*\.?"
+    pattern = re.compile(text, re.IGNORECASE | re.ASCII)
+    lines = [line.strip() for line in answer.splitlines() if len(line) <= _LONGEST_LINE + more]
+    return [match[1] for line in lines if (match := pattern.fullmatch(line))]

@@ -93,6 +93,7 @@ def scorer_options(
         wait=reward.wait,
         api_key_env=reward.api_key_env,
         requests_at_once=reward.requests_at_once,
+        images_per_question=reward.images_per_question,
         cache=reward.cache,
     )
 

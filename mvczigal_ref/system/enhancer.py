@@ -18,6 +18,8 @@ from mvczigal_ref.language.protocol import LanguageModel
 
 __all__ = ["build_enhancer"]
 
+_TOKENS = 512  # longest answer about a sample
+
 
 def build_enhancer(
     condition: ConditionConfig, *, device: torch.device, prompts: Sequence[str] = ()
@@ -73,15 +75,19 @@ def _built(condition: ConditionConfig, device: torch.device) -> ConditionEnhance
     aspects = {name: ASPECTS[name] for name in condition.instructions} or ASPECTS
     return OnlineEnhancer(
         _model(condition, device), aspects=aspects, on_refusal="prompt",
-        workers=condition.requests_at_once,
+        workers=condition.requests_at_once, samples_per_question=condition.samples_per_question,
     )  # fmt: skip
 
 
 def _model(condition: ConditionConfig, device: torch.device) -> LanguageModel:
     """Load or address the language model."""
     name = condition.model or ""
+    tokens = _TOKENS * condition.samples_per_question
     if condition.enhancer == "local":
-        return LocalVisionLanguageModel.load(Path(name).expanduser(), device=device)
-    endpoint = ChatEndpoint(condition.url or "", name, api_key_env=condition.api_key_env)
+        folder = Path(name).expanduser()
+        return LocalVisionLanguageModel.load(folder, device=device, max_new_tokens=tokens)
+    endpoint = ChatEndpoint(
+        condition.url or "", name, max_tokens=tokens, api_key_env=condition.api_key_env
+    )
     endpoint.key()  # an absent one is refused now, and not after the first rollout
     return endpoint

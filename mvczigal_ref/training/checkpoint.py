@@ -80,7 +80,7 @@ def save_checkpoint(
         folder: Folder of a run's checkpoints; it is made.
         iteration: Iterations finished; at least 0.
         tensors: Tensors by group and name; a group becomes a file of its own. Where some are
-            sharded, every process must call, and writes a file of its parts; where one of them
+            sharded, every process must call, and writes files of its parts; where one of them
             fails, all raise its error.
         state: The rest, as JSON values: lists rather than tuples, text as keys, finite floats.
         config: Configuration of the run.
@@ -169,11 +169,12 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
         raise refusal(path, f"this package cannot read its settings: {error}") from error
     if config is not None:
         require_same_run(path, saved, config)
+    try:
+        tensors = read_groups(path, manifest["files"])
+    except CheckpointError as error:
+        raise refusal(path, str(error)) from error
     return Checkpoint(
-        iteration=manifest["iteration"],
-        tensors=read_groups(path, manifest["files"]),
-        state=read_state(path),
-        config=saved,
+        iteration=manifest["iteration"], tensors=tensors, state=read_state(path), config=saved
     )
 
 

@@ -19,6 +19,7 @@ from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.iteration import Listener, run_iteration
+from mvczigal_ref.models.network_rows import network_rows
 from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.training.events import Events, RunView, hears
 from mvczigal_ref.training.prompt_batch import prompt_batch
@@ -27,7 +28,6 @@ from mvczigal_ref.training.trackers import Trackers
 from mvczigal_ref.training.tracking import (
     MetricsLog,
     StageTimer,
-    network_rows,
     peak_memory,
 )
 
@@ -109,26 +109,35 @@ class TrainingLoop:
     def _iterate(self) -> None:
         state, config = self._state, self._state.config
         state.set_learning_rate()
-        batch = prompt_batch(
-            state.prompts, seed=config.run.seed, iteration=state.finished,
-            count=config.run.objects_per_iteration,
-        )  # fmt: skip
+        goes_on = config.rollout.ahead and state.finished + 1 < config.run.iterations
         with network_rows(state.system.policy) as rows:
             result = run_iteration(
-                state.system, state.optimizer, state.constraint, batch, iteration=state.finished,
-                config=config, world=self._world, timer=self._timer, enhancer=self._enhancer,
-                old=state.old, loss_scale=state.loss_scale,
+                state.system, state.optimizer, state.constraint, self._batch(state.finished),
+                iteration=state.finished, config=config, world=self._world, timer=self._timer,
+                enhancer=self._enhancer, old=state.old, loss_scale=state.loss_scale,
+                ahead=state.ahead,
+                next_prompts=self._batch(state.finished + 1) if goes_on else (),
                 listener=_Copies(self._tell, run_view(state, self._folder)),
             )  # fmt: skip
-        calls = int(self._world.gather_objects(torch.tensor([rows()])).sum())
+        before, after = (0 if one is None else one.rows for one in (state.ahead, result.ahead))
+        calls = self._world.gather_objects(torch.tensor([before + rows() - after])).sum()
+        state.ahead = result.ahead
         state.constraint, state.finished = result.constraint, state.finished + 1
         state.old, state.loss_scale = result.old, result.loss_scale
         state.follow()
-        state.pending = {**result.metrics, "network_calls": calls}
+        state.pending = {**result.metrics, "network_calls": int(calls)}
         with self._world.agreed():
             if self._captions is not None and result.captions is not None:
                 self._captions.append(state.finished - 1, result.captions)
             self._tell.update(run_view(state, self._folder), {**state.pending})
+
+    def _batch(self, iteration: int) -> Sequence[str]:
+        """Choose the prompts of an iteration."""
+        config = self._state.config.run
+        return prompt_batch(
+            self._state.prompts, seed=config.seed, iteration=iteration,
+            count=config.objects_per_iteration,
+        )  # fmt: skip
 
     def _finish(self, stopped: Callable[[], bool]) -> None:
         """Measure what is due after an iteration, write it down, and save."""

@@ -35,7 +35,7 @@ def build_optimizer(
     trained = list(parameters.values())
     if optim.kind == "adamw8bit":
         return adamw_8bit(trained, **numbers)
-    # Bits of the loop over parameters, torch's choice on a CPU, in a tenth of its launches.
+    # Bits of the loop over parameters, which torch takes on a CPU, in a tenth of its launches.
     return torch.optim.AdamW(trained, foreach=True, **numbers)
 
 
@@ -53,5 +53,5 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         0.25
     """
     for group in optimizer.param_groups:
-        held = group["lr"]
-        group["lr"] = torch.full_like(held, rate) if isinstance(held, torch.Tensor) else rate
+        before = group["lr"]
+        group["lr"] = torch.full_like(before, rate) if isinstance(before, torch.Tensor) else rate

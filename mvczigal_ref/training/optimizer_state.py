@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.errors import quoted
-from mvczigal_ref.models.sharding import local_part
+from mvczigal_ref.models.sharded_files import local_parts
 from mvczigal_ref.training.low_bit import packed, unpacked
 
 __all__ = ["join_optimizer_state", "restore_optimizer", "split_optimizer_state"]
@@ -88,7 +88,7 @@ def restore_optimizer(
     """
     tensors, rest = groups["optimizer"], state["optimizer"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    parts = {n: local_part(tensors[n], parameters[int(n.partition(".")[0])]) for n in tensors}
+    parts = local_parts(tensors, {n: parameters[int(n.partition(".")[0])] for n in tensors})
     saved = join_optimizer_state(parts, rest)
     for group, there in zip(optimizer.param_groups, saved["param_groups"], strict=False):
         if "foreach" in there:  # the form of the same arithmetic, which versions choose

@@ -2,23 +2,25 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
+import torch
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.fingerprint import differing_settings
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import atomic_write, to_json
-from mvczigal_ref.models.file_sums import require_sum
+from mvczigal_ref.files import atomic_write, sync, to_json, usual_mode, writing
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.lora_reading import PEFT_FILE
 from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
+from mvczigal_ref.models.sharded_files import SavedParts
 from mvczigal_ref.models.sharding import shard_world, whole
 from mvczigal_ref.models.single_files import START, START_WEIGHTS, require_start
 from mvczigal_ref.system import System
@@ -50,7 +52,7 @@ class Origin:
     """Iterations that its run had finished; None of an exported LoRA."""
 
     sha256: str
-    """Digest of the file of parameters."""
+    """Digest of the parameters, or of an exported LoRA's file."""
 
     differences: tuple[str, ...]
     """Sentence for each setting that differs from the other run's; empty of an exported LoRA."""
@@ -111,8 +113,9 @@ def read_origin(start: str | Path, config: TrainConfig) -> Origin:
 exported LoRA; got 'absent@3'.
     """
     path, iteration = _place(start)
-    if iteration is None and (path.is_file() or _lora_file(path) is not None):
-        return _of_lora(path, config)
+    lora = path if path.is_file() else _lora_file(path)
+    if iteration is None and lora is not None:
+        return _of_lora(path, lora, config)
     if (path / "manifest.json").is_file():
         checkpoint = load_checkpoint(path)
     elif (path / "checkpoints").is_dir():
@@ -172,7 +175,7 @@ def origin_of(
 
 def begin_from(
     folder: Path, system: System, origin: Origin | None, record: dict[str, Any] | None
-) -> tuple[dict[str, Any], bytes] | None:
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Put the parameters of a run's origin into its system.
 
     Args:
@@ -182,7 +185,8 @@ def begin_from(
         record: From :func:`origin_of`, for one that has begun.
 
     Returns:
-        The record and the tensors' file, for :func:`write_origin`; None without an origin.
+        The record, and what :func:`write_origin` adds to it: the parameters, in the first process
+        of a run that begins. None without an origin.
 
     Raises:
         CheckpointError: If the parameters do not fit, or their copy in the folder is damaged.
@@ -190,40 +194,49 @@ def begin_from(
     if record is not None:
         path = folder / _TENSORS
         try:
-            content = path.read_bytes()
+            digest = _file_digest(path)
         except OSError as error:
             msg = f"cannot read the run's first parameters in {str(path)!r}: {error}. Restore it."
             raise CheckpointError(msg) from error
-        if hashlib.sha256(content).hexdigest() != record["parameters"]:
+        if digest != record["parameters"]:
             msg = f"{str(path)!r} must hold the run's first parameters; it is damaged. Restore it."
             raise CheckpointError(msg)
-        load_strict(system.trained(), load(content), source=str(path))
-        return record, content
+        load_strict(system.trained(), load_file(path), source=str(path))
+        return record, {}
     if origin is None:
         return None
-    with shard_world({"policy": system.trained()}).agreed():
+    here, trained = shard_world({"policy": system.trained()}), dict[str, Tensor]()
+    with here.agreed():
         origin.apply(system)
-    trained = {name: whole(p.detach()) for name, p in system.trained().items()}
-    content = save({name: value.cpu().contiguous() for name, value in trained.items()})
+    for name, parameter in system.trained().items():
+        value = whole(parameter.detach())
+        if here.is_main:
+            trained[name] = value.cpu().contiguous()
     record = {
         "place": origin.place,
         "iteration": origin.iteration,
         "sha256": origin.sha256,
         "differences": list(origin.differences),
-        "parameters": hashlib.sha256(content).hexdigest(),
     }
-    return record, content
+    return record, trained
 
 
-def write_origin(folder: Path, content: tuple[dict[str, Any], bytes]) -> None:
+def write_origin(folder: Path, content: tuple[dict[str, Any], dict[str, Tensor]]) -> None:
     """Keep a run's origin in its folder, so that it goes on without the other run.
 
     Args:
         folder: The run folder.
-        content: From :func:`begin_from`.
+        content: From :func:`begin_from`; the record gets the digest of the file of parameters.
     """
     record, tensors = content
-    atomic_write(folder / _TENSORS, tensors)
+    path = folder / _TENSORS
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path, aside=aside):
+        save_file(tensors, aside)
+        usual_mode(aside)
+        sync(aside)
+        record["parameters"] = _file_digest(aside)
+        aside.replace(path)
     atomic_write(folder / ORIGIN, to_json(record))
 
 
@@ -261,8 +274,11 @@ def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> O
                 f"parameters the run is to begin with; got {here[section][name]!r}."
             )
             raise CheckpointError(msg)
-    tensors = checkpoint.tensors["policy"]
+    tensors, digest = checkpoint.tensors["policy"], hashlib.sha256()
     for name, tensor in tensors.items():
+        if isinstance(tensors, SavedParts):  # one at a time
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.view(-1).view(torch.uint8).numpy())
         if not bool(tensor.isfinite().all()):
             msg = (
                 f"`--from` must name finite parameters; got non-finite numbers in {name!r} of "
@@ -271,20 +287,18 @@ def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> O
             )
             raise CheckpointError(msg)
     require_same_weights(config, checkpoint.state)
+    if not isinstance(tensors, SavedParts):
+        digest.update(save(dict(tensors)))
     return Origin(
         place=str(path),
         iteration=checkpoint.iteration,
-        sha256=hashlib.sha256(save(dict(tensors))).hexdigest(),
+        sha256=digest.hexdigest(),
         differences=tuple(differing_settings(there, here)),
         tensors=tensors,
     )
 
 
-def _of_lora(path: Path, config: TrainConfig) -> Origin:
-    file = path if path.is_file() else _lora_file(path)
-    if file is None:
-        raise CheckpointError(f"`--from` must name a LoRA; {str(path)!r} holds none.")
-    require_sum(file)
+def _of_lora(path: Path, file: Path, config: TrainConfig) -> Origin:
     require_start(file)
     if config.model.finetune != "lora":
         msg = (
@@ -304,6 +318,11 @@ def _of_lora(path: Path, config: TrainConfig) -> Origin:
         raise CheckpointError(msg)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return Origin(place=str(path), iteration=None, sha256=digest, differences=(), lora=file)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _lora_file(folder: Path) -> Path | None:

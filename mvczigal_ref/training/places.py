@@ -20,7 +20,7 @@ _SHIPPED = ("tiny", "tiny_flow")
 
 
 def absolute_paths(config: TrainConfig) -> dict[str, str]:
-    """Find where the files and folders that a configuration names lie.
+    """Find the files and folders that a configuration names.
 
     Args:
         config: The run.

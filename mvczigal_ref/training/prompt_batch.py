@@ -16,10 +16,10 @@ def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: in
         prompts: All training prompts.
         seed: Run seed.
         iteration: Index of the iteration.
-        count: Prompts wanted.
+        count: Number of prompts.
 
     Returns:
-        ``count`` prompts; every prompt appears once a pass.
+        ``count`` prompts; every prompt appears once per pass.
 
     Raises:
         ValueError: If there are no prompts.
@@ -31,10 +31,10 @@ def prompt_batch(prompts: Sequence[str], *, seed: int, iteration: int, count: in
     if not prompts:
         msg = "`prompts` must hold at least one prompt; got none."
         raise ValueError(msg)
-    chosen: list[str] = []
+    batch: list[str] = []
     for position in range(iteration * count, (iteration + 1) * count):
         turn, place = divmod(position, len(prompts))
-        if not chosen or place == 0:
+        if not batch or place == 0:
             order = torch.randperm(len(prompts), generator=derived_generator(seed, "prompts", turn))
-        chosen.append(prompts[int(order[place])])
-    return chosen
+        batch.append(prompts[int(order[place])])
+    return batch

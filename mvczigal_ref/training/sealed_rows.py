@@ -28,8 +28,8 @@ def seal_rows(folder: Path, *, finished: int, logged: int) -> dict[str, dict[str
         logged: Iterations whose metrics are written.
 
     Returns:
-        Number of rows and SHA-256 of each file that has them all; what the clock and the memory
-        say is left out.
+        Number of rows and SHA-256 of each file that has them all; seconds and peak memory are left
+        out.
     """
     seals = {}
     for name, count in zip(_FILES, (logged, finished), strict=True):
@@ -53,7 +53,7 @@ def require_rows(folder: Path, state: Mapping[str, Any]) -> None:
     for name, seal in state.get("records", {}).items():
         rows, count = read_metrics(folder / name), seal["rows"]
         if _seal(rows[:count]) != seal:
-            reason = f"it holds {len(rows)}" if len(rows) < count else "others are there"
+            reason = f"it holds {len(rows)}" if len(rows) < count else "it holds other rows"
             msg = (
                 f"{str(folder / name)!r} must hold the {count} rows that the run wrote before its "
                 f"newest checkpoint; {reason}. Restore the file, or begin a new run from the "

@@ -20,6 +20,7 @@ from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.files import to_json
+from mvczigal_ref.method.ahead import Ahead
 from mvczigal_ref.method.steps import num_trained_decisions
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.models.sharding import shard_world
@@ -72,6 +73,9 @@ class TrainingState:
 
     old: dict[str, torch.Tensor] | None = None
     """Parameters of the policy that samples, where it is not the one that learns."""
+
+    ahead: Ahead | None = None
+    """Rollout of the next iteration, where the policy before the last update samples it."""
 
     average: dict[str, torch.Tensor] | None = None
     """Average of the parameters, where one is evaluated and kept in their place."""
@@ -152,6 +156,7 @@ class TrainingState:
         self.optimizer, self.constraint = best_state.optimizer, best_state.constraint
         self.old, self.average = best_state.old, best_state.average
         self.loss_scale = best_state.loss_scale
+        self.ahead = None  # by a policy that is left behind
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint and remove old ones.
@@ -200,6 +205,7 @@ class TrainingState:
             numbers = self._numbers(folder, rest) if self._here.is_main else {}
         trained = {name: p.detach() for name, p in self.system.trained().items()}
         groups = {"policy": trained, "optimizer": tensors, "old": self.old, "average": self.average}
+        groups["ahead"] = None if self.ahead is None else self.ahead.behaviour
         save_checkpoint(
             folder / name, self.finished, config=self.config, state=numbers,
             tensors={group: named for group, named in groups.items() if named is not None},
@@ -318,11 +324,13 @@ def resume(
     )
     constraint = restored("constraint", lambda: ConstraintState(**checkpoint.state["constraint"]))
     guard, scale = checkpoint.state.get("guard"), checkpoint.state.get("loss_scale")
+    behaviour = _saved_values(system, checkpoint, "ahead", present="ahead" in checkpoint.tensors)
     return TrainingState(
         system, optimizer, constraint, checkpoint.iteration, prompts, config,
         guard=restored("guard", lambda: None if guard is None else GuardState.from_json(guard)),
         pending=checkpoint.state.get("pending"),
         weights=checkpoint.state.get("weights"),
+        ahead=None if behaviour is None else Ahead(behaviour=behaviour),
         origin=checkpoint.state.get("origin"),
         # Runs of before there was one begin with it where they are.
         loss_scale=restored(

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,10 @@ from mvczigal_ref.files import atomic_write, writing
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 __all__ = [
     "MetricsLog",
     "StageTimer",
-    "network_rows",
     "peak_memory",
     "read_metrics",
 ]
@@ -152,36 +150,6 @@ class StageTimer:
 
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
-
-
-@contextmanager
-def network_rows(policy: "nn.Module") -> Iterator[Callable[[], int]]:
-    """Count what a network is asked while the context lasts.
-
-    Args:
-        policy: The network.
-
-    Yields:
-        Asked at any time, tells the rows of all forward passes so far [latents]; what backward
-        passes compute again is not counted.
-
-    Examples:
-        >>> import torch
-        >>> network = torch.nn.Linear(2, 2)
-        >>> with network_rows(network) as rows:
-        ...     _ = network(torch.zeros(3, 2)), network(torch.zeros(4, 2))
-        >>> rows()
-        7
-    """
-    total = 0
-
-    def count(module: object, arguments: tuple[Any, ...]) -> None:
-        del module
-        nonlocal total
-        total += arguments[0].shape[0]
-
-    with policy.register_forward_pre_hook(count):
-        yield lambda: total
 
 
 def peak_memory(device: "torch.device") -> int | None:

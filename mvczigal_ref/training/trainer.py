@@ -17,9 +17,9 @@ from mvczigal_ref.errors import (
     ProcessLostError,
     ServiceUnavailableError,
 )
-from mvczigal_ref.evaluation.evaluate import PairedGain, paired_gain
 from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.evaluation.held_out import HeldOut
+from mvczigal_ref.evaluation.scores import PairedGain, paired_gain
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.files import atomic_write, owned, sweep, to_json
 from mvczigal_ref.method.slices import Share

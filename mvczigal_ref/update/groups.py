@@ -209,6 +209,7 @@ def update_groups(
     settings: GroupUpdateSettings,
     reference: Reference | None = None,
     loss_scale: LossScale | None = None,
+    on_policy: bool = True,
 ) -> tuple[dict[str, float], LossScale | None]:
     """Go over one iteration's groups and change the parameters.
 
@@ -227,6 +228,7 @@ def update_groups(
         settings: Cuts, guidance and reduction of the replay.
         reference: Reference policy that the objective holds the policy near; None if it does not.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
+        on_policy: Whether the parameters are those that sampled.
 
     Returns:
         Means over the update, see :func:`update_parameters`, and ``reference_kl``; and the loss
@@ -271,6 +273,7 @@ def update_groups(
         clip_range=settings.clip_range,
         loss_scale=loss_scale,
         growth_interval=settings.scale_growth_interval,
+        on_policy=on_policy,
     )
 
 

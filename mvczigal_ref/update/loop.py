@@ -27,6 +27,7 @@ __all__ = [
     "check_on_policy",
     "dealt",
     "optimizer_step",
+    "require_ratio_of_one",
     "update_parameters",
 ]
 
@@ -198,6 +199,7 @@ def update_parameters(
     clip_range: float,
     loss_scale: LossScale | None = None,
     growth_interval: int = 2000,
+    on_policy: bool = True,
 ) -> tuple[dict[str, float], LossScale | None]:
     """Go over one iteration's samples and change the parameters.
 
@@ -215,14 +217,15 @@ def update_parameters(
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
             An optimiser step whose scaled gradient is non-finite is left out.
         growth_interval: Finite optimiser steps after which it doubles [optimiser steps].
+        on_policy: Whether the parameters are those that sampled: then the first ratio is checked.
 
     Returns:
         Metrics, and the loss scale of the next update. Metrics are means over this one: loss,
         grad_norm (before clipping), what the microbatches add, and where there are log-ratios
         approx_kl (half their mean square), clip_fraction and replay_deviation (the largest on the
-        sampling parameters, as a share of the clip range; 0 on equal slices). Beside them stand
-        loss_scale and skipped_steps where there is a loss scale, and idle_steps, the optimiser
-        steps in which the loss asked for no change, where there are some.
+        sampling parameters, as a share of the clip range; 0 on equal slices, none off policy).
+        Beside them stand loss_scale and skipped_steps where there is a loss scale, and idle_steps,
+        the optimiser steps in which the loss asked for no change, where there are some.
 
     Raises:
         NonFiniteError: If a number is non-finite; names object, view and step, or the parameter
@@ -237,14 +240,14 @@ def update_parameters(
     idle: list[int] = []
     skipped = 0
     for index, microbatches in enumerate(list(work) * epochs):
-        on_policy = index == 0
+        first_step = on_policy and index == 0
         count = sum(microbatch.count for microbatch in microbatches)
         scale, first = 1.0 if loss_scale is None else loss_scale.scale, len(totals)
         for microbatch in microbatches:
             weight = scale * microbatch.count / count
-            stats = microbatch.accumulate(weight=weight, on_policy=on_policy)
+            stats = microbatch.accumulate(weight=weight, on_policy=first_step)
             totals.append(stats)
-            if on_policy:
+            if first_step:
                 check_on_policy(stats, microbatch)
                 deviations.append(stats.deviation)
         world.mean_gradients(named_parameters(parameters).values())
@@ -268,7 +271,7 @@ def update_parameters(
         metrics |= {"loss_scale": loss_scale.scale, "skipped_steps": float(skipped)}
     if idle:
         metrics["idle_steps"] = float(len(idle))
-    if totals[0].num_log_ratios:
+    if totals[0].num_log_ratios and deviations:
         worst = world.gather_objects(torch.stack(deviations).max()[None]).max()
         metrics["replay_deviation"] = float(worst) / clip_range
     return metrics, loss_scale
@@ -312,13 +315,24 @@ def check_on_policy(stats: GradientStats, microbatch: Microbatch) -> None:
     Raises:
         ReplayMismatchError: If slices are equal and a log-ratio is not 0; says what may differ.
     """
-    if not microbatch.exact:
-        return
-    deviation = float(stats.deviation)
+    if microbatch.exact:
+        require_ratio_of_one(float(stats.deviation), microbatch.place)
+
+
+def require_ratio_of_one(deviation: float, place: str) -> None:
+    """Refuse a replay by the sampling policy that does not reproduce its log-densities.
+
+    Args:
+        deviation: Largest absolute log-ratio on equal slices [nats or nats/element].
+        place: Part of the iteration, for the message.
+
+    Raises:
+        ReplayMismatchError: If it is not 0; says what may differ.
+    """
     if deviation != 0.0:
         msg = (
             f"the first ratio must be exactly 1 on equal slices; its logarithm deviates by "
-            f"{deviation:.3g} in {microbatch.place}. Something differs between sampling and "
+            f"{deviation:.3g} in {place}. Something differs between sampling and "
             "replay: dropout or training mode, guidance or camera scale, reduction, a changed "
             "parameter, another slice size, autocast, or a non-deterministic kernel."
         )

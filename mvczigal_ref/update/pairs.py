@@ -295,6 +295,7 @@ def update_policy(
     world: World,
     settings: UpdateSettings,
     loss_scale: LossScale | None = None,
+    on_policy: bool = True,
 ) -> tuple[dict[str, float], LossScale | None]:
     """Go over one iteration's pairs and change the parameters.
 
@@ -312,6 +313,7 @@ def update_policy(
         world: This process among all; gradients are averaged over it.
         settings: Cuts, guidance and reduction of the replay.
         loss_scale: Factor on the loss in the backward pass; None where gradients do not need it.
+        on_policy: Whether the parameters are those that sampled.
 
     Returns:
         Means over the update, see :func:`update_parameters`, and the loss scale of the next.
@@ -344,6 +346,7 @@ def update_policy(
         clip_range=settings.clip_range,
         loss_scale=loss_scale,
         growth_interval=settings.scale_growth_interval,
+        on_policy=on_policy,
     )  # fmt: skip
 
 

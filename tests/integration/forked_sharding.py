@@ -12,13 +12,14 @@ from mvczigal_ref.models.lora import add_lora
 from mvczigal_ref.models.sharding import shard_network, whole
 from mvczigal_ref.models.unet.policy import SINGLE_VIEW_LORA_TARGETS
 from mvczigal_ref.models.unet.tiny import tiny_unet_components
+from mvczigal_ref.training.tensor_groups import write_groups
 
 KINDS = ("full", "lora")
 ROWS = 4
 
 
-def trained(kind: str, here: World) -> dict[str, torch.Tensor]:
-    """Take two optimiser steps, each process with its share of the rows."""
+def trained(kind: str, here: World, parts: Path | None = None) -> dict[str, torch.Tensor]:
+    """Take two optimiser steps, each process with its share of the rows; write what is cut."""
     network, generator = tiny_unet_components("sdxl", seed=0).policy.unet, torch.Generator()
     network.requires_grad_(kind == "full")
     if kind == "lora":
@@ -44,6 +45,9 @@ def trained(kind: str, here: World) -> dict[str, torch.Tensor]:
         results[f"{step}.grad_norm"] = torch.cat([g.flatten() for g in gradients]).norm()
         optimizer.step()
         optimizer.zero_grad()
+    if parts is not None:
+        parts.mkdir(exist_ok=True)
+        write_groups(parts, {"policy": parameters})
     return results | {n: whole(p.detach()).clone() for n, p in parameters.items()}
 
 
@@ -53,7 +57,7 @@ def work(folder: Path, rank: int, size: int) -> None:
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
     here = World(rank=rank, size=size, reduction="engine", sharded=True)
     for kind in KINDS:
-        results = trained(kind, here)
+        results = trained(kind, here, folder / "parts" if kind == "full" else None)
         if rank == 0:
             save_file(results, folder / f"{kind}.safetensors")
     torch.distributed.destroy_process_group()

@@ -3,11 +3,13 @@
 import errno
 from contextlib import contextmanager
 
+import safetensors.torch
+
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import ScorerUnavailableError
 from mvczigal_ref.method import judged
 from mvczigal_ref.system import System
-from mvczigal_ref.training import checkpoint, state, tensor_groups, trainer
+from mvczigal_ref.training import checkpoint, state, trainer
 from tests.integration import faults
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "parts")
@@ -18,8 +20,8 @@ EACH = {
     "prompts cannot be read": (trainer, "run_prompts", 1, OSError("no prompts"), 0),
     "the judge is out before": (System, "score", 1, OUT, 0),
     "the judge is out in an iteration": (judged, "score", 1, OUT, 0),
-    "one part cannot be written": (tensor_groups, "save_file", 1, FULL, 0),
-    "the first part cannot be written": (tensor_groups, "save_file", 0, FULL, 1),
+    "one part cannot be written": (safetensors.torch, "save", 1, FULL, 0),
+    "the first part cannot be written": (safetensors.torch, "save", 0, FULL, 0),
     "seals cannot be made": (state, "seal_rows", 0, OSError("no seal"), 0),
     "the manifest cannot be written": (checkpoint, "measure", 0, FULL, 0),
     "a judge is out after": (System, "score", 0, OUT, 0),

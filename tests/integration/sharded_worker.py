@@ -24,7 +24,7 @@ SHARED = {"iterations": 2, "objects_per_slice": 1, "checkpoint_every": 1}
 FULL = {"model": {"finetune": "full"}, "optim": {"average_decay": 0.5, "average_every": 1}}
 CASES = {
     "full": {**FULL, "run": {"objects_per_iteration": 4}},
-    "lora": {"run": {"objects_per_iteration": 4}},
+    "lora": {"rollout": {"ahead": True}, "run": {"objects_per_iteration": 4}},
     "bf16": {**FULL, "run": {"objects_per_iteration": 4, "compute_dtype": "bf16", "iterations": 1}},
     "short": {**FULL, "run": {"objects_per_iteration": 4, "iterations": 1}},
     "offloaded": {**FULL, "run": {"objects_per_iteration": 4, "offload_parameters": True}},

@@ -7,6 +7,7 @@ import pytest
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.reproduce.calls import network_calls
 from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.prompt_batch import prompt_batch
 from mvczigal_ref.training.trainer import train
@@ -21,6 +22,7 @@ from tests.integration.runs import (
     metrics,
     parameters,
     run,
+    small_components,
     small_config,
     write_prompts,
 )
@@ -29,6 +31,7 @@ CASES = {
     "MVC-ZigAL": {},
     "two standard arms": {"objective": {"pairing": "standard"}},
     "every weight": {"model": {"finetune": "full"}},
+    "sampled ahead": {"rollout": {"ahead": True}},
     "evaluated on the way": {"run": {"evaluate_every": 1}},
     "sampled threshold, warm-up, several passes": {
         "constraint": {"threshold_objects": 4},
@@ -58,6 +61,22 @@ def test_four_iterations_are_two_and_two(undisturbed, prompts, tmp_path, section
     assert len({row["threshold"] for row in rows}) == 4
     assert all(row["grad_norm"] > 0 for row in rows)
     assert any((halfway[name] != value).any() for name, value in parameters(whole).items())
+
+
+def test_a_run_that_samples_ahead_goes_on_to_the_bit(undisturbed, prompts, tmp_path):
+    """One iteration, of which none was sampled ahead, and one more; a rollout's calls count for
+    its own iteration.
+    """
+    one = {"iterations": 2, "objects_per_iteration": 2, "objects_per_slice": 1}
+    sections = {"rollout": {"ahead": True}, "optim": {"optimizer_steps_per_epoch": 1}, "run": one}
+    whole = undisturbed(**sections)
+    run(small_config(prompts, **{**sections, "run": {**one, "iterations": 1}}), tmp_path)
+    run(small_config(prompts, **sections), tmp_path)
+
+    assert_same_run(whole, tmp_path, skip=(1,))
+    calls = [row["network_calls"] for row in metrics(whole)]
+    assert calls == network_calls(small_config(prompts, **sections), components=small_components())
+    assert calls[0] < calls[1]  # which replays second arms for their value, too
 
 
 @pytest.mark.slow

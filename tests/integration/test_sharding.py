@@ -1,5 +1,6 @@
 """Processes that hold parts of a network train as one process that holds it whole."""
 
+import filecmp
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.models.unet.tiny import tiny_unet_components
 from mvczigal_ref.training.checkpoint import load_checkpoint
+from mvczigal_ref.training.tensor_groups import read_groups
 from tests.integration import forked_sharding, sharded_faults
 from tests.integration.runs import checkpoints, metrics, run
 from tests.integration.sharded_worker import config_of, run_case
@@ -27,6 +29,8 @@ METRICS = {"rel": 2e-5, "abs": 2e-6}
 # bf16 keeps 8 bits: rewards before training were off by 0.0022, and all parameters together by
 # 0.4 % of their norm after four optimiser steps.
 NARROW_REWARD, NARROW = 0.01, 0.01
+# Memory of an export against the trained network's: one copy, and what one tensor takes.
+ONE_COPY = 1.25
 
 START = """
 import sys
@@ -162,11 +166,15 @@ def test_what_is_exported_is_whole(one, two, name):
 
 
 def test_a_checkpoint_has_a_file_of_each_process(two):
-    """Each of about half the bytes; of a LoRA one."""
+    """Each of about half the bytes, all in the manifest; of a LoRA one file per group."""
     path = two / "full" / "checkpoints" / "iteration_000002"
-    sizes = [path / f"optimizer.0000{rank}-of-00002.safetensors" for rank in range(2)]
+    parts = [path / f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)]
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    names = {*files, "manifest.json"}
 
-    assert max(p.stat().st_size for p in sizes) < 1.3 * min(p.stat().st_size for p in sizes)
+    assert names == {file.name for file in path.iterdir()}
+    assert names == {*(p.name for p in parts), "config.json", "state.json", "manifest.json"}
+    assert max(p.stat().st_size for p in parts) < 1.3 * min(p.stat().st_size for p in parts)
     assert (two / "lora" / "checkpoints" / "iteration_000002" / "policy.safetensors").is_file()
 
 
@@ -181,9 +189,14 @@ def test_one_process_goes_on_with_the_parts_of_two(two, prompts, tmp_path):
 
 
 def test_four_processes_take_the_steps_of_one(tmp_path):
-    """Losses, gradient norms and parameters after two steps, of a LoRA and of every weight."""
+    """Losses, gradient norms and parameters after two steps; their files hold the same bits."""
     four = python("-m", "tests.integration.forked_sharding", str(tmp_path), "4", timeout=300)
     assert four.returncode == 0, four.stdout
+    parts = read_groups(tmp_path / "parts", [p.name for p in (tmp_path / "parts").iterdir()])
+    gathered = load_file(tmp_path / "full.safetensors")
+    assert len(list((tmp_path / "parts").iterdir())) == 4
+    assert parts["policy"]
+    assert all(torch.equal(gathered[name], value) for name, value in parts["policy"].items())
     for kind in forked_sharding.KINDS:
         mine = forked_sharding.trained(kind, World())
         theirs = load_file(tmp_path / f"{kind}.safetensors")
@@ -192,8 +205,8 @@ def test_four_processes_take_the_steps_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_and_one_go_on_with_the_parts_of_four(prompts, tmp_path):
-    """Four train as one does; then two take their parts over, and one alone."""
+def test_any_number_of_processes_goes_on_with_what_others_saved(prompts, tmp_path):
+    """Four train as one does; two take their parts over, and one alone; two go on after one."""
     run(config_of(prompts, "of four"), tmp_path / "one")
     ended = launch(4, tmp_path, prompts, "of four")
     assert ended.returncode == 0, ended.stdout
@@ -210,6 +223,12 @@ def test_two_processes_and_one_go_on_with_the_parts_of_four(prompts, tmp_path):
     assert distance(four, newest(folder).policy) <= RELATIVE
     run(config_of(prompts, "of four", sharding="full"), alone)
     assert distance(four, newest(alone).policy) <= RELATIVE
+
+    back = shutil.copytree(tmp_path / "one", tmp_path / "back" / "of four")
+    shutil.rmtree(back / "checkpoints" / "iteration_000002")
+    ended = launch(2, tmp_path / "back", prompts, "of four")
+    assert ended.returncode == 0, ended.stdout
+    assert distance(four, newest(back).policy) <= RELATIVE
 
 
 @pytest.mark.slow
@@ -239,7 +258,10 @@ def test_flow_transformers_in_parts_train_as_whole_ones(prompts, tmp_path):
 
 @pytest.mark.slow
 def test_a_cut_network_is_whole_in_no_process(tmp_path):
-    """Its file, of another type, stays where it is until a block is cut, and cast, from it."""
+    """Its file, of another type, stays where it is until a block is cut, and cast, from it.
+
+    At the end one process holds one copy, and so does one that exports the checkpoint later.
+    """
     if not Path("/proc/self/status").is_file():
         pytest.skip("needs Linux, which says what memory a process takes")
     wide = {"channels": (128, 256, 384), "num_heads": (2, 4, 6)}
@@ -252,6 +274,11 @@ def test_a_cut_network_is_whole_in_no_process(tmp_path):
         components.save(tmp_path / kind, dtype=torch.bfloat16)
     ended = start("loading_worker", 2, tmp_path, ",".join(stored))
     assert ended.returncode == 0, ended.stdout
+    ended = python(
+        "-m", "tests.integration.loading_worker", str(tmp_path), ",".join(stored), "alone"
+    )
+    assert ended.returncode == 0, ended.stdout
+    alone = json.loads((tmp_path / "alone.json").read_text())
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
 
     for kind, components in stored.items():
@@ -265,6 +292,15 @@ def test_a_cut_network_is_whole_in_no_process(tmp_path):
             for name, parameter in network.named_parameters():
                 mine = float(parameter.detach().double().sum())
                 assert record[kind]["sums"][name] == pytest.approx(mine, rel=1e-9, abs=1e-9)
+        first, second = (record[kind]["exported"] for record in ranks)
+        assert 0.8 * size < first < ONE_COPY * size
+        assert second < 0.3 * size
+        assert 0.8 * size < alone[kind] < ONE_COPY * size
+        run = tmp_path / f"run of {kind}"
+        files = [path.relative_to(run / "policy") for path in run.glob("policy/**/*.safetensors")]
+        assert files
+        for file in files:
+            assert filecmp.cmp(run / "policy" / file, run / "alone" / file, shallow=False)
 
 
 def assert_alike(folder, faults):

@@ -17,9 +17,8 @@ from tests.integration.runs import (
     run,
     small_config,
 )
-from tests.integration.worker import SHARED, noted
+from tests.integration.worker import FULL, SHARED, noted
 
-FULL = {**SHARED, "model": {"finetune": "full"}}
 TOGETHER = {"whole": SHARED, "full": FULL}
 # Gradients are added in another order, first within a process and then over processes: the
 # last bits differ. AdamW's first steps divide by the gradient's own size, so that an entry

@@ -21,6 +21,9 @@ from tests.integration.runs import run, small_config
 SHARED = {"run": {"iterations": 2, "objects_per_iteration": 8, "checkpoint_every": 10}}
 """Each of two optimiser steps has two slices: one a process, or both of one."""
 
+FULL = {**SHARED, "model": {"finetune": "full"}, "rollout": {"ahead": True}}
+"""Every weight, and the second iteration sampled while the first is judged."""
+
 
 class Stop(Events):
     """Asks this process to end, as a person would, after the first iteration."""
@@ -61,8 +64,7 @@ def cases(prompts: str, here: World):
     switch = faults.Switch(after=1)
     switch.on = False
     yield "whole", config, nullcontext(), None
-    full = small_config(prompts, **SHARED, model={"finetune": "full"})
-    yield "full", full, nullcontext(), None
+    yield "full", small_config(prompts, **FULL), nullcontext(), None
     # The rest goes wrong in the last process alone.
     for name, fault in (
         ("reward", faults.scorer_fault),

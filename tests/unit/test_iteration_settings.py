@@ -140,6 +140,7 @@ ELSEWHERE = {
     "reward.wait": BUILT,
     "reward.api_key_env": BUILT,
     "reward.requests_at_once": BUILT,
+    "reward.images_per_question": BUILT,
     "reward.cache": BUILT,
     "optim.kind": "read when the optimiser is made",
     "reward.overlap": "changes no number: tested with slow judges",
@@ -184,6 +185,7 @@ ELSEWHERE = {
 GROUPS_READ = {
     "rollout.kind": ("branches", ONE_VIEW),
     "rollout.members": (4, LCM),
+    "rollout.ahead": (True, LCM),
     "rollout.shared_noise": (True, LCM),
     "rollout.window": ("fixed", ONE_VIEW),
     "rollout.window_size": (2, window("fixed")),
@@ -270,6 +272,7 @@ GROUPS_BUILT = {
         "url",
         "api_key_env",
         "requests_at_once",
+        "samples_per_question",
         "instructions",
     )
 } | {"flow.text_length"}

@@ -60,17 +60,7 @@ class UnetComponents(ScaledAutoencoder):
     def encode_prompts(
         self, prompts: Sequence[str]
     ) -> tuple[PromptEmbedding, Float[Tensor, "object pooled"]]:
-        """Encode prompts as the UNet expects them, without gradient.
-
-        Args:
-            prompts: One text per object.
-
-        Returns:
-            Token features and pooled features [1].
-
-        Raises:
-            ValueError: If ``prompts`` is empty or a bare string.
-        """
+        """Encode prompts with one CLIP or two by :func:`encode_clip_prompts`."""
         return encode_clip_prompts(self.tokenizers, self.text_encoders, prompts)
 
     def build_conditioning(

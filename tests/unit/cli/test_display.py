@@ -8,8 +8,8 @@ from rich.console import Console
 
 from mvczigal_ref.cli import display
 from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
-from mvczigal_ref.evaluation.evaluate import PairedGain
 from mvczigal_ref.evaluation.guard import GuardCheck, GuardState
+from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.recipes import recipe
 from tests.unit.report.folders import metrics
 

@@ -9,7 +9,7 @@ import torch
 from mvczigal_ref.cli import evaluating
 from mvczigal_ref.cli.evaluating import Evaluate, evaluate_policy
 from mvczigal_ref.evaluation import evaluate as evaluation
-from mvczigal_ref.evaluation.evaluate import Evaluation
+from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.system import scorers
 from tests.analytic_system import analytic_system

@@ -77,6 +77,7 @@ OTHER = {
         "last_stride": "long",
         "tail_share": 0.5,
         "nodes_per_call": 2,
+        "ahead": True,
     },
     "condition": {
         "enhancer": "chat",
@@ -86,6 +87,7 @@ OTHER = {
         "url": "http://127.0.0.1:8000/v1",
         "api_key_env": "KEY",
         "requests_at_once": 3,
+        "samples_per_question": 2,
         "instructions": ["style"],
         "weight": 0.5,
     },
@@ -121,6 +123,7 @@ OTHER = {
         "wait": 0.0,
         "api_key_env": "KEY",
         "requests_at_once": 3,
+        "images_per_question": 4,
         "cache": "scores",
         "overlap": True,
         "texts_per_call": 2,

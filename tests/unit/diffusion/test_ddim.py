@@ -19,6 +19,7 @@ from mvczigal_ref.diffusion.schedule import (
 from tests import golden, oracles
 from tests.compare import FP32, FP64, assert_equal_to
 from tests.strategies import PREDICTION_TYPES, randn, steps
+from tests.unit.diffusion.sampler_laws import assert_golden_draws
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 DOWN = golden.names("diffusion", "ddim_step_")
@@ -235,20 +236,10 @@ def check_steps(reference, levels, settings, dtype, relative):
         prediction_type=settings["prediction_type"],
         **levels,
     )
-    drawn, given_ = (
-        log_prob(wanted[action], mean=step.mean, std=step.std, reduction="mean")
-        for action in ("prev_drawn", "prev_given")
-    )
-    (gradient,) = torch.autograd.grad(given_.sum(), output)
 
     if "pred_x0" in wanted:
         assert_equal_to(step.denoised, wanted["pred_x0"], relative, axes=3)
-    assert_equal_to(
-        sample(step.mean, step.std, wanted["noise"]), wanted["prev_drawn"], relative, axes=3
-    )
-    assert_equal_to(drawn, wanted["log_prob_drawn"], relative)
-    assert_equal_to(given_, wanted["log_prob_given"], relative)
-    assert_equal_to(gradient, wanted["grad_given"], relative, axes=3)
+    assert_golden_draws(step, output, wanted, relative)
 
 
 @pytest.mark.parametrize("name", DOWN)

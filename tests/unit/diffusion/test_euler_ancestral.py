@@ -18,6 +18,11 @@ from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
 from tests import oracles
 from tests.compare import FP64, assert_equal_to
 from tests.strategies import randn, steps
+from tests.unit.diffusion.sampler_laws import (
+    assert_gradients_flow,
+    assert_inversion_undoes,
+    assert_the_last_step_is_clean,
+)
 
 KINDS = ["epsilon", "v_prediction"]
 ETAS = st.floats(0.01, 1.0)
@@ -88,28 +93,14 @@ def test_the_density_of_a_draw_is_that_of_its_noise(drawn, kind, eta):
 
 def test_the_last_step_ends_clean_and_draws_nothing():
     """So the image is the last clean prediction, and one step fewer has a density."""
-    sampler = EulerAncestralSampler.create(num_steps=4, alpha_bar=ALPHA_BAR)
-    output, latent = randn(2, 1, 2, 2, dtype=torch.float64)
-    last = sampler.transition(output, latent, 3)
-
-    assert sampler.num_density_steps == 3
-    assert sampler.last_action_is_image_independent
-    assert torch.equal(last.mean, last.denoised)
-    assert last.std.item() == 0.0
-    assert all(sampler.transition(output, latent, step).std > 0 for step in range(3))
+    assert_the_last_step_is_clean(EulerAncestralSampler.create(num_steps=4, alpha_bar=ALPHA_BAR))
 
 
 @pytest.mark.parametrize("step", range(4))
 def test_without_noise_the_inversion_undoes_a_step(step):
     """With one prediction of noise, up and down again is the identity."""
-    sampler = EulerAncestralSampler.create(num_steps=4, alpha_bar=ALPHA_BAR).deterministic()
-    noise, latent = randn(2, 1, 2, 2, dtype=torch.float64)
-    up = sampler.invert(noise, latent, step)
-
-    assert sampler.num_density_steps == 0
-    torch.testing.assert_close(
-        sampler.transition(noise, up, step).mean, latent, rtol=1e-10, atol=1e-10
-    )
+    sampler = EulerAncestralSampler.create(num_steps=4, alpha_bar=ALPHA_BAR)
+    assert_inversion_undoes(sampler.deterministic(), step)
 
 
 # -- gradients ---------------------------------------------------------------------------
@@ -118,17 +109,10 @@ def test_without_noise_the_inversion_undoes_a_step(step):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_flow_to_output_and_latent(kind):
     """By finite differences, at a step with noise and at the clean end."""
-    output, latent = randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     sampler = EulerAncestralSampler.create(
         num_steps=2, alpha_bar=ALPHA_BAR, prediction_type=kind, eta=0.7
     )
-
-    def down(o, x):
-        step = sampler.transition(o, x, torch.tensor([0, 1]))
-        assert not step.std.requires_grad
-        return step.mean, step.denoised
-
-    assert torch.autograd.gradcheck(down, (output, latent))
+    assert_gradients_flow(sampler)
 
 
 # -- diffusers ---------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """`diffusion.flow_sampler`: oracle, laws, golden values, errors."""
 
 import inspect
-import itertools
 import math
 
 import pytest
@@ -19,6 +18,7 @@ from tests import golden
 from tests.compare import FP32, assert_equal_to
 from tests.strategies import randn
 from tests.unit.diffusion.flow_cases import SCALES, transition
+from tests.unit.diffusion.sampler_laws import assert_steps_are_alone
 
 KERNELS = list(FLOW_KERNELS)
 FLOW_GRPO = golden.names("flow", "flow_grpo_sde_")
@@ -91,21 +91,7 @@ def test_it_is_a_sampler(kernel):
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (4, 2, 3), (1, 3), (2, 1)])
 def test_a_tensor_of_steps_is_every_step_by_itself(kernel, shape):
     """One call over steps, objects and views gives the bits of one call per latent."""
-    sampler = built(kernel)
-    batch = torch.broadcast_shapes(shape, {(1, 3): (2, 3), (2, 1): (2, 3)}.get(shape, shape))
-    step = torch.arange(24)[: torch.Size(shape).numel()].reshape(shape) % 4
-    velocity, latent = randn(2, *batch, 3, 2, 5, dtype=torch.float64)
-    together = sampler.transition(velocity, latent, step)
-    raised = sampler.invert(velocity, latent, step)
-    spread = together.std.expand(batch)
-    for i in itertools.product(*map(range, batch)):
-        at = int(step.expand(batch)[i])
-        alone = sampler.transition(velocity[i], latent[i], at)
-
-        assert torch.equal(alone.mean, together.mean[i])
-        assert torch.equal(alone.std, spread[i])
-        assert torch.equal(alone.denoised, together.denoised[i])
-        assert torch.equal(sampler.invert(velocity[i], latent[i], at), raised[i])
+    assert_steps_are_alone(built(kernel), shape)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

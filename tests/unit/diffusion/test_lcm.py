@@ -16,12 +16,29 @@ from mvczigal_ref.diffusion.schedule import (
 from tests import golden, oracles
 from tests.compare import FP32, FP64, assert_equal_to
 from tests.strategies import PREDICTION_TYPES, randn, steps
+from tests.unit.diffusion.sampler_laws import assert_golden_draws
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 DOWN = [name for kind in KINDS for name in golden.names("diffusion", f"lcm_step_{kind}")]
 UP = golden.names("diffusion", "lcm_inverse_step")
 WEIGHTS = st.floats(0.01, 5.0)
 SCALINGS = st.floats(0.001, 20.0)
+
+
+def step_down(output, latent, low, high, timestep, kind, **how):
+    """Take a step from the noisier level to the cleaner one."""
+    return lcm_transition(
+        output, latent, timestep=timestep, alpha_bar_t=low, alpha_bar_prev=high,
+        prediction_type=kind, **how,
+    )  # fmt: skip
+
+
+def step_up(output, latent, low, high, timestep, kind, **how):
+    """Go from the cleaner level to the noisier one."""
+    return lcm_invert(
+        output, latent, timestep_prev=timestep, alpha_bar_prev=high, alpha_bar_t=low,
+        prediction_type=kind, **how,
+    )  # fmt: skip
 
 
 # -- oracle ------------------------------------------------------------------------------
@@ -31,16 +48,7 @@ SCALINGS = st.floats(0.001, 20.0)
 def test_transition_equals_the_scalar_definition(drawn, kind, sigma_data, scaling):
     """Mean, spread and denoised latent, each an oracle of its own."""
     output, latent, low, high, timestep = drawn
-    step = lcm_transition(
-        output,
-        latent,
-        timestep=timestep,
-        alpha_bar_t=low,
-        alpha_bar_prev=high,
-        prediction_type=kind,
-        sigma_data=sigma_data,
-        timestep_scaling=scaling,
-    )
+    step = step_down(*drawn, kind, sigma_data=sigma_data, timestep_scaling=scaling)
     mean, std, denoised = oracles.per_element(
         lambda *numbers: oracles.lcm_step(kind, *numbers, sigma_data=sigma_data, scaling=scaling),
         (output, latent),
@@ -56,16 +64,7 @@ def test_transition_equals_the_scalar_definition(drawn, kind, sigma_data, scalin
 def test_inversion_equals_the_scalar_definition(drawn, kind, sigma_data, scaling):
     """From the cleaner level up to the noisier one."""
     output, latent, low, high, timestep = drawn
-    actual = lcm_invert(
-        output,
-        latent,
-        timestep_prev=timestep,
-        alpha_bar_prev=high,
-        alpha_bar_t=low,
-        prediction_type=kind,
-        sigma_data=sigma_data,
-        timestep_scaling=scaling,
-    )
+    actual = step_up(*drawn, kind, sigma_data=sigma_data, timestep_scaling=scaling)
     expected = oracles.per_element(
         lambda *numbers: oracles.lcm_inverse(
             kind, *numbers, sigma_data=sigma_data, scaling=scaling
@@ -89,14 +88,7 @@ def test_transition_equals_diffusers(kind, num_steps):
     output, latent = randn(2, 2, 4, 3, 5, dtype=torch.float64)
     for i, t in enumerate(grid):
         s = grid[i + 1] if i + 1 < num_steps else t
-        step = lcm_transition(
-            output,
-            latent,
-            timestep=torch.tensor(t),
-            alpha_bar_t=alpha_bar[t],
-            alpha_bar_prev=alpha_bar[s],
-            prediction_type=kind,
-        )
+        step = step_down(output, latent, alpha_bar[t], alpha_bar[s], torch.tensor(t), kind)
         theirs = scheduler.step(output, t, latent, generator=torch.Generator().manual_seed(i))
         noise = torch.randn(
             latent.shape, generator=torch.Generator().manual_seed(i), dtype=latent.dtype
@@ -113,15 +105,8 @@ def test_transition_equals_diffusers(kind, num_steps):
 @given(steps(), PREDICTION_TYPES)
 def test_next_latent_has_unit_power_budget(drawn, kind):
     """Signal and noise shares of the next level add to one."""
-    output, latent, low, high, timestep = drawn
-    step = lcm_transition(
-        output,
-        latent,
-        timestep=timestep,
-        alpha_bar_t=low,
-        alpha_bar_prev=high,
-        prediction_type=kind,
-    )
+    high = drawn[3]
+    step = step_down(*drawn, kind)
     signal = high.sqrt()[..., None, None, None]
 
     assert (step.std > 0).all()
@@ -133,14 +118,7 @@ def test_next_latent_has_unit_power_budget(drawn, kind):
 def test_timestep_zero_returns_the_latent_itself(drawn, kind):
     """The boundary condition of a consistency function, whatever the network says."""
     output, latent, low, high, timestep = drawn
-    step = lcm_transition(
-        output,
-        latent,
-        timestep=torch.zeros_like(timestep),
-        alpha_bar_t=low,
-        alpha_bar_prev=high,
-        prediction_type=kind,
-    )
+    step = step_down(output, latent, low, high, torch.zeros_like(timestep), kind)
 
     assert_equal_to(step.denoised, latent, FP64, axes=3)
 
@@ -148,25 +126,9 @@ def test_timestep_zero_returns_the_latent_itself(drawn, kind):
 @given(steps())
 def test_far_from_the_boundary_inversion_then_the_same_noise_is_the_identity(drawn):
     """Where the skip weight vanishes, up and down with one prediction meet."""
-    noise, latent, low, high, timestep = drawn
-    up = lcm_invert(
-        noise,
-        latent,
-        timestep_prev=timestep,
-        alpha_bar_prev=high,
-        alpha_bar_t=low,
-        prediction_type="epsilon",
-        timestep_scaling=1e9,
-    )
-    down = lcm_transition(
-        noise,
-        up,
-        timestep=timestep,
-        alpha_bar_t=low,
-        alpha_bar_prev=high,
-        prediction_type="epsilon",
-        timestep_scaling=1e9,
-    )
+    noise, latent, *levels = drawn
+    up = step_up(*drawn, "epsilon", timestep_scaling=1e9)
+    down = step_down(noise, up, *levels, "epsilon", timestep_scaling=1e9)
 
     torch.testing.assert_close(sample(down.mean, down.std, noise), latent, rtol=1e-9, atol=1e-9)
 
@@ -175,17 +137,9 @@ def test_far_from_the_boundary_inversion_then_the_same_noise_is_the_identity(dra
 def test_inversion_to_its_own_level_keeps_the_latent_up_to_the_boundary_weights(drawn, kind):
     """The lowest level is its own source."""
     output, latent, _, high, timestep = drawn
-    own = lcm_invert(
-        output,
-        latent,
-        timestep_prev=timestep,
-        alpha_bar_prev=high,
-        alpha_bar_t=high,
-        prediction_type=kind,
-        timestep_scaling=1e9,
-    )
+    same = step_up(output, latent, high, high, timestep, kind, timestep_scaling=1e9)
 
-    torch.testing.assert_close(own, latent, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(same, latent, rtol=1e-9, atol=1e-9)
 
 
 # -- gradients ---------------------------------------------------------------------------
@@ -199,28 +153,12 @@ def test_gradients_flow_to_output_and_latent(kind):
     timestep = torch.tensor([1, 2])
 
     def down(o, x):
-        step = lcm_transition(
-            o,
-            x,
-            timestep=timestep,
-            alpha_bar_t=low,
-            alpha_bar_prev=high,
-            prediction_type=kind,
-            timestep_scaling=0.1,
-        )
+        step = step_down(o, x, low, high, timestep, kind, timestep_scaling=0.1)
         assert not step.std.requires_grad
         return step.mean, step.denoised
 
     def up(o, x):
-        return lcm_invert(
-            o,
-            x,
-            timestep_prev=timestep,
-            alpha_bar_prev=high,
-            alpha_bar_t=low,
-            prediction_type=kind,
-            timestep_scaling=0.1,
-        )
+        return step_up(o, x, low, high, timestep, kind, timestep_scaling=0.1)
 
     assert torch.autograd.gradcheck(down, (output, latent))
     assert torch.autograd.gradcheck(up, (output, latent))
@@ -257,22 +195,12 @@ def test_golden_steps(name, dtype, relative):
         timestep_scaling=settings["timestep_scaling"],
         **levels,
     )
-    drawn, given_ = (
-        log_prob(wanted[action], mean=step.mean, std=step.std, reduction="mean")
-        for action in ("prev_drawn", "prev_given")
-    )
-    (gradient,) = torch.autograd.grad(given_.sum(), output)
 
     assert (
         reference["timesteps"].tolist() == lcm_timesteps(settings["num_inference_steps"]).tolist()
     )
     assert_equal_to(step.denoised, wanted["denoised"], relative, axes=3)
-    assert_equal_to(
-        sample(step.mean, step.std, wanted["noise"]), wanted["prev_drawn"], relative, axes=3
-    )
-    assert_equal_to(drawn, wanted["log_prob_drawn"], relative)
-    assert_equal_to(given_, wanted["log_prob_given"], relative)
-    assert_equal_to(gradient, wanted["grad_given"], relative, axes=3)
+    assert_golden_draws(step, output, wanted, relative)
 
 
 @pytest.mark.parametrize("name", DOWN)

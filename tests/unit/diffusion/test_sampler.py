@@ -1,7 +1,6 @@
 """`diffusion.sampler`, the two samplers and their `grid`: oracle, laws, golden values, errors."""
 
 import inspect
-import itertools
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -27,6 +26,7 @@ from mvczigal_ref.diffusion.tcd import TcdSampler
 from tests import golden
 from tests.compare import FP64, assert_equal_to
 from tests.strategies import PREDICTION_TYPES, randn
+from tests.unit.diffusion.sampler_laws import assert_steps_are_alone
 
 ALPHA_BAR = shift_snr(scaled_linear_alpha_bar(), 8.0)
 # The last step of these ends at the image and draws nothing.
@@ -124,21 +124,7 @@ def test_defaults_are_the_published_settings():
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (4, 2, 3), (1, 3), (2, 1)])
 def test_a_tensor_of_steps_is_every_step_by_itself(sampler_type, shape):
     """One call over steps, objects and views gives the bits of one call per latent."""
-    sampler = sampler_type.create(num_steps=4, alpha_bar=ALPHA_BAR)
-    batch = torch.broadcast_shapes(shape, {(1, 3): (2, 3), (2, 1): (2, 3)}.get(shape, shape))
-    step = torch.arange(24)[: torch.Size(shape).numel()].reshape(shape) % 4
-    output, latent = randn(2, *batch, 3, 2, 5, dtype=torch.float64)
-    together = sampler.transition(output, latent, step)
-    raised = sampler.invert(output, latent, step)
-    spread = together.std.expand(batch)
-    for i in itertools.product(*map(range, batch)):
-        at = int(step.expand(batch)[i])
-        alone = sampler.transition(output[i], latent[i], at)
-
-        assert torch.equal(alone.mean, together.mean[i])
-        assert torch.equal(alone.std, spread[i])
-        assert torch.equal(alone.denoised, together.denoised[i])
-        assert torch.equal(sampler.invert(output[i], latent[i], at), raised[i])
+    assert_steps_are_alone(sampler_type.create(num_steps=4, alpha_bar=ALPHA_BAR), shape)
 
 
 @pytest.mark.parametrize("sampler_type", SAMPLERS)

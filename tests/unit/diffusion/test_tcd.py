@@ -14,6 +14,11 @@ from mvczigal_ref.diffusion.tcd import TcdSampler, tcd_transition
 from tests import oracles
 from tests.compare import FP64, assert_equal_to
 from tests.strategies import PREDICTION_TYPES, randn, steps
+from tests.unit.diffusion.sampler_laws import (
+    assert_gradients_flow,
+    assert_inversion_undoes,
+    assert_the_last_step_is_clean,
+)
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 ALPHA_BAR = scaled_linear_alpha_bar(dtype=torch.float64)
@@ -101,29 +106,14 @@ def test_the_density_of_a_draw_is_that_of_its_noise(drawn, kind):
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_every_step_but_the_last_has_a_spread(eta):
     """The last ends at timestep 0, where diffusers decodes."""
-    sampler = TcdSampler.create(num_steps=4, alpha_bar=ALPHA_BAR, eta=eta)
-    output, latent = randn(2, 1, 2, 2, dtype=torch.float64)
-    spreads = [sampler.transition(output, latent, step).std.item() for step in range(4)]
-    last = sampler.transition(output, latent, 3)
-
-    assert sampler.num_density_steps == 3
-    assert sampler.last_action_is_image_independent
-    assert all(std > 0 for std in spreads[:3])
-    assert spreads[3] == 0.0
-    assert torch.equal(last.mean, last.denoised)
+    assert_the_last_step_is_clean(TcdSampler.create(num_steps=4, alpha_bar=ALPHA_BAR, eta=eta))
 
 
 @pytest.mark.parametrize("step", range(4))
 def test_without_noise_the_inversion_undoes_a_step(step):
     """With one prediction of noise, up and down again is the identity."""
-    sampler = TcdSampler.create(num_steps=4, alpha_bar=ALPHA_BAR).deterministic()
-    noise, latent = randn(2, 1, 2, 2, dtype=torch.float64)
-    up = sampler.invert(noise, latent, step)
-
-    assert sampler.num_density_steps == 0
-    torch.testing.assert_close(
-        sampler.transition(noise, up, step).mean, latent, rtol=1e-10, atol=1e-10
-    )
+    sampler = TcdSampler.create(num_steps=4, alpha_bar=ALPHA_BAR)
+    assert_inversion_undoes(sampler.deterministic(), step)
 
 
 # -- gradients ---------------------------------------------------------------------------
@@ -132,15 +122,8 @@ def test_without_noise_the_inversion_undoes_a_step(step):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_flow_to_output_and_latent(kind):
     """By finite differences, at every step of a grid."""
-    output, latent = randn(2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     sampler = TcdSampler.create(num_steps=2, alpha_bar=ALPHA_BAR, prediction_type=kind)
-
-    def down(o, x):
-        step = sampler.transition(o, x, torch.tensor([0, 1]))
-        assert not step.std.requires_grad
-        return step.mean, step.denoised
-
-    assert torch.autograd.gradcheck(down, (output, latent))
+    assert_gradients_flow(sampler)
 
 
 # -- diffusers ---------------------------------------------------------------------------

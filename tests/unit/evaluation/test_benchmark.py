@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 
 from mvczigal_ref.distributed import World
@@ -50,11 +49,3 @@ def test_the_layout_is_the_papers():
     assert {len(row) for row in PUBLISHED.values()} == {len(COLUMNS)}
     assert {*COLUMNS.values()} - {"unified_reward_v1"} <= {*PER_VIEW}
     assert max(PUBLISHED, key=lambda name: PUBLISHED[name][0]) == "MV-GRPO (VLM)"
-
-
-@pytest.mark.parametrize(("prompts", "noises"), [([], 1), (PROMPTS, 0)])
-def test_nothing_to_score_is_refused(prompts, noises):
-    """A mean of nothing is no number."""
-    config = recipe("tiny_flow_grpo")
-    with pytest.raises(ValueError, match="`prompts` and `num_noises` must be at least 1"):
-        benchmark(analytic_system(config), prompts, config=config, world=World(), num_noises=noises)

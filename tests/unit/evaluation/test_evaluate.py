@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mvczigal_ref.config import from_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import NonFiniteError
-from mvczigal_ref.evaluation.evaluate import _room, evaluate, paired_gain, sample_objects
+from mvczigal_ref.evaluation.evaluate import _room, evaluate, sample_objects
+from mvczigal_ref.evaluation.scores import paired_gain
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import standard_rollout
@@ -295,9 +296,3 @@ def test_a_count_below_its_least_is_refused(name, bad):
     """With the argument's name."""
     with pytest.raises(ValueError, match=rf"`{name}` must be at least .*got {bad}\."):
         scores(**{name: bad})
-
-
-def test_no_prompts_are_refused():
-    """Rather than giving an empty table."""
-    with pytest.raises(ValueError, match="`prompts` must hold at least one prompt; got none"):
-        evaluate(system(), [], config=settings(), world=World(), num_noises=1)

@@ -13,8 +13,8 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError, NonFiniteError
 from mvczigal_ref.evaluation import held_out
 from mvczigal_ref.evaluation import watch as watch_module
-from mvczigal_ref.evaluation.evaluate import Evaluation
 from mvczigal_ref.evaluation.held_out import HeldOut
+from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.evaluation.watch import Watch, object_features
 from mvczigal_ref.system.sampler import build_sampler
 from tests.unit.evaluation.test_evaluate import PROMPTS, settings, system

@@ -52,3 +52,11 @@ def test_tables_keep_the_order_of_the_samples():
 
     assert tables["row"].tolist() == list(range(8))
     assert tables["twice"].shape == (8, 2)
+
+
+@pytest.mark.parametrize(("prompts", "noises"), [([], 1), (PROMPTS, 0)])
+def test_an_evaluation_of_nothing_is_refused(prompts, noises):
+    """A mean of nothing is no number."""
+    name = "num_noises" if prompts else "prompts"
+    with pytest.raises(ValueError, match=f"`{name}` must"):
+        SampleSlices(prompts=prompts, num_noises=noises, size=1, world=World())

@@ -14,7 +14,6 @@ from mvczigal_ref.report.run_content import (
     changed_settings,
     informative_metrics,
     read_run,
-    run_config,
     score_tables,
     settings_of,
 )
@@ -146,7 +145,7 @@ def test_metrics_that_say_nothing_of_a_run_are_left_out(words, absent):
 def test_a_folder_of_something_else_is_refused(tmp_path):
     """The message says what is missing and what to pass."""
     with pytest.raises(CheckpointError, match=r"no run folder.*config\.json.*mvczigal train"):
-        run_config(tmp_path)
+        read_run(tmp_path)
     with pytest.raises(CheckpointError, match="no run folder"):
         read_run(tmp_path / "nowhere")
 
@@ -156,7 +155,7 @@ def test_a_damaged_configuration_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{", "utf-8")
 
     with pytest.raises(ConfigError, match=r"config\.json"):
-        run_config(tmp_path)
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["bytes", "fields", "name"])

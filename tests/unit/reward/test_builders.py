@@ -144,6 +144,7 @@ def test_a_chat_judge_is_asked_for_views_or_objects(images):
     """By its model's name; with a key from the environment, and as many tries as the wait is."""
     with serve(chat(graded)) as stub:
         asked = ScorerOptions(url=stub.url, weights="judge", num_views=2, requests_at_once=3)
+        more = replace(asked, images_per_question=4)
         per_view = per_view_scorer("chat_judge", asked)
         joint = joint_view_scorer("chat_judge.joint", asked)
         one, all_ = per_view(images, PROMPTS), joint(images, PROMPTS)
@@ -154,6 +155,14 @@ def test_a_chat_judge_is_asked_for_views_or_objects(images):
     assert {request.body["model"] for request in stub.requests} == {"judge"}
     assert "judge" in per_view.version
     assert per_view.scorer.workers == joint.scorer.workers == 3
+    for build, name in (
+        (per_view_scorer, "chat_judge"),
+        (per_view_scorer, "chat_judge.style"),
+        (joint_view_scorer, "chat_judge.joint"),
+    ):
+        many = build(name, more).scorer
+        assert (many.images_per_question, many.endpoint.max_tokens) == (4, 512 + 3 * 64)
+    assert (per_view.scorer.images_per_question, per_view.scorer.endpoint.max_tokens) == (1, 512)
     endpoint = per_view.scorer.endpoint
     assert sum(min(0.5 * 2.0**k, 30.0) for k in range(endpoint.retries)) >= 600.0
     assert sum(min(0.5 * 2.0**k, 30.0) for k in range(endpoint.retries - 1)) < 600.0

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.reward.convert import convert_checkpoint
 from mvczigal_ref.reward.foreign_tensors import read_tensors
 
@@ -207,6 +207,12 @@ def test_rejects_files_of_the_wrong_kind(tmp_path, names):
     source, target = (tmp_path / name for name in names)
     with pytest.raises(ValueError, match=r"`source` must be a `.pt` or `.pth` file and `target`"):
         convert_checkpoint(source, target)
+
+
+def test_an_absent_source_is_refused(tmp_path):
+    """Before the target is thought of."""
+    with pytest.raises(ConfigError, match=r"`source` must be a downloaded file; there is no 'no"):
+        convert_checkpoint("nowhere.pt", tmp_path / "b.safetensors")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -72,6 +72,7 @@ def test_options_are_a_scorer_s_own_or_its_family_s():
         wait=5,
         api_key_env="KEY",
         requests_at_once=2,
+        images_per_question=3,
         cache="scores",
     )
     told = {
@@ -85,7 +86,7 @@ def test_options_are_a_scorer_s_own_or_its_family_s():
     assert told["mine"] == ScorerOptions(
         url="http://127.0.0.1:1", device=torch.device("meta"), dtype=torch.bfloat16,
         images_per_chunk=3, num_views=7, timeout=4.0, wait=5.0, api_key_env="KEY",
-        requests_at_once=2, cache="scores",
+        requests_at_once=2, images_per_question=3, cache="scores",
     )  # fmt: skip
 
 

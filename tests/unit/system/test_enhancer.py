@@ -35,12 +35,12 @@ def models(monkeypatch):
     """Note how a model is made, and give one that never answers well."""
     made = {}
 
-    def endpoint(url, name, *, api_key_env):
-        made["chat"] = url, name, api_key_env
+    def endpoint(url, name, *, api_key_env, max_tokens):
+        made["chat"] = url, name, api_key_env, max_tokens
         return Keyed("")
 
-    def load(folder, *, device):
-        made["local"] = folder, device
+    def load(folder, *, device, max_new_tokens):
+        made["local"] = folder, device, max_new_tokens
         return Scripted("")
 
     monkeypatch.setattr(enhancers, "ChatEndpoint", endpoint)
@@ -104,16 +104,17 @@ def test_a_model_is_asked_about_the_chosen_aspects(models, kind):
     """Where it says nothing the prompt stands in."""
     told = {"model": "name", "url": "http://host/v1", "api_key_env": "KEY"}
     every, some = build(kind, **told), build(kind, **told, instructions=["lighting"])
-    three = build(kind, **told, requests_at_once=3)
+    made = {"chat": ("http://host/v1", "name", "KEY"), "local": (enhancers.Path("name"), CPU)}
 
     assert isinstance(every, OnlineEnhancer)
-    made = {"chat": ("http://host/v1", "name", "KEY"), "local": (enhancers.Path("name"), CPU)}
-    assert models == {kind: made[kind]}
+    assert models == {kind: (*made[kind], 512)}
+    three = build(kind, **told, requests_at_once=3, samples_per_question=2)
+    assert models == {kind: (*made[kind], 1024)}
     captions = some(["a cat"], IMAGES, seed=0)[0]
     assert [c.caption for c in captions] == ["a cat", "a cat"]
     assert every._asker.instructions == ASPECTS
     assert some._asker.instructions == {"lighting": ASPECTS["lighting"]}
-    assert three._workers == 3
+    assert (three._workers, three._per_question) == (3, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from mvczigal_ref.config import from_dict, to_dict
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.evaluation.evaluate import Evaluation
 from mvczigal_ref.evaluation.guard import GuardCheck, GuardState
+from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.method.ahead import Ahead
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.system import build_system
 from mvczigal_ref.training import state as training_state
@@ -215,12 +216,14 @@ def test_the_best_state_is_taken_back(tmp_path):
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
     state.constraint, state.finished = ConstraintState(), 4
+    state.ahead = Ahead(behaviour=kept)
     state.return_to_best(tmp_path)
 
     assert all(torch.equal(p, kept[n]) for n, p in state.system.trained().items())
     assert (state.constraint, state.loss_scale) == (CONSTRAINT, LossScale(scale=8.0))
     assert same(state.optimizer, stepped(config(), tmp_path / "other").optimizer)
     assert state.finished == 4
+    assert state.ahead is None  # the next iteration is sampled by what was taken back
 
 
 def test_a_best_checkpoint_that_is_not_the_best_any_more_goes(tmp_path):
@@ -246,16 +249,20 @@ def forwards(state, iterations):
         result = run_iteration(
             state.system, state.optimizer, state.constraint, NUMBERED[:2],
             iteration=state.finished, config=state.config, world=World(), timer=StageTimer(),
-            old=state.old,
+            old=state.old, ahead=state.ahead,
+            next_prompts=NUMBERED[:2] if state.config.rollout.ahead else (),
         )  # fmt: skip
-        state.constraint, state.old = result.constraint, result.old
+        state.constraint, state.old, state.ahead = result.constraint, result.old, result.ahead
         state.finished += 1
     return state
 
 
-def test_a_run_on_the_forward_process_resumes_bit_for_bit(tmp_path):
-    """The checkpoint holds the policy that samples, which is not the one that learns."""
-    chosen = config_of(FOLLOWED)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_run_on_the_forward_process_resumes_bit_for_bit(tmp_path, ahead):
+    """The checkpoint holds the policy that samples, which is not the one that learns; and the one
+    before, where that has sampled ahead, but no samples.
+    """
+    chosen = config_of(FOLLOWED, **{"rollout.ahead": ahead})
     whole = forwards(begin(analytic_system(chosen), chosen, World(), NUMBERED), 2)
     whole.save(tmp_path)
     folder = tmp_path / "checkpoints" / "iteration_000002"
@@ -268,6 +275,10 @@ def test_a_run_on_the_forward_process_resumes_bit_for_bit(tmp_path):
     assert started.old["gain"] is not started.system.trained()["gain"]
     assert all(torch.equal(again.old[name], value) for name, value in whole.old.items())
     assert any(not torch.equal(again.old[name], p) for name, p in learnt.items())
+    assert (again.ahead is not None) == (whole.ahead is not None) == ahead
+    if ahead:
+        assert (len(again.ahead.samples), len(whole.ahead.samples)) == (0, 2)
+        assert any(not torch.equal(again.ahead.behaviour[n], again.old[n]) for n in learnt)
     for state in (whole, again):
         forwards(state, 1)
     assert all(torch.equal(again.old[name], value) for name, value in whole.old.items())

@@ -27,8 +27,8 @@ from mvczigal_ref.errors import (
     ServiceUnavailableError,
 )
 from mvczigal_ref.evaluation import held_out
-from mvczigal_ref.evaluation.evaluate import Evaluation
 from mvczigal_ref.evaluation.guard import GuardCheck
+from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.evaluation.watch import Watch
 from mvczigal_ref.iteration import IterationResult
 from mvczigal_ref.models.lora_weights import LoraWeights
