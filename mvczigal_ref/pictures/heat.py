@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
@@ -47,5 +46,7 @@ def heat(
         >>> float(heat(np.zeros((1, 1), np.uint8)).sum()) < 0.03
         True
     """
+    import matplotlib  # which training needs for nothing
+
     colours = matplotlib.colormaps["inferno"].resampled(256)(range(256))[:, :3]
     return np.moveaxis(colours.astype(np.float32)[levels], -1, -3)
