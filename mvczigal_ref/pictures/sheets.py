@@ -100,7 +100,8 @@ def view_scale(images: Float[Any, "*axis"]) -> int:
         >>> view_scale(np.zeros((3, 32, 32))), view_scale(np.zeros((3, 512, 512)))
         (3, 1)
     """
-    return max(1, -(-_SMALLEST // images.shape[-1]))
+    width: int = images.shape[-1]
+    return max(1, -(-_SMALLEST // width))
 
 
 def as_grid(

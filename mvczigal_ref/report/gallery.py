@@ -76,7 +76,7 @@ def image_gains(run: RunContent) -> list[float]:
     before, after = run.before, run.after
     if before is None:
         return []
-    first = getattr(before, field)[0].tolist()
+    first: list[float] = getattr(before, field)[0].tolist()
     scores = first
     if after is not None:
         pairs = zip(first, getattr(after, field)[0].tolist(), strict=True)
