@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+from mvczigal_ref.config.code_names import is_code
 from mvczigal_ref.config.loading import nearest_name
 from mvczigal_ref.config.method import RewardConfig, scorer_weights
 from mvczigal_ref.config.plugins import plugin, plugin_names
 from mvczigal_ref.config.run import GuardConfig
-from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.files import is_hub_id
 

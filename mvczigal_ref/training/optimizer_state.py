@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.errors import quoted
-from mvczigal_ref.models.sharded_files import local_parts
+from mvczigal_ref.models.saved_parts import local_parts
 from mvczigal_ref.training.low_bit import packed, unpacked
 
 __all__ = ["join_optimizer_state", "restore_optimizer", "split_optimizer_state"]

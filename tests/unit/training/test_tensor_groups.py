@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import sharded_files
 from mvczigal_ref.models.loading import load_strict
-from mvczigal_ref.models.sharded_files import SavedParts, local_parts
+from mvczigal_ref.models.saved_parts import SavedParts, local_parts
 from mvczigal_ref.training.tensor_groups import read_groups, write_groups
 
 WHOLE = {
