@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.lora_reading import PEFT_FILE
-from mvczigal_ref.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from mvczigal_ref.training.checkpoint import load_checkpoint, save_checkpoint
+from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 from mvczigal_ref.training.origin import ORIGIN, read_origin
 from tests.unit.training.test_tensor_groups import cut, member
 from tests.unit.training.test_trainer import config, go, record, saved  # noqa: F401
