@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mvczigal_ref.models.flow.attention import QuickFluxAttention
+from mvczigal_ref.models.frozen_layers import QuickConv, QuickGEGLU, activated_norm
 from mvczigal_ref.models.memo import memo
 
 __all__ = ["QuickResnet", "QuickTransformer", "install_quick_blocks"]
@@ -35,10 +37,10 @@ class QuickResnet(ResnetBlock2D):
         if self.training:
             trained: Tensor = super().forward(input_tensor, temb, *args, **kwargs)
             return trained
-        hidden = self.conv1(functional.silu(self.norm1(input_tensor)))
+        hidden = self.conv1(activated_norm(self.norm1, input_tensor))
         if temb is not None and self.time_emb_proj is not None:
             hidden = hidden + self.time_emb_proj(_activated(temb))[..., None, None]
-        hidden = self.conv2(functional.silu(self.norm2(hidden)))
+        hidden = self.conv2(activated_norm(self.norm2, hidden))
         shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         output: Tensor = shortcut + hidden
         return output
@@ -67,6 +69,15 @@ class QuickTransformer(Transformer2DModel):
         return output
 
 
+_QUICK = {
+    Transformer2DModel: QuickTransformer,
+    FluxAttention: QuickFluxAttention,
+    ResnetBlock2D: QuickResnet,
+    GEGLU: QuickGEGLU,
+    nn.Conv2d: QuickConv,
+}
+
+
 def install_quick_blocks(network: nn.Module) -> None:
     """Let the blocks of a network that allow it run in this module's form.
 
@@ -74,12 +85,9 @@ def install_quick_blocks(network: nn.Module) -> None:
         network: Changed in place: classes of blocks change, parameters and names do not.
     """
     for module in network.modules():
-        if type(module) is Transformer2DModel:
-            module.__class__ = QuickTransformer
-        elif type(module) is FluxAttention:
-            module.__class__ = QuickFluxAttention
-        elif type(module) is ResnetBlock2D and _is_plain(module):
-            module.__class__ = QuickResnet
+        kind = _QUICK.get(type(module))
+        if kind is not None and (kind is not QuickResnet or _is_plain(module)):
+            module.__class__ = kind
 
 
 def _is_plain(block: Any) -> bool:  # noqa: ANN401 - diffusers is untyped

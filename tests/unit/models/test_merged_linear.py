@@ -34,13 +34,14 @@ def beside(tokens, weight, bias, down, up):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("thin", [0, 100], ids=["thin products", "whole gradient"])
 @pytest.mark.parametrize("size", [0, 1000], ids=["summed in each pass", "summed once"])
-def test_value_and_gradients_equal_the_form_beside_the_weight(parts, thin, size, monkeypatch):
+def test_value_and_gradients_equal_the_form_beside_the_weight(parts, rank, thin, size, monkeypatch):
     """Both ways to differentiate, of one map and of three, and both times to add."""
     monkeypatch.setattr(module, "_THIN", thin)
     monkeypatch.setattr(module, "_KEPT", size)
-    weight, bias, down, up = maps(parts)
+    weight, bias, down, up = maps(parts, rank=rank)
     tokens = randn(2, 4, 6, seed=0).double().requires_grad_()
     output, expected = (
         f(tokens, weight, bias, down, up)
