@@ -173,7 +173,8 @@ def play(session: nox.Session) -> None:
 def lowbit(session: nox.Session) -> None:
     """Run the tests of weights and moments in few bits, which need the extra `lowbit`."""
     session.install(*CONSTRAINTS, "-e", ".[test,lowbit]")
-    files = ("tests/unit/models/test_low_bit_weights.py", "tests/unit/training/test_low_bit.py")
+    names = ("models/test_low_bit_weights", "models/test_low_bit_reading", "training/test_low_bit")
+    files = [f"tests/unit/{name}.py" for name in names]
     _pytest(session, *(session.posargs or files))
 
 

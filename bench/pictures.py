@@ -118,8 +118,7 @@ def readme_picture(folder: Path) -> Image.Image:
     for choice in chosen:
         sides = []
         for scores in (before, after):
-            views = scores.images[choice.place : choice.place + 1]
-            rows = with_errors(views, run.prompts[choice.place], run.config)
+            rows = with_errors(scores, choice.place, run.prompts[choice.place], run.config)
             sides.append(contact_sheet(rows, scale=SCALE, gap=SCALE, paper=(112, 112, 112)))
         values = [float(getattr(scores, field)[0, choice.place]) for scores in (before, after)]
         blocks.append((choice, sides, values))

@@ -10,6 +10,7 @@ import json
 import sys
 from typing import Any
 
+from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.preflight.plan import plan
@@ -23,13 +24,20 @@ def main() -> None:
     keys = {name: plan_key(recipe(name), processes=1) for name in RECIPES}
     for name in sys.argv[1:] or keys:
         try:
-            stored[keys[name]] = plan_values(plan(recipe(name)))
+            stored[keys[name]] = _measured(recipe(name))
         except ConfigError as error:
             print(f"{name}: {error}", flush=True)
             continue
         left = {key: stored[key] for key in dict.fromkeys(keys.values()) if key in stored}
         atomic_write(STORED, to_json(left))
         print(name, flush=True)
+
+
+def _measured(config: TrainConfig) -> dict[str, Any]:
+    on_cpu = plan(load_config(config, overrides=["run.device=cpu"]))
+    if config.model.dtype != "fp32":  # in which alone the form of a LoRA depends on the device
+        return plan_values(on_cpu, on_cpu)
+    return plan_values(on_cpu, plan(load_config(config, overrides=["run.device=cuda"])))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ _OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)((?:#[^)]*)?)\)")
 
 def _described() -> ModuleType:
     """Load the package's own piece by its path: the site is built where the package is not."""
-    place = spec_from_file_location("described", PACKAGE / "config" / "described.py")
+    place = spec_from_file_location("setting_docs", PACKAGE / "config" / "setting_docs.py")
     module = module_from_spec(place)
     place.loader.exec_module(module)
     return module

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -256,6 +255,8 @@ at object 3.
     def close(self) -> None:
         """Leave the process group; the last call of a run."""
         if self.size > 1:
+            from accelerate import PartialState
+
             PartialState().destroy_process_group()
 
     def _meet(self) -> None:
@@ -338,6 +339,8 @@ def world(device: str = "auto") -> World:
     Raises:
         RuntimeError: If the launcher started several processes that could not be joined.
     """
+    from accelerate import PartialState  # a fifth of a second, which an export is spared
+
     # Otherwise accelerate would choose the number of threads, on which the last bits depend.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     # Asked for an accelerator that is absent, accelerate would make each process a world of one.

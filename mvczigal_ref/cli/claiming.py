@@ -58,8 +58,9 @@ def reproduce_claims(command: "Reproduce") -> None:
         chosen = arms_of(command.claim)
         with Steps(console, "counting the network calls of every arm", len(chosen)) as steps:
             runs = claim_runs(
-                folder, arms=chosen, seeds=seeds, overrides=overrides, progress=steps.advance
-            )
+                folder, arms=chosen, seeds=seeds, overrides=overrides, progress=steps.advance,
+                keep_counts=not command.list,
+            )  # fmt: skip
         if command.list:
             _print_list(console, runs, command.claim or letters)
             return

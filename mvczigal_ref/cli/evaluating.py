@@ -92,13 +92,13 @@ def evaluate_policy(command: Evaluate, config: "TrainConfig", prompts: Sequence[
     """
     from mvczigal_ref.cli.display import gain_table
     from mvczigal_ref.cli.progress import Steps
+    from mvczigal_ref.config.scorer_names import reward_unit
     from mvczigal_ref.evaluation.scores import paired_gain
-    from mvczigal_ref.report.run_content import reward_unit
     from mvczigal_ref.system.scorers import build_scorers
     from mvczigal_ref.training.prompts import warn_of_cut_prompts
 
     here = join(command.device)
-    console, unit = console_of(command, shown=here.is_main), reward_unit(config)
+    console, unit = console_of(command, shown=here.is_main), reward_unit(config.reward)
     scorers = build_scorers(config, device=here.device, watched=False)
     system = build_policy(command.run, config, here.device, scorers)
     if here.is_main:

@@ -123,15 +123,16 @@ def _write_whole(command: Push, folder: Path) -> Path:
 
 def _write(command: Push, folder: Path) -> Path:
     """Write the weights, the sheet and the card."""
+    from mvczigal_ref.config.scorer_names import reward_unit
     from mvczigal_ref.models.model_card import CardFacts
     from mvczigal_ref.pictures import save_png
     from mvczigal_ref.report.card import card_results, card_sheet
-    from mvczigal_ref.report.run_content import read_run, reward_unit
+    from mvczigal_ref.report.run_content import read_run
 
     run = read_run(command.run)
     sheet = card_sheet(run)
     facts = CardFacts(
-        results=card_results(run.gains(), unit=reward_unit(run.config)),
+        results=card_results(run.gains(), unit=reward_unit(run.config.reward)),
         sheet=None if sheet is None else _SHEET,
         repo=command.repo,
         license=command.license,

@@ -229,7 +229,7 @@ def _refuse_other_settings(command: Score | ServeReward) -> None:
 def _reward_settings(names: Sequence[str], command: Score | ServeReward) -> "RewardConfig":
     """Read the places of scorers, from options and from `reward.` settings."""
     from mvczigal_ref.config import from_dict, load_config, to_dict
-    from mvczigal_ref.config.typed import note_typed
+    from mvczigal_ref.config.code_names import note_typed
 
     _refuse_other_settings(command)
     note_typed(names)

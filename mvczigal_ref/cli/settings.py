@@ -33,8 +33,8 @@ def show_settings(command: Settings) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from mvczigal_ref.config.described import described_sections
     from mvczigal_ref.config.loading import nearest_name
+    from mvczigal_ref.config.setting_docs import described_sections
 
     sections = described_sections()
     rows = {

@@ -169,15 +169,18 @@ def _run(
     config: "TrainConfig", folder: Path, console: "Console", here: "World", *, start: str | None
 ) -> None:
     from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
+    from mvczigal_ref.config.scorer_names import reward_unit
     from mvczigal_ref.report import write_report
-    from mvczigal_ref.report.run_content import reward_unit, score_tables
+    from mvczigal_ref.report.run_content import score_tables
     from mvczigal_ref.training.trainer import train
 
     with TrainingDisplay(console, config) as display:
         result = train(config, folder, world=here, events=display, start=start)
     if here.is_main:
         gains = {name: getattr(result, table) for name, table in score_tables(config).items()}
-        console.print(gain_table(gains, unit=reward_unit(config), before="before", after="after"))
+        console.print(
+            gain_table(gains, unit=reward_unit(config.reward), before="before", after="after")
+        )
         if result.guard is not None:
             console.print(guard_table(result.guard))
             say(console, guard_text(result.guard, returned=config.guard.action == "return"))
@@ -199,7 +202,7 @@ def _with_seed(command: Train) -> Train:
 
 def _beginning(folder: Path, config: "TrainConfig") -> str:
     """Say whether a run begins, or from where it goes on and by which settings."""
-    from mvczigal_ref.training.checkpoint import latest_checkpoint
+    from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 
     newest, total = latest_checkpoint(folder / "checkpoints"), config.run.iterations
     if newest is not None:
@@ -213,7 +216,7 @@ def _beginning(folder: Path, config: "TrainConfig") -> str:
 
 
 def _where(folder: Path) -> str:
-    from mvczigal_ref.training.checkpoint import latest_checkpoint
+    from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 
     newest = latest_checkpoint(folder / "checkpoints")
     return "stopped before anything was saved" if newest is None else f"stopped; saved in {newest}"
@@ -221,7 +224,7 @@ def _where(folder: Path) -> str:
 
 def _way_on(folder: Path) -> str:
     """Say how to leave a number that is not finite, which the same command would meet again."""
-    from mvczigal_ref.training.checkpoint import latest_checkpoint
+    from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 
     newest = latest_checkpoint(folder / "checkpoints")
     if newest is None:

@@ -16,9 +16,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from mvczigal_ref.config.code_names import note_typed, typed_in
 from mvczigal_ref.config.reads import unread
 from mvczigal_ref.config.train import TrainConfig
-from mvczigal_ref.config.typed import note_typed, typed_in
 from mvczigal_ref.config.types import Name, Text
 from mvczigal_ref.errors import ConfigError, one_line, quoted
 from mvczigal_ref.text_files import read_text

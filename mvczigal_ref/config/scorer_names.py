@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+from mvczigal_ref.config.code_names import is_code
 from mvczigal_ref.config.loading import nearest_name
 from mvczigal_ref.config.method import RewardConfig, scorer_weights
 from mvczigal_ref.config.plugins import plugin, plugin_names
 from mvczigal_ref.config.run import GuardConfig
-from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.files import is_hub_id
 
@@ -21,6 +21,7 @@ __all__ = [
     "check_scorer_names",
     "is_chat",
     "is_function",
+    "reward_unit",
     "scorer_place",
     "scorers_by_setting",
 ]
@@ -133,6 +134,24 @@ def scorer_place(name: str, table: Mapping[str, str]) -> str | None:
         'model.pth'
     """
     return table.get(name, table.get(name.partition(".")[0]))
+
+
+def reward_unit(reward: RewardConfig) -> str:
+    """Name the unit of a run's rewards.
+
+    Args:
+        reward: Settings of the scorers.
+
+    Returns:
+        ``dB`` for the tiny world's scorers, an empty text for others; where no scorer judges all
+        views, the unit of the per-view scorer.
+
+    Examples:
+        >>> reward_unit(RewardConfig())
+        'dB'
+    """
+    worlds = (reward.per_view == "world.per_view", reward.joint in ("world.joint", VIEW_MEAN))
+    return "dB" if all(worlds) else ""
 
 
 def check_scorer_name(

@@ -1,4 +1,4 @@
-"""TrainConfig, the whole configuration of a run, and the sections that exclude each other."""
+"""TrainConfig, the whole configuration of a run, and the rules between its sections."""
 
 import dataclasses
 import math
@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from mvczigal_ref.config.family import family_contradictions
 from mvczigal_ref.config.method import (
     AdvantageConfig,
     ConditionConfig,
@@ -18,6 +17,7 @@ from mvczigal_ref.config.method import (
     RolloutConfig,
     ZigzagConfig,
 )
+from mvczigal_ref.config.method_rules import method_contradictions
 from mvczigal_ref.config.plugins import plugin_names
 from mvczigal_ref.config.recomputation import recomputation_contradictions
 from mvczigal_ref.config.run import GuardConfig, OptimConfig, RunConfig
@@ -76,7 +76,7 @@ def contradictions(config: "TrainConfig") -> Iterable[str]:
     yield from _tree_contradictions(config)
     yield from _objective_contradictions(config)
     yield from _condition_contradictions(config)
-    yield from family_contradictions(config)
+    yield from method_contradictions(config)
     yield from sharding_contradictions(config.model, config.run)
     yield from recomputation_contradictions(config.model, config.run)
     if config.advantage.shuffle and run.objects_per_iteration < 2:

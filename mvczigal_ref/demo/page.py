@@ -6,12 +6,12 @@ from typing import Any
 
 from PIL import Image
 
+from mvczigal_ref.config.scorer_names import reward_unit
 from mvczigal_ref.demo.play import LONGEST_PROMPT, MOST_STEPS, Played, Playground, Request
 from mvczigal_ref.errors import ConfigError, NonFiniteError
 from mvczigal_ref.evaluation.digits import decimals_of_size
 from mvczigal_ref.pictures import contact_sheet, save_turntable, view_scale
 from mvczigal_ref.pictures.ring import camera_ring
-from mvczigal_ref.report.run_content import reward_unit
 
 __all__ = ["build_page"]
 
@@ -31,7 +31,7 @@ def build_page(playground: Playground, prompt: str) -> Any:  # noqa: ANN401 - of
     import gradio as gr
 
     folder = tempfile.TemporaryDirectory(prefix="mvczigal-play-")
-    first, unit = playground.first_request(prompt), reward_unit(playground.config)
+    first, unit = playground.first_request(prompt), reward_unit(playground.config.reward)
     against = "before training" if playground.base is not None else "plain sampling"
     now = "trained" if playground.base is not None else "as asked for"
 

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mvczigal_ref.config import TrainConfig, fingerprint
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import evaluate
+from mvczigal_ref.evaluation.exact_errors import exact_errors
 from mvczigal_ref.evaluation.scores import (
     MEASURED,
     Evaluation,
@@ -75,7 +76,10 @@ class HeldOut:
         with self.world.agreed():
             if self.world.is_main:
                 atomic_write(self._listed, to_json(list(self.prompts)))
-                atomic_write(path, sealed_evaluation(scores, path, measured))
+                shown = self.prompts[: len(scores.images)]
+                errors = exact_errors(scores.images, shown, self.config)  # for the report
+                content = sealed_evaluation(replace(scores, errors=errors), path, measured)
+                atomic_write(path, content)
         self.world.barrier()
         return scores
 

@@ -1,24 +1,27 @@
-"""Scores of an evaluation: their files, and the paired gain of one over another."""
+"""Scores of an evaluation: their files, and the paired gain of one over another.
+
+Tables and images are torch's or NumPy's: a report reads them without torch.
+"""
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import require_readable
-from mvczigal_ref.shapes import Images
 
 __all__ = [
     "MEASURED",
     "Evaluation",
     "PairedGain",
+    "mean",
     "mean_score",
     "paired_gain",
     "read_evaluation",
@@ -32,19 +35,25 @@ MEASURED = "measured"
 
 _SEALED = "; sha256 "
 
+_Table = Float[Any, "noise prompt"]  # of torch or NumPy
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """Scores of every prompt under every initial noise."""
 
-    per_view: Float[Tensor, "noise prompt"]
+    per_view: _Table
     """Mean over views of the per-view score [reward units]."""
 
-    joint: Float[Tensor, "noise prompt"]
+    joint: _Table
     """Joint-view score [reward units]."""
 
-    images: Images
+    images: Float[Any, "object view rgb height width"]
     """Images of the first noise, for the prompts asked for, in [0, 1]."""
+
+    errors: UInt8[Any, "object view height width"] | None = None
+    """Levels by which these images differ from the exact renders that a judge compares them with,
+    see :func:`~mvczigal_ref.pictures.heat.error_levels`; None where no exact judge looked."""
 
     def means(self) -> dict[str, float]:
         """Average both scores over noises and prompts, as the metrics file names them.
@@ -53,8 +62,8 @@ class Evaluation:
             Both means [reward units].
         """
         return {
-            "held_out/per_view": float(self.per_view.double().mean()),
-            "held_out/joint": float(self.joint.double().mean()),
+            "held_out/per_view": mean(_flat(self.per_view)),
+            "held_out/joint": mean(_flat(self.joint)),
         }
 
 
@@ -75,11 +84,14 @@ class PairedGain:
     """Standard error of the gain over prompts [reward units]."""
 
 
-def read_evaluation(path: Path) -> tuple[Evaluation, dict[str, str]]:
+def read_evaluation(
+    path: Path, *, framework: Literal["pt", "np"] = "pt"
+) -> tuple[Evaluation, dict[str, str]]:
     """Read scores that training has kept.
 
     Args:
         path: A safetensors file.
+        framework: Library of the tables and images, "pt" for torch or "np" for NumPy.
 
     Returns:
         The scores, and what is written beside them.
@@ -97,7 +109,7 @@ Remove the file.
     """
     require_readable(path)
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, framework) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             metadata = file.metadata() or {}
         scores = Evaluation(**tensors)
@@ -127,8 +139,7 @@ def sealed_evaluation(scores: Evaluation, path: Path, measured: str) -> bytes:
     """
     # One entry alone: several would be written in any order, and files would not be equal.
     metadata = {MEASURED: measured + _SEALED + seal_evaluation(scores, path, measured)}
-    content: bytes = save(_tensors(scores), metadata=metadata)
-    return content
+    return _content(scores, metadata)
 
 
 def seal_evaluation(scores: Evaluation, path: Path, measured: str) -> str:
@@ -144,16 +155,39 @@ def seal_evaluation(scores: Evaluation, path: Path, measured: str) -> str:
     """
     iteration = path.stem.rpartition("_")[2]
     digest = hashlib.sha256(f"{iteration}\0{measured}\0".encode())
-    digest.update(save(_tensors(scores)))
+    digest.update(_content(scores))
     return digest.hexdigest()
 
 
-def _tensors(scores: Evaluation) -> dict[str, Tensor]:
-    return {"per_view": scores.per_view, "joint": scores.joint, "images": scores.images}
+def _content(scores: Evaluation, metadata: dict[str, str] | None = None) -> bytes:
+    """Give the bytes of a file, equal ones for torch and NumPy."""
+    if isinstance(scores.joint, np.ndarray):
+        from safetensors.numpy import save
+    else:
+        from safetensors.torch import save
+    tensors = {field.name: getattr(scores, field.name) for field in fields(scores)}
+    content: bytes = save({k: v for k, v in tensors.items() if v is not None}, metadata=metadata)
+    return content
+
+
+def mean(values: Sequence[float]) -> float:
+    """Average numbers; their sum is rounded once, so that its order does not matter.
+
+    Args:
+        values: Numbers.
+
+    Returns:
+        The mean; NaN of none.
+
+    Examples:
+        >>> mean([1e16, 1.0, 1.0, -1e16])
+        0.5
+    """
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def paired_gain(
-    before: Float[Tensor, "noise prompt"], after: Float[Tensor, "noise prompt"]
+    before: Float[Any, "noise prompt"], after: Float[Any, "noise prompt"]
 ) -> PairedGain:
     r"""Compare scores prompt by prompt.
 
@@ -162,7 +196,7 @@ def paired_gain(
         \mathrm{SE} = \sqrt{\frac{\sum_p (d_p - \bar d)^2}{P (P - 1)}}
 
     Args:
-        before: Scores of one policy [reward units].
+        before: Scores of one policy, of torch or NumPy [reward units].
         after: Scores of another, on the same noises and prompts.
 
     Returns:
@@ -183,18 +217,26 @@ def paired_gain(
             f"{tuple(after.shape)}. Evaluate both on the same prompts and noises."
         )
         raise ValueError(msg)
-    difference = (after.double() - before.double()).mean(0)
-    prompts = difference.shape[0]
-    error = float(difference.std()) / math.sqrt(prompts) if prompts > 1 else math.nan
+    first, last = (list(zip(*table.tolist(), strict=True)) for table in (before, after))
+    changes = [
+        mean([new - old for old, new in zip(*columns, strict=True)])
+        for columns in zip(first, last, strict=True)
+    ]
+    gain, prompts = mean(changes), len(changes)
+    squares = math.fsum((change - gain) ** 2 for change in changes)
     return PairedGain(
-        before=float(before.double().mean()),
-        after=float(after.double().mean()),
-        gain=float(difference.mean()),
-        standard_error=error,
+        before=mean(_flat(before)),
+        after=mean(_flat(after)),
+        gain=gain,
+        standard_error=math.sqrt(squares / (prompts * (prompts - 1))) if prompts > 1 else math.nan,
     )
 
 
-def mean_score(scores: Float[Tensor, "noise prompt"]) -> tuple[float, float]:
+def _flat(table: _Table) -> list[float]:
+    return [value for row in table.tolist() for value in row]
+
+
+def mean_score(scores: Float[Any, "noise prompt"]) -> tuple[float, float]:
     """Average scores over noises and prompts.
 
     Args:
@@ -208,11 +250,11 @@ def mean_score(scores: Float[Tensor, "noise prompt"]) -> tuple[float, float]:
         >>> mean_score(torch.tensor([[1.0, 3.0]]))
         (2.0, 1.0)
     """
-    gain = paired_gain(scores.new_zeros(scores.shape), scores)
+    gain = paired_gain(0 * scores, scores)
     return gain.gain, gain.standard_error
 
 
-def score_record(scores: Float[Tensor, "noise prompt"]) -> dict[str, Any]:
+def score_record(scores: Float[Any, "noise prompt"]) -> dict[str, Any]:
     """Give scores as JSON values.
 
     Args:
@@ -226,9 +268,9 @@ def score_record(scores: Float[Tensor, "noise prompt"]) -> dict[str, Any]:
         >>> score_record(torch.tensor([[2.0]]))
         {'mean': 2.0, 'standard_error': None, 'per_prompt': [2.0]}
     """
-    mean, error = mean_score(scores)
+    average, error = mean_score(scores)
     return {
-        "mean": mean,
+        "mean": average,
         "standard_error": error if math.isfinite(error) else None,
-        "per_prompt": scores.double().mean(0).tolist(),
+        "per_prompt": [mean(column) for column in zip(*scores.tolist(), strict=True)],
     }

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.errors import ConfigError, printable, quoted
 
 __all__ = [
     "TRANSIENT",
@@ -23,7 +23,6 @@ __all__ = [
     "checked_url",
     "exchange",
     "is_loopback",
-    "printable",
 ]
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
@@ -155,22 +154,6 @@ def exchange(
     if deadline.passed:  # a connection that was hung up reads like an end
         raise TryAgainError(late)
     return Reply(status=response.status_code, content=content, retry_after_s=pause)
-
-
-def printable(text: str) -> str:
-    r"""Replace the characters that a terminal would obey instead of showing.
-
-    Args:
-        text: Text from elsewhere.
-
-    Returns:
-        Text of the same length on one line.
-
-    Examples:
-        >>> printable("\x1b[31mred\n")
-        ' [31mred '
-    """
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def is_loopback(host: str) -> bool:

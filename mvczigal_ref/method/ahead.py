@@ -1,6 +1,6 @@
 """Rollout ahead: an iteration's samples, drawn while those of the one before are judged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,7 +18,7 @@ class Ahead:
     all that a checkpoint keeps of it: after a resume the same samples are drawn again.
     """
 
-    behaviour: Mapping[str, Tensor]
+    behaviour: dict[str, Tensor]
     """Trainable parameters of the behaviour policy."""
 
     samples: Sequence[Samples] = ()

@@ -157,7 +157,7 @@ class _Following:
         if not self.stages.here.config.rollout.ahead:
             return None
         trained = self.stages.system.trained()
-        behaviour = parameter_copies(trained) if self.old is None else self.old
+        behaviour = parameter_copies(trained) if self.old is None else dict(self.old)
         return Ahead(behaviour=behaviour, samples=self.samples, rows=self.rows)
 
 

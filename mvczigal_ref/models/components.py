@@ -27,6 +27,7 @@ from mvczigal_ref.models.loading import (
     save_config,
     stored,
 )
+from mvczigal_ref.models.low_bit_reading import FewBits, holds_low_bits
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.models.row_attention import install_row_attention, is_row_attention
@@ -189,6 +190,7 @@ def load_components(
     policy_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     mapped: bool = False,
+    few_bits: FewBits | None = None,
 ) -> Components:
     """Read what :meth:`Components.save` wrote, or a published pipeline with its adapter.
 
@@ -201,6 +203,7 @@ def load_components(
         device: Device of the networks.
         mapped: Whether UNet and row attention keep the types of their files, so that the system
             reads weights when they are used and may forget them again.
+        few_bits: Form of the UNet's frozen linear weights; whole if None, as row attention's are.
 
     Returns:
         Components in evaluation mode.
@@ -217,7 +220,9 @@ def load_components(
         raise CheckpointError(msg)
     try:
         with quiet():
-            components = _read(folder, dtype, policy_dtype or dtype, mapped=mapped)
+            components = _read(
+                folder, dtype, policy_dtype or dtype, mapped=mapped, few_bits=few_bits
+            )
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
@@ -225,14 +230,21 @@ def load_components(
 
 
 def _read(
-    folder: Path, dtype: torch.dtype, policy_dtype: torch.dtype, *, mapped: bool
+    folder: Path,
+    dtype: torch.dtype,
+    policy_dtype: torch.dtype,
+    *,
+    mapped: bool,
+    few_bits: FewBits | None,
 ) -> Components:
     """Load every part."""
     camera_config = PUBLISHED_CAMERA_ENCODER
     if (folder / "camera_encoder").exists():
         camera_config = T2IAdapter.load_config(folder / "camera_encoder")
     require_fitting_sdxl({name: folder / name for name in PARTS}, camera_config)
-    unet = load_model(UNet2DConditionModel, folder / "unet", dtype=policy_dtype, mapped=mapped)
+    unet = load_model(
+        UNet2DConditionModel, folder / "unet", dtype=policy_dtype, mapped=mapped, few_bits=few_bits
+    )
     adapter = folder / ADAPTER_FILE
     policy = with_adapter(unet, adapter, camera_config, policy_dtype, mapped=mapped)
     vae = load_model(AutoencoderKL, folder / "vae", dtype=dtype)
@@ -281,10 +293,14 @@ def with_adapter(
     tensors = read_safetensors(path)
     with described_by(path.parent / "camera_encoder"), torch.device("meta"):
         camera_encoder = cast_network(T2IAdapter.from_config(config), None, dtype)
-    if mapped:
+    few_bits = holds_low_bits(unet)
+    if mapped or few_bits:
         install_row_attention(unet, device="meta")
+    if few_bits:
+        empty = {n: torch.empty_like(v, device="cpu") for n, v in _rows(unet).items()}
+        unet.load_state_dict(empty, strict=False, assign=True)
     policy = MultiViewUNet(unet, camera_encoder.to_empty(device="cpu"))
-    rows = {name: value for name, value in unet.state_dict().items() if is_row_attention(name)}
+    rows = _rows(unet)
     cameras = camera_encoder.state_dict()
     if mapped:
         require_exact(rows | cameras, tensors, source=str(path))
@@ -292,6 +308,11 @@ def with_adapter(
         rows = {}
     load_strict(rows | cameras, tensors, source=str(path), spent=True)
     return policy
+
+
+def _rows(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """Find row attention's tensors."""
+    return {name: value for name, value in unet.state_dict().items() if is_row_attention(name)}
 
 
 def _both_sides(image_size: ImageSize) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from mvczigal_ref.models.downloads import file_size
 from mvczigal_ref.models.fitting_parts import require_fitting_sdxl
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER
 from mvczigal_ref.models.published import SdxlSources
 from mvczigal_ref.models.single_files import refuse_single_file
@@ -50,6 +51,7 @@ def load_sdxl_components(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     mapped: bool = False,
+    few_bits: FewBits | None = None,
 ) -> Components:
     """Load the published networks of a text-to-multiview pipeline.
 
@@ -64,6 +66,7 @@ def load_sdxl_components(
         device: Device of the networks.
         mapped: Whether UNet and row attention keep the types of their files, as
             :func:`~mvczigal_ref.models.components.load_components` says.
+        few_bits: Form of the UNet's frozen linear weights, as there.
 
     Returns:
         Components in evaluation mode; the statistics contain the autoencoder's scaling factor.
@@ -95,7 +98,7 @@ def load_sdxl_components(
         raise CheckpointError(f"{_UNREACHED}, {whole} in all: {_listed(absent)}")
     try:
         with quiet():
-            components = _read(places, dtype, mapped=mapped)
+            components = _read(places, dtype, mapped=mapped, few_bits=few_bits)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"the networks' files must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
@@ -117,16 +120,21 @@ def _listed(absent: Sequence[AbsentError]) -> str:
     )
 
 
-def _read(places: dict[str, Any], dtype: torch.dtype, *, mapped: bool) -> Components:
+def _read(
+    places: dict[str, Any], dtype: torch.dtype, *, mapped: bool, few_bits: FewBits | None
+) -> Components:
     """Load every part from the disk."""
     tokenizers = {name: read_tokenizer(CLIPTokenizer, places[name]) for name in _TOKENIZERS}
     check_safetensors(places["adapter"])
     folders = {name: places[name].folder for name in _NETWORKS}
     require_fitting_sdxl(folders, _camera_settings(places["adapter"]))
     loaded = {
-        name: _load_network(name, places[name], dtype, mapped=mapped and name == "unet")
+        name: _load_network(
+            name, places[name], dtype,
+            **({"mapped": mapped, "few_bits": few_bits} if name == "unet" else {}),
+        )
         for name in _NETWORKS
-    }
+    }  # fmt: skip
     for name in ("text_encoder", "text_encoder_2"):
         loaded[name].requires_grad_(requires_grad=False)
     encoders = [loaded[name.replace("tokenizer", "text_encoder")] for name in _TOKENIZERS]
@@ -145,13 +153,13 @@ def _read(places: dict[str, Any], dtype: torch.dtype, *, mapped: bool) -> Compon
     )
 
 
-def _load_network(name: str, at: Located, dtype: torch.dtype, *, mapped: bool) -> Any:  # noqa: ANN401
+def _load_network(name: str, at: Located, dtype: torch.dtype, **how: Any) -> Any:  # noqa: ANN401
     """Load one network, no pickle accepted."""
     kind = _NETWORKS[name]
     if name == "vae" and dtype == torch.float16:
         config = read_json(at.folder / "config.json")
         dtype = torch.float32 if config.get("force_upcast", True) else dtype
-    return load_model(kind, at.folder, dtype=dtype, variant=at.variant, mapped=mapped)
+    return load_model(kind, at.folder, dtype=dtype, variant=at.variant, **how)
 
 
 def _camera_settings(adapter: Path) -> dict[str, Any]:

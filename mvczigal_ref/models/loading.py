@@ -14,8 +14,15 @@ from mvczigal_ref.errors import CheckpointError, first_line, quoted
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.models.file_kinds import plain_name
 from mvczigal_ref.models.file_sums import require_sum
+from mvczigal_ref.models.low_bit_reading import (
+    FewBits,
+    cast_whole_weights,
+    holds_low_bits,
+    low_bit_reading,
+    mark_low_bit,
+)
 from mvczigal_ref.models.mapped import cast_mapped, forget, keeps_fp32
-from mvczigal_ref.models.sharded_files import SavedParts
+from mvczigal_ref.models.saved_parts import SavedParts
 from mvczigal_ref.models.sharding import local_part
 from mvczigal_ref.models.weight_files import check_safetensors, pickled_weights, read_json
 
@@ -108,6 +115,7 @@ def load_model(
     dtype: torch.dtype,
     variant: str | None = None,
     mapped: bool = False,
+    few_bits: FewBits | None = None,
 ) -> Any:  # noqa: ANN401
     """Load a library's model from safetensors; refuse faults that the library only logs.
 
@@ -120,6 +128,7 @@ def load_model(
         dtype: Floating type of the model.
         variant: Word in the names of the tensors' files.
         mapped: Whether the type of the file is kept in place of ``dtype``, if it has one.
+        few_bits: Form of frozen linear weights of a model of diffusers; whole if None.
 
     Returns:
         The model in evaluation mode.
@@ -131,7 +140,7 @@ def load_model(
     first = stored_dtype(check_folder(folder, variant)) or dtype
     if mapped:
         dtype = first
-    if keeps_fp32(kind, dtype):
+    if keeps_fp32(kind, dtype) or few_bits is not None:
         first = dtype
     options: dict[str, Any] = {
         "output_loading_info": True, "local_files_only": True, "use_safetensors": True,
@@ -140,8 +149,9 @@ def load_model(
     if variant is not None:
         options["variant"] = variant
     try:
+        rounding = {} if few_bits is None else low_bit_reading(kind, folder, few_bits)
         try:
-            loaded, info = kind.from_pretrained(folder, **options)
+            loaded, info = kind.from_pretrained(folder, **options, **rounding)
         except (ValueError, RuntimeError):
             # Both libraries stop at a misshapen tensor; read on, to name all of them.
             slow = {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True}
@@ -161,6 +171,8 @@ def load_model(
     if faults:
         msg = f"`{folder}` must hold exactly the network's tensors: {_listed(faults)}."
         raise CheckpointError(msg)
+    if few_bits is not None:
+        mark_low_bit(loaded)
     if first != dtype:
         cast_mapped(loaded, dtype)
     return loaded.eval()
@@ -300,4 +312,6 @@ def stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str
 
 def cast_network(network: nn.Module, device: Any, dtype: torch.dtype | None) -> nn.Module:  # noqa: ANN401
     """Move a network as torch does; diffusers' own method warns about types."""
-    return nn.Module.to(network, device=device, dtype=dtype)
+    if dtype is None or not holds_low_bits(network):
+        return nn.Module.to(network, device=device, dtype=dtype)
+    return cast_whole_weights(nn.Module.to(network, device=device), dtype)

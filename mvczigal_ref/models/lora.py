@@ -131,6 +131,8 @@ def insert_lora(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         if beside:  # which PEFT warns of
             warnings.simplefilter("ignore", UserWarning)
+        # Weights of few bits are never merged.
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated", UserWarning)
         network.add_adapter(config, adapter_name=adapter)
     if beside:  # PEFT has switched them off; it makes active adapters trainable
         network.set_adapter([*beside, adapter])

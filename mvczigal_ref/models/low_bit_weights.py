@@ -1,15 +1,28 @@
-"""Frozen weights in 8 or 4 bits under a LoRA, by torchao, an optional package."""
+"""Frozen weights in 8 or 4 bits under a LoRA, by torchao, an optional package.
+
+Networks are rounded as they are read where diffusers can, see :mod:`.low_bit_reading`. What no file
+of diffusers holds is rounded here, at its place: row attention, networks that a distilled LoRA was
+fused into, and networks that were built already.
+"""
 
 import importlib.util
 import warnings
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from mvczigal_ref.errors import ConfigError
 
-__all__ = ["LOW_BITS", "check_low_bit", "low_bit_layers", "low_bit_saving", "store_low_bit"]
+__all__ = [
+    "LOW_BITS",
+    "LowBit",
+    "check_low_bit",
+    "low_bit_layers",
+    "low_bit_saving",
+    "store_low_bit",
+    "torchao_config",
+]
 
 LOW_BITS = "low_bits"
 """Attribute of a layer whose weight is stored in few bits, which multiplies in its own way."""
@@ -55,19 +68,31 @@ def store_low_bit(network: nn.Module, kind: LowBit) -> int:
         kind: "int8" has a scale per output; "nf4" has 4 bits per number and a scale per 64.
 
     Returns:
-        Layers whose weight is stored so.
+        Layers that were rounded now; those that were read so stay.
     """
+    config = torchao_config(kind)
     with warnings.catch_warnings(action="ignore"):
-        from torchao.quantization import Int8WeightOnlyConfig, NF4Tensor, quantize_
+        from torchao.quantization import quantize_
     layers = list(low_bit_layers(network, kind))
     for layer in layers:
-        if kind == "int8":
-            quantize_(layer, Int8WeightOnlyConfig(version=2), filter_fn=lambda *_: True)
-        else:
-            small = NF4Tensor.from_tensor(layer.weight.detach(), 64, 256)
-            layer.weight = nn.Parameter(small, requires_grad=False)
+        quantize_(layer, config, filter_fn=lambda *_: True)
         setattr(layer, LOW_BITS, True)
     return len(layers)
+
+
+def torchao_config(kind: LowBit) -> Any:  # noqa: ANN401 - an optional package
+    """Build torchao's configuration, which diffusers and `quantize_` take.
+
+    Args:
+        kind: "int8" or "nf4".
+
+    Returns:
+        An `AOBaseConfig`.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        from torchao.prototype._nf4tensor_api import NF4WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig
+    return Int8WeightOnlyConfig() if kind == "int8" else NF4WeightOnlyConfig()
 
 
 def low_bit_layers(network: nn.Module, kind: LowBit) -> Iterator[nn.Linear]:
@@ -78,7 +103,8 @@ def low_bit_layers(network: nn.Module, kind: LowBit) -> Iterator[nn.Linear]:
         kind: "int8" or "nf4".
 
     Yields:
-        Frozen linear layers of at least 4096 numbers; for "nf4" of a multiple of 16384.
+        Frozen linear layers of at least 4096 numbers that are whole; for "nf4" of a multiple of
+        16384.
 
     Examples:
         >>> layers = nn.Sequential(nn.Linear(64, 64), nn.Linear(8, 8)).requires_grad_(False)
@@ -87,6 +113,8 @@ def low_bit_layers(network: nn.Module, kind: LowBit) -> Iterator[nn.Linear]:
     """
     for module in network.modules():
         if not isinstance(module, nn.Linear) or module.weight.requires_grad:
+            continue
+        if LOW_BITS in module.__dict__:
             continue
         count = module.weight.numel()
         if count >= _SMALLEST and count % _MULTIPLE[kind] == 0:
@@ -105,7 +133,7 @@ def low_bit_saving(network: nn.Module, kind: LowBit) -> int:
 
     Examples:
         >>> layer = nn.Linear(64, 64, bias=False).requires_grad_(False)
-        >>> low_bit_saving(layer, "int8") == 64 * 64 * 4 - (64 * 64 + 64 * 4)
+        >>> low_bit_saving(layer, "int8") == 64 * 64 * 4 - (64 * 64 + 64 * 5)
         True
     """
     return sum(_saving(layer.weight, kind) for layer in low_bit_layers(network, kind))
@@ -114,7 +142,7 @@ def low_bit_saving(network: nn.Module, kind: LowBit) -> int:
 def _saving(weight: Tensor, kind: LowBit) -> int:
     count, width = weight.numel(), weight.element_size()
     if kind == "int8":
-        stored = count + width * weight.shape[0]
+        stored = count + 5 * weight.shape[0]  # per output a scale of fp32, and a zero point
     else:  # two numbers per byte, a byte per scale, one of fp32 or the weight's dtype per 256
         stored = count // 2 + count // 64 + width * (count // (64 * 256))
     return count * width - stored

@@ -322,6 +322,8 @@ def _copy_linear(source: nn.Module, device: torch.device | str | None) -> nn.Lin
     linear = cast("nn.Linear", source)
 
     def copied(value: Tensor) -> nn.Parameter:
+        if device is not None and torch.device(device).type == "meta":  # of few bits too
+            return nn.Parameter(torch.empty(value.shape, dtype=value.dtype, device="meta"))
         return nn.Parameter(value.detach().to(device or value.device, copy=True))
 
     with torch.no_grad():

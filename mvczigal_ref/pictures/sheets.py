@@ -1,16 +1,16 @@
 """Contact sheets and grids: many images as one picture."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Float32
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.shapes import Images
 
 __all__ = ["as_grid", "contact_sheet", "save_png", "view_scale"]
 
@@ -20,7 +20,7 @@ _FONT_SIZE, _LINE = 12, 18  # of a label [pixels]
 
 
 def contact_sheet(
-    images: Images,
+    images: Float[Any, "row column rgb height width"],
     *,
     scale: int = 1,
     row_labels: Sequence[str] | None = None,
@@ -30,7 +30,7 @@ def contact_sheet(
     """Lay out objects as rows and their views as columns.
 
     Args:
-        images: RGB; values outside [0, 1] are clamped.
+        images: RGB, of torch or NumPy; values outside [0, 1] are clamped.
         scale: Screen pixels along the edge of an image's pixel, which stays a
             sharp square; at least 1.
         row_labels: A line of text above each row.
@@ -45,11 +45,11 @@ def contact_sheet(
             the labels are not one per row.
 
     Examples:
-        >>> contact_sheet(torch.zeros(2, 3, 3, 8, 8), scale=2, gap=1).size
+        >>> contact_sheet(np.zeros((2, 3, 3, 8, 8)), scale=2, gap=1).size
         (52, 35)
     """
     rows, columns, _, height, width = images.shape
-    if not images.numel():
+    if not math.prod(images.shape):
         msg = f"`images` must hold at least one image; got shape {tuple(images.shape)}."
         raise ValueError(msg)
     if scale < 1:
@@ -68,9 +68,9 @@ def contact_sheet(
     text = max((font.getlength(label) for label in labels), default=0)
     size = (max(gap + columns * step_x, 2 * gap + round(text)), gap + rows * step_y)
     sheet = Image.new("RGB", size, paper)
-    pixels = (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    for row, views in enumerate(pixels.permute(0, 1, 3, 4, 2).numpy()):
+    pixels = (_array(images).clip(0, 1) * np.float32(255)).round().astype(np.uint8)
+    pixels = pixels.repeat(scale, -1).repeat(scale, -2)
+    for row, views in enumerate(np.ascontiguousarray(pixels.transpose(0, 1, 3, 4, 2))):
         top = gap + row * step_y
         if labels:
             ImageDraw.Draw(sheet).text((gap, top), labels[row], fill=_INK, font=font)
@@ -79,7 +79,15 @@ def contact_sheet(
     return sheet
 
 
-def view_scale(images: Tensor) -> int:
+def _array(images: Float[Any, "*axis"]) -> Float32[np.ndarray, "*axis"]:
+    """Bring images to the CPU, in fp32."""
+    if isinstance(images, np.ndarray):
+        return images.astype(np.float32)
+    array: np.ndarray = images.detach().cpu().float().numpy()
+    return array
+
+
+def view_scale(images: Float[Any, "*axis"]) -> int:
     """Choose the scale at which small views are large enough to be seen.
 
     Args:
@@ -89,19 +97,20 @@ def view_scale(images: Tensor) -> int:
         Smallest scale, for :func:`contact_sheet`, that makes a view 96 screen pixels wide.
 
     Examples:
-        >>> view_scale(torch.zeros(3, 32, 32)), view_scale(torch.zeros(3, 512, 512))
+        >>> view_scale(np.zeros((3, 32, 32))), view_scale(np.zeros((3, 512, 512)))
         (3, 1)
     """
-    return max(1, -(-_SMALLEST // images.shape[-1]))
+    width: int = images.shape[-1]
+    return max(1, -(-_SMALLEST // width))
 
 
 def as_grid(
-    images: Float[Tensor, "view rgb height width"], columns: int
-) -> Float[Tensor, "row column rgb height width"]:
+    images: Float[Any, "view rgb height width"], columns: int
+) -> Float[Any, "row column rgb height width"]:
     """Lay out one object's views row by row, for :func:`contact_sheet`.
 
     Args:
-        images: RGB.
+        images: RGB, of torch.
         columns: Views per row; at least 1.
 
     Returns:
@@ -111,15 +120,17 @@ def as_grid(
         ValueError: If ``columns`` is below 1.
 
     Examples:
+        >>> import torch
         >>> as_grid(torch.zeros(5, 3, 8, 8), 3).shape
         torch.Size([2, 3, 3, 8, 8])
     """
     if columns < 1:
         msg = f"`columns` must be at least 1; got {columns}."
         raise ValueError(msg)
+    import torch
+
     white = images.new_ones((-len(images) % columns, *images.shape[1:]))
-    grid: Images = torch.cat([images, white]).unflatten(0, (-1, columns))
-    return grid
+    return torch.cat([images, white]).unflatten(0, (-1, columns))
 
 
 def save_png(path: Path, image: Image.Image) -> None:

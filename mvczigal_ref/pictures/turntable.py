@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
 
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.pictures.sheets import contact_sheet
@@ -25,7 +24,7 @@ _ANIMATED: dict[str, tuple[str, dict[str, Any]]] = {
 
 def save_turntable(
     path: Path,
-    images: Float[Tensor, "view rgb height width"],
+    images: Float[Any, "view rgb height width"],
     azimuth_deg: Sequence[float],
     *,
     seconds: float = 4.0,
@@ -38,7 +37,7 @@ def save_turntable(
 
     Args:
         path: File to write, ``.gif``, ``.png`` or ``.apng``, or ``.webp``; its folder is made.
-        images: RGB; values outside [0, 1] are clamped.
+        images: RGB, of torch or NumPy; values outside [0, 1] are clamped.
         azimuth_deg: Azimuth of each view's camera [deg].
         seconds: Duration of a turn [s]; positive.
         scale: Screen pixels along the edge of an image's pixel; at least 1.

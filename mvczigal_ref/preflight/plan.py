@@ -23,6 +23,7 @@ from mvczigal_ref.preflight.footprints import Footprint, scorer_footprint
 from mvczigal_ref.preflight.meta_networks import meta_components
 from mvczigal_ref.preflight.meter import storage_bytes
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
+from mvczigal_ref.preflight.stored_plans import planned_device
 from mvczigal_ref.preflight.weights import camera_encoder, network_bytes, weight_bytes
 from mvczigal_ref.preflight.workload import Replay, Workload
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW
@@ -95,7 +96,7 @@ def plan(
     parameters = _parameters(system, footprints)
     if weights["gathered"] and config.run.compute_dtype == "bf16":
         cast_network(system.backbone.network, _META, torch.bfloat16)
-    device = _device_type(config)
+    device = planned_device(config)
     costs, slices = Costs(system=system, config=config, device=device), len(share.objects)
     if config.model.gradient_checkpointing == "auto":
         costs.budget = _budget(costs, weights, slices, memory=memory)
@@ -142,14 +143,6 @@ def plan(
             decoding=max((arms - 1) * images + peak, 2 * (arms - 1) * arms * images),
         ),
     )  # fmt: skip
-
-
-def _device_type(config: TrainConfig) -> str:
-    """Name the kind of device that the run would take here."""
-    if config.run.device != "auto":
-        return torch.device(config.run.device).type
-    here = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if here is None else here.type
 
 
 def _budget(costs: Costs, weights: dict[str, int], slices: int, *, memory: int | None) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-import torch
+import numpy as np
 from PIL import Image
 
 from mvczigal_ref.evaluation.digits import with_error
@@ -55,6 +55,6 @@ def card_sheet(run: RunContent) -> Image.Image | None:
     if before is None or after is None or not len(before.images):
         return None
     count = min(len(before.images), len(after.images), _MOST_PROMPTS)
-    pairs = torch.stack([before.images[:count], after.images[:count]], dim=1)
+    pairs = np.stack([before.images[:count], after.images[:count]], axis=1)
     labels = [f"{prompt}: {when}" for prompt in run.prompts[:count] for when in ("before", "after")]
-    return contact_sheet(pairs.flatten(0, 1), scale=view_scale(pairs), row_labels=labels)
+    return contact_sheet(np.concatenate(pairs), scale=view_scale(pairs), row_labels=labels)

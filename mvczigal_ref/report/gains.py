@@ -1,11 +1,11 @@
 """Gains as dots: every pair of held-out images, their mean and its standard error."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.pictures.drawing import CURVES, INK, bare_axes, style
@@ -44,7 +44,7 @@ def swarm(values: Sequence[float], *, width: float) -> list[float]:
 
 def draw_gains(
     gains: Mapping[str, PairedGain],
-    pairs: Mapping[str, Float[Tensor, "noise prompt"]],
+    pairs: Mapping[str, Float[Any, "noise prompt"]],
     *,
     unit: str,
     marked: Mapping[str, int],
@@ -54,7 +54,7 @@ def draw_gains(
 
     Args:
         gains: Mean gain and standard error by name of the score.
-        pairs: Gains of every noise and prompt, by the same names [reward units].
+        pairs: Gains of every noise and prompt, of torch or NumPy, by the same names [reward units].
         unit: Unit of the scores; may be empty.
         marked: Prompts whose dot of the first noise has a ring and a name, in the last row.
         width: Width of the figure [in].
@@ -65,7 +65,7 @@ def draw_gains(
     names = list(gains)
     with style("x"):
         figure, axes = bare_axes(width, 0.85 + 0.95 * len(names), left=0.95, bottom=0.5)
-        flat = {name: table.double().flatten().tolist() for name, table in pairs.items()}
+        flat = {name: table.flatten().tolist() for name, table in pairs.items()}
         every = [value for values in flat.values() for value in values]
         extent = max(max(every) - min(every), 1e-9)
         for row, name in enumerate(reversed(names)):

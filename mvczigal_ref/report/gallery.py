@@ -5,22 +5,18 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float, UInt8
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.config.scorer_names import VIEW_MEAN
+from mvczigal_ref.config.scorer_names import reward_unit
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.evaluation.digits import decimals_of_size
 from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.pictures import contact_sheet, view_scale
-from mvczigal_ref.pictures.heat import error_map
-from mvczigal_ref.report.run_content import RunContent, reward_unit, score_tables
-from mvczigal_ref.shapes import Images
+from mvczigal_ref.pictures.heat import heat
+from mvczigal_ref.report.run_content import RunContent, score_tables
 from mvczigal_ref.tiny_world.grammar import parse
-from mvczigal_ref.tiny_world.render import IMAGE_SIZE
-from mvczigal_ref.tiny_world.score import nearest_renders
 
 __all__ = ["Choice", "Row", "Strip", "choose", "gallery", "image_gains", "with_errors"]
 
@@ -66,7 +62,7 @@ class Row:
     """One strip per occasion."""
 
 
-def image_gains(run: RunContent) -> Float[Tensor, " prompt"]:
+def image_gains(run: RunContent) -> list[float]:
     """Give what each stored image has gained, by the score that judges most of it.
 
     Args:
@@ -79,14 +75,17 @@ def image_gains(run: RunContent) -> Float[Tensor, " prompt"]:
     field = list(score_tables(run.config).values())[-1]
     before, after = run.before, run.after
     if before is None:
-        return torch.zeros(0)
-    first: Tensor = getattr(before, field)[0].double()
-    scores = first if after is None else getattr(after, field)[0].double() - first
+        return []
+    first: list[float] = getattr(before, field)[0].tolist()
+    scores = first
+    if after is not None:
+        pairs = zip(first, getattr(after, field)[0].tolist(), strict=True)
+        scores = [new - old for old, new in pairs]
     shown = min(len(e.images) for e in (before, after) if e is not None)
     return scores[:shown]
 
 
-def choose(gains: Float[Tensor, " prompt"], prompts: Sequence[str]) -> list[Choice]:
+def choose(gains: Sequence[float], prompts: Sequence[str]) -> list[Choice]:
     """Choose the best, the median and the worst prompt, and one of each shape that is left.
 
     Args:
@@ -97,10 +96,10 @@ def choose(gains: Float[Tensor, " prompt"], prompts: Sequence[str]) -> list[Choi
         Choices, best first; of a shape its median prompt. Without shapes the quartiles are added.
 
     Examples:
-        >>> [c.reason for c in choose(torch.tensor([1.0, 3.0, 2.0]), ["a", "b", "c"])]
+        >>> [c.reason for c in choose([1.0, 3.0, 2.0], ["a", "b", "c"])]
         ['best', 'median', 'worst']
     """
-    order = gains.argsort(descending=True, stable=True).tolist()
+    order = sorted(range(len(gains)), key=lambda place: -gains[place])
     if not order:
         return []
     last = len(order) - 1
@@ -133,7 +132,7 @@ def gallery(run: RunContent) -> list[Row]:
     for choice in choose(image_gains(run), run.prompts):
         prompt = run.prompts[choice.place]
         strips = tuple(
-            Strip(name, _png(with_errors(_object(scores, choice), prompt, run.config)),
+            Strip(name, _png(with_errors(scores, choice.place, prompt, run.config)),
                   _words(run, scores, choice, since=run.before if name == "after" else None))
             for name, scores in scored.items()
         )  # fmt: skip
@@ -142,29 +141,40 @@ def gallery(run: RunContent) -> list[Row]:
 
 
 def with_errors(
-    images: Images, prompt: str, config: TrainConfig
-) -> Float[Tensor, "row view rgb height width"]:
+    scores: Evaluation, place: int, prompt: str, config: TrainConfig
+) -> Float[np.ndarray, "row view rgb height width"]:
     """Put below an object's views where they differ from the nearest exact render.
 
     Args:
-        images: Views of one object.
+        scores: Scores and images of an occasion, of NumPy.
+        place: Index of the object among the images.
         prompt: Prompt of the object.
         config: Scorers and cameras of the run.
 
     Returns:
         Two rows, views and error maps; the views alone where no exact judge looked.
     """
-    if reward_unit(config) != "dB" or not _shape(prompt) or images.shape[-1] != IMAGE_SIZE:
-        return images
-    from mvczigal_ref.system.rig import rig_of  # loads the libraries of models
-
-    rig = None if config.reward.joint == VIEW_MEAN else rig_of(config.model)
-    maps: Images = error_map(images, nearest_renders(images, [prompt], rig=rig))
-    return torch.cat([images, maps])
+    images: np.ndarray = scores.images[place : place + 1]
+    levels = _levels(scores, place, prompt, config)
+    return images if levels is None else np.concatenate([images, heat(levels)])
 
 
-def _object(scores: Evaluation, choice: Choice) -> Images:
-    return scores.images[choice.place : choice.place + 1]
+def _levels(
+    scores: Evaluation, place: int, prompt: str, config: TrainConfig
+) -> UInt8[np.ndarray, "one view height width"] | None:
+    """Take an object's error levels, or render anew what an older version has not kept."""
+    if scores.errors is not None:
+        levels: np.ndarray = scores.errors[place : place + 1]
+        return levels
+    if reward_unit(config.reward) != "dB":
+        return None
+    import torch
+
+    from mvczigal_ref.evaluation.exact_errors import exact_errors
+
+    images = torch.from_numpy(scores.images[place : place + 1])
+    anew = exact_errors(images, [prompt], config)
+    return None if anew is None else anew.numpy()
 
 
 def _shape(prompt: str) -> str:
@@ -189,7 +199,7 @@ def _words(run: RunContent, scores: Evaluation, choice: Choice, since: Evaluatio
     return ", ".join(parts)
 
 
-def _png(rows: Float[Tensor, "row view rgb height width"]) -> str:
+def _png(rows: Float[np.ndarray, "row view rgb height width"]) -> str:
     """Encode rows of views as a data URL."""
     scale = view_scale(rows)
     sheet = contact_sheet(rows, scale=scale, gap=scale, paper=_PAPER)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from mvczigal_ref import __version__
 from mvczigal_ref.condition.drift_bins import DRIFT_EDGES, drift_histogram
+from mvczigal_ref.config.scorer_names import reward_unit
 from mvczigal_ref.evaluation.digits import decimals_of_size, gain_text
 from mvczigal_ref.evaluation.durations import duration
 from mvczigal_ref.files import atomic_write
@@ -26,7 +27,6 @@ from mvczigal_ref.report.run_content import (
     changed_settings,
     informative_metrics,
     read_run,
-    reward_unit,
     score_tables,
     settings_of,
 )
@@ -71,7 +71,7 @@ def write_report(folder: Path) -> Path:
 
 def _content(run: RunContent) -> dict[str, Any]:
     """Gather everything that the template names."""
-    config, unit = run.config, reward_unit(run.config)
+    config, unit = run.config, reward_unit(run.config.reward)
     finished = run.rows[-1]["iteration"] + 1 if run.rows else 0
     gains = run.gains()
     figures, flat = _figures(run, unit)

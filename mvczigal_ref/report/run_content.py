@@ -23,7 +23,6 @@ __all__ = [
     "changed_settings",
     "informative_metrics",
     "read_run",
-    "reward_unit",
     "score_tables",
     "settings_of",
 ]
@@ -43,7 +42,7 @@ class RunContent:
     """Metrics, one mapping per iteration."""
 
     evaluations: dict[int, Evaluation]
-    """Held-out scores by the number of finished iterations, in that order."""
+    """Held-out scores by the number of finished iterations, in that order, of NumPy."""
 
     prompts: list[str]
     """Prompts of the evaluations, one per column of the scores."""
@@ -140,7 +139,7 @@ def read_run(folder: Path) -> RunContent:
     # A glob would find a file, or a folder that may not be read, empty.
     files = sorted(place.iterdir()) if place.exists() else []
     named = (path for path in files if path.match("*_*.safetensors"))
-    scores = [(_iteration(path), read_evaluation(path)[0]) for path in named]
+    scores = [(_iteration(path), read_evaluation(path, framework="np")[0]) for path in named]
     evaluations = dict(sorted(scores, key=lambda one: one[0]))
     columns = max((each.joint.shape[1] for each in evaluations.values()), default=0)
     return RunContent(
@@ -172,25 +171,6 @@ def _prompts(folder: Path, columns: int) -> list[str]:
     if isinstance(held_out, list) and len(held_out) == columns:
         return [str(prompt) for prompt in held_out]
     return [f"prompt {place}" for place in range(1, columns + 1)]
-
-
-def reward_unit(config: TrainConfig) -> str:
-    """Name the unit of a run's rewards.
-
-    Args:
-        config: Read for its scorers.
-
-    Returns:
-        ``dB`` for the tiny world's scorers, an empty text for others; where no scorer judges all
-        views, the unit of the per-view scorer.
-
-    Examples:
-        >>> reward_unit(TrainConfig())
-        'dB'
-    """
-    reward = config.reward
-    worlds = (reward.per_view == "world.per_view", reward.joint in ("world.joint", VIEW_MEAN))
-    return "dB" if all(worlds) else ""
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def claim_runs(
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
     progress: Callable[[], None] = lambda: None,
+    keep_counts: bool = True,
 ) -> tuple[PlannedRun, ...]:
     """Plan the runs of some arms, seed by seed, so that claims get all their arms early.
 
@@ -53,6 +54,8 @@ def claim_runs(
         seeds: Seeds of the runs.
         overrides: Settings of all arms, as ``section.name=value``.
         progress: Called after each arm that was counted.
+        keep_counts: Whether counts of network calls are written into the folder, for the next
+            command; those that are there are read in any case.
 
     Returns:
         The runs, the first seed of all arms first.
@@ -64,7 +67,7 @@ def claim_runs(
     planned = [
         planned_runs(
             one, folder, seeds=seeds, overrides=overrides, arms=arms, progress=progress,
-            memory=folder / "calls.json",
+            memory=folder / "calls.json", keep=keep_counts,
         )
         for one in ARM_SETS.values()
         if any(row.arm in arms for row in one.methods)

@@ -117,7 +117,8 @@ def _after(run: Path, iteration: int, prompts: Sequence[str]) -> Evaluation:
 
 def _lead(alone: Path, constrained: Path) -> list[float]:
     """Subtract the joint scores of both runs' policies, prompt by prompt, on the first noise."""
-    return (_scores(constrained, "after").joint[0] - _scores(alone, "after").joint[0]).tolist()
+    lead = _scores(constrained, "after").joint[0] - _scores(alone, "after").joint[0]
+    return [float(difference) for difference in lead]
 
 
 def _note(scores: Evaluation, place: int) -> str:

@@ -47,6 +47,7 @@ def planned_runs(
     arms: Collection[str] | None = None,
     progress: Callable[[], None] = lambda: None,
     memory: Path | None = None,
+    keep: bool = True,
 ) -> tuple[tuple[PlannedRun, ...], ...]:
     """Give every method as many iterations as its network calls allow, before any long work.
 
@@ -63,6 +64,7 @@ def planned_runs(
         arms: Arms whose runs are planned; all if None. The first method is counted anyway.
         progress: Called after each method that was counted.
         memory: File that keeps counts from one command to the next; none if None.
+        keep: Whether new counts are written into that file.
 
     Returns:
         Per method one run per seed.
@@ -84,7 +86,7 @@ def planned_runs(
     }
     counts = {}
     for row in dict.fromkeys((first, *chosen)):
-        counts[row.arm] = _calls(settings[row.arm], memory)
+        counts[row.arm] = _calls(settings[row.arm], memory, keep=keep)
         progress()
     planned = tuple(
         tuple(
@@ -144,17 +146,16 @@ def _words(
     return (*methods.settings, *overrides, *row.settings, f"run.seed={seed}")
 
 
-def _calls(configs: Sequence[TrainConfig], memory: Path | None) -> list[list[int]]:
+def _calls(configs: Sequence[TrainConfig], memory: Path | None, *, keep: bool) -> list[list[int]]:
     """Count the network calls of runs that differ in their seeds alone."""
     counts: list[list[int]] = []
     for config in configs:
-        counts.append(
-            _remembered(config, memory) if not counts or _draws_steps(config) else counts[0]
-        )
+        equal = counts and not _draws_steps(config)
+        counts.append(counts[0] if equal else _remembered(config, memory, keep=keep))
     return counts
 
 
-def _remembered(config: TrainConfig, memory: Path | None) -> list[int]:
+def _remembered(config: TrainConfig, memory: Path | None, *, keep: bool) -> list[int]:
     """Count, or read what was counted of equal settings."""
     if memory is None:
         return network_calls(config)
@@ -165,7 +166,8 @@ def _remembered(config: TrainConfig, memory: Path | None) -> list[int]:
         counts = {}
     if key not in counts:
         counts[key] = network_calls(config)
-        atomic_write(memory, to_json(counts))
+        if keep:
+            atomic_write(memory, to_json(counts))
     return list(counts[key])
 
 

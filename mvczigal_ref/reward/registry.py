@@ -7,6 +7,7 @@ from typing import Any, Final, Generic, TypeVar
 import torch
 
 from mvczigal_ref.config import GuardConfig, RewardConfig, scorer_weights
+from mvczigal_ref.config.code_names import is_code
 from mvczigal_ref.config.scorer_names import (
     VIEW_MEAN,
     ScorerKind,
@@ -17,7 +18,6 @@ from mvczigal_ref.config.scorer_names import (
     scorer_place,
     scorers_by_setting,
 )
-from mvczigal_ref.config.typed import is_code
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.builders import JOINT, PER_VIEW, ScorerOptions, remote
 from mvczigal_ref.reward.callable import callable_scorer

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from mvczigal_ref.config.code_names import is_typed, note_typed
 from mvczigal_ref.config.plugins import GROUPS, load_plugin, plugin
-from mvczigal_ref.config.typed import is_typed, note_typed
 from mvczigal_ref.errors import ConfigError, one_line
 from mvczigal_ref.reward.provenance import note
 from mvczigal_ref.reward.user_code import FAULTS, unchanged_defaults

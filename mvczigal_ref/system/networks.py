@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.hub import load_sdxl_components
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.plain_pipelines import stored_prediction, warn_of_grid
 from mvczigal_ref.models.published import (
     PUBLISHED,
@@ -45,13 +47,16 @@ DTYPES: dict[Dtype, torch.dtype] = {
 }
 
 
-def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
+def load_network(
+    config: TrainConfig, *, mapped: bool = False, few_bits: FewBits | None = None
+) -> AnyComponents:
     """Read the network that a configuration names.
 
     Args:
         config: Read for its section ``model`` and for ``flow.text_length``.
         mapped: Whether UNet or flow transformer keeps the type of its file, as :func:`load_flow`
             and :func:`load_unet` say.
+        few_bits: Form of the frozen linear weights of UNet or flow transformer; whole if None.
 
     Returns:
         Every part of the model, on the CPU.
@@ -62,17 +67,18 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
         CheckpointError: If weights are absent or damaged.
     """
     model, dtype = config.model, DTYPES[config.model.dtype]
+    how: dict[str, Any] = {"mapped": mapped, "few_bits": few_bits}
     if model.network == "unet":
         place = str(weights_folder(model.weights))
         _check_prediction(config, place, SdxlSources(base=place, local_files_only=True))
-        return load_unet(place, parts=model.sources, dtype=dtype, mapped=mapped)
+        return load_unet(place, parts=model.sources, dtype=dtype, **how)
     if model.weights in PUBLISHED:
         sources = published_sources(model.weights, model.sources)
         for name in ("base", "unet", "vae"):
             refuse_single_file(f"model.sources.{name}", getattr(sources, name) or "")
         _warn_of_unused_networks(model.sources, sources)
         _check_scheduler(config, sources.unet or sources.base, sources)
-        return load_sdxl_components(sources, dtype=dtype, mapped=mapped)
+        return load_sdxl_components(sources, dtype=dtype, **how)
     if model.sources:
         msg = (
             f"`model.sources` is for `model.weights` of {list(PUBLISHED)}, or for `model.network` "
@@ -82,9 +88,9 @@ def load_network(config: TrainConfig, *, mapped: bool = False) -> AnyComponents:
     folder = weights_folder(model.weights)
     refuse_single_file("model.weights", folder)
     if model.network == "flow":
-        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, mapped=mapped)
+        return load_flow(folder, text_length=config.flow.text_length, dtype=dtype, **how)
     _check_scheduler(config, str(folder), SdxlSources(base=str(folder)))
-    return load_components(folder, policy_dtype=dtype, mapped=mapped)
+    return load_components(folder, policy_dtype=dtype, **how)
 
 
 def _warn_of_unused_networks(named: Mapping[str, str], sources: SdxlSources) -> None:

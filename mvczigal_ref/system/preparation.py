@@ -16,6 +16,7 @@ from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.backbone import AnyComponents, Backbone
 from mvczigal_ref.models.components import Components
 from mvczigal_ref.models.loading import cast_network
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.low_bit_weights import check_low_bit, store_low_bit
 from mvczigal_ref.models.placement import compile_network, lay_channels_last, set_tf32
 from mvczigal_ref.models.projections import install_merged_linears
@@ -24,7 +25,14 @@ from mvczigal_ref.models.recomputation import Recomputation, activation_budget, 
 from mvczigal_ref.models.sharding import shard_network
 from mvczigal_ref.system.networks import DTYPES
 
-__all__ = ["check_training", "choose_trained", "cut_network", "place_parts", "quicken"]
+__all__ = [
+    "check_training",
+    "choose_trained",
+    "cut_network",
+    "few_bits_of",
+    "place_parts",
+    "quicken",
+]
 
 
 def check_training(config: TrainConfig) -> None:
@@ -103,7 +111,7 @@ def choose_trained(
     Raises:
         CheckpointError: If the LoRA cannot be read.
     """
-    model, few_bits = config.model, _few_bits(config)
+    model, few_bits = config.model, few_bits_of(config, device)
     backbone.freeze()
     if lora is not None:
         backbone.load_lora(lora)
@@ -111,8 +119,8 @@ def choose_trained(
         backbone.network.requires_grad_(requires_grad=True)
     else:
         backbone.add_lora(rank=model.lora_rank, alpha=model.lora_alpha, seed=config.run.seed)
-    if few_bits != "stored" and device.type != "meta":
-        store_low_bit(backbone.network, few_bits)
+    if few_bits is not None:  # what was not read so
+        store_low_bit(backbone.network, few_bits.kind)
 
 
 def quicken(config: TrainConfig, backbone: Backbone, vae: nn.Module, device: torch.device) -> None:
@@ -159,6 +167,20 @@ def cut_network(
         compute_dtype=torch.bfloat16 if run.compute_dtype == "bf16" else None,
         offload=run.offload_parameters,
     )  # fmt: skip
+
+
+def few_bits_of(config: TrainConfig, device: torch.device) -> FewBits | None:
+    """Choose the form in which frozen weights are read.
+
+    Args:
+        config: Read for its section ``model``.
+        device: Device on which the networks compute.
+
+    Returns:
+        Form of few bits; None where weights are whole, and on "meta".
+    """
+    kind = _few_bits(config)
+    return None if kind == "stored" or device.type == "meta" else FewBits(kind, device)
 
 
 def _few_bits(config: TrainConfig) -> Literal["stored", "int8", "nf4"]:

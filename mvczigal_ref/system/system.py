@@ -34,6 +34,7 @@ from mvczigal_ref.system.preparation import (
     check_training,
     choose_trained,
     cut_network,
+    few_bits_of,
     place_parts,
     quicken,
 )
@@ -257,7 +258,7 @@ def build_system(
         check_lora(lora, network=model.network)
     cut = world is not None and world.size > 1 and config.run.sharding == "full"
     if components is None:
-        components = load_network(config, mapped=cut)
+        components = load_network(config, mapped=cut, few_bits=few_bits_of(config, device))
     parts = place_parts(config, components, device, cut=cut)
     backbone = backbone_of(config, parts)
     choose_trained(config, backbone, device, lora)

@@ -5,7 +5,6 @@ tensors in safetensors, everything else in JSON, and a manifest that holds the
 size and SHA-256 of each file. Nothing is unpickled.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,25 +20,29 @@ from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.files import discard, sync, to_json, usual_mode, writing
 from mvczigal_ref.models.sharding import shard_world
-from mvczigal_ref.training.saved_state import require_state
+from mvczigal_ref.training.checkpoint_folder import (
+    FORMAT,
+    MANIFEST,
+    REPLACED,
+    VERSION,
+    checkpoint_name,
+    checkpoints,
+    measure,
+    read_state,
+    refusal,
+    seal,
+    verify,
+)
 from mvczigal_ref.training.tensor_groups import read_groups, write_groups
 
 __all__ = [
     "Checkpoint",
     "clean_leftovers",
-    "latest_checkpoint",
     "load_checkpoint",
-    "load_state",
     "prune_checkpoints",
     "require_same_run",
     "save_checkpoint",
 ]
-
-
-_FORMAT = "mvczigal-ref checkpoint"
-_VERSION, _MANIFEST = 1, "manifest.json"
-_NAME = re.compile(r"iteration_(\d{6,})")
-_REPLACED = ".replaced"  # ends the name of a checkpoint that a new one of its iteration replaces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +92,7 @@ def save_checkpoint(
         OSError: If the disk does not take it; nothing of it is left.
         ValueError: If a group's name cannot name a file, or the state would not come back equal.
     """
-    target = folder / _name(iteration)
+    target = folder / checkpoint_name(iteration)
     text = to_json(state)
     if json.loads(text) != state:
         msg = "`state` must be JSON that reads back equal; use lists and text keys, not tuples."
@@ -121,16 +124,16 @@ def _finish(aside: Path, iteration: int, text: str, config: TrainConfig) -> None
     usual_mode(aside)
     (aside / "state.json").write_text(text, "utf-8")
     (aside / "config.json").write_text(to_json(to_dict(config)), "utf-8")
-    files = {file.name: _measure(file) for file in sorted(aside.iterdir())}
+    files = {file.name: measure(file) for file in sorted(aside.iterdir())}
     manifest = {
-        "format": _FORMAT,
-        "version": _VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         "iteration": iteration,
         "fingerprint": fingerprint(config),
         "files": files,
     }
-    manifest["sha256"] = _seal(manifest)
-    (aside / _MANIFEST).write_text(to_json(manifest), "utf-8")
+    manifest["sha256"] = seal(manifest)
+    (aside / MANIFEST).write_text(to_json(manifest), "utf-8")
     for file in aside.iterdir():
         sync(file)
     sync(aside)
@@ -138,7 +141,7 @@ def _finish(aside: Path, iteration: int, text: str, config: TrainConfig) -> None
 
 def _publish(aside: Path, target: Path) -> None:
     """Give a finished checkpoint its name, in the place of one that has it."""
-    old = target.with_name(target.name + _REPLACED)
+    old = target.with_name(target.name + REPLACED)
     if target.exists():
         target.rename(old)
     aside.rename(target)
@@ -159,19 +162,19 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
     Raises:
         CheckpointError: If it is damaged, of another format, or of another configuration.
     """
-    manifest = _verify(path)
+    manifest = verify(path)
     try:
         saved = from_dict(json.loads((path / "config.json").read_text("utf-8")))
     except ConfigError as error:
-        raise _refuse(path, f"this package cannot read its settings: {error}") from error
+        raise refusal(path, f"this package cannot read its settings: {error}") from error
     if config is not None:
         require_same_run(path, saved, config)
     try:
         tensors = read_groups(path, manifest["files"])
     except CheckpointError as error:
-        raise _refuse(path, str(error)) from error
+        raise refusal(path, str(error)) from error
     return Checkpoint(
-        iteration=manifest["iteration"], tensors=tensors, state=_read_state(path), config=saved
+        iteration=manifest["iteration"], tensors=tensors, state=read_state(path), config=saved
     )
 
 
@@ -188,37 +191,7 @@ def require_same_run(path: Path, saved: TrainConfig, config: TrainConfig) -> Non
     """
     differing = settings_difference(fingerprinted(saved), fingerprinted(config))
     if differing:
-        raise _refuse(path, f"it belongs to another configuration: {differing}")
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Read what a checkpoint holds beside tensors, without reading those.
-
-    Args:
-        path: The checkpoint's folder.
-
-    Returns:
-        JSON values of the checkpoint.
-
-    Raises:
-        CheckpointError: If manifest or values are damaged.
-    """
-    _require_file(path, "state.json", _read_manifest(path)["files"]["state.json"])
-    return _read_state(path)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest checkpoint by number; `load_checkpoint` says whether it is whole.
-
-    A kill leaves no damaged one, so a damaged one is never passed over in silence.
-
-    Args:
-        folder: Folder of a run's checkpoints; it need not exist. Nothing in it is changed.
-
-    Returns:
-        The checkpoint's folder, or None if there is none.
-    """
-    return next(reversed(_checkpoints(folder)), None)
+        raise refusal(path, f"it belongs to another configuration: {differing}")
 
 
 def prune_checkpoints(folder: Path, *, keep: int) -> None:
@@ -236,7 +209,7 @@ def prune_checkpoints(folder: Path, *, keep: int) -> None:
         raise ValueError(msg)
     clean_leftovers(folder)
     whole = False
-    for place, path in enumerate(reversed(_checkpoints(folder))):
+    for place, path in enumerate(reversed(checkpoints(folder))):
         if place < keep:
             whole = whole or _is_whole(path)
         elif not whole and _is_whole(path):
@@ -256,96 +229,17 @@ def clean_leftovers(folder: Path) -> None:
     """
     for path in folder.glob(".iteration_*.tmp"):
         discard(path)
-    for old in folder.glob(f"iteration_*{_REPLACED}"):
-        target = old.with_name(old.name.removesuffix(_REPLACED))
+    for old in folder.glob(f"iteration_*{REPLACED}"):
+        target = old.with_name(old.name.removesuffix(REPLACED))
         if target.exists():
             discard(old)
         else:
             old.rename(target)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Everything that is named as a checkpoint, oldest first; a file in its place is damage."""
-    paths: dict[int, Path] = {}
-    # A glob would find a folder empty that may not be read. A replaced one counts without another.
-    for path in sorted(folder.iterdir() if folder.exists() else (), reverse=True):
-        match = _NAME.fullmatch(path.name.removesuffix(_REPLACED))
-        if match is not None:
-            paths[int(match[1])] = path
-    return [paths[iteration] for iteration in sorted(paths)]
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        return require_state((path / "state.json").read_text("utf-8"))
-    except CheckpointError as error:
-        raise _refuse(path, str(error).rstrip(".")) from error
-
-
 def _is_whole(path: Path) -> bool:
     try:
-        _verify(path)
+        verify(path)
     except CheckpointError:
         return False
     return True
-
-
-def _verify(path: Path) -> dict[str, Any]:
-    """Check every byte; give the manifest."""
-    manifest = _read_manifest(path)
-    for name, written in manifest["files"].items():
-        _require_file(path, name, written)
-    return manifest
-
-
-def _require_file(path: Path, name: str, written: Mapping[str, Any]) -> None:
-    """Refuse a file that is not what the manifest says."""
-    file = path / name
-    if not file.is_file():
-        raise _refuse(path, f"its file {name!r} is missing")
-    if (measure := _measure(file))["bytes"] != written["bytes"]:
-        sizes = f"{measure['bytes']} bytes of {written['bytes']}"
-        raise _refuse(path, f"its file {name!r} has {sizes}")
-    if measure != written:
-        raise _refuse(path, f"the content of its file {name!r} is not what was written")
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        text = (path / _MANIFEST).read_text("utf-8")
-        manifest = json.loads(text)
-        written = isinstance(manifest, dict) and text == to_json(manifest)
-    except (OSError, ValueError) as error:
-        raise _refuse(path, f"its {_MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise _refuse(path, f"its {_MANIFEST} is not one of a {_FORMAT}")
-    if manifest.get("version") != _VERSION:
-        version = f"version {manifest.get('version')!r}; this package reads {_VERSION}"
-        raise _refuse(path, f"its {_MANIFEST} is of {version}")
-    if not written or manifest.get("sha256") != _seal(manifest):
-        raise _refuse(path, f"its {_MANIFEST} is not what was written")
-    # A name that is no checkpoint's is the caller's; one that is must be its own.
-    name = _NAME.fullmatch(path.name.removesuffix(_REPLACED))
-    if name is not None and int(name[1]) != manifest["iteration"]:
-        raise _refuse(path, f"it was written as {_name(manifest['iteration'])!r} and renamed")
-    return manifest
-
-
-def _name(iteration: int) -> str:
-    return f"iteration_{iteration:06d}"
-
-
-def _refuse(path: Path, reason: str) -> CheckpointError:
-    sentence = f"cannot use checkpoint {str(path)!r}: {reason}. "
-    return CheckpointError(sentence + "Remove it to go on from the one before, or name another.")
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    unsealed = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(to_json(unsealed).encode()).hexdigest()
-
-
-def _measure(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"bytes": file.stat().st_size, "sha256": digest}

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvczigal_ref.models.sharded_files import local_parts
+from mvczigal_ref.errors import quoted
+from mvczigal_ref.models.saved_parts import local_parts
 from mvczigal_ref.training.low_bit import packed, unpacked
-from mvczigal_ref.training.saved_state import require_optimizer
 
 __all__ = ["join_optimizer_state", "restore_optimizer", "split_optimizer_state"]
 
@@ -93,12 +93,30 @@ def restore_optimizer(
     for group, there in zip(optimizer.param_groups, saved["param_groups"], strict=False):
         if "foreach" in there:  # the form of the same arithmetic, which versions choose
             there["foreach"] = group.get("foreach")
-    require_optimizer(optimizer, saved)
+    _require_fitting(optimizer, saved)
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):  # as the optimiser wants it
             group["lr"] = torch.full_like(rate, group["lr"])
+
+
+def _require_fitting(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Refuse an optimiser's state of other parameters."""
+    here = optimizer.state_dict()["param_groups"]
+    for group, there in zip(here, saved["param_groups"], strict=True):
+        kinds = {n: float if isinstance(v, Tensor) else type(v) for n, v in group.items()}
+        if group["params"] != there["params"] or kinds != {n: type(v) for n, v in there.items()}:
+            msg = f"groups of {len(group['params'])} parameters; got {quoted(there)}"
+            raise ValueError(msg)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entries in saved["state"].items():
+        shape = parameters[number].shape
+        shapes = {"step": torch.Size(()), "exp_avg": shape, "exp_avg_sq": shape}
+        got = {n: v.shape if isinstance(v, Tensor) else torch.Size(()) for n, v in entries.items()}
+        if got != shapes:
+            msg = f"moments of parameter {number} of shape {tuple(shape)}; got {quoted(got)}"
+            raise ValueError(msg)
 
 
 def _as_json(value: Any) -> Any:  # noqa: ANN401 - of any setting

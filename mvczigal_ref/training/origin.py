@@ -20,7 +20,7 @@ from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.lora_reading import PEFT_FILE
 from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
-from mvczigal_ref.models.sharded_files import SavedParts
+from mvczigal_ref.models.saved_parts import SavedParts
 from mvczigal_ref.models.sharding import shard_world, whole
 from mvczigal_ref.models.single_files import START, START_WEIGHTS, require_start
 from mvczigal_ref.system import System
@@ -278,7 +278,7 @@ def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> O
     for name, tensor in tensors.items():
         if isinstance(tensors, SavedParts):  # one at a time
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
         if not bool(tensor.isfinite().all()):
             msg = (
                 f"`--from` must name finite parameters; got non-finite numbers in {name!r} of "

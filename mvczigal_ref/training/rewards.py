@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mvczigal_ref.config import TrainConfig, scorer_weights
-from mvczigal_ref.config.typed import is_code, is_typed
+from mvczigal_ref.config.code_names import is_code, is_typed
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.reward.registry import is_function, source_of
 

@@ -8,10 +8,10 @@ from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.training.checkpoint import (
     Checkpoint,
-    latest_checkpoint,
     load_checkpoint,
     require_same_run,
 )
+from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 from mvczigal_ref.training.places import in_places
 
 __all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest"]

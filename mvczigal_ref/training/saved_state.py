@@ -1,16 +1,14 @@
 """Values of a checkpoint beside its parameters, checked before a run goes on with them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError, quoted
 
-__all__ = ["REQUIRED", "require_optimizer", "require_state", "restored"]
+__all__ = ["REQUIRED", "require_state", "restored"]
 
 _Value = TypeVar("_Value")
 _Count = Annotated[int, Field(ge=0)]
@@ -128,29 +126,3 @@ def restored(name: str, build: Callable[[], _Value]) -> _Value:
             "the checkpoint to go on from the one before, or choose another folder."
         )
         raise CheckpointError(msg) from error
-
-
-def require_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Refuse an optimiser's state of other parameters.
-
-    Args:
-        optimizer: Optimiser of the run, as at its beginning.
-        saved: State for its ``load_state_dict``.
-
-    Raises:
-        ValueError: If groups, numbers of parameters, or shapes of moments differ.
-    """
-    here = optimizer.state_dict()["param_groups"]
-    for group, there in zip(here, saved["param_groups"], strict=True):
-        kinds = {n: float if isinstance(v, Tensor) else type(v) for n, v in group.items()}
-        if group["params"] != there["params"] or kinds != {n: type(v) for n, v in there.items()}:
-            msg = f"groups of {len(group['params'])} parameters; got {quoted(there)}"
-            raise ValueError(msg)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, entries in saved["state"].items():
-        shape = parameters[number].shape
-        shapes = {"step": torch.Size(()), "exp_avg": shape, "exp_avg_sq": shape}
-        got = {n: v.shape if isinstance(v, Tensor) else torch.Size(()) for n, v in entries.items()}
-        if got != shapes:
-            msg = f"moments of parameter {number} of shape {tuple(shape)}; got {quoted(got)}"
-            raise ValueError(msg)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import to_json
-from mvczigal_ref.training.checkpoint import latest_checkpoint, load_state
+from mvczigal_ref.training.checkpoint_folder import latest_checkpoint, load_state
 from mvczigal_ref.training.tracking import read_metrics
 
 __all__ = ["check_rows", "require_rows", "seal_rows"]

@@ -11,12 +11,14 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mvczigal_ref.distributed import World
 from mvczigal_ref.files import atomic_write, to_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from mvczigal_ref.distributed import World
 
 __all__ = ["STARTS", "read_starts", "recorded", "typed_command"]
 
@@ -31,7 +33,7 @@ _CPU = Path("/proc/cpuinfo")  # of Linux
 
 
 @contextmanager
-def recorded(folder: Path, world: World) -> Iterator[None]:
+def recorded(folder: Path, world: "World") -> Iterator[None]:
     """Record a start of a run, and its seconds as soon as it has ended or stopped.
 
     Args:
@@ -43,6 +45,7 @@ def recorded(folder: Path, world: World) -> Iterator[None]:
 
     Examples:
         >>> import tempfile
+        >>> from mvczigal_ref.distributed import World
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with recorded(Path(folder), World()):
         ...         pass
@@ -113,7 +116,9 @@ def _end(
     atomic_write(folder / STARTS, to_json([*earlier, start]))
 
 
-def _start(world: World) -> dict[str, Any]:
+def _start(world: "World") -> dict[str, Any]:
+    import torch
+
     return {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": typed_command(sys.argv),
@@ -128,6 +133,8 @@ def _start(world: World) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    import torch
+
     versions = {}
     for name in _PACKAGES:
         try:
@@ -147,5 +154,7 @@ def _processor() -> str:
     return models[0] if models else platform.processor() or "unknown processor"
 
 
-def _device(device: torch.device) -> str:
+def _device(device: "torch.device") -> str:
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -204,6 +204,7 @@ class TrainingState:
         with self._here.agreed():  # only the first process reads what is beside the checkpoints
             numbers = self._numbers(folder, rest) if self._here.is_main else {}
         trained = {name: p.detach() for name, p in self.system.trained().items()}
+        groups: dict[str, Mapping[str, torch.Tensor] | None]
         groups = {"policy": trained, "optimizer": tensors, "old": self.old, "average": self.average}
         groups["ahead"] = None if self.ahead is None else self.ahead.behaviour
         save_checkpoint(

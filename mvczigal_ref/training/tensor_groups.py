@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.sharded_files import read_parts, write_parts
+from mvczigal_ref.models.saved_parts import read_parts
+from mvczigal_ref.models.sharded_files import write_parts
 from mvczigal_ref.models.sharding import is_sharded, shard_world
 
 __all__ = ["read_groups", "write_groups"]

@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mvczigal_ref.errors import CheckpointError, quoted
 from mvczigal_ref.files import atomic_write, writing
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "MetricsLog",
@@ -113,7 +114,7 @@ class StageTimer:
         {}
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: "torch.device | None" = None) -> None:
         self._device = device
         self._seconds: dict[str, float] = {}
 
@@ -145,11 +146,13 @@ class StageTimer:
 
     def _now(self) -> float:
         if self._device is not None and self._device.type == "cuda":
+            import torch
+
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
 
-def peak_memory(device: torch.device) -> int | None:
+def peak_memory(device: "torch.device") -> int | None:
     """Measure the most memory that this process has held.
 
     Args:
@@ -159,6 +162,8 @@ def peak_memory(device: torch.device) -> int | None:
         Peak since the process began [bytes]; None on the CPU under Windows, which does not tell.
     """
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource

@@ -30,7 +30,8 @@ from mvczigal_ref.models.sharding import gathered
 from mvczigal_ref.system import System, build_system
 from mvczigal_ref.system.enhancer import build_enhancer
 from mvczigal_ref.system.scorers import check_judges
-from mvczigal_ref.training.checkpoint import Checkpoint, latest_checkpoint
+from mvczigal_ref.training.checkpoint import Checkpoint
+from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.exporting import export_policy
 from mvczigal_ref.training.identity import require_same_weights, weights_identity

@@ -23,7 +23,7 @@ EACH = {
     "one part cannot be written": (safetensors.torch, "save", 1, FULL, 0),
     "the first part cannot be written": (safetensors.torch, "save", 0, FULL, 0),
     "seals cannot be made": (state, "seal_rows", 0, OSError("no seal"), 0),
-    "the manifest cannot be written": (checkpoint, "_measure", 0, FULL, 0),
+    "the manifest cannot be written": (checkpoint, "measure", 0, FULL, 0),
     "a judge is out after": (System, "score", 0, OUT, 0),
     "the policy cannot be exported": (trainer, "export_policy", 0, FULL, 0),
     "a checkpoint cannot be read": (checkpoint, "read_groups", 1, OSError("no parts"), 0),

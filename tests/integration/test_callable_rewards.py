@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mvczigal_ref.cli import main
-from mvczigal_ref.config import typed as typed_names
+from mvczigal_ref.config import code_names
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.training.run_folder import load_newest
 from mvczigal_ref.training.tracking import read_metrics
@@ -51,7 +51,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _nothing_typed(monkeypatch):
-    monkeypatch.setattr(typed_names, "_TYPED", set())
+    monkeypatch.setattr(code_names, "_TYPED", set())
 
 
 REWARDS = (
@@ -141,7 +141,7 @@ def test_a_run_is_reported_and_exported_without_its_functions(finished):
     page = (finished / "report.html").read_text("utf-8")
 
     assert all(f"Reward of {name}" in page for name in NAMES[:2])
-    assert not typed_names._TYPED
+    assert not code_names._TYPED
 
 
 @pytest.mark.slow

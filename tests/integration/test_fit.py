@@ -8,7 +8,7 @@ import torch
 
 from mvczigal_ref import Events, fit, recipe
 from mvczigal_ref.cli import notebook
-from mvczigal_ref.config import typed as typed_names
+from mvczigal_ref.config import code_names
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.training.run_folder import load_newest
@@ -214,7 +214,7 @@ def test_a_notebook_shows_one_output_that_changes(settings, tmp_path, monkeypatc
 
 def test_a_name_that_is_typed_in_fit_may_be_imported(settings, tmp_path, monkeypatch):
     """As on the command line."""
-    monkeypatch.setattr(typed_names, "_TYPED", set())
+    monkeypatch.setattr(code_names, "_TYPED", set())
     file = tmp_path / "my.py"
     file.write_text("def score(images, prompts):\n    return images\n", "utf-8")
     with pytest.raises(ConfigError, match=r"my\.py:score"):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from mvczigal_ref.distributed import World
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
+from mvczigal_ref.models.saved_parts import local_parts
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.models.unet.tiny import tiny_unet_components
 from mvczigal_ref.training.checkpoint import load_checkpoint
@@ -29,7 +31,8 @@ METRICS = {"rel": 2e-5, "abs": 2e-6}
 # bf16 keeps 8 bits: rewards before training were off by 0.0022, and all parameters together by
 # 0.4 % of their norm after four optimiser steps.
 NARROW_REWARD, NARROW = 0.01, 0.01
-# Memory of an export against the trained network's: one copy, and what one tensor takes.
+# Memory of an export against the trained network's: one copy, and what the largest tensor takes.
+# Seen are 1.01 to 1.07, and 1.17 with a camera encoder that is not counted.
 ONE_COPY = 1.25
 
 START = """
@@ -66,7 +69,14 @@ def python(*words, timeout=1800):
 
 def newest(folder):
     """Read the newest checkpoint."""
-    return load_checkpoint(folder / "checkpoints" / checkpoints(folder)[-1])
+    return at_once(folder / "checkpoints" / checkpoints(folder)[-1])
+
+
+def at_once(path):
+    """Read a checkpoint, each group of tensors in one go."""
+    checkpoint = load_checkpoint(path)
+    groups = {g: local_parts(t, getattr(t, "headers", t)) for g, t in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=groups)
 
 
 def distance(mine, theirs):
@@ -145,7 +155,7 @@ def test_bf16_compute_trains_fp32_parts(two):
     assert [row["replay_deviation"] for row in metrics(two / "bf16")] == [0.0]
     narrow = newest(two / "bf16")
     assert {t.dtype for group in narrow.tensors.values() for t in group.values()} == {torch.float32}
-    wide = load_checkpoint(two / "full" / "checkpoints" / "iteration_000001").policy
+    wide = at_once(two / "full" / "checkpoints" / "iteration_000001").policy
     apart, norm = (
         torch.cat([value.flatten() for value in values]).norm()
         for values in ([wide[k] - narrow.policy[k] for k in wide], [*wide.values()])
@@ -195,8 +205,9 @@ def test_four_processes_take_the_steps_of_one(tmp_path):
     parts = read_groups(tmp_path / "parts", [p.name for p in (tmp_path / "parts").iterdir()])
     gathered = load_file(tmp_path / "full.safetensors")
     assert len(list((tmp_path / "parts").iterdir())) == 4
-    assert parts["policy"]
-    assert all(torch.equal(gathered[name], value) for name, value in parts["policy"].items())
+    policy = local_parts(parts["policy"], parts["policy"].headers)
+    assert policy
+    assert all(torch.equal(gathered[name], value) for name, value in policy.items())
     for kind in forked_sharding.KINDS:
         mine = forked_sharding.trained(kind, World())
         theirs = load_file(tmp_path / f"{kind}.safetensors")
@@ -207,11 +218,11 @@ def test_four_processes_take_the_steps_of_one(tmp_path):
 @pytest.mark.slow
 def test_any_number_of_processes_goes_on_with_what_others_saved(prompts, tmp_path):
     """Four train as one does; two take their parts over, and one alone; two go on after one."""
-    run(config_of(prompts, "of four"), tmp_path / "one")
+    run(config_of(prompts, "of four", sharding="full"), tmp_path / "one")
     ended = launch(4, tmp_path, prompts, "of four")
     assert ended.returncode == 0, ended.stdout
     folder = tmp_path / "of four"
-    four = dict(newest(folder).policy)
+    four = newest(folder).policy
     assert distance(newest(tmp_path / "one").policy, four) <= RELATIVE
     for mine, theirs in zip(metrics(tmp_path / "one"), metrics(folder), strict=True):
         assert theirs == pytest.approx(mine, **METRICS)
@@ -288,7 +299,7 @@ def test_a_cut_network_is_whole_in_no_process(tmp_path):
         assert size > 100e6
         for record in ranks:
             assert record[kind]["types"] == ["torch.float32"]
-            assert record[kind]["peak"] < 0.8 * size
+            assert record[kind]["peak"] < size
             for name, parameter in network.named_parameters():
                 mine = float(parameter.detach().double().sum())
                 assert record[kind]["sums"][name] == pytest.approx(mine, rel=1e-9, abs=1e-9)
@@ -315,7 +326,7 @@ def assert_alike(folder, faults):
         assert said[0][fault].startswith(words), fault
     assert said[0][""] == ""
     assert not list((folder / "agreed").rglob("*.tmp"))
-    whole = load_checkpoint(folder / "full" / "checkpoints" / "iteration_000001")
+    whole = at_once(folder / "full" / "checkpoints" / "iteration_000001")
     assert distance(whole.policy, newest(folder / "agreed").policy) <= RELATIVE
     assert metrics(folder / "agreed") == metrics(folder / "full")[:1]
 

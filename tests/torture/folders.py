@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.cli.launch import REFUSED
-from mvczigal_ref.training import checkpoint
+from mvczigal_ref.training import checkpoint_folder
 from tests.integration.runs import assert_same_run, checkpoints, run, small_config, write_prompts
 from tests.torture.damage import damaged
 from tests.torture.tally import Tally, command, require_line
@@ -103,10 +103,10 @@ def _resealed(chance: random.Random, folder: Path) -> str:
         save_file(tensors | ({} if value is None else {name: value.contiguous()}), path)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"] = {
-        path.name: checkpoint._measure(path)
+        path.name: checkpoint_folder.measure(path)
         for path in sorted(folder.iterdir())
         if path.name != "manifest.json"
     }
-    manifest["sha256"] = checkpoint._seal(manifest)
-    (folder / "manifest.json").write_text(checkpoint.to_json(manifest))
+    manifest["sha256"] = checkpoint_folder.seal(manifest)
+    (folder / "manifest.json").write_text(checkpoint_folder.to_json(manifest))
     return what

@@ -354,7 +354,7 @@ def test_unequal_shares_are_refused_with_the_nearest_valid_setting(slices, size,
 def test_processes_that_cannot_be_joined_are_refused(monkeypatch):
     """Rather than each running the whole run."""
     alone = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
-    monkeypatch.setattr(distributed, "PartialState", lambda cpu: alone)
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: alone)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(RuntimeError, match="asked for 3 processes, but 1 could be joined"):
         world("cpu")

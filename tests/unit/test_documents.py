@@ -12,8 +12,8 @@ import pytest
 import mvczigal_ref
 from mvczigal_ref.cli import _COMMANDS
 from mvczigal_ref.config import TrainConfig, load_config, to_dict
-from mvczigal_ref.config.described import described_sections
 from mvczigal_ref.config.plugins import GROUPS
+from mvczigal_ref.config.setting_docs import described_sections
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.registry import joint_view_scorer, per_view_scorer

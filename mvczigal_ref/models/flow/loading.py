@@ -13,6 +13,7 @@ from mvczigal_ref.models.flow.components import FlowComponents
 from mvczigal_ref.models.flow.families import FLOW_FAMILIES, FlowFamily, numbered
 from mvczigal_ref.models.latents import shifted_statistics
 from mvczigal_ref.models.loading import load_model, quiet
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.pipeline_folders import find_pipeline, pipeline_class, require_parts
 from mvczigal_ref.models.schedulers import scheduler_of
 from mvczigal_ref.models.tokenizer_files import fit_tokenizers, longest_text, read_tokenizer
@@ -23,12 +24,13 @@ Device = torch.device | str
 
 
 class _Types(NamedTuple):
-    """Floating types of the parts."""
+    """Floating types of the parts, and how the transformer is read."""
 
     transformer: torch.dtype
     text_encoders: torch.dtype
     vae: torch.dtype
     mapped: bool
+    few_bits: FewBits | None
 
 
 def load_flow(
@@ -39,6 +41,7 @@ def load_flow(
     vae_dtype: torch.dtype = torch.float32,
     device: Device = "cpu",
     mapped: bool = False,
+    few_bits: FewBits | None = None,
 ) -> FlowComponents:
     """Read a flow pipeline of the family that its index names.
 
@@ -53,6 +56,7 @@ def load_flow(
         device: Device of the networks.
         mapped: Whether the transformer keeps the type of its file, if that has one, so that the
             system reads weights when they are used and may forget them again.
+        few_bits: Form of the transformer's frozen linear weights; whole if None.
 
     Returns:
         Components in evaluation mode.
@@ -73,7 +77,10 @@ def load_flow(
                 for name, kind in numbered("tokenizer", family.tokenizers).items()
             )
             length = _text_length(family, folder, tokenizers[-1], text_length)
-            types = _Types(transformer=dtype, text_encoders=dtype, vae=vae_dtype, mapped=mapped)
+            types = _Types(
+                transformer=dtype, text_encoders=dtype, vae=vae_dtype, mapped=mapped,
+                few_bits=few_bits,
+            )  # fmt: skip
             components = _read(family, folder, tokenizers, length, types)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
@@ -121,8 +128,9 @@ def _read(
     vae = load_model(AutoencoderKL, folder / "vae", dtype=types.vae)
     mean, std = shifted_statistics(vae)
     transformer = load_model(
-        family.transformer, folder / "transformer", dtype=types.transformer, mapped=types.mapped
-    )
+        family.transformer, folder / "transformer", dtype=types.transformer, mapped=types.mapped,
+        few_bits=types.few_bits,
+    )  # fmt: skip
     encoders = tuple(
         load_model(kind, folder / name, dtype=types.text_encoders)
         for name, kind in numbered("text_encoder", family.text_encoders).items()

@@ -14,6 +14,7 @@ from mvczigal_ref.models.fitting_parts import require_fitting_unet
 from mvczigal_ref.models.flow.families import numbered
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.loading import load_model, quiet
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.pipeline_folders import (
     find_part,
     find_pipeline,
@@ -40,6 +41,7 @@ def load_unet(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     mapped: bool = False,
+    few_bits: FewBits | None = None,
 ) -> UnetComponents:
     """Read a single-view pipeline of the family that its index names.
 
@@ -55,6 +57,8 @@ def load_unet(
         mapped: Whether the UNet keeps the type of its file, if that has one, so that the system
             reads weights when they are used and may forget them again; but where a distilled LoRA
             is fused into all of them.
+        few_bits: Form of the UNet's frozen linear weights; whole if None, and where a distilled
+            LoRA is fused into them.
 
     Returns:
         Components in evaluation mode.
@@ -83,7 +87,9 @@ def load_unet(
         find_few_step_lora(parts["lora"])  # before gigabytes are read
     try:
         with quiet():
-            components = _read(family, folder, places, dtype, mapped=mapped and "lora" not in parts)
+            whole = "lora" in parts
+            how = {"mapped": mapped and not whole, "few_bits": None if whole else few_bits}
+            components = _read(family, folder, places, dtype, how)
     except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"`{folder}` must be readable; got {type(error).__name__}: {error}"
         raise CheckpointError(msg) from error
@@ -97,12 +103,11 @@ def _read(
     folder: Path,
     places: Mapping[str, Path],
     dtype: torch.dtype,
-    *,
-    mapped: bool,
+    how: Mapping[str, Any],
 ) -> UnetComponents:
-    """Load every part."""
+    """Load every part; the UNet so as is asked."""
 
-    def loaded(kind: Any, place: Path, dtype: torch.dtype, **how: bool) -> Any:  # noqa: ANN401
+    def loaded(kind: Any, place: Path, dtype: torch.dtype, **how: Any) -> Any:  # noqa: ANN401
         return load_model(kind, place, dtype=dtype, variant=weights_variant(place, dtype), **how)
 
     texts = numbered("text_encoder", family.text_encoders)
@@ -117,7 +122,7 @@ def _read(
     tokenizers = tuple(read_tokenizer(CLIPTokenizer, folder / name) for name in names)
     pairs = zip(tokenizers, encoders, strict=True)
     fit_tokenizers(dict(zip(names, pairs, strict=True)))
-    unet = loaded(UNet2DConditionModel, places["unet"], dtype, mapped=mapped)
+    unet = loaded(UNet2DConditionModel, places["unet"], dtype, **how)
     return UnetComponents(
         family=family,
         tokenizers=tokenizers,

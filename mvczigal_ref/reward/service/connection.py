@@ -8,14 +8,13 @@ from typing import Any, Final, Literal, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
-from mvczigal_ref.errors import ScorerUnavailableError
+from mvczigal_ref.errors import ScorerUnavailableError, printable
 from mvczigal_ref.language.bounded_http import (
     TRANSIENT,
     Reply,
     TryAgainError,
     checked_url,
     exchange,
-    printable,
 )
 from mvczigal_ref.reward.service.terms import RefusedError
 from mvczigal_ref.reward.service.wire import CONTENT_TYPE, parse_object

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from pydantic_core import from_json
 
-from mvczigal_ref.language.bounded_http import printable
+from mvczigal_ref.errors import printable
 from mvczigal_ref.reward.service.terms import Kind, Limits, RefusedError
 from mvczigal_ref.reward.service.wire import Head, checked_head
 

@@ -48,15 +48,17 @@ def test_one_claim_trains_its_arms_and_leaves_numbers_table_and_pictures(stubbed
 
 
 def test_the_list_says_claims_arms_and_hours_and_the_words_of_every_run(stubbed, tmp_path, capsys):
-    """And trains nothing."""
-    assert main(["reproduce", "claims", "--list", "--claim", "a", "--out", str(tmp_path)]) == 0
+    """It trains nothing, and writes nothing."""
+    out = tmp_path / "claims"
+    assert main(["reproduce", "claims", "--list", "--claim", "a", "--out", str(out)]) == 0
     text = capsys.readouterr().out
 
     assert "(a) The per-view reward alone" in text
     assert "per view alone: 5 runs, about " in text
-    assert f"--out {tmp_path / 'tiny_per_view-14'}" in text
+    assert f"--out {out / 'tiny_per_view-14'}" in text
     assert "(b)" not in text
     assert "trained" not in stubbed
+    assert not out.exists()
 
 
 def test_runs_that_are_there_can_be_judged_alone(stubbed, tmp_path, capsys):

@@ -16,6 +16,7 @@ from mvczigal_ref.training.tracking import StageTimer
 from mvczigal_ref.update.replay import replay_decision
 from tests.analytic_system import PROMPTS, analytic_system
 from tests.iterations import (
+    BRANCHES,
     FORWARD,
     LCM,
     PAIRS,
@@ -219,7 +220,7 @@ def broken(calls):
     raise ScorerUnavailableError("the judge is out")
 
 
-@pytest.mark.parametrize("kind", [ZIGAL, PAIRS, LCM, TREE])
+@pytest.mark.parametrize("kind", [ZIGAL, PAIRS, LCM, TREE, BRANCHES])
 def test_samples_that_replay_does_not_reproduce_are_refused(monkeypatch, kind):
     """While the parameters that drew them are there, since the update cannot tell."""
     config, right = ahead_of(kind), sample.draw_samples

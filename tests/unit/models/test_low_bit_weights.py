@@ -85,7 +85,7 @@ def test_what_is_spared_is_what_torchao_spares(kind, error):
     stored = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
 
     # Beside the weight's own numbers there is one table of 16 for nf4, and a mean.
-    assert weight.numel() * 4 - stored == pytest.approx(spared, abs=256)
+    assert weight.numel() * 4 - stored == spared - (68 if kind == "nf4" else 0)
 
 
 def test_trained_and_small_layers_stay_as_they_are():

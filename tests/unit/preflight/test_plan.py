@@ -210,6 +210,7 @@ def test_the_plan_names_the_form_of_the_lora_that_the_run_takes():
     assert min(forms["rollout"].values()) > 0 == forms["update"]["merged"]
 
 
+@pytest.mark.slow
 def test_two_iterations_of_samples_wait_where_one_is_sampled_ahead():
     """With the parameters that sampled each, and one call of every slice for its first ratio."""
     plain, ahead = (

@@ -4,24 +4,33 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mvczigal_ref.config import load_config
 from mvczigal_ref.preflight import stored_plans
 from mvczigal_ref.preflight.plan import plan
-from mvczigal_ref.preflight.stored_plans import FREE, plan_key, plan_values, stored_plan
-from mvczigal_ref.recipes import recipe
+from mvczigal_ref.preflight.stored_plans import FREE, STORED, plan_key, plan_values, stored_plan
+from mvczigal_ref.recipes import RECIPES, recipe
 
 OTHER = (
-    "run.seed=7", "run.iterations=2", "run.prompts=a.txt", "run.held_out=b.txt",
+    "run.device=cuda", "run.seed=7", "run.iterations=2", "run.prompts=a.txt", "run.held_out=b.txt",
     "run.checkpoint_every=2", "run.keep_checkpoints=1", "run.evaluate_every=1",
     "run.evaluation_noises=3", "run.trackers=[tensorboard]", "optim.lr=1e-5",
     "optim.betas=[0.5,0.6]", "optim.eps=1e-4", "optim.weight_decay=0.5", "optim.max_grad_norm=0.5",
     "optim.warmup_iterations=1", "optim.decay_iterations=2",
 )  # fmt: skip
 
+MISSING = {
+    "branch_grpo", "dance_grpo", "diffusion_nft_sd3", "flux_schnell_grpo", "g2rpo",
+    "grpo_guard_sd3", "mix_grpo", "mv_grpo_llm", "mv_grpo_vlm", "sd35_large_grpo",
+    "sdxl_dmd2_zigal", "sdxl_grpo", "sdxl_hyper_grpo", "sdxl_lcm_zigal", "sdxl_lightning_grpo",
+    "sdxl_tcd_grpo", "sdxl_turbo_grpo", "z_image_turbo_grpo",
+}  # fmt: skip
+"""Recipes that are measured anew each time, 10 to 30 s of CPU."""
+
 
 def test_the_stored_plan_of_tiny_is_the_measured_one():
-    """With every setting changed on which none depends.
+    """With every setting changed on which none depends, and for an accelerator.
 
     Where this fails, `python -m bench plans` measures all of them anew.
     """
@@ -58,7 +67,38 @@ def test_a_plan_comes_back_as_it_was(monkeypatch, tmp_path):
     config = recipe("tiny")
     measured = replace(stored_plan(config, processes=1), latent=(3, 2, 1), samples=5)
     key = plan_key(replace(config, recipe="other"), processes=1)
-    assert plan_values(measured)["source"] == "tiny_world"
-    (tmp_path / "plans.json").write_text(json.dumps({key: plan_values(measured)}), "utf-8")
+    values = plan_values(measured, measured)
+    assert (values["source"], values["accelerator"]) == ("tiny_world", {})
+    assert "device" not in values
+    (tmp_path / "plans.json").write_text(json.dumps({key: values}), "utf-8")
     monkeypatch.setattr(stored_plans, "STORED", tmp_path / "plans.json")
     assert stored_plan(config, processes=1) == measured
+
+
+def test_a_stored_plan_is_that_of_the_device_that_the_run_would_take(monkeypatch, tmp_path):
+    """Named or found, whatever device measured it; accelerators choose alike."""
+    config = recipe("tiny")
+    on_cpu = replace(stored_plan(config, processes=1), device="cpu")
+    forms = {"rollout": {"merged": 7, "thin": 0}}
+    other = replace(on_cpu, device="cuda", lora_forms=forms)
+    content = {plan_key(config, processes=1): plan_values(on_cpu, other)}
+    (tmp_path / "plans.json").write_text(json.dumps(content), "utf-8")
+    monkeypatch.setattr(stored_plans, "STORED", tmp_path / "plans.json")
+    named = {
+        device: stored_plan(load_config(config, overrides=[f"run.device={device}"]), processes=1)
+        for device in ("cpu", "cuda:1", "mps")
+    }
+    found = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
+
+    assert named == {"cpu": on_cpu, "cuda:1": other, "mps": replace(other, device="mps")}
+    assert stored_plan(config, processes=1) == other
+
+
+def test_the_file_of_plans_stays_small_and_holds_the_other_recipes():
+    """At most two thousand bytes per plan, with the versions that are pinned."""
+    stored = json.loads(STORED.read_text("utf-8"))
+    missing = {name for name in RECIPES if plan_key(recipe(name), processes=1) not in stored}
+
+    assert missing == MISSING
+    assert STORED.stat().st_size < 2000 * len(stored)

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mvczigal_ref.config import TrainConfig, load_config
+from mvczigal_ref.config.scorer_names import reward_unit
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.report.run_content import (
     changed_settings,
     informative_metrics,
     read_run,
-    reward_unit,
     score_tables,
     settings_of,
 )
@@ -104,8 +104,8 @@ def test_only_the_worlds_judges_measure_decibels():
     """Another scorer's unit is not guessed."""
     other = load_config(overrides=["reward.joint=other.joint"])
 
-    assert reward_unit(TrainConfig()) == "dB"
-    assert reward_unit(other) == ""
+    assert reward_unit(TrainConfig().reward) == "dB"
+    assert reward_unit(other.reward) == ""
 
 
 @pytest.mark.parametrize(("per_view", "unit"), [("world.per_view", "dB"), ("other.per_view", "")])
@@ -114,7 +114,7 @@ def test_without_a_judge_of_all_views_the_unit_is_that_of_single_views(per_view,
     words = [f"reward.per_view={per_view}", "reward.joint=per_view"]
     config = load_config(overrides=words)
 
-    assert reward_unit(config) == unit
+    assert reward_unit(config.reward) == unit
     assert score_tables(config) == {"per view": "per_view"}
 
 

@@ -9,8 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from mvczigal_ref.config import RewardConfig, load_config
-from mvczigal_ref.config import typed as typed_names
+from mvczigal_ref.config import RewardConfig, code_names, load_config
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.reward.builders import ScorerOptions
 from mvczigal_ref.reward.callable import SIGNATURE
@@ -133,7 +132,7 @@ PROMPTS = ["a red cube", "a blue ball"]
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     """A file of functions, none of which has been typed."""
-    monkeypatch.setattr(typed_names, "_TYPED", set())
+    monkeypatch.setattr(code_names, "_TYPED", set())
     path = tmp_path / "my_rewards.py"
     path.write_text(FILE, "utf-8")
     return path
@@ -347,7 +346,7 @@ def test_what_cannot_be_imported_is_refused_before_anything_is_loaded(file, word
     doubles = "import torch\ntorch.set_default_dtype(torch.float64)\n"
     (file.parent / "doubles.py").write_text(doubles, "utf-8")
     name = word.format(folder=file.parent)
-    typed_names.note_typed([name])
+    code_names.note_typed([name])
 
     with pytest.raises(ConfigError) as caught:
         check_scorers(RewardConfig(per_view=name))

@@ -21,14 +21,14 @@ from torch import nn
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.training import checkpoint, tensor_groups
+from mvczigal_ref.training import checkpoint, checkpoint_folder, tensor_groups
 from mvczigal_ref.training.checkpoint import (
     clean_leftovers,
-    latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
+from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 from mvczigal_ref.training.optimizer_state import join_optimizer_state, split_optimizer_state
 
 CONFIG = TrainConfig()
@@ -425,7 +425,7 @@ def test_a_damaged_newest_is_refused_with_a_remedy_and_not_passed_over(tmp_path)
 def reseal(path, **changes):
     """Change a manifest as another program would write it, with a valid seal."""
     manifest = {**json.loads((path / "manifest.json").read_text()), **changes}
-    manifest["sha256"] = checkpoint._seal(manifest)
+    manifest["sha256"] = checkpoint_folder.seal(manifest)
     (path / "manifest.json").write_text(checkpoint.to_json(manifest))
 
 
@@ -447,7 +447,8 @@ def test_settings_that_this_package_does_not_know_are_refused(whole, tmp_path):
     (path / "config.json").write_text(text)
     manifest = json.loads((path / "manifest.json").read_text())
     reseal(
-        path, files={**manifest["files"], "config.json": checkpoint._measure(path / "config.json")}
+        path,
+        files={**manifest["files"], "config.json": checkpoint_folder.measure(path / "config.json")},
     )
 
     assert "unknown setting `optim.momentum`" in refusal(path)

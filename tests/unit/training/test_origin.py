@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.lora_reading import PEFT_FILE
-from mvczigal_ref.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from mvczigal_ref.training.checkpoint import load_checkpoint, save_checkpoint
+from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 from mvczigal_ref.training.origin import ORIGIN, read_origin
+from tests.unit.training.test_tensor_groups import cut, member
 from tests.unit.training.test_trainer import config, go, record, saved  # noqa: F401
 
 # -- laws --------------------------------------------------------------------------------
@@ -54,6 +56,28 @@ def test_the_newest_checkpoint_is_the_default(record, tmp_path):  # noqa: F811
     assert newest.sha256 == same.sha256
     assert newest.differences == ()
     assert newest.lines[1:] == ("no setting differs",)
+
+
+def test_a_checkpoint_in_parts_is_a_beginning_too(record, tmp_path):  # noqa: F811
+    """Its tensors are read one by one, and are the new run's first parameters, bit for bit."""
+    go(config(), tmp_path / "one", record)
+    whole = load_checkpoint(latest_checkpoint(tmp_path / "one" / "checkpoints"))
+    policy = dict(whole.policy)
+    with member(0, 1):
+        values = {"state": whole.state, "config": whole.config}
+        path = save_checkpoint(tmp_path, 4, tensors={"policy": cut(policy, 1)}, **values)
+    go(config(), tmp_path / "two", record, start=path)
+
+    begun = load_file(tmp_path / "two" / "origin.safetensors")
+    assert begun.keys() == policy.keys()
+    assert all(torch.equal(begun[name], value) for name, value in policy.items())
+    go(config(), tmp_path / "two", record, start=path)  # the same origin still
+    name, value = policy.popitem()
+    with member(0, 1):
+        parts = cut({**policy, name: value / 0}, 1)
+        path = save_checkpoint(tmp_path, 5, tensors={"policy": parts}, **values)
+    with pytest.raises(CheckpointError, match="got non-finite numbers in"):
+        read_origin(path, config())
 
 
 def test_an_exported_lora_is_a_beginning_too(record, tmp_path):  # noqa: F811

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from mvczigal_ref.config import load_config
-from mvczigal_ref.config import typed as typed_names
+from mvczigal_ref.config import code_names, load_config
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.training.rewards import changed_rewards, require_same_rewards, reward_sources
 
@@ -16,7 +15,7 @@ TEXT = "def score(images, prompts):\n    return images.mean((-1, -2, -3))\n"
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A file, the configuration that names it, and the state of its checkpoint."""
-    monkeypatch.setattr(typed_names, "_TYPED", set())
+    monkeypatch.setattr(code_names, "_TYPED", set())
     file = tmp_path / "my.py"
     file.write_text(TEXT, "utf-8")
     config = load_config(overrides=[f"reward.per_view={file}:score"])
@@ -67,6 +66,6 @@ def test_what_nobody_typed_is_not_compared(run, monkeypatch):
     """Nothing is imported for a run that is only looked at."""
     file, _, state = run
     file.write_text("1 / 0\n", "utf-8")
-    monkeypatch.setattr(typed_names, "_TYPED", set())
+    monkeypatch.setattr(code_names, "_TYPED", set())
 
     assert changed_rewards(state) == []

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.training.checkpoint import load_checkpoint, load_state, save_checkpoint
+from mvczigal_ref.training.checkpoint import load_checkpoint, save_checkpoint
+from mvczigal_ref.training.checkpoint_folder import load_state
 from mvczigal_ref.training.run_folder import find_checkpoint
 from mvczigal_ref.training.saved_state import require_state
 from mvczigal_ref.training.state import resume

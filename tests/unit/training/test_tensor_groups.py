@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models import sharded_files
 from mvczigal_ref.models.loading import load_strict
-from mvczigal_ref.models.sharded_files import SavedParts, local_parts
+from mvczigal_ref.models.saved_parts import SavedParts, local_parts
 from mvczigal_ref.training.tensor_groups import read_groups, write_groups
 
 WHOLE = {
@@ -72,8 +72,7 @@ def bits(tensors):
 # -- oracle: what was cut is what is read ------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("file_bytes", [2**29, 1], ids=["a file", "a file per tensor"])
+@pytest.mark.parametrize(("size", "file_bytes"), [(1, 2**29), (2, 1), (3, 2**29), (4, 1)])
 def test_parts_of_four_are_read_whole_and_by_any_number_of_processes(
     size, file_bytes, tmp_path, monkeypatch
 ):

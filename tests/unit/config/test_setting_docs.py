@@ -1,12 +1,12 @@
-"""`config.described`: every setting with its default and meaning; errors."""
+"""`config.setting_docs`: every setting with its default and meaning; errors."""
 
 import re
 from typing import get_args
 
 import pytest
 
-from mvczigal_ref.config import TrainConfig, described, to_dict
-from mvczigal_ref.config.described import described_sections
+from mvczigal_ref.config import TrainConfig, setting_docs, to_dict
+from mvczigal_ref.config.setting_docs import described_sections
 from mvczigal_ref.config.types import TrackerName
 
 
@@ -61,7 +61,7 @@ def test_a_setting_says_its_unit_and_values(setting, unit, values):
 
 def test_a_setting_without_a_docstring_is_refused(tmp_path):
     """By its name."""
-    for path in described.CONFIG.glob("*.py"):
+    for path in setting_docs.CONFIG.glob("*.py"):
         (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
     run = tmp_path / "run.py"
     text = re.sub(r'(    lr: Rate = .*\n)    """.*?"""\n', r"\1", run.read_text("utf-8"))

@@ -1,16 +1,16 @@
-"""Settings of the family's methods that exclude each other."""
+"""Rules between settings of the methods: densities, ratios and references."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from mvczigal_ref.config.method import GROUP_KINDS
 
-__all__ = ["family_contradictions"]
+__all__ = ["method_contradictions"]
 
 _Settings = Any  # a TrainConfig, whose module imports this one
 
 
-def family_contradictions(config: _Settings) -> Iterable[str]:
+def method_contradictions(config: _Settings) -> Iterable[str]:
     """Find settings of densities, ratios and references that exclude each other.
 
     Args:

@@ -1,0 +1,217 @@
+"""Folders of checkpoints: their names, manifests and JSON values, read without the tensors."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import to_json
+from mvczigal_ref.training.saved_state import require_state
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "REPLACED",
+    "VERSION",
+    "checkpoint_name",
+    "checkpoints",
+    "latest_checkpoint",
+    "load_state",
+    "measure",
+    "read_state",
+    "refusal",
+    "seal",
+    "verify",
+]
+
+FORMAT: Final = "mvczigal-ref checkpoint"
+"""Format that a manifest names."""
+
+VERSION: Final = 1
+"""Version of the format that is written, the only one that is read."""
+
+MANIFEST: Final = "manifest.json"
+"""File with size and SHA-256 of every other."""
+
+REPLACED: Final = ".replaced"
+"""End of the name of a checkpoint that a new one of its iteration replaces."""
+
+_NAME = re.compile(r"iteration_(\d{6,})")
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint holds beside tensors, without reading those.
+
+    Args:
+        path: The checkpoint's folder.
+
+    Returns:
+        JSON values of the checkpoint.
+
+    Raises:
+        CheckpointError: If manifest or values are damaged.
+    """
+    _require_file(path, "state.json", _read_manifest(path)["files"]["state.json"])
+    return read_state(path)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Find the newest checkpoint by number; `load_checkpoint` says whether it is whole.
+
+    A kill leaves no damaged one, so a damaged one is never passed over in silence.
+
+    Args:
+        folder: Folder of a run's checkpoints; it need not exist. Nothing in it is changed.
+
+    Returns:
+        The checkpoint's folder, or None if there is none.
+    """
+    return next(reversed(checkpoints(folder)), None)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """List everything that is named as a checkpoint; a file in its place is damage.
+
+    Args:
+        folder: Folder of a run's checkpoints; it need not exist.
+
+    Returns:
+        Paths, the oldest first.
+    """
+    paths: dict[int, Path] = {}
+    # A glob would find a folder empty that may not be read. A replaced one counts without another.
+    for path in sorted(folder.iterdir() if folder.exists() else (), reverse=True):
+        match = _NAME.fullmatch(path.name.removesuffix(REPLACED))
+        if match is not None:
+            paths[int(match[1])] = path
+    return [paths[iteration] for iteration in sorted(paths)]
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's JSON values, without comparing the file with the manifest.
+
+    Args:
+        path: The checkpoint's folder.
+
+    Returns:
+        JSON values by name.
+
+    Raises:
+        CheckpointError: If no run has written them.
+    """
+    try:
+        return require_state((path / "state.json").read_text("utf-8"))
+    except CheckpointError as error:
+        raise refusal(path, str(error).rstrip(".")) from error
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check every byte of a checkpoint.
+
+    Args:
+        path: The checkpoint's folder.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: If a file is missing or is not what was written.
+    """
+    manifest = _read_manifest(path)
+    for name, written in manifest["files"].items():
+        _require_file(path, name, written)
+    return manifest
+
+
+def _require_file(path: Path, name: str, written: Mapping[str, Any]) -> None:
+    """Refuse a file that is not what the manifest says."""
+    file = path / name
+    if not file.is_file():
+        raise refusal(path, f"its file {name!r} is missing")
+    if (size := measure(file))["bytes"] != written["bytes"]:
+        sizes = f"{size['bytes']} bytes of {written['bytes']}"
+        raise refusal(path, f"its file {name!r} has {sizes}")
+    if size != written:
+        raise refusal(path, f"the content of its file {name!r} is not what was written")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        text = (path / MANIFEST).read_text("utf-8")
+        manifest = json.loads(text)
+        written = isinstance(manifest, dict) and text == to_json(manifest)
+    except (OSError, ValueError) as error:
+        raise refusal(path, f"its {MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise refusal(path, f"its {MANIFEST} is not one of a {FORMAT}")
+    if manifest.get("version") != VERSION:
+        version = f"version {manifest.get('version')!r}; this package reads {VERSION}"
+        raise refusal(path, f"its {MANIFEST} is of {version}")
+    if not written or manifest.get("sha256") != seal(manifest):
+        raise refusal(path, f"its {MANIFEST} is not what was written")
+    # A name that is no checkpoint's is the caller's; one that is must be its own.
+    name = _NAME.fullmatch(path.name.removesuffix(REPLACED))
+    if name is not None and int(name[1]) != manifest["iteration"]:
+        right = checkpoint_name(manifest["iteration"])
+        raise refusal(path, f"it was written as {right!r} and renamed")
+    return manifest
+
+
+def checkpoint_name(iteration: int) -> str:
+    """Name the folder of a checkpoint.
+
+    Args:
+        iteration: Iterations finished; at least 0.
+
+    Returns:
+        The name.
+
+    Examples:
+        >>> checkpoint_name(7)
+        'iteration_000007'
+    """
+    return f"iteration_{iteration:06d}"
+
+
+def refusal(path: Path, reason: str) -> CheckpointError:
+    """Word the refusal of a checkpoint.
+
+    Args:
+        path: The checkpoint's folder.
+        reason: Clause that says what is wrong.
+
+    Returns:
+        Error to raise.
+    """
+    sentence = f"cannot use checkpoint {str(path)!r}: {reason}. "
+    return CheckpointError(sentence + "Remove it to go on from the one before, or name another.")
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """Digest a manifest.
+
+    Args:
+        manifest: JSON values; its own seal is left out.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    unsealed = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(to_json(unsealed).encode()).hexdigest()
+
+
+def measure(file: Path) -> dict[str, Any]:
+    """Measure a file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Size [bytes] and SHA-256.
+    """
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
