@@ -96,11 +96,11 @@ def configuration(shape: Shape) -> TrainConfig:
     )  # fmt: skip
 
 
-STEPS_TOGETHER = {64: 4, 128: 1, 256: 1}
+STEPS_TOGETHER = {64: 8, 128: 1, 256: 1}
 """Steps replayed in one call, by image edge: as many as stay below the released peak memory."""
 ARMS_TOGETHER = {64: 2, 128: 2, 256: 1}
 """Arms in one call, likewise."""
-OBJECTS_REPLAYED = {64: 2, 128: 1, 256: 2}
+OBJECTS_REPLAYED = {64: 2, 128: 2, 256: 2}
 """Objects in one replay, likewise."""
 
 
