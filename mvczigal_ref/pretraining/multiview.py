@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -97,6 +97,9 @@ class PretrainConfig:
 
     guidance_range: tuple[float, float] = (1.0, 8.0)
     """Lowest and highest guidance scale that the embedding learns [1]."""
+
+    guidance_draw: Literal["uniform", "log_uniform"] = "uniform"
+    """Distribution of the guidance scales within their range."""
 
     snapshot_every: int = 1000
     """Base-model steps between snapshots [1]."""
@@ -292,14 +295,13 @@ def _distil(
     """Distil the teacher's classifier-free guidance into the guidance embedding."""
     policy = components.policy.train()
     policy.camera_encoder.requires_grad_(requires_grad=False)
-    low, high = config.guidance_range
     with torch.no_grad():
         features = teacher.encode_cameras(data.camera_image)
 
     def loss(generator: torch.Generator) -> Tensor:
         clean, timestep, noise, prompt = data.draw(config.base_batch, generator, dropout=0.0)
         noisy, _ = data.noisy(clean, noise, timestep)
-        scale = low + (high - low) * float(torch.rand((), generator=generator))
+        scale = _guidance_scale(config, generator)
         none = torch.full_like(prompt, len(data.embeds) - 1)
         with torch.no_grad():
             with_prompt = teacher(
@@ -325,3 +327,12 @@ def _distil(
     policy.load_state_dict(average.module.state_dict())
     policy.eval()
     return components
+
+
+def _guidance_scale(config: PretrainConfig, generator: torch.Generator) -> float:
+    """Draw the guidance scale of a step."""
+    low, high = config.guidance_range
+    share = float(torch.rand((), generator=generator))
+    if config.guidance_draw == "log_uniform":
+        return low * (high / low) ** share
+    return low + (high - low) * share
