@@ -8,7 +8,7 @@ from mvczigal_ref.condition.protocol import CaptionError
 
 __all__ = ["CaptionRules", "normalised", "without_thoughts"]
 
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_THINK = re.compile(r"</?think>", re.IGNORECASE)
 _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb"}
 _LABEL = r"(?:captions?|prompts?|descriptions?|answers?|outputs?|rewrites?|versions?|notes?)"
 # Text that speaks of the caption, or to the asker, instead of being the caption.
@@ -131,12 +131,19 @@ def without_thoughts(answer: str) -> str:
         >>> without_thoughts("<think>Add light.</think> A cat at dusk.")
         ' A cat at dusk.'
     """
-    text = _THOUGHT.sub("", answer)
-    # Some templates open the thoughts themselves, so the answer holds only the closing tag.
-    text = re.split("</think>", text, flags=re.IGNORECASE)[-1]
-    if "<think>" in text.lower():
+    texts: list[str] = []
+    start, thinking = 0, False
+    for tag in _THINK.finditer(answer):
+        if tag[0].startswith("</"):
+            if not thinking:  # some templates open the thoughts themselves
+                texts.clear()
+            start, thinking = tag.end(), False
+        elif not thinking:
+            texts.append(answer[start : tag.start()])
+            thinking = True
+    if thinking:
         raise CaptionError("its thoughts do not end; allow more tokens, or turn thinking off")
-    return text
+    return "".join([*texts, answer[start:]])
 
 
 def _unwrapped(text: str) -> str:

@@ -34,7 +34,7 @@ def require_first_ratio(
     log_ratio = first_log_ratio(system, samples, conditioning, config)
     if log_ratio is not None:
         deviation = float(log_ratio.abs().max())
-        if deviation == deviation:  # what is not finite is named once it is decoded
+        if deviation == deviation:  # decoding names non-finite latents
             require_ratio_of_one(deviation, place)
 
 

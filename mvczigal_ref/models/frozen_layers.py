@@ -73,7 +73,11 @@ def activated_norm(norm: nn.GroupNorm, maps: Maps) -> Maps:
     """
     frozen = not (norm.weight.requires_grad or norm.bias.requires_grad)
     needs = torch.is_grad_enabled() and maps.requires_grad
-    hooked = norm._forward_pre_hooks or norm._forward_hooks
+    hooks = (
+        norm._forward_pre_hooks, norm._forward_hooks,
+        norm._backward_pre_hooks, norm._backward_hooks,
+    )  # fmt: skip
+    hooked = any(hooks)
     if hooked or not (frozen and needs) or torch.compiler.is_compiling():
         return functional.silu(norm(maps))
     output: Tensor = _ActivatedNorm.apply(

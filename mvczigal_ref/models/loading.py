@@ -156,6 +156,8 @@ def load_model(
             # Both libraries stop at a misshapen tensor; read on, to name all of them.
             slow = {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True}
             loaded, info = kind.from_pretrained(folder, **options, **slow)
+            if rounding and not info["mismatched_keys"]:
+                raise  # of the rounding: a network that is read whole may not fit
     except Exception as error:  # unfit settings reach nearly every kind of exception
         msg = (
             f"`{folder}` must hold a readable {kind.__name__}, its config.json and its tensors; "

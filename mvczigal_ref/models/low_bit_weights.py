@@ -90,9 +90,13 @@ def torchao_config(kind: LowBit) -> Any:  # noqa: ANN401 - an optional package
         An `AOBaseConfig`.
     """
     with warnings.catch_warnings(action="ignore"):
+        if kind == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig
+
+            return Int8WeightOnlyConfig()
         from torchao.prototype._nf4tensor_api import NF4WeightOnlyConfig
-        from torchao.quantization import Int8WeightOnlyConfig
-    return Int8WeightOnlyConfig() if kind == "int8" else NF4WeightOnlyConfig()
+
+        return NF4WeightOnlyConfig()
 
 
 def low_bit_layers(network: nn.Module, kind: LowBit) -> Iterator[nn.Linear]:

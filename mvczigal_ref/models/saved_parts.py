@@ -4,6 +4,7 @@ A process reads the slices that it needs and asks no other, as when they were wr
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.futures import Future
 
+from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.sharded_files import by_itself
 from mvczigal_ref.models.sharding import is_sharded, local_part
 
@@ -79,6 +81,9 @@ def read_parts(folder: Path, names: Iterable[str]) -> dict[str, SavedParts]:
 
     Returns:
         Tensors by group; of their files the headers alone have been read.
+
+    Raises:
+        CheckpointError: If the files do not hold all of a tensor.
     """
     from torch.distributed.checkpoint.filesystem import FileSystem
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -112,8 +117,18 @@ def read_parts(folder: Path, names: Iterable[str]) -> dict[str, SavedParts]:
             return done
 
     reader = Reader()
+    _require_all(reader.headers)
     groups = {name.partition(".")[0] for name in reader.headers.state_dict_metadata}
     return {group: SavedParts(reader, group) for group in sorted(groups)}
+
+
+def _require_all(headers: Any) -> None:  # noqa: ANN401 - imported only where it is needed
+    """Refuse tensors of which a part is missing: the engine would leave memory as it finds it."""
+    for name, header in headers.state_dict_metadata.items():
+        numbers = sum(prod(chunk.sizes) for chunk in header.chunks)
+        if numbers != prod(header.size):
+            msg = f"its files hold {numbers} of the {prod(header.size)} numbers of {name!r}"
+            raise CheckpointError(msg)
 
 
 def local_parts(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

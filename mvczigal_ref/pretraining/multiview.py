@@ -8,6 +8,7 @@ classifier-free guidance into the guidance embedding of few-step sampling.
 """
 
 import json
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -334,5 +335,5 @@ def _guidance_scale(config: PretrainConfig, generator: torch.Generator) -> float
     low, high = config.guidance_range
     share = float(torch.rand((), generator=generator))
     if config.guidance_draw == "log_uniform":
-        return low * (high / low) ** share
+        return low * math.exp(share * math.log(high / low))
     return low + (high - low) * share

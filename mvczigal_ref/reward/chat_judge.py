@@ -72,7 +72,7 @@ class _Judge:
             first, rows, prompts = asked
             place = _place(first, len(rows), per_object)
             images = [image for row in rows for image in row]
-            # No prompt holds the hash of all, itself among them.
+            # No prompt can contain a hash of the text that it is part of.
             code = code_for("\n".join(prompts), always=self.always_code)
             plain = self._question(prompts, views, code)
             failure: ChatAnswerError | JudgementError | None = None

@@ -105,7 +105,7 @@ def _read(
     dtype: torch.dtype,
     how: Mapping[str, Any],
 ) -> UnetComponents:
-    """Load every part; the UNet so as is asked."""
+    """Load every part; `how` is for the UNet alone."""
 
     def loaded(kind: Any, place: Path, dtype: torch.dtype, **how: Any) -> Any:  # noqa: ANN401
         return load_model(kind, place, dtype=dtype, variant=weights_variant(place, dtype), **how)

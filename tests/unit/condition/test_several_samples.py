@@ -216,3 +216,12 @@ def test_reasons_that_differ_are_told_by_sample():
     """And one that is common once."""
     assert refusal_of_all(["x", "x"]) == "x"
     assert refusal_of_all(["x", "y"]) == "of sample 1, x; of sample 2, y"
+
+
+@pytest.mark.parametrize(
+    "answer", ["```" + "\n" * 300_000 + "x", "<think>" * 60_000, "```json\n" + " " * 400_000 + "x"]
+)
+def test_long_answers_of_a_hostile_server_take_time_in_proportion(answer):
+    """Backtracking would take days for these: the suite's time limit stands in for a clock."""
+    with pytest.raises(CaptionError):
+        caption_list(answer, 2)

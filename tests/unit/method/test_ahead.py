@@ -61,13 +61,18 @@ def step(system, config, index, *, enhancer=None, **given):
     """Run one iteration and sample the next meanwhile."""
     old = given.pop("old", None) if config.objective.kind == "forward_process" else None
     given.pop("old", None)
-    prompts = PROMPTS[: config.run.objects_per_iteration]
     return run_iteration(
         system, torch.optim.SGD(list(system.trained().values()), lr=0.05),
-        ConstraintState(multiplier=0.5, threshold=2.0, initialised=True), prompts,
+        ConstraintState(multiplier=0.5, threshold=2.0, initialised=True), batch(config, index),
         iteration=index, config=config, world=World(), timer=StageTimer(), old=old,
-        next_prompts=prompts, enhancer=enhancer, **given,
+        next_prompts=batch(config, index + 1), enhancer=enhancer, **given,
     )  # fmt: skip
+
+
+def batch(config, index):
+    """Give an iteration's prompts: another order in every second one."""
+    prompts = PROMPTS[: config.run.objects_per_iteration]
+    return prompts[::-1] if index % 2 else prompts
 
 
 def tensors(samples):
@@ -107,7 +112,7 @@ def test_samples_are_those_of_the_parameters_before_the_update(kind):
     config = ahead_of(kind)
     system, result, before = begun(config)
     fresh = system_of(config)
-    parts = Share.of(config, World()).parts(PROMPTS[: config.run.objects_per_iteration])
+    parts = Share.of(config, World()).parts(batch(config, 1))
     old = before if config.objective.kind == "forward_process" else None
     wanted = [judged.sample(fresh, part, config, 1, old=old) for part in parts]
 

@@ -136,3 +136,12 @@ def test_graphs_keep_what_their_backward_passes_read():
     block = nn.Sequential(norm)
     block.forward = lambda x: activated_norm(norm, x)
     assert saved(block, maps) == maps.numel() + 2 * 2 * 2
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_forward_hook"])
+def test_a_norm_with_a_hook_is_called(register):
+    """And its hook hears of it."""
+    norm, heard = nn.GroupNorm(1, 2).double().requires_grad_(False), []
+    getattr(norm, register)(lambda *_: heard.append(True))
+    activated_norm(norm, randn(1, 2, 3, 3).requires_grad_()).sum().backward()
+    assert heard == [True]

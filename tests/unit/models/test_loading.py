@@ -5,8 +5,11 @@ import torch
 from safetensors.torch import save_file
 
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.models import loading
+from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.latents import latent_statistics, shifted_statistics
 from mvczigal_ref.models.loading import check_folder, load_strict, stored
+from mvczigal_ref.models.low_bit_reading import FewBits
 from mvczigal_ref.models.weight_files import check_safetensors
 from tests.unit.models.small import fresh_components
 
@@ -102,3 +105,22 @@ def test_statistics_that_are_none_are_refused(change):
             continue  # the deviation holds it
         with pytest.raises(CheckpointError, match="must have a positive scaling_factor"):
             read(vae)
+
+
+def test_a_failed_rounding_is_told(tmp_path, monkeypatch):
+    """The network is not read whole in its place, which may not fit."""
+    network = tiny_flow_components(seed=0, num_heads=1, head_width=16).policy.transformer
+    network.save_pretrained(tmp_path)
+    kind = type(network)
+    right = kind.from_pretrained
+
+    def read(*given, quantization_config=None, **options):
+        if quantization_config is not None:
+            raise torch.OutOfMemoryError("no memory is left")
+        return right(*given, **options)
+
+    monkeypatch.setattr(kind, "from_pretrained", read)
+    monkeypatch.setattr(loading, "low_bit_reading", lambda *_: {"quantization_config": "int8"})
+    few = FewBits("int8", torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"OutOfMemoryError: no memory is left\.$"):
+        loading.load_model(kind, tmp_path, dtype=torch.float32, few_bits=few)

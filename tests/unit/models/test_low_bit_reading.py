@@ -120,6 +120,8 @@ def test_shards_are_read_like_one_file(tmp_path, kind):
         loaded = load_model(type(network), tmp_path / size, dtype=torch.bfloat16, few_bits=few)
         weights.append(stored(loaded))
     assert len(list((tmp_path / "200KB").iterdir())) > 10
+    assert weights[0]
+    assert weights[0].keys() == weights[1].keys()
     for layer, tensors in weights[0].items():
         assert all(map(torch.equal, tensors, weights[1][layer]))
 
@@ -151,6 +153,8 @@ def test_a_cast_leaves_weights_of_few_bits(tmp_path, kind):
     before = {name: [t.clone() for t in each] for name, each in stored(loaded).items()}
     cast_network(loaded, CPU, torch.bfloat16)
 
+    assert stored(loaded).keys() == before.keys()
+    assert before
     for layer, tensors in stored(loaded).items():
         assert all(map(torch.equal, tensors, before[layer]))
     others = {p.dtype for p in loaded.parameters() if type(p.data) is torch.Tensor}

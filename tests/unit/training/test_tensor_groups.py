@@ -178,6 +178,16 @@ def test_tensors_that_do_not_fit_are_refused_and_change_nothing(tmp_path):
         policy["absent"]
 
 
+@pytest.mark.parametrize("lost", ["00001", "00002"])
+def test_files_that_lack_a_part_are_refused(tmp_path, lost):
+    """The engine would leave memory as it finds it; a first part, or one between others."""
+    names = write(tmp_path, 4)
+    left = [name for name in names if not name.startswith(f"shard-{lost}")]
+    assert len(left) < len(names)
+    with pytest.raises(CheckpointError, match=r"its files hold \d+ of the \d+ numbers of '"):
+        read_groups(tmp_path, left)
+
+
 def test_an_error_of_the_disk_is_raised_as_it_is(tmp_path):
     """Not as the engine's own, which no handler knows."""
     (tmp_path / "file").write_text("")
