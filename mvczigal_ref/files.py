@@ -1,6 +1,7 @@
 """Files that stay whole if the process is killed, in a folder with one writer at a time."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from mvczigal_ref.errors import CheckpointError, RunFolderInUseError
 __all__ = [
     "atomic_write",
     "discard",
+    "file_digest",
     "is_hub_id",
     "owned",
     "require_readable",
@@ -233,6 +235,22 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """Digest a file's content, without holding it in memory.
+
+    Args:
+        path: The file.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def usual_mode(path: Path) -> None:

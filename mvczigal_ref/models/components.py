@@ -27,7 +27,7 @@ from mvczigal_ref.models.loading import (
     save_config,
     stored,
 )
-from mvczigal_ref.models.low_bit_reading import FewBits, holds_low_bits
+from mvczigal_ref.models.low_bit_reading import FewBits, few_bit_weights
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.placement import at_work
 from mvczigal_ref.models.row_attention import install_row_attention, is_row_attention
@@ -293,7 +293,7 @@ def with_adapter(
     tensors = read_safetensors(path)
     with described_by(path.parent / "camera_encoder"), torch.device("meta"):
         camera_encoder = cast_network(T2IAdapter.from_config(config), None, dtype)
-    few_bits = holds_low_bits(unet)
+    few_bits = bool(few_bit_weights(unet))
     if mapped or few_bits:
         install_row_attention(unet, device="meta")
     if few_bits:

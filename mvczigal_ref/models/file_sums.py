@@ -1,10 +1,9 @@
 """Checksums beside the files of an exported policy, in the form that `sha256sum -c` reads."""
 
-import hashlib
 from pathlib import Path
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import atomic_write
+from mvczigal_ref.files import atomic_write, file_digest
 
 __all__ = ["SUMS_FILE", "require_sum", "write_sums"]
 
@@ -28,7 +27,7 @@ def write_sums(folder: Path) -> None:
         'c9d1  a\n'
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS_FILE)
-    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     atomic_write(folder / SUMS_FILE, "".join(lines))
 
 
@@ -49,14 +48,9 @@ def require_sum(path: Path) -> None:
         lines = listed.read_text("utf-8", errors="replace").splitlines()
         for line in lines:
             digest, _, place = line.partition("  ")
-            if place == name and digest != _digest(path):
+            if place == name and digest != file_digest(path):
                 msg = (
                     f"`{path}` must be the file that {str(listed)!r} lists; it has changed since. "
                     "Restore it or export it again; remove the list if the change is meant."
                 )
                 raise CheckpointError(msg)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

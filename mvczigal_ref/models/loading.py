@@ -16,14 +16,13 @@ from mvczigal_ref.models.file_kinds import plain_name
 from mvczigal_ref.models.file_sums import require_sum
 from mvczigal_ref.models.low_bit_reading import (
     FewBits,
-    cast_whole_weights,
-    holds_low_bits,
+    few_bit_weights,
     low_bit_reading,
     mark_low_bit,
 )
 from mvczigal_ref.models.mapped import cast_mapped, forget, keeps_fp32
 from mvczigal_ref.models.saved_parts import SavedParts
-from mvczigal_ref.models.sharding import local_part
+from mvczigal_ref.models.sharding import cast_tensors, local_part
 from mvczigal_ref.models.weight_files import check_safetensors, pickled_weights, read_json
 
 __all__ = [
@@ -314,6 +313,8 @@ def stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str
 
 def cast_network(network: nn.Module, device: Any, dtype: torch.dtype | None) -> nn.Module:  # noqa: ANN401
     """Move a network as torch does; diffusers' own method warns about types."""
-    if dtype is None or not holds_low_bits(network):
+    if dtype is None or not few_bit_weights(network):
         return nn.Module.to(network, device=device, dtype=dtype)
-    return cast_whole_weights(nn.Module.to(network, device=device), dtype)
+    nn.Module.to(network, device=device)
+    cast_tensors(network, dtype, uncast=few_bit_weights(network))  # which a cast would break
+    return network

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mvczigal_ref.models.low_bit_weights import LOW_BITS, LowBit, low_bit_layers, torchao_config
 
-__all__ = ["FewBits", "cast_whole_weights", "holds_low_bits", "low_bit_reading", "mark_low_bit"]
+__all__ = ["FewBits", "few_bit_weights", "low_bit_reading", "mark_low_bit"]
 
 
 class FewBits(NamedTuple):
@@ -65,34 +65,18 @@ def mark_low_bit(network: nn.Module) -> None:
             setattr(module, LOW_BITS, True)
 
 
-def holds_low_bits(network: nn.Module) -> bool:
-    """Tell whether some weights of a network are stored in few bits.
+def few_bit_weights(network: nn.Module) -> set[Tensor]:
+    """Find the weights that a network stores in few bits.
 
     Args:
         network: Any network.
 
     Returns:
-        Whether a layer is marked.
+        Weights of the marked layers.
 
     Examples:
-        >>> holds_low_bits(nn.Linear(2, 2))
-        False
+        >>> few_bit_weights(nn.Linear(2, 2))
+        set()
     """
-    return any(LOW_BITS in module.__dict__ for module in network.modules())
-
-
-def cast_whole_weights(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast a network's floating tensors but its weights of few bits, which a cast would break.
-
-    Args:
-        network: Network, changed in place.
-        dtype: Floating type.
-
-    Returns:
-        The network.
-    """
-    few = {id(module.weight) for module in network.modules() if LOW_BITS in module.__dict__}
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.is_floating_point() and id(tensor) not in few:
-            tensor.data = tensor.data.to(dtype)
-    return network
+    linear = (module for module in network.modules() if isinstance(module, nn.Linear))
+    return {module.weight for module in linear if LOW_BITS in module.__dict__}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
+    "cast_tensors",
     "compute_dtype_of",
     "gathered",
     "is_sharded",
@@ -76,14 +77,26 @@ def shard_network(
             module.register_forward_pre_hook(_stay_apart)
     for block in sharded_blocks(network):
         if dtype is not None:
-            _cast(block, dtype, uncast=trained)
+            cast_tensors(block, dtype, uncast=trained)
         fully_shard(block, **how)
     network.compute_dtype = compute_dtype
 
 
-def _cast(block: nn.Module, dtype: torch.dtype, *, uncast: Set[Tensor]) -> None:
-    """Cast what no process has cut yet; buffers, too."""
-    for tensor in (*block.parameters(), *block.buffers()):
+def cast_tensors(network: nn.Module, dtype: torch.dtype, *, uncast: Set[Tensor]) -> None:
+    """Cast floating parameters and buffers in place, but those that are sharded.
+
+    Args:
+        network: Network, or a block of one; changed in place.
+        dtype: Floating type.
+        uncast: Tensors that stay as they are.
+
+    Examples:
+        >>> layer = nn.Linear(1, 1)
+        >>> cast_tensors(layer, torch.bfloat16, uncast={layer.bias})
+        >>> layer.weight.dtype, layer.bias.dtype
+        (torch.bfloat16, torch.float32)
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
         if tensor.is_floating_point() and not is_sharded(tensor) and tensor not in uncast:
             tensor.data = tensor.data.to(dtype)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mvczigal_ref.reward.judge_question import HIGHEST, LOWEST
 
-__all__ = ["NUMBER", "JudgementError", "parse_scores", "score_lines"]
+__all__ = ["NUMBER", "JudgementError", "parse_scores", "require_scale", "score_lines"]
 
 NUMBER = r"[0-9]{1,3}(?:\.[0-9]{1,9})?"
 """Form of a score [regular expression]."""
@@ -56,13 +56,30 @@ def parse_scores(answer: str, names: Sequence[str], *, code: str = "") -> dict[s
             msg = f"`answer` must score {name!r} once; got {fault} in {answer[:_LONGEST_LINE]!r}."
             raise JudgementError(msg)
         (scores[name],) = values
-        if not LOWEST <= scores[name] <= HIGHEST:
-            msg = (
-                f"`answer` must score {name!r} from {LOWEST:g} to {HIGHEST:g}; got "
-                f"{scores[name]:g} in {answer[:_LONGEST_LINE]!r}."
-            )
-            raise JudgementError(msg)
+        require_scale(scores[name], name, answer)
     return scores
+
+
+def require_scale(score: float, name: str, answer: str) -> None:
+    """Refuse a score off the scale.
+
+    Args:
+        score: Score of a criterion [points].
+        name: Name of the criterion.
+        answer: Text that a judge wrote, for the message.
+
+    Raises:
+        JudgementError: If the score is off the scale.
+
+    Examples:
+        >>> require_scale(5.0, "Style", "Style Score: 5")
+    """
+    if not LOWEST <= score <= HIGHEST:
+        msg = (
+            f"`answer` must score {name!r} from {LOWEST:g} to {HIGHEST:g}; got {score:g} in "
+            f"{answer[:_LONGEST_LINE]!r}."
+        )
+        raise JudgementError(msg)
 
 
 def score_lines(answer: str, name: str, value: str, *, code: str = "", more: int = 0) -> list[str]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from mvczigal_ref.files import file_digest
+
 __all__ = ["content_hash", "files_read", "note"]
 
 _FILES: ContextVar[list[Path] | None] = ContextVar("_FILES", default=None)
@@ -74,7 +76,6 @@ def content_hash(paths: Iterable[Path]) -> str:
         if path.is_symlink() and stored.parent.name == "blobs":
             content = stored.name
         else:
-            with stored.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            content = file_digest(stored)
         parts.add(f"{path.name}\0{content}\n")
     return hashlib.sha256("".join(sorted(parts)).encode()).hexdigest()

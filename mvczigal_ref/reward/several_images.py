@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mvczigal_ref.reward.judge_question import HIGHEST, LOWEST, score_label
-from mvczigal_ref.reward.judgement import NUMBER, JudgementError, score_lines
+from mvczigal_ref.reward.judgement import NUMBER, JudgementError, require_scale, score_lines
 
 __all__ = ["parse_score_lists", "question_of_several"]
 
@@ -114,10 +114,6 @@ def _scores(answer: str, name: str, count: int, code: str, unit: str) -> tuple[f
             f"score{'' if len(values) == 1 else 's'} for {count} {unit}s in {excerpt}."
         )
         raise JudgementError(msg)
-    if off := [value for value in values if not LOWEST <= value <= HIGHEST]:
-        msg = (
-            f"`answer` must score {name!r} from {LOWEST:g} to {HIGHEST:g}; got {off[0]:g} in "
-            f"{excerpt}."
-        )
-        raise JudgementError(msg)
+    for value in values:
+        require_scale(value, name, answer)
     return values

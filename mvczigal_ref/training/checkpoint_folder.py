@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import to_json
+from mvczigal_ref.files import file_digest, to_json
 from mvczigal_ref.training.saved_state import require_state
 
 __all__ = [
@@ -212,6 +212,4 @@ def measure(file: Path) -> dict[str, Any]:
     Returns:
         Size [bytes] and SHA-256.
     """
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"bytes": file.stat().st_size, "sha256": digest}
+    return {"bytes": file.stat().st_size, "sha256": file_digest(file)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.files import file_digest
 from mvczigal_ref.models.published import PUBLISHED, SdxlSources, published_sources, weights_folder
 from mvczigal_ref.models.sources import ADAPTER_FILES, find_file
 
@@ -142,5 +143,4 @@ def _of_place(place: Path) -> dict[str, str]:
 @cache
 def _content(file: Path, *_status: int) -> bytes:
     """Digest a file's whole content; its status tells a changed one apart in the cache."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    return bytes.fromhex(file_digest(file))

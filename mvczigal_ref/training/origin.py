@@ -15,7 +15,7 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.fingerprint import differing_settings
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import atomic_write, sync, to_json, usual_mode, writing
+from mvczigal_ref.files import atomic_write, file_digest, sync, to_json, usual_mode, writing
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.lora_reading import PEFT_FILE
@@ -194,7 +194,7 @@ def begin_from(
     if record is not None:
         path = folder / _TENSORS
         try:
-            digest = _file_digest(path)
+            digest = file_digest(path)
         except OSError as error:
             msg = f"cannot read the run's first parameters in {str(path)!r}: {error}. Restore it."
             raise CheckpointError(msg) from error
@@ -235,7 +235,7 @@ def write_origin(folder: Path, content: tuple[dict[str, Any], dict[str, Tensor]]
         save_file(tensors, aside)
         usual_mode(aside)
         sync(aside)
-        record["parameters"] = _file_digest(aside)
+        record["parameters"] = file_digest(aside)
         aside.replace(path)
     atomic_write(folder / ORIGIN, to_json(record))
 
@@ -316,13 +316,9 @@ def _of_lora(path: Path, file: Path, config: TrainConfig) -> Origin:
             f"is to begin with; got {getattr(model, f'lora_{name}')}."
         )
         raise CheckpointError(msg)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Origin(place=str(path), iteration=None, sha256=digest, differences=(), lora=file)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return Origin(
+        place=str(path), iteration=None, sha256=file_digest(file), differences=(), lora=file
+    )
 
 
 def _lora_file(folder: Path) -> Path | None:

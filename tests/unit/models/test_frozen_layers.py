@@ -1,7 +1,5 @@
 """`frozen_layers`: torch's own layers are the oracle, to the bit; graphs keep what they must."""
 
-import copy
-
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
@@ -10,7 +8,8 @@ from torch.nn.functional import silu
 
 from mvczigal_ref.models.frozen_layers import activated_norm
 from mvczigal_ref.models.projections import install_merged_linears
-from mvczigal_ref.models.quick_blocks import install_quick_blocks
+from tests.unit.models.quick import outcome, same
+from tests.unit.models.quick import quickened as quick_form
 from tests.unit.models.small import randn
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -34,23 +33,9 @@ def own_generator():
 
 def quickened(layer):
     """Copy a layer, and let the copy run in the quick form."""
-    network = nn.Sequential(copy.deepcopy(layer))
-    install_quick_blocks(network)
-    assert type(network[0]) is not type(layer)
-    return network[0]
-
-
-def outcome(layer, given):
-    """Give a layer's output, and the gradients of its input and of its weights."""
-    leaf = given.clone().requires_grad_()
-    output = layer(leaf)
-    output.square().sum().backward()
-    return [output, leaf.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
-
-
-def same(ours, theirs):
-    """Compare bits."""
-    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+    quick = quick_form(layer)
+    assert type(quick) is not type(layer)
+    return quick
 
 
 def saved(layer, given):

@@ -1,20 +1,18 @@
 """`quick_blocks` and `flow.attention`: diffusers' blocks are the oracle."""
 
-import copy
-
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
-from torch import nn
 
 from mvczigal_ref.models.flow.attention import QuickFluxAttention
 from mvczigal_ref.models.memo import memo_scope
 from mvczigal_ref.models.projections import install_merged_linears
-from mvczigal_ref.models.quick_blocks import QuickResnet, QuickTransformer, install_quick_blocks
+from mvczigal_ref.models.quick_blocks import QuickResnet, QuickTransformer
 from mvczigal_ref.models.row_attention import DirectAttention
+from tests.unit.models.quick import outcome, quickened, same
 from tests.unit.models.small import randn
 
 SEEN = []
@@ -28,31 +26,10 @@ def own_generator():
         yield
 
 
-def quickened(block):
-    """Copy a block, and let the copy run in the quick form."""
-    copied = nn.Sequential(copy.deepcopy(block))
-    install_quick_blocks(copied)
-    return copied[0]
-
-
-def outcome(block, first, *more, **options):
-    """Give a block's outputs, and the gradients of its first input and of its weights."""
-    leaf = first.clone().requires_grad_()
-    outputs = block(leaf, *more, **options)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    sum(output.square().sum() for output in outputs).backward()
-    return [*outputs, leaf.grad, *(p.grad for p in block.parameters() if p.grad is not None)]
-
-
 def resnet(**options):
     """Build a residual block of a UNet."""
     sizes = {"in_channels": 8, "out_channels": 16, "temb_channels": 12, "groups": 4}
     return ResnetBlock2D(**sizes | options).eval()
-
-
-def same(ours, theirs):
-    """Compare bits."""
-    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
 
 
 # -- oracle -------------------------------------------------------------------------------
