@@ -157,16 +157,15 @@ def fit(
 
 def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Events]) -> RunResult | None:
     """Train under a display and the callbacks; None if one of them has stopped the run."""
-    from rich.console import Console
-
     from mvczigal_ref.cli.display import TrainingDisplay
+    from mvczigal_ref.cli.patient_console import PatientConsole
     from mvczigal_ref.report import write_report
 
     here, asked = join(config.run.device), EventGroup(callbacks)
     with ExitStack() as stack:
         show = notebook_output() if here.is_main else None
         display: Events = (
-            stack.enter_context(TrainingDisplay(Console(quiet=not here.is_main), config))
+            stack.enter_context(TrainingDisplay(PatientConsole(quiet=not here.is_main), config))
             if show is None
             else NotebookDisplay(show)
         )

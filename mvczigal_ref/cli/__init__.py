@@ -40,6 +40,7 @@ from mvczigal_ref.cli.scoring import (
     serve_reward,
 )
 from mvczigal_ref.cli.settings import Settings, show_settings
+from mvczigal_ref.cli.surroundings import adapt, reader_gone, require_current_folder
 from mvczigal_ref.cli.training import Train, train
 from mvczigal_ref.errors import ConfigError, ServiceUnavailableError, printable, quoted
 
@@ -132,9 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Traceback (most recent call last):
         SystemExit: 2
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by a shell's `>&-`
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
+    adapt()
     try:
         try:
             return _main(list(sys.argv[1:] if argv is None else argv))
@@ -166,6 +165,7 @@ def _main(words: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            require_current_folder()
             require_json(command)
             with json_alone(command):
                 function(command)
@@ -173,8 +173,8 @@ def _main(words: list[str]) -> int:
             _say(f"error: {error}")
             return _TRY_LATER
         except REFUSED as error:
-            if isinstance(error, BrokenPipeError):
-                sys.stdout.flush()  # raises where the pipe was that of the output
+            if isinstance(error, BrokenPipeError) and reader_gone():  # else some other pipe
+                raise
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             if full and getattr(error, "filename", None) is None:  # the output's: files are named
                 raise

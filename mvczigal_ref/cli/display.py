@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from mvczigal_ref.cli.output import say
+from mvczigal_ref.cli.patient_console import PatientConsole
 from mvczigal_ref.cli.progress import PLAIN_EVERY
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.evaluation.digits import decimals_of, decimals_of_size, gain_text, with_error
@@ -70,6 +71,8 @@ _WIDTH = 6
 
 class TrainingDisplay(Events):
     """One line per iteration over a progress bar; in a file or a pipe, a plain line now and then.
+
+    Where a patient console has lost its reader, the run is asked to save and stop.
 
     Args:
         console: Console to write to; rich knows whether someone is watching.
@@ -166,6 +169,8 @@ class TrainingDisplay(Events):
 
     def _print(self, text: str) -> None:
         say(self._console, text)
+        if isinstance(self._console, PatientConsole) and self._console.reader_gone:
+            self.stop()  # as where a terminal hangs up
 
 
 def score_heading(unit: str) -> str:

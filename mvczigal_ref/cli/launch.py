@@ -70,11 +70,25 @@ def starts_processes(count: int) -> bool:
     """
     if count < 1:
         raise ConfigError(f"`--processes` must be at least 1; got {count}.")
-    running = os.environ.get("WORLD_SIZE")
-    if count > 1 and running is not None and int(running) != count:
+    running = _launched()
+    if count > 1 and running is not None and running != count:
         msg = f"`--processes` must be left out under a launcher; got {count}, it runs {running}."
         raise ConfigError(msg)
     return count > 1 and running is None
+
+
+def _launched() -> int | None:
+    """Read how many processes a launcher has started; None without one."""
+    size, rank = (os.environ.get(name) for name in ("WORLD_SIZE", "RANK"))
+    if size is None:
+        return None
+    if not size.isdecimal() or not (rank or "0").isdecimal() or int(rank or 0) >= int(size):
+        msg = (
+            "WORLD_SIZE and RANK must be whole numbers, the second below the first, as a launcher "
+            f"sets them; got {quoted(size)} and {quoted(rank)}. Unset both, and use `--processes`."
+        )
+        raise ConfigError(msg)
+    return int(size)
 
 
 def join(device: str) -> "World":

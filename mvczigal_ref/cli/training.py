@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -20,7 +21,12 @@ from mvczigal_ref.cli.policy_settings import (
     recipe_config,
     require_folder,
 )
-from mvczigal_ref.errors import ConfigError, NonFiniteError, ServiceUnavailableError
+from mvczigal_ref.errors import (
+    ConfigError,
+    NonFiniteError,
+    ServiceUnavailableError,
+    printable,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,11 +140,14 @@ def train_run(command: Train, config: "TrainConfig") -> None:
             not finite, with the way on.
         KeyboardInterrupt: After Ctrl-C; how to go on has been printed.
         ServiceUnavailableError: If a service is out; how to go on has been printed.
-        SystemExit: In all processes but the main one, where that one raises.
+        SystemExit: In all processes but the main one, where that one raises; and after a stop
+            since the output's reader has gone, with how to go on on standard error.
     """
     folder = _folder(command, config)
+    from mvczigal_ref.cli.patient_console import PatientConsole
+
     here = join(config.run.device)
-    console = console_of(command, shown=here.is_main)
+    console = PatientConsole(quiet=console_of(command, shown=here.is_main).quiet)
     say(console, _beginning(folder, config))
     try:
         _run(config, folder, console, here, start=command.start)
@@ -158,6 +167,11 @@ def train_run(command: Train, config: "TrainConfig") -> None:
         time.sleep(1.0)
         raise SystemExit(75 if isinstance(error, ServiceUnavailableError) else 2) from error
     except KeyboardInterrupt:
+        if console.reader_gone:
+            way_on = f"{_where(folder)}. Go on with: {_again(command)}"
+            text = printable(f"nobody reads the output any more: {way_on}")
+            print(f"mvczigal: {text}", file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
         say(console, _where(folder))
         say(console, f"go on with: {_again(command)}")
         raise
@@ -177,6 +191,7 @@ def _run(
     with TrainingDisplay(console, config) as display:
         result = train(config, folder, world=here, events=display, start=start)
     if here.is_main:
+        report = write_report(folder)  # first: it must not depend on the table's reader
         gains = {name: getattr(result, table) for name, table in score_tables(config).items()}
         console.print(
             gain_table(gains, unit=reward_unit(config.reward), before="before", after="after")
@@ -184,7 +199,7 @@ def _run(
         if result.guard is not None:
             console.print(guard_table(result.guard))
             say(console, guard_text(result.guard, returned=config.guard.action == "return"))
-        say(console, f"report: {write_report(folder)}")
+        say(console, f"report: {report}")
 
 
 def _folder(command: Train, config: "TrainConfig") -> Path:

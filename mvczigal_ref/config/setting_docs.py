@@ -54,16 +54,15 @@ def described_sections(folder: Path = CONFIG) -> dict[str, tuple[str, list[Setti
         >>> settings[1].name, settings[1].unit
         ('lr', 'parameter units per step')
     """
-    classes = {
-        node.name: node
+    nodes = [
+        node
         for path in sorted(folder.glob("*.py"))
         for node in ast.parse(path.read_text("utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    }
-    types = ast.parse((folder / "types.py").read_text("utf-8"))
+    ]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     kinds = {
         node.targets[0].id: node.value
-        for node in types.body
+        for node in nodes
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
     return {

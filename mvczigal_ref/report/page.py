@@ -88,7 +88,9 @@ def _content(run: RunContent) -> dict[str, Any]:
         "command": repeating_command(run),
         "headline": headline(gains, finished=compared, unit=unit),
         "gains": {name: gain_text(gain) for name, gain in gains.items()},
-        "less_error": {name: error_removed(gain.gain) for name, gain in gains.items()},
+        "less_error": {
+            name: error_removed(gain.gain) for name, gain in gains.items() if unit == "dB"
+        },
         "dots": _dots(run, unit),
         "noises": noises,
         "num_prompts": prompts,

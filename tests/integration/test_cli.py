@@ -243,6 +243,26 @@ def test_a_stopped_run_says_how_to_go_on(finished, words, tmp_path, monkeypatch,
     assert (folder / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
 
 
+def test_a_run_that_nobody_reads_saves_and_stops(words, tmp_path, monkeypatch, capsys):
+    """As where a terminal hangs up; not at once and unsaved, as rich would end it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    folder = tmp_path / "a run"
+    more = ["run.checkpoint_every=9", "--out", str(folder)]
+    with open(writer, "w", encoding="utf-8") as nobody, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", nobody)
+        with pytest.raises(SystemExit) as end:
+            main(["train", "tiny", *words, *more])
+    told = capsys.readouterr().err
+
+    assert end.value.code == 1
+    assert told.startswith(
+        f"mvczigal: nobody reads the output any more: stopped; saved in {folder}/checkpoints/"
+        "iteration_000001. Go on with: mvczigal train tiny"
+    )
+    assert told.count("\n") == 1
+
+
 def test_a_file_of_settings_gives_way_to_words(words, finished, tmp_path, capsys):
     """The run's own settings file, with nothing else, is the same run."""
     argv = ["train", "tiny", "--config", f"{finished}/config.json", "--out", str(finished)]

@@ -59,9 +59,11 @@ def test_a_folder_may_be_called_like_a_setting(tmp_path, monkeypatch, command):
     assert str(_read([command, "lr=0.1", *more]).run) == "lr=0.1"
 
 
-@pytest.mark.parametrize("words", [["settings", "optim"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["settings", "optim"], ["train", "--help"], ["settings", "--json"]]
+)
 def test_a_reader_that_leaves_is_no_error(words):
-    """As `| head` does: nothing is printed on standard error."""
+    """As `| head` does: nothing is printed on standard error, however much is to be printed."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "mvczigal_ref", *words]

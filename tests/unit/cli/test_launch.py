@@ -60,7 +60,8 @@ time.sleep(60)
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
     """No launcher has started the tests, and none leaves a setting behind."""
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -81,6 +82,19 @@ def test_a_launcher_of_another_size_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ConfigError, match="launcher; got 2, it runs 4"):
         starts_processes(2)
+
+
+@pytest.mark.parametrize(
+    ("size", "rank"), [("two", "0"), ("", "0"), ("2", "x"), ("1", "1"), ("0", "0"), ("-1", None)]
+)
+def test_variables_that_no_launcher_sets_are_refused(size, rank, monkeypatch):
+    """Otherwise a process that is none of the run's would train, and write nothing."""
+    monkeypatch.setenv("WORLD_SIZE", size)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    for count in (1, 2):
+        with pytest.raises(ConfigError, match="must be whole numbers, the second below the first"):
+            starts_processes(count)
 
 
 @pytest.mark.parametrize("device", ["bogus", "meta", "cuda:99"])

@@ -25,6 +25,7 @@ def test_every_setting_is_described():
             value = config[name][field.name]
             assert field.default == plain(value), field
             assert field.meaning, field
+            assert not re.search(r"\b_|[A-Z]\w+\b", field.values), field  # a name of the source
             assert "[" not in field.unit, field
 
 
@@ -49,6 +50,7 @@ def plain(value):
             f"list of {', '.join(get_args(TrackerName))}",
         ),
         ("optim.loss_scale", "1", "number >= 1, <= 2 ** 32 or null"),
+        ("sampler.kind", "", "lcm, ddim, euler_ancestral, tcd, flow"),
     ],
 )
 def test_a_setting_says_its_unit_and_values(setting, unit, values):

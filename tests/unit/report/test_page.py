@@ -180,6 +180,21 @@ def test_every_kind_of_method_has_a_page(kind, tmp_path):
     assert "decode 1.00 17 %" in text
 
 
+def test_a_reward_of_any_scale_has_a_page(tmp_path):
+    """Decibels are read as a share of error; another reward's fall by thousands is none."""
+    before, noise = torch.full((1, 8), 5e3), torch.rand(1, 8)
+    tables = {0: (before, before), 4: (noise - 1e4, noise + 1e30)}
+    reward = ["reward.per_view=a.py:b", "reward.joint=a.py:c"]
+    folder = write_run(
+        tmp_path / "a", rows=metrics(4), evaluated=tables, prompts=["a red cube"] * 8,
+        overrides=reward,
+    )  # fmt: skip
+
+    text = Page(write_report(folder)).text
+    assert "The per-view score fell by" in text
+    assert "error in the" not in text
+
+
 def test_iterations_without_idle_steps_are_drawn_at_zero(tmp_path):
     """They write none; a run without any has no such panel."""
     rows = metrics(4)
