@@ -86,7 +86,7 @@ def fuse_leaf_rewards(
     fused = []
     for depth in range(1, len(branching)):
         leaves = math.prod(branching[depth:])
-        by_node = (*leaf_reward.shape[:-1], -1, leaves)
+        by_node = (*leaf_reward.shape[:-1], math.prod(branching[:depth]), leaves)
         share = score.reshape(by_node).softmax(dim=-1)
         fused.append((share * leaf_reward.reshape(by_node)).sum(dim=-1))
     return (*fused, leaf_reward)

@@ -35,11 +35,15 @@ def spread_weights(advantage: Float[Tensor, "*group sample"]) -> Float[Tensor, "
     Returns:
         One weight per group [1], 1 on average; all 0 where no group has spread.
 
+    Raises:
+        ValueError: If ``advantage`` is of half precision.
+
     Examples:
         >>> import torch
         >>> spread_weights(torch.tensor([[1.0, -1.0], [0.0, 0.0]])).tolist()
         [2.0, 0.0]
     """
+    require_full_precision(advantage=advantage)
     spread = (advantage != 0.0).any(dim=-1).to(advantage.dtype)
     return spread * (spread.numel() / spread.sum().clamp_min(1.0))
 
@@ -67,7 +71,8 @@ def prune_samples(
         Advantages of the same shape [1]; of equal ones the earlier stay.
 
     Raises:
-        ValueError: If ``share`` is outside [0, 1) or ``advantage`` is of half precision.
+        ValueError: If ``share`` is outside [0, 1), or ``advantage`` is of half precision or holds
+            no sample.
 
     Examples:
         >>> import torch
@@ -111,8 +116,8 @@ def prune_nodes(
         Advantages of the same shape [1]; of equal ones the earlier count as better.
 
     Raises:
-        ValueError: If ``keep`` is unknown, ``share`` outside [0, 1), or ``siblings`` does not
-            divide the nodes.
+        ValueError: If ``keep`` is unknown, ``share`` outside [0, 1), ``siblings`` does not divide
+            the nodes, or there are none.
 
     Examples:
         >>> import torch
@@ -152,6 +157,9 @@ def _left(count: int, share: float) -> int:
 
 def _check(advantage: Tensor, share: float) -> None:
     require_full_precision(advantage=advantage)
+    if not advantage.shape[-1]:
+        msg = "`advantage` must hold at least one sample of each group; got none."
+        raise ValueError(msg)
     if not 0.0 <= share < 1.0:
         msg = f"`share` must be in [0, 1); got {share!r}; 0.0 keeps all."
         raise ValueError(msg)

@@ -78,7 +78,7 @@ def matching_score(
         One number per latent [1], not positive.
 
     Raises:
-        ValueError: If ``weight`` is unknown.
+        ValueError: If ``weight`` is unknown, or a tensor is half precision.
 
     Examples:
         >>> import torch
@@ -86,6 +86,7 @@ def matching_score(
         -2.0
     """
     require_choice("weight", weight, get_args(MatchingWeight))
+    require_full_precision(error=error, level=level)
     if weight == "uniform":
         return -error
     time = level.detach().to(error.dtype)

@@ -107,7 +107,7 @@ def part_of_advantage(
         part: The part.
 
     Returns:
-        Advantages of the same shape [1].
+        Advantages of the same shape [1]; NaN stays NaN.
 
     Raises:
         ValueError: If ``part`` is unknown or ``advantage`` of half precision.
@@ -125,9 +125,10 @@ def part_of_advantage(
         return advantage.clamp(min=0.0)
     if part == "negative":
         return advantage.clamp(max=0.0)
-    if part == "one":
-        return (advantage > 0.0).to(advantage.dtype)
-    return advantage.sign() if part == "binary" else advantage
+    if part == "all":
+        return advantage
+    chosen = (advantage > 0.0).to(advantage.dtype) if part == "one" else advantage.sign()
+    return chosen.where(~advantage.isnan(), advantage)  # which torch takes for 0
 
 
 def diffusion_nft_loss(

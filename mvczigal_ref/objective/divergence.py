@@ -97,7 +97,8 @@ def divergence_loss(
         kl_weight: :math:`\beta`; finite, not negative.
 
     Returns:
-        The loss, and its detached diagnostics; ``clip_fraction`` is the masked share.
+        The loss, NaN where a divergence is, and its detached diagnostics; ``clip_fraction`` is
+        the masked share.
 
     Raises:
         ValueError: As :func:`outside_region`, :func:`~mvczigal_ref.objective.clipped.reference_kl`
@@ -118,7 +119,7 @@ def divergence_loss(
         require_positive(std=std)
     divergence = reference_kl(mean.detach(), mean_old, std=std, reduction=reduction)
     held = outside_region(log_ratio, advantage, divergence, divergence_range=divergence_range)
-    trusted = advantage.masked_fill(held, 0.0)
+    trusted = advantage.masked_fill(held, 0.0).masked_fill(divergence.isnan(), math.nan)
     loss, stats = clipped_surrogate_loss(
         log_ratio, trusted, clip_range=math.inf, weight=weight, kl=kl, kl_weight=kl_weight
     )

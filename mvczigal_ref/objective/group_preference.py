@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_positive
+from mvczigal_ref.diffusion.precision import require_full_precision, require_positive
 from mvczigal_ref.objective.advantage_matching import matching_error
 from mvczigal_ref.objective.clipped import SurrogateStats
 from mvczigal_ref.shapes import BatchLatent, Scalar
@@ -40,7 +40,7 @@ def group_preference_weight(
         :math:`w` in (0, 1), without gradient; 1/2 at the reference.
 
     Raises:
-        ValueError: If ``scale`` is not positive.
+        ValueError: If ``scale`` is not positive, or a tensor is half precision.
 
     Examples:
         >>> group_preference_weight(
@@ -50,6 +50,7 @@ def group_preference_weight(
         0.5
     """
     require_positive(scale=scale)
+    require_full_precision(error=error, error_reference=error_reference, advantage=advantage)
     return (scale * (advantage * (error - error_reference)).mean(dim=0)).sigmoid().detach()
 
 

@@ -94,7 +94,7 @@ def noise_preference_loss(
         The loss, and its detached diagnostics.
 
     Raises:
-        ValueError: If ``scale`` is not positive, shapes differ, or a tensor is half precision.
+        ValueError: As :func:`~mvczigal_ref.objective.preference.preference_loss`.
 
     Examples:
         >>> import torch

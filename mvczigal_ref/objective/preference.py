@@ -48,13 +48,14 @@ def preference_loss(
         advantage_gap: :math:`A`, first arm minus second [1]. Only its sign is read.
         scale: :math:`\beta` [1 / unit of the log-ratios]; positive.
         clip_range: Beyond it a log-ratio counts as clipped in the diagnostics; nothing is
-            clipped [log-ratio unit].
+            clipped [log-ratio unit]; positive.
 
     Returns:
         The loss, and its detached diagnostics.
 
     Raises:
-        ValueError: If ``scale`` is not positive, shapes differ, or a tensor is half precision.
+        ValueError: If ``scale`` or ``clip_range`` is not positive, shapes differ, or a tensor is
+            half precision.
 
     Examples:
         >>> ratio = torch.zeros(2).requires_grad_()
@@ -65,6 +66,9 @@ def preference_loss(
         [-0.5, 0.5]
     """
     require_positive(scale=scale)
+    if not clip_range > 0.0:
+        msg = f"`clip_range` must be positive; got {clip_range!r}; `math.inf` counts nothing."
+        raise ValueError(msg)
     check_paired(
         log_ratio_zigzag=log_ratio_zigzag,
         log_ratio_standard=log_ratio_standard,

@@ -247,6 +247,13 @@ def test_branches_of_a_trunk_are_compared_at_their_step():
             )
 
 
+def test_a_batch_of_nothing_stays_one():
+    """Of the shape that its trees would have."""
+    fused = fuse_leaf_rewards(torch.ones(0, 8), branching=(2, 2, 2))
+
+    assert [tuple(depth.shape) for depth in fused] == [(0, 2), (0, 4), (0, 8)]
+
+
 # -- gradients -----------------------------------------------------------------------------
 
 

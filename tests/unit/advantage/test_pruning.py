@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -180,3 +181,26 @@ def test_families_that_do_not_fit_and_an_unknown_rule_are_refused():
         prune_nodes(torch.ones(4), keep="siblings", siblings=3)
     with without_shape_checks(), pytest.raises(ValueError, match="`keep` must be"):
         prune_nodes(torch.ones(4), keep="best", siblings=2)
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(narrow):
+    """As every advantage's."""
+    advantage = torch.ones(2, 2, dtype=narrow)
+    for function in (
+        spread_weights, partial(prune_samples, share=0.5),
+        partial(prune_nodes, keep="extremes", siblings=2),
+    ):  # fmt: skip
+        with (
+            without_shape_checks(),
+            pytest.raises(ValueError, match="`advantage` must be float32 or"),
+        ):
+            function(advantage)
+
+
+def test_a_group_of_nothing_is_refused():
+    """Of no sample none can stay."""
+    with pytest.raises(ValueError, match="`advantage` must hold at least one sample of each"):
+        prune_samples(torch.ones(2, 0), share=0.5)
+    with pytest.raises(ValueError, match="`advantage` must hold at least one sample of each"):
+        prune_nodes(torch.ones(2, 0), keep="siblings", siblings=2)

@@ -148,3 +148,13 @@ def test_an_unknown_weight_is_refused():
     """With the choice that there is."""
     with without_shape_checks(), pytest.raises(ValueError, match="`weight` must be"):
         matching_score(torch.zeros(1), torch.ones(1), weight="none")
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("weight", ["uniform", "level", "level_squared", "huber"])
+def test_a_score_of_half_precision_is_refused(weight, narrow):
+    """As every density; the Huber form's floor is 0 there, with a slope without bound."""
+    one = torch.ones(2)
+    for error, level in ((one.to(narrow), one), (one, one.to(narrow))):
+        with without_shape_checks(), pytest.raises(ValueError, match="must be float32 or float64"):
+            matching_score(error, level, weight=weight)

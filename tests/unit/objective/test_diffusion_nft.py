@@ -1,6 +1,7 @@
 """DiffusionNFT: oracle, laws, gradients, golden values, errors."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import TypeCheckError
 
 from mvczigal_ref.diffusion.flow import flow_latent
 from mvczigal_ref.objective.diffusion_nft import (
+    AdvantagePart,
     diffusion_nft_loss,
     old_policy_decay,
     optimality,
@@ -130,6 +132,14 @@ def test_a_part_of_the_advantage_is_what_its_name_says(advantage):
         assert found.item() == value
     with without_shape_checks(), pytest.raises(ValueError, match="`part` must be"):
         part_of_advantage(torch.zeros(1), part="half")
+
+
+@pytest.mark.parametrize("part", get_args(AdvantagePart))
+def test_an_advantage_that_is_no_number_is_none_of_its_parts(part):
+    """It shows in every part, and so in the loss, which the update refuses."""
+    advantage = torch.tensor([math.nan, 1.0], dtype=torch.float64)
+
+    assert part_of_advantage(advantage, part=part).isnan().tolist() == [True, False]
 
 
 @given(st.integers(0, 10_000), st.floats(0.0, 0.1), st.floats(0.0, 0.999))

@@ -114,6 +114,16 @@ def test_the_default_range_is_the_published_one():
     assert (far.clip_fraction.item(), near.clip_fraction.item()) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("name", ["log_ratio", "advantage", "mean", "mean_old"])
+def test_a_nan_is_passed_on(name):
+    """The mask does not hide a broken number from whoever looks at the loss."""
+    told = {key: value.clone() if key == name else value for key, value in inputs().items()}
+    told[name].view(-1)[0] = math.nan
+    loss, _ = divergence_loss(**told, reduction="mean")
+
+    assert loss.isnan()
+
+
 # -- errors ------------------------------------------------------------------------------
 
 

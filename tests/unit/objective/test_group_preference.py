@@ -14,6 +14,7 @@ from mvczigal_ref.objective.group_preference import (
 )
 from tests.golden import constants, names, tensors
 from tests.strategies import randn
+from tests.unannotated import without_shape_checks
 from tests.unit.objective.test_advantage_matching import noised
 
 ADVANTAGE = torch.tensor([1.5, -1.0, -0.5], dtype=torch.float64)
@@ -166,3 +167,12 @@ def test_a_setting_out_of_its_range_is_refused(told, message):
     settings = {"scale": 1.0, "clip_range": 0.1, **told}
     with pytest.raises(ValueError, match=message):
         group_preference_loss(**group()[0], advantage=ADVANTAGE, **settings)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_weight_of_half_precision_is_refused(place):
+    """The logistic of a hundredfold difference would be rounded to 0 or 1."""
+    three = [torch.ones(2)] * 3
+    three[place] = three[place].half()
+    with without_shape_checks(), pytest.raises(ValueError, match="must be float32 or float64"):
+        group_preference_weight(*three, scale=100.0)

@@ -122,6 +122,14 @@ def test_refuses_a_scale_that_is_not_positive(scale):
         preference_loss(**tensors(), scale=scale, clip_range=1.0)
 
 
+@pytest.mark.parametrize("clip_range", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("function", [preference_loss, preference_gradients])
+def test_refuses_a_range_that_is_not_positive(function, clip_range):
+    """It would count every log-ratio as clipped, or none."""
+    with pytest.raises(ValueError, match="`clip_range` must be positive; got"):
+        function(**tensors(), scale=1.0, clip_range=clip_range)
+
+
 @pytest.mark.parametrize("name", ["log_ratio_standard", "advantage_gap"])
 def test_refuses_what_would_broadcast(name):
     """One number for all pairs would pass for each one's own."""
