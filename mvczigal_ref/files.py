@@ -203,7 +203,7 @@ def require_run(folder: Path) -> Path:
         File of the run's configuration.
 
     Raises:
-        CheckpointError: If it holds no run.
+        CheckpointError: If it holds no run, or is a checkpoint of one.
 
     Examples:
         >>> require_run(Path("absent"))
@@ -216,6 +216,12 @@ Pass a folder that `mvczigal train` wrote.
         msg = (
             f"{str(folder)!r} is no run folder: it holds no config.json. Pass a folder that "
             "`mvczigal train` wrote."
+        )
+        raise CheckpointError(msg)
+    if (folder / "manifest.json").is_file():
+        run = folder.absolute().parent.parent
+        msg = (
+            f"{str(folder)!r} is a checkpoint, not a run. Pass the folder of its run, {str(run)!r}."
         )
         raise CheckpointError(msg)
     return path

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from tyro.conf import Positional, arg
 
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.files import require_run
 
 if TYPE_CHECKING:
     import torch
@@ -105,13 +104,14 @@ def policy_config(
     """
     from mvczigal_ref.config import load_config
     from mvczigal_ref.config.loading import sampling_config
+    from mvczigal_ref.config.run_file import run_config
     from mvczigal_ref.recipes import recipe
 
     if run is not None and (weights is not None or name is not None):
         msg = "`--run` brings its own weights and settings; leave out `--weights` and the recipe."
         raise ConfigError(msg)
     if run is not None:
-        base = load_config(file=require_run(run))
+        base = run_config(run)
         if "reward." in also:
             _require_typed_key(base, words, "reward", "a run")
     else:

@@ -10,6 +10,7 @@ What a file of this room holds:
 - ``reads``: when each setting acts, by ``circumstances``; one that would not act is refused.
 - ``fingerprint``: whether one run may continue another, and in which settings two runs differ.
 - ``setting_docs``: unit, values, default and meaning of each setting, read from the source.
+- ``run_file``: settings that a run wrote into its folder, read back.
 - ``scorer_names``: names of scorers, checked without torch.
 - ``code_names``: names of the user's own code, which is imported only where they were typed.
 - ``plugins``: pieces that other installed packages register.

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mvczigal_ref.config import TrainConfig, load_config, to_dict
+from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.fingerprint import setting_changes
+from mvczigal_ref.config.run_file import run_config
 from mvczigal_ref.config.scorer_names import VIEW_MEAN
 from mvczigal_ref.errors import CheckpointError, ConfigError
 from mvczigal_ref.evaluation.scores import Evaluation, PairedGain, paired_gain, read_evaluation
-from mvczigal_ref.files import require_run
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.tiny_world.grammar import split_prompts
 from mvczigal_ref.training.sealed_rows import check_rows
@@ -133,7 +133,7 @@ def read_run(folder: Path) -> RunContent:
     Raises:
         CheckpointError: If the folder is no run folder, or a file of scores is damaged.
     """
-    config = load_config(file=require_run(folder))
+    config = run_config(folder)
     check_rows(folder)
     place = folder / "evaluations"
     # A glob would find a file, or a folder that may not be read, empty.

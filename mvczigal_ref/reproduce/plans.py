@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mvczigal_ref import __version__
 from mvczigal_ref.config import TrainConfig, fingerprint, load_config
+from mvczigal_ref.config.run_file import run_config
 from mvczigal_ref.files import atomic_write, to_json
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.reproduce.calls import network_calls
@@ -132,7 +133,7 @@ def runs_there(
         metrics = read_metrics(path / "metrics.jsonl")
         run = _planned(
             row, load_config(recipe(row.recipe), overrides=words), folder, words,
-            iterations=load_config(file=path / "config.json").run.iterations,
+            iterations=run_config(path).run.iterations,
             each=sum(one["network_calls"] for one in metrics) / max(len(metrics), 1),
         )  # fmt: skip
         find_checkpoint(run.folder, run.config)

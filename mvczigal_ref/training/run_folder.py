@@ -1,10 +1,10 @@
 """Run folder: its newest checkpoint, or the remains of another run."""
 
-import json
 from pathlib import Path
 
-from mvczigal_ref.config import TrainConfig, fingerprinted, load_config, to_dict
+from mvczigal_ref.config import TrainConfig, fingerprinted, to_dict
 from mvczigal_ref.config.fingerprint import settings_difference
+from mvczigal_ref.config.run_file import run_config
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.training.checkpoint import (
     Checkpoint,
@@ -78,7 +78,7 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
     _refuse_foreign(folder, config)
     if not (folder / SUMMARY).is_file():
         return False
-    saved = load_config(file=folder / "config.json")
+    saved = run_config(folder)
     return to_dict(in_places(saved)) == to_dict(in_places(config))
 
 
@@ -122,16 +122,7 @@ def _refuse_foreign(folder: Path, config: TrainConfig) -> None:
             msg = f"{str(folder)!r} holds {', '.join(remains)} of a run without its config.json. "
             raise CheckpointError(msg + "Restore that file, or choose another folder.")
         return
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        saved = load_config(file=path)  # which completes what is missing
-        missing = sorted(to_dict(saved).keys() - values.keys())
-    except ValueError as error:  # no JSON, or no settings
-        msg = f"{str(path)!r} is no run's configuration: {error} Choose another folder."
-        raise CheckpointError(msg) from error
-    if missing:
-        msg = f"{str(path)!r} is no run's configuration: it lacks {', '.join(missing)}. "
-        raise CheckpointError(msg + "Choose another folder.")
+    saved = run_config(folder)
     there, here = in_places(saved), in_places(config)
     differing = settings_difference(fingerprinted(there), fingerprinted(here))
     if differing:

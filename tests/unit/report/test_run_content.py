@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.config.scorer_names import reward_unit
-from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.recipes import RECIPES, recipe
 from mvczigal_ref.report.run_content import (
     changed_settings,
@@ -154,7 +154,7 @@ def test_a_damaged_configuration_is_refused(tmp_path):
     """It is named."""
     (tmp_path / "config.json").write_text("{", "utf-8")
 
-    with pytest.raises(ConfigError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         read_run(tmp_path)
 
 
