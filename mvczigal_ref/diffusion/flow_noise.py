@@ -2,6 +2,12 @@ r"""Flow-model steps that draw noise: the Gaussian kernels of the published trai
 
 Each goes from level :math:`s` to :math:`r < s` by the ODE's step, less a share :math:`\kappa` of
 the predicted noise, plus fresh noise of spread :math:`g`; see ``flow.flow_step``.
+
+Fresh noise alone would make latents noisier than their level. The two stochastic equations make
+up for it by half its variance times the score, the direction in which latents get likelier, which
+is :math:`-\hat\epsilon / s`: noise of variance :math:`\nu` takes :math:`\kappa = \nu / (2 s)` of
+the predicted noise away. So at every level latents are distributed as the ODE's, the better the
+shorter the steps. Coefficient-preserving noise keeps the amount of noise alone, and that exactly.
 """
 
 import math
