@@ -73,7 +73,9 @@ def log_prob(
     Source:
         The true density is the sum over elements; the released trainers of arXiv:2505.20107 and
         arXiv:2305.13301 take the mean, smaller by the number of elements. Both are here, and
-        the caller always says which.
+        the caller always says which. A difference of two log-densities is right to 5e-7
+        nats/element in fp32, which is 0.02 nats in a sum over 96 x 96 latents of 4 channels:
+        a clip range is to be well above.
 
     Args:
         action: :math:`a`. Gradient flows.

@@ -234,6 +234,22 @@ def test_the_divergence_of_nearly_equal_spreads_keeps_its_digits(apart):
     assert actual.flatten().tolist() == pytest.approx(exact, rel=1e-3, abs=0)
 
 
+@pytest.mark.parametrize(("reduction", "error"), [("mean", 5e-7), ("sum", 0.02)])
+@pytest.mark.parametrize("std", [0.02, 0.3, 0.9])
+def test_a_log_ratio_in_fp32_is_as_exact_as_its_docstring_says(reduction, error, std):
+    """At full size, of a mean that has moved by a thousandth of the spread."""
+    mean, noise, moved = randn(3, 16, 4, 96, 96, dtype=torch.float32)
+    action, other = mean + std * noise, mean + 1e-3 * std * moved
+    narrow, wide = (
+        log_prob(action.to(dtype), mean=other.to(dtype), std=std, reduction=reduction)
+        - log_prob(action.to(dtype), mean=mean.to(dtype), std=std, reduction=reduction)
+        for dtype in (torch.float32, torch.float64)
+    )
+
+    assert (narrow - wide).abs().max() < error
+    assert wide.abs().max() > 5 * error
+
+
 def test_checked_spreads_pass():
     """Positive and finite is all that is asked, in any shape."""
     check_std(torch.tensor(1e-30))
