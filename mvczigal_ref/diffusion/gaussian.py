@@ -15,7 +15,6 @@ from mvczigal_ref.diffusion.precision import (
     require_choice,
     require_full_precision,
     require_positive,
-    widest_dtype,
     working_dtype,
 )
 from mvczigal_ref.shapes import BatchLatent, BatchShape
@@ -172,10 +171,11 @@ def kl_divergence(
     spread_p = _spread("std_p", std_p, like=mean_p, dtype=dtype)
     spread_q = _spread("std_q", std_q, like=mean_q, dtype=dtype)
     squared, count = _reduce((mean_p - mean_q).square(), reduction)
-    # Of nearly equal spreads the terms all but cancel: their square is left, half of fp32's digits.
-    wide = widest_dtype(spread_q.device)
-    ratio = spread_p.to(wide) / spread_q.to(wide)
-    same_mean = (0.5 * (ratio.square() - 1.0) - ratio.log()).clamp(min=0.0).to(dtype)
+    # Of nearly equal spreads the logarithm all but cancels the rest; log1p keeps what is left.
+    change = (spread_p - spread_q) / spread_q
+    small = change.clamp(min=-0.5).log1p()
+    log_ratio = torch.where(change < -0.5, (spread_p / spread_q).log(), small)
+    same_mean = change + 0.5 * change.square() - log_ratio
     divergence = 0.5 * squared / spread_q.square() + count * same_mean
     return divergence if reduction == "none" else divergence.reshape(divergence.shape[:-3])
 
