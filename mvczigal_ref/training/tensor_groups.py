@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, newer
 from mvczigal_ref.models.saved_parts import read_parts
 from mvczigal_ref.models.sharded_files import write_parts
 from mvczigal_ref.models.sharding import is_sharded, shard_world
@@ -42,13 +42,13 @@ def read_groups(folder: Path, names: Iterable[str]) -> dict[str, Mapping[str, Te
 
     Args:
         folder: Folder of the checkpoint.
-        names: Names of its files, others among them.
+        names: Names of its files of tensors.
 
     Returns:
         Tensors by group and name, on the CPU; those of several processes are read when asked for.
 
     Raises:
-        CheckpointError: If its parts are of a layout that is not read any more.
+        CheckpointError: If a file is of a layout that is not read any more, or not yet.
     """
     groups: dict[str, Mapping[str, Tensor]] = {}
     parts = []
@@ -63,6 +63,8 @@ def read_groups(folder: Path, names: Iterable[str]) -> dict[str, Mapping[str, Te
             groups[match[1]] = load_file(folder / name)
         elif _PART.fullmatch(name):
             parts.append(name)
+        else:
+            raise CheckpointError(newer(name, "its name is that of no tensors that are known"))
     return groups | read_parts(folder, parts) if parts else groups
 
 
