@@ -23,6 +23,7 @@ __all__ = [
     "file_digest",
     "is_hub_id",
     "owned",
+    "replacing",
     "require_readable",
     "require_run",
     "sweep",
@@ -66,13 +67,33 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         path: File to write; its folder is made if absent.
         content: Bytes, or text that is encoded as UTF-8.
     """
+    with replacing(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a hidden file that takes the name of another once it is whole and on the disk.
+
+    Args:
+        path: File to write; its folder is made if absent.
+
+    Yields:
+        Path of the hidden file, which is to be written; nothing of it is left after an error.
+
+    Raises:
+        OSError: The error of the disk, with the path.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path, aside=aside):
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        sync(aside)
-        aside.replace(path)
-        sync(path.parent)
+    try:
+        with writing(path):
+            yield aside
+            sync(aside)
+            aside.replace(path)
+            sync(path.parent)
+    finally:
+        discard(aside)
 
 
 @contextmanager

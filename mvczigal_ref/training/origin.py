@@ -2,20 +2,19 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.fingerprint import differing_settings
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import atomic_write, file_digest, sync, to_json, usual_mode, writing
+from mvczigal_ref.files import atomic_write, file_digest, to_json
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.lora_reading import PEFT_FILE
@@ -23,6 +22,7 @@ from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
 from mvczigal_ref.models.saved_parts import SavedParts
 from mvczigal_ref.models.sharding import shard_world, whole
 from mvczigal_ref.models.single_files import START, START_WEIGHTS, require_start
+from mvczigal_ref.models.weight_files import write_safetensors
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import Checkpoint, load_checkpoint
 from mvczigal_ref.training.identity import require_same_weights
@@ -230,13 +230,8 @@ def write_origin(folder: Path, content: tuple[dict[str, Any], dict[str, Tensor]]
     """
     record, tensors = content
     path = folder / _TENSORS
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path, aside=aside):
-        save_file(tensors, aside)
-        usual_mode(aside)
-        sync(aside)
-        record["parameters"] = file_digest(aside)
-        aside.replace(path)
+    write_safetensors(path, tensors)
+    record["parameters"] = file_digest(path)
     atomic_write(folder / ORIGIN, to_json(record))
 
 
