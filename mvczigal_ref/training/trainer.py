@@ -293,8 +293,9 @@ def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
     if world.is_main:
         sweep(folder)
         (folder / SUMMARY).unlink(missing_ok=True)  # the run goes on: it has not ended
-        if first is not None and record is None:
-            write_origin(folder, first)
+    if first is not None and record is None:
+        write_origin(folder, first, system.trained(), world)
+    if world.is_main:
         atomic_write(folder / "config.json", to_json(to_dict(in_places(config))))
     if checkpoint is None or checkpoint.iteration < config.run.iterations:
         ownership.enter_context(recorded(folder, world))
@@ -309,7 +310,7 @@ def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
     return _Ready(
         system=system, judge=judge, enhancer=enhancer, prompts=prompts, checkpoint=checkpoint,
         watch=Watch(system=system, prompts=chosen, config=config, world=world),
-        sources=sources, weights=weights, origin=None if first is None else first[0],
+        sources=sources, weights=weights, origin=first,
     )  # fmt: skip
 
 
