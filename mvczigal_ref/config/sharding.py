@@ -25,10 +25,10 @@ def sharding_contradictions(model: ModelConfig, run: RunConfig) -> Iterator[str]
             '`model.compile` must be "none" where `run.sharding` is "full"; got '
             f"{model.compile!r}. A compiled program would hold the weights that are gathered."
         )
-    if model.channels_last:
+    if model.channels_last is True:
         yield (
-            '`model.channels_last` must be false where `run.sharding` is "full"; got True. '
-            "Weights are cut in their usual layout."
+            '`model.channels_last` must be false or "auto" where `run.sharding` is "full"; got '
+            "True. Weights are cut in their usual layout."
         )
     if run.reduction == "ordered" and model.finetune == "full":
         yield (

@@ -74,8 +74,9 @@ class ModelConfig:
     work: less memory on the device, the same numbers."""
     views_per_decode: CountOrZero = 0
     """Images that the autoencoder decodes together [images]; 0 is all of a slice."""
-    channels_last: bool = False
-    """Whether channels of an image lie side by side in memory; convolutions may round otherwise."""
+    channels_last: bool | Literal["auto"] = False
+    """Whether channels of an image lie side by side in memory; convolutions may round otherwise.
+    "auto" does so on a CPU, where weights are whole."""
     compile: Literal["none", "eager", "inductor"] = "none"
     """Backend of `torch.compile` for the trained network, in sampling and training alike; "eager"
     traces it and compiles nothing, "none" does neither."""

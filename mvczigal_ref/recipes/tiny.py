@@ -30,7 +30,7 @@ def tiny() -> TrainConfig:
     """
     return TrainConfig(
         recipe="tiny",
-        model=ModelConfig(lora_rank=8, lora_alpha=8.0),
+        model=ModelConfig(lora_rank=8, lora_alpha=8.0, channels_last="auto"),
         sampler=SamplerConfig(num_steps=4, guidance_scale=7.0),
         objective=ObjectiveConfig(clip_range=1e-2),
         # Six views share one joint reward, so it teaches each view less than the view's own reward.

@@ -46,7 +46,9 @@ def tiny_flow_grpo() -> TrainConfig:
     """
     return TrainConfig(
         recipe="tiny_flow_grpo",
-        model=ModelConfig(network="flow", weights="tiny_flow", lora_rank=8, lora_alpha=8.0),
+        model=ModelConfig(
+            network="flow", weights="tiny_flow", lora_rank=8, lora_alpha=8.0, channels_last="auto"
+        ),
         sampler=SamplerConfig(kind="flow", num_steps=4, guidance_scale=1.0),
         flow=FlowConfig(kernel="sde", noise_scale=0.7),
         rollout=RolloutConfig(

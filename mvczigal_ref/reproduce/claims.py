@@ -33,6 +33,7 @@ _ITERATIONS = 60  # of the first arm; the others get as many as its network call
 _FLOW_ITERATIONS = 40
 _LONG_ITERATIONS = 120
 
+_ALL_AT_ONCE = "run.objects_per_slice=32"  # takes less time, and rounds otherwise
 _WEAK_CAMERAS = (
     "sampler.camera_scale=0.3",
     "sampler.guidance_scale=2",
@@ -41,6 +42,7 @@ _WEAK_CAMERAS = (
     "optim.lr=6e-3",
     "run.evaluation_noises=4",
     "run.checkpoint_every=20",
+    _ALL_AT_ONCE,
 )
 _MULTIPLIER = "constraint.multiplier_init=0.5"  # of all arms that have one
 _FULL_CAMERAS = (
@@ -48,6 +50,7 @@ _FULL_CAMERAS = (
     f"run.iterations={_LONG_ITERATIONS}",
     f"optim.decay_iterations={_LONG_ITERATIONS}",
     "run.evaluation_noises=4",
+    _ALL_AT_ONCE,
 )
 _FLOW = (
     f"run.iterations={_FLOW_ITERATIONS}",

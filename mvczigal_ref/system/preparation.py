@@ -90,7 +90,8 @@ def place_parts(
         cast_network(placed.policy, device, dtype)
     elif isinstance(placed, Components):
         cast_network(placed.policy.camera_encoder, home, dtype)
-    if model.channels_last:
+    last = model.channels_last
+    if (device.type == "cpu" and not cut) if last == "auto" else last:
         lay_channels_last(placed.policy, placed.vae)
     if isinstance(placed, Components):
         placed.policy.camera_encoder.to("cpu" if model.offload_frozen else device)

@@ -223,8 +223,8 @@ RULES = {
     ),
     "channels last in parts": (
         ["run.sharding=full", "model.channels_last=true"],
-        '`model.channels_last` must be false where `run.sharding` is "full"',
-        ["run.sharding=full"],
+        '`model.channels_last` must be false or "auto" where `run.sharding` is "full"',
+        ["run.sharding=full", "model.channels_last=auto"],
     ),
     "an ordered sum of parts": (
         ["run.sharding=full", "model.finetune=full", "run.reduction=ordered"],

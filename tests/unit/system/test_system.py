@@ -26,6 +26,7 @@ from mvczigal_ref.system import build_system, with_sampling
 from mvczigal_ref.system import system as system_module
 from mvczigal_ref.system.networks import DTYPES
 from mvczigal_ref.system.offloaded import Offloaded
+from mvczigal_ref.system.preparation import place_parts
 from mvczigal_ref.system.scorers import build_scorers, no_scorers
 from mvczigal_ref.tiny_world.scene import WORLD_RIG
 from mvczigal_ref.training.tracking import StageTimer
@@ -383,13 +384,25 @@ def test_slices_of_decoding_change_no_image(size):
     assert not cut.requires_grad
 
 
-def test_a_layout_reaches_the_convolutions():
-    """Of the network and of the autoencoder."""
-    _, system = build(model={"channels_last": True})
+@pytest.mark.parametrize(
+    ("layout", "last"), [(True, True), ("auto", True), (False, False)], ids=str
+)
+def test_a_layout_reaches_the_convolutions(layout, last):
+    """Of the network and of the autoencoder; "auto" means channels last on a CPU."""
+    _, system = build(model={"channels_last": layout})
     parts = system.components
     for weight in (parts.policy.unet.conv_in.weight, parts.vae.decoder.conv_in.weight):
-        assert weight.is_contiguous(memory_format=torch.channels_last)
-        assert not weight.is_contiguous()
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        assert weight.is_contiguous() != last
+
+
+@pytest.mark.parametrize(("device", "cut"), [("meta", False), ("cpu", True)])
+def test_an_automatic_layout_is_the_usual_one_elsewhere(device, cut):
+    """On an accelerator nothing was measured, and cut weights have no other layout."""
+    config = from_dict({"model": {"channels_last": "auto"}})
+    parts = place_parts(config, fresh_components(), torch.device(device), cut=cut)
+
+    assert parts.policy.unet.conv_in.weight.is_contiguous()
 
 
 def test_cameras_stand_where_the_settings_say():
