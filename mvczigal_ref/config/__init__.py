@@ -8,6 +8,7 @@ What a file of this room holds:
   ``sampling_rules`` (network, grid, noise, trees), ``method_rules`` (densities, ratios,
   references), ``sharding`` and ``recomputation``.
 - ``loading``: a configuration from a file, a dictionary or the command line, and back.
+- ``paths``: one setting by its dotted path.
 - ``reads``: when each setting acts, by ``cases``; one that would not act is refused.
 - ``fingerprint``: whether one run may continue another, and in which settings two runs differ.
 - ``setting_docs``: unit, values, default and meaning of each setting, read from the source.

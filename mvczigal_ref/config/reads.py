@@ -4,7 +4,6 @@ The table below holds every setting once. A new one must be entered, which a tes
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from mvczigal_ref.config.cases import (
     Case,
@@ -17,6 +16,7 @@ from mvczigal_ref.config.cases import (
     prefers_noise,
 )
 from mvczigal_ref.config.method import scorer_weights
+from mvczigal_ref.config.paths import setting_value
 from mvczigal_ref.config.train import TrainConfig
 from mvczigal_ref.errors import quoted
 
@@ -60,17 +60,12 @@ would change nothing here; got 0.5. Leave it out, or choose that.']
     """
     default = TrainConfig()
     for path in unread_settings(config):
-        value = _value(config, path)
-        if value not in (_value(default, path), _value(base, path)):
+        value = setting_value(config, path)
+        if value not in (setting_value(default, path), setting_value(base, path)):
             yield (
                 f"`{path}` is read only {SOMETIMES[path].words}, and would change nothing here; "
                 f"got {quoted(value)}. Leave it out, or choose that."
             )
-
-
-def _value(config: TrainConfig, path: str) -> Any:  # noqa: ANN401 - of any setting
-    section, _, name = path.rpartition(".")
-    return getattr(getattr(config, section), name) if section else getattr(config, name)
 
 
 def _windowed(config: TrainConfig) -> bool:

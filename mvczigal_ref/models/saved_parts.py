@@ -93,12 +93,11 @@ def read_parts(folder: Path, names: Iterable[str]) -> dict[str, SavedParts]:
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
     files = [str(folder / name) for name in names]
+    listed: list[str] = []
 
     class Files(FileSystem):
-        files: list[str]
-
         def ls(self, _path: object) -> list[str]:
-            return self.files
+            return listed
 
     class Reader(HuggingFaceStorageReader):
         """Opens its files and reads their headers once, however many tensors are asked for."""
@@ -111,7 +110,7 @@ def read_parts(folder: Path, names: Iterable[str]) -> dict[str, SavedParts]:
 
         def _headers(self, some: list[str]) -> Metadata:
             """Read headers; where that fails, one by one, to name the file that is at fault."""
-            self.fs.files = some
+            listed[:] = some
             try:
                 return super().read_metadata()
             except _NOT_UNDERSTOOD as error:

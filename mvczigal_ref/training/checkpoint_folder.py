@@ -19,6 +19,7 @@ __all__ = [
     "MANIFEST",
     "REPLACED",
     "VERSION",
+    "checkpoint_iteration",
     "checkpoint_name",
     "checkpoints",
     "latest_checkpoint",
@@ -108,9 +109,8 @@ def checkpoints(folder: Path) -> list[Path]:
     paths: dict[int, Path] = {}
     # A glob would find a folder empty that may not be read. A replaced one counts without another.
     for path in sorted(folder.iterdir() if folder.exists() else (), reverse=True):
-        match = _NAME.fullmatch(path.name.removesuffix(REPLACED))
-        if match is not None:
-            paths[int(match[1])] = path
+        if (iteration := checkpoint_iteration(path)) is not None:
+            paths[iteration] = path
     return [paths[iteration] for iteration in sorted(paths)]
 
 
@@ -178,8 +178,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise refusal(path, f"its {MANIFEST} is not what was written")
     _require_keys(path, manifest)
     # A name that is no checkpoint's is the caller's; one that is must be its own.
-    name = _NAME.fullmatch(path.name.removesuffix(REPLACED))
-    if name is not None and int(name[1]) != manifest["iteration"]:
+    if checkpoint_iteration(path) not in (None, manifest["iteration"]):
         right = checkpoint_name(manifest["iteration"])
         raise refusal(path, f"it was written as {right!r} and renamed")
     return manifest
@@ -214,6 +213,23 @@ def checkpoint_name(iteration: int) -> str:
         'iteration_000007'
     """
     return f"iteration_{iteration:06d}"
+
+
+def checkpoint_iteration(path: Path) -> int | None:
+    """Read the iterations that a checkpoint's folder is named after.
+
+    Args:
+        path: The folder, or any other; that of a checkpoint which is being replaced counts.
+
+    Returns:
+        Iterations finished; None where the name is no checkpoint's.
+
+    Examples:
+        >>> checkpoint_iteration(Path("iteration_000007")), checkpoint_iteration(Path("best"))
+        (7, None)
+    """
+    match = _NAME.fullmatch(path.name.removesuffix(REPLACED))
+    return None if match is None else int(match[1])
 
 
 def refusal(path: Path, reason: str) -> CheckpointError:

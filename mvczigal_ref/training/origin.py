@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.fingerprint import differing_settings
+from mvczigal_ref.config.paths import setting_value
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import (
@@ -34,6 +35,11 @@ from mvczigal_ref.models.single_files import START, START_WEIGHTS, require_start
 from mvczigal_ref.models.weight_files import write_safetensors
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import Checkpoint, load_checkpoint
+from mvczigal_ref.training.checkpoint_folder import (
+    checkpoint_iteration,
+    checkpoint_name,
+    checkpoints,
+)
 from mvczigal_ref.training.identity import require_same_weights
 from mvczigal_ref.training.run_folder import load_newest
 from mvczigal_ref.training.tensor_groups import read_groups, write_groups
@@ -282,12 +288,12 @@ def _place(start: str | Path) -> tuple[Path, int | None]:
 
 def _at(folder: Path, iteration: int) -> Checkpoint:
     """Read one checkpoint of a run, the guard's best one too."""
-    name = f"iteration_{iteration:06d}"
+    name = checkpoint_name(iteration)
     for place in ("checkpoints", "best"):
         if (folder / place / name).is_dir():
             return load_checkpoint(folder / place / name)
-    paths = [*(folder / "checkpoints").glob("iteration_*"), *(folder / "best").glob("iteration_*")]
-    numbers = sorted({int(path.name[10:]) for path in paths if path.name[10:].isdigit()})
+    paths = (*checkpoints(folder / "checkpoints"), *checkpoints(folder / "best"))
+    numbers = sorted({n for path in paths if (n := checkpoint_iteration(path)) is not None})
     msg = (
         f"`--from` must name a checkpoint that {str(folder)!r} holds, of the iterations {numbers}; "
         f"got {iteration}."
@@ -296,13 +302,12 @@ def _at(folder: Path, iteration: int) -> Checkpoint:
 
 
 def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> Origin:
-    there, here = to_dict(checkpoint.config), to_dict(config)
     for setting in _SHAPES:
-        section, _, name = setting.partition(".")
-        if there[section][name] != here[section][name]:
+        there, here = setting_value(checkpoint.config, setting), setting_value(config, setting)
+        if there != here:
             msg = (
-                f"`{setting}` must be {there[section][name]!r}, that of {str(path)!r}, whose "
-                f"parameters the run is to begin with; got {here[section][name]!r}."
+                f"`{setting}` must be {there!r}, that of {str(path)!r}, whose parameters the run "
+                f"is to begin with; got {here!r}."
             )
             raise CheckpointError(msg)
     tensors, digest = checkpoint.tensors["policy"], hashlib.sha256()
@@ -324,7 +329,7 @@ def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> O
         place=str(path),
         iteration=checkpoint.iteration,
         sha256=digest.hexdigest(),
-        differences=tuple(differing_settings(there, here)),
+        differences=tuple(differing_settings(to_dict(checkpoint.config), to_dict(config))),
         tensors=tensors,
     )
 

@@ -31,6 +31,7 @@ from mvczigal_ref.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from mvczigal_ref.training.checkpoint_folder import checkpoint_name
 from mvczigal_ref.training.optimizer import build_optimizer, set_rate
 from mvczigal_ref.training.optimizer_state import restore_optimizer, split_optimizer_state
 from mvczigal_ref.training.places import absolute_paths
@@ -151,7 +152,7 @@ class TrainingState:
         """
         best = 0 if self.guard is None else self.guard.best.iteration
         with self._here.agreed():
-            checkpoint = load_checkpoint(folder / _BEST / _name(best), config=self.config)
+            checkpoint = load_checkpoint(folder / _BEST / checkpoint_name(best), config=self.config)
             best_state = resume(self.system, self.config, self.prompts, checkpoint)
         self.optimizer, self.constraint = best_state.optimizer, best_state.constraint
         self.old, self.average = best_state.old, best_state.average
@@ -173,11 +174,11 @@ class TrainingState:
         with self._here.agreed():
             if self._here.is_main:
                 self._prune(folder)
-        return folder / "checkpoints" / _name(self.finished)
+        return folder / "checkpoints" / checkpoint_name(self.finished)
 
     def _prune(self, folder: Path) -> None:
         prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
-        best = "" if self.guard is None else _name(self.guard.best.iteration)
+        best = "" if self.guard is None else checkpoint_name(self.guard.best.iteration)
         for path in (folder / _BEST).glob("iteration_*"):
             if path.name != best:  # which the checkpoint just written does not need any more
                 shutil.rmtree(path)
@@ -388,10 +389,6 @@ def _digest_met(prompts: Sequence[str], config: TrainConfig, finished: int) -> s
 
 def _digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256(to_json(list(prompts)).encode()).hexdigest()
-
-
-def _name(iteration: int) -> str:
-    return f"iteration_{iteration:06d}"
 
 
 def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
