@@ -35,7 +35,7 @@ from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.exporting import export_policy
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
-from mvczigal_ref.training.loop import TrainingLoop, run_view, stop_on_terminate
+from mvczigal_ref.training.loop import TrainingLoop, run_view
 from mvczigal_ref.training.low_bit import check_optimizer
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.places import in_places
@@ -45,6 +45,7 @@ from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.sealed_rows import require_rows
 from mvczigal_ref.training.starts import recorded
 from mvczigal_ref.training.state import TrainingState, begin, resume
+from mvczigal_ref.training.stops import stop_on_terminate
 from mvczigal_ref.training.trackers import Trackers, check_trackers
 
 __all__ = ["RunResult", "train"]
