@@ -3,14 +3,16 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -21,6 +23,7 @@ __all__ = [
     "atomic_write",
     "discard",
     "file_digest",
+    "finite_values",
     "is_hub_id",
     "owned",
     "replacing",
@@ -296,6 +299,25 @@ def to_json(value: object) -> str:
         Indented text with sorted keys and a final newline.
     """
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def finite_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put None in the place of each non-finite number, for which JSON has no word.
+
+    Args:
+        values: JSON values by name.
+
+    Returns:
+        The others as they are.
+
+    Examples:
+        >>> finite_values({"gain": 1.0, "standard_error": float("nan"), "name": "joint"})
+        {'gain': 1.0, 'standard_error': None, 'name': 'joint'}
+    """
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def _system_error(error: SafetensorError) -> int | None:

@@ -1,7 +1,6 @@
 """State that a training run changes: made at its beginning, saved, and made again."""
 
 import hashlib
-import math
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.evaluation.guard import GuardState
-from mvczigal_ref.files import to_json
+from mvczigal_ref.files import finite_values, to_json
 from mvczigal_ref.method.ahead import Ahead
 from mvczigal_ref.method.steps import num_trained_decisions
 from mvczigal_ref.models.loading import load_strict
@@ -223,7 +222,7 @@ class TrainingState:
             "prompts_met": _digest_met(self.prompts, self.config, self.finished),
             "prompt_position": self.finished * self.config.run.objects_per_iteration,
             "guard": None if self.guard is None else self.guard.as_json(),
-            "pending": None if self.pending is None else _finite(self.pending),
+            "pending": None if self.pending is None else finite_values(self.pending),
             "records": seal_rows(folder, finished=self.finished, logged=self.logged),
             "weights": self.weights,
             "paths": absolute_paths(self.config),
@@ -389,8 +388,3 @@ def _digest_met(prompts: Sequence[str], config: TrainConfig, finished: int) -> s
 
 def _digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256(to_json(list(prompts)).encode()).hexdigest()
-
-
-def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Give metrics as JSON has words for them."""
-    return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}

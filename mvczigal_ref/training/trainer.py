@@ -1,7 +1,6 @@
 """The loop around the iterations: resume, evaluate, save, log, stop."""
 
 import errno
-import math
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -21,7 +20,7 @@ from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.scores import PairedGain, paired_gain
 from mvczigal_ref.evaluation.watch import Watch
-from mvczigal_ref.files import atomic_write, owned, sweep, to_json
+from mvczigal_ref.files import atomic_write, finite_values, owned, sweep, to_json
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_grid, check_steps
 from mvczigal_ref.models.backbone import AnyComponents
@@ -339,7 +338,7 @@ def _no_room(error: OSError, folder: Path) -> str:
 def _summary(result: RunResult) -> dict[str, Any]:
     """Give the result as JSON values; it has no word for an error that a single prompt leaves."""
     gains: dict[str, Any] = {
-        name: {k: v if math.isfinite(v) else None for k, v in asdict(gain).items()}
+        name: finite_values(asdict(gain))
         for name, gain in (("per_view", result.per_view), ("joint", result.joint))
     }
     if result.guard is not None:
