@@ -89,6 +89,10 @@ def constraint_step(
     ``step_size_satisfied``. The first mean becomes the threshold, and the multiplier
     rests in that step.
 
+    The multiplier is the price of missing joint reward: it rises while the mean is below the
+    threshold, and falls, more slowly, while it is not. The threshold is a running mean, so the
+    constraint says: do not fall below what was reached, and nobody has to guess a number.
+
     Source:
         arXiv:2505.20107, self-paced threshold and adaptive dual step. The released trainer
         moves the threshold first, and starts its average only at a positive one, so

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mvczigal_ref.advantage.standardise import equal_up_to_rounding
+from mvczigal_ref.advantage.standardise import equal_up_to_rounding, standard_deviation
 from mvczigal_ref.diffusion.precision import (
     require_choice,
     require_full_precision,
@@ -95,7 +95,7 @@ def group_advantages(
     else:
         squares = _centred(reward, dim=tuple(range(reward.ndim))).square().sum()
         centred = centred.masked_fill(equal_up_to_rounding(reward), 0.0)
-    deviation = (squares / (count - ddof)).sqrt()
+    deviation = standard_deviation(squares / (count - ddof))
     return (centred / (deviation + delta)).clamp(-clip, clip)
 
 
@@ -149,7 +149,7 @@ def ragged_group_advantages(
     if spread == "batch":
         _check_count(reward.numel(), ddof, spread)
         squares = _centred(reward, dim=(0,)).square().sum()
-        deviation = (squares / (reward.numel() - ddof)).sqrt()
+        deviation = standard_deviation(squares / (reward.numel() - ddof))
         alike = equal_up_to_rounding(reward)
     for label in group.unique().tolist():
         members = group == label

@@ -10,7 +10,13 @@ from torch import Tensor
 from mvczigal_ref.diffusion.precision import require_full_precision
 from mvczigal_ref.errors import NonFiniteError
 
-__all__ = ["ROUNDING_UNITS", "check_rewards", "equal_up_to_rounding", "standardise"]
+__all__ = [
+    "ROUNDING_UNITS",
+    "check_rewards",
+    "equal_up_to_rounding",
+    "standard_deviation",
+    "standardise",
+]
 
 ROUNDING_UNITS: Final = 16
 """Machine epsilons of the largest reward that rewards may differ by and still count as equal [1].
@@ -80,6 +86,25 @@ def equal_up_to_rounding(
     return highest - lowest <= ROUNDING_UNITS * unit
 
 
+def standard_deviation(variance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Take the root of a variance, with a derivative of 0 where there is none.
+
+    Args:
+        variance: Variances, not negative [(reward units)^2]. Gradient flows.
+
+    Returns:
+        Deviations [reward units].
+
+    Examples:
+        >>> variance = torch.tensor([4.0, 0.0], requires_grad=True)
+        >>> deviation = standard_deviation(variance)
+        >>> deviation.tolist(), torch.autograd.grad(deviation.sum(), variance)[0].tolist()
+        ([2.0, 0.0], [0.25, 0.0])
+    """
+    none = variance == 0.0
+    return variance.masked_fill(none, 1.0).sqrt().masked_fill(none, 0.0)
+
+
 def standardise(reward: Float[Tensor, "*axis"], *, eps: float = 1e-8) -> Float[Tensor, "*axis"]:
     r"""Shift and scale rewards to mean 0 and standard deviation 1 over all elements.
 
@@ -119,5 +144,5 @@ def standardise(reward: Float[Tensor, "*axis"], *, eps: float = 1e-8) -> Float[T
     check_rewards(reward=reward)
     above_worst = reward - reward.min()
     centred = above_worst - above_worst.mean()
-    advantage = centred / (centred.square().mean().sqrt() + eps)
+    advantage = centred / (standard_deviation(centred.square().mean()) + eps)
     return advantage.masked_fill(equal_up_to_rounding(reward), 0.0)

@@ -37,7 +37,8 @@ ETA_ZERO_VARIANCE = 1e-8
 """Variance that the released trainer scores a deterministic step with [1].
 
 A step at ``eta`` 0 is drawn without noise and has no density; its square root is the ``std`` for
-:func:`~mvczigal_ref.diffusion.gaussian.log_prob` that gives the released number all the same.
+:func:`~mvczigal_ref.diffusion.gaussian.log_prob` that gives the released number all the same. In
+fp16 the released variance rounds to 0, and the released number is no number.
 """
 
 
@@ -212,7 +213,9 @@ class ImplicitGrid(Grid):
 class DdimSampler(ImplicitGrid):
     """Implicit-model sampling on a grid; make one with :meth:`create`.
 
-    The last step's ``alpha_bar_prev``, below timestep 0, is that of timestep 0.
+    The last step's ``alpha_bar_prev``, below timestep 0, is that of timestep 0, so that it has a
+    spread. Where the image is the clean latent, it is that step's ``denoised``, to which
+    diffusers' last step goes at once, and not its ``mean``.
     """
 
     eta: float = 1.0

@@ -84,8 +84,10 @@ def euler_ancestral_transition(
     sigma_t = ((1.0 - alpha_bar_t) / alpha_bar_t).sqrt()
     sigma_prev = ((1.0 - alpha_bar_prev) / alpha_bar_prev).sqrt()
     ratio = sigma_prev / sigma_t
-    # sigma_prev^2 - up^2 loses its digits where the levels are close; here nothing is subtracted.
-    up = eta * ratio * ((sigma_t - sigma_prev) * (sigma_t + sigma_prev)).sqrt()
+    # sigma_t^2 - sigma_prev^2 and sigma_prev^2 - up^2 lose their digits where the levels are close;
+    # here the levels alone are subtracted, which is exact.
+    fall = (alpha_bar_prev - alpha_bar_t) / (alpha_bar_prev * alpha_bar_t)
+    up = eta * ratio * fall.sqrt()
     down = sigma_prev * ((1.0 - eta**2) + (eta * ratio).square()).sqrt()
     signal = alpha_bar_prev.sqrt()
     mean = per_latent(signal, dtype) * (clean + per_latent(down, dtype) * noise)

@@ -2,6 +2,12 @@ r"""Flow-model steps that draw noise: the Gaussian kernels of the published trai
 
 Each goes from level :math:`s` to :math:`r < s` by the ODE's step, less a share :math:`\kappa` of
 the predicted noise, plus fresh noise of spread :math:`g`; see ``flow.flow_step``.
+
+Fresh noise alone would make latents noisier than their level. The two stochastic equations make
+up for it by half its variance times the score, the direction in which latents get likelier, which
+is :math:`-\hat\epsilon / s`: noise of spread :math:`g` takes :math:`\kappa = g^2 / (2 s)` of
+the predicted noise away. So at every level latents are distributed as the ODE's, the better the
+shorter the steps. Coefficient-preserving noise keeps the amount of noise alone, and that exactly.
 """
 
 import math
@@ -59,13 +65,13 @@ def flow_sde_transition(
 
     .. math::
 
-        g = a\sqrt{\frac{s}{1-s_*}},\qquad \kappa = \frac{g^2 (s-r)}{2 s},\qquad
-        x_r \sim \mathcal{N}\big(x_s - (s-r)\,v - \kappa\,\hat\epsilon,\ g^2 (s-r)\, I\big)
+        g = a\sqrt{\frac{s\,(s-r)}{1-s_*}},\qquad \kappa = \frac{g^2}{2 s},\qquad
+        x_r \sim \mathcal{N}\big(x_s - (s-r)\,v - \kappa\,\hat\epsilon,\ g^2 I\big)
 
     with :math:`s_* = s`, but :math:`s_* = r` where :math:`s = 1`.
 
     Source:
-        Liu et al. (Flow-GRPO), arXiv:2505.05470. The paper's :math:`g` has a pole at :math:`s = 1`;
+        Liu et al. (Flow-GRPO), arXiv:2505.05470. The paper's noise has a pole at :math:`s = 1`;
         the level that replaces it there is the released code's. Finer grids come to the ODE's
         distributions at first order, but out of pure noise at order :math:`\min(1, a^2)` alone.
 
@@ -115,8 +121,8 @@ def constant_noise_transition(
 
     .. math::
 
-        \kappa = \frac{\eta^2 (s-r)}{2 s},\qquad
-        x_r \sim \mathcal{N}\big(x_s - (s-r)\,v - \kappa\,\hat\epsilon,\ \eta^2 (s-r)\, I\big)
+        g = \eta\sqrt{s-r},\qquad \kappa = \frac{g^2}{2 s},\qquad
+        x_r \sim \mathcal{N}\big(x_s - (s-r)\,v - \kappa\,\hat\epsilon,\ g^2 I\big)
 
     Source:
         Xue et al. (DanceGRPO), arXiv:2505.07818. No deviation.

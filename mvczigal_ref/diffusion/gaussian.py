@@ -72,7 +72,9 @@ def log_prob(
     Source:
         The true density is the sum over elements; the released trainers of arXiv:2505.20107 and
         arXiv:2305.13301 take the mean, smaller by the number of elements. Both are here, and
-        the caller always says which.
+        the caller always says which. A difference of two log-densities is right to 5e-7
+        nats/element in fp32, which is 0.02 nats in a sum over 96 x 96 latents of 4 channels:
+        a clip range is to be well above.
 
     Args:
         action: :math:`a`. Gradient flows.
@@ -169,8 +171,11 @@ def kl_divergence(
     spread_p = _spread("std_p", std_p, like=mean_p, dtype=dtype)
     spread_q = _spread("std_q", std_q, like=mean_q, dtype=dtype)
     squared, count = _reduce((mean_p - mean_q).square(), reduction)
-    ratio = spread_p / spread_q
-    same_mean = 0.5 * (ratio.square() - 1.0) - ratio.log()
+    # Of nearly equal spreads the logarithm all but cancels the rest; log1p keeps what is left.
+    change = (spread_p - spread_q) / spread_q
+    small = change.clamp(min=-0.5).log1p()
+    log_ratio = torch.where(change < -0.5, (spread_p / spread_q).log(), small)
+    same_mean = change + 0.5 * change.square() - log_ratio
     divergence = 0.5 * squared / spread_q.square() + count * same_mean
     return divergence if reduction == "none" else divergence.reshape(divergence.shape[:-3])
 

@@ -93,6 +93,8 @@ def clipped_surrogate_loss(
     scale = advantage.detach()
     # Far beyond the range a clipped ratio must not overflow: 0 times infinity is no gradient.
     enough = torch.where(scale < 0.0, math.inf, math.log1p(clip_range) + 1.0)
+    if clip_range == math.inf:  # no range, but no advantage is 0 times the ratio all the same
+        enough = enough.masked_fill(scale == 0.0, 1.0)
     change = log_ratio.minimum(enough.to(log_ratio.dtype)).expm1()
     near = change.clamp(-clip_range, clip_range)
     term = torch.maximum(-scale * change, -scale * near) - scale

@@ -14,12 +14,13 @@ def rectified_step_weights(
     r"""Divide each step's loss by the size of its gradient, 1 on average.
 
     .. math:: w_t = \frac{1 / \lambda_t}{\frac{1}{T} \sum_s 1 / \lambda_s}, \qquad
-        \lambda_t = \frac{1}{\sigma} \Big|\frac{\partial \mu}{\partial v}\Big|
-        = \frac{\sqrt{\Delta t}}{g_t} + \frac{g_t \sqrt{\Delta t}\,(1 - s)}{2 s}
+        \lambda_t = \frac{1}{g} \Big|\frac{\partial \mu}{\partial v}\Big|
+        = \frac{s - r}{g} + \frac{g\,(1 - s)}{2 s}
 
     The gradient of a log-density by the velocity is :math:`\lambda_t` times the standard normal
-    noise that was drawn; the right side is that of a step whose noise is :math:`g_t \sqrt{\Delta
-    t}`. Where an iteration trains one step, the step's level would decide how much is learnt.
+    noise that was drawn; the right side is that of a stochastic equation's step from :math:`s` to
+    :math:`r` with noise of spread :math:`g`. Where an iteration trains one step, the step's level
+    would decide how much is learnt.
 
     Source:
         arXiv:2605.15980 (Flash-GRPO), its temporal gradient rectification. Its released code

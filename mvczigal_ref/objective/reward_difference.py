@@ -72,7 +72,13 @@ def reward_difference_loss(
             \big(\tfrac{c(l^z_i) - c(l^s_i)}{\eta} - A_i\big)^2 \Big),
         \qquad l = \log p_\theta - \log p_{\theta'}
 
-    where :math:`c` clamps to :math:`\pm` ``clip_range``. Once clipping makes an error the
+    The policy that gains most for its distance from the old one, the maximum of
+    :math:`\mathbb{E}_\pi[a] - \tfrac{1}{\eta} \mathrm{KL}(\pi \,\|\, \pi_{\theta'})`, has
+    :math:`l = \eta a - \log Z`. Nobody knows :math:`Z`, a mean over everything that the prompt
+    can give, but both samples of a pair have the same: in their difference it is gone, and what
+    remains, :math:`l^z - l^s = \eta (a^z - a^s) = \eta A`, is what the loss asks for.
+
+    Here :math:`c` clamps to :math:`\pm` ``clip_range``. Once clipping makes an error the
     larger one, its derivative by the clamped log-ratio is 0: the pair stops pulling the
     policy further. At :math:`\theta = \theta'` the gradient is
     :math:`-\tfrac{2}{\eta} \mathbb{E}[A (\nabla l^z - \nabla l^s)]`, a policy gradient.

@@ -71,7 +71,8 @@ def random_window(
 
     Source:
         Flow-GRPO-Fast; its window form has 3 steps and starts in [0, T/2), so ``last_start``
-        is ceil(T/2) - 1; its branching form has 1 step and ``last_start`` T // 2.
+        is ceil(T/2) - 1, while its released configuration ends there too, so that it is
+        T // 2 - 3; its branching form has 1 step and ``last_start`` T // 2.
 
     Args:
         seed: Run seed.

@@ -43,6 +43,10 @@ def zigzag_rollout(
         x &\leftarrow \mathrm{invert}(y, t; w_{low}), \quad
         y \sim \mathrm{denoise}(x, t; w_{high}) \quad \text{(each round of a zigzagged step)}
 
+    Denoising follows the prompt as far as :math:`w_{high}` says, and inverting takes back only
+    what :math:`w_{low}` says. The latent is at its noise level again, but its noise now leans
+    towards the prompt, and the next denoising starts from there.
+
     Only the last denoising of a step is an action; its state is the inverted latent.
 
     Source:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import defaultdict, deque
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mvczigal_ref.advantage.group import (
     group_advantages,
     ragged_group_advantages,
 )
+from mvczigal_ref.advantage.standardise import standardise
 from mvczigal_ref.errors import NonFiniteError
 from tests.golden import constants, names, tensors
 from tests.unannotated import without_shape_checks
@@ -242,6 +244,22 @@ def test_derivative_agrees_with_finite_differences(spread):
     )
 
 
+@pytest.mark.parametrize("spread", ["group", "batch"])
+def test_a_group_of_equal_rewards_has_a_derivative_of_zero(spread):
+    """Beside a group that differs, and where all are equal."""
+    labels = torch.tensor([0, 0, 1, 1])
+    for other in (0.5, 0.1):
+        reward = torch.tensor([[0.1, 0.1], [other, 0.1]], requires_grad=True)
+        for advantage in (
+            group_advantages(reward, spread=spread),
+            ragged_group_advantages(reward.flatten(), labels, spread=spread),
+        ):
+            (by_reward,) = torch.autograd.grad(advantage.square().sum(), reward)
+
+            assert by_reward.isfinite().all()
+            assert other != 0.1 or not by_reward.any()
+
+
 # -- golden --------------------------------------------------------------------------------
 
 
@@ -261,6 +279,27 @@ def test_released_tracker(case, dtype):
             ddof=made_with["ddof"],
             delta=made_with["eps"],
         )
+        torch.testing.assert_close(advantage, golden[f"{name}.advantages"].to(dtype), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_tracker_that_remembers_compares_with_the_group_of_what_it_remembers(dtype):
+    """DDPO's: the last 8 rewards of a prompt, and the batch while it has seen fewer than 4."""
+    golden, made_with = tensors("grpo", "ddpo_stat"), constants("grpo", "ddpo_stat")
+    seen = defaultdict(lambda: deque(maxlen=made_with["buffer_size"]))
+    for name in ("round0", "round1", "round2", "round3"):
+        reward, prompt = golden[f"{name}.rewards"].to(dtype), golden[f"{name}.prompt_id"]
+        advantage = standardise(reward, eps=made_with["eps"])
+        for label in prompt.unique().tolist():
+            members = reward[prompt == label]
+            seen[label].extend(members.tolist())
+            if len(seen[label]) >= made_with["min_count"]:
+                remembered = torch.tensor(seen[label], dtype=dtype)
+                group = group_advantages(remembered, delta=made_with["eps"])
+                advantage[prompt == label] = group[-len(members) :]
+
+        precise = dtype == torch.float64
+        tolerance = {"rtol": 1e-11, "atol": 1e-12} if precise else {"rtol": 2e-6, "atol": 2e-6}
         torch.testing.assert_close(advantage, golden[f"{name}.advantages"].to(dtype), **tolerance)
 
 

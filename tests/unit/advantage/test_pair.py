@@ -247,6 +247,7 @@ def test_released_trainer_gap(case):
     )
     share = joint_share("constrained", multiplier=made_with["lam"])
 
+    assert golden["lam"].item() == made_with["lam"]
     torch.testing.assert_close(
         advantage_gap(advantages, share=share)[:, 0],
         -golden["advantage_diff"],

@@ -143,6 +143,15 @@ def test_derivative_agrees_with_finite_differences():
     assert torch.autograd.gradcheck(lambda r: standardise(r, eps=0.1), (reward,))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rewards_have_a_derivative_of_zero(dtype):
+    """The root in the deviation has none at 0, and must not make the reward's a broken number."""
+    reward = torch.full((2, 3), 0.1, dtype=dtype, requires_grad=True)
+    standardise(reward).square().sum().backward()
+
+    assert torch.equal(reward.grad, torch.zeros_like(reward))
+
+
 # -- golden --------------------------------------------------------------------------------
 
 

@@ -258,6 +258,38 @@ def test_golden_steps(name, dtype, relative):
     check_steps(reference, forward_levels(reference, dtype), settings, dtype, relative)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, FP64), (torch.float32, FP32)])
+def test_golden_steps_without_noise(kind, dtype, relative):
+    """The draw is the mean, and the released score of it is that of the released variance."""
+    inputs = golden.tensors("diffusion", f"ddim_step_{kind}_n4_eta0.2")
+    settings = golden.constants("diffusion", "ddim_eta0_steps_n4")
+    wanted = {
+        name.removeprefix(f"{kind}."): value.to(dtype)
+        for name, value in golden.tensors("diffusion", "ddim_eta0_steps_n4").items()
+    }
+    output = inputs["model_output"].to(dtype).requires_grad_()
+    step = ddim_transition(
+        output,
+        inputs["sample"].to(dtype),
+        eta=settings["eta"],
+        prediction_type=kind,
+        **forward_levels(inputs, dtype),
+    )
+    given, drawn = (
+        log_prob(action, mean=step.mean, std=settings["eta0_variance"] ** 0.5, reduction="mean")
+        for action in (inputs["prev_given"].to(dtype), step.mean)
+    )
+    (gradient,) = torch.autograd.grad(given.sum(), output)
+
+    assert settings["eta0_variance"] == ETA_ZERO_VARIANCE
+    assert not step.std.any()
+    assert_equal_to(step.mean, wanted["prev_drawn"], relative, axes=3)
+    assert_equal_to(drawn, wanted["log_prob_drawn"], relative)
+    assert_equal_to(given, wanted["log_prob_given"], relative)
+    assert_equal_to(gradient, wanted["grad_given"], relative, axes=3)
+
+
 @pytest.mark.parametrize("name", DDPO)
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, FP64), (torch.float32, FP32)])
 def test_golden_steps_of_a_second_trainer(name, dtype, relative):

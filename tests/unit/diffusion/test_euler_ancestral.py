@@ -16,7 +16,7 @@ from mvczigal_ref.diffusion.euler_ancestral import (
 from mvczigal_ref.diffusion.gaussian import log_prob, sample
 from mvczigal_ref.diffusion.schedule import scaled_linear_alpha_bar
 from tests import oracles
-from tests.compare import FP64, assert_equal_to
+from tests.compare import FP32, FP64, assert_equal_to
 from tests.strategies import randn, steps
 from tests.unit.diffusion.sampler_laws import (
     assert_gradients_flow,
@@ -89,6 +89,21 @@ def test_the_density_of_a_draw_is_that_of_its_noise(drawn, kind, eta):
 
     actual = log_prob(action, mean=step.mean, std=step.std, reduction="none")
     torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [1e-5, 1e-4, 1e-2])
+def test_neighbouring_levels_keep_the_digits_of_their_spread_in_fp32(apart):
+    """A difference of their roots would lose what they have in common."""
+    levels = torch.tensor([0.3, 0.3 * (1.0 + apart)])
+    zero, found = torch.zeros(1, 1, 1), []
+    for low, high in (levels, levels.double()):
+        step = euler_ancestral_transition(
+            zero, zero, alpha_bar_t=low, alpha_bar_prev=high, eta=1.0, prediction_type="epsilon"
+        )
+        exact = scalar_step("epsilon", 0.0, 0.0, low.double(), high.double(), 1.0)[1]
+        found.append(step.std.item() / exact)
+
+    assert found == pytest.approx([1.0, 1.0], rel=FP32)
 
 
 def test_the_last_step_ends_clean_and_draws_nothing():

@@ -100,6 +100,29 @@ def test_the_loss_is_the_settings(kind, clip, reduction, kl_form, reference):
     assert (clipped > 0) == clip
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_what_a_trust_region_holds_back_counts_as_often_as_it_stands(reduction):
+    """A term of several conditions is several elements, in the fraction as elsewhere."""
+    bound = 4.0
+    how = {
+        "objective.kind": "divergence", "objective.divergence_range": bound,
+        "objective.reduction": reduction,
+    }  # fmt: skip
+    config, decision = config_of(SHIFTED, how), replayed(reference=False)
+    _, stats = group_objective(config, build_sampler(config))(decision)
+    far = [x / STD**2 >= bound for x in apart(decision.mean, decision.mean_old, reduction)]
+    rows = (decision.log_ratio, decision.advantage, decision.repeats)
+    ratios, advantages, repeats = (row.flatten().tolist() for row in rows)
+    held = [
+        often * (away and x * a > 0)
+        for away, x, a, often in zip(far, ratios, advantages, repeats, strict=True)
+    ]
+
+    assert stats.clip_fraction.item() == pytest.approx(sum(held) / len(held))
+    assert 0.0 < sum(held) < len(held)
+    assert sum(held) != sum(x > 0 for x in held)
+
+
 def test_cps_has_the_divergence_in_either_form():
     """The released form leaves out a step's length, which is no part of this spread."""
     how = {"flow.kernel": "cps", "objective.kl_weight": KL, "objective.clip_range": CLIP}

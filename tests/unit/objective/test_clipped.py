@@ -203,6 +203,16 @@ def test_a_ratio_that_no_float_holds_is_clipped_all_the_same(dtype):
     assert stats.clip_fraction.item() == 1.0
 
 
+def test_without_a_clip_a_sample_without_advantage_teaches_nothing():
+    """Not even where its ratio is infinite."""
+    ratio = torch.tensor([1e3, 0.5]).requires_grad_()
+    loss, _ = clipped_surrogate_loss(ratio, torch.tensor([0.0, 1.0]), clip_range=math.inf)
+    loss.backward()
+
+    assert loss.item() == pytest.approx(-math.exp(0.5) / 2)
+    assert ratio.grad.tolist() == [0.0, pytest.approx(-math.exp(0.5) / 2)]
+
+
 @pytest.mark.parametrize("place", range(2))
 def test_a_nan_is_passed_on(place):
     """The maximum does not hide a broken number from whoever looks at the loss."""

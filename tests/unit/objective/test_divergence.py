@@ -94,6 +94,22 @@ def test_the_divergence_chooses_and_carries_no_gradient():
     torch.testing.assert_close(told["log_ratio"].grad, expected.detach().masked_fill(held, 0.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_action_held_back_counts_nothing_however_far_it_went(dtype):
+    """A ratio that no float holds, times no advantage, is 0 and not a broken number."""
+    log_ratio = torch.tensor([1e3, 0.1], dtype=dtype).requires_grad_()
+    mean = torch.tensor([3.0, 0.0], dtype=dtype)[:, None, None, None]
+    loss, stats = divergence_loss(
+        log_ratio, torch.ones(2, dtype=dtype), mean=mean, mean_old=torch.zeros_like(mean),
+        std=0.1, reduction="sum",
+    )  # fmt: skip
+    loss.backward()
+
+    assert loss.item() == pytest.approx(-math.exp(0.1) / 2)
+    assert log_ratio.grad.tolist() == [0.0, pytest.approx(-math.exp(0.1) / 2)]
+    assert stats.clip_fraction.item() == 0.5
+
+
 def test_a_penalty_is_added():
     """Towards a reference that never moves, as elsewhere."""
     told, kl = inputs(), torch.ones(8, dtype=torch.float64)

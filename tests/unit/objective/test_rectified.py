@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.diffusion.flow_noise import constant_noise_transition
+from mvczigal_ref.diffusion.gaussian import log_prob
 from mvczigal_ref.objective.rectified import rectified_step_weights
 from tests.golden import tensors
 
@@ -49,7 +50,7 @@ def test_the_released_numbers():
 
 
 def test_released_step():
-    """Mean, and the weights of a batch, from how far a velocity of 1 moves each step's mean."""
+    """Mean, score, and the weights of a batch, from how far a velocity of 1 moves each mean."""
     golden = tensors("peers", "flash_grpo_step")
     gains = []
     for row, step in enumerate(golden["step"].tolist()):
@@ -63,8 +64,15 @@ def test_released_step():
         still = constant_noise_transition(0.0 * latent, latent, noise_scale=rate, **levels)
         expected = golden["mean"][row].transpose(0, 1)
         torch.testing.assert_close(taken.mean, expected.double(), rtol=2e-6, atol=2e-6)
+        drawn = golden["prev_latent"][row].transpose(0, 1)
+        score = log_prob(drawn, mean=taken.mean, std=taken.std, reduction="mean").mean()
+        torch.testing.assert_close(score, golden["log_prob"][row].double(), rtol=2e-6, atol=2e-6)
+        assert float(taken.std) == pytest.approx(rate * float(golden["root_dt"][row]), rel=2e-6)
         gains.append(((moved.mean - still.mean).abs() / still.std).mean())
     weights = rectified_step_weights(torch.stack(gains), mean_over=torch.stack(gains))
+    torch.testing.assert_close(
+        1.0 / torch.stack(gains), golden["inverse_gain"].double(), rtol=2e-6, atol=0
+    )
     torch.testing.assert_close(weights, golden["weight"].double(), rtol=2e-6, atol=0)
 
 

@@ -24,6 +24,7 @@ from mvczigal_ref.reward.hyperscore_network import (
     build_hyperscore,
     to_published,
 )
+from mvczigal_ref.reward.preprocessing import IMAGENET_MEAN, IMAGENET_STD, preprocess
 from mvczigal_ref.reward.protocols import JointViewScorer
 from tests.compare import FP32, FP64, assert_equal_to
 from tests.golden import GOLDEN, constants, provenance, tensors
@@ -354,6 +355,17 @@ def test_golden_forward():
     # Single precision leaves some 1e-6 on either side, seen against double; one score is near
     # zero and keeps what cancelled, so an object's largest score is the measure.
     assert_equal_to(judge.all_axes(images, note["prompts"]), expected, 2e-5, axes=1)
+
+
+def test_golden_preprocessing():
+    """Resized by torchvision's antialiased bilinear filter, without a crop."""
+    golden = tensors("hyperscore", "hyperscore_forward")
+    pixels = preprocess(
+        golden["images"][:1], size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=False,
+        interpolation="bilinear",
+    )  # fmt: skip
+
+    assert_equal_to(pixels, golden["preprocessed_first"], FP32, axes=3)
 
 
 def test_golden_conditions_end_where_the_learned_prompts_do():

@@ -223,6 +223,12 @@ def test_recorded_trajectories(name):
     final = run.by_object(run.tensors["standard.final_denoised"])
     assert_equal_to(trajectory.denoised, final, FP64, axes=3)
     assert [call.timestep[0] for call in policy.calls] == run.tensors["standard.unet_t"].tolist()
+    # Guidance by two predictions is two halves of the released batch; here the policy's own affair.
+    halves = 1 if run.constants["time_cond_proj_dim"] else 2
+    rows = [call.rows * halves for call in policy.calls]
+    assert rows == run.tensors["standard.unet_batch"].tolist()
+    grid = run.sampler.timesteps[run.tensors["standard.step_index"]]
+    assert torch.equal(grid, run.tensors["standard.timesteps"])
 
 
 def test_recorded_guidance_embedding():
