@@ -18,6 +18,7 @@ __all__ = [
     "decode_error",
     "encode_error",
     "first_line",
+    "newer",
     "one_line",
     "printable",
     "quoted",
@@ -137,6 +138,27 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return printable(lines[0][:160]).rstrip(".: ")
+
+
+def newer(file: str, fault: str) -> str:
+    """Word the reason why a file of a checkpoint cannot be read, but by a newer version.
+
+    Args:
+        file: Name of the file.
+        fault: Clause that says what this version does not understand.
+
+    Returns:
+        Clause for a message.
+
+    Examples:
+        >>> newer("manifest.json", "its key 'parts' is unknown")
+        "a newer version of this package wrote its file 'manifest.json': its key 'parts' is \
+unknown; an updated package reads it"
+    """
+    return (
+        f"a newer version of this package wrote its file {file!r}: {fault}; an updated package "
+        "reads it"
+    )
 
 
 def quoted(value: object) -> str:

@@ -3,14 +3,16 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -21,8 +23,10 @@ __all__ = [
     "atomic_write",
     "discard",
     "file_digest",
+    "finite_values",
     "is_hub_id",
     "owned",
+    "replacing",
     "require_readable",
     "require_run",
     "sweep",
@@ -66,13 +70,33 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         path: File to write; its folder is made if absent.
         content: Bytes, or text that is encoded as UTF-8.
     """
+    with replacing(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a hidden file that takes the name of another once it is whole and on the disk.
+
+    Args:
+        path: File to write; its folder is made if absent.
+
+    Yields:
+        Path of the hidden file, which is to be written; nothing of it is left after an error.
+
+    Raises:
+        OSError: The error of the disk, with the path.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path, aside=aside):
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        sync(aside)
-        aside.replace(path)
-        sync(path.parent)
+    try:
+        with writing(path):
+            yield aside
+            sync(aside)
+            aside.replace(path)
+            sync(path.parent)
+    finally:
+        discard(aside)
 
 
 @contextmanager
@@ -281,6 +305,25 @@ def to_json(value: object) -> str:
         Indented text with sorted keys and a final newline.
     """
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def finite_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put None in the place of each non-finite number, for which JSON has no word.
+
+    Args:
+        values: JSON values by name.
+
+    Returns:
+        The others as they are.
+
+    Examples:
+        >>> finite_values({"gain": 1.0, "standard_error": float("nan"), "name": "joint"})
+        {'gain': 1.0, 'standard_error': None, 'name': 'joint'}
+    """
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def _system_error(error: SafetensorError) -> int | None:

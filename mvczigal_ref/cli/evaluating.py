@@ -195,6 +195,7 @@ def _as_json(
     """Everything, a list per prompt; an error that is not finite, of one prompt, is null."""
     from mvczigal_ref.config import to_dict
     from mvczigal_ref.evaluation.scores import score_record
+    from mvczigal_ref.files import finite_values
 
     return {
         "config": to_dict(config),
@@ -205,12 +206,5 @@ def _as_json(
         "zigzag": command.zigzag,
         "scores": {name: score_record(table) for name, table in scores.items()},
         "against": against or None,
-        "gains": {
-            name: {key: _finite(value) for key, value in asdict(gain).items()}
-            for name, gain in gains.items()
-        },
+        "gains": {name: finite_values(asdict(gain)) for name, gain in gains.items()},
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None

@@ -26,6 +26,7 @@ from mvczigal_ref.errors import (
     ZeroGradientError,
     quoted,
 )
+from mvczigal_ref.training.stops import handling
 
 if TYPE_CHECKING:
     from mvczigal_ref.distributed import World
@@ -215,12 +216,8 @@ def _stops_asked() -> Iterator[list[int]]:
         asked.append(number)
 
     heeded = [number for number in _STOPS if signal.getsignal(number) != signal.SIG_IGN]
-    old = {number: signal.signal(number, ask) for number in heeded}
-    try:
+    with handling(heeded, ask):
         yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> int | None:

@@ -35,6 +35,8 @@ _PARTS = {
     "images": "decoded images of a slice",
     "decoding": "decoding",
     "scoring": "images and scoring",
+    "beside_decoding": "  while the next slice is decoded",
+    "beside_sampling": "  while another slice is sampled",
     "replay": "a replay with its backward pass",
     "saved_checkpointed": "  its graph, with checkpointing",
     "saved_plain": "  its graph, without",

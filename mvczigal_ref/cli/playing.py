@@ -20,6 +20,7 @@ from mvczigal_ref.cli.policy_settings import (
     policy_config,
 )
 from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.training.stops import handling
 
 if TYPE_CHECKING:
     from mvczigal_ref.config import TrainConfig
@@ -104,12 +105,8 @@ def _stop_asked() -> Iterator[threading.Event]:
         del number, frame
         asked.set()
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handling((signal.SIGTERM, signal.SIGINT), ask):
         yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def page_of(command: Play) -> Any:  # noqa: ANN401 - of Gradio

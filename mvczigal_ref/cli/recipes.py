@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.output import Printed, console_of, say, write_json
 from mvczigal_ref.errors import ConfigError
+from mvczigal_ref.models.published import SHIPPED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from mvczigal_ref.config import TrainConfig
 
 __all__ = ["Recipes", "changes_table", "network_of", "show_recipes"]
-
-_SHIPPED = ("tiny", "tiny_flow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ def _row(config: "TrainConfig") -> dict[str, str]:
     return {
         "network": network_of(config),
         "plan": "yes",
-        "check": "yes" if config.model.weights in _SHIPPED else "weights",
+        "check": "yes" if config.model.weights in SHIPPED else "weights",
         "reproduce": next(compared, "-"),
     }
 

@@ -217,11 +217,11 @@ def _with_seed(command: Train) -> Train:
 
 def _beginning(folder: Path, config: "TrainConfig") -> str:
     """Say whether a run begins, or from where it goes on and by which settings."""
-    from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
+    from mvczigal_ref.training.checkpoint_folder import checkpoint_iteration, latest_checkpoint
 
     newest, total = latest_checkpoint(folder / "checkpoints"), config.run.iterations
     if newest is not None:
-        finished = int(newest.name.rpartition("_")[2])
+        finished = checkpoint_iteration(newest) or 0
         if finished >= total:
             return f"{folder} has finished its {total} iterations; only what is missing is made"
         return f"resumes {folder} at iteration {finished} of {total} with its own settings"
@@ -239,14 +239,14 @@ def _where(folder: Path) -> str:
 
 def _way_on(folder: Path) -> str:
     """Say how to leave a number that is not finite, which the same command would meet again."""
-    from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
+    from mvczigal_ref.training.checkpoint_folder import checkpoint_iteration, latest_checkpoint
 
     newest = latest_checkpoint(folder / "checkpoints")
     if newest is None:
         return (
             "Change the setting that leads there, such as a lower `optim.lr`, and another `--out`."
         )
-    place = shlex.quote(f"{folder}@{int(newest.name.rpartition('_')[2])}")
+    place = shlex.quote(f"{folder}@{checkpoint_iteration(newest)}")
     return (
         f"`--from {place}`, or an earlier checkpoint, with another `--out` begins a new run with "
         "its parameters under other settings, such as a lower `optim.lr`."

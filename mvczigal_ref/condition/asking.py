@@ -10,7 +10,12 @@ from torch import Tensor
 from mvczigal_ref.condition.captions import CaptionRules
 from mvczigal_ref.condition.memory import CaptionMemory
 from mvczigal_ref.condition.protocol import NO_INSTRUCTION, Caption, CaptionError, OnRefusal
-from mvczigal_ref.condition.several_samples import answer_parts, groups, refusal_of_all
+from mvczigal_ref.condition.several_samples import (
+    CAPTION_TOKENS,
+    answer_parts,
+    groups,
+    refusal_of_all,
+)
 from mvczigal_ref.language.at_once import ask_at_once
 from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError
 from mvczigal_ref.language.protocol import LanguageModel, Question
@@ -172,7 +177,10 @@ class Asker:
         if attempt:
             parts.append(f"Your answer number {attempt} was refused: {refusal_of_all(refusals)}.")
         images = tuple(image for each in drawn for image in each.subject.images)
-        return Question(text="\n".join(parts), images=images, seed=drawn[0].seed)
+        return Question(
+            text="\n".join(parts), images=images, seed=drawn[0].seed,
+            more_tokens=CAPTION_TOKENS * (len(drawn) - 1),
+        )  # fmt: skip
 
     def _answers(
         self, subjects: Sequence[Subject], questions: Sequence[Question], workers: int

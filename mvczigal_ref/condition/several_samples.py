@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Final
 
 from mvczigal_ref.condition.captions import without_thoughts
 from mvczigal_ref.condition.protocol import CaptionError
 from mvczigal_ref.language.chat import ChatAnswerError
 
-__all__ = ["answer_parts", "caption_list", "groups", "refusal_of_all"]
+__all__ = ["CAPTION_TOKENS", "answer_parts", "caption_list", "groups", "refusal_of_all"]
+
+CAPTION_TOKENS: Final = 512
+"""Longest answer about one sample, and what each further one adds [tokens]."""
 
 
 def groups(keys: Mapping[int, Hashable], size: int) -> list[list[int]]:

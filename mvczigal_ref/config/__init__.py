@@ -5,9 +5,11 @@ What a file of this room holds:
 - ``system``, ``method``, ``run``: the sections: networks and sampler; the stages; the run itself.
 - ``types``: the values that a single setting may have, whatever its section.
 - ``train``: `TrainConfig`, all sections together, and the rules between them; further rules are in
-  ``method_rules`` (densities, ratios, references), ``sharding`` and ``recomputation``.
+  ``sampling_rules`` (network, grid, noise, trees), ``method_rules`` (densities, ratios,
+  references), ``sharding`` and ``recomputation``.
 - ``loading``: a configuration from a file, a dictionary or the command line, and back.
-- ``reads``: when each setting acts, by ``circumstances``; one that would not act is refused.
+- ``paths``: one setting by its dotted path.
+- ``reads``: when each setting acts, by ``cases``; one that would not act is refused.
 - ``fingerprint``: whether one run may continue another, and in which settings two runs differ.
 - ``setting_docs``: unit, values, default and meaning of each setting, read from the source.
 - ``run_file``: settings that a run wrote into its folder, read back.

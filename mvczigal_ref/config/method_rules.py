@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mvczigal_ref.config.method import GROUP_KINDS
+from mvczigal_ref.config.paths import setting_value
 
 __all__ = ["method_contradictions"]
 
@@ -81,9 +82,8 @@ def _reference_contradictions(config: _Settings) -> Iterable[str]:
     }
     for path, needed in needs.items():
         if needed:
-            section, _, name = path.partition(".")
-            value = getattr(getattr(config, section), name)
             yield (
-                f'`{path}` = "{value}" needs a reference, which is the network without its LoRA; '
-                f'got `model.finetune` = "{config.model.finetune}". Train a LoRA.'
+                f'`{path}` = "{setting_value(config, path)}" needs a reference, which is the '
+                f'network without its LoRA; got `model.finetune` = "{config.model.finetune}". '
+                "Train a LoRA."
             )

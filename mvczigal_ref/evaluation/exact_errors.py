@@ -8,11 +8,10 @@ from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.scorer_names import VIEW_MEAN, reward_unit
-from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.pictures.heat import error_levels
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.system.rig import rig_of
-from mvczigal_ref.tiny_world.grammar import parse
+from mvczigal_ref.tiny_world.grammar import is_sentence
 from mvczigal_ref.tiny_world.render import IMAGE_SIZE
 from mvczigal_ref.tiny_world.score import nearest_renders
 
@@ -38,7 +37,7 @@ def exact_errors(
         True
     """
     judged = reward_unit(config.reward) == "dB" and images.shape[-1] == IMAGE_SIZE
-    if not judged or not len(images) or not all(map(_is_grammatical, prompts)):
+    if not judged or not len(images) or not all(map(is_sentence, prompts)):
         return None
     rig = None if config.reward.joint == VIEW_MEAN else rig_of(config.model)
     # One by one: products of several objects at once may round otherwise.
@@ -49,11 +48,3 @@ def exact_errors(
             for views, prompt in objects
         ]
     )
-
-
-def _is_grammatical(prompt: str) -> bool:
-    try:
-        parse(prompt)
-    except ConfigError:
-        return False
-    return True

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import require_readable
+from mvczigal_ref.files import finite_values, require_readable
 
 __all__ = [
     "MEASURED",
@@ -269,8 +269,5 @@ def score_record(scores: Float[Any, "noise prompt"]) -> dict[str, Any]:
         {'mean': 2.0, 'standard_error': None, 'per_prompt': [2.0]}
     """
     average, error = mean_score(scores)
-    return {
-        "mean": average,
-        "standard_error": error if math.isfinite(error) else None,
-        "per_prompt": [mean(column) for column in zip(*scores.tolist(), strict=True)],
-    }
+    columns = [mean(column) for column in zip(*scores.tolist(), strict=True)]
+    return finite_values({"mean": average, "standard_error": error, "per_prompt": columns})

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError
+from mvczigal_ref.language.chat import ChatAnswerError, ChatEndpoint, ChatRefusedError
 from mvczigal_ref.language.protocol import BatchLanguageModel, LanguageModel, Question
 from mvczigal_ref.language.threads import in_order
 
@@ -16,7 +16,8 @@ def ask_at_once(
     """Ask a model questions, some of them at once.
 
     Args:
-        model: Model that is asked: in several threads, or where it can in one call.
+        model: Model that is asked: in several threads, or where it can in one call. A served one
+            and one that takes questions together give an answer its further tokens.
         questions: Questions, independent of each other.
         at_once: Questions at once [1].
 
@@ -34,7 +35,7 @@ def ask_at_once(
         >>> list(ask_at_once(Echo(), [Question(text="a"), Question(text="b")], at_once=2))
         ['a', 'b']
     """
-    if at_once > 1 and isinstance(model, BatchLanguageModel):
+    if at_once > 0 and isinstance(model, BatchLanguageModel):
         for first in range(0, len(questions), at_once):
             yield from model.ask_all(questions[first : first + at_once])
     else:
@@ -43,6 +44,8 @@ def ask_at_once(
 
 def _answer(model: LanguageModel, question: Question) -> str | ChatAnswerError:
     """Ask one question, in any thread."""
+    if isinstance(model, ChatEndpoint):
+        model = model.longer(question.more_tokens)
     try:
         return model.ask(question.text, question.images, seed=question.seed)
     except ChatRefusedError:

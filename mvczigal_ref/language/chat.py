@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 import torch
@@ -159,6 +159,21 @@ class ChatEndpoint:
     def url(self) -> str:
         """Address that questions are sent to."""
         return self.base_url.rstrip("/") + _PATH
+
+    def longer(self, more_tokens: int) -> "ChatEndpoint":
+        """Allow longer answers, as one needs that holds several.
+
+        Args:
+            more_tokens: Length beyond ``max_tokens`` [tokens].
+
+        Returns:
+            The endpoint with longer answers.
+
+        Examples:
+            >>> ChatEndpoint("http://127.0.0.1:8000/v1", "judge").longer(64).max_tokens
+            576
+        """
+        return replace(self, max_tokens=self.max_tokens + more_tokens)
 
     def ask(
         self,

@@ -171,16 +171,18 @@ class LocalLanguageModel:
             questions: The questions.
 
         Returns:
-            One answer per question, or an error where it was cut at ``max_new_tokens``.
+            One answer per question, or an error where it was cut at ``max_new_tokens`` and its
+            question's further ones.
 
         Raises:
             ValueError: As :meth:`ask`.
         """
         read = [self._read(question) for question in questions]
         seeds = [self._seed if q.seed is None else q.seed for q in questions]
+        lengths = [self._config.max_new_tokens + q.more_tokens for q in questions]
         names = {name: None for _, inputs in read for name in inputs}
         inputs = {n: torch.cat([each[n] for _, each in read if n in each]) for n in names}
-        return self._answers([ids for ids, _ in read], inputs, seeds)
+        return self._answers([ids for ids, _ in read], inputs, seeds, lengths)
 
     def _read(self, question: Question) -> tuple[list[int], dict[str, Tensor]]:
         """Turn a question into token ids, and its images into what the network reads."""
@@ -213,7 +215,11 @@ class LocalLanguageModel:
 
     @torch.no_grad()
     def _answers(
-        self, rows: Sequence[list[int]], inputs: dict[str, Tensor], seeds: Sequence[int]
+        self,
+        rows: Sequence[list[int]],
+        inputs: dict[str, Tensor],
+        seeds: Sequence[int],
+        lengths: Sequence[int],
     ) -> list[str | ChatAnswerError]:
         """Generate until every row has an end token, or is cut."""
         device, longest = self._model.device, max(map(len, rows))
@@ -228,10 +234,12 @@ class LocalLanguageModel:
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=self._config,
+            max_new_tokens=max(lengths),
             logits_processor=processors,
             **{n: value.to(device) for n, value in {**inputs, **self._marks(ids)}.items()},
         )
-        return [self._whole(row) for row in output[:, longest:].tolist()]
+        new = zip(output[:, longest:].tolist(), lengths, strict=True)
+        return [self._whole(row[:length]) for row, length in new]
 
     def _whole(self, new: list[int]) -> str | ChatAnswerError:
         """Cut an answer at its end token; one without is refused."""

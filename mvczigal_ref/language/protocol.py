@@ -25,6 +25,9 @@ class Question:
     seed: int | None = None
     """Seed of the answer's sampling; the model's own when None."""
 
+    more_tokens: int = 0
+    """Length of the answer beyond the model's usual longest [tokens]."""
+
 
 @runtime_checkable
 class LanguageModel(Protocol):

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE
+from mvczigal_ref.models.published import LCM_UNET, SDXL_BASE, SHIPPED
 
 __all__ = ["loading_snippet"]
 
-_SHIPPED = ("tiny", "tiny_flow")
 _SCHEDULERS = {
     "lcm": "LCMScheduler",
     "ddim": "DDIMScheduler",
@@ -46,7 +45,7 @@ def loading_snippet(
         imports.append("from huggingface_hub import snapshot_download")
         folder = f'snapshot_download("{repo}")'
     place = f'"{SDXL_BASE if base == LCM_UNET else base or "the trained base"}"'
-    if base in _SHIPPED:
+    if base in SHIPPED:
         imports.append("from mvczigal_ref.system.networks import weights_folder")
         place = f"weights_folder({place})"  # within the package
     multiview = multiview and network == "unet"

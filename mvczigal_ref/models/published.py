@@ -13,6 +13,7 @@ __all__ = [
     "PUBLISHED",
     "SDXL_BASE",
     "SDXL_VAE",
+    "SHIPPED",
     "SdxlSources",
     "published_sources",
     "weights_folder",
@@ -51,6 +52,10 @@ PUBLISHED: dict[str, dict[str, str | None]] = {"lcm_sdxl": {}, "sdxl": {"unet": 
 """Names of published models, and the sources in which each differs from the few-step one."""
 
 
+SHIPPED = {"tiny": "tiny_world", "tiny_flow": "tiny_flow"}
+"""Folders of the weights that are shipped with the package, by their names as `model.weights`."""
+
+
 def published_sources(weights: str, sources: Mapping[str, str]) -> SdxlSources:
     """Give the places of the parts of a published model.
 
@@ -81,9 +86,8 @@ def weights_folder(weights: str) -> Path:
     Returns:
         The folder; it need not exist.
     """
-    shipped = {"tiny": "tiny_world", "tiny_flow": "tiny_flow"}
-    if weights not in shipped:
+    if weights not in SHIPPED:
         return Path(weights).expanduser()
     package = Path(__file__).parent.parent
-    installed = package / "fixtures" / shipped[weights]
-    return installed if installed.is_dir() else package.parent / "fixtures" / shipped[weights]
+    installed = package / "fixtures" / SHIPPED[weights]
+    return installed if installed.is_dir() else package.parent / "fixtures" / SHIPPED[weights]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.futures import Future
 
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, first_line, newer
 from mvczigal_ref.models.sharded_files import by_itself
 from mvczigal_ref.models.sharding import is_sharded, local_part
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 __all__ = ["SavedParts", "local_parts", "read_parts"]
+
+_NOT_UNDERSTOOD = (LookupError, TypeError, ValueError, AttributeError, SafetensorError)
 
 
 class SavedParts(Mapping[str, Tensor]):
@@ -83,7 +85,7 @@ def read_parts(folder: Path, names: Iterable[str]) -> dict[str, SavedParts]:
         Tensors by group; of their files the headers alone have been read.
 
     Raises:
-        CheckpointError: If the files do not hold all of a tensor.
+        CheckpointError: If the files do not hold all of a tensor, or a newer version wrote one.
     """
     from torch.distributed.checkpoint.filesystem import FileSystem
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -91,10 +93,11 @@ def read_parts(folder: Path, names: Iterable[str]) -> dict[str, SavedParts]:
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
     files = [str(folder / name) for name in names]
+    listed: list[str] = []
 
     class Files(FileSystem):
         def ls(self, _path: object) -> list[str]:
-            return files
+            return listed
 
     class Reader(HuggingFaceStorageReader):
         """Opens its files and reads their headers once, however many tensors are asked for."""
@@ -102,8 +105,19 @@ def read_parts(folder: Path, names: Iterable[str]) -> dict[str, SavedParts]:
         def __init__(self) -> None:
             super().__init__(str(folder))
             self.fs = Files()
+            self.headers = self._headers(files)
             self.opened = {file: safe_open(file, framework="pt") for file in files}
-            self.headers = super().read_metadata()
+
+        def _headers(self, some: list[str]) -> Metadata:
+            """Read headers; where that fails, one by one, to name the file that is at fault."""
+            listed[:] = some
+            try:
+                return super().read_metadata()
+            except _NOT_UNDERSTOOD as error:
+                for file in some if len(some) > 1 else ():
+                    self._headers([file])
+                fault = f"{type(error).__name__}: {first_line(error)}"
+                raise CheckpointError(newer(Path(some[0]).name, fault)) from error
 
         def read_metadata(self) -> Metadata:
             return self.headers

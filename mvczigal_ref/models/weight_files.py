@@ -2,16 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError, first_line, one_line
+from mvczigal_ref.files import replacing, usual_mode
 from mvczigal_ref.models.file_kinds import conversion, describe_file, plain_name, summary
 from mvczigal_ref.models.file_sums import require_sum
 
@@ -22,6 +23,8 @@ __all__ = [
     "read_json",
     "read_metadata",
     "read_safetensors",
+    "unshared",
+    "write_safetensors",
 ]
 
 _COUNTERS = ("position_ids", "num_batches_tracked")  # integers of networks
@@ -46,6 +49,51 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged headers reach many of the libraries' own exceptions
         raise _not_safetensors(path, error) from error
     return tensors
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file so that a reader finds the old one or the new, never a part.
+
+    Args:
+        path: File to write; its folder is made if absent.
+        tensors: Tensors by name, which may share memory.
+        metadata: Texts to hold beside them.
+
+    Raises:
+        OSError: The error of the disk, with the path.
+    """
+    with replacing(path) as aside:
+        save_file(unshared(tensors), aside, metadata=metadata)
+        usual_mode(aside)
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give every tensor memory of its own on the CPU, row by row, as the file format needs.
+
+    Args:
+        tensors: Tensors by name, on any device.
+
+    Returns:
+        Detached tensors by name; those of which that holds already are not copied.
+
+    Examples:
+        >>> import torch
+        >>> a = torch.zeros(2)
+        >>> one, two = unshared({"one": a, "two": a}).values()
+        >>> one.data_ptr() == a.data_ptr(), two.data_ptr() == a.data_ptr()
+        (True, False)
+    """
+    apart: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in places:
+            value = value.clone()
+        places.add(value.untyped_storage().data_ptr())
+        apart[name] = value
+    return apart
 
 
 def read_metadata(path: Path) -> dict[str, str]:

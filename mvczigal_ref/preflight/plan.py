@@ -286,13 +286,20 @@ def _memory(
         for again in (True, False)
     }
     stored, on_device = _stored(config, work, slices), config.model.storage_device == "device"
+    ahead, several = config.rollout.ahead, slices > 1
+    overlaps = ahead or config.reward.overlap  # a second thread judges a slice meanwhile
+    # Under several texts at once, a scorer is shown copies of the images.
+    texts = min(config.reward.texts_per_call, work.conditions)
+    scoring = images * (1 + (texts if texts > 1 else 0)) + max(working, default=0)
     return Memory(
         **weights | {"host": weights["host"] + (0 if on_device else stored)},
         rollouts=stored if on_device else 0,
         sampling=max(costs.sampled(call)[1] for call in set(work.calls)),
         images=images,
         decoding=decoding + (network_bytes(system.components.vae) if away else 0),
-        scoring=images + max(working, default=0),
+        scoring=scoring,
+        beside_decoding=scoring * (overlaps and several),
+        beside_sampling=scoring * (ahead or (overlaps and several)),
         replay=max(graph.peak for graph in graphs.values()),
         saved=graphs[largest].saved,
         saved_checkpointed=saved[True],

@@ -115,8 +115,8 @@ class Memory:
     decoding: int
     """Decoding one slice; with the autoencoder's weights where they are offloaded."""
     scoring: int
-    """The images of one slice and the hungriest scorer on one chunk; with its weights where they
-    are offloaded."""
+    """The images of one slice, their copies where a call has several texts, and the hungriest
+    scorer on one chunk; with its weights where they are offloaded."""
     replay: int
     """One microbatch with its backward pass, at its peak."""
     saved: int
@@ -127,6 +127,11 @@ class Memory:
     """Activations that one microbatch's graph keeps without gradient checkpointing."""
     images: int = 0
     """Decoded images of one slice; a part of ``decoding`` and of ``scoring``."""
+    beside_decoding: int = 0
+    """Scoring of one slice while the next is decoded, where slices overlap; 0 elsewhere."""
+    beside_sampling: int = 0
+    """Scoring of one slice while another is sampled, where slices overlap or the next iteration is
+    sampled ahead; 0 elsewhere."""
     copies: int = 0
     """Further copies of the trained weights: their average, and those of the policies that sample
     where they are not the one that learns; there all along."""
@@ -158,8 +163,8 @@ class Memory:
         prompts = {"prompts": base + self.text_encoders} if self.offloaded else {}
         return {
             **prompts,
-            "rollout": base + self.gathered + self.sampling,
-            "reward": base + max(self.decoding, self.scoring),
+            "rollout": base + self.gathered + self.sampling + self.beside_sampling,
+            "reward": base + max(self.decoding + self.beside_decoding, self.scoring),
             "update": base + self.gathered + self.gradients + self.replay,
         }
 

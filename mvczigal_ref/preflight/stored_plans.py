@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mvczigal_ref.config import TrainConfig, to_dict
-from mvczigal_ref.models.published import weights_folder
+from mvczigal_ref.models.published import SHIPPED, weights_folder
 from mvczigal_ref.preflight.plan_record import Calls, Flops, Memory, Parameters, Plan
 
 __all__ = ["FREE", "STORED", "plan_key", "plan_values", "planned_device", "stored_plan"]
@@ -37,7 +37,6 @@ FREE = {
 :func:`planned_device`, but its two plans are stored as one."""
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
-_SHIPPED = ("tiny", "tiny_flow")
 _ACCELERATOR = "accelerator"  # key of what is other there
 
 
@@ -62,7 +61,7 @@ def stored_plan(config: TrainConfig, *, processes: int) -> Plan | None:
     name = config.model.weights
     if config.model.gradient_checkpointing == "auto":  # by the memory of the machine
         return None
-    if name not in _SHIPPED and weights_folder(name).is_dir():  # whose sizes may be others
+    if name not in SHIPPED and weights_folder(name).is_dir():  # whose sizes may be others
         return None
     values = json.loads(STORED.read_text("utf-8")).get(plan_key(config, processes=processes))
     if values is None:
@@ -72,7 +71,7 @@ def stored_plan(config: TrainConfig, *, processes: int) -> Plan | None:
     records = {"calls": Calls, "flops": Flops, "memory": Memory, "parameters": Parameters}
     parts = {part: record(**values.pop(part)) for part, record in records.items()}
     plan = Plan(latent=tuple(values.pop("latent")), **values, **parts)
-    return replace(plan, source=str(weights_folder(name))) if name in _SHIPPED else plan
+    return replace(plan, source=str(weights_folder(name))) if name in SHIPPED else plan
 
 
 def planned_device(config: TrainConfig) -> str:
@@ -131,7 +130,7 @@ def plan_key(config: TrainConfig, *, processes: int) -> str:
         Digest in hexadecimal.
     """
     name = config.model.weights
-    files = sorted(weights_folder(name).rglob("*.json")) if name in _SHIPPED else []
+    files = sorted(weights_folder(name).rglob("*.json")) if name in SHIPPED else []
     sizes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     inputs = [_settings(config), processes, sizes, [_version(each) for each in _LIBRARIES]]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]

@@ -10,13 +10,12 @@ from jaxtyping import Float, UInt8
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.scorer_names import reward_unit
-from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.evaluation.digits import decimals_of_size
 from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.pictures import contact_sheet, view_scale
 from mvczigal_ref.pictures.heat import heat
 from mvczigal_ref.report.run_content import RunContent, score_tables
-from mvczigal_ref.tiny_world.grammar import parse
+from mvczigal_ref.tiny_world.grammar import is_sentence, parse
 
 __all__ = ["Choice", "Row", "Strip", "choose", "gallery", "image_gains", "with_errors"]
 
@@ -179,10 +178,7 @@ def _levels(
 
 def _shape(prompt: str) -> str:
     """Name the shape of a prompt of the tiny world; nothing for others."""
-    try:
-        return parse(prompt).shape
-    except ConfigError:
-        return ""
+    return parse(prompt).shape if is_sentence(prompt) else ""
 
 
 def _words(run: RunContent, scores: Evaluation, choice: Choice, since: Evaluation | None) -> str:

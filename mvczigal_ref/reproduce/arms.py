@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.condition.drift_bins import DRIFT_EDGES, drift_histogram
-from mvczigal_ref.reproduce.comparison import read_run
+from mvczigal_ref.reproduce.comparison import run_record
 
 __all__ = ["CURVES", "ArmRuns", "curves", "read_arm"]
 
@@ -29,7 +29,7 @@ class ArmRuns:
     """Seed of each run."""
 
     runs: tuple[Mapping[str, Any], ...]
-    """Record of each run, from :func:`~mvczigal_ref.reproduce.comparison.read_run`."""
+    """Record of each run, from :func:`~mvczigal_ref.reproduce.comparison.run_record`."""
 
     @cached_property
     def gains(self) -> dict[str, Float[Tensor, "seed prompt"]]:
@@ -127,7 +127,7 @@ def read_arm(folders: Mapping[int, Path]) -> ArmRuns:
         The runs in the order of their seeds.
     """
     seeds = tuple(sorted(folders))
-    return ArmRuns(seeds=seeds, runs=tuple(read_run(folders[seed]) for seed in seeds))
+    return ArmRuns(seeds=seeds, runs=tuple(run_record(folders[seed]) for seed in seeds))
 
 
 def curves(arm: ArmRuns) -> dict[str, tuple[list[float], list[float]]]:

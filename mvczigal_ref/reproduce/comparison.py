@@ -28,8 +28,8 @@ __all__ = [
     "Outcome",
     "compare",
     "gain_over_seeds",
-    "read_run",
     "run_gain",
+    "run_record",
 ]
 
 
@@ -120,17 +120,17 @@ def run_gain(config: TrainConfig, folder: Path, *, events: Events | None = None)
         events: Listens to progress.
 
     Returns:
-        As :func:`read_run`.
+        As :func:`run_record`.
 
     Raises:
         CheckpointError: If the folder holds a run of other settings.
     """
     if not is_finished(folder, config):
         train(config, folder, world=World(), events=events)
-    return read_run(folder)
+    return run_record(folder)
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def run_record(folder: Path) -> dict[str, Any]:
     """Read the scores and iterations of a finished run.
 
     Args:

@@ -26,7 +26,7 @@ from mvczigal_ref.reward.service.waiting import Asked, Waiting
 __all__ = ["JOINT", "PER_VIEW", "ScorerOptions", "remote"]
 
 _SIZE = "size.json"
-_TOKENS, _MORE_TOKENS = 512, 64  # longest answer about an image, and what each further one adds
+_TOKENS = 512  # longest answer about an image
 _Size = TypeVar("_Size")  # size of a network, as its class takes it
 
 
@@ -254,10 +254,9 @@ def _endpoint(options: ScorerOptions, waiting: Waiting) -> Any:  # noqa: ANN401 
     waits = [0.0, *accumulate(pauses * 2.0**k for k in range(doublings))]
     longest = ceil(max(0.0, options.wait - waits[-1]) / MAX_PAUSE_S)
     tries = longest + sum(wait < options.wait for wait in waits[:-1])
-    tokens = _TOKENS + _MORE_TOKENS * (options.images_per_question - 1)
     endpoint = ChatEndpoint(
         options.url or "", options.weights or "", timeout_s=options.timeout, retries=tries,
-        max_tokens=tokens, backoff_s=pauses, api_key_env=options.api_key_env, sleep=waiting.sleep,
+        max_tokens=_TOKENS, backoff_s=pauses, api_key_env=options.api_key_env, sleep=waiting.sleep,
     )  # fmt: skip
     endpoint.key()  # an absent one is refused now, and not at the first picture
     return endpoint

@@ -19,6 +19,7 @@ __all__ = ["ChatJointJudge", "ChatJudge"]
 
 _REMINDER = "\n\nThis was asked before and the answer lacked these lines. Write only them now."
 _FEWER = " Servers limit the images of a message: lower `images_per_question` if that is why."
+_MORE_TOKENS = 64  # of an answer, for each further image, or object, that it is about
 
 
 class _Judge:
@@ -75,6 +76,7 @@ class _Judge:
             # No prompt can contain a hash of the text that it is part of.
             code = code_for("\n".join(prompts), always=self.always_code)
             plain = self._question(prompts, views, code)
+            endpoint = self.endpoint.longer(_MORE_TOKENS * (len(rows) - 1))
             failure: ChatAnswerError | JudgementError | None = None
             for attempt in range(self.re_asks + 1):
                 # A server that takes no seed gets none for a repeated question either.
@@ -83,9 +85,7 @@ class _Judge:
                 # At temperature 0 the same question would get the same answer.
                 text = plain + (_REMINDER if attempt else "")
                 try:
-                    return self._read(
-                        self.endpoint.ask(text, images, seed=seed), prompts, views, code
-                    )
+                    return self._read(endpoint.ask(text, images, seed=seed), prompts, views, code)
                 except ChatRefusedError as error:  # no other wording would be taken
                     hint = _FEWER if len(rows) > 1 else ""
                     raise ChatRefusedError(f"{place}: {error}{hint}") from error

@@ -1,15 +1,12 @@
 """Conversion of a published checkpoint into safetensors, without running its pickle."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import sync, usual_mode
 from mvczigal_ref.models.file_kinds import require_conversion
+from mvczigal_ref.models.weight_files import write_safetensors
 from mvczigal_ref.reward.foreign_tensors import read_pickle
 
 __all__ = ["convert_checkpoint"]
@@ -30,6 +27,7 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     Raises:
         ConfigError: If the source is absent or safetensors already, or the target exists.
         CheckpointError: If the source is no file of tensors.
+        OSError: If the disk does not take the target.
 
     Examples:
         >>> import tempfile, torch
@@ -43,31 +41,10 @@ def convert_checkpoint(source: str | Path, target: str | Path | None = None) -> 
     source = Path(source)
     target = Path(target) if target is not None else source.with_suffix(".safetensors")
     kind = require_conversion(source, target)
-    tensors = _apart(read_pickle(source, kind))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.tmp")
+    tensors = read_pickle(source, kind)
     try:
-        save_file(tensors, aside, metadata={"format": "pt", "source": source.name})
+        write_safetensors(target, tensors, metadata={"format": "pt", "source": source.name})
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
         msg = f"`source` must hold tensors that safetensors can; got {str(source)!r}: {error}"
         raise CheckpointError(msg) from error
-    else:
-        usual_mode(aside)
-        sync(aside)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync(target.parent)
     return target
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give every tensor memory of its own, as safetensors requires."""
-    seen: set[int] = set()
-    result = {}
-    for name, value in tensors.items():
-        place = value.untyped_storage().data_ptr()
-        result[name] = value.clone() if place in seen else value
-        result[name] = result[name].contiguous()
-        seen.add(place)
-    return result

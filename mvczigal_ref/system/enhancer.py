@@ -7,6 +7,7 @@ import torch
 
 from mvczigal_ref.condition.online import ASPECTS, OnlineEnhancer
 from mvczigal_ref.condition.protocol import CaptionError, ConditionEnhancer
+from mvczigal_ref.condition.several_samples import CAPTION_TOKENS
 from mvczigal_ref.condition.stored import StoredCaptions
 from mvczigal_ref.condition.tiny_world import WORDS, GrammarEditor, GrammarEnhancer
 from mvczigal_ref.config import ConditionConfig
@@ -17,8 +18,6 @@ from mvczigal_ref.language.local import LocalVisionLanguageModel
 from mvczigal_ref.language.protocol import LanguageModel
 
 __all__ = ["build_enhancer"]
-
-_TOKENS = 512  # longest answer about a sample
 
 
 def build_enhancer(
@@ -82,12 +81,11 @@ def _built(condition: ConditionConfig, device: torch.device) -> ConditionEnhance
 def _model(condition: ConditionConfig, device: torch.device) -> LanguageModel:
     """Load or address the language model."""
     name = condition.model or ""
-    tokens = _TOKENS * condition.samples_per_question
     if condition.enhancer == "local":
         folder = Path(name).expanduser()
-        return LocalVisionLanguageModel.load(folder, device=device, max_new_tokens=tokens)
+        return LocalVisionLanguageModel.load(folder, device=device, max_new_tokens=CAPTION_TOKENS)
     endpoint = ChatEndpoint(
-        condition.url or "", name, max_tokens=tokens, api_key_env=condition.api_key_env
+        condition.url or "", name, max_tokens=CAPTION_TOKENS, api_key_env=condition.api_key_env
     )
     endpoint.key()  # an absent one is refused now, and not after the first rollout
     return endpoint

@@ -11,7 +11,16 @@ from typing import Final
 
 from mvczigal_ref.errors import ConfigError, quoted
 
-__all__ = ["COLOURS", "PARTS", "SHAPES", "Prompt", "all_prompts", "parse", "split_prompts"]
+__all__ = [
+    "COLOURS",
+    "PARTS",
+    "SHAPES",
+    "Prompt",
+    "all_prompts",
+    "is_sentence",
+    "parse",
+    "split_prompts",
+]
 
 SHAPES: Final = ("ball", "cube", "cone", "can")
 """Shapes of bodies."""
@@ -102,6 +111,26 @@ def split_prompts(*, num_held_out: int = 40, seed: int = 0) -> tuple[list[str], 
         raise ConfigError(msg)
     held_out = set(random.Random(seed).sample(prompts, num_held_out))
     return [p for p in prompts if p not in held_out], [p for p in prompts if p in held_out]
+
+
+def is_sentence(prompt: str) -> bool:
+    """Tell whether a prompt is a sentence of the grammar.
+
+    Args:
+        prompt: Any text.
+
+    Returns:
+        Whether :func:`parse` reads it.
+
+    Examples:
+        >>> is_sentence("a red cube with a white nose"), is_sentence("a red cube")
+        (True, False)
+    """
+    try:
+        parse(prompt)
+    except ConfigError:
+        return False
+    return True
 
 
 def parse(prompt: str) -> Prompt:

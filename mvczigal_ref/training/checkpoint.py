@@ -17,11 +17,12 @@ from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_dict, to_dict
 from mvczigal_ref.config.fingerprint import settings_difference
-from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.errors import CheckpointError, ConfigError, newer
 from mvczigal_ref.files import discard, sync, to_json, usual_mode, writing
 from mvczigal_ref.models.sharding import shard_world
 from mvczigal_ref.training.checkpoint_folder import (
     FORMAT,
+    JSON_FILES,
     MANIFEST,
     REPLACED,
     VERSION,
@@ -160,7 +161,8 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
         Content of the checkpoint, bit for bit.
 
     Raises:
-        CheckpointError: If it is damaged, of another format, or of another configuration.
+        CheckpointError: If it is damaged, of another format, a newer version's, or of another
+            configuration.
     """
     manifest = verify(path)
     try:
@@ -170,9 +172,12 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
     if config is not None:
         require_same_run(path, saved, config)
     try:
-        tensors = read_groups(path, manifest["files"])
+        tensors = read_groups(path, manifest["files"].keys() - JSON_FILES)
     except CheckpointError as error:
         raise refusal(path, str(error)) from error
+    if "policy" not in tensors:
+        fault = "it lists no file with the parameters of a 'policy'"
+        raise refusal(path, newer(MANIFEST, fault))
     return Checkpoint(
         iteration=manifest["iteration"], tensors=tensors, state=read_state(path), config=saved
     )

@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from mvczigal_ref.errors import CheckpointError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mvczigal_ref.errors import CheckpointError, newer
 from mvczigal_ref.files import file_digest, to_json
 from mvczigal_ref.training.saved_state import require_state
 
 __all__ = [
     "FORMAT",
+    "JSON_FILES",
     "MANIFEST",
     "REPLACED",
     "VERSION",
+    "checkpoint_iteration",
     "checkpoint_name",
     "checkpoints",
     "latest_checkpoint",
@@ -39,7 +43,28 @@ MANIFEST: Final = "manifest.json"
 REPLACED: Final = ".replaced"
 """End of the name of a checkpoint that a new one of its iteration replaces."""
 
+JSON_FILES: Final = ("config.json", "state.json")
+"""Files of every checkpoint, besides the manifest and the tensors."""
+
 _NAME = re.compile(r"iteration_(\d{6,})")
+_EXACT = ConfigDict(strict=True, extra="forbid")
+_FAULTS = {"missing": "missing", "extra_forbidden": "unknown"}
+
+
+class _File(BaseModel):
+    model_config = _EXACT
+    bytes: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    model_config = _EXACT
+    format: str
+    version: int
+    iteration: int
+    fingerprint: str
+    files: dict[str, _File]
+    sha256: str
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -84,9 +109,8 @@ def checkpoints(folder: Path) -> list[Path]:
     paths: dict[int, Path] = {}
     # A glob would find a folder empty that may not be read. A replaced one counts without another.
     for path in sorted(folder.iterdir() if folder.exists() else (), reverse=True):
-        match = _NAME.fullmatch(path.name.removesuffix(REPLACED))
-        if match is not None:
-            paths[int(match[1])] = path
+        if (iteration := checkpoint_iteration(path)) is not None:
+            paths[iteration] = path
     return [paths[iteration] for iteration in sorted(paths)]
 
 
@@ -147,17 +171,32 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise refusal(path, f"its {MANIFEST} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise refusal(path, f"its {MANIFEST} is not one of a {FORMAT}")
-    if manifest.get("version") != VERSION:
-        version = f"version {manifest.get('version')!r}; this package reads {VERSION}"
-        raise refusal(path, f"its {MANIFEST} is of {version}")
+    if (version := manifest.get("version")) != VERSION:
+        fault = f"it is of version {version!r}, and this one reads {VERSION}"
+        raise refusal(path, newer(MANIFEST, fault))
     if not written or manifest.get("sha256") != seal(manifest):
         raise refusal(path, f"its {MANIFEST} is not what was written")
+    _require_keys(path, manifest)
     # A name that is no checkpoint's is the caller's; one that is must be its own.
-    name = _NAME.fullmatch(path.name.removesuffix(REPLACED))
-    if name is not None and int(name[1]) != manifest["iteration"]:
+    if checkpoint_iteration(path) not in (None, manifest["iteration"]):
         right = checkpoint_name(manifest["iteration"])
         raise refusal(path, f"it was written as {right!r} and renamed")
     return manifest
+
+
+def _require_keys(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a manifest that is whole, but lacks a key, has another, or one of another kind."""
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, fault = ".".join(map(str, first["loc"])), _FAULTS.get(first["type"], "of another kind")
+    else:
+        absent = [name for name in JSON_FILES if name not in manifest["files"]]
+        if not absent:
+            return
+        key, fault = f"files.{absent[0]}", "missing"
+    raise refusal(path, newer(MANIFEST, f"its key {key!r} is {fault}"))
 
 
 def checkpoint_name(iteration: int) -> str:
@@ -174,6 +213,23 @@ def checkpoint_name(iteration: int) -> str:
         'iteration_000007'
     """
     return f"iteration_{iteration:06d}"
+
+
+def checkpoint_iteration(path: Path) -> int | None:
+    """Read the iterations that a checkpoint's folder is named after.
+
+    Args:
+        path: The folder, or any other; that of a checkpoint which is being replaced counts.
+
+    Returns:
+        Iterations finished; None where the name is no checkpoint's.
+
+    Examples:
+        >>> checkpoint_iteration(Path("iteration_000007")), checkpoint_iteration(Path("best"))
+        (7, None)
+    """
+    match = _NAME.fullmatch(path.name.removesuffix(REPLACED))
+    return None if match is None else int(match[1])
 
 
 def refusal(path: Path, reason: str) -> CheckpointError:

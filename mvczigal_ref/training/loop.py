@@ -1,12 +1,9 @@
 """Loop of a run: its iterations, and what is measured and written after each."""
 
-import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,7 +28,7 @@ from mvczigal_ref.training.tracking import (
     peak_memory,
 )
 
-__all__ = ["TrainingLoop", "run_view", "stop_on_terminate"]
+__all__ = ["TrainingLoop", "run_view"]
 
 
 def run_view(state: TrainingState, folder: Path) -> RunView:
@@ -219,42 +216,3 @@ class TrainingLoop:
             if main and path is not None:
                 self._tell.checkpoint(run_view(self._state, self._folder), path)
         self._world.barrier()
-
-
-@contextmanager
-def stop_on_terminate() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM, SIGHUP and the first Ctrl-C into a checkpoint and a clean stop.
-
-    A SIGHUP that is ignored, as under nohup, stays so; Windows has none.
-    """
-    hangup = getattr(signal, "SIGHUP", None)
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if number == hangup:
-            _leave_terminal(terminals)
-        asked = True
-
-    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
-    stops = [signal.SIGTERM, signal.SIGINT]
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        stops.append(hangup)
-    try:
-        old = {number: signal.signal(number, ask) for number in stops}
-    except ValueError:  # not the main thread: signals are the caller's
-        old = {}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _leave_terminal(terminals: Sequence[int]) -> None:
-    """Speak into nothing where the terminal has gone: an error there would end the run unsaved."""
-    with open(os.devnull, "wb") as nothing:
-        for descriptor in terminals:
-            os.dup2(nothing.fileno(), descriptor)

@@ -2,31 +2,47 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.fingerprint import differing_settings
+from mvczigal_ref.config.paths import setting_value
+from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.files import atomic_write, file_digest, sync, to_json, usual_mode, writing
+from mvczigal_ref.files import (
+    atomic_write,
+    discard,
+    file_digest,
+    sync,
+    to_json,
+    usual_mode,
+    writing,
+)
 from mvczigal_ref.models.loading import load_strict
 from mvczigal_ref.models.lora_files import check_lora
 from mvczigal_ref.models.lora_reading import PEFT_FILE
 from mvczigal_ref.models.lora_weights import DIFFUSERS_LORA_FILE
 from mvczigal_ref.models.saved_parts import SavedParts
-from mvczigal_ref.models.sharding import shard_world, whole
+from mvczigal_ref.models.sharding import shard_world
 from mvczigal_ref.models.single_files import START, START_WEIGHTS, require_start
+from mvczigal_ref.models.weight_files import write_safetensors
 from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import Checkpoint, load_checkpoint
+from mvczigal_ref.training.checkpoint_folder import (
+    checkpoint_iteration,
+    checkpoint_name,
+    checkpoints,
+)
 from mvczigal_ref.training.identity import require_same_weights
 from mvczigal_ref.training.run_folder import load_newest
+from mvczigal_ref.training.tensor_groups import read_groups, write_groups
 
 __all__ = ["ORIGIN", "Origin", "begin_from", "origin_of", "read_origin", "write_origin"]
 
@@ -35,6 +51,9 @@ ORIGIN = "origin.json"
 
 
 _TENSORS = "origin.safetensors"
+
+
+_PARTS = "origin"  # folder in its place, where the parameters are in parts
 
 
 # Parameters fit nothing that differs in one of these.
@@ -175,7 +194,7 @@ def origin_of(
 
 def begin_from(
     folder: Path, system: System, origin: Origin | None, record: dict[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+) -> dict[str, Any] | None:
     """Put the parameters of a run's origin into its system.
 
     Args:
@@ -185,59 +204,77 @@ def begin_from(
         record: From :func:`origin_of`, for one that has begun.
 
     Returns:
-        The record, and what :func:`write_origin` adds to it: the parameters, in the first process
-        of a run that begins. None without an origin.
+        The record, to which :func:`write_origin` adds the digest of what it writes. None without
+        an origin.
 
     Raises:
         CheckpointError: If the parameters do not fit, or their copy in the folder is damaged.
     """
     if record is not None:
-        path = folder / _TENSORS
+        parts = folder / _PARTS
+        path = parts if parts.is_dir() else folder / _TENSORS
         try:
-            digest = file_digest(path)
+            digest = _digest(path)
         except OSError as error:
             msg = f"cannot read the run's first parameters in {str(path)!r}: {error}. Restore it."
             raise CheckpointError(msg) from error
         if digest != record["parameters"]:
             msg = f"{str(path)!r} must hold the run's first parameters; it is damaged. Restore it."
             raise CheckpointError(msg)
-        load_strict(system.trained(), load_file(path), source=str(path))
-        return record, {}
+        names = [file.name for file in path.iterdir()] if path == parts else []
+        tensors = read_groups(path, names)["policy"] if names else load_file(path)
+        load_strict(system.trained(), tensors, source=str(path))
+        return record
     if origin is None:
         return None
-    here, trained = shard_world({"policy": system.trained()}), dict[str, Tensor]()
-    with here.agreed():
+    with shard_world({"policy": system.trained()}).agreed():
         origin.apply(system)
-    for name, parameter in system.trained().items():
-        value = whole(parameter.detach())
-        if here.is_main:
-            trained[name] = value.cpu().contiguous()
-    record = {
+    return {
         "place": origin.place,
         "iteration": origin.iteration,
         "sha256": origin.sha256,
         "differences": list(origin.differences),
     }
-    return record, trained
 
 
-def write_origin(folder: Path, content: tuple[dict[str, Any], dict[str, Tensor]]) -> None:
+def write_origin(
+    folder: Path, record: dict[str, Any], parameters: Mapping[str, Tensor], world: World
+) -> None:
     """Keep a run's origin in its folder, so that it goes on without the other run.
 
     Args:
         folder: The run folder.
-        content: From :func:`begin_from`; the record gets the digest of the file of parameters.
+        record: From :func:`begin_from`; in the first process it gets the digest of the parameters.
+        parameters: Trainable parameters; where they are in parts, every process writes its own.
+        world: This process among all; every process must call.
     """
-    record, tensors = content
-    path = folder / _TENSORS
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path, aside=aside):
-        save_file(tensors, aside)
-        usual_mode(aside)
-        sync(aside)
-        record["parameters"] = file_digest(aside)
-        aside.replace(path)
+    here, path = shard_world({"policy": parameters}), folder / _TENSORS
+    if here.size > 1:
+        path = folder / _PARTS
+        with here.agreed():
+            if world.is_main:
+                discard(path)
+                path.mkdir(parents=True)
+        with here.agreed(), writing(path):
+            write_groups(path, {"policy": parameters})
+    if not world.is_main:
+        return
+    if here.size > 1:
+        usual_mode(path)
+        for file in (*path.iterdir(), path):
+            sync(file)
+    else:
+        write_safetensors(path, parameters)
+    record["parameters"] = _digest(path)
     atomic_write(folder / ORIGIN, to_json(record))
+
+
+def _digest(path: Path) -> str:
+    """Digest a file of parameters, or a folder of files."""
+    if not path.is_dir():
+        return file_digest(path)
+    sums = {file.name: file_digest(file) for file in path.iterdir()}
+    return hashlib.sha256(to_json(sums).encode()).hexdigest()
 
 
 def _place(start: str | Path) -> tuple[Path, int | None]:
@@ -251,12 +288,12 @@ def _place(start: str | Path) -> tuple[Path, int | None]:
 
 def _at(folder: Path, iteration: int) -> Checkpoint:
     """Read one checkpoint of a run, the guard's best one too."""
-    name = f"iteration_{iteration:06d}"
+    name = checkpoint_name(iteration)
     for place in ("checkpoints", "best"):
         if (folder / place / name).is_dir():
             return load_checkpoint(folder / place / name)
-    paths = [*(folder / "checkpoints").glob("iteration_*"), *(folder / "best").glob("iteration_*")]
-    numbers = sorted({int(path.name[10:]) for path in paths if path.name[10:].isdigit()})
+    paths = (*checkpoints(folder / "checkpoints"), *checkpoints(folder / "best"))
+    numbers = sorted({n for path in paths if (n := checkpoint_iteration(path)) is not None})
     msg = (
         f"`--from` must name a checkpoint that {str(folder)!r} holds, of the iterations {numbers}; "
         f"got {iteration}."
@@ -265,13 +302,12 @@ def _at(folder: Path, iteration: int) -> Checkpoint:
 
 
 def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> Origin:
-    there, here = to_dict(checkpoint.config), to_dict(config)
     for setting in _SHAPES:
-        section, _, name = setting.partition(".")
-        if there[section][name] != here[section][name]:
+        there, here = setting_value(checkpoint.config, setting), setting_value(config, setting)
+        if there != here:
             msg = (
-                f"`{setting}` must be {there[section][name]!r}, that of {str(path)!r}, whose "
-                f"parameters the run is to begin with; got {here[section][name]!r}."
+                f"`{setting}` must be {there!r}, that of {str(path)!r}, whose parameters the run "
+                f"is to begin with; got {here!r}."
             )
             raise CheckpointError(msg)
     tensors, digest = checkpoint.tensors["policy"], hashlib.sha256()
@@ -293,7 +329,7 @@ def _of_checkpoint(path: Path, checkpoint: Checkpoint, config: TrainConfig) -> O
         place=str(path),
         iteration=checkpoint.iteration,
         sha256=digest.hexdigest(),
-        differences=tuple(differing_settings(there, here)),
+        differences=tuple(differing_settings(to_dict(checkpoint.config), to_dict(config))),
         tensors=tensors,
     )
 

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mvczigal_ref.config import TrainConfig
-from mvczigal_ref.models.published import PUBLISHED
+from mvczigal_ref.config.paths import setting_value
+from mvczigal_ref.models.published import PUBLISHED, SHIPPED
 from mvczigal_ref.training.prompt_rows import split_column
 
 __all__ = ["absolute_paths", "in_places"]
 
 
 _PATHS = ("model.weights", "run.prompts", "run.held_out", "condition.file")
-
-
-_SHIPPED = ("tiny", "tiny_flow")
 
 
 def absolute_paths(config: TrainConfig) -> dict[str, str]:
@@ -34,12 +32,11 @@ def absolute_paths(config: TrainConfig) -> dict[str, str]:
     """
     paths = {}
     for setting in _PATHS:
-        section, _, name = setting.partition(".")
-        value = getattr(getattr(config, section), name)
-        if value is None or value in (*PUBLISHED, *_SHIPPED) or value.startswith("world."):
+        value = setting_value(config, setting)
+        if value is None or value in (*PUBLISHED, *SHIPPED) or value.startswith("world."):
             continue
         path, column = Path(value).expanduser(), None
-        if section == "run":
+        if setting.startswith("run."):
             path, column = split_column(value)
         with suppress(OSError):  # of a name too long
             if path.exists():

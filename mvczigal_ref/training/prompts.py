@@ -8,6 +8,7 @@ from typing import Any
 
 from mvczigal_ref.config import TrainConfig, scorer_weights
 from mvczigal_ref.errors import ConfigError, quoted
+from mvczigal_ref.models.published import SHIPPED
 from mvczigal_ref.tiny_world.grammar import parse, split_prompts
 from mvczigal_ref.training.prompt_datasets import dataset_rows, is_dataset
 from mvczigal_ref.training.prompt_rows import Rows, file_rows, list_rows, split_column
@@ -15,7 +16,6 @@ from mvczigal_ref.training.prompt_sources import shipped_list, where_to_get
 
 __all__ = ["in_world", "read_prompts", "run_prompts", "warn_of_cut_prompts"]
 
-_SHIPPED = ("tiny", "tiny_flow")
 _TOKENS_ADDED = 2  # at most, before and after a text
 
 
@@ -168,7 +168,7 @@ def in_world(config: TrainConfig, *, scored: bool = True) -> bool:
         *(guard.per_view + guard.joint if guard.every else ()),
         config.condition.enhancer.replace("_", "."),
     ]
-    return model.weights in _SHIPPED or any(name.split(".")[0] == "world" for name in readers)
+    return model.weights in SHIPPED or any(name.split(".")[0] == "world" for name in readers)
 
 
 def warn_of_cut_prompts(components: Any, prompts: Sequence[str], *, setting: str) -> None:  # noqa: ANN401 - of either kind

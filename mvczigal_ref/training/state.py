@@ -1,7 +1,6 @@
 """State that a training run changes: made at its beginning, saved, and made again."""
 
 import hashlib
-import math
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.evaluation.guard import GuardState
-from mvczigal_ref.files import to_json
+from mvczigal_ref.files import finite_values, to_json
 from mvczigal_ref.method.ahead import Ahead
 from mvczigal_ref.method.steps import num_trained_decisions
 from mvczigal_ref.models.loading import load_strict
@@ -31,6 +30,7 @@ from mvczigal_ref.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from mvczigal_ref.training.checkpoint_folder import checkpoint_name
 from mvczigal_ref.training.optimizer import build_optimizer, set_rate
 from mvczigal_ref.training.optimizer_state import restore_optimizer, split_optimizer_state
 from mvczigal_ref.training.places import absolute_paths
@@ -151,7 +151,7 @@ class TrainingState:
         """
         best = 0 if self.guard is None else self.guard.best.iteration
         with self._here.agreed():
-            checkpoint = load_checkpoint(folder / _BEST / _name(best), config=self.config)
+            checkpoint = load_checkpoint(folder / _BEST / checkpoint_name(best), config=self.config)
             best_state = resume(self.system, self.config, self.prompts, checkpoint)
         self.optimizer, self.constraint = best_state.optimizer, best_state.constraint
         self.old, self.average = best_state.old, best_state.average
@@ -173,11 +173,11 @@ class TrainingState:
         with self._here.agreed():
             if self._here.is_main:
                 self._prune(folder)
-        return folder / "checkpoints" / _name(self.finished)
+        return folder / "checkpoints" / checkpoint_name(self.finished)
 
     def _prune(self, folder: Path) -> None:
         prune_checkpoints(folder / "checkpoints", keep=self.config.run.keep_checkpoints)
-        best = "" if self.guard is None else _name(self.guard.best.iteration)
+        best = "" if self.guard is None else checkpoint_name(self.guard.best.iteration)
         for path in (folder / _BEST).glob("iteration_*"):
             if path.name != best:  # which the checkpoint just written does not need any more
                 shutil.rmtree(path)
@@ -222,7 +222,7 @@ class TrainingState:
             "prompts_met": _digest_met(self.prompts, self.config, self.finished),
             "prompt_position": self.finished * self.config.run.objects_per_iteration,
             "guard": None if self.guard is None else self.guard.as_json(),
-            "pending": None if self.pending is None else _finite(self.pending),
+            "pending": None if self.pending is None else finite_values(self.pending),
             "records": seal_rows(folder, finished=self.finished, logged=self.logged),
             "weights": self.weights,
             "paths": absolute_paths(self.config),
@@ -388,12 +388,3 @@ def _digest_met(prompts: Sequence[str], config: TrainConfig, finished: int) -> s
 
 def _digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256(to_json(list(prompts)).encode()).hexdigest()
-
-
-def _name(iteration: int) -> str:
-    return f"iteration_{iteration:06d}"
-
-
-def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Give metrics as JSON has words for them."""
-    return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}

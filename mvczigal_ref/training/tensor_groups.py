@@ -7,10 +7,11 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mvczigal_ref.errors import CheckpointError
+from mvczigal_ref.errors import CheckpointError, newer
 from mvczigal_ref.models.saved_parts import read_parts
 from mvczigal_ref.models.sharded_files import write_parts
 from mvczigal_ref.models.sharding import is_sharded, shard_world
+from mvczigal_ref.models.weight_files import unshared
 
 __all__ = ["read_groups", "write_groups"]
 
@@ -32,7 +33,7 @@ def write_groups(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> N
         if any(is_sharded(value) for value in named.values()):
             cut |= {f"{group}.{name}": value for name, value in named.items()}
         elif here.is_main:
-            save_file(_unshared(named), folder / f"{group}.safetensors")
+            save_file(unshared(named), folder / f"{group}.safetensors")
     if cut:
         write_parts(folder, cut, here)
 
@@ -42,13 +43,13 @@ def read_groups(folder: Path, names: Iterable[str]) -> dict[str, Mapping[str, Te
 
     Args:
         folder: Folder of the checkpoint.
-        names: Names of its files, others among them.
+        names: Names of its files of tensors.
 
     Returns:
         Tensors by group and name, on the CPU; those of several processes are read when asked for.
 
     Raises:
-        CheckpointError: If its parts are of a layout that is not read any more.
+        CheckpointError: If a file is of a layout that is not read any more, or not yet.
     """
     groups: dict[str, Mapping[str, Tensor]] = {}
     parts = []
@@ -63,17 +64,6 @@ def read_groups(folder: Path, names: Iterable[str]) -> dict[str, Mapping[str, Te
             groups[match[1]] = load_file(folder / name)
         elif _PART.fullmatch(name):
             parts.append(name)
+        else:
+            raise CheckpointError(newer(name, "its name is that of no tensors that are known"))
     return groups | read_parts(folder, parts) if parts else groups
-
-
-def _unshared(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached CPU copies that share no memory, as the file format needs."""
-    copies: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in named.items():
-        copy = tensor.detach().cpu().contiguous()
-        if copy.untyped_storage().data_ptr() in seen:
-            copy = copy.clone()
-        seen.add(copy.untyped_storage().data_ptr())
-        copies[name] = copy
-    return copies

@@ -1,7 +1,6 @@
 """Reports of a run: one JSON line per iteration, seconds and memory."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvczigal_ref.errors import CheckpointError, quoted
-from mvczigal_ref.files import atomic_write, writing
+from mvczigal_ref.files import atomic_write, finite_values, writing
 
 if TYPE_CHECKING:
     import torch
@@ -175,8 +174,4 @@ def peak_memory(device: "torch.device") -> int | None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(finite_values(row), allow_nan=False) + "\n"

@@ -1,7 +1,6 @@
 """The loop around the iterations: resume, evaluate, save, log, stop."""
 
 import errno
-import math
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -21,7 +20,7 @@ from mvczigal_ref.evaluation.guard import GuardState
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.scores import PairedGain, paired_gain
 from mvczigal_ref.evaluation.watch import Watch
-from mvczigal_ref.files import atomic_write, owned, sweep, to_json
+from mvczigal_ref.files import atomic_write, finite_values, owned, sweep, to_json
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.method.steps import check_grid, check_steps
 from mvczigal_ref.models.backbone import AnyComponents
@@ -35,7 +34,7 @@ from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
 from mvczigal_ref.training.events import Events
 from mvczigal_ref.training.exporting import export_policy
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
-from mvczigal_ref.training.loop import TrainingLoop, run_view, stop_on_terminate
+from mvczigal_ref.training.loop import TrainingLoop, run_view
 from mvczigal_ref.training.low_bit import check_optimizer
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.places import in_places
@@ -45,6 +44,7 @@ from mvczigal_ref.training.run_folder import SUMMARY, find_checkpoint
 from mvczigal_ref.training.sealed_rows import require_rows
 from mvczigal_ref.training.starts import recorded
 from mvczigal_ref.training.state import TrainingState, begin, resume
+from mvczigal_ref.training.stops import stop_on_terminate
 from mvczigal_ref.training.trackers import Trackers, check_trackers
 
 __all__ = ["RunResult", "train"]
@@ -293,8 +293,9 @@ def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
     if world.is_main:
         sweep(folder)
         (folder / SUMMARY).unlink(missing_ok=True)  # the run goes on: it has not ended
-        if first is not None and record is None:
-            write_origin(folder, first)
+    if first is not None and record is None:
+        write_origin(folder, first, system.trained(), world)
+    if world.is_main:
         atomic_write(folder / "config.json", to_json(to_dict(in_places(config))))
     if checkpoint is None or checkpoint.iteration < config.run.iterations:
         ownership.enter_context(recorded(folder, world))
@@ -309,7 +310,7 @@ def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
     return _Ready(
         system=system, judge=judge, enhancer=enhancer, prompts=prompts, checkpoint=checkpoint,
         watch=Watch(system=system, prompts=chosen, config=config, world=world),
-        sources=sources, weights=weights, origin=None if first is None else first[0],
+        sources=sources, weights=weights, origin=first,
     )  # fmt: skip
 
 
@@ -337,7 +338,7 @@ def _no_room(error: OSError, folder: Path) -> str:
 def _summary(result: RunResult) -> dict[str, Any]:
     """Give the result as JSON values; it has no word for an error that a single prompt leaves."""
     gains: dict[str, Any] = {
-        name: {k: v if math.isfinite(v) else None for k, v in asdict(gain).items()}
+        name: finite_values(asdict(gain))
         for name, gain in (("per_view", result.per_view), ("joint", result.joint))
     }
     if result.guard is not None:

@@ -8,11 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from mvczigal_ref.distributed import World
+from mvczigal_ref.models import sharding
 from mvczigal_ref.models.lora import add_lora
 from mvczigal_ref.models.sharding import shard_network, whole
 from mvczigal_ref.models.unet.policy import SINGLE_VIEW_LORA_TARGETS
 from mvczigal_ref.models.unet.tiny import tiny_unet_components
+from mvczigal_ref.training.origin import write_origin
 from mvczigal_ref.training.tensor_groups import write_groups
+from tests.integration import faults
 
 KINDS = ("full", "lora")
 ROWS = 4
@@ -48,6 +51,9 @@ def trained(kind: str, here: World, parts: Path | None = None) -> dict[str, torc
     if parts is not None:
         parts.mkdir(exist_ok=True)
         write_groups(parts, {"policy": parameters})
+        record = {"place": "one", "iteration": 2, "sha256": "of it"}
+        with faults.patched(sharding, "_at_engine", None):  # nobody gathers anything
+            write_origin(parts.with_name("run"), record, parameters, here)
     return results | {n: whole(p.detach()).clone() for n, p in parameters.items()}
 
 

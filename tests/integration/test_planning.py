@@ -1,6 +1,8 @@
 """Plans against real iterations of their shapes, and at full size against what others counted."""
 
 import math
+import threading
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +19,12 @@ from mvczigal_ref.config import load_config, scorer_weights
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
 from mvczigal_ref.iteration import run_iteration
+from mvczigal_ref.method import judged
 from mvczigal_ref.method.caption import describe
 from mvczigal_ref.method.group_batches import decisions_under, group_update_settings
+from mvczigal_ref.method.protocol import Iteration
 from mvczigal_ref.method.sample import decode, sample
+from mvczigal_ref.method.score import score
 from mvczigal_ref.method.slices import Share
 from mvczigal_ref.preflight.costs import Costs, SampledCall
 from mvczigal_ref.preflight.measure import GraphCost
@@ -63,7 +68,7 @@ class Watched:
             "joint": None if joint == VIEW_MEAN else self.scorers(joint, views=False),
         }
         self.system = replace(system, **scorers)
-        self.config, self.inside = config, False
+        self.config, self.inside, self.shown = config, False, 0
         policy = self.system.components.policy
         policy.register_forward_pre_hook(self.enter)
         policy.register_forward_hook(self.leave)
@@ -81,6 +86,7 @@ class Watched:
             def score(images, prompts):
                 self.seen[name] += 1
                 self.seen[f"images of {name}"] += images.shape[0] * images.shape[1]
+                self.shown = max(self.shown, images.untyped_storage().nbytes())
                 table = images.mean((2, 3, 4)) + torch.arange(images.shape[0])[:, None]
                 return table if views else table.mean(1)
 
@@ -190,6 +196,10 @@ def assert_counts(config):
     assert len(changes) == cost.optimizer_steps
     for scorer in cost.scorer_calls:
         assert seen[f"images of {scorer}"] == cost.images * cost.conditions
+    # Under several texts at once, scorers are shown copies beside the images themselves.
+    images, texts = cost.memory.images, min(config.reward.texts_per_call, cost.conditions)
+    assert watched.shown == texts * images
+    assert cost.memory.scoring == images + (watched.shown if texts > 1 else 0)
     return cost, watched
 
 
@@ -226,7 +236,10 @@ GROUPS = {
     "tree": ("tiny_branch_grpo", "rollout.nodes_per_call=3"),
     "branches, a change per decision": ("tiny_g2rpo", "rollout.members=2"),
     "branches of several trunks": ("tiny_tempflow_grpo", "rollout.members=2"),
-    "captions": ("tiny_mv_grpo_vlm", "rollout.members=3", "objective.kl_weight=0.1"),
+    "captions": (
+        "tiny_mv_grpo_vlm", "rollout.members=3", "objective.kl_weight=0.1",
+        "reward.texts_per_call=3",
+    ),
     "captions and guard": ("tiny_mv_grpo_vlm", "rollout.members=2", "objective.kind=guard"),
     "pairs as groups": ("tiny_mvc_zigpg", "sampler.num_steps=2"),
 }  # fmt: skip
@@ -304,6 +317,74 @@ def assert_operations(config):
         watched.iterate()
 
     assert counter.get_total_flops() == pytest.approx(cost.flops.total, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("count", "sections", "while_decoding", "while_sampling"),
+    [
+        (3, {}, 1, 0),
+        (3, {"reward": {"overlap": True}}, 2, 1),
+        (1, {"rollout": {"ahead": True}}, 1, 1),
+    ],
+)
+def test_images_of_slices_are_those_that_an_iteration_holds(
+    monkeypatch, count, sections, while_decoding, while_sampling
+):
+    """One slice's at a time; overlapping, another is decoded or sampled while one is judged."""
+    run = {"objects_per_iteration": 2 * count, "objects_per_slice": 2}
+    config = config_of(run=run, optim={"optimizer_steps_per_epoch": 1}, **sections)
+    watched, share = Watched(config), Share.of(config, World())
+    storages, held = [], {"decode": 0, "sample": 0}
+    # The judge of a slice waits until the first thread has gone on as far as it can without it.
+    ahead = [threading.Event() for _ in range(count + 1)]
+    decoded, sampled, scored = (iter(range(2 * count)) for _ in range(3))
+
+    def note(stage):
+        alive = [s.nbytes() for s in (storage() for storage in storages) if s is not None]
+        held[stage] = max(held[stage], sum(alive))
+
+    def noted_decode(*given):
+        images = decode(*given)
+        storages.append(weakref.ref(images.untyped_storage()))
+        note("decode")
+        ahead[next(decoded)].set()
+        return images
+
+    def noted_sample(*given, **more):
+        note("sample")
+        if next(sampled) == count:
+            ahead[count].set()
+        return sample(*given, **more)
+
+    def late_score(*given, **more):
+        if sections and (index := next(scored) + 1) < count + config.rollout.ahead:
+            assert ahead[index].wait(timeout=20.0)
+        return score(*given, **more)
+
+    for name, function in (
+        ("decode", noted_decode), ("sample", noted_sample), ("score", late_score)
+    ):  # fmt: skip
+        monkeypatch.setattr(judged, name, function)
+    here = Iteration(config=config, world=World(), share=share, index=0)
+    parts = share.parts(watched.prompts())
+    later = parts if config.rollout.ahead else ()
+    judged.judged_slices(
+        watched.system, None, parts, here, timer=StageTimer(), rollout=lambda *_: None, later=later
+    )
+    nothing = GraphCost(forward=0, recompute=0, backward=0, saved=0, peak=0)
+    monkeypatch.setattr(Costs, "replayed", lambda *_, **__: nothing)
+    monkeypatch.setattr(Costs, "sampled", lambda *_: (0, 0))
+    memory = plan(config).memory
+
+    assert memory.scoring == memory.images > 0
+    assert held["decode"] == memory.images + memory.beside_decoding
+    assert held["sample"] == memory.beside_sampling
+    assert memory.beside_decoding == (while_decoding - 1) * memory.images
+    assert memory.beside_sampling == while_sampling * memory.images
+    base = memory.resident + memory.rollouts
+    assert memory.stages["rollout"] == base + memory.sampling + memory.beside_sampling
+    together = max(memory.decoding + memory.beside_decoding, memory.scoring)
+    assert memory.stages["reward"] == base + together
 
 
 @pytest.mark.parametrize("finetune", ["lora", pytest.param("full", marks=pytest.mark.slow)])

@@ -8,17 +8,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.saved_parts import local_parts
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.models.unet.tiny import tiny_unet_components
+from mvczigal_ref.system import System
 from mvczigal_ref.training.checkpoint import load_checkpoint
+from mvczigal_ref.training.origin import begin_from, origin_of
 from mvczigal_ref.training.tensor_groups import read_groups
 from tests.integration import forked_sharding, sharded_faults
 from tests.integration.runs import checkpoints, metrics, run
@@ -208,11 +212,24 @@ def test_four_processes_take_the_steps_of_one(tmp_path):
     policy = local_parts(parts["policy"], parts["policy"].headers)
     assert policy
     assert all(torch.equal(gathered[name], value) for name, value in policy.items())
+    assert_begins_with(tmp_path / "run", {name: gathered[name] for name in policy})
     for kind in forked_sharding.KINDS:
         mine = forked_sharding.trained(kind, World())
         theirs = load_file(tmp_path / f"{kind}.safetensors")
         assert {"0.loss", "1.loss", "0.grad_norm", "1.grad_norm"} < mine.keys()
         assert distance(mine, theirs) <= RELATIVE
+
+
+def assert_begins_with(folder, policy):
+    """One process begins with what four have written as the origin of a run; none of it is lost."""
+    (folder / "config.json").write_text("{}")
+    empty = {name: torch.zeros_like(value) for name, value in policy.items()}
+    system, record = Mock(spec=System, **{"trained.return_value": empty}), origin_of(folder, None)
+    assert begin_from(folder, system, None, record) == record
+    assert all(torch.equal(empty[name], value) for name, value in policy.items())
+    next((folder / "origin").glob("shard-00003-*")).unlink()
+    with pytest.raises(CheckpointError, match=r"origin' must hold the run's first .* damaged"):
+        begin_from(folder, system, None, record)
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mvczigal_ref.condition.online import ASPECTS, OnlineEnhancer
 from mvczigal_ref.condition.protocol import CaptionError, stream
 from mvczigal_ref.condition.several_samples import caption_list, groups, refusal_of_all
-from mvczigal_ref.language.chat import ChatAnswerError, ChatRefusedError
+from mvczigal_ref.language.chat import ChatAnswerError, ChatEndpoint, ChatRefusedError
+from tests.chat_stub import chat, serve
 from tests.unit.condition.fakes import Scripted
 
 PROMPTS = ["a cat", "a dog"]
@@ -93,6 +94,15 @@ def test_only_what_was_refused_is_asked_for_again():
 
 
 # -- laws --------------------------------------------------------------------------------
+
+
+def test_the_longest_answer_grows_with_the_captions_that_it_holds():
+    """512 tokens per further sample: of four, the last is asked about alone."""
+    with serve(chat(lambda request: Witness().ask(request.text, request.images))) as stub:
+        model = ChatEndpoint(stub.url, "witness", timeout_s=20.0, retries=0, max_tokens=100)
+        OnlineEnhancer(model, samples_per_question=3)(["a cat"], samples(1, 4) * 2.55, seed=0)
+
+    assert [r.body["max_tokens"] for r in stub.requests] == [100 + 2 * 512, 100]
 
 
 def test_a_question_about_one_sample_is_what_it_was():

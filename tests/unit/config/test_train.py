@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 import mvczigal_ref
-from mvczigal_ref.config import ModelConfig, RunConfig, TrainConfig, from_dict, load_config, to_dict
-from mvczigal_ref.config import train as module
+from mvczigal_ref.config import (
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    from_dict,
+    load_config,
+    sampling_rules,
+    to_dict,
+    train,
+)
 from mvczigal_ref.config.train import contradictions
 from mvczigal_ref.errors import ConfigError
 
@@ -337,6 +345,7 @@ def test_every_sentence_has_its_case(monkeypatch):
     said = "\n".join(sentence for config in told for sentence in contradictions(config))
     written = [
         max((n.value for n in ast.walk(node) if isinstance(n, ast.Constant)), key=len)
+        for module in (train, sampling_rules)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Yield)
     ]

@@ -206,6 +206,18 @@ def test_one_answer_that_is_cut_leaves_the_others():
     assert numbers & {1, 2, 3}
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_question_may_have_a_longer_answer(at_once):
+    """Beyond the model's own longest, and the one beside it in a call may not."""
+    model, longer = local(temperature=0.0, max_new_tokens=1), local(temperature=0.0)
+    (whole,) = longer.ask_all([Question(text=QUESTIONS[0])])
+    questions = [Question(text=QUESTIONS[0], more_tokens=more) for more in (79, 0)]
+    long, short = ask_at_once(model, questions, at_once=at_once)
+
+    assert long == whole
+    assert isinstance(short, ChatAnswerError)
+
+
 def test_the_global_generator_is_not_touched():
     """Sampling draws from a generator of its own."""
     before = torch.get_rng_state()

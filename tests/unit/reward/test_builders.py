@@ -161,7 +161,7 @@ def test_a_chat_judge_is_asked_for_views_or_objects(images):
         (joint_view_scorer, "chat_judge.joint"),
     ):
         many = build(name, more).scorer
-        assert (many.images_per_question, many.endpoint.max_tokens) == (4, 512 + 3 * 64)
+        assert (many.images_per_question, many.endpoint.max_tokens) == (4, 512)
     assert (per_view.scorer.images_per_question, per_view.scorer.endpoint.max_tokens) == (1, 512)
     endpoint = per_view.scorer.endpoint
     assert sum(min(0.5 * 2.0**k, 30.0) for k in range(endpoint.retries)) >= 600.0

@@ -8,10 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mvczigal_ref.errors import CheckpointError, ConfigError
+from mvczigal_ref.models import weight_files
 from mvczigal_ref.reward.convert import convert_checkpoint
 from mvczigal_ref.reward.foreign_tensors import read_tensors
 
@@ -76,6 +77,28 @@ def test_converts_tensors_that_share_memory_or_are_turned(tmp_path):
 
 
 # -- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (SafetensorError("I/O error: full (os error 28)"), OSError, "Errno 28.*safetensors'$"),
+        (OSError("no space"), OSError, "no space"),
+        (SafetensorError("no such number"), CheckpointError, "tensors that safetensors can; got"),
+    ],
+)
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error, kind, message):
+    """Neither the target nor its beginning; a full disk is no fault of the source."""
+
+    def half(_tensors, path, **_):
+        path.write_bytes(b"half")
+        raise error
+
+    torch.save(TENSORS, tmp_path / "file.pt")
+    monkeypatch.setattr(weight_files, "save_file", half)
+    with pytest.raises(kind, match=message):
+        convert_checkpoint(tmp_path / "file.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
 
 
 class Thief:
@@ -213,17 +236,3 @@ def test_an_absent_source_is_refused(tmp_path):
     """Before the target is thought of."""
     with pytest.raises(ConfigError, match=r"`source` must be a downloaded file; there is no 'no"):
         convert_checkpoint("nowhere.pt", tmp_path / "b.safetensors")
-
-
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    """Neither the target nor its beginning."""
-    torch.save(TENSORS, tmp_path / "file.pt")
-
-    def half(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError("no space")
-
-    monkeypatch.setattr("mvczigal_ref.reward.convert.save_file", half)
-    with pytest.raises(OSError, match="no space"):
-        convert_checkpoint(tmp_path / "file.pt")
-    assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]

@@ -97,6 +97,21 @@ def test_a_joint_judge_is_asked_about_whole_objects(size, requests):
 # -- laws --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "further"),
+    [(ChatJudge, {}, [1, 3, 3]), (ChatJointJudge, {"num_views": 2}, [0, 1, 1])],
+)
+def test_the_longest_answer_grows_with_the_scores_that_it_holds(kind, options, further):
+    """64 tokens per further image, or per further object of a joint judge; the last has fewer."""
+    with serve(chat(lambda r: graded([0.5] * max(1, r.text.count("\nText ")), r))) as stub:
+        judge(stub, kind, images_per_question=4, **options)(IMAGES, PROMPTS)
+
+    longest = sorted(request.body["max_tokens"] for request in stub.requests)
+    assert longest == [512 + 64 * more for more in further]
+
+    assert sorted(request.body["max_tokens"] for request in stub.requests) == longest
+
+
 def test_a_question_about_one_image_is_what_it_was():
     """Whether more would be allowed or not: the same bytes."""
     with serve(chat(by_brightness)) as stub:

@@ -109,7 +109,7 @@ def test_a_model_is_asked_about_the_chosen_aspects(models, kind):
     assert isinstance(every, OnlineEnhancer)
     assert models == {kind: (*made[kind], 512)}
     three = build(kind, **told, requests_at_once=3, samples_per_question=2)
-    assert models == {kind: (*made[kind], 1024)}
+    assert models == {kind: (*made[kind], 512)}
     captions = some(["a cat"], IMAGES, seed=0)[0]
     assert [c.caption for c in captions] == ["a cat", "a cat"]
     assert every._asker.instructions == ASPECTS

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -104,11 +105,11 @@ def test_a_generator_goes_on_where_it_stopped(tmp_path):
     """Its state is a tensor like any other."""
     generator = torch.Generator().manual_seed(1)
     torch.randn(7, generator=generator)
-    state = {"all": {"noise": generator.get_state()}}
+    state = {"policy": {"noise": generator.get_state()}}
     expected = torch.randn(5, generator=generator)
     path = save_checkpoint(tmp_path, 0, tensors=state, state={}, config=CONFIG)
     restored = torch.Generator()
-    restored.set_state(load_checkpoint(path).tensors["all"]["noise"])
+    restored.set_state(load_checkpoint(path).tensors["policy"]["noise"])
 
     assert torch.equal(torch.randn(5, generator=restored), expected)
 
@@ -118,7 +119,7 @@ def test_a_generator_goes_on_where_it_stopped(tmp_path):
 def test_floats_of_the_state_come_back_bit_for_bit(tmp_path_factory, value):
     """A multiplier is no rounder after a resume."""
     folder = tmp_path_factory.mktemp("state")
-    path = save_checkpoint(folder, 1, tensors={}, state={"x": value}, config=CONFIG)
+    path = save_checkpoint(folder, 1, tensors={"policy": {}}, state={"x": value}, config=CONFIG)
 
     assert load_checkpoint(path).state["x"].hex() == value.hex()
 
@@ -241,7 +242,8 @@ from pathlib import Path
 from mvczigal_ref.training.checkpoint import save_checkpoint, prune_checkpoints
 from mvczigal_ref.config import TrainConfig
 for i in range(10**6):
-    tensors = {"a": {"x": torch.full((2**16,), float(i))}, "b": {"y": torch.full((9,), float(i))}}
+    x, y = (torch.full((size,), float(i)) for size in (2**16, 9))
+    tensors = {"policy": {"x": x}, "b": {"y": y}}
     save_checkpoint(Path(sys.argv[1]), i, tensors=tensors, state={"i": i}, config=TrainConfig())
     prune_checkpoints(Path(sys.argv[1]), keep=2)
     print(i, flush=True)
@@ -268,7 +270,7 @@ def test_a_writer_killed_at_a_random_moment_leaves_its_last_checkpoint(tmp_path,
     assert writer.returncode == -signal.SIGKILL
     assert found.iteration in {last, last + 1}
     assert found.state == {"i": found.iteration}
-    assert set(found.tensors["a"]["x"].tolist()) == {float(found.iteration)}
+    assert set(found.tensors["policy"]["x"].tolist()) == {float(found.iteration)}
     assert found.tensors["b"]["y"].tolist() == [float(found.iteration)] * 9
     clean_leftovers(tmp_path)
     assert all(name.startswith("iteration_") for name in names(tmp_path))
@@ -425,16 +427,80 @@ def test_a_damaged_newest_is_refused_with_a_remedy_and_not_passed_over(tmp_path)
 def reseal(path, **changes):
     """Change a manifest as another program would write it, with a valid seal."""
     manifest = {**json.loads((path / "manifest.json").read_text()), **changes}
+    manifest = {key: value for key, value in manifest.items() if value is not None}
     manifest["sha256"] = checkpoint_folder.seal(manifest)
     (path / "manifest.json").write_text(checkpoint.to_json(manifest))
 
 
-def test_another_format_or_version_is_refused(whole, tmp_path):
-    """With both versions."""
+def files_of(path, **changes):
+    """Measure the files that a manifest lists, some otherwise; None leaves one out."""
+    here = {file.name: checkpoint_folder.measure(file) for file in path.iterdir()}
+    files = {name: value for name, value in here.items() if name != "manifest.json"} | changes
+    return {name: value for name, value in files.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"version": 2}, "it is of version 2, and this one reads 1"),
+        ({"version": None}, "it is of version None, and this one reads 1"),
+        ({"parts": 4}, "its key 'parts' is unknown"),
+        ({"iteration": None}, "its key 'iteration' is missing"),
+        ({"fingerprint": None}, "its key 'fingerprint' is missing"),
+        ({"files": None}, "its key 'files' is missing"),
+        ({"files": ["state.json"]}, "its key 'files' is of another kind"),
+        ({"iteration": "7"}, "its key 'iteration' is of another kind"),
+        ({"files": {"a.json": {"bytes": 3}}}, "its key 'files.a.json.sha256' is missing"),
+        (
+            {"files": {"a.json": {"bytes": 3, "sha256": "b", "parts": 2}}},
+            "its key 'files.a.json.parts' is unknown",
+        ),
+    ],
+)
+def test_a_manifest_of_a_newer_version_is_refused(whole, tmp_path, changes, fault):
+    """In one line that says so: a key that is unknown, missing or of another kind, a version."""
     path = shutil.copytree(whole, tmp_path / "iteration_000007")
-    reseal(path, version=2)
-    assert "its manifest.json is of version 2; this package reads 1" in refusal(path)
-    reseal(path, format="another", version=1)
+    reseal(path, **changes)
+    newer = "a newer version of this package wrote its file 'manifest.json': "
+    for read in (load_checkpoint, checkpoint_folder.load_state):
+        with pytest.raises(
+            CheckpointError, match=re.escape(f"{newer}{fault}; an update")
+        ) as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("state.json", "its key 'files.state.json' is missing"),
+        ("config.json", "its key 'files.config.json' is missing"),
+        ("policy.safetensors", "it lists no file with the parameters of a 'policy'"),
+    ],
+)
+def test_a_manifest_without_a_file_of_every_run_is_refused(whole, tmp_path, name, fault):
+    """Where a newer version keeps its content in another one."""
+    path = shutil.copytree(whole, tmp_path / "iteration_000007")
+    reseal(path, files=files_of(path, **{name: None}))
+
+    newer = "a newer version of this package wrote its file 'manifest.json': "
+    assert newer + fault in refusal(path)
+
+
+def test_a_file_of_tensors_that_is_unknown_is_refused(whole, tmp_path):
+    """And not passed over, as if the run had no such tensors."""
+    path = shutil.copytree(whole, tmp_path / "iteration_000007")
+    name = "shard-00001.policy.tensors"
+    (path / "policy.safetensors").rename(path / name)
+    reseal(path, files=files_of(path))
+
+    assert f"a newer version of this package wrote its file {name!r}: its name is" in refusal(path)
+
+
+def test_another_format_is_refused(whole, tmp_path):
+    """It is no checkpoint of this package."""
+    path = shutil.copytree(whole, tmp_path / "iteration_000007")
+    reseal(path, format="another")
     assert "is not one of a mvczigal-ref checkpoint" in refusal(path)
     (path / "manifest.json").write_text("[]\n")
     assert "is not one of a mvczigal-ref checkpoint" in refusal(path)

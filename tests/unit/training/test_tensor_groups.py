@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors import torch as safetensors_torch
+from safetensors.torch import save_file
 from torch import distributed
 from torch.distributed import checkpoint as engine
 from torch.distributed.device_mesh import init_device_mesh
@@ -80,7 +82,7 @@ def test_parts_of_four_are_read_whole_and_by_any_number_of_processes(
     monkeypatch.setattr(sharded_files, "_FILE_BYTES", file_bytes)
     names = write(tmp_path, 4)
     for rank in range(size):
-        groups = read_groups(tmp_path, [*names, "state.json"])
+        groups = read_groups(tmp_path, names)
         assert set(groups) == {"policy", "optimizer", "old", "average"}
         assert (bits(groups["old"]), groups["average"]) == (bits(STEP), {})
         assert isinstance(groups["policy"], SavedParts)
@@ -186,6 +188,40 @@ def test_files_that_lack_a_part_are_refused(tmp_path, lost):
     assert len(left) < len(names)
     with pytest.raises(CheckpointError, match=r"its files hold \d+ of the \d+ numbers of '"):
         read_groups(tmp_path, left)
+
+
+@pytest.mark.parametrize(
+    ("parts", "fault"),
+    [
+        ('{"policy.even": {"saved_offsets": [4, 0, 0]}}', "KeyError: '"),
+        ('{"policy.even": {"offsets": [4, 0, 0]}}', "KeyError: '"),
+        ("[[4, 0, 0]]", "TypeError: list indices"),
+        ("offsets: 4", "JSONDecodeError: Expecting value"),
+    ],
+)
+def test_parts_of_a_newer_version_are_refused(tmp_path, parts, fault):
+    """By their file; a header that the engine does not understand is no `KeyError`."""
+    names = write(tmp_path, 2)
+    name = "shard-00002-model-00001-of-00001.safetensors"
+    with safe_open(tmp_path / name, "pt") as file:
+        header, keys = file.metadata(), file.keys()
+        tensors = {key: file.get_tensor(key) for key in keys}
+    save_file(tensors, tmp_path / name, metadata={**header, "DCP_SHARDING_INFO": parts})
+    with pytest.raises(CheckpointError) as caught:
+        read_groups(tmp_path, names)
+
+    assert f"a newer version of this package wrote its file {name!r}: " in str(caught.value)
+    assert fault in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_type_that_is_unknown_is_refused(tmp_path, monkeypatch):
+    """As of a newer format of the files."""
+    names = write(tmp_path, 2)
+    monkeypatch.delitem(safetensors_torch._TYPES, "BF16")
+    newer = "newer version of this package wrote its file 'shard-00001-.*KeyError: 'BF16'"
+    with pytest.raises(CheckpointError, match=newer):
+        read_groups(tmp_path, names)
 
 
 def test_an_error_of_the_disk_is_raised_as_it_is(tmp_path):

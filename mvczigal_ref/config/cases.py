@@ -1,4 +1,4 @@
-"""Circumstances under which a setting acts, and the questions that they are made of."""
+"""Cases in which a setting acts, and the questions that they are made of."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from mvczigal_ref.config.train import TrainConfig
 
 __all__ = [
-    "Condition",
+    "Case",
     "compares_pairs",
     "is_flow",
     "is_forward",
@@ -18,14 +18,14 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
-    """Circumstance under which some settings act."""
+class Case:
+    """Case in which some settings act."""
 
     acts: Callable[[TrainConfig], bool]
     """Whether they act in a configuration."""
 
     words: str
-    """The circumstance as a message ends: `... is read only {words}`."""
+    """The case as a message ends: `... is read only {words}`."""
 
 
 def compares_pairs(config: TrainConfig) -> bool:
