@@ -203,8 +203,8 @@ def changed_settings(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
         The recipe's value and the configuration's, by dotted path.
 
     Examples:
-        >>> config = load_config(recipe("tiny"), overrides=["run.seed=3"])
-        >>> changed_settings(config)
+        >>> from mvczigal_ref.config import load_config
+        >>> changed_settings(load_config(recipe("tiny"), overrides=["run.seed=3"]))
         {'run.seed': (0, 3)}
     """
     try:

@@ -16,9 +16,10 @@ REST = {name: name for name in RECIPES if name.startswith("tiny") and name not i
 @pytest.mark.parametrize("name", EXACT)
 def test_what_is_learnt_there_is_what_the_cpu_learns_to_the_bit(name, device, tmp_path):
     """Its arithmetic is the CPU's, so every number went the same way."""
-    train_on(device, name, tmp_path / "there")
+    layout = "model.channels_last=false"  # which is another on a CPU if not said
+    train_on(device, name, tmp_path / "there", layout)
     with sdpa_kernel(SDPBackend.MATH):  # attention of the CPU's own kind adds in another order
-        train_on("cpu", name, tmp_path / "here")
+        train_on("cpu", name, tmp_path / "here", layout)
     there, here = (parameters(tmp_path / place / "run") for place in ("there", "here"))
 
     assert there.keys() == here.keys()
