@@ -10,16 +10,19 @@ from matplotlib.figure import Figure
 from torch.nn.functional import pad
 
 from mvczigal_ref.files import atomic_write
-from mvczigal_ref.models.components import load_components
+from mvczigal_ref.models.components import Components, load_components
 from mvczigal_ref.models.flow.loading import load_flow
+from mvczigal_ref.models.schedulers import sdxl_scheduler
 from mvczigal_ref.pictures import contact_sheet, save_png
+from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.pretraining.flow import LAST_STAGE
 from mvczigal_ref.pretraining.gate import Gate
 from mvczigal_ref.pretraining.gate_flow import gate_flow
 from mvczigal_ref.pretraining.gate_multiview import gate
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.tiny_world.grammar import split_prompts
-from mvczigal_ref.tiny_world.scene import AZIMUTHS
+from mvczigal_ref.tiny_world.render import IMAGE_SIZE
+from mvczigal_ref.tiny_world.scene import AZIMUTHS, WORLD_RIG
 
 __all__ = ["ship", "ship_flow"]
 
@@ -34,8 +37,8 @@ def ship(work: Path, folder: Path, *, guidance_scale: float = 2.0, noises: int =
 
     Args:
         work: Folder that pretraining wrote, with stages, settings and log.
-        folder: Folder for the weights, ``gate.md``, ``loss.png``, ``samples.png``, settings and
-            log; an older one is replaced.
+        folder: Folder for the weights, which is a pipeline's, ``gate.md``, ``loss.png``,
+            ``samples.png``, settings and log; an older one is replaced.
         guidance_scale: Guidance scale of the judged samples [1].
         noises: Initial noises per held-out prompt [1].
 
@@ -47,7 +50,9 @@ def ship(work: Path, folder: Path, *, guidance_scale: float = 2.0, noises: int =
     """
     _start(work, "fewstep", "unet", folder)
     load_components(work / "fewstep").save(folder, dtype=torch.float16)
-    table = gate(load_components(folder), seed=0, noises=noises, guidance_scale=guidance_scale)
+    stored = load_components(folder)
+    _index(stored, folder)
+    table = gate(stored, seed=0, noises=noises, guidance_scale=guidance_scale)
     atomic_write(folder / "gate.md", f"Guidance {guidance_scale:g}, held-out prompts.\n\n{table}\n")
     _loss_curve(folder)
     _sample_sheet({kind: table.images[kind] for kind in _KINDS}, folder)
@@ -103,6 +108,16 @@ def _start(work: Path, stage: str, network: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("pretrain_config.json", "pretrain_log.jsonl"):
         shutil.copy(work / name, folder / name)
+
+
+def _index(components: Components, folder: Path) -> None:
+    """Say what a pipeline needs besides weights: its parts, scheduler, cameras and image size."""
+    scheduler = sdxl_scheduler(few_steps=True, prediction_type="v_prediction")
+    pipeline = TextToMultiviewPipeline.from_components(
+        components, scheduler=scheduler, rig=WORLD_RIG, image_size=IMAGE_SIZE, snr_shift=1.0
+    )
+    pipeline.scheduler.save_pretrained(folder / "scheduler")
+    pipeline.save_config(str(folder))
 
 
 def _sample_sheet(kinds: Mapping[str, Images], folder: Path) -> None:

@@ -9,7 +9,9 @@ import torch
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
+from mvczigal_ref.models.published import weights_folder
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.pretraining import ship as shipped
 from mvczigal_ref.pretraining.gate_flow import gate_flow
 from mvczigal_ref.pretraining.gate_multiview import gate
@@ -44,6 +46,7 @@ def test_ships_the_last_stage_in_half_precision_with_its_evidence(work, tmp_path
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
         "gate.md",
         "loss.png",
+        "model_index.json",
         "mv_adapter.safetensors",
         "pretrain_config.json",
         "pretrain_log.jsonl",
@@ -54,6 +57,22 @@ def test_ships_the_last_stage_in_half_precision_with_its_evidence(work, tmp_path
     assert all(torch.equal(stored[name], value.half().float()) for name, value in trained.items())
     assert str(found) in (folder / "gate.md").read_text("utf-8")
     assert not found.passed
+
+
+def test_ships_a_pipeline_with_the_settings_of_the_shipped_one(work, tmp_path, monkeypatch):
+    """Its scheduler, cameras and image size are those of the package's own folder."""
+    prompts = ["a red ball with a white nose"]
+    monkeypatch.setattr(shipped, "gate", partial(gate, prompts=prompts, steps=(2, 1)))
+    monkeypatch.setattr(shipped, "_sample_sheet", lambda *_: None)
+    monkeypatch.setattr(shipped, "_KINDS", ())
+    ship(work, tmp_path / "shipped", guidance_scale=1.0, noises=1)
+    own = weights_folder("tiny")
+
+    TextToMultiviewPipeline.from_pretrained(tmp_path / "shipped")
+    for name in ("model_index.json", "scheduler/scheduler_config.json"):
+        there, here = (json.loads((folder / name).read_text("utf-8"))
+                       for folder in (tmp_path / "shipped", own))  # fmt: skip
+        assert there | {"_diffusers_version": ""} == here | {"_diffusers_version": ""}
 
 
 def test_names_the_missing_stage(tmp_path):
