@@ -141,7 +141,7 @@ def first_line(error: BaseException) -> str:
 
 
 def newer(file: str, fault: str) -> str:
-    """Word the reason why a file of a checkpoint cannot be read, but by a newer version.
+    """Give the reason why this version cannot read a file of a checkpoint: a newer one wrote it.
 
     Args:
         file: Name of the file.

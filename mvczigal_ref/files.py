@@ -244,9 +244,8 @@ Pass a folder that `mvczigal train` wrote.
         raise CheckpointError(msg)
     if (folder / "manifest.json").is_file():
         run = folder.absolute().parent.parent
-        msg = (
-            f"{str(folder)!r} is a checkpoint, not a run. Pass the folder of its run, {str(run)!r}."
-        )
+        named = f", {str(run)!r}" if (run / "config.json").is_file() else ""
+        msg = f"{str(folder)!r} is a checkpoint, not a run. Pass the folder of its run{named}."
         raise CheckpointError(msg)
     return path
 

@@ -22,19 +22,26 @@ def adapt() -> None:
 
     Examples:
         >>> adapt()
-        >>> os.environ["MPLBACKEND"]
-        'agg'
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by a shell's `>&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # which a test's stream may lack
-    if reconfigure is not None and sys.stdout.errors == "strict":
+    if reconfigure is not None and sys.stdout.errors in ("strict", "surrogateescape"):
         reconfigure(errors="backslashreplace")
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) < _NARROWEST:
+    narrow = int(columns) < _NARROWEST if columns.isdecimal() else _terminal() < _NARROWEST
+    if narrow:
         os.environ["COLUMNS"] = str(_NARROWEST)
-    os.environ["MPLBACKEND"] = "agg"
+    if os.environ.get("MPLBACKEND", "").startswith("module://"):
+        os.environ["MPLBACKEND"] = "agg"
+
+
+def _terminal() -> int:
+    """Width of the terminal on standard output; wide enough where it is none."""
+    with suppress(OSError, ValueError):  # no terminal, or a stream of no file
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    return _NARROWEST
 
 
 def require_current_folder() -> None:

@@ -38,7 +38,7 @@ ETA_ZERO_VARIANCE = 1e-8
 
 A step at ``eta`` 0 is drawn without noise and has no density; its square root is the ``std`` for
 :func:`~mvczigal_ref.diffusion.gaussian.log_prob` that gives the released number all the same. In
-fp16 the released variance rounds to 0, and the released number is no number.
+fp16 the released variance rounds to 0, and the released number is NaN.
 """
 
 

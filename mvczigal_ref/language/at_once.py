@@ -16,8 +16,8 @@ def ask_at_once(
     """Ask a model questions, some of them at once.
 
     Args:
-        model: Model that is asked: in several threads, or where it can in one call. A served one
-            and one that takes questions together give an answer its further tokens.
+        model: Model that is asked: in several threads, or where it can in one call. A model that
+            is neither served nor takes questions together does not read ``more_tokens``.
         questions: Questions, independent of each other.
         at_once: Questions at once [1].
 

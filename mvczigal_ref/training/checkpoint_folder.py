@@ -173,7 +173,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise refusal(path, f"its {MANIFEST} is not one of a {FORMAT}")
     if (version := manifest.get("version")) != VERSION:
         fault = f"it is of version {version!r}, and this one reads {VERSION}"
-        raise refusal(path, newer(MANIFEST, fault))
+        earlier = isinstance(version, int) and version < VERSION
+        raise refusal(path, fault if earlier else newer(MANIFEST, fault))
     if not written or manifest.get("sha256") != seal(manifest):
         raise refusal(path, f"its {MANIFEST} is not what was written")
     _require_keys(path, manifest)

@@ -53,7 +53,7 @@ ORIGIN = "origin.json"
 _TENSORS = "origin.safetensors"
 
 
-_PARTS = "origin"  # folder in its place, where the parameters are in parts
+_PARTS = "origin"  # a folder in place of that file, where processes hold parts of the parameters
 
 
 # Parameters fit nothing that differs in one of these.
@@ -253,7 +253,7 @@ def write_origin(
         path = folder / _PARTS
         with here.agreed():
             if world.is_main:
-                discard(path)
+                _clear(folder)
                 path.mkdir(parents=True)
         with here.agreed(), writing(path):
             write_groups(path, {"policy": parameters})
@@ -264,9 +264,16 @@ def write_origin(
         for file in (*path.iterdir(), path):
             sync(file)
     else:
+        _clear(folder)
         write_safetensors(path, parameters)
     record["parameters"] = _digest(path)
     atomic_write(folder / ORIGIN, to_json(record))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a start that was cut short has left, in one file or in parts."""
+    discard(folder / _PARTS)
+    (folder / _TENSORS).unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 __all__ = ["handling", "stop_on_terminate"]
@@ -29,11 +29,11 @@ def handling(
         >>> heard == [signal.SIGTERM], signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         (True, True)
     """
+    old = {}
     try:
-        old = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not the main thread
-        old = {}
-    try:
+        with suppress(ValueError):  # not the main thread
+            for number in numbers:
+                old[number] = signal.signal(number, handler)
         yield
     finally:
         for number, earlier in old.items():

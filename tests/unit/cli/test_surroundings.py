@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mvczigal_ref.cli import main
-from mvczigal_ref.cli.surroundings import reader_gone
+from mvczigal_ref.cli import main, surroundings
+from mvczigal_ref.cli.surroundings import adapt, reader_gone
 
 # -- laws --------------------------------------------------------------------------------
 
@@ -26,6 +26,18 @@ def test_a_terminal_without_width_still_shows_a_table(columns, monkeypatch, caps
     lines = capsys.readouterr().out.splitlines()
 
     assert max(map(len, lines)) == 20
+
+
+@pytest.mark.parametrize(("columns", "width"), [(1, "20"), (19, "20"), (80, None)])
+def test_a_narrow_terminal_counts_as_wide_enough(columns, width, monkeypatch):
+    """Of itself too, where no variable says so: help in 5 columns had no end."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    size = os.terminal_size((columns, 24))
+    monkeypatch.setattr(surroundings.os, "get_terminal_size", lambda *_: size)
+    adapt()
+    monkeypatch.setenv("COLUMNS", os.environ.get("COLUMNS", "none"))  # put back after the test
+
+    assert os.environ["COLUMNS"] == (width or "none")
 
 
 @pytest.mark.parametrize("columns", ["20", "300", "many", ""])

@@ -147,6 +147,9 @@ def test_a_run_keeps_its_origin(one, record, tmp_path):  # noqa: F811
     with pytest.raises(CheckpointError, match="began with its base weights; got `--from`"):
         go(config(), one, record, start=one)
     two = tmp_path / "two"
+    left = two / "origin" / "1.safetensors"  # by a start in parts that was cut short
+    left.parent.mkdir(parents=True)
+    left.touch()
     go(config(iterations=1), two, record, start=one)
     with pytest.raises(CheckpointError, match=r"began with '.*one'; got `--from` '.*one'"):
         go(config(iterations=2), two, record, start=f"{one}@2")
