@@ -64,13 +64,15 @@ def test_a_command_refuses_a_run_without_settings(tmp_path, capsys, words):
     assert "config.json' is no run's configuration" in capsys.readouterr().err
 
 
-def test_a_checkpoint_is_no_run(tmp_path):
+@pytest.mark.parametrize(("copied", "end"), [(False, "its run, {run!r}."), (True, "its run.")])
+def test_a_checkpoint_is_no_run(copied, end, tmp_path):
     """It holds the same settings, but a report would be written into it, of nothing."""
     folder = tmp_path / "checkpoints" / "iteration_000002"
     folder.mkdir(parents=True)
-    write(folder, json.dumps(to_dict(TrainConfig())))
+    for place in (folder,) if copied else (folder, tmp_path):
+        write(place, json.dumps(to_dict(TrainConfig())))
     (folder / "manifest.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="is a checkpoint, not a run") as end:
+    with pytest.raises(CheckpointError, match="is a checkpoint, not a run") as refused:
         run_config(folder)
 
-    assert str(end.value).endswith(f"{str(tmp_path)!r}.")
+    assert str(refused.value).endswith(end.format(run=str(tmp_path)))
