@@ -31,7 +31,9 @@ __all__ = [
     "require_run",
     "sweep",
     "sync",
+    "sync_files",
     "to_json",
+    "to_nothing",
     "usual_mode",
     "writing",
 ]
@@ -264,6 +266,27 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until a folder with all that is in it is on the disk.
+
+    Args:
+        folder: Folder of files and folders.
+    """
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def to_nothing(*descriptors: int) -> None:
+    """Let what is written to open descriptors go nowhere.
+
+    Args:
+        *descriptors: Descriptors of streams, such as 1 of standard output.
+    """
+    with open(os.devnull, "wb") as nothing:
+        for descriptor in descriptors:
+            os.dup2(nothing.fileno(), descriptor)
 
 
 def file_digest(path: Path) -> str:

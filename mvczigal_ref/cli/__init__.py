@@ -43,6 +43,7 @@ from mvczigal_ref.cli.settings import Settings, show_settings
 from mvczigal_ref.cli.surroundings import adapt, reader_gone, require_current_folder
 from mvczigal_ref.cli.training import Train, train
 from mvczigal_ref.errors import ConfigError, ServiceUnavailableError, printable, quoted
+from mvczigal_ref.files import to_nothing
 
 __all__ = ["Command", "main"]
 
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # else a reader that has gone is noticed when Python ends
     except OSError as error:
         # What is still to be written goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nothing(sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # as after `| head`
             return _READER_GONE
         _say(f"error: standard output must take what is printed; got {error.strerror}.")

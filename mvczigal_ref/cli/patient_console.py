@@ -1,8 +1,8 @@
 """Console of a long run, whose reader may go before the run has ended."""
 
-import os
-
 from rich.console import Console
+
+from mvczigal_ref.files import to_nothing
 
 __all__ = ["PatientConsole"]
 
@@ -21,4 +21,4 @@ class PatientConsole(Console):
     def on_broken_pipe(self) -> None:
         """Fall silent, and let what others still print there go nowhere."""
         self.quiet = self.reader_gone = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        to_nothing(self.file.fileno())

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mvczigal_ref.errors import ConfigError, printable
+from mvczigal_ref.files import to_nothing
 from mvczigal_ref.models.file_kinds import describe_file
 from mvczigal_ref.shapes import Images
 
@@ -162,8 +163,7 @@ def _silent_decoders() -> Iterator[None]:
     """Keep what libtiff prints of damaged files by itself off the terminal; an error says it."""
     terminal = os.dup(2)
     try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        to_nothing(2)
         yield
     finally:
         os.dup2(terminal, 2)

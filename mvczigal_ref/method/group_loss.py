@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvczigal_ref.config import ObjectiveConfig, TrainConfig
+from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.plugins import load_plugin
 from mvczigal_ref.diffusion.flow_sampler import FlowSampler
 from mvczigal_ref.diffusion.sampler import Sampler, Transition
@@ -20,7 +20,7 @@ from mvczigal_ref.objective.clipped import (
     reference_kl_without_step_length,
     tempflow_step_weights,
 )
-from mvczigal_ref.objective.divergence import divergence_loss, outside_region
+from mvczigal_ref.objective.divergence import divergence_loss
 from mvczigal_ref.objective.grpo_guard import guard_loss, guarded_log_ratio
 from mvczigal_ref.objective.rectified import rectified_step_weights
 from mvczigal_ref.objective.sequence import through_sequence
@@ -116,14 +116,12 @@ def _loss(
         weight = weight * decision.share
         penalty["kl"] = None if kl is None else kl * decision.share
     if objective.kind == "divergence" and decision.mean_old is not None:
-        loss, stats = divergence_loss(
+        return divergence_loss(
             decision.log_ratio, decision.advantage, mean=decision.mean,
             mean_old=decision.mean_old, std=decision.std, reduction=objective.reduction,
-            divergence_range=objective.divergence_range, weight=weight, **penalty,
+            divergence_range=objective.divergence_range, weight=weight, repeats=decision.repeats,
+            **penalty,
         )  # fmt: skip
-        return loss, replace(
-            stats, clip_fraction=_held_back(objective, decision, decision.mean_old)
-        )
     shared: dict[str, Any] = {"clip_range": clip_range, **penalty}
     if terms is not None:
         clipped = decision.log_ratio
@@ -157,18 +155,6 @@ def _loss(
 def _fraction(decision: ReplayedDecision, log_ratio: Tensor, clip_range: float) -> Scalar:
     """Measure which part of the ratios lies beyond the range, each as often as it stands."""
     return ((log_ratio.expm1().abs() > clip_range) * decision.repeats).mean()
-
-
-@torch.no_grad()
-def _held_back(objective: ObjectiveConfig, decision: ReplayedDecision, mean_old: Tensor) -> Scalar:
-    """Measure which part of the actions the trust region stops, each as often as it stands."""
-    held = outside_region(
-        decision.log_ratio,
-        decision.advantage,
-        reference_kl(decision.mean, mean_old, std=decision.std, reduction=objective.reduction),
-        divergence_range=objective.divergence_range,
-    )
-    return (held * decision.repeats).mean()
 
 
 def _spread_has_length(sampler: Sampler) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import nn
 
-from mvczigal_ref.files import discard, sync, usual_mode, writing
+from mvczigal_ref.files import discard, sync, sync_files, usual_mode, writing
 from mvczigal_ref.models.file_sums import write_sums
 from mvczigal_ref.models.loading import save_config, stored
 from mvczigal_ref.models.lora import adapter_names
@@ -137,8 +137,7 @@ def _whole(folder: Path) -> Iterator[Path]:
     try:
         with writing(folder):
             yield aside
-            for path in (*aside.rglob("*"), aside):
-                sync(path)
+            sync_files(aside)
     except BaseException:
         discard(aside)
         raise

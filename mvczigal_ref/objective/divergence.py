@@ -69,6 +69,7 @@ def divergence_loss(
     reduction: Literal["mean", "sum"],
     divergence_range: float = 1e-5,
     weight: Float[Tensor, "*batch"] | None = None,
+    repeats: Float[Tensor, "*batch"] | float = 1.0,
     kl: Float[Tensor, "*batch"] | None = None,
     kl_weight: float = 0.0,
 ) -> tuple[Scalar, SurrogateStats]:
@@ -93,6 +94,7 @@ def divergence_loss(
         reduction: Reduction of the divergence, that of ``log_ratio``: "sum" or "mean".
         divergence_range: :math:`\delta` [nats/element, or nats]; positive.
         weight: :math:`w`, of that shape [1]; 1 if None.
+        repeats: Number of times that each latent counts in ``clip_fraction`` [1].
         kl: Divergence of each transition from the reference. Gradient flows.
         kl_weight: :math:`\beta`; finite, not negative.
 
@@ -123,4 +125,4 @@ def divergence_loss(
     loss, stats = clipped_surrogate_loss(
         log_ratio, trusted, clip_range=math.inf, weight=weight, kl=kl, kl_weight=kl_weight
     )
-    return loss, replace(stats, clip_fraction=held.to(log_ratio.dtype).mean())
+    return loss, replace(stats, clip_fraction=(held.to(log_ratio.dtype) * repeats).mean())

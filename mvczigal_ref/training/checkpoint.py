@@ -18,7 +18,7 @@ from torch import Tensor
 from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_dict, to_dict
 from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.errors import CheckpointError, ConfigError, newer
-from mvczigal_ref.files import discard, sync, to_json, usual_mode, writing
+from mvczigal_ref.files import discard, sync, sync_files, to_json, usual_mode, writing
 from mvczigal_ref.models.sharding import shard_world
 from mvczigal_ref.training.checkpoint_folder import (
     FORMAT,
@@ -135,9 +135,7 @@ def _finish(aside: Path, iteration: int, text: str, config: TrainConfig) -> None
     }
     manifest["sha256"] = seal(manifest)
     (aside / MANIFEST).write_text(to_json(manifest), "utf-8")
-    for file in aside.iterdir():
-        sync(file)
-    sync(aside)
+    sync_files(aside)
 
 
 def _publish(aside: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ from mvczigal_ref.files import (
     atomic_write,
     discard,
     file_digest,
-    sync,
+    sync_files,
     to_json,
     usual_mode,
     writing,
@@ -261,8 +261,7 @@ def write_origin(
         return
     if here.size > 1:
         usual_mode(path)
-        for file in (*path.iterdir(), path):
-            sync(file)
+        sync_files(path)
     else:
         _clear(folder)
         write_safetensors(path, parameters)

@@ -2,9 +2,11 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+from mvczigal_ref.files import to_nothing
 
 __all__ = ["handling", "stop_on_terminate"]
 
@@ -54,7 +56,7 @@ def stop_on_terminate() -> Iterator[Callable[[], bool]]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == hangup:
-            _leave_terminal(terminals)
+            to_nothing(*terminals)  # an error of a terminal that has gone would end the run unsaved
         asked = True
 
     terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
@@ -63,10 +65,3 @@ def stop_on_terminate() -> Iterator[Callable[[], bool]]:
         stops.append(hangup)
     with handling(stops, ask):
         yield lambda: asked
-
-
-def _leave_terminal(terminals: Sequence[int]) -> None:
-    """Speak into nothing where the terminal has gone: an error there would end the run unsaved."""
-    with open(os.devnull, "wb") as nothing:
-        for descriptor in terminals:
-            os.dup2(nothing.fileno(), descriptor)

@@ -14,6 +14,7 @@ from diffusers import (
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from mvczigal_ref import files
 from mvczigal_ref.models import policy_files
 from mvczigal_ref.models.lora import add_lora, lora_parameters
 from mvczigal_ref.models.lora_files import load_lora
@@ -195,7 +196,8 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     def sync(path):
         seen.append((path, (tmp_path / "policy").exists()))
 
-    monkeypatch.setattr(policy_files, "sync", sync)
+    for place in (files, policy_files):
+        monkeypatch.setattr(place, "sync", sync)
     save_policy(trained_lora(unet_policy()), tmp_path / "policy", layout="peft")
 
     assert {path.name for path, there in seen if not there} > PEFT | {"README.md"}

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mvczigal_ref import files
 from mvczigal_ref.config import TrainConfig, load_config
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import atomic_write
@@ -201,7 +202,9 @@ def steps_of_saving(monkeypatch, fatal):
 
         return call
 
-    monkeypatch.setattr(checkpoint, "sync", wrap(checkpoint.sync))
+    sync = wrap(files.sync)
+    for place in (checkpoint, files):
+        monkeypatch.setattr(place, "sync", sync)
     monkeypatch.setattr(tensor_groups, "save_file", wrap(tensor_groups.save_file))
     monkeypatch.setattr(checkpoint, "discard", wrap(checkpoint.discard))
     for name in ("mkdir", "rename", "write_text"):
