@@ -498,7 +498,7 @@ def test_what_a_killed_run_left_half_written_is_swept(record, tmp_path):
     assert not any(path.exists() for path in left)
 
 
-@pytest.mark.parametrize("what", ["save_file", "sync"])
+@pytest.mark.parametrize("what", ["save_file", "sync_files"])
 def test_a_full_disk_ends_the_run_with_the_checkpoint_to_go_on_from(
     record, tmp_path, monkeypatch, what
 ):
