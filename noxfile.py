@@ -239,8 +239,7 @@ def build(session: nox.Session) -> None:
     shutil.copytree(ROOT, temporary / "tree", ignore=_not_for_the_wheel_test)
     session.chdir(temporary / "tree")
     session.run("mvczigal", "--help", silent=True)
-    arguments = session.posargs or ("--doctest-modules", "--pyargs", "mvczigal_ref", "tests/unit")
-    _pytest(session, *arguments)
+    _pytest(session, *(session.posargs or ("--pyargs", *UNIT)))
 
 
 def _not_for_the_wheel_test(folder: str, names: list[str]) -> set[str]:
