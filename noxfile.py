@@ -247,7 +247,7 @@ def _not_for_the_wheel_test(folder: str, names: list[str]) -> set[str]:
         return {name for name in names if name == "__pycache__"}
     wanted = {
         "tests", "fixtures", "docs", "examples", "pyproject.toml", "noxfile.py", "constraints.txt",
-        "CITATION.cff",
+        "CITATION.cff", "mkdocs.yml",
     }  # fmt: skip
     return set(names) - wanted - {name for name in names if name.endswith(".md")}
 

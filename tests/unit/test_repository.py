@@ -51,6 +51,19 @@ def test_the_workflow_runs_sessions_that_there_are():
         assert f"\ndef {name}(session" in nox_text()
 
 
+def test_the_tests_of_the_wheel_have_the_documents_that_they_read():
+    """The session `build` lays them beside the tests; pages in Markdown it takes all."""
+    laid = set(
+        re.findall(r'"([\w.]+)"', nox_text().partition("    wanted = {\n")[2].partition("}")[0])
+    )
+    read = re.findall(
+        r'text_of\("([^"/]+)', (ROOT / "tests/unit/test_documents.py").read_text("utf-8")
+    )
+
+    assert {"README.md", "docs"} < set(read)
+    assert {name for name in read if not name.endswith(".md")} <= laid
+
+
 FAKE_PYTHON = """#!/bin/sh
 [ "$2" = venv ] || exit 0
 mkdir -p "$3/bin"
