@@ -142,7 +142,8 @@ def ragged_group_advantages(
     _check_settings(spread=spread, ddof=ddof, delta=delta, clip=clip)
     _check_table("reward", reward)
     if reward.ndim != 1:
-        msg = f"`reward` must have one axis, of samples; got shape {tuple(reward.shape)}; flatten it."
+        shape = tuple(reward.shape)
+        msg = f"`reward` must have one axis, of samples; got shape {shape}; flatten it."
         raise ValueError(msg)
     if group.shape != reward.shape:
         msg = (

@@ -172,14 +172,15 @@ def test_rewards_as_large_as_the_dtype_holds_are_standardised(dtype, spread):
     reward = torch.tensor([[-largest, 0.0, largest], [1.0, 2.0, 3.0]], dtype=dtype)
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     each = math.sqrt(1.5) if spread == "group" else math.sqrt(3.0)
-    expected = [[-each, 0.0, each], [-each, 0.0, each] if spread == "group" else [0.0] * 3]
+    other = each if spread == "group" else 0.0
+    expected = [-each, 0.0, each, -other, 0.0, other]
     how = {"spread": spread, "delta": 1e-8}
 
     for advantage in (
         group_advantages(reward, **how),
         ragged_group_advantages(reward.flatten(), labels, **how).reshape(reward.shape),
     ):
-        assert advantage.flatten().tolist() == pytest.approx(sum(expected, []), rel=1e-6)
+        assert advantage.flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("spread", ["group", "batch"])
