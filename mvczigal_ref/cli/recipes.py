@@ -68,7 +68,7 @@ def show_recipes(command: Recipes) -> None:
     table = Table(caption="check: weights are those that it loads and that the package lacks")
     table.add_column("recipe", no_wrap=True)
     for heading in ("network", "plan", "check", "reproduce", "summary"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for name, row in rows.items():
         table.add_row(name, *(escape(cell) for cell in row.values()))
     console.print(table)

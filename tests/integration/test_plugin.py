@@ -31,7 +31,8 @@ def test_the_example_is_installed_and_trains(tmp_path):
     small_components().save(tmp_path / "weights")
     for name, prompts in (("prompts", PROMPTS), ("held_out", HELD_OUT)):
         (tmp_path / f"{name}.txt").write_text("\n".join(prompts), "utf-8")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
+    paths = f"{tmp_path / 'site'}{os.pathsep}{ROOT}"
+    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"}  # a row in a line
 
     def mvczigal(*words):
         return subprocess.run(

@@ -34,6 +34,13 @@ def test_a_recipe_is_shown_with_source_and_changes(capsys):
     assert "arXiv:2505.20107" in text
 
 
+def test_the_list_cuts_no_word(monkeypatch, capsys):
+    """In a terminal of the usual width words go on in the next line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["recipes"]) == 0
+    assert "…" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["tiny", "lcm_sdxl_simple", "mv_grpo_vlm"])
 def test_a_recipe_s_yaml_is_the_recipe(name, tmp_path, capsys):
     """A file that `--config` reads, with every section, so that no later default changes it."""
