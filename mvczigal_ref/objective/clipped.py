@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion.gaussian import Reduction, kl_divergence
 from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, require_positive
-from mvczigal_ref.objective.reward_difference import ObjectiveStats
+from mvczigal_ref.objective.reward_difference import ObjectiveStats, check_paired
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
 __all__ = [
@@ -78,8 +78,8 @@ def clipped_surrogate_loss(
         The loss, and its detached diagnostics.
 
     Raises:
-        ValueError: If a setting is out of its range, if shapes differ, if an input is of half
-            precision, or if ``kl_weight`` is positive without ``kl``.
+        ValueError: If a setting is out of its range, if shapes differ, if an input is empty or of
+            half precision, or if ``kl_weight`` is positive without ``kl``.
 
     Examples:
         >>> log_ratio = torch.tensor([0.3, -0.3]).requires_grad_()
@@ -89,7 +89,8 @@ def clipped_surrogate_loss(
         ([0.0, -0.3704], 1.0)
     """
     _check_settings(clip_range=clip_range, kl=kl, kl_weight=kl_weight)
-    _check_shapes(log_ratio=log_ratio, advantage=advantage, weight=weight, kl=kl)
+    tensors = {"log_ratio": log_ratio, "advantage": advantage, "weight": weight, "kl": kl}
+    check_paired(**{name: tensor for name, tensor in tensors.items() if tensor is not None})
     scale = advantage.detach()
     # Far beyond the range a clipped ratio must not overflow: 0 times infinity is no gradient.
     enough = torch.where(scale < 0.0, math.inf, math.log1p(clip_range) + 1.0)
@@ -255,14 +256,3 @@ def _check_settings(*, clip_range: float, kl: Tensor | None, kl_weight: float) -
     if kl is None and kl_weight > 0.0:
         msg = f"`kl` must be given where `kl_weight` is positive; got {kl_weight!r}; pass it, or 0."
         raise ValueError(msg)
-
-
-def _check_shapes(**tensors: Tensor | None) -> None:
-    """Refuse what would broadcast or round; annotations are checked in tests alone."""
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    require_full_precision(**given)
-    (first, expected), *rest = ((name, tuple(tensor.shape)) for name, tensor in given.items())
-    for name, shape in rest:
-        if shape != expected:
-            msg = f"`{name}` must have the shape of `{first}`, {expected}; got {shape}; expand it."
-            raise ValueError(msg)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion.precision import require_positive
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss, reference_kl
+from mvczigal_ref.objective.reward_difference import check_paired
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
 __all__ = ["divergence_loss", "outside_region"]
@@ -42,7 +43,8 @@ def outside_region(
         Whether an action's gradient is to be held back.
 
     Raises:
-        ValueError: If ``divergence_range`` is not positive.
+        ValueError: If ``divergence_range`` is not positive, shapes differ, or a tensor is empty or
+            half precision.
 
     Examples:
         >>> import torch
@@ -55,6 +57,7 @@ def outside_region(
     if not divergence_range > 0.0:
         msg = f"`divergence_range` must be positive; got {divergence_range!r}."
         raise ValueError(msg)
+    check_paired(log_ratio=log_ratio, advantage=advantage, divergence=divergence)
     away = log_ratio.detach() * advantage.detach().sign() > 0.0
     return away & (divergence.detach() >= divergence_range)
 

@@ -51,8 +51,8 @@ def guarded_log_ratio(
         One number per latent [latent unit].
 
     Raises:
-        ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, or a
-            tensor is half precision.
+        ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, shapes
+            differ, or a tensor is half precision.
 
     Examples:
         >>> moved, old = torch.full((1, 1, 1), 0.1), torch.zeros(1, 1, 1)
@@ -67,6 +67,12 @@ def guarded_log_ratio(
         raise ValueError(msg)
     # A reference that does not move, as in the penalty: here it is the snapshot.
     bias = reference_kl(mean, mean_old, std=std, reduction=reduction)
+    if bias.shape != log_ratio.shape:
+        msg = (
+            f"`log_ratio` must have one number per latent of `mean`, {tuple(bias.shape)}; got "
+            f"shape {tuple(log_ratio.shape)}; expand one of them."
+        )
+        raise ValueError(msg)
     return (log_ratio + bias) * std
 
 

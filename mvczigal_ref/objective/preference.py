@@ -55,7 +55,7 @@ def preference_loss(
 
     Raises:
         ValueError: If ``scale`` or ``clip_range`` is not positive, shapes differ, or a tensor is
-            half precision.
+            empty or half precision.
 
     Examples:
         >>> ratio = torch.zeros(2).requires_grad_()

@@ -102,8 +102,8 @@ def reward_difference_loss(
         The mean over all elements, and its detached diagnostics.
 
     Raises:
-        ValueError: If a setting is out of its range, if shapes differ, or if an input is
-            of half precision, in which rounding alone exceeds the clip range.
+        ValueError: If a setting is out of its range, if shapes differ, or if an input is empty
+            or of half precision, in which rounding alone exceeds the clip range.
 
     Examples:
         >>> zigzag, standard = torch.tensor([0.3]), torch.tensor([-0.2])
@@ -202,10 +202,11 @@ def pair_gradients(
     Returns:
         Loss, diagnostics and both derivatives, detached.
     """
-    with torch.enable_grad():
-        zigzag = log_ratio_zigzag.detach().requires_grad_()
-        standard = log_ratio_standard.detach().requires_grad_()
-        loss, stats = pair_loss(zigzag, standard, advantage_gap)
+    # Switches gradients on too; values of an inference mode are copied, as autograd refuses them.
+    with torch.inference_mode(False):
+        zigzag = log_ratio_zigzag.detach().clone().requires_grad_()
+        standard = log_ratio_standard.detach().clone().requires_grad_()
+        loss, stats = pair_loss(zigzag, standard, advantage_gap.detach().clone())
         by_zigzag, by_standard = torch.autograd.grad(loss, (zigzag, standard))
     return RewardDifferenceGradients(loss.detach(), stats, by_zigzag, by_standard)
 
@@ -219,16 +220,20 @@ def _check_setting(name: str, value: float, largest: float) -> None:
 
 
 def check_paired(**tensors: Tensor) -> None:
-    """Refuse arms that would broadcast or round; annotations are checked in tests alone.
+    """Refuse tensors that are empty, would broadcast or round; annotations are for tests alone.
 
     Args:
         **tensors: Tensors of one shape, by the name of their argument.
 
     Raises:
-        ValueError: If a tensor is half precision or has not the shape of the first.
+        ValueError: If a tensor is half precision or has not the shape of the first, or the first
+            is empty.
     """
     require_full_precision(**tensors)
     (first, expected), *rest = ((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+    if 0 in expected:
+        msg = f"`{first}` must not be empty; got shape {expected}; a mean of nothing is no number."
+        raise ValueError(msg)
     for name, shape in rest:
         if shape != expected:
             msg = f"`{name}` must have the shape of `{first}`, {expected}; got {shape}; expand it."
