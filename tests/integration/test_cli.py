@@ -307,7 +307,7 @@ def test_a_file_of_settings_gives_way_to_words(words, finished, tmp_path, capsys
         (["convert-reward", "a.pt", "out.pt"], r"`target` .*'out\.pt'"),
         (["evaluate", "--run", "absent"], r"'absent' is no run folder"),
         (["evaluate", "tiny", "--noises", "0"], r"--noises.*must be at least 1.*0"),
-        (["evaluate", "tiny", "--noises", "99999"], r"`--noises` must be at most 50000 with 2 prompts"),
+        (["evaluate", "tiny", "--noises", "99999"], r"`--noises` must be at most 50000 with 2 pr"),
         (["evaluate", "tiny", "--seeds", "1", "1"], r"--seeds.*differ"),
         (["evaluate", "tiny", "--prompts", "absent.txt"], r"absent.txt"),
         (["evaluate", "tiny", "--device", "abacus"], r"device 'abacus'"),
