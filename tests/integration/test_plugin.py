@@ -61,4 +61,5 @@ def test_the_example_is_installed_and_trains(tmp_path):
     assert row["grad_norm"] > 0
     assert "mvczigal_example.recipe:example_red" in listed.stdout
     assert refused.returncode == 2
-    assert "must be one of example.huber, example.square, forward_process, guard" in refused.stderr
+    names = "divergence, example.huber, example.square, forward_process, guard"
+    assert f"must be one of {names}" in refused.stderr
