@@ -88,6 +88,12 @@ def pair_advantages(
         joint_view_zigzag=joint_view_zigzag,
         joint_view_standard=joint_view_standard,
     )
+    if per_view_zigzag.ndim != 2:
+        msg = (
+            "`per_view_zigzag` must have the axes (object, view); got "
+            f"{tuple(per_view_zigzag.shape)}. One view per object is `per_view_zigzag[:, None]`."
+        )
+        raise ValueError(msg)
     _check_paired("per_view_standard", per_view_standard, per_view_zigzag.shape)
     _check_paired("joint_view_zigzag", joint_view_zigzag, per_view_zigzag.shape[:1])
     _check_paired("joint_view_standard", joint_view_standard, per_view_zigzag.shape[:1])

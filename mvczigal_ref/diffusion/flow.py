@@ -6,7 +6,8 @@ velocity :math:`v = \epsilon - x_0`. The steps that draw noise are in ``flow_noi
 
 import torch
 
-from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, working_dtype
+from mvczigal_ref.diffusion.levels import require_levels
+from mvczigal_ref.diffusion.precision import per_latent, working_dtype
 from mvczigal_ref.diffusion.sampler import Transition
 from mvczigal_ref.shapes import BatchLatent, BatchShape
 
@@ -43,7 +44,7 @@ def flow_latent(clean: BatchLatent, noise: BatchLatent, *, sigma: BatchShape) ->
         >>> flow_latent(torch.ones(1, 1, 1), -torch.ones(1, 1, 1), sigma=torch.tensor(0.25)).item()
         0.5
     """
-    require_full_precision(sigma=sigma)
+    require_levels(clean, sigma=sigma)
     dtype = working_dtype(clean=clean, noise=noise)
     return per_latent(1.0 - sigma, dtype) * clean + per_latent(sigma, dtype) * noise
 
@@ -102,7 +103,7 @@ def flow_clean_and_noise(
         >>> clean.item(), noise.item()
         (0.5, 2.5)
     """
-    require_full_precision(sigma_t=sigma_t)
+    require_levels(latent_t, sigma_t=sigma_t)
     dtype = working_dtype(velocity=velocity, latent_t=latent_t)
     clean = latent_t - per_latent(sigma_t, dtype) * velocity
     return clean, latent_t + per_latent(1.0 - sigma_t, dtype) * velocity
@@ -152,7 +153,7 @@ def flow_step(
         >>> step.mean.item(), step.std.item(), step.denoised.item()
         (0.0, 0.5, 0.0)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev, replaced=replaced, std=std)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev, replaced=replaced, std=std)
     dtype = working_dtype(velocity=velocity, latent_t=latent_t)
     # Coefficients are formed in the levels' own dtype and rounded once.
     fall = sigma_t - sigma_prev + replaced * (1.0 - sigma_t)
@@ -196,7 +197,7 @@ def flow_ode_transition(
         >>> step.mean.item(), step.std.item(), step.denoised.item()
         (0.5, 0.0, 0.0)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
     none = torch.zeros_like(sigma_t - sigma_prev)
     return flow_step(
         velocity, latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev, replaced=none, std=none
@@ -235,6 +236,6 @@ def flow_invert(
         ... ).item()
         1.0
     """
-    require_full_precision(sigma_prev=sigma_prev, sigma_t=sigma_t)
+    require_levels(latent_prev, sigma_prev=sigma_prev, sigma_t=sigma_t)
     dtype = working_dtype(velocity=velocity, latent_prev=latent_prev)
     return latent_prev + per_latent(sigma_t - sigma_prev, dtype) * velocity

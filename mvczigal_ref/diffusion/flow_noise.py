@@ -18,11 +18,8 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion.flow import flow_step
 from mvczigal_ref.diffusion.gaussian import Reduction
-from mvczigal_ref.diffusion.precision import (
-    require_choice,
-    require_full_precision,
-    working_dtype,
-)
+from mvczigal_ref.diffusion.levels import require_levels
+from mvczigal_ref.diffusion.precision import require_choice, working_dtype
 from mvczigal_ref.diffusion.sampler import Transition
 from mvczigal_ref.shapes import BatchLatent, BatchShape
 
@@ -100,7 +97,7 @@ def flow_sde_transition(
         >>> step.mean.item(), step.std.item()
         (0.0, 0.5)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
     require_noise_scale(noise_scale)
     below_one = torch.where(sigma_t == 1.0, sigma_prev, sigma_t)
     variance = noise_scale**2 * sigma_t / (1.0 - below_one) * (sigma_t - sigma_prev)
@@ -151,7 +148,7 @@ def constant_noise_transition(
         >>> step.mean.item(), step.std.item()
         (0.0, 0.5)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
     require_noise_scale(noise_scale)
     variance = noise_scale**2 * (sigma_t - sigma_prev)
     return _stochastic_equation_step(
@@ -225,7 +222,7 @@ def cps_transition(
         >>> round(step.mean.item(), 4), step.std.item()
         (0.0, 0.25)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
     require_noise_scale(noise_scale, most=1.0)
     # The addend is 0 and gives both numbers the shape of both levels.
     reached = sigma_prev + torch.zeros_like(sigma_t)

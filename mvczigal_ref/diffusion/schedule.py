@@ -8,6 +8,7 @@ from typing import Final, Literal, get_args
 
 import torch
 
+from mvczigal_ref.diffusion.levels import require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
@@ -299,7 +300,7 @@ def clean_and_noise(
         >>> round(clean.item(), 4), round(noise.item(), 4)
         (0.875, 0.5)
     """
-    require_full_precision(alpha_bar_t=alpha_bar_t)
+    require_levels(latent_t, alpha_bar_t=alpha_bar_t)
     require_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     dtype = working_dtype(output=output, latent_t=latent_t)
     # Roots are taken in the schedule's own dtype and rounded once.
@@ -338,7 +339,7 @@ def noised_latent(
         >>> round(noised_latent(one, one, alpha_bar_t=torch.tensor(0.64)).item(), 4)
         1.4
     """
-    require_full_precision(alpha_bar_t=alpha_bar_t)
+    require_levels(clean, alpha_bar_t=alpha_bar_t)
     dtype = working_dtype(clean=clean, noise=noise)
     signal = per_latent(alpha_bar_t.sqrt(), dtype)
     return signal * clean + per_latent((1.0 - alpha_bar_t).sqrt(), dtype) * noise

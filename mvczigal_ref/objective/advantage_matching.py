@@ -5,10 +5,13 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.diffusion.levels import require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
     require_full_precision,
+    require_one_shape,
+    working_dtype,
 )
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss
 from mvczigal_ref.shapes import BatchLatent, Scalar
@@ -52,7 +55,8 @@ def matching_error(
         >>> matching_error(zero, clean=zero, latent_t=one, level=torch.tensor(0.5)).item()
         4.0
     """
-    require_full_precision(velocity=velocity, clean=clean, latent_t=latent_t, level=level)
+    require_levels(latent_t, level=level)
+    working_dtype(velocity=velocity, clean=clean, latent_t=latent_t)
     target = (latent_t - clean).detach() / per_latent(level.detach(), velocity.dtype)
     error: Tensor = (velocity - target).square().mean(dim=(-3, -2, -1))
     return error
@@ -87,6 +91,8 @@ def matching_score(
     """
     require_choice("weight", weight, get_args(MatchingWeight))
     require_full_precision(error=error, level=level)
+    if level.ndim:
+        require_one_shape(error=error, level=level)
     if weight == "uniform":
         return -error
     time = level.detach().to(error.dtype)

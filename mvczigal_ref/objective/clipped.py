@@ -12,7 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.gaussian import Reduction, kl_divergence
-from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, require_positive
+from mvczigal_ref.diffusion.levels import require_levels
+from mvczigal_ref.diffusion.precision import (
+    per_latent,
+    require_full_precision,
+    require_one_shape,
+    require_positive,
+)
 from mvczigal_ref.objective.reward_difference import ObjectiveStats
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
@@ -89,7 +95,8 @@ def clipped_surrogate_loss(
         ([0.0, -0.3704], 1.0)
     """
     _check_settings(clip_range=clip_range, kl=kl, kl_weight=kl_weight)
-    _check_shapes(log_ratio=log_ratio, advantage=advantage, weight=weight, kl=kl)
+    tensors = {"log_ratio": log_ratio, "advantage": advantage, "weight": weight, "kl": kl}
+    require_one_shape(**{name: each for name, each in tensors.items() if each is not None})
     scale = advantage.detach()
     # Far beyond the range a clipped ratio must not overflow: 0 times infinity is no gradient.
     enough = torch.where(scale < 0.0, math.inf, math.log1p(clip_range) + 1.0)
@@ -202,6 +209,7 @@ def reference_kl_without_step_length(
     """
     divergence = reference_kl(mean, mean_reference, std=std, reduction=reduction)
     if isinstance(step_length, Tensor):
+        require_levels(mean, step_length=step_length)
         if reduction == "none":
             return divergence * per_latent(step_length, divergence.dtype)
         return divergence * step_length.to(divergence.dtype)
@@ -255,14 +263,3 @@ def _check_settings(*, clip_range: float, kl: Tensor | None, kl_weight: float) -
     if kl is None and kl_weight > 0.0:
         msg = f"`kl` must be given where `kl_weight` is positive; got {kl_weight!r}; pass it, or 0."
         raise ValueError(msg)
-
-
-def _check_shapes(**tensors: Tensor | None) -> None:
-    """Refuse what would broadcast or round; annotations are checked in tests alone."""
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    require_full_precision(**given)
-    (first, expected), *rest = ((name, tuple(tensor.shape)) for name, tensor in given.items())
-    for name, shape in rest:
-        if shape != expected:
-            msg = f"`{name}` must have the shape of `{first}`, {expected}; got {shape}; expand it."
-            raise ValueError(msg)

@@ -7,7 +7,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_positive
+from mvczigal_ref.diffusion.precision import require_one_shape, require_positive
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss, reference_kl
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
@@ -42,7 +42,8 @@ def outside_region(
         Whether an action's gradient is to be held back.
 
     Raises:
-        ValueError: If ``divergence_range`` is not positive.
+        ValueError: If ``divergence_range`` is not positive, shapes differ, or a tensor is half
+            precision.
 
     Examples:
         >>> import torch
@@ -55,6 +56,7 @@ def outside_region(
     if not divergence_range > 0.0:
         msg = f"`divergence_range` must be positive; got {divergence_range!r}."
         raise ValueError(msg)
+    require_one_shape(log_ratio=log_ratio, advantage=advantage, divergence=divergence)
     away = log_ratio.detach() * advantage.detach().sign() > 0.0
     return away & (divergence.detach() >= divergence_range)
 
@@ -119,6 +121,8 @@ def divergence_loss(
     """
     if not isinstance(std, Tensor):
         require_positive(std=std)
+    if isinstance(repeats, Tensor):
+        require_one_shape(log_ratio=log_ratio, repeats=repeats)
     divergence = reference_kl(mean.detach(), mean_old, std=std, reduction=reduction)
     held = outside_region(log_ratio, advantage, divergence, divergence_range=divergence_range)
     trusted = advantage.masked_fill(held, 0.0).masked_fill(divergence.isnan(), math.nan)

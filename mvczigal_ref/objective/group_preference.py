@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_full_precision, require_positive
+from mvczigal_ref.diffusion.precision import require_one_shape, require_positive
 from mvczigal_ref.objective.advantage_matching import matching_error
 from mvczigal_ref.objective.clipped import SurrogateStats
 from mvczigal_ref.shapes import BatchLatent, Scalar
@@ -50,7 +50,7 @@ def group_preference_weight(
         0.5
     """
     require_positive(scale=scale)
-    require_full_precision(error=error, error_reference=error_reference, advantage=advantage)
+    require_one_shape(error=error, error_reference=error_reference, advantage=advantage)
     return (scale * (advantage * (error - error_reference)).mean(dim=0)).sigmoid().detach()
 
 

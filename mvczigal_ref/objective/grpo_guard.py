@@ -11,7 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_full_precision, require_positive
+from mvczigal_ref.diffusion.levels import require_levels
+from mvczigal_ref.diffusion.precision import (
+    require_full_precision,
+    require_one_shape,
+    require_positive,
+)
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss, reference_kl
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
@@ -67,6 +72,7 @@ def guarded_log_ratio(
         raise ValueError(msg)
     # A reference that does not move, as in the penalty: here it is the snapshot.
     bias = reference_kl(mean, mean_old, std=std, reduction=reduction)
+    require_one_shape(**{"mean[..., 0, 0, 0]": bias, "log_ratio": log_ratio})
     return (log_ratio + bias) * std
 
 
@@ -123,6 +129,7 @@ def guard_loss(
         -4.0
     """
     if isinstance(step_length, Tensor):
+        require_levels(mean, step_length=step_length)
         weight = (1.0 / step_length.to(log_ratio.dtype)).expand_as(log_ratio)
     else:
         require_positive(step_length=step_length)

@@ -7,11 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mvczigal_ref.diffusion.precision import require_positive
+from mvczigal_ref.diffusion.precision import require_one_shape, require_positive
 from mvczigal_ref.objective.reward_difference import (
     ObjectiveStats,
     RewardDifferenceGradients,
-    check_paired,
     pair_gradients,
 )
 from mvczigal_ref.shapes import Scalar
@@ -69,7 +68,7 @@ def preference_loss(
     if not clip_range > 0.0:
         msg = f"`clip_range` must be positive; got {clip_range!r}; `math.inf` counts nothing."
         raise ValueError(msg)
-    check_paired(
+    require_one_shape(
         log_ratio_zigzag=log_ratio_zigzag,
         log_ratio_standard=log_ratio_standard,
         advantage_gap=advantage_gap,

@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_full_precision
+from mvczigal_ref.diffusion.precision import require_one_shape
 from mvczigal_ref.shapes import Scalar
 
 __all__ = [
     "ObjectiveStats",
     "RewardDifferenceGradients",
-    "check_paired",
     "pair_gradients",
     "reward_difference_gradients",
     "reward_difference_loss",
@@ -115,7 +114,7 @@ def reward_difference_loss(
     """
     _check_setting("clip_range", clip_range, math.inf)
     _check_setting("temperature", temperature, math.nextafter(math.inf, 0.0))
-    check_paired(
+    require_one_shape(
         log_ratio_zigzag=log_ratio_zigzag,
         log_ratio_standard=log_ratio_standard,
         advantage_gap=advantage_gap,
@@ -216,20 +215,3 @@ def _check_setting(name: str, value: float, largest: float) -> None:
         finite = "" if largest == math.inf else " and finite"
         msg = f"`{name}` must be positive{finite}; got {value!r}."
         raise ValueError(msg)
-
-
-def check_paired(**tensors: Tensor) -> None:
-    """Refuse arms that would broadcast or round; annotations are checked in tests alone.
-
-    Args:
-        **tensors: Tensors of one shape, by the name of their argument.
-
-    Raises:
-        ValueError: If a tensor is half precision or has not the shape of the first.
-    """
-    require_full_precision(**tensors)
-    (first, expected), *rest = ((name, tuple(tensor.shape)) for name, tensor in tensors.items())
-    for name, shape in rest:
-        if shape != expected:
-            msg = f"`{name}` must have the shape of `{first}`, {expected}; got {shape}; expand it."
-            raise ValueError(msg)

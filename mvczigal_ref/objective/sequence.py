@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_full_precision
+from mvczigal_ref.diffusion.precision import require_full_precision, require_one_shape
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss
 from mvczigal_ref.shapes import Scalar
 
@@ -114,5 +114,5 @@ def through_sequence(
         >>> through.item(), torch.autograd.grad(through, step)[0].item()
         (0.25, 1.0)
     """
-    require_full_precision(log_ratio=log_ratio, sequence=sequence)
+    require_one_shape(log_ratio=log_ratio, sequence=sequence)
     return sequence.detach() + (log_ratio - log_ratio.detach())
