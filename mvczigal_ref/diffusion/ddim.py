@@ -97,7 +97,7 @@ def ddim_transition(
 
     Raises:
         ValueError: If ``eta`` is outside [0, 1], ``prediction_type`` is unknown, or a tensor is
-            half precision.
+            half precision or of a shape that does not fit.
 
     Examples:
         >>> import torch
@@ -156,7 +156,8 @@ def ddim_invert(
         :math:`\tilde x_t`.
 
     Raises:
-        ValueError: If ``prediction_type`` is unknown or a tensor is half precision.
+        ValueError: If ``prediction_type`` is unknown or a tensor is half precision or of a shape
+            that does not fit.
 
     Examples:
         >>> import torch

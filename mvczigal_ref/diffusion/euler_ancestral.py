@@ -60,7 +60,7 @@ def euler_ancestral_transition(
 
     Raises:
         ValueError: If ``eta`` is outside [0, 1], ``prediction_type`` is unknown, or a tensor is
-            half precision.
+            half precision or of a shape that does not fit.
 
     Examples:
         >>> step = euler_ancestral_transition(

@@ -38,7 +38,7 @@ def flow_latent(clean: BatchLatent, noise: BatchLatent, *, sigma: BatchShape) ->
         :math:`x_s`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> flow_latent(torch.ones(1, 1, 1), -torch.ones(1, 1, 1), sigma=torch.tensor(0.25)).item()
@@ -65,7 +65,7 @@ def flow_velocity(clean: BatchLatent, noise: BatchLatent) -> BatchLatent:
         :math:`v`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> flow_velocity(torch.ones(1, 1, 1), torch.full((1, 1, 1), 3.0)).item()
@@ -94,7 +94,7 @@ def flow_clean_and_noise(
         ``clean_pred`` and ``noise_pred``, in the wider dtype of the two latents.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> clean, noise = flow_clean_and_noise(
@@ -139,7 +139,7 @@ def flow_step(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= x_s - s\,v`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> step = flow_step(
@@ -185,7 +185,7 @@ def flow_ode_transition(
         value, is NaN.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> step = flow_ode_transition(
@@ -225,7 +225,7 @@ def flow_invert(
         :math:`\tilde x_s`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> flow_invert(

@@ -106,7 +106,7 @@ def dpm2m_transition(
         The next latent as ``mean``, ``std`` 0, and ``denoised`` :math:`= \hat x_0(s)`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> one = torch.ones(1, 1, 1)

@@ -84,7 +84,8 @@ def flow_sde_transition(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= \hat x_0`.
 
     Raises:
-        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision.
+        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision or
+            of a shape that does not fit.
 
     Examples:
         >>> step = flow_sde_transition(
@@ -135,7 +136,8 @@ def constant_noise_transition(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= \hat x_0`.
 
     Raises:
-        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision.
+        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision or
+            of a shape that does not fit.
 
     Examples:
         >>> step = constant_noise_transition(
@@ -209,7 +211,8 @@ def cps_transition(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= \hat x_0`.
 
     Raises:
-        ValueError: If ``noise_scale`` is outside [0, 1] or a tensor is half precision.
+        ValueError: If ``noise_scale`` is outside [0, 1] or a tensor is half precision or of a shape
+            that does not fit.
 
     Examples:
         >>> step = cps_transition(
@@ -260,7 +263,8 @@ def cps_unscaled_log_prob(
         One number per latent [squared latent units], not positive; with "none" one per element.
 
     Raises:
-        ValueError: If ``reduction`` is unknown or a tensor is half precision.
+        ValueError: If ``reduction`` is unknown or a tensor is half precision or of a shape that
+            does not fit.
 
     Examples:
         >>> action = torch.full((2, 4, 8, 8), 0.5)

@@ -48,7 +48,8 @@ def sample(mean: BatchLatent, std: float | BatchShape, noise: BatchLatent) -> Ba
         The draw, in the wider dtype of ``mean`` and ``noise``.
 
     Raises:
-        ValueError: If ``std`` is a float that is not positive, or a tensor is half precision.
+        ValueError: If ``std`` is a float that is not positive, or a tensor is half precision or of
+            a shape that does not fit.
 
     Examples:
         >>> sample(torch.ones(1, 1, 1), 0.5, torch.full((1, 1, 1), 2.0)).item()
@@ -90,7 +91,7 @@ def log_prob(
 
     Raises:
         ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, or a
-            tensor is half precision.
+            tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> action = torch.zeros(2, 4, 8, 8)
@@ -162,7 +163,7 @@ def kl_divergence(
 
     Raises:
         ValueError: If a spread is a float that is not positive, ``reduction`` is unknown, or a
-            tensor is half precision.
+            tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)

@@ -68,7 +68,7 @@ def lcm_transition(
 
     Raises:
         ValueError: If a setting is not positive, ``prediction_type`` is unknown, or a tensor is
-            half precision.
+            half precision or of a shape that does not fit.
 
     Examples:
         >>> step = lcm_transition(
@@ -132,7 +132,7 @@ def lcm_invert(
 
     Raises:
         ValueError: If a setting is not positive, ``prediction_type`` is unknown, or a tensor is
-            half precision.
+            half precision or of a shape that does not fit.
 
     Examples:
         >>> latent_t = lcm_invert(

@@ -290,7 +290,8 @@ def clean_and_noise(
         ``clean_pred`` and ``noise_pred``, in the wider dtype of the two latents.
 
     Raises:
-        ValueError: If ``prediction_type`` is unknown or a tensor is half precision.
+        ValueError: If ``prediction_type`` is unknown or a tensor is half precision or of a shape
+            that does not fit.
 
     Examples:
         >>> output, latent_t = torch.full((1, 1, 1), 0.5), torch.ones(1, 1, 1)
@@ -332,7 +333,7 @@ def noised_latent(
         :math:`x_t`, in the wider dtype of the two latents.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> one = torch.ones(1, 1, 1)

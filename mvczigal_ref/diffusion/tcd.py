@@ -58,7 +58,8 @@ def tcd_transition(
         Mean and spread of :math:`x_s`, and ``denoised`` :math:`= \hat x_r`.
 
     Raises:
-        ValueError: If ``prediction_type`` is unknown, or a tensor is half precision.
+        ValueError: If ``prediction_type`` is unknown, or a tensor is half precision or of a shape
+            that does not fit.
 
     Examples:
         >>> step = tcd_transition(
