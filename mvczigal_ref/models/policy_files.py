@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +130,7 @@ def _write_network(policy: Any, folder: Path) -> None:  # noqa: ANN401 - of eith
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """Give a hidden folder that takes the name of another once it is complete."""
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of writers that were killed
+    for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of writers that were killed
         discard(left)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.replaced.tmp")
@@ -141,7 +142,7 @@ def _whole(folder: Path) -> Iterator[Path]:
     except BaseException:
         discard(aside)
         raise
-    if folder.exists():
+    if os.path.lexists(folder):
         folder.rename(old)
     aside.rename(folder)
     sync(folder.parent)
