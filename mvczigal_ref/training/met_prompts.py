@@ -24,7 +24,7 @@ def require_same_prompts(
         prompts: All training prompts; those that the run has not met yet may be others, and a
             warning tells.
         config: The run.
-        checkpoint: What the run goes on from.
+        checkpoint: Checkpoint that the run goes on from.
 
     Raises:
         CheckpointError: If there are fewer or more, or one that was met differs.
