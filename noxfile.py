@@ -239,8 +239,7 @@ def build(session: nox.Session) -> None:
     shutil.copytree(ROOT, temporary / "tree", ignore=_not_for_the_wheel_test)
     session.chdir(temporary / "tree")
     session.run("mvczigal", "--help", silent=True)
-    arguments = session.posargs or ("--doctest-modules", "--pyargs", "mvczigal_ref", "tests/unit")
-    _pytest(session, *arguments)
+    _pytest(session, *(session.posargs or ("--pyargs", *UNIT)))
 
 
 def _not_for_the_wheel_test(folder: str, names: list[str]) -> set[str]:
@@ -248,7 +247,7 @@ def _not_for_the_wheel_test(folder: str, names: list[str]) -> set[str]:
         return {name for name in names if name == "__pycache__"}
     wanted = {
         "tests", "fixtures", "docs", "examples", "pyproject.toml", "noxfile.py", "constraints.txt",
-        "CITATION.cff",
+        "CITATION.cff", "mkdocs.yml",
     }  # fmt: skip
     return set(names) - wanted - {name for name in names if name.endswith(".md")}
 

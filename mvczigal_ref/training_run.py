@@ -125,6 +125,8 @@ def fit(
         CheckpointError: If the folder holds another run, or a reward or the prompts have changed.
         ConfigError: If a setting, a prompt or a reward is refused; nothing is loaded then.
         KeyboardInterrupt: After Ctrl-C, with a checkpoint.
+        SystemExit: After a stop since the output's reader has gone, as after ``| head``, with a
+            checkpoint and a line on standard error; of several processes, in the main one.
 
     Examples:
         >>> fit("tiny", reward="pickscore", overrides=["optim.lr=0"])
@@ -158,23 +160,26 @@ def fit(
 def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Events]) -> RunResult | None:
     """Train under a display and the callbacks; None if one of them has stopped the run."""
     from mvczigal_ref.cli.display import TrainingDisplay
-    from mvczigal_ref.cli.patient_console import PatientConsole
+    from mvczigal_ref.cli.patient_console import PatientConsole, end_unread
     from mvczigal_ref.report import write_report
 
     here, asked = join(config.run.device), EventGroup(callbacks)
+    console = PatientConsole(quiet=not here.is_main)
     with ExitStack() as stack:
         show = notebook_output() if here.is_main else None
         display: Events = (
-            stack.enter_context(TrainingDisplay(PatientConsole(quiet=not here.is_main), config))
+            stack.enter_context(TrainingDisplay(console, config))
             if show is None
             else NotebookDisplay(show)
         )
         try:
             result = train(config, folder, world=here, events=EventGroup([display, asked]))
         except KeyboardInterrupt:
-            if not here.anywhere(asked.stopping):
-                raise
-            return None
+            if here.anywhere(asked.stopping):
+                return None
+            if console.reader_gone:
+                end_unread(folder, "The same call goes on.")
+            raise
         if here.is_main:
             write_report(folder)
         return result

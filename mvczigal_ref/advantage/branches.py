@@ -64,7 +64,7 @@ def fuse_leaf_rewards(
         [[2.0, 7.0], [1.0, 3.0, 5.0, 9.0]]
     """
     require_full_precision(leaf_reward=leaf_reward)
-    _check_branching(branching, leaf_reward.shape[-1])
+    _check_branching(branching, leaf_reward)
     _check_inverse_temperature(inverse_temperature)
     if leaf_log_prob is None:
         if inverse_temperature > 0.0:
@@ -82,7 +82,7 @@ def fuse_leaf_rewards(
                 f"{tuple(leaf_reward.shape)}; got {tuple(leaf_log_prob.shape)}; one per leaf."
             )
             raise ValueError(msg)
-        score = inverse_temperature * leaf_log_prob.detach().to(leaf_reward.dtype)
+        score = _heated(leaf_log_prob, inverse_temperature).to(leaf_reward.dtype)
     fused = []
     for depth in range(1, len(branching)):
         leaves = math.prod(branching[depth:])
@@ -137,17 +137,16 @@ def fuse_edge_rewards(
         [[3.0, 7.0], [1.0, 3.0, 5.0, 9.0]]
     """
     require_full_precision(leaf_reward=leaf_reward, edge_log_prob=edge_log_prob)
-    leaves = leaf_reward.shape[-1]
-    _check_branching(branching, leaves)
+    _check_branching(branching, leaf_reward)
     _check_inverse_temperature(inverse_temperature)
-    expected = (*leaf_reward.shape[:-1], len(branching), leaves)
+    expected = (*leaf_reward.shape[:-1], len(branching), leaf_reward.shape[-1])
     if tuple(edge_log_prob.shape) != expected:
         msg = (
             f"`edge_log_prob` must have shape {expected}, one number per depth and leaf; got "
             f"{tuple(edge_log_prob.shape)}."
         )
         raise ValueError(msg)
-    score = inverse_temperature * edge_log_prob.detach().to(leaf_reward.dtype)
+    score = _heated(edge_log_prob, inverse_temperature).to(leaf_reward.dtype)
     fused = [leaf_reward]
     for depth in range(len(branching) - 1, 0, -1):
         children, below = branching[depth], math.prod(branching[depth + 1 :])
@@ -259,8 +258,16 @@ def _check_inverse_temperature(inverse_temperature: float) -> None:
         raise ValueError(msg)
 
 
-def _check_branching(branching: Sequence[int], leaves: int) -> None:
+def _heated(log_prob: Tensor, inverse_temperature: float) -> Tensor:
+    """Multiply log-probabilities; at 0 none is read, and one may be no number."""
+    if inverse_temperature == 0.0:
+        return torch.zeros_like(log_prob)
+    return inverse_temperature * log_prob.detach()
+
+
+def _check_branching(branching: Sequence[int], leaf_reward: Tensor) -> None:
     """Refuse a tree that has not these leaves."""
+    leaves = leaf_reward.shape[-1] if leaf_reward.ndim else 0
     if not branching or any(count < 1 for count in branching) or math.prod(branching) != leaves:
         msg = (
             f"`branching` must hold positive counts that multiply to the {leaves} leaves; got "

@@ -13,7 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mvczigal_ref.advantage.standardise import equal_up_to_rounding, standard_deviation
+from mvczigal_ref.advantage.standardise import (
+    equal_up_to_rounding,
+    power_of_two,
+    standard_deviation,
+)
 from mvczigal_ref.diffusion.precision import (
     require_choice,
     require_full_precision,
@@ -50,9 +54,8 @@ def group_advantages(
         s^2 = \frac{1}{n - d} \sum (r - \bar r)^2
 
     where the sum runs over the group, or over the whole batch around the batch's mean, and
-    :math:`c` clamps. The samples of a group (or of a batch, if its deviation divides) that were
-    all scored alike, but for rounding, get exactly 0: see
-    :func:`~mvczigal_ref.advantage.standardise.equal_up_to_rounding`.
+    :math:`c` clamps. The samples of a group that were all scored alike, but for rounding, get
+    exactly 0: see :func:`~mvczigal_ref.advantage.standardise.equal_up_to_rounding`.
 
     Source:
         arXiv:2505.05470 (Flow-GRPO); its released code has ``spread="batch"``, ``ddof=0``,
@@ -88,15 +91,14 @@ def group_advantages(
         raise ValueError(msg)
     count = reward.shape[-1] if spread == "group" else reward.numel()
     _check_count(count, ddof, spread)
-    centred = _centred(reward, dim=(-1,))
-    if spread == "group":
-        squares = centred.square().sum(dim=-1, keepdim=True)
-        centred = centred.masked_fill(equal_up_to_rounding(reward, dim=(-1,)), 0.0)
-    else:
-        squares = _centred(reward, dim=tuple(range(reward.ndim))).square().sum()
-        centred = centred.masked_fill(equal_up_to_rounding(reward), 0.0)
+    competing = (-1,) if spread == "group" else tuple(range(reward.ndim))
+    unit = power_of_two(reward, dim=competing)
+    scaled = reward / unit
+    squares = _centred(scaled, dim=competing).square().sum(dim=competing, keepdim=True)
     deviation = standard_deviation(squares / (count - ddof))
-    return (centred / (deviation + delta)).clamp(-clip, clip)
+    centred = _centred(scaled, dim=(-1,))
+    centred = centred.masked_fill(equal_up_to_rounding(scaled, dim=(-1,)), 0.0)
+    return (centred / (deviation + _guard(delta, unit))).clamp(-clip, clip)
 
 
 def ragged_group_advantages(
@@ -128,7 +130,8 @@ def ragged_group_advantages(
         Advantages [1], in the order of ``reward``.
 
     Raises:
-        ValueError: As :func:`group_advantages`, or if the lengths differ.
+        ValueError: As :func:`group_advantages`, or if ``reward`` has not one axis or the lengths
+            differ.
         NonFiniteError: If a reward is NaN or infinite; names its index.
 
     Examples:
@@ -138,6 +141,10 @@ def ragged_group_advantages(
     """
     _check_settings(spread=spread, ddof=ddof, delta=delta, clip=clip)
     _check_table("reward", reward)
+    if reward.ndim != 1:
+        shape = tuple(reward.shape)
+        msg = f"`reward` must have one axis, of samples; got shape {shape}; flatten it."
+        raise ValueError(msg)
     if group.shape != reward.shape:
         msg = (
             f"`group` must label each of the {tuple(reward.shape)} rewards; got shape "
@@ -148,9 +155,10 @@ def ragged_group_advantages(
     # A batch has few groups, and a group's own call keeps one definition of the equation.
     if spread == "batch":
         _check_count(reward.numel(), ddof, spread)
-        squares = _centred(reward, dim=(0,)).square().sum()
-        deviation = standard_deviation(squares / (reward.numel() - ddof))
-        alike = equal_up_to_rounding(reward)
+        unit = power_of_two(reward)
+        scaled = reward / unit
+        squares = _centred(scaled, dim=(0,)).square().sum()
+        deviation = standard_deviation(squares / (reward.numel() - ddof)) + _guard(delta, unit)
     for label in group.unique().tolist():
         members = group == label
         if spread == "group":
@@ -158,8 +166,9 @@ def ragged_group_advantages(
                 reward[members], ddof=ddof, delta=delta, clip=clip
             )
         else:
-            centred = _centred(reward[members], dim=(0,)).masked_fill(alike, 0.0)
-            advantage[members] = (centred / (deviation + delta)).clamp(-clip, clip)
+            alike = equal_up_to_rounding(scaled[members])
+            centred = _centred(scaled[members], dim=(0,)).masked_fill(alike, 0.0)
+            advantage[members] = (centred / deviation).clamp(-clip, clip)
     return advantage
 
 
@@ -231,6 +240,11 @@ def _centred(reward: Tensor, *, dim: tuple[int, ...]) -> Tensor:
     """Take rewards relative to their mean; first to their minimum, so that equal ones give 0."""
     above_worst = reward - reward.amin(dim=dim, keepdim=True)
     return above_worst - above_worst.mean(dim=dim, keepdim=True)
+
+
+def _guard(delta: float, unit: Tensor) -> Tensor:
+    """Bring what is added to a deviation to the rewards' size; never to 0."""
+    return (delta / unit).clamp_min(torch.finfo(unit.dtype).tiny)
 
 
 def _check_settings(*, spread: str, ddof: int, delta: float, clip: float) -> None:

@@ -5,12 +5,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.advantage.standardise import check_rewards, standardise
+from mvczigal_ref.advantage.standardise import check_rewards, equal_up_to_rounding, standardise
 from mvczigal_ref.shapes import JointViewReward, PerViewReward
 
-__all__ = ["AdvantageMode", "PairAdvantages", "advantage_gap", "joint_share", "pair_advantages"]
+__all__ = [
+    "AdvantageMode",
+    "PairAdvantages",
+    "advantage_gap",
+    "joint_share",
+    "pair_advantages",
+    "standardise_arms",
+]
 
 AdvantageMode = Literal["constrained", "joint", "per_view", "weighted_sum"]
 """Rewards that drive the update: MVC-ZigAL, MV-ZigAL, single views, WS-ZigAL."""
@@ -49,8 +57,8 @@ def pair_advantages(
     .. math:: (A^z, A^s) = \mathrm{standardise}(R^z \cup R^s)
 
     once over objects, views and arms for the per-view rewards and once over objects and
-    arms for the joint ones. With several processes, pass everybody's rewards and keep
-    one's own objects of the result.
+    arms for the joint ones; see :func:`standardise_arms`. With several processes, pass
+    everybody's rewards and keep one's own objects of the result.
 
     Source:
         Released trainer of arXiv:2505.20107, with the joint values left one per object
@@ -97,14 +105,50 @@ def pair_advantages(
     _check_paired("per_view_standard", per_view_standard, per_view_zigzag.shape)
     _check_paired("joint_view_zigzag", joint_view_zigzag, per_view_zigzag.shape[:1])
     _check_paired("joint_view_standard", joint_view_standard, per_view_zigzag.shape[:1])
-    per_view = standardise(torch.stack([per_view_zigzag, per_view_standard]), eps=eps)
-    joint_view = standardise(torch.stack([joint_view_zigzag, joint_view_standard]), eps=eps)
+    per_view = standardise_arms(per_view_zigzag, per_view_standard, eps=eps)
+    joint_view = standardise_arms(joint_view_zigzag, joint_view_standard, eps=eps)
     return PairAdvantages(
         per_view_zigzag=per_view[0],
         per_view_standard=per_view[1],
         joint_view_zigzag=joint_view[0],
         joint_view_standard=joint_view[1],
     )
+
+
+def standardise_arms(
+    zigzag: Float[Tensor, "*axis"], standard: Float[Tensor, "*axis"], *, eps: float = 1e-8
+) -> tuple[Float[Tensor, "*axis"], Float[Tensor, "*axis"]]:
+    r"""Standardise one kind of reward over both arms, with equal partners exactly equal.
+
+    .. math:: (A^z, A^s) = \mathrm{standardise}(R^z \cup R^s), \qquad
+        A^s_i = A^z_i \text{ where } R^s_i = R^z_i \text{ but for rounding}
+
+    so that an objective which reads the sign of a gap alone does not learn from rounding.
+
+    Source:
+        Ours on top of :func:`~mvczigal_ref.advantage.standardise.standardise`; see
+        :func:`~mvczigal_ref.advantage.standardise.equal_up_to_rounding`.
+
+    Args:
+        zigzag: Raw rewards of the zigzag arm, fp32 or fp64 [reward units]. Gradient flows.
+        standard: Rewards of the standard arm, object for object. Gradient flows.
+        eps: Added to the standard deviation [reward units]; positive.
+
+    Returns:
+        Standardised rewards of both arms [1].
+
+    Raises:
+        ValueError: As :func:`~mvczigal_ref.advantage.standardise.standardise`.
+        NonFiniteError: If a reward is NaN or infinite.
+
+    Examples:
+        >>> one, two = standardise_arms(torch.tensor([20.000002, 22.0]), torch.full((2,), 20.0))
+        >>> (one - two)[0].item()
+        0.0
+    """
+    both = torch.stack([zigzag, standard])
+    first, second = standardise(both, eps=eps)
+    return first, first.where(equal_up_to_rounding(both, dim=(0,))[0], second)
 
 
 def joint_share(

@@ -157,7 +157,7 @@ def _left(count: int, share: float) -> int:
 
 def _check(advantage: Tensor, share: float) -> None:
     require_full_precision(advantage=advantage)
-    if not advantage.shape[-1]:
+    if not advantage.ndim or not advantage.shape[-1]:
         msg = "`advantage` must hold at least one sample of each group; got none."
         raise ValueError(msg)
     if not 0.0 <= share < 1.0:

@@ -23,7 +23,7 @@ from mvczigal_ref.cli.comparing_arguments import Reproduce
 from mvczigal_ref.cli.evaluating import Evaluate, evaluate
 from mvczigal_ref.cli.exporting import Export, Report, print_export, print_report
 from mvczigal_ref.cli.launch import REFUSED, end_with_launcher
-from mvczigal_ref.cli.output import json_alone, require_json
+from mvczigal_ref.cli.output import STANDARD_OUTPUT, json_alone, require_json
 from mvczigal_ref.cli.parser_errors import in_one_line
 from mvczigal_ref.cli.playing import Play, play
 from mvczigal_ref.cli.preflight_arguments import Check, Plan, check_recipe, plan_recipe
@@ -166,7 +166,8 @@ def _main(words: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            require_current_folder()
+            if _needs_folder(command):
+                require_current_folder()
             require_json(command)
             with json_alone(command):
                 function(command)
@@ -209,6 +210,12 @@ def _read(words: list[str]) -> Command:
         _say(f"error: this command takes no settings; got {settings[0]!r}.")
         raise SystemExit(2)
     return replace(command, settings=(*command.settings, *settings))
+
+
+def _needs_folder(command: Command) -> bool:
+    """Tell whether a command may look for a path: lists that go to the terminal need none."""
+    listed = isinstance(command, Recipes | Settings)
+    return not (listed and command.json in (None, STANDARD_OUTPUT))
 
 
 def _with_standard_output(words: Sequence[str]) -> list[str]:

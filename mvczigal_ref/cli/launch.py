@@ -48,6 +48,7 @@ REFUSED = (
 
 _LIFELINE = "MVCZIGAL_LIFELINE"  # a pipe's descriptor, whose other end closes with the launcher
 _GRACE = 30.0  # seconds for the others to see that one has failed
+_STOPPED = 128 + signal.SIGINT  # status of a process that saved and stopped
 _FAREWELL = 2.0  # seconds after a second Ctrl-C, in which they may tell how to go on
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 _STOPS = (signal.SIGTERM, signal.SIGINT, *(() if _HANGUP is None else (_HANGUP,)))
@@ -142,6 +143,8 @@ def launch(count: int, words: Sequence[str]) -> int:
 
     Returns:
         Exit status of the first that failed, 128 and the signal's number after a signal, or 0.
+        Where they have stopped together, that of the one with a reason, such as 1 where the
+        output's reader has gone.
     """
     lifeline, held = os.pipe()
     processes: list[subprocess.Popen[bytes]] = []
@@ -162,7 +165,10 @@ def launch(count: int, words: Sequence[str]) -> int:
         return 0
     if asked:
         return 128 + asked[0]
-    status = processes[failed].returncode
+    statuses = [process.returncode for process in processes]
+    if statuses[failed] == _STOPPED:  # as all of them, since one asked for it, which may say why
+        failed = next((i for i, s in enumerate(statuses) if s > 0 and s != _STOPPED), failed)
+    status = statuses[failed]
     if status >= 0:
         return status
     name = signal.Signals(-status).name  # it could not speak any more

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -21,12 +20,7 @@ from mvczigal_ref.cli.policy_settings import (
     recipe_config,
     require_folder,
 )
-from mvczigal_ref.errors import (
-    ConfigError,
-    NonFiniteError,
-    ServiceUnavailableError,
-    printable,
-)
+from mvczigal_ref.errors import ConfigError, NonFiniteError, ServiceUnavailableError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -144,19 +138,16 @@ def train_run(command: Train, config: "TrainConfig") -> None:
             since the output's reader has gone, with how to go on on standard error.
     """
     folder = _folder(command, config)
-    from mvczigal_ref.cli.patient_console import PatientConsole
+    from mvczigal_ref.cli.patient_console import PatientConsole, end_unread, place_of_stop
 
     here = join(config.run.device)
     console = PatientConsole(quiet=console_of(command, shown=here.is_main).quiet)
     say(console, _beginning(folder, config))
     try:
-        _run(config, folder, console, here, start=command.start)
-        if here.is_main and command.json is not None:
-            summary = json.loads((folder / "summary.json").read_text("utf-8"))
-            write_json(command, {"folder": str(folder), **summary})
+        _run(command, config, console, here)
     except REFUSED as error:
         if isinstance(error, ServiceUnavailableError):
-            say(console, _where(folder))
+            say(console, place_of_stop(folder))
             say(console, f"once the service is back, go on with: {_again(command)}")
         if here.is_main and isinstance(error, NonFiniteError):
             raise ConfigError(f"{error} {_way_on(folder)}") from error
@@ -168,30 +159,28 @@ def train_run(command: Train, config: "TrainConfig") -> None:
         raise SystemExit(75 if isinstance(error, ServiceUnavailableError) else 2) from error
     except KeyboardInterrupt:
         if console.reader_gone:
-            way_on = f"{_where(folder)}. Go on with: {_again(command)}"
-            text = printable(f"nobody reads the output any more: {way_on}")
-            print(f"mvczigal: {text}", file=sys.stderr, flush=True)
-            raise SystemExit(1) from None
-        say(console, _where(folder))
+            end_unread(folder, f"Go on with: {_again(command)}")
+        say(console, place_of_stop(folder))
         say(console, f"go on with: {_again(command)}")
         raise
     finally:
         here.close()
 
 
-def _run(
-    config: "TrainConfig", folder: Path, console: "Console", here: "World", *, start: str | None
-) -> None:
+def _run(command: Train, config: "TrainConfig", console: "Console", here: "World") -> None:
+    """Train; then tell what came of it, and write the report whether or not that can be told."""
     from mvczigal_ref.cli.display import TrainingDisplay, gain_table, guard_table, guard_text
     from mvczigal_ref.config.scorer_names import reward_unit
     from mvczigal_ref.report import write_report
     from mvczigal_ref.report.run_content import score_tables
     from mvczigal_ref.training.trainer import train
 
+    folder = _folder(command, config)
     with TrainingDisplay(console, config) as display:
-        result = train(config, folder, world=here, events=display, start=start)
-    if here.is_main:
-        report = write_report(folder)  # first: it must not depend on the table's reader
+        result = train(config, folder, world=here, events=display, start=command.start)
+    if not here.is_main:
+        return
+    try:
         gains = {name: getattr(result, table) for name, table in score_tables(config).items()}
         console.print(
             gain_table(gains, unit=reward_unit(config.reward), before="before", after="after")
@@ -199,7 +188,12 @@ def _run(
         if result.guard is not None:
             console.print(guard_table(result.guard))
             say(console, guard_text(result.guard, returned=config.guard.action == "return"))
-        say(console, f"report: {report}")
+        if command.json is not None:
+            summary = json.loads((folder / "summary.json").read_text("utf-8"))
+            write_json(command, {"folder": str(folder), **summary})
+    finally:
+        report = write_report(folder)
+    say(console, f"report: {report}")
 
 
 def _folder(command: Train, config: "TrainConfig") -> Path:
@@ -228,13 +222,6 @@ def _beginning(folder: Path, config: "TrainConfig") -> str:
     if (folder / "config.json").is_file():
         return f"resumes {folder}, which has no checkpoint yet, at iteration 0 of {total}"
     return f"training into {folder}"
-
-
-def _where(folder: Path) -> str:
-    from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
-
-    newest = latest_checkpoint(folder / "checkpoints")
-    return "stopped before anything was saved" if newest is None else f"stopped; saved in {newest}"
 
 
 def _way_on(folder: Path) -> str:

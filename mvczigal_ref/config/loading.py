@@ -284,9 +284,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     name = repr(str(path))
     try:
+        text = read_text(path, most=_MOST_TEXT)
+    except OSError as error:
+        raise ConfigError(f"cannot read settings from {name}: {error.strerror}.") from error
+    try:
         # JSON may be indented by tabs, which YAML refuses; no setting holds one.
-        content = read_value(read_text(path, most=_MOST_TEXT).replace("\t", " "))
-    except (OSError, ConfigError) as error:
+        content = read_value(text.replace("\t", " "))
+    except ConfigError as error:
         raise ConfigError(f"cannot read settings from {name}: {error}") from error
     if content is None:
         return {}

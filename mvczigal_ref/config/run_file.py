@@ -32,12 +32,14 @@ def run_config(folder: Path) -> TrainConfig:
 Pass a folder that `mvczigal train` wrote.
     """
     path = require_run(folder)
-    begin = f"{str(path)!r} is no run's configuration: "
+    name = repr(str(path))
+    begin = f"{name} is no run's configuration: "
     try:
         config = load_config(file=path)  # which completes what is missing
         values = json.loads(path.read_text("utf-8"))
     except ValueError as error:  # no settings, or no JSON
-        msg = f"{begin}{error} Restore it, or choose another folder."
+        reason = str(error).replace(name, "it")
+        msg = f"{begin}{reason} Restore it, or choose another folder."
         raise CheckpointError(msg) from error
     missing = sorted(to_dict(config).keys() - (values or {}).keys())
     if missing:

@@ -124,7 +124,7 @@ def joint_log_prob(
         One number per object.
 
     Raises:
-        ValueError: If ``reduction`` is unknown or ``log_prob`` is half precision.
+        ValueError: If ``reduction`` is unknown, or ``log_prob`` is half precision or has no view.
 
     Examples:
         >>> joint_log_prob(torch.tensor([[-1.0, -2.0]]), reduction="sum")
@@ -132,6 +132,12 @@ def joint_log_prob(
     """
     require_full_precision(log_prob=log_prob)
     require_choice("reduction", reduction, ("mean", "sum"))
+    if not log_prob.ndim or not log_prob.shape[-1]:
+        msg = (
+            "`log_prob` must have views as its last axis, at least one; got shape "
+            f"{tuple(log_prob.shape)}; score a view."
+        )
+        raise ValueError(msg)
     return log_prob.sum(dim=-1) if reduction == "sum" else log_prob.mean(dim=-1)
 
 

@@ -74,7 +74,7 @@ def benchmark(
 
     Raises:
         ValueError: If there is no prompt or no noise.
-        NonFiniteError: If a score is not finite.
+        NonFiniteError: If a score is not finite; names its scorer, prompt, noise and view.
     """
     scorers = Mixture.of(system.per_view, "per_view")
     slices = SampleSlices(
@@ -85,10 +85,10 @@ def benchmark(
         texts, noise = slices.texts(part), system.noise(part, OCCASION, seed=seed)
         with torch.no_grad():
             images = sample_objects(system, texts, noise, config=config)
-            tables = scorers.tables(images, texts)
-        parts.append({name: table.mean(-1) for name, table in tables.items()})
+            parts.append(scorers.tables(images, texts))
         if progress is not None:
             progress(place + 1, len(mine))
     scores = slices.gathered(parts)
+    slices.require_finite("reward", scores)
     check_rewards(**scores)
-    return {name: table.view(num_noises, -1).cpu() for name, table in scores.items()}
+    return {name: table.mean(-1).view(num_noises, -1).cpu() for name, table in scores.items()}

@@ -140,8 +140,7 @@ def evaluate(
 
     Raises:
         ValueError: If there is no prompt or no noise, or ``keep_images`` is negative.
-        NonFiniteError: If a score is not finite; names the object, noise by noise through the
-            prompts.
+        NonFiniteError: If a score is not finite; names its scorer, prompt, noise and view.
 
     Examples:
         >>> from mvczigal_ref.models.tiny import tiny_components
@@ -168,8 +167,7 @@ def evaluate(
         texts, noise = slices.texts(part), system.noise(part, OCCASION, seed=seed)
         images = sample_objects(system, texts, noise, config=config, zigzag=zigzag, world=world)
         with world.agreed():
-            per_view, joint = system.score(images, texts)
-        tables.append({"per_view_reward": per_view, "joint_view_reward": joint})
+            tables.append(system.tables(images, texts))
         if place * slices.size < keep:  # then the first process has some of them, and others may
             for rank, rows in enumerate(slices.everywhere(images).split(len(part))):
                 first = (rank * len(mine) + place) * slices.size
@@ -178,12 +176,14 @@ def evaluate(
         with world.agreed():
             if progress is not None:
                 progress(place + 1, len(mine))
-    scores = slices.gathered(tables)
-    check_rewards(**scores)
+    rewards = slices.gathered(tables)
+    slices.require_finite("reward", rewards)
+    per_view, joint = system.totals(rewards)
+    check_rewards(per_view_reward=per_view, joint_view_reward=joint)
     nothing = torch.zeros(0, system.num_views, 3, system.image_size, system.image_size)
     return Evaluation(
-        per_view=scores["per_view_reward"].mean(-1).view(num_noises, -1).cpu(),
-        joint=scores["joint_view_reward"].view(num_noises, -1).cpu(),
+        per_view=per_view.mean(-1).view(num_noises, -1).cpu(),
+        joint=joint.view(num_noises, -1).cpu(),
         images=torch.cat([shown[first] for first in sorted(shown)]) if shown else nothing,
     )
 

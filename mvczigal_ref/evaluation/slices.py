@@ -9,6 +9,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import NonFiniteError, quoted
 
 __all__ = ["OCCASION", "SampleSlices"]
 
@@ -88,6 +89,33 @@ class SampleSlices:
         """
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {name: self.everywhere(rows) for name, rows in whole.items()}
+
+    def require_finite(self, kind: str, tables: Mapping[str, Tensor]) -> None:
+        """Refuse a non-finite score.
+
+        Args:
+            kind: Kind of the scores, such as "reward".
+            tables: Scores by scorer, a row per sample, as :meth:`gathered` gives them.
+
+        Raises:
+            NonFiniteError: If a score is NaN or infinite; names its scorer, prompt and noise, the
+                prompt's place among all, and the view where there is one.
+
+        Examples:
+            >>> slices = SampleSlices(prompts=["a", "b"], num_noises=2, size=1, world=World())
+            >>> slices.require_finite("reward", {"red": torch.tensor([0.0, 1.0, 2.0, torch.inf])})
+            Traceback (most recent call last):
+            mvczigal_ref.errors.NonFiniteError: `reward/red of 'b', noise 1` must be finite; got \
+inf at object 1.
+        """
+        for name, table in tables.items():
+            for sample, *view in (~table.isfinite()).nonzero().tolist()[:1]:
+                noise, prompt = divmod(sample, len(self.prompts))
+                raise NonFiniteError(
+                    f"{kind}/{name} of {quoted(self.prompts[prompt])}, noise {noise}",
+                    object=prompt, view=view[0] if view else None,
+                    value=table[(sample, *view)].item(),
+                )  # fmt: skip
 
     def everywhere(self, rows: Shaped[Tensor, " sample *rest"]) -> Shaped[Tensor, " all *rest"]:
         """Gather rows where processes share the slices; give them back where not.

@@ -21,6 +21,8 @@ __all__ = ["Watch", "object_features"]
 
 _OCCASION = "guard"  # its noise is apart from every iteration's and evaluation's
 
+_FEATURES = "features"  # name of the table of them
+
 _GRID = 8  # colour means a side
 
 
@@ -66,13 +68,12 @@ class Watch:
             them. The same in every process.
 
         Raises:
-            NonFiniteError: If a score is not finite; names it and the object, noise by noise
-                through the prompts.
+            NonFiniteError: If a score is not finite; names its scorer, prompt, noise and view.
             ScorerUnavailableError: If a scorer's service is out.
         """
         prompts, guard = len(self.prompts), self.config.guard
-        tables = self._tables()
-        features = tables.pop("features").view(guard.noises, prompts, -1).transpose(0, 1)
+        tables, rows = self._tables()
+        features = rows.view(guard.noises, prompts, -1).transpose(0, 1)
         scores = {name: t.double().view(guard.noises, prompts) for name, t in tables.items()}
         check_rewards(**scores)
         means = {name: tuple(table.mean(0).tolist()) for name, table in scores.items()}
@@ -91,32 +92,35 @@ class Watch:
         return check, metrics
 
     @torch.no_grad()
-    def _tables(self) -> dict[str, Tensor]:
-        """One row per sample, noise by noise through the prompts, on the CPU."""
+    def _tables(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Scores and features, one row per sample, noise by noise through the prompts."""
         system, run = self.system, self.config.run
         slices = SampleSlices(
             prompts=self.prompts, num_noises=self.config.guard.noises,
             size=run.objects_per_slice, world=self.world,
         )  # fmt: skip
-        parts = []
+        trained, others = [], []
         for part in slices.mine:
             texts, noise = slices.texts(part), system.noise(part, _OCCASION, seed=0)
             images = sample_objects(system, texts, noise, config=self.config, world=self.world)
             with self.world.agreed():
-                parts.append(self._scored(images, texts))
-        return {name: values.cpu() for name, values in slices.gathered(parts).items()}
+                trained.append(system.tables(images, texts))
+                others.append(self._watched(images, texts))
+        rewards, watched = slices.gathered(trained), slices.gathered(others)
+        features = watched.pop(_FEATURES)
+        slices.require_finite("reward", rewards)
+        slices.require_finite("guard", watched)
+        per_view, joint = system.totals(rewards)
+        scores = {"per_view": per_view, "joint": joint, **watched}
+        means = {name: t.mean(-1) if t.ndim > 1 else t for name, t in scores.items()}
+        return {name: values.cpu() for name, values in means.items()}, features.cpu()
 
-    def _scored(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Ask every scorer, trained on or watched."""
+    def _watched(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Ask every scorer that is not trained on, and describe the images."""
         system = self.system
-        per_view, joint = system.score(images, texts)
-        return {
-            "per_view": per_view.mean(-1),
-            "joint": joint,
-            **{k: s(images, texts).mean(-1) for k, s in system.watched_per_view.items()},
-            **{k: s(images, texts) for k, s in system.watched_joint.items()},
-            "features": object_features(images, list(system.watched_per_view.values())),
-        }
+        scorers = {**system.watched_per_view, **system.watched_joint}
+        tables = {name: scorer(images, texts) for name, scorer in scorers.items()}
+        return tables | {_FEATURES: object_features(images, list(system.watched_per_view.values()))}
 
 
 def object_features(

@@ -1,5 +1,6 @@
 """Metrics of groups: means and spreads of their rewards."""
 
+from mvczigal_ref.advantage.standardise import equal_up_to_rounding
 from mvczigal_ref.diffusion.precision import widest_dtype
 from mvczigal_ref.reward.table import RewardTable
 
@@ -25,7 +26,7 @@ def reward_metrics(rewards: RewardTable) -> dict[str, float]:
         "joint_view_reward/mean": joint[0].mean(),
         "joint_view_reward/group_std": joint[0].std(-1, correction=0).mean(),
         # Groups that were all scored alike teach nothing.
-        "groups_alike": (by_sample.amax(-1) == by_sample.amin(-1)).to(wide).mean(),
+        "groups_alike": equal_up_to_rounding(by_sample, dim=(-1,)).to(wide).mean(),
     }
     if len(per_view) > 1:
         metrics["per_view_reward/under_captions"] = per_view[1:].mean()

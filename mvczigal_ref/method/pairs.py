@@ -9,8 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mvczigal_ref.advantage.pair import PairAdvantages, advantage_gap, joint_share, pair_advantages
-from mvczigal_ref.advantage.standardise import standardise
+from mvczigal_ref.advantage.pair import (
+    PairAdvantages,
+    advantage_gap,
+    joint_share,
+    pair_advantages,
+    standardise_arms,
+)
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.method import noise_preference
 from mvczigal_ref.method.pair_settings import pair_objective, pair_update_settings
@@ -85,7 +90,7 @@ def _advantages(rewards: RewardTable, config: TrainConfig) -> PairAdvantages:
         if tables:
             arms = weighted_sum(
                 {
-                    name: standardise(torch.stack(_arms(table)))
+                    name: torch.stack(standardise_arms(*_arms(table)))
                     for name, table in sorted(tables.items())
                 },
                 weights={name: rewards.weights[name] for name in tables},

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.condition.distinct import TextColumn, every_condition
-from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.reward.table import RewardTable
 from mvczigal_ref.shapes import Images
 from mvczigal_ref.system import System
@@ -40,11 +39,7 @@ def score(
         ScorerUnavailableError: If a scorer's service is out.
     """
     samples = images.shape[1]
-    per_view, joint = Mixture.of(system.per_view, "per_view"), system.joint
-    whole = Mixture(scorers={}, weights={}) if joint is None else Mixture.of(joint, "joint_view")
-    if shared := sorted({*per_view.scorers} & {*whole.scorers}):
-        msg = f"`joint` must name its scorers as `per_view` does not; got {shared} in both."
-        raise ValueError(msg)
+    per_view, whole = system.mixtures
     rows: dict[str, list[Tensor]] = {}
     for first in range(0, len(columns), texts_per_call):
         batch = columns[first : first + texts_per_call]

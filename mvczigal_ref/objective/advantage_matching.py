@@ -5,13 +5,11 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.levels import require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
     require_full_precision,
     require_one_shape,
-    working_dtype,
 )
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss
 from mvczigal_ref.shapes import BatchLatent, Scalar
@@ -25,7 +23,11 @@ _HUBER_POWER, _HUBER_FLOOR = 0.25, 1e-10
 
 
 def matching_error(
-    velocity: BatchLatent, *, clean: BatchLatent, latent_t: BatchLatent, level: Tensor
+    velocity: BatchLatent,
+    *,
+    clean: BatchLatent,
+    latent_t: BatchLatent,
+    level: Float[Tensor, "*batch"],
 ) -> Float[Tensor, "*batch"]:
     r"""Measure how far a velocity is from that of a sample and the noise that it was given.
 
@@ -47,7 +49,7 @@ def matching_error(
         One number per latent [velocity^2], not negative.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If shapes differ, or a tensor is half precision.
 
     Examples:
         >>> import torch
@@ -55,8 +57,16 @@ def matching_error(
         >>> matching_error(zero, clean=zero, latent_t=one, level=torch.tensor(0.5)).item()
         4.0
     """
-    require_levels(latent_t, level=level)
-    working_dtype(velocity=velocity, clean=clean, latent_t=latent_t)
+    latents = {"velocity": velocity, "clean": clean, "latent_t": latent_t}
+    require_full_precision(**latents, level=level)
+    for name, tensor in (latents | {"level": level}).items():
+        shape = tuple(velocity.shape[: None if name in latents else -3])
+        if tensor.shape != shape:
+            msg = (
+                f"`{name}` must have shape {shape} to fit `velocity`; got {tuple(tensor.shape)}; "
+                "expand it."
+            )
+            raise ValueError(msg)
     target = (latent_t - clean).detach() / per_latent(level.detach(), velocity.dtype)
     error: Tensor = (velocity - target).square().mean(dim=(-3, -2, -1))
     return error

@@ -13,13 +13,8 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion.gaussian import Reduction, kl_divergence
 from mvczigal_ref.diffusion.levels import require_levels
-from mvczigal_ref.diffusion.precision import (
-    per_latent,
-    require_full_precision,
-    require_one_shape,
-    require_positive,
-)
-from mvczigal_ref.objective.reward_difference import ObjectiveStats
+from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, require_positive
+from mvczigal_ref.objective.reward_difference import ObjectiveStats, check_paired
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
 __all__ = [
@@ -84,8 +79,8 @@ def clipped_surrogate_loss(
         The loss, and its detached diagnostics.
 
     Raises:
-        ValueError: If a setting is out of its range, if shapes differ, if an input is of half
-            precision, or if ``kl_weight`` is positive without ``kl``.
+        ValueError: If a setting is out of its range, if shapes differ, if an input is empty or of
+            half precision, or if ``kl_weight`` is positive without ``kl``.
 
     Examples:
         >>> log_ratio = torch.tensor([0.3, -0.3]).requires_grad_()
@@ -96,7 +91,7 @@ def clipped_surrogate_loss(
     """
     _check_settings(clip_range=clip_range, kl=kl, kl_weight=kl_weight)
     tensors = {"log_ratio": log_ratio, "advantage": advantage, "weight": weight, "kl": kl}
-    require_one_shape(**{name: each for name, each in tensors.items() if each is not None})
+    check_paired(**{name: tensor for name, tensor in tensors.items() if tensor is not None})
     scale = advantage.detach()
     # Far beyond the range a clipped ratio must not overflow: 0 times infinity is no gradient.
     enough = torch.where(scale < 0.0, math.inf, math.log1p(clip_range) + 1.0)

@@ -185,8 +185,8 @@ def diffusion_nft_loss(
         The loss, and its detached parts.
 
     Raises:
-        ValueError: If a setting is out of its range, if shapes differ, if a tensor is half
-            precision, or if ``kl_weight`` is positive without ``velocity_reference``.
+        ValueError: If a setting is out of its range, if shapes differ, if a tensor is empty or
+            half precision, or if ``kl_weight`` is positive without ``velocity_reference``.
 
     Examples:
         >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
@@ -304,6 +304,9 @@ def _check_latents(
     latents |= {"latent_t": latent_t, "clean": clean}
     numbers = {"level": level, "advantage": advantage}
     require_full_precision(**latents, **numbers)
+    if 0 in velocity.shape:
+        msg = f"`velocity` must not be empty; got shape {tuple(velocity.shape)}; pass a sample."
+        raise ValueError(msg)
     shapes = dict.fromkeys(latents, velocity.shape) | dict.fromkeys(numbers, velocity.shape[:-3])
     for name, tensor in (latents | numbers).items():
         if tensor.shape != shapes[name]:

@@ -7,8 +7,9 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_one_shape, require_positive
+from mvczigal_ref.diffusion.precision import require_positive
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss, reference_kl
+from mvczigal_ref.objective.reward_difference import check_paired
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
 __all__ = ["divergence_loss", "outside_region"]
@@ -42,8 +43,8 @@ def outside_region(
         Whether an action's gradient is to be held back.
 
     Raises:
-        ValueError: If ``divergence_range`` is not positive, shapes differ, or a tensor is half
-            precision.
+        ValueError: If ``divergence_range`` is not positive, shapes differ, or a tensor is empty or
+            half precision.
 
     Examples:
         >>> import torch
@@ -56,7 +57,7 @@ def outside_region(
     if not divergence_range > 0.0:
         msg = f"`divergence_range` must be positive; got {divergence_range!r}."
         raise ValueError(msg)
-    require_one_shape(log_ratio=log_ratio, advantage=advantage, divergence=divergence)
+    check_paired(log_ratio=log_ratio, advantage=advantage, divergence=divergence)
     away = log_ratio.detach() * advantage.detach().sign() > 0.0
     return away & (divergence.detach() >= divergence_range)
 
@@ -122,7 +123,7 @@ def divergence_loss(
     if not isinstance(std, Tensor):
         require_positive(std=std)
     if isinstance(repeats, Tensor):
-        require_one_shape(log_ratio=log_ratio, repeats=repeats)
+        check_paired(log_ratio=log_ratio, repeats=repeats)
     divergence = reference_kl(mean.detach(), mean_old, std=std, reduction=reduction)
     held = outside_region(log_ratio, advantage, divergence, divergence_range=divergence_range)
     trusted = advantage.masked_fill(held, 0.0).masked_fill(divergence.isnan(), math.nan)

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_one_shape, require_positive
+from mvczigal_ref.diffusion.precision import require_positive
 from mvczigal_ref.objective.advantage_matching import matching_error
 from mvczigal_ref.objective.clipped import SurrogateStats
+from mvczigal_ref.objective.reward_difference import check_paired
 from mvczigal_ref.shapes import BatchLatent, Scalar
 
 __all__ = ["group_preference_loss", "group_preference_weight"]
@@ -40,7 +41,8 @@ def group_preference_weight(
         :math:`w` in (0, 1), without gradient; 1/2 at the reference.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or a tensor is half precision.
+        ValueError: If ``scale`` is not positive, shapes differ, or a tensor is empty or half
+            precision.
 
     Examples:
         >>> group_preference_weight(
@@ -50,7 +52,7 @@ def group_preference_weight(
         0.5
     """
     require_positive(scale=scale)
-    require_one_shape(error=error, error_reference=error_reference, advantage=advantage)
+    check_paired(error=error, error_reference=error_reference, advantage=advantage)
     return (scale * (advantage * (error - error_reference)).mean(dim=0)).sigmoid().detach()
 
 
@@ -97,7 +99,8 @@ def group_preference_loss(
         The loss, and its detached diagnostics.
 
     Raises:
-        ValueError: If a setting is out of its range, or a tensor is half precision.
+        ValueError: If a setting is out of its range, shapes differ, or a tensor is empty or half
+            precision.
 
     Examples:
         >>> zero, one = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)

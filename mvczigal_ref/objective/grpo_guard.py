@@ -12,11 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.levels import require_levels
-from mvczigal_ref.diffusion.precision import (
-    require_full_precision,
-    require_one_shape,
-    require_positive,
-)
+from mvczigal_ref.diffusion.precision import require_full_precision, require_positive
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss, reference_kl
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
@@ -56,8 +52,8 @@ def guarded_log_ratio(
         One number per latent [latent unit].
 
     Raises:
-        ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, or a
-            tensor is half precision.
+        ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, shapes
+            differ, or a tensor is half precision.
 
     Examples:
         >>> moved, old = torch.full((1, 1, 1), 0.1), torch.zeros(1, 1, 1)
@@ -72,7 +68,12 @@ def guarded_log_ratio(
         raise ValueError(msg)
     # A reference that does not move, as in the penalty: here it is the snapshot.
     bias = reference_kl(mean, mean_old, std=std, reduction=reduction)
-    require_one_shape(**{"mean[..., 0, 0, 0]": bias, "log_ratio": log_ratio})
+    if bias.shape != log_ratio.shape:
+        msg = (
+            f"`log_ratio` must have one number per latent of `mean`, {tuple(bias.shape)}; got "
+            f"shape {tuple(log_ratio.shape)}; expand one of them."
+        )
+        raise ValueError(msg)
     return (log_ratio + bias) * std
 
 

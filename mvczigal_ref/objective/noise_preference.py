@@ -3,10 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_one_shape, working_dtype
+from mvczigal_ref.diffusion.precision import working_dtype
 from mvczigal_ref.diffusion.schedule import PredictionType, clean_and_noise
 from mvczigal_ref.objective.preference import preference_loss
-from mvczigal_ref.objective.reward_difference import ObjectiveStats
+from mvczigal_ref.objective.reward_difference import ObjectiveStats, check_paired
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
 __all__ = ["noise_error", "noise_preference_loss"]
@@ -109,7 +109,7 @@ def noise_preference_loss(
         >>> round(loss.item(), 6), torch.autograd.grad(loss, error)[0].tolist()
         (0.693147, [0.5, -0.5])
     """
-    require_one_shape(
+    check_paired(
         error_zigzag=error_zigzag,
         error_standard=error_standard,
         reference_zigzag=reference_zigzag,

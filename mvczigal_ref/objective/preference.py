@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mvczigal_ref.diffusion.precision import require_one_shape, require_positive
+from mvczigal_ref.diffusion.precision import require_positive
 from mvczigal_ref.objective.reward_difference import (
     ObjectiveStats,
     RewardDifferenceGradients,
+    check_paired,
     pair_gradients,
 )
 from mvczigal_ref.shapes import Scalar
@@ -54,7 +55,7 @@ def preference_loss(
 
     Raises:
         ValueError: If ``scale`` or ``clip_range`` is not positive, shapes differ, or a tensor is
-            half precision.
+            empty or half precision.
 
     Examples:
         >>> ratio = torch.zeros(2).requires_grad_()
@@ -68,7 +69,7 @@ def preference_loss(
     if not clip_range > 0.0:
         msg = f"`clip_range` must be positive; got {clip_range!r}; `math.inf` counts nothing."
         raise ValueError(msg)
-    require_one_shape(
+    check_paired(
         log_ratio_zigzag=log_ratio_zigzag,
         log_ratio_standard=log_ratio_standard,
         advantage_gap=advantage_gap,

@@ -20,6 +20,7 @@ from mvczigal_ref.shapes import Scalar
 __all__ = [
     "ObjectiveStats",
     "RewardDifferenceGradients",
+    "check_paired",
     "pair_gradients",
     "reward_difference_gradients",
     "reward_difference_loss",
@@ -101,8 +102,8 @@ def reward_difference_loss(
         The mean over all elements, and its detached diagnostics.
 
     Raises:
-        ValueError: If a setting is out of its range, if shapes differ, or if an input is
-            of half precision, in which rounding alone exceeds the clip range.
+        ValueError: If a setting is out of its range, if shapes differ, or if an input is empty
+            or of half precision, in which rounding alone exceeds the clip range.
 
     Examples:
         >>> zigzag, standard = torch.tensor([0.3]), torch.tensor([-0.2])
@@ -114,7 +115,7 @@ def reward_difference_loss(
     """
     _check_setting("clip_range", clip_range, math.inf)
     _check_setting("temperature", temperature, math.nextafter(math.inf, 0.0))
-    require_one_shape(
+    check_paired(
         log_ratio_zigzag=log_ratio_zigzag,
         log_ratio_standard=log_ratio_standard,
         advantage_gap=advantage_gap,
@@ -201,10 +202,11 @@ def pair_gradients(
     Returns:
         Loss, diagnostics and both derivatives, detached.
     """
-    with torch.enable_grad():
-        zigzag = log_ratio_zigzag.detach().requires_grad_()
-        standard = log_ratio_standard.detach().requires_grad_()
-        loss, stats = pair_loss(zigzag, standard, advantage_gap)
+    # Switches gradients on too; values of an inference mode are copied, as autograd refuses them.
+    with torch.inference_mode(False):
+        zigzag = log_ratio_zigzag.detach().clone().requires_grad_()
+        standard = log_ratio_standard.detach().clone().requires_grad_()
+        loss, stats = pair_loss(zigzag, standard, advantage_gap.detach().clone())
         by_zigzag, by_standard = torch.autograd.grad(loss, (zigzag, standard))
     return RewardDifferenceGradients(loss.detach(), stats, by_zigzag, by_standard)
 
@@ -214,4 +216,21 @@ def _check_setting(name: str, value: float, largest: float) -> None:
     if not 0.0 < value <= largest:
         finite = "" if largest == math.inf else " and finite"
         msg = f"`{name}` must be positive{finite}; got {value!r}."
+        raise ValueError(msg)
+
+
+def check_paired(**tensors: Tensor) -> None:
+    """Refuse tensors that are empty, would broadcast or round; annotations are for tests alone.
+
+    Args:
+        **tensors: Tensors of one shape, by the name of their argument.
+
+    Raises:
+        ValueError: If a tensor is half precision or has not the shape of the first, or the first
+            is empty.
+    """
+    require_one_shape(**tensors)
+    first, expected = next((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+    if 0 in expected:
+        msg = f"`{first}` must not be empty; got shape {expected}; a mean of nothing is no number."
         raise ValueError(msg)

@@ -260,7 +260,8 @@ def decaying_window(
         raise ValueError(msg)
 
     def stay(start: int) -> int:
-        return math.ceil(interval * math.exp(-decay * max(start - decay_after, 0)))
+        # A number above 0 that the exponential rounds to 0 is rounded up all the same.
+        return max(math.ceil(interval * math.exp(-decay * max(start - decay_after, 0))), 1)
 
     return _moving(iteration, size, num_steps, stride, end, stay)
 

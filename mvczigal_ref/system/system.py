@@ -26,6 +26,7 @@ from mvczigal_ref.models.placement import (
     take_latents_from,
 )
 from mvczigal_ref.policy import CameraFeatures, Conditioning
+from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.reward.protocols import JointViewScorer, PerViewScorer
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.shapes import Images, JointViewReward, ObjectLatent, PerViewReward
@@ -202,10 +203,53 @@ class System:
         whole: Images = images.unflatten(0, denoised.shape[:2])
         return whole
 
+    @property
+    def mixtures(self) -> tuple[Mixture, Mixture]:
+        """Scorers of single views, and scorers of all views together, where there are such.
+
+        Raises:
+            ValueError: If a scorer of one kind has the name of one of the other.
+        """
+        per_view = Mixture.of(self.per_view, "per_view")
+        empty = Mixture(scorers={}, weights={})
+        joint = empty if self.joint is None else Mixture.of(self.joint, "joint_view")
+        if shared := sorted({*per_view.scorers} & {*joint.scorers}):
+            msg = f"`joint` must name its scorers as `per_view` does not; got {shared} in both."
+            raise ValueError(msg)
+        return per_view, joint
+
+    def tables(self, images: Images, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Ask every scorer of the reward.
+
+        Args:
+            images: Images in [0, 1].
+            prompts: One per object.
+
+        Returns:
+            Raw rewards by scorer, one per view or one per object [reward units].
+        """
+        per_view, joint = self.mixtures
+        return per_view.tables(images, prompts) | joint.tables(images, prompts)
+
+    def totals(self, tables: Mapping[str, Tensor]) -> tuple[PerViewReward, JointViewReward]:
+        """Add rewards up, each times its weight.
+
+        Args:
+            tables: Raw rewards by scorer, as :meth:`tables` gives them [reward units].
+
+        Returns:
+            One number per view, and one per object [reward units].
+        """
+        per_view, joint = self.mixtures
+        rewards = per_view.total({name: tables[name] for name in sorted(per_view.scorers)})
+        if not joint.scorers:
+            return rewards, rewards.mean(-1)
+        return rewards, joint.total({name: tables[name] for name in sorted(joint.scorers)})
+
     def score(
         self, images: Images, prompts: Sequence[str]
     ) -> tuple[PerViewReward, JointViewReward]:
-        """Ask both scorers.
+        """Ask every scorer, and add their rewards up.
 
         Args:
             images: Images in [0, 1].
@@ -214,9 +258,7 @@ class System:
         Returns:
             One number per view, and one per object [reward units].
         """
-        per_view = self.per_view(images, prompts)
-        joint = per_view.mean(-1) if self.joint is None else self.joint(images, prompts)
-        return per_view, joint
+        return self.totals(self.tables(images, prompts))
 
 
 def build_system(

@@ -2,11 +2,13 @@
 
 import hashlib
 import inspect
+import os
+import sys
 
 import pytest
 import torch
 
-from mvczigal_ref import Events, fit, recipe
+from mvczigal_ref import Events, fit, recipe, training_run
 from mvczigal_ref.cli import notebook
 from mvczigal_ref.config import code_names
 from mvczigal_ref.errors import CheckpointError, ConfigError
@@ -117,6 +119,30 @@ def test_a_callback_stops_and_the_same_call_goes_on(settings, plain, tmp_path):
     assert not whole.stopped
     mine, theirs = parameters(whole.folder), parameters(plain.folder)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_lost_reader_ends_a_script_as_it_ends_a_command(tmp_path, monkeypatch, capsys):
+    """With status 1 and one line, where a bare interrupt would say nothing of the checkpoint."""
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def train(config, folder, *, world, events):
+        (folder / "checkpoints" / "iteration_000001").mkdir(parents=True)
+        events.stage("loading models")
+        assert events.stopping
+        raise KeyboardInterrupt  # as the loop does where a stop is asked for
+
+    monkeypatch.setattr(training_run, "train", train)
+    with open(writer, "w", encoding="utf-8") as nobody, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", nobody)
+        with pytest.raises(SystemExit) as end:
+            fit("tiny", out=tmp_path, overrides=["run.device=cpu"])
+
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (
+        f"mvczigal: nobody reads the output any more: stopped; saved in {tmp_path}/checkpoints/"
+        "iteration_000001. The same call goes on.\n"
+    )
 
 
 def test_the_result_holds_metrics_gain_and_policy(plain):

@@ -9,7 +9,15 @@ from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.training.checkpoint import load_checkpoint
 from mvczigal_ref.training.events import Events
 from tests.integration import faults
-from tests.integration.runs import assert_same_run, cases, checkpoints, metrics, run, small_config
+from tests.integration.runs import (
+    HELD_OUT,
+    assert_same_run,
+    cases,
+    checkpoints,
+    metrics,
+    run,
+    small_config,
+)
 
 NAN = float("nan")
 REWARD = {"what": "reward/world.per_view of sample 1", "object": 1, "view": 4}
@@ -52,7 +60,8 @@ def test_a_number_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(
 def test_held_out_scores_that_are_not_finite_end_the_run(undisturbed, prompts, tmp_path):
     """Rather than being kept as the run's scores."""
     switch = faults.Switch(after=4)
-    with pytest.raises(NonFiniteError, match="`per_view_reward`"), faults.scorer_fault(switch):
+    message = rf"`reward/world\.per_view of '{HELD_OUT[0]}', noise 0` must .* at object 0, view 4"
+    with pytest.raises(NonFiniteError, match=message), faults.scorer_fault(switch):
         run(small_config(prompts), tmp_path, events=switch)
     assert checkpoints(tmp_path)[-1] == "iteration_000004"
     run(small_config(prompts), tmp_path)

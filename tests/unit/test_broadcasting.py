@@ -9,7 +9,7 @@ from jaxtyping import config
 
 import mvczigal_ref as m
 from mvczigal_ref.diffusion.flow_dpm import OdeMemory
-from mvczigal_ref.objective.advantage_matching import matching_error, matching_score
+from mvczigal_ref.objective.advantage_matching import matching_score
 
 ROWS = 4
 LATENT = torch.ones(ROWS, 4, 8, 8)  # as many rows as channels, so that a lost axis broadcasts
@@ -58,14 +58,12 @@ LEVELS = [
     (m.guard_loss, (NUMBER, NUMBER), {**MEANS, "step_length": NUMBER}, "step_length"),
     (m.noise_error, (LATENT,), {"latent_t": LATENT, "noise": LATENT, "alpha_bar_t": NUMBER,
      **EPSILON}, "alpha_bar_t"),
-    (matching_error, (LATENT,), {"clean": LATENT, "latent_t": LATENT, "level": NUMBER}, "level"),
 ]  # fmt: skip
 # The call, its arguments, and those that must have one shape.
 ALIKE = [
     (m.sample, {"mean": LATENT, "std": 0.5, "noise": LATENT}, "noise"),
     (m.log_prob, {"action": LATENT, "mean": LATENT, "std": 0.5, "reduction": "mean"}, "mean"),
     (m.classifier_free_guidance, {"uncond": LATENT, "cond": LATENT, "guidance_scale": 2.0}, "cond"),
-    (m.guarded_log_ratio, {"log_ratio": NUMBER, **MEANS}, "log_ratio"),
     (m.outside_region, {"log_ratio": NUMBER, "advantage": NUMBER, "divergence": NUMBER,
      "divergence_range": 0.1}, "advantage divergence"),
     (m.divergence_loss, {"log_ratio": NUMBER, "advantage": NUMBER, "repeats": NUMBER, **MEANS},
@@ -108,7 +106,7 @@ def test_one_number_per_latent_is_never_paired_with_other_axes(call, latents, se
                 call(*latents, **{**settings, name: number})
 
 
-@pytest.mark.parametrize(("call", "latents", "settings", "levels"), LEVELS[:-1], ids=names)
+@pytest.mark.parametrize(("call", "latents", "settings", "levels"), LEVELS, ids=names)
 def test_one_number_for_all_serves(call, latents, settings, levels):
     """A level without axes, or with one of length 1."""
     full = call(*latents, **settings)

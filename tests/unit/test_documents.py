@@ -85,6 +85,16 @@ def test_a_setting_that_a_document_names_is_one(page):
     assert unknown == []
 
 
+def test_an_install_that_a_document_shows_takes_the_pinned_versions():
+    """Of a clone; without them pip may fetch a torch of gigabytes."""
+    texts = [page.read_text("utf-8") for page in (*PAGES, *(ROOT / "docs").glob("*/*.md"))]
+    installs = [line for text in texts for line in re.findall(r"pip install [^`&]*", text)]
+    of_clones = [line for line in installs if re.search(r'(^|[\s"])\.(\[|"?(\s|$))', line)]
+
+    assert len(of_clones) >= 4
+    assert [line for line in of_clones if "-c constraints.txt" not in line] == []
+
+
 def test_the_site_shows_every_notebook(hooks):
     """Cell by cell, in its navigation; the equations need a converter that only the site has."""
     folder = ROOT / "docs" / "notebooks"

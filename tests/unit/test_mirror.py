@@ -1,5 +1,6 @@
 """The unit tests mirror the package: `tests/unit/ROOM/test_X.py` holds the laws of `ROOM/X`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def test_a_test_file_names_a_module_of_its_room():
 def test_a_test_of_the_bench_names_a_module_of_it():
     """By the same rule."""
     assert strays(files(HERE / "bench"), HERE.parents[1] / "bench") == []
+
+
+def test_a_test_of_the_bench_is_left_out_where_there_is_none():
+    """As beside the wheel, which has none: each file asks for it before it imports from it."""
+    texts = {path.name: path.read_text("utf-8") for path in (HERE / "bench").glob("test_*.py")}
+    asks = re.compile(r'^pytest\.importorskip\("bench"', re.MULTILINE)
+    imports = re.compile(r"^(?:from|import) bench\b", re.MULTILINE)
+
+    for name, text in texts.items():
+        assert (ask := asks.search(text)), name
+        assert ask.start() < imports.search(text).start(), name
 
 
 def test_a_file_of_several_modules_names_those_there_are():

@@ -51,6 +51,28 @@ def test_the_workflow_runs_sessions_that_there_are():
         assert f"\ndef {name}(session" in nox_text()
 
 
+def test_the_tests_of_the_wheel_have_the_documents_that_they_read():
+    """The session `build` lays them beside the tests; pages in Markdown it takes all."""
+    laid = set(
+        re.findall(r'"([\w.]+)"', nox_text().partition("    wanted = {\n")[2].partition("}")[0])
+    )
+    read = re.findall(
+        r'text_of\("([^"/]+)', (ROOT / "tests/unit/test_documents.py").read_text("utf-8")
+    )
+
+    assert {"README.md", "docs"} < set(read)
+    assert {name for name in read if not name.endswith(".md")} <= laid
+
+
+def test_what_ci_installs_is_pinned():
+    """In the workflow's jobs, under every Python, and in what a change must pass."""
+    texts = [path.read_text("utf-8") for path in (WORKFLOW, ROOT / ".ci" / "run")]
+    installs = [re.findall(r"pip install .*", text) for text in texts]
+
+    assert [len(lines) for lines in installs] == [2, 1]
+    assert [line for lines in installs for line in lines if "-c constraints.txt" not in line] == []
+
+
 FAKE_PYTHON = """#!/bin/sh
 [ "$2" = venv ] || exit 0
 mkdir -p "$3/bin"

@@ -322,3 +322,22 @@ def test_refuses_granular_rewards_without_their_axis_or_a_clip():
         granular_advantages({"a": torch.ones(1, 3)}, weights={"a": 1.0}, clip=0.0)
     with pytest.raises(ValueError, match="`weights` must name the scorers"):
         granular_advantages({"a": torch.ones(1, 3)}, weights={})
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_without_heat_no_path_is_read(bad):
+    """A step that drew no noise has no density, and equal weights need none."""
+    leaves = torch.tensor([1.0, 3.0, 5.0, 9.0])
+    paths = torch.tensor([0.0, bad, 0.0, bad])
+    by_path = fuse_leaf_rewards(leaves, branching=(2, 2), leaf_log_prob=paths)
+    by_edge = fuse_edge_rewards(
+        leaves, branching=(2, 2), edge_log_prob=paths.expand(2, 4), inverse_temperature=0.0
+    )
+
+    assert by_path[0].tolist() == by_edge[0].tolist() == [2.0, 7.0]
+
+
+def test_refuses_leaves_without_an_axis():
+    """One number is no tree."""
+    with without_shape_checks(), pytest.raises(ValueError, match="`branching` must hold positive"):
+        fuse_leaf_rewards(torch.tensor(1.0), branching=(1,))

@@ -141,7 +141,7 @@ def test_unit_and_origin_of_the_rewards_do_not_matter(reward, shift, scale, spre
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_rewards_equal_up_to_rounding_give_exactly_zero(dtype, ddof):
-    """In a group, or in a whole batch; beside a group that differs, they are standardised."""
+    """In a group, or in a whole batch, also beside a group that differs."""
     reward = torch.full((3, 8), 20.0, dtype=dtype)
     reward[1, 2] = torch.nextafter(reward[1, 2], torch.tensor(30.0, dtype=dtype))
     how = {"ddof": ddof, "delta": 1e-30}
@@ -152,11 +152,59 @@ def test_rewards_equal_up_to_rounding_give_exactly_zero(dtype, ddof):
         assert torch.equal(group_advantages(reward, spread=spread, **how), torch.zeros_like(reward))
         assert torch.equal(ragged, torch.zeros_like(ragged))
     reward[0] = torch.arange(8)
-    by_group = group_advantages(reward, spread="group", **how)
-    assert torch.equal(by_group[1:], torch.zeros_like(reward[1:]))
-    assert torch.equal(by_group[0], group_advantages(reward[0], **how))
-    by_batch = group_advantages(reward, spread="batch", **how)
-    assert 0 < by_batch[1, 2] < 1e-6
+    for spread in ("group", "batch"):
+        beside = group_advantages(reward, spread=spread, **how)
+        ragged = ragged_group_advantages(reward.flatten(), labels, spread=spread, **how)
+
+        assert torch.equal(beside[1:], torch.zeros_like(reward[1:]))
+        assert beside[0].all()
+        assert torch.equal(ragged.reshape(reward.shape), beside)
+    assert torch.equal(
+        group_advantages(reward, spread="group", **how)[0], group_advantages(reward[0], **how)
+    )
+
+
+@pytest.mark.parametrize("spread", ["group", "batch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rewards_as_large_as_the_dtype_holds_are_standardised(dtype, spread):
+    """A scorer's sentinel for a failure; a group of its own size beside it keeps its digits."""
+    largest = torch.finfo(dtype).max
+    reward = torch.tensor([[-largest, 0.0, largest], [1.0, 2.0, 3.0]], dtype=dtype)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    each = math.sqrt(1.5) if spread == "group" else math.sqrt(3.0)
+    other = each if spread == "group" else 0.0
+    expected = [-each, 0.0, each, -other, 0.0, other]
+    how = {"spread": spread, "delta": 1e-8}
+
+    for advantage in (
+        group_advantages(reward, **how),
+        ragged_group_advantages(reward.flatten(), labels, **how).reshape(reward.shape),
+    ):
+        assert advantage.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("spread", ["group", "batch"])
+def test_a_mean_far_from_zero_costs_no_digits(spread):
+    """Rewards are taken relative to the least, where a mean of them all would be rounded."""
+    reward = 16384.0 + torch.tensor([[0.0, 0.1, 0.2, 0.7], [0.3, 0.0, 0.0, 0.9]])
+    expected = group_advantages(reward.double(), spread=spread)
+
+    torch.testing.assert_close(
+        group_advantages(reward, spread=spread).double(), expected, rtol=1e-6, atol=1e-6
+    )
+
+
+@given(tables(), SPREADS, st.integers(1, 900))
+def test_a_power_of_two_changes_no_bit(reward, spread, power):
+    """Rewards are brought to size without rounding."""
+    scale = 2.0**power
+    groups = reward.reshape(-1, reward.shape[-1])
+    assume(all(statistics.pstdev(group) > 1e-3 for group in groups.tolist()))
+
+    assert torch.equal(
+        group_advantages(reward * scale, spread=spread, delta=scale * 1e-4),
+        group_advantages(reward, spread=spread),
+    )
 
 
 @given(tables(), SPREADS, st.randoms())
@@ -408,3 +456,14 @@ def test_refuses_tables_that_cannot_be_added(rewards, weights, message):
     """Names, shapes and weights."""
     with without_shape_checks(), pytest.raises(ValueError, match=message):
         combined_group_advantages(rewards, weights=weights)
+
+
+@pytest.mark.parametrize("spread", ["group", "batch"])
+def test_refuses_labels_of_a_table(spread):
+    """Samples lie along one axis; the batch's mean would be taken along the first of two."""
+    reward, group = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([[0, 0], [1, 1]])
+    with (
+        without_shape_checks(),
+        pytest.raises(ValueError, match=r"`reward` must have one axis.*got shape \(2, 2\)"),
+    ):
+        ragged_group_advantages(reward, group, spread=spread)

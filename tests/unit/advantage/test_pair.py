@@ -183,6 +183,27 @@ def test_one_object_with_one_view_still_compares_its_arms():
     assert mixed(rewards, 1.0).item() == pytest.approx(-2.0, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pair_of_rewards_equal_up_to_rounding_has_a_gap_of_zero(dtype):
+    """Also where other pairs differ, for an objective may read the sign of a gap alone."""
+    first, last = torch.tensor(20.0, dtype=dtype), torch.tensor(30.0, dtype=dtype)
+    near = torch.nextafter(first, last)
+    rewards = {
+        "per_view_zigzag": torch.stack([torch.stack([near, last]), torch.stack([first, first])]),
+        "per_view_standard": torch.full((2, 2), 20.0, dtype=dtype),
+        "joint_view_zigzag": torch.stack([first, last]),
+        "joint_view_standard": torch.stack([near, first]),
+    }
+    gap = mixed(rewards, 0.0)
+    advantages = pair_advantages(**rewards)
+
+    assert gap[0, 1] > 1.0
+    assert gap.flatten()[[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]
+    assert mixed(rewards, 1.0)[0].tolist() == [0.0, 0.0]
+    assert mixed(rewards, 1.0)[1, 0] > 1.0
+    assert advantages.per_view_standard[0, 0] == advantages.per_view_zigzag[0, 0]
+
+
 @given(pair_rewards(), SHARE)
 def test_raw_rewards_give_the_unscaled_gap(rewards, share):
     """The paper's R(z) - R(s), without standardising."""

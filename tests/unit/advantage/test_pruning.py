@@ -204,3 +204,8 @@ def test_a_group_of_nothing_is_refused():
         prune_samples(torch.ones(2, 0), share=0.5)
     with pytest.raises(ValueError, match="`advantage` must hold at least one sample of each"):
         prune_nodes(torch.ones(2, 0), keep="siblings", siblings=2)
+    with (
+        without_shape_checks(),
+        pytest.raises(ValueError, match="`advantage` must hold at least one sample of each"),
+    ):
+        prune_samples(torch.ones(()), share=0.5)

@@ -133,6 +133,27 @@ def test_the_larger_magnitude_is_the_unit(sign):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rewards_as_large_as_the_dtype_holds_are_standardised(dtype):
+    """A scorer's sentinel for a failure, whose square or distance is no number of the dtype."""
+    largest = torch.finfo(dtype).max
+    bound = math.sqrt(1.5)
+    ends = standardise(torch.tensor([-largest, 0.0, largest], dtype=dtype))
+    beside = standardise(torch.tensor([-1e30, 1.0, 2.0, 3.0], dtype=dtype))
+
+    assert ends.tolist() == pytest.approx([-bound, 0.0, bound], rel=1e-6)
+    assert beside.tolist() == pytest.approx([-math.sqrt(3.0), *[1 / math.sqrt(3.0)] * 3], rel=1e-6)
+
+
+@given(REWARDS, st.integers(1, 900))
+def test_a_power_of_two_changes_no_bit(reward, power):
+    """Rewards are brought to size without rounding."""
+    assume(spread(reward) > 1e-3)
+    scale = 2.0**power
+
+    assert torch.equal(standardise(reward * scale, eps=scale * 1e-8), standardise(reward))
+
+
 # -- gradients -----------------------------------------------------------------------------
 
 
@@ -148,8 +169,11 @@ def test_equal_rewards_have_a_derivative_of_zero(dtype):
     """The root in the deviation has none at 0, and must not make the reward's a broken number."""
     reward = torch.full((2, 3), 0.1, dtype=dtype, requires_grad=True)
     standardise(reward).square().sum().backward()
+    huge = torch.full((2, 3), 1e38, dtype=dtype, requires_grad=True)
+    standardise(huge).square().sum().backward()
 
     assert torch.equal(reward.grad, torch.zeros_like(reward))
+    assert torch.equal(huge.grad, torch.zeros_like(reward))
 
 
 # -- golden --------------------------------------------------------------------------------

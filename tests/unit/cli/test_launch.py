@@ -161,6 +161,19 @@ def test_a_process_that_fails_ends_the_others(monkeypatch):
     assert launch(2, []) == 3
 
 
+@pytest.mark.parametrize("status", [1, 130])
+def test_a_stop_has_the_status_of_its_reason(monkeypatch, status):
+    """As of a lost reader, which the main process alone has: it may end last."""
+    code = f"""if True:
+        import os, sys, time
+        os.environ["RANK"] == "1" and sys.exit(130)
+        time.sleep(0.2)
+        sys.exit({status})"""
+    monkeypatch.setattr(launching, "PROGRAM", ("-c", code))
+
+    assert launch(2, []) == status
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_stop_reaches_every_process(tmp_path, monkeypatch, number):
     """As the signal after which a run saves; the handlers of before are back afterwards."""

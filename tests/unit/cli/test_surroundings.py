@@ -81,15 +81,33 @@ def test_only_a_pipe_without_a_reader_has_lost_it(monkeypatch):
 # -- errors ------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no current folder")
-def test_a_current_folder_that_is_gone_is_named(tmp_path, monkeypatch, capsys):
-    """Not by the system's error, which names no file."""
+@pytest.fixture
+def deleted(tmp_path, monkeypatch):
+    """A current folder that is gone."""
+    if sys.platform == "win32":
+        pytest.skip("Windows deletes no current folder")
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
 
-    assert main(["train", "tiny"]) == 2
+
+@pytest.mark.parametrize(
+    "words",
+    [["recipes"], ["recipes", "tiny", "--yaml"], ["settings", "guard"], ["settings", "--json"]],
+)
+def test_a_list_needs_no_current_folder(deleted, words, capsys):
+    """It reads and writes no file there."""
+    assert main(words) == 0
+    written = capsys.readouterr()
+    assert written.out
+    assert not written.err
+
+
+@pytest.mark.parametrize("words", [["train", "tiny"], ["recipes", "--json", "list.json"]])
+def test_a_current_folder_that_is_gone_is_named(deleted, words, capsys):
+    """Not by the system's error, which names no file."""
+    assert main(words) == 2
     assert capsys.readouterr().err == (
         "mvczigal: error: the current folder must exist; it has been deleted or moved. `cd` to "
         "another.\n"

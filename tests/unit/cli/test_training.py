@@ -1,5 +1,6 @@
 """`cli.training`: the seed's option, processes and folders refused before work."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -8,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from mvczigal_ref.cli import _read, main, planning, preflight, training
+from mvczigal_ref import report
+from mvczigal_ref.cli import _read, display, main, planning, preflight, training
 from mvczigal_ref.cli.training import Train, train_words
 from mvczigal_ref.errors import ConfigError, NonFiniteError
+from mvczigal_ref.evaluation.scores import PairedGain
 from mvczigal_ref.preflight import plan
 from mvczigal_ref.preflight.attempts import CheckResult, Finding
 from mvczigal_ref.preflight.stored_plans import stored_plan
 from mvczigal_ref.recipes import recipe
+from mvczigal_ref.training import trainer
 
 
 @pytest.fixture
@@ -191,6 +195,55 @@ def test_a_number_that_is_not_finite_says_the_way_on(tmp_path, monkeypatch, caps
         training.train_run(command, recipe("tiny"))
     with pytest.raises(ConfigError, match=r"finite; .*such as a lower `optim\.lr`, and another"):
         training.train_run(replace(command, out=tmp_path / "other"), recipe("tiny"))
+
+
+GAIN = PairedGain(before=1.0, after=3.0, gain=2.0, standard_error=0.5)
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch):
+    """Words of a run that has ended, whose report cannot be written."""
+    folder = tmp_path / "run"
+
+    def train(config, folder, **_):
+        folder.mkdir()
+        (folder / "summary.json").write_text('{"per_view": {"gain": 2.0}}')
+        return trainer.RunResult(folder=folder, per_view=GAIN, joint=GAIN)
+
+    def write_report(folder):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "report.html"))
+
+    monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.setattr(report, "write_report", write_report)
+    return ["train", "tiny", "run.device=cpu", "--out", str(folder)]
+
+
+def test_gains_are_told_though_the_report_cannot_be_written(ended, capsys):
+    """It took hours to measure them."""
+    assert main(ended) == 2
+    written = capsys.readouterr()
+    assert "+2.0" in next(line for line in written.out.splitlines() if "joint view" in line)
+    assert "report:" not in written.out
+    assert written.err.startswith("mvczigal: error: [Errno 28] No space left on device: '")
+
+
+def test_json_is_told_though_the_report_cannot_be_written(ended, capsys):
+    """As the table in its place."""
+    assert main([*ended, "--json"]) == 2
+    written = capsys.readouterr()
+    assert json.loads(written.out) == {"folder": ended[-1], "per_view": {"gain": 2.0}}
+    assert written.err.count("No space left on device") == 1
+
+
+def test_a_table_that_cannot_be_printed_costs_no_report(ended, monkeypatch, capsys):
+    """As where standard output is a full disk."""
+    written = []
+    monkeypatch.setattr(report, "write_report", written.append)
+    monkeypatch.setattr(display, "gain_table", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(ended)
+
+    assert written == [Path(ended[-1])]
 
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):

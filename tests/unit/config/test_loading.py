@@ -216,8 +216,10 @@ def test_a_bad_file_is_refused(tmp_path, text, complaint):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    """As a setting, not with a traceback from the file system."""
-    assert "cannot read settings from" in refusal(file=tmp_path / "absent.yaml")
+    """As a setting, not with a traceback from the file system; its path is told once."""
+    path = tmp_path / "absent.yaml"
+    reason = "No such file or directory"
+    assert refusal(file=path) == f"cannot read settings from {str(path)!r}: {reason}."
 
 
 @pytest.mark.parametrize(

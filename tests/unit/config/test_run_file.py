@@ -41,8 +41,9 @@ def test_an_earlier_version_is_completed(tmp_path):
         ("null", "it lacks advantage, condition, "),
         ("{}", "it lacks advantage, condition, "),
         ('{"recipe": "tiny"}', "it lacks advantage, condition, "),
-        ("[]", "must hold sections of settings"),
-        ('{"run": {"seed', ""),
+        ("[]", "configuration: it must hold sections of settings"),
+        ('{"run": {"seed', "configuration: cannot read settings from it: it is not YAML"),
+        ("\0", "configuration: it must be text in UTF-8; it holds NUL bytes"),
         (json.dumps({**to_dict(TrainConfig()), "next": {}}), "unknown setting `next`"),
     ],
 )
@@ -53,6 +54,7 @@ def test_what_is_no_runs_configuration_is_named(tmp_path, content, reason):
 
     text = str(end.value)
     assert reason in text
+    assert text.count("config.json") == 1
     assert text.endswith("Restore it, or choose another folder.")
     assert "\n" not in text
 

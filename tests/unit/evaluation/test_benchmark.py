@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from mvczigal_ref.distributed import World
+from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.evaluation.benchmark import COLUMNS, PUBLISHED, benchmark
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.recipes import recipe
@@ -39,6 +41,15 @@ def test_every_scorer_judges_the_images_that_evaluate_makes():
     assert found["a"].shape == (2, 3)
     torch.testing.assert_close(found["a"], expected.per_view)
     torch.testing.assert_close(found["b"], -2.0 * expected.per_view)
+
+
+def test_a_score_that_is_not_finite_is_named():
+    """By its column's scorer, the prompt and the view."""
+    config, system = recipe("tiny_flow_grpo"), analytic_system(recipe("tiny_flow_grpo"))
+    both = {"a": scorer(1.0), "b": scorer(float("nan"))}
+    system = replace(system, per_view=Mixture(scorers=both, weights={"a": 1.0, "b": 1.0}))
+    with pytest.raises(NonFiniteError, match=r"`reward/b of '.*', noise 0` must .* nan at object"):
+        benchmark(system, PROMPTS, config=config, world=World())
 
 
 def test_the_layout_is_the_papers():

@@ -1,5 +1,6 @@
 """`evaluation`: every prompt under every noise, whatever the slices and processes."""
 
+import itertools
 import statistics
 from dataclasses import replace
 from functools import cache
@@ -15,6 +16,7 @@ from mvczigal_ref.errors import NonFiniteError
 from mvczigal_ref.evaluation.evaluate import _room, evaluate, sample_objects
 from mvczigal_ref.evaluation.scores import paired_gain
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.rollout.noise import SeededNoise
 from mvczigal_ref.rollout.standard import standard_rollout
 from mvczigal_ref.rollout.zigzag import zigzag_rollout
@@ -266,22 +268,52 @@ def test_the_guidance_of_the_configuration_is_used():
 # -- errors ------------------------------------------------------------------------------
 
 
-def test_a_score_that_is_not_finite_is_named():
-    """By the object, noise by noise through the prompts, and the view."""
+def harmed(scorer, view=()):
+    """Let a scorer give no number for the second prompt in half of its calls, or in one view."""
+    calls = itertools.count()
 
-    def wrong(images, prompts):
-        found = per_view(images, prompts)
-        found[[prompt == PROMPTS[1] for prompt in prompts], 2] = float("inf")
-        return found
+    def score(images, prompts):
+        table = scorer(images, prompts)
+        at = [prompt == PROMPTS[1] and next(calls) > 0 for prompt in prompts]
+        table[at, *view] = float("inf")
+        return table
 
-    with pytest.raises(NonFiniteError, match=r"`per_view_reward` .*got inf at object 1, view 2"):
+    return score
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "end"),
+    [
+        ("per_view", "reward/sharp of 'a blue cube', noise 1", "got inf at object 1, view 2."),
+        ("joint", "reward/whole of 'a blue cube', noise 1", "got inf at object 1."),
+    ],
+)
+def test_a_score_that_is_not_finite_is_named(kind, name, end):
+    """By its scorer among several, the prompt and its noise, in one line."""
+    bad = per_view if kind == "joint" else harmed(per_view, view=(2,))
+    whole = joint if kind == "per_view" else harmed(joint)
+    judges = {
+        "per_view": Mixture(
+            scorers={"bright": per_view, "sharp": bad}, weights={"bright": 1.0, "sharp": 0.5}
+        ),
+        "joint": Mixture(scorers={"whole": whole}, weights={"whole": 1.0}),
+    }
+    with pytest.raises(NonFiniteError) as refused:
         evaluate(
-            replace(system(), per_view=wrong),
-            PROMPTS,
-            config=settings(),
-            world=World(),
-            num_noises=1,
+            replace(system(), **judges), PROMPTS, config=settings(), world=World(), num_noises=2
         )
+
+    assert str(refused.value) == f"`{name}` must be finite; {end}"
+
+
+def test_a_sum_of_scores_that_overflows_is_refused():
+    """Each of them is finite."""
+    judge = Mixture(scorers={"bright": per_view}, weights={"bright": 1e38})
+    with pytest.raises(NonFiniteError, match=r"`per_view_reward` must be finite; got inf"):
+        evaluate(
+            replace(system(), per_view=judge), PROMPTS, config=settings(), world=World(),
+            num_noises=1,
+        )  # fmt: skip
 
 
 def test_tables_of_different_prompts_are_refused():

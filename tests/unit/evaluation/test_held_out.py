@@ -16,6 +16,7 @@ from mvczigal_ref.evaluation import watch as watch_module
 from mvczigal_ref.evaluation.held_out import HeldOut
 from mvczigal_ref.evaluation.scores import Evaluation
 from mvczigal_ref.evaluation.watch import Watch, object_features
+from mvczigal_ref.reward.mixture import Mixture
 from mvczigal_ref.system.sampler import build_sampler
 from tests.unit.evaluation.test_evaluate import PROMPTS, settings, system
 
@@ -309,5 +310,18 @@ def test_a_scorer_may_say_what_an_image_s_features_are():
 def test_a_watched_score_that_is_not_finite_is_told(drawn):
     """By its scorer's name."""
     bad = {"red": lambda images, prompts: images[:, :, 0].mean((2, 3)) / 0}
-    with pytest.raises(NonFiniteError, match="`red` must be finite; got inf"):
+    name = f"guard/red of '{PROMPTS[0]}', noise 0"
+    with pytest.raises(NonFiniteError, match=f"`{name}` must be finite; got inf at object 0, view"):
         watch(judges=bad)(0)
+
+
+def test_a_trained_score_that_is_not_finite_is_told_by_the_guard(drawn):
+    """By its scorer's name too."""
+    judged = watch()
+    bad = Mixture(
+        scorers={"dim": lambda images, prompts: images.mean((2, 3, 4)).log() * torch.inf},
+        weights={"dim": 0.5},
+    )
+    judged = replace(judged, system=replace(judged.system, per_view=bad))
+    with pytest.raises(NonFiniteError, match=f"`reward/dim of '{PROMPTS[0]}', noise 0` must be"):
+        judged(0)

@@ -186,7 +186,8 @@ def test_implicit_steps_are_diffusers_own(num_steps, spacing, to_one, offset, et
     image = at.denoised if sampler.last_action_is_image_independent else y
 
     assert sampler.timesteps.tolist() == grid
-    torch.testing.assert_close(image, x, rtol=1e-3, atol=1e-3)
+    size = x.abs().max().clamp(min=1.0)  # to 45 with all noise; the noises of a step are of size 1
+    torch.testing.assert_close(image / size, x / size, rtol=0.0, atol=4e-6)
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 7, 11, 33, 50])

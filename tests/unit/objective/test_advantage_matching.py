@@ -158,3 +158,15 @@ def test_a_score_of_half_precision_is_refused(weight, narrow):
     for error, level in ((one.to(narrow), one), (one, one.to(narrow))):
         with without_shape_checks(), pytest.raises(ValueError, match="must be float32 or float64"):
             matching_score(error, level, weight=weight)
+
+
+@pytest.mark.parametrize("name", ["clean", "latent_t", "level"])
+def test_what_would_broadcast_is_refused(name):
+    """One level per sample, of as many views, would be every view's."""
+    told, _ = noised()
+    told = {key: told[key] for key in ("velocity", "clean", "latent_t", "level")}
+    told = {key: value[:, None].expand(-1, 3, *value.shape[1:]) for key, value in told.items()}
+    assert matching_error(**told).shape == (3, 3)
+    told[name] = told[name][:, 0]
+    with without_shape_checks(), pytest.raises(ValueError, match=rf"`{name}` must have shape"):
+        matching_error(**told)

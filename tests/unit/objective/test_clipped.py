@@ -440,3 +440,10 @@ def test_refuses_spreads_that_weigh_nothing(bad):
         tempflow_step_weights(torch.tensor(bad))
     with pytest.raises(ValueError, match="`std` must be float32 or float64"):
         tempflow_step_weights(torch.ones(2, dtype=torch.float16))
+
+
+def test_refuses_a_loss_of_nothing():
+    """Its mean would be NaN."""
+    empty = torch.zeros(2, 0)
+    with pytest.raises(ValueError, match=r"`log_ratio` must not be empty; got shape \(2, 0\)"):
+        clipped_surrogate_loss(empty, empty, clip_range=0.1)

@@ -449,3 +449,10 @@ def test_refuses_a_schedule_out_of_range(arguments, message):
     """An old policy that never moves would not follow."""
     with pytest.raises(ValueError, match=message):
         old_policy_decay(**arguments)
+
+
+def test_refuses_a_loss_of_nothing():
+    """Its mean would be NaN."""
+    given_ = batch(randn(5, 0, 1, 2, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"`velocity` must not be empty; got shape \(0, 1, 2, 2\)"):
+        call(given_, mix=1.0)

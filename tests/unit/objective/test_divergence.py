@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mvczigal_ref.objective.clipped import clipped_surrogate_loss, reference_kl
 from mvczigal_ref.objective.divergence import divergence_loss, outside_region
 from tests.strategies import randn
+from tests.unannotated import without_shape_checks
 from tests.unit.objective.strategies import vectors
 
 STD = 0.4
@@ -154,3 +155,23 @@ def test_a_spread_of_nothing_is_refused():
     """Its divergence has no value."""
     with pytest.raises(ValueError, match="`std` must be positive"):
         divergence_loss(**(inputs() | {"std": 0.0}), reduction="mean")
+
+
+def test_a_divergence_that_would_broadcast_is_refused():
+    """As many views as prompts would be held back by another one's divergence."""
+    told = inputs()
+    told |= {name: told[name].expand(8, 8) for name in ("log_ratio", "advantage")}
+    with (
+        without_shape_checks(),
+        pytest.raises(ValueError, match=r"`divergence` must have the shape of `log_ratio`"),
+    ):
+        divergence_loss(**told, reduction="mean")
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_region_of_other_shapes_is_refused(place):
+    """Each action has one advantage and one divergence."""
+    three = [torch.ones(3, 3)] * 3
+    three[place] = torch.ones(3)
+    with without_shape_checks(), pytest.raises(ValueError, match="must have the shape of"):
+        outside_region(*three, divergence_range=1.0)

@@ -176,3 +176,21 @@ def test_a_weight_of_half_precision_is_refused(place):
     three[place] = three[place].half()
     with without_shape_checks(), pytest.raises(ValueError, match="must be float32 or float64"):
         group_preference_weight(*three, scale=100.0)
+
+
+def test_advantages_that_would_broadcast_are_refused():
+    """One per member, of as many prompts, would be every prompt's."""
+    told = {
+        name: value[:, None].expand(-1, 3, *value.shape[1:]) for name, value in group()[0].items()
+    }
+    by_prompt = ADVANTAGE[:, None].expand(-1, 3)
+    group_preference_loss(**told, advantage=by_prompt, scale=1.0, clip_range=0.1)
+    with without_shape_checks(), pytest.raises(ValueError, match="`advantage` must have the shape"):
+        group_preference_loss(**told, advantage=ADVANTAGE, scale=1.0, clip_range=0.1)
+
+
+def test_a_loss_of_nothing_is_refused():
+    """Its mean would be no number."""
+    empty = {key: value[:0] for key, value in group()[0].items()}
+    with pytest.raises(ValueError, match="`error` must not be empty"):
+        group_preference_loss(**empty, advantage=ADVANTAGE[:0], scale=1.0, clip_range=0.1)

@@ -213,3 +213,14 @@ def test_refuses_bad_arguments(changed, message):
     """By name, rule and value."""
     with without_shape_checks(), pytest.raises(ValueError, match=message):
         guard_loss(**inputs() | changed)
+
+
+def test_refuses_a_divergence_that_would_broadcast():
+    """As many views as prompts would be shifted by another one's divergence."""
+    given_ = inputs()
+    given_ |= {name: given_[name].expand(2, 2) for name in ("log_ratio", "advantage")}
+    with (
+        without_shape_checks(),
+        pytest.raises(ValueError, match=r"`log_ratio` must have one number per latent.*got shape \(2, 2\)"),
+    ):
+        guard_loss(**given_)

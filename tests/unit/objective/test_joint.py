@@ -12,6 +12,7 @@ from mvczigal_ref.objective.joint import joint_gradients, joint_log_ratio
 from mvczigal_ref.objective.preference import preference_gradients
 from mvczigal_ref.objective.reward_difference import reward_difference_gradients
 from tests.strategies import randn
+from tests.unannotated import without_shape_checks
 from tests.unit.objective.strategies import vectors
 
 VIEWS = 3
@@ -89,3 +90,13 @@ def test_one_view_is_the_loss_of_views():
     joint, apart = joint_gradients(rdl(), zigzag, standard, gap), rdl()(zigzag, standard, gap)
     for mine, theirs in ((joint.loss, apart.loss), (joint.zigzag, apart.zigzag)):
         assert torch.equal(mine, theirs)
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (4, 0)])
+def test_refuses_an_object_without_views(shape):
+    """A sum over none would be a ratio of 1, and their mean no number."""
+    with without_shape_checks(), pytest.raises(ValueError, match="`log_prob` must have views as"):
+        joint_log_ratio(torch.zeros(shape))

@@ -144,3 +144,10 @@ def test_refuses_half_precision(name):
     told = {**tensors(), name: tensors()[name].half()}
     with pytest.raises(ValueError, match=f"`{name}` must be float32 or float64"):
         preference_loss(**told, scale=1.0, clip_range=1.0)
+
+
+def test_refuses_a_loss_of_nothing():
+    """Its mean would be NaN."""
+    empty = {name: tensor[:0] for name, tensor in tensors().items()}
+    with pytest.raises(ValueError, match="`log_ratio_zigzag` must not be empty"):
+        preference_loss(**empty, scale=1.0, clip_range=0.1)

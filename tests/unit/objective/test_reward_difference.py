@@ -343,3 +343,26 @@ def test_refuses_arms_that_would_broadcast(place):
         reward_difference_loss(*arms, clip_range=0.1)
     with without_shape_checks(), pytest.raises(ValueError, match=rf"`{ARMS[place]}` must have the"):
         reward_difference_loss(*arms, clip_range=0.1)
+
+
+@pytest.mark.parametrize("function", [reward_difference_loss, reward_difference_gradients])
+def test_refuses_a_loss_of_nothing(function):
+    """Its mean would be NaN."""
+    empty = torch.zeros(0, 3)
+    with pytest.raises(ValueError, match=r"`log_ratio_zigzag` must not be empty; got .*\(0, 3\)"):
+        function(empty, empty, empty, clip_range=0.1)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_values_of_inference_mode_are_read(inside):
+    """Values alone are asked for, so that a replay without gradient may give them in any mode."""
+    with torch.inference_mode():
+        arms = [torch.tensor([0.3, -0.2]), torch.tensor([0.1, 0.1]), torch.tensor([1.0, -1.0])]
+    plain = [arm.clone() for arm in arms]
+    expected = reward_difference_gradients(*plain, clip_range=0.2)
+    with torch.inference_mode(inside):
+        gradients = reward_difference_gradients(*arms, clip_range=0.2)
+
+    for name in ("loss", "zigzag", "standard"):
+        assert torch.equal(getattr(gradients, name), getattr(expected, name))
+        assert not getattr(gradients, name).is_inference()

@@ -240,3 +240,10 @@ def test_no_steps_to_move_are_refused(steps):
     """And those before the first."""
     with pytest.raises(ValueError, match="`steps` must be at least 0, and one or more"):
         moving_steps(steps, iteration=0)
+
+
+def test_a_window_that_decays_at_once_skips_no_place():
+    """However fast, one iteration is spent at each: a number above 0 is rounded up."""
+    how = {"size": 1, "num_steps": 5, "interval": 2, "decay": 1e4, "decay_after": 0}
+
+    assert [decaying_window(iteration=n, **how)[0] for n in range(7)] == [0, 0, 1, 2, 3, 4, 4]
