@@ -16,7 +16,7 @@ __all__ = ["absolute_paths", "in_places", "run_difference"]
 
 
 _PATHS = ("model.weights", "run.prompts", "run.held_out", "condition.file")
-_BY_CONTENT = {"model.weights": "weights", "run.prompts": "prompts"}
+_BY_CONTENT = {"model.weights": "weights", "model.sources": "weights", "run.prompts": "prompts"}
 
 
 def absolute_paths(config: TrainConfig) -> dict[str, str]:

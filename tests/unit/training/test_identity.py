@@ -19,7 +19,7 @@ from mvczigal_ref.recipes import recipe
 from mvczigal_ref.training import trainer
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.met_prompts import require_same_prompts
-from mvczigal_ref.training.places import absolute_paths, in_places
+from mvczigal_ref.training.places import absolute_paths, in_places, run_difference
 from mvczigal_ref.training.run_folder import find_checkpoint
 from mvczigal_ref.training.run_policy import load_policy
 from tests.unit.training.test_state import PROMPTS, config, stepped
@@ -202,6 +202,17 @@ def test_weights_and_prompts_count_by_their_content_wherever_they_lie(weights, t
         require_same_weights(placed(moved), found.state)
     with pytest.raises(CheckpointError, match=r"`run\.seed` is 0 there and 5 here\. Choose"):
         find_checkpoint(run, replace(placed(moved), run=replace(placed(moved).run, seed=5)))
+
+
+def test_parts_of_a_published_model_count_by_their_content(tmp_path):
+    """As the weights do, of which they are parts."""
+    here, there = (
+        config(model={"weights": "sdxl", "rig": "paper", "sources": {"unet": str(tmp_path / name)}})
+        for name in ("here", "there")
+    )
+
+    assert run_difference(there, here, {"weights": {"place": "a", "sha256": "b"}}) == ""
+    assert "`model.sources` is " in run_difference(there, here, {"weights": None})
 
 
 def test_a_path_with_two_dots_is_that_of_the_file(weights, tmp_path, monkeypatch):
