@@ -140,7 +140,7 @@ def _loss_curve(folder: Path) -> None:
     lines = [json.loads(x) for x in (folder / "pretrain_log.jsonl").read_text("utf-8").splitlines()]
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     figure = Figure(figsize=(2.6 * len(stages), 2.4), layout="constrained")
-    for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
+    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         rows = [line for line in lines if line["stage"] == stage]
         axes.semilogy([row["step"] for row in rows], [row["loss"] for row in rows])
         seconds = rows[-1]["seconds"] - rows[0]["seconds"]

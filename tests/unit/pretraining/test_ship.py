@@ -85,12 +85,14 @@ def test_names_the_missing_stage(tmp_path):
 
 
 def test_ships_the_flow_model_with_a_gate_for_each_guidance(work, tmp_path, monkeypatch):
-    """The first guidance scale is the one that is shown and returned."""
+    """The first guidance scale is the one that is shown; one stage that went on is a log too."""
     flow = tiny_flow_components(
         seed=1, num_heads=1, head_width=8, num_layers=1, num_single_layers=1, max_tokens=12
     )
     flow.save(work / "settle")
     (work / "pretrain_config.json").write_text('{"seed": 1, "max_tokens": 12}')
+    row = {"stage": "settle", "step": 1, "loss": 1.0, "seconds": 1.0}
+    (work / "pretrain_log.jsonl").write_text(json.dumps(row) + "\n")
     prompts = ["a red ball with a white nose"] * 2
     judged = []
 
