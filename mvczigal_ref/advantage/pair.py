@@ -1,7 +1,7 @@
 """Advantages of a pair of trajectories, zigzag and standard, from the same start noise."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -96,15 +96,7 @@ def pair_advantages(
         joint_view_zigzag=joint_view_zigzag,
         joint_view_standard=joint_view_standard,
     )
-    if per_view_zigzag.ndim != 2:
-        msg = (
-            "`per_view_zigzag` must have the axes (object, view); got "
-            f"{tuple(per_view_zigzag.shape)}. One view per object is `per_view_zigzag[:, None]`."
-        )
-        raise ValueError(msg)
-    _check_paired("per_view_standard", per_view_standard, per_view_zigzag.shape)
-    _check_paired("joint_view_zigzag", joint_view_zigzag, per_view_zigzag.shape[:1])
-    _check_paired("joint_view_standard", joint_view_standard, per_view_zigzag.shape[:1])
+    _check_tables(per_view_zigzag, per_view_standard, joint_view_zigzag, joint_view_standard)
     per_view = standardise_arms(per_view_zigzag, per_view_standard, eps=eps)
     joint_view = standardise_arms(joint_view_zigzag, joint_view_standard, eps=eps)
     return PairAdvantages(
@@ -218,7 +210,7 @@ def advantage_gap(advantages: PairAdvantages, *, share: float) -> PerViewReward:
         Zigzag minus standard [1], one per view; positive where zigzag did better.
 
     Raises:
-        ValueError: If ``share`` is not in [0, 1].
+        ValueError: If ``share`` is not in [0, 1], or the tables disagree on objects or views.
 
     Examples:
         >>> advantages = PairAdvantages(
@@ -233,9 +225,28 @@ def advantage_gap(advantages: PairAdvantages, *, share: float) -> PerViewReward:
     if not 0.0 <= share <= 1.0:
         msg = f"`share` must be in [0, 1]; got {share!r}; compute it with `joint_share`."
         raise ValueError(msg)
+    _check_tables(*(getattr(advantages, field.name) for field in fields(advantages)))
     per_view = advantages.per_view_zigzag - advantages.per_view_standard
     joint_view = advantages.joint_view_zigzag - advantages.joint_view_standard
     return ((1.0 - share) * per_view + share * joint_view[:, None]).detach()
+
+
+def _check_tables(
+    per_view_zigzag: Tensor,
+    per_view_standard: Tensor,
+    joint_view_zigzag: Tensor,
+    joint_view_standard: Tensor,
+) -> None:
+    """Refuse tables that would broadcast; annotations are checked in tests alone."""
+    if per_view_zigzag.ndim != 2:
+        msg = (
+            "`per_view_zigzag` must have axes of objects and views; got shape "
+            f"{tuple(per_view_zigzag.shape)}; a view alone is `[:, None]`."
+        )
+        raise ValueError(msg)
+    _check_paired("per_view_standard", per_view_standard, per_view_zigzag.shape)
+    _check_paired("joint_view_zigzag", joint_view_zigzag, per_view_zigzag.shape[:1])
+    _check_paired("joint_view_standard", joint_view_standard, per_view_zigzag.shape[:1])
 
 
 def _check_paired(name: str, table: Tensor, shape: torch.Size) -> None:

@@ -25,6 +25,11 @@ ROUNDING_UNITS: Final = 16
 A weighted sum over scorers and views rounds by a few of them, and more would hide a real gain.
 """
 
+_EXPONENTS: Final = {
+    torch.float32: (torch.int32, 0x7F80_0000),
+    torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
+}
+
 
 def check_rewards(**tables: Float[Tensor, "..."]) -> None:
     """Refuse reward tables that are empty, narrow or non-finite, saying where.
@@ -110,8 +115,9 @@ def power_of_two(
     """
     axes, keep = (tuple(range(reward.ndim)), False) if dim is None else (dim, True)
     largest = reward.detach().abs().amax(axes, keepdim=keep)
-    # The half has the exponent less one, and twice the largest power may be no number.
-    return (largest / 2.0 / largest.frexp().mantissa).where(largest >= 1.0, 1.0)
+    # A float whose bits are those of the exponent alone; not every device has `frexp`.
+    whole, exponent = _EXPONENTS[largest.dtype]
+    return (largest.view(whole) & exponent).view(largest.dtype).where(largest >= 1.0, 1.0)
 
 
 def standard_deviation(variance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

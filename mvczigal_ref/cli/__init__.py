@@ -214,8 +214,9 @@ def _read(words: list[str]) -> Command:
 
 def _needs_folder(command: Command) -> bool:
     """Tell whether a command may look for a path: lists that go to the terminal need none."""
-    listed = isinstance(command, Recipes | Settings)
-    return not (listed and command.json in (None, STANDARD_OUTPUT))
+    if not isinstance(command, Recipes | Settings):
+        return True
+    return command.json not in (None, STANDARD_OUTPUT)
 
 
 def _with_standard_output(words: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -77,7 +78,7 @@ def benchmark(command: Benchmark) -> None:
     columns = _columns(command.columns) or dict(COLUMNS)
     config = _config(command, columns)
     check_judges(config, watched=False)
-    prompts = policy_prompts(command.prompts, config)
+    prompts = policy_prompts(command.prompts, config, noises=command.noises)
     here = join(command.device)
     console = console_of(command, shown=here.is_main)
     scorers = build_scorers(config, device=here.device, watched=False)
@@ -130,31 +131,17 @@ def _rows(
     steps: "Steps",
 ) -> dict[str, dict[str, "Tensor"]]:
     """Score the base weights, and below them the run where there is one."""
-    import torch
-
+    from mvczigal_ref.cli.progress import over_seeds
     from mvczigal_ref.evaluation.benchmark import benchmark as scored
     from mvczigal_ref.system import build_system
 
     systems = {"base weights": build_system(config, device=here.device, scorers=scorers)}
     if command.run is not None:
         systems["this run"] = build_policy(command.run, config, here.device, scorers)
+    same = {"config": config, "world": here, "num_noises": command.noises}
     return {
-        name: {scorer: torch.cat([seed[scorer] for seed in tables]) for scorer in tables[0]}
+        name: over_seeds(partial(scored, system, prompts, **same), command.seeds, steps)
         for name, system in systems.items()
-        if (
-            tables := [
-                scored(
-                    system,
-                    prompts,
-                    config=config,
-                    world=here,
-                    num_noises=command.noises,
-                    seed=seed,
-                    progress=lambda done, slices: steps.advance(1 / slices),
-                )
-                for seed in command.seeds
-            ]
-        )
     }
 
 

@@ -164,10 +164,14 @@ def enhance(command: Enhance) -> None:
     from mvczigal_ref.condition.offline import OfflineEnhancer
     from mvczigal_ref.condition.protocol import CaptionError
     from mvczigal_ref.condition.stored import enhance_prompts
+    from mvczigal_ref.config.types import MOST_AT_ONCE
     from mvczigal_ref.training.prompts import read_prompts
 
     console, prompts = console_of(command), read_prompts(command.prompts, setting="PROMPTS")
     edits = _edits(command)  # before a model is loaded
+    for option, number in (("--captions", command.captions), ("--workers", command.workers)):
+        if not 1 <= number <= MOST_AT_ONCE:
+            raise ConfigError(f"`{option}` must be 1 to {MOST_AT_ONCE}; got {number}.")
     try:
         enhancer = OfflineEnhancer(_model(command), num_captions=command.captions, edits=edits)
         with Steps(console, "captions", len(set(prompts))) as steps:

@@ -1,6 +1,6 @@
 """Score a policy on held-out prompts: arguments, comparison, table and file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +79,8 @@ def evaluate(command: Evaluate) -> None:
     from mvczigal_ref.config.scorer_names import check_scorer_names
 
     check_scorer_names(config.reward)
-    evaluate_policy(command, config, policy_prompts(command.prompts, config))
+    prompts = policy_prompts(command.prompts, config, noises=command.noises)
+    evaluate_policy(command, config, prompts)
 
 
 def evaluate_policy(command: Evaluate, config: "TrainConfig", prompts: Sequence[str]) -> None:
@@ -127,23 +128,18 @@ def _scores(
     zigzag: bool,
 ) -> dict[str, "Tensor"]:
     """Every score that there is: one row per seed and noise, one column per prompt."""
-    import torch
-
+    from mvczigal_ref.cli.progress import over_seeds
     from mvczigal_ref.evaluation.evaluate import evaluate
     from mvczigal_ref.report.run_content import score_tables
 
-    evaluations = [
-        evaluate(
+    def measure(*, seed: int, progress: Callable[[int, int], None]) -> dict[str, "Tensor"]:
+        scores = evaluate(
             system, prompts, config=config, world=here, num_noises=command.noises, seed=seed,
-            zigzag=zigzag, keep_images=0,
-            progress=lambda done, slices: steps.advance(1 / slices),
-        )
-        for seed in command.seeds
-    ]  # fmt: skip
-    return {
-        name: torch.cat([getattr(scores, table) for scores in evaluations])
-        for name, table in score_tables(config).items()
-    }
+            zigzag=zigzag, keep_images=0, progress=progress,
+        )  # fmt: skip
+        return {name: getattr(scores, table) for name, table in score_tables(config).items()}
+
+    return over_seeds(measure, command.seeds, steps)
 
 
 def _reference(

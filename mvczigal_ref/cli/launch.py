@@ -47,6 +47,7 @@ REFUSED = (
 """Errors that a process prints in one line, without a traceback."""
 
 _LIFELINE = "MVCZIGAL_LIFELINE"  # a pipe's descriptor, whose other end closes with the launcher
+_MOST_PROCESSES = 1000  # on one machine, which more of them would bring down
 _GRACE = 30.0  # seconds for the others to see that one has failed
 _STOPPED = 128 + signal.SIGINT  # status of a process that saved and stopped
 _FAREWELL = 2.0  # seconds after a second Ctrl-C, in which they may tell how to go on
@@ -64,14 +65,14 @@ def starts_processes(count: int) -> bool:
         True where they are still to be started.
 
     Raises:
-        ConfigError: If the count is below 1, or a launcher has started another number.
+        ConfigError: If the count is not 1 to 1000, or a launcher has started another number.
 
     Examples:
         >>> starts_processes(1)
         False
     """
-    if count < 1:
-        raise ConfigError(f"`--processes` must be at least 1; got {count}.")
+    if not 1 <= count <= _MOST_PROCESSES:
+        raise ConfigError(f"`--processes` must be 1 to {_MOST_PROCESSES}; got {count}.")
     running = _launched()
     if count > 1 and running is not None and running != count:
         msg = f"`--processes` must be left out under a launcher; got {count}, it runs {running}."

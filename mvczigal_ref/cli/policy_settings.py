@@ -45,7 +45,6 @@ SettingWords: TypeAlias = Annotated[
 """Words `section.name=value`, wherever they stand."""
 
 _RECIPE = "tiny"
-_MOST_NOISES = 100_000  # as `run.evaluation_noises`
 # What a policy reads once it is trained; any other setting would change nothing, in silence.
 _READ_BY_A_POLICY = ("sampler.", "flow.shift", "flow.ode", "zigzag.", "run.objects_per_slice")
 _READ_OF_A_RUN = ("model.azimuths", "model.elevation", "model.views_per_decode")
@@ -131,24 +130,27 @@ def policy_config(
     )
 
 
-def policy_prompts(name: str, config: "TrainConfig") -> list[str]:
+def policy_prompts(name: str, config: "TrainConfig", *, noises: int = 1) -> list[str]:
     """Read the prompts that a policy is scored on.
 
     Args:
         name: Value of `--prompts`.
         config: Scorers and weights; where either is the tiny world's, prompts are of its grammar.
+        noises: Value of `--noises`.
 
     Returns:
         The prompts, those of the tiny world as its grammar writes them.
 
     Raises:
-        ConfigError: If they cannot be read, or are not in that grammar.
+        ConfigError: If they cannot be read, are not in that grammar, or are too many for so many
+            noises.
     """
     from mvczigal_ref.tiny_world.grammar import parse
-    from mvczigal_ref.training.prompts import in_world, read_prompts
+    from mvczigal_ref.training.prompts import in_world, read_prompts, require_few_samples
 
     strict = in_world(config)
     prompts = read_prompts(name, setting="--prompts", world=strict)
+    require_few_samples("--noises", noises, len(prompts))
     return [str(parse(prompt)) for prompt in prompts] if strict else prompts
 
 
@@ -160,16 +162,15 @@ def require_noises(noises: int, seeds: Sequence[int]) -> None:
         seeds: Seeds of the noises.
 
     Raises:
-        ConfigError: If there are none or too many, or a seed is named twice.
+        ConfigError: If there are none, or a seed is named twice.
 
     Examples:
         >>> require_noises(4, (0, 1))
     """
-    differ = seeds and len(set(seeds)) == len(seeds)
-    if not (1 <= noises <= _MOST_NOISES and differ):
+    if noises < 1 or not seeds or len(set(seeds)) < len(seeds):
         msg = (
-            f"`--noises` must be 1 to {_MOST_NOISES} and `--seeds` must differ; got {noises} and "
-            f"{tuple(seeds)}."
+            "`--noises` must be at least 1, and `--seeds` must differ; got "
+            f"{noises} and {tuple(seeds)}."
         )
         raise ConfigError(msg)
 

@@ -3,9 +3,10 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,7 +14,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mvczigal_ref.cli.output import say
 from mvczigal_ref.evaluation.durations import duration
 
-__all__ = ["PLAIN_EVERY", "SLOW", "Steps", "saying"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["PLAIN_EVERY", "SLOW", "Steps", "over_seeds", "saying"]
 
 PLAIN_EVERY = 15.0
 """Time between plain lines [s]."""
@@ -117,3 +121,25 @@ class Steps:
         rate = (self._done - self._first) / max(now - self._began, 1e-9)
         left = f", {duration((self._total - self._done) / rate)} left" if rate > 0 else ""
         say(self._console, f"{self._text}: {share:.0%}{left}")
+
+
+def over_seeds(
+    measure: Callable[..., Mapping[str, "Tensor"]], seeds: Sequence[int], steps: Steps
+) -> dict[str, "Tensor"]:
+    """Measure once per seed, and join the scores.
+
+    Args:
+        measure: Gives a table of scores by name, a row per noise, for ``seed``; it calls
+            ``progress`` with the parts that are done and all of them.
+        seeds: Seeds of the noises, at least one.
+        steps: Progress, one step per seed.
+
+    Returns:
+        A table by name, a row per seed and noise.
+    """
+    import torch
+
+    tables = [
+        measure(seed=seed, progress=lambda done, parts: steps.advance(1 / parts)) for seed in seeds
+    ]
+    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}

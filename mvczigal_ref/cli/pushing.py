@@ -1,7 +1,6 @@
 """Put a run's policy on the hub, with a card; or write the folder alone."""
 
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from mvczigal_ref.cli.exporting import Export, export_run
 from mvczigal_ref.errors import ConfigError
-from mvczigal_ref.files import require_run, writing
+from mvczigal_ref.files import require_run
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -57,7 +56,11 @@ def push_run(command: Push) -> None:
     """
     _refuse(command)
     if command.dry_run is not None:
-        print(_write_whole(command, command.dry_run))
+        from mvczigal_ref.models.policy_files import whole_folder
+
+        with whole_folder(command.dry_run) as aside:
+            _write(command, aside)
+        print(command.dry_run)
         return
     from huggingface_hub import HfApi
 
@@ -108,17 +111,6 @@ def _refuse_public(api: "HfApi", repo: str) -> None:
             "Make it private at the hub, choose another name, or leave `--private` out."
         )
         raise ConfigError(msg)
-
-
-def _write_whole(command: Push, folder: Path) -> Path:
-    """Write a folder aside, and give it its name when everything is in it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        with writing(folder):
-            return _write(command, aside).rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(command: Push, folder: Path) -> Path:

@@ -4,6 +4,7 @@ A group of samples is judged and trained on under the prompt and its K captions.
 subclassed.
 """
 
+import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def stream(*names: int | str) -> random.Random:
     """Make a generator that is seeded by names.
 
     Args:
-        *names: Such as seed, prompt and sample; 1 and "1" differ.
+        *names: Such as seed, prompt and sample; 1 and "1" differ, and an integer of any type is
+            the number.
 
     Returns:
         A generator whose numbers differ whenever a name does.
@@ -109,4 +111,5 @@ def stream(*names: int | str) -> random.Random:
         False
     """
     # Python hashes a text seed with SHA-512, alike in every process.
-    return random.Random(repr(names))
+    plain = tuple(str(name) if isinstance(name, str) else operator.index(name) for name in names)
+    return random.Random(repr(plain))

@@ -25,6 +25,7 @@ from mvczigal_ref.config.types import (
     Real,
     Scorers,
     Size,
+    SizeOrZero,
     Table,
     Texts,
 )
@@ -115,7 +116,7 @@ class RolloutConfig:
     """Trunks per prompt, each with its own initial noise [trunks]."""
     strides: tuple[Count, ...] = (1,)
     """Strides of the grids on which each branch is finished, one grid per stride [steps]."""
-    fine_steps: CountOrZero = 0
+    fine_steps: SizeOrZero = 0
     """Steps of the plain grid that a branch's finish takes before its stride begins [steps]."""
     last_stride: Literal["short", "long"] = "short"
     """End of a finish where its stride does not fit: a shorter step, or the last stride goes
@@ -152,7 +153,7 @@ class ConditionConfig:
     """Address of the OpenAI-compatible endpoint that "chat" asks."""
     api_key_env: Name | None = None
     """Environment variable that holds the endpoint's key; None sends no key."""
-    requests_at_once: Count = 8
+    requests_at_once: Size = 8
     """Questions that each process asks at once [questions]: as many requests to "chat", or in
     one call of "local". Captions are the same for any number, but for the rounding of "local"."""
     samples_per_question: Count = 1
@@ -200,7 +201,7 @@ class ZigzagConfig:
 
     steps: CountOrZero = 1
     """Leading steps that are zigzagged [steps]; `sampler.num_steps` zigzags all of them."""
-    rounds: Count = 1
+    rounds: Size = 1
     """Inversions that each zigzagged step makes [inversions]; at least 1."""
     inversion_guidance_scale: NonNegative = 1.0
     """Guidance while inverting, w_low of the paper [1]; 1 is unguided."""
@@ -238,7 +239,7 @@ class RewardConfig:
     """Time for which a service that fails is tried again; then the run saves and stops [s]."""
     api_key_env: Name | None = None
     """Environment variable that holds the chat judges' key."""
-    requests_at_once: Count = 8
+    requests_at_once: Size = 8
     """Questions that each process asks a chat judge at once [requests]; scores are the same for any
     number."""
     images_per_question: Count = 1
@@ -370,7 +371,7 @@ class ConstraintConfig:
     """Upper end of the multiplier's box [1]; "none" is no cap, which the released code spells 0."""
     threshold_init: Real | None = None
     """Threshold before the first iteration [reward units]; None is the first batch's mean."""
-    threshold_objects: CountOrZero = 0
+    threshold_objects: SizeOrZero = 0
     """Training prompts sampled before the first iteration, whose mean joint reward becomes the
     threshold [objects]; 0 leaves it to the first batch. Not read with `threshold_init`."""
     threshold_decay: Fraction = 0.99

@@ -70,9 +70,9 @@ class OptimConfig:
     is 65536 for a network in fp16 and 1 for others."""
     loss_scale_growth_interval: Count = 2000
     """Finite gradients after which the loss scale doubles [optimiser steps]."""
-    epochs_per_iteration: Count = 1
+    epochs_per_iteration: Size = 1
     """Passes over the trajectories of an iteration [passes]."""
-    optimizer_steps_per_epoch: Count = 2
+    optimizer_steps_per_epoch: Size = 2
     """Parameter changes in one pass over an iteration's trajectories [steps]."""
     steps_per_microbatch: Count = 1
     """Sampling steps replayed in one network call [steps]; 1 keeps the first ratio exactly 1."""

@@ -7,7 +7,6 @@ from pydantic.dataclasses import dataclass
 from mvczigal_ref.config.plugins import plugin_names, registered
 from mvczigal_ref.config.types import (
     SETTINGS,
-    Count,
     CountOrZero,
     Dtype,
     Elevation,
@@ -16,6 +15,7 @@ from mvczigal_ref.config.types import (
     Positive,
     Real,
     Size,
+    SizeOrZero,
     Table,
     Text,
     Texts,
@@ -99,7 +99,7 @@ class SamplerConfig:
     """Prediction of the network; the tiny weights predict velocity, SDXL noise."""
     num_steps: Size = 4
     """Denoising steps of one trajectory [steps]; at least 1."""
-    evaluation_steps: CountOrZero = 0
+    evaluation_steps: SizeOrZero = 0
     """Denoising steps where held-out prompts are scored [steps]; 0 is `sampler.num_steps`."""
     guidance_scale: NonNegative = 7.0
     """Guidance of sampling and of training, w_high of the paper [1]; 1 is unguided."""
@@ -148,6 +148,6 @@ class FlowConfig:
     density: Literal["gaussian", "unscaled"] = "gaussian"
     """Density that scores an action of kernel "cps": the true one, or the squared error without its
     scale, to which the clip of Flow-GRPO-Fast's released trainer belongs."""
-    text_length: Count | None = None
+    text_length: Size | None = None
     """Length to which prompts are cut or padded for T5 or Qwen3 [tokens], at most its tokenizer's;
     None is the pipeline's default, 512 for FLUX.1 and Z-Image and 256 for Stable Diffusion 3."""

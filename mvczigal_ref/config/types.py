@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 
 __all__ = [
+    "MOST_AT_ONCE",
     "SETTINGS",
     "Cap",
     "Count",
@@ -28,6 +29,7 @@ __all__ = [
     "Scorers",
     "Seed",
     "Size",
+    "SizeOrZero",
     "Table",
     "Text",
     "Texts",
@@ -116,8 +118,8 @@ def _cap(value: object) -> object:
 
 
 _SMALLEST, _LARGEST = 1e-37, 1e37
-_MOST = 10**9  # of anything that is counted one by one
-_MOST_HELD = 10**5  # of anything that is held at once
+_MOST = 10**9  # of iterations, and of what paces or caps them and costs nothing by itself
+MOST_AT_ONCE = 10**5  # of anything that is made or held at once, between two chances to stop
 
 SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -146,7 +148,8 @@ RateOrZero = Annotated[NonNegative, Field(le=1e3)]
 Cap = Annotated[Positive | None, BeforeValidator(_cap)]
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST)]
 CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=_MOST)]
-Size = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=_MOST_HELD)]
+Size = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=MOST_AT_ONCE)]
+SizeOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=MOST_AT_ONCE)]
 Seed = Annotated[
     int,
     BeforeValidator(_refuse_bool),

@@ -327,7 +327,8 @@ class DdimSampler(ImplicitGrid):
             One number per latent; with "none" one per element.
 
         Raises:
-            ValueError: If ``eta`` is 0: no step has a log-density.
+            ValueError: If ``eta`` is 0: no step has a log-density. Or if the int ``step`` is
+                outside the grid.
 
         Examples:
             >>> import torch
@@ -344,4 +345,6 @@ class DdimSampler(ImplicitGrid):
                 "trainer does, by `log_prob` with std=ETA_ZERO_VARIANCE**0.5."
             )
             raise ValueError(msg)
+        if not isinstance(step, Tensor):
+            level_at(self.alpha_bar_t, step)  # refuses one outside the grid
         return log_prob(action, mean=transition.mean, std=transition.std, reduction=reduction)

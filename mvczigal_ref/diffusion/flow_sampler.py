@@ -243,7 +243,8 @@ class FlowSampler(Grid):
             One number per latent; with "none" one per element.
 
         Raises:
-            ValueError: If no step, or the int ``step``, has a log-density.
+            ValueError: If no step, or the int ``step``, has a log-density, or it is outside the
+                grid.
 
         Examples:
             >>> import torch
@@ -265,6 +266,8 @@ class FlowSampler(Grid):
                 "or draw it with a stochastic kernel."
             )
             raise ValueError(msg)
+        if not isinstance(step, Tensor):
+            level_at(self.sigma_t, step)  # refuses one before the first
         return self.score(action, transition, reduction=reduction)
 
     def score(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion.gaussian import Reduction, log_prob
 from mvczigal_ref.diffusion.grid import Device, Grid
+from mvczigal_ref.diffusion.levels import level_at
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Timesteps
 
 __all__ = ["GaussianGrid", "Sampler", "StepIndex", "Transition", "require_density"]
@@ -125,7 +126,8 @@ class GaussianGrid(Grid):
             One number per latent; with "none" one per element.
 
         Raises:
-            ValueError: If no step, or the int ``step``, has a log-density.
+            ValueError: If no step, or the int ``step``, has a log-density, or it is outside the
+                grid.
 
         Examples:
             >>> from mvczigal_ref.diffusion.lcm import LcmSampler
@@ -142,6 +144,8 @@ class GaussianGrid(Grid):
                 "spread has no log-density: leave it out of training, or draw it with noise."
             )
             raise ValueError(msg)
+        if not isinstance(step, Tensor):
+            level_at(self.timesteps, step)  # refuses one before the first
         return log_prob(action, mean=transition.mean, std=transition.std, reduction=reduction)
 
 

@@ -23,7 +23,7 @@ from mvczigal_ref.models.lora_weights import (
 )
 from mvczigal_ref.models.model_card import CardFacts, hub_id, model_card
 
-__all__ = ["PolicyLayout", "save_policy", "trained_lora"]
+__all__ = ["PolicyLayout", "save_policy", "trained_lora", "whole_folder"]
 
 PolicyLayout = Literal["peft", "diffusers", "released"]
 
@@ -75,7 +75,8 @@ def save_policy(
         raise ValueError(msg)
     multiview = hasattr(trained, "camera_encoder") if lora is None else lora.multiview
     card = model_card(lora, facts, network=network, multiview=multiview)
-    with _whole(folder) as aside:
+    with whole_folder(folder) as aside:
+        aside.mkdir()
         if isinstance(trained, LoraWeights):
             _write_lora(trained, aside, layout, hub_id(facts.base))
         else:
@@ -128,13 +129,23 @@ def _write_network(policy: Any, folder: Path) -> None:  # noqa: ANN401 - of eith
 
 
 @contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Give a hidden folder that takes the name of another once it is complete."""
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a hidden place for a folder, which takes its name once all of it is on the disk.
+
+    Args:
+        folder: Folder to write; replaced if it exists. Those above it are made if absent.
+
+    Yields:
+        Path where it is to be made; nothing of it is left after an error or a kill.
+
+    Raises:
+        OSError: The error of the disk, with the path.
+    """
     for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of writers that were killed
         discard(left)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.replaced.tmp")
-    aside.mkdir(parents=True)
     try:
         with writing(folder):
             yield aside

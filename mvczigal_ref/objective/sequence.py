@@ -3,8 +3,9 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_full_precision, require_one_shape
+from mvczigal_ref.diffusion.precision import require_full_precision
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss
+from mvczigal_ref.objective.reward_difference import check_paired
 from mvczigal_ref.shapes import Scalar
 
 __all__ = ["sequence_log_ratio", "sequence_loss", "through_sequence"]
@@ -105,7 +106,7 @@ def through_sequence(
         The sequence's log-ratio, differentiable by this step's.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If shapes differ, or a tensor is empty or half precision.
 
     Examples:
         >>> import torch
@@ -114,5 +115,5 @@ def through_sequence(
         >>> through.item(), torch.autograd.grad(through, step)[0].item()
         (0.25, 1.0)
     """
-    require_one_shape(log_ratio=log_ratio, sequence=sequence)
+    check_paired(log_ratio=log_ratio, sequence=sequence)
     return sequence.detach() + (log_ratio - log_ratio.detach())

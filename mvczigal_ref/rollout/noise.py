@@ -5,6 +5,7 @@ is the same at any batch size, any number of processes, and after a resume.
 """
 
 import hashlib
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,8 @@ def derived_generator(*names: int | str) -> torch.Generator:
         twister that close seeds correlate, so the names are hashed.
 
     Args:
-        *names: Names such as run seed, iteration, object, arm and step; 1 and "1" differ.
+        *names: Names such as run seed, iteration, object, arm and step; 1 and "1" differ, and an
+            integer of any type is the number.
 
     Returns:
         A generator whose stream differs whenever a name does.
@@ -38,7 +40,8 @@ def derived_generator(*names: int | str) -> torch.Generator:
         >>> bool(torch.randn(1, generator=a) == torch.randn(1, generator=b))
         True
     """
-    digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
+    plain = tuple(str(name) if isinstance(name, str) else operator.index(name) for name in names)
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvczigal_ref.config import TrainConfig, scorer_weights
+from mvczigal_ref.config.types import MOST_AT_ONCE
 from mvczigal_ref.errors import ConfigError, quoted
 from mvczigal_ref.models.published import SHIPPED
 from mvczigal_ref.tiny_world.grammar import parse, split_prompts
@@ -14,7 +15,9 @@ from mvczigal_ref.training.prompt_datasets import dataset_rows, is_dataset
 from mvczigal_ref.training.prompt_rows import Rows, file_rows, list_rows, split_column
 from mvczigal_ref.training.prompt_sources import shipped_list, where_to_get
 
-__all__ = ["in_world", "read_prompts", "run_prompts", "warn_of_cut_prompts"]
+__all__ = [
+    "in_world", "read_prompts", "require_few_samples", "run_prompts", "warn_of_cut_prompts",
+]  # fmt: skip
 
 _TOKENS_ADDED = 2  # at most, before and after a text
 
@@ -117,8 +120,8 @@ def run_prompts(
         Both lists.
 
     Raises:
-        ConfigError: As :func:`read_prompts`; or if a held-out prompt is trained on too, or the
-            guard's unit needs more than one.
+        ConfigError: As :func:`read_prompts`; or if a held-out prompt is trained on too, the
+            guard's unit needs more than one, or noises are too many for them.
     """
     world = in_world(config)
     trained = read_prompts(
@@ -141,7 +144,36 @@ def run_prompts(
             'got 1. Add prompts, or set `guard.unit` to "reward".'
         )
         raise ConfigError(msg)
+    require_few_samples("run.evaluation_noises", config.run.evaluation_noises, len(held_out))
+    if config.guard.every:
+        require_few_samples("guard.noises", config.guard.noises, len(held_out))
     return trained, list(held_out)
+
+
+def require_few_samples(setting: str, noises: int, prompts: int) -> None:
+    """Refuse noises by which one measurement would make more than 10^5 samples.
+
+    Args:
+        setting: Setting of the noises, for the message.
+        noises: Initial noises per prompt.
+        prompts: Prompts that are measured; however many they are, each may have one noise.
+
+    Raises:
+        ConfigError: If the samples are too many.
+
+    Examples:
+        >>> require_few_samples("guard.noises", 2000, 60)
+        Traceback (most recent call last):
+        mvczigal_ref.errors.ConfigError: `guard.noises` must be at most 1666 with 60 prompts, \
+since one measurement makes at most 100000 samples; got 2000.
+    """
+    most = max(1, MOST_AT_ONCE // max(1, prompts))
+    if noises > most:
+        msg = (
+            f"`{setting}` must be at most {most} with {prompts} prompts, since one measurement "
+            f"makes at most {MOST_AT_ONCE} samples; got {noises}."
+        )
+        raise ConfigError(msg)
 
 
 def in_world(config: TrainConfig, *, scored: bool = True) -> bool:

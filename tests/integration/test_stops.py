@@ -60,7 +60,7 @@ def test_a_number_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(
 def test_held_out_scores_that_are_not_finite_end_the_run(undisturbed, prompts, tmp_path):
     """Rather than being kept as the run's scores."""
     switch = faults.Switch(after=4)
-    message = rf"`reward/world\.per_view of '{HELD_OUT[0]}', noise 0` must .* at object 0, view 4"
+    message = rf"`reward/world\.per_view of '{HELD_OUT[1]}', noise 0` must .* at object 1, view 4"
     with pytest.raises(NonFiniteError, match=message), faults.scorer_fault(switch):
         run(small_config(prompts), tmp_path, events=switch)
     assert checkpoints(tmp_path)[-1] == "iteration_000004"

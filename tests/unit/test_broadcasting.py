@@ -150,16 +150,6 @@ def test_a_number_where_a_tensor_is_meant_is_told_so(number):
         m.flow_sde_transition(LATENT, LATENT, **{**NOISY, "sigma_t": number})
 
 
-def test_rewards_without_views_are_no_pairs():
-    """A gap of three objects would be three by three."""
-    reward = torch.arange(3.0)
-    with pytest.raises(ValueError, match=r"`per_view_zigzag` .*`per_view_zigzag\[:, None\]`"):
-        m.pair_advantages(
-            per_view_zigzag=reward, per_view_standard=reward, joint_view_zigzag=reward,
-            joint_view_standard=reward,
-        )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "name", ["LcmSampler", "DdimSampler", "TcdSampler", "EulerAncestralSampler"]
 )
@@ -170,6 +160,8 @@ def test_every_sampler_scores_its_actions(name):
     score = sampler.log_prob(LATENT, taken, 1, reduction="mean")
 
     assert torch.equal(score, m.log_prob(LATENT, mean=taken.mean, std=taken.std, reduction="mean"))
+    with pytest.raises(ValueError, match=r"`step` must be in 0\.\.2"):
+        sampler.log_prob(LATENT, taken, -1, reduction="mean")
     last = sampler.num_density_steps
     if last < sampler.num_steps:
         with pytest.raises(ValueError, match=rf"`step` must be below num_density_steps = {last}"):

@@ -359,3 +359,17 @@ def _partner(name):
     """Name the other arm's table."""
     kind, arm = name.rsplit("_", 1)
     return f"{kind}_{'standard' if arm == 'zigzag' else 'zigzag'}"
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("shape", [(2,), (2, 2)])
+def test_refuses_a_gap_of_tables_that_would_broadcast(name, shape):
+    """Such as joint advantages that are repeated over views already, as many as objects."""
+    tables = ones() | {"per_view_zigzag": torch.ones(2, 2), "per_view_standard": torch.ones(2, 2)}
+    tables[name] = torch.ones(shape)
+    with without_shape_checks():
+        if shape == ((2, 2) if "per_view" in name else (2,)):
+            advantage_gap(PairAdvantages(**tables), share=0.5)
+            return
+        with pytest.raises(ValueError, match=f"`{name}` must have"):
+            advantage_gap(PairAdvantages(**tables), share=0.5)

@@ -9,7 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mvczigal_ref.advantage import standardise
-from mvczigal_ref.advantage.standardise import check_rewards, equal_up_to_rounding
+from mvczigal_ref.advantage.standardise import (
+    check_rewards,
+    equal_up_to_rounding,
+    power_of_two,
+)
 from mvczigal_ref.errors import NonFiniteError
 from tests.golden import constants, tensors
 from tests.unit.objective.strategies import same_shape
@@ -143,6 +147,16 @@ def test_rewards_as_large_as_the_dtype_holds_are_standardised(dtype):
 
     assert ends.tolist() == pytest.approx([-bound, 0.0, bound], rel=1e-6)
     assert beside.tolist() == pytest.approx([-math.sqrt(3.0), *[1 / math.sqrt(3.0)] * 3], rel=1e-6)
+
+
+@given(st.floats(0.0, 2.0**127, width=32), st.sampled_from([torch.float32, torch.float64]))
+def test_the_unit_of_rewards_is_a_power_of_two(value, dtype):
+    """The largest that does not exceed them; 1 where they are smaller."""
+    expected = 2.0 ** max(math.frexp(value)[1] - 1, 0)
+    reward = torch.tensor([[-value, 0.0], [0.5, 0.0]], dtype=dtype)
+
+    assert power_of_two(reward, dim=(-1,)).tolist() == [[expected], [1.0]]
+    assert power_of_two(reward).item() == expected
 
 
 @given(REWARDS, st.integers(1, 900))

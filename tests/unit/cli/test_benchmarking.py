@@ -46,7 +46,7 @@ def test_one_command_gives_the_table_with_stand_ins(tmp_path, capsys, monkeypatc
         (["--columns", "World"], "`--columns` must name columns as NAME:SCORER"),
         (["--columns", "A:hpsv2", "B:hpsv2"], "with a name and a scorer of its own"),
         (["--columns", "A:pikscore"], "the nearest is 'pickscore'"),
-        (["--noises", "0"], "`--noises` must be 1 to 100000 and"),
+        (["--noises", "0"], "`--noises` must be at least 1, and"),
         (["reward.per_view=clip_score"], "`reward.per_view` is what `--columns` sets"),
         (["reward.joint=world.joint"], "`reward.joint` is what `--columns` sets"),
         ([], "needs `reward.url={chat_judge.alignment: http://HOST:PORT/v1}`"),

@@ -47,6 +47,8 @@ def test_captions_are_stored_as_training_reads_them(tmp_path, capsys):
         (["--model", "absent/folder"], "cannot load a model from 'absent/folder'"),
         (["--model", "m", "--url", "ftp://x"], "http"),
         (["--model", "m", "--workers", "2"], "`--workers` is for a served model"),
+        (["--model", "m", "--workers", "1000000000"], "`--workers` must be 1 to 100000; got 10"),
+        (["--model", "m", "--captions", "1000000000"], "`--captions` must be 1 to 100000; got 10"),
         (["--model", "m", "--edits", "ad"], "`--edits` must be some of"),
         (["--model", "m", "optim.lr=1"], "this command takes no settings"),
     ],

@@ -106,10 +106,11 @@ def test_a_device_that_cannot_compute_is_refused(device):
     assert str(caught.value).endswith("or cpu.")
 
 
-def test_no_process_is_refused():
-    """There must be one."""
-    with pytest.raises(ConfigError, match="at least 1; got 0"):
-        starts_processes(0)
+@pytest.mark.parametrize("count", [0, 10**9])
+def test_no_process_and_far_too_many_are_refused(count):
+    """There must be one, and a slip must not bring the machine down."""
+    with pytest.raises(ConfigError, match=f"`--processes` must be 1 to 1000; got {count}"):
+        starts_processes(count)
 
 
 def test_every_process_is_told_its_place(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from mvczigal_ref.cli import main, pushing
 from mvczigal_ref.config import load_config
 from mvczigal_ref.distributed import World
 from mvczigal_ref.evaluation.digits import with_error
+from mvczigal_ref.models import policy_files
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
 from mvczigal_ref.training.trainer import train
 
@@ -165,6 +166,19 @@ def test_a_dry_run_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
 
     assert seen == [False]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_clears_up_after_one_that_was_killed(run, tmp_path, monkeypatch, capsys):
+    """As every writer of a policy's folder does; what it writes is on the disk first."""
+    folder, left, synced = tmp_path / "above" / "policy", ".policy.1.tmp", []
+    (folder.parent / left).mkdir(parents=True)
+    monkeypatch.setattr(pushing, "_write", lambda command, place: place.mkdir())
+    monkeypatch.setattr(policy_files, "sync_files", lambda place: synced.append(folder.exists()))
+    assert main(["push", str(run), REPO, "--dry-run", str(folder)]) == 0
+
+    assert capsys.readouterr().out == f"{folder}\n"
+    assert list(folder.parent.iterdir()) == [folder]
+    assert synced == [False]
 
 
 # -- errors ------------------------------------------------------------------------------

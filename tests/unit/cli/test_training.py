@@ -70,7 +70,7 @@ def test_words_of_a_command_are_the_command(runs):
         (["train", "tiny", "run.prompts=absent.csv:text"], "hf:USER/DATASET:COLUMN"),
         (["train", "tiny", "--seed", "1", "run.seed=1"], "leave one of the two out"),
         (["train", "tiny", "--seed", "-1"], "`run.seed`"),
-        (["train", "tiny", "--processes", "0"], "`--processes` must be at least 1"),
+        (["train", "tiny", "--processes", "0"], "`--processes` must be 1 to 1000; got 0"),
         (["train", "tiny", "--processes", "3"], "4 slices of `run.objects_per_slice` = 8"),
         (["train", "tiny", "--out", "notes"], "'notes' holds a.txt and no config.json"),
         (["train", "tiny", "--out", "notes/a.txt"], "must be a folder; got the file"),

@@ -1,5 +1,6 @@
 """`protocol`: every enhancer and every model fits it; streams belong to names."""
 
+import numpy as np
 import pytest
 
 from mvczigal_ref.condition.offline import OfflineEnhancer
@@ -8,6 +9,7 @@ from mvczigal_ref.condition.protocol import Caption, ConditionEnhancer, stream
 from mvczigal_ref.condition.tiny_world import GrammarEnhancer
 from mvczigal_ref.language.chat import ChatEndpoint
 from mvczigal_ref.language.protocol import LanguageModel
+from tests.unannotated import without_shape_checks
 from tests.unit.condition.fakes import Talker
 
 
@@ -43,3 +45,9 @@ def test_a_caption_is_frozen():
     """No stage changes what another reads."""
     with pytest.raises(AttributeError):
         Caption(caption="a cat", instruction="add").caption = "a dog"
+
+
+def test_an_integer_is_a_name_whatever_its_type():
+    """A seed out of an array gives the captions that Python's number gives."""
+    with without_shape_checks():
+        assert stream(np.int64(3), "a", np.str_("b")).random() == stream(3, "a", "b").random()

@@ -8,7 +8,12 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvczigal_ref.diffusion.ddim import ETA_ZERO_VARIANCE, ddim_invert, ddim_transition
+from mvczigal_ref.diffusion.ddim import (
+    ETA_ZERO_VARIANCE,
+    DdimSampler,
+    ddim_invert,
+    ddim_transition,
+)
 from mvczigal_ref.diffusion.gaussian import check_std, log_prob, sample
 from mvczigal_ref.diffusion.schedule import (
     clean_and_noise,
@@ -397,3 +402,12 @@ def test_inversion_refuses_half_precision_by_name(name):
     bad[name] = bad[name].half()
     with pytest.raises(ValueError, match=rf"`{name}` must be float32 or float64"):
         ddim_invert(**bad)
+
+
+@pytest.mark.parametrize("step", [-1, 4])
+def test_a_log_density_outside_the_grid_is_refused(step):
+    """A step before the first is not the last."""
+    sampler = DdimSampler.create(num_steps=4, alpha_bar=torch.linspace(0.9, 0.1, 1000))
+    latent = torch.zeros(1, 1, 1)
+    with pytest.raises(ValueError, match=rf"`step` must be in 0\.\.3.*got {step}"):
+        sampler.log_prob(latent, sampler.transition(latent, latent, 0), step, reduction="sum")

@@ -258,6 +258,14 @@ def test_an_int_outside_the_grid_is_refused(kernel, step):
             function(zero, zero, step)
 
 
+@pytest.mark.parametrize("step", [-1, 4])
+def test_a_log_density_outside_the_grid_is_refused(step):
+    """A step before the first is not the last."""
+    sampler, latent = built("sde"), torch.zeros(1, 1, 1)
+    with pytest.raises(ValueError, match=rf"`step` must be .*; got {step}"):
+        sampler.log_prob(latent, sampler.transition(latent, latent, 0), step, reduction="sum")
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -221,6 +221,6 @@ def test_refuses_a_divergence_that_would_broadcast():
     given_ |= {name: given_[name].expand(2, 2) for name in ("log_ratio", "advantage")}
     with (
         without_shape_checks(),
-        pytest.raises(ValueError, match=r"`log_ratio` must have one number per latent.*got shape \(2, 2\)"),
+        pytest.raises(ValueError, match="`log_ratio` must have one number per latent of `mean`"),
     ):
         guard_loss(**given_)

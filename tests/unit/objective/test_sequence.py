@@ -100,3 +100,9 @@ def test_half_precision_is_refused():
     """Ratios near 1 would round away."""
     with pytest.raises(ValueError, match="`sequence` must be float32 or float64"):
         through_sequence(torch.zeros(1), sequence=torch.zeros(1).half())
+
+
+def test_a_sequence_that_would_broadcast_is_refused():
+    """Trajectories of as many views as prompts would have another one's ratio."""
+    with without_shape_checks(), pytest.raises(ValueError, match="`sequence` must have the shape"):
+        through_sequence(torch.zeros(3, 3), sequence=torch.zeros(3))

@@ -2,12 +2,15 @@
 
 import hashlib
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mvczigal_ref.rollout.noise import SeededNoise, derived_generator
 from tests.trajectories import noise
+from tests.unannotated import without_shape_checks
 
 NAMES = st.lists(st.one_of(st.integers(-5, 5), st.sampled_from(["1", "zigzag", ""])), max_size=4)
 
@@ -123,3 +126,18 @@ def test_pinned_draws():
     draw = source.arm("zigzag")(1, 0).flatten().tolist()
 
     assert [round(x, 6) for x in draw] == [0.673982, 1.316204, -0.199649, 0.095309]
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, torch.tensor])
+def test_an_integer_is_a_name_whatever_its_type(integer):
+    """Objects taken out of an array have the noise that they have by Python's numbers."""
+    plain = SeededNoise(seed=5, iteration=2, objects=[3, 4], shape=(1, 1, 2, 2))
+    with without_shape_checks():
+        other = SeededNoise(
+            seed=integer(5),
+            iteration=integer(2),
+            objects=[integer(3), integer(4)],
+            shape=(1, 1, 2, 2),
+        )
+        assert torch.equal(other.initial(), plain.initial())
+        assert torch.equal(other.arm("zigzag")(1, 0), plain.arm("zigzag")(1, 0))

@@ -14,6 +14,7 @@ from mvczigal_ref.tiny_world.grammar import split_prompts
 from mvczigal_ref.training.prompts import (
     in_world,
     read_prompts,
+    require_few_samples,
     run_prompts,
     warn_of_cut_prompts,
 )
@@ -215,3 +216,25 @@ def test_a_runs_prompts_are_refused_where_it_would_stumble(listed):
     assert run({**guard, "unit": "reward"}, prompts=both, held_out=other)
     with pytest.raises(ConfigError, match="line 1 of"):
         run(prompts=both, held_out=listed("a can\n", "bad.txt"))
+
+
+@pytest.mark.parametrize(("section", "name"), [("run", "evaluation_noises"), ("guard", "noises")])
+def test_a_measurement_has_so_many_samples_at_most(section, name):
+    """Or it would sample for ever; a guard that is off measures nothing."""
+
+    def run(noises, **guard):
+        values = {"guard": {"diversity": True, **guard}, "run": {}}
+        values[section][name] = noises
+        return run_prompts(from_dict(values))
+
+    assert len(run(2500, every=2)[1]) == 40
+    assert section == "run" or run(100_000)
+    with pytest.raises(ConfigError, match=rf"`{section}\.{name}` must be at most 2500 with 40 pro"):
+        run(2501, every=2)
+
+
+def test_each_of_many_prompts_may_be_measured_once():
+    """However long the list is that somebody names."""
+    require_few_samples("--noises", 1, 10**7)
+    with pytest.raises(ConfigError, match="`--noises` must be at most 1 with 10000000 prompts"):
+        require_few_samples("--noises", 2, 10**7)
