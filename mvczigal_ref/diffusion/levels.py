@@ -75,8 +75,8 @@ def require_levels(latent: BatchLatent, **levels: Tensor) -> None:
 
     Args:
         latent: Latents that the levels are of.
-        **levels: One number, or numbers with one axis per axis of the batch, of its length or 1;
-            under the name that the caller knows them by.
+        **levels: One number of any shape, or numbers with one axis per axis of the batch, of its
+            length or 1; under the name that the caller knows them by.
 
     Raises:
         ValueError: If one is no tensor, of half precision, or of another shape.
@@ -89,7 +89,7 @@ def require_levels(latent: BatchLatent, **levels: Tensor) -> None:
     batch = tuple(latent.shape[:-3])
     for name, level in levels.items():
         shape = tuple(level.shape)
-        if not _fits(shape, batch):
+        if math.prod(shape) != 1 and not _fits(shape, batch):
             msg = (
                 f"`{name}` must be one number, or have one axis per batch axis of the latents "
                 f"{tuple(latent.shape)}, {batch}, of its length or 1; got {shape}. "

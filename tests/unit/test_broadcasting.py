@@ -119,6 +119,14 @@ def test_one_number_for_all_serves(call, latents, settings, levels):
                 torch.testing.assert_close(got.expand_as(expected), expected)
 
 
+def test_one_number_may_have_a_latents_own_axes():
+    """As released code gives its spread: it can be paired with nothing."""
+    settings = {"mean": LATENT + 0.25, "reduction": "mean"}
+    score = m.log_prob(LATENT, std=NUMBER[:1].reshape(1, 1, 1, 1), **settings)
+
+    assert torch.equal(score.flatten(), m.log_prob(LATENT, std=0.5, **settings))
+
+
 @pytest.mark.parametrize(("call", "settings", "alike"), ALIKE, ids=names)
 def test_what_goes_together_has_one_shape(call, settings, alike):
     """An axis more or a row for all would broadcast, and a mean would hide it."""
