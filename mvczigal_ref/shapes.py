@@ -50,7 +50,7 @@ ObjectLatent = Float[Tensor, "object view c h w"]
 """Latents with separate axes of objects and views."""
 
 BatchLatent = Float[Tensor, "*batch c h w"]
-"""Latents with any leading axes."""
+"""Latents with any leading axes; packed tokens ``(row, token, channel)`` are ``x[:, None]``."""
 
 BatchShape = Float[Tensor, "*#batch"]
 """One number per latent; an axis of size 1 broadcasts."""

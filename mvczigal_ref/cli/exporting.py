@@ -1,5 +1,6 @@
 """Export a run's policy for other tools, and write its report again."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -82,7 +83,7 @@ def export_run(command: Export, *, facts: "CardFacts | None" = None) -> Path:
         CheckpointError: If the folder is no run, or its checkpoint is damaged.
         ConfigError: If the target exists, or the layout does not fit what was trained.
     """
-    if command.out.exists():
+    if os.path.lexists(command.out):  # a link that leads nowhere, too
         msg = f"`--out` must not exist yet; got {str(command.out)!r}."
         raise ConfigError(msg)
     require_run(command.run)

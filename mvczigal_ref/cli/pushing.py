@@ -1,5 +1,6 @@
 """Put a run's policy on the hub, with a card; or write the folder alone."""
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def _refuse(command: Push) -> None:
     if not valid:
         msg = f"the repository must be named `user/name`; got {command.repo!r}."
         raise ConfigError(msg)
-    if command.dry_run is not None and command.dry_run.exists():
+    if command.dry_run is not None and os.path.lexists(command.dry_run):
         msg = f"`--dry-run` must not exist yet; got {str(command.dry_run)!r}."
         raise ConfigError(msg)
     require_run(command.run)

@@ -247,7 +247,7 @@ def _write_pictures(
         for view, image in enumerate(each):
             path = folder / f"{name}_view{view}.png"
             save_png(path, contact_sheet(image[None, None], scale=1, gap=0))
-        yield str(folder / f"{name}_view[0-{views - 1}].png")
+        yield str(folder / f"{name}_view{'0' if views == 1 else f'[0-{views - 1}]'}.png")
         columns = math.ceil(math.sqrt(views))
         if views > columns:  # else the sheet's row is the grid
             path = folder / f"{name}_grid.png"

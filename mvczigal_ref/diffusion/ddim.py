@@ -6,15 +6,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.gaussian import Reduction, check_std, log_prob
-from mvczigal_ref.diffusion.grid import Grid
-from mvczigal_ref.diffusion.levels import level_at, require_index
+from mvczigal_ref.diffusion.levels import level_at, require_index, require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
-    require_full_precision,
     working_dtype,
 )
-from mvczigal_ref.diffusion.sampler import StepIndex, Transition
+from mvczigal_ref.diffusion.sampler import GaussianGrid, StepIndex, Transition
 from mvczigal_ref.diffusion.schedule import (
     PREDICTION_TYPES,
     PredictionType,
@@ -99,7 +97,7 @@ def ddim_transition(
 
     Raises:
         ValueError: If ``eta`` is outside [0, 1], ``prediction_type`` is unknown, or a tensor is
-            half precision.
+            half precision or of a shape that does not fit.
 
     Examples:
         >>> import torch
@@ -114,7 +112,7 @@ def ddim_transition(
         >>> round(step.denoised.item(), 4), round(step.mean.item(), 4), step.std.item()
         (0.3333, 0.8667, 0.0)
     """
-    require_full_precision(alpha_bar_prev=alpha_bar_prev)
+    require_levels(latent_t, alpha_bar_prev=alpha_bar_prev)
     require_eta(eta)
     dtype = working_dtype(output=output, latent_t=latent_t)
     clean, noise = clean_and_noise(
@@ -158,7 +156,8 @@ def ddim_invert(
         :math:`\tilde x_t`.
 
     Raises:
-        ValueError: If ``prediction_type`` is unknown or a tensor is half precision.
+        ValueError: If ``prediction_type`` is unknown or a tensor is half precision or of a shape
+            that does not fit.
 
     Examples:
         >>> import torch
@@ -172,7 +171,7 @@ def ddim_invert(
         >>> round(latent_t.item(), 4)
         1.0
     """
-    require_full_precision(alpha_bar_t=alpha_bar_t, alpha_bar_prev=alpha_bar_prev)
+    require_levels(latent_prev, alpha_bar_t=alpha_bar_t, alpha_bar_prev=alpha_bar_prev)
     dtype = working_dtype(output=output, latent_prev=latent_prev)
     clean, noise = clean_and_noise(
         output, latent_prev, alpha_bar_t=alpha_bar_prev, prediction_type=prediction_type
@@ -182,7 +181,7 @@ def ddim_invert(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImplicitGrid(Grid):
+class ImplicitGrid(GaussianGrid):
     """Grid whose levels are reached from below by the deterministic step, run backwards."""
 
     alpha_bar_t: StepAlphaBar

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from mvczigal_ref.diffusion.ddim import ImplicitGrid, require_eta
-from mvczigal_ref.diffusion.levels import level_at, require_index
+from mvczigal_ref.diffusion.levels import level_at, require_index, require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
-    require_full_precision,
     working_dtype,
 )
 from mvczigal_ref.diffusion.sampler import StepIndex, Transition
@@ -61,7 +60,7 @@ def euler_ancestral_transition(
 
     Raises:
         ValueError: If ``eta`` is outside [0, 1], ``prediction_type`` is unknown, or a tensor is
-            half precision.
+            half precision or of a shape that does not fit.
 
     Examples:
         >>> step = euler_ancestral_transition(
@@ -75,7 +74,7 @@ def euler_ancestral_transition(
         >>> round(step.mean.item(), 4), round(step.std.item(), 4)
         (0.6042, 0.4961)
     """
-    require_full_precision(alpha_bar_prev=alpha_bar_prev)
+    require_levels(latent_t, alpha_bar_prev=alpha_bar_prev)
     require_eta(eta)
     dtype = working_dtype(output=output, latent_t=latent_t)
     clean, noise = clean_and_noise(

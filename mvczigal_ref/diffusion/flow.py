@@ -6,7 +6,8 @@ velocity :math:`v = \epsilon - x_0`. The steps that draw noise are in ``flow_noi
 
 import torch
 
-from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, working_dtype
+from mvczigal_ref.diffusion.levels import require_levels
+from mvczigal_ref.diffusion.precision import per_latent, working_dtype
 from mvczigal_ref.diffusion.sampler import Transition
 from mvczigal_ref.shapes import BatchLatent, BatchShape
 
@@ -37,13 +38,13 @@ def flow_latent(clean: BatchLatent, noise: BatchLatent, *, sigma: BatchShape) ->
         :math:`x_s`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> flow_latent(torch.ones(1, 1, 1), -torch.ones(1, 1, 1), sigma=torch.tensor(0.25)).item()
         0.5
     """
-    require_full_precision(sigma=sigma)
+    require_levels(clean, sigma=sigma)
     dtype = working_dtype(clean=clean, noise=noise)
     return per_latent(1.0 - sigma, dtype) * clean + per_latent(sigma, dtype) * noise
 
@@ -64,7 +65,7 @@ def flow_velocity(clean: BatchLatent, noise: BatchLatent) -> BatchLatent:
         :math:`v`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> flow_velocity(torch.ones(1, 1, 1), torch.full((1, 1, 1), 3.0)).item()
@@ -93,7 +94,7 @@ def flow_clean_and_noise(
         ``clean_pred`` and ``noise_pred``, in the wider dtype of the two latents.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> clean, noise = flow_clean_and_noise(
@@ -102,7 +103,7 @@ def flow_clean_and_noise(
         >>> clean.item(), noise.item()
         (0.5, 2.5)
     """
-    require_full_precision(sigma_t=sigma_t)
+    require_levels(latent_t, sigma_t=sigma_t)
     dtype = working_dtype(velocity=velocity, latent_t=latent_t)
     clean = latent_t - per_latent(sigma_t, dtype) * velocity
     return clean, latent_t + per_latent(1.0 - sigma_t, dtype) * velocity
@@ -138,7 +139,7 @@ def flow_step(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= x_s - s\,v`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> step = flow_step(
@@ -152,7 +153,7 @@ def flow_step(
         >>> step.mean.item(), step.std.item(), step.denoised.item()
         (0.0, 0.5, 0.0)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev, replaced=replaced, std=std)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev, replaced=replaced, std=std)
     dtype = working_dtype(velocity=velocity, latent_t=latent_t)
     # Coefficients are formed in the levels' own dtype and rounded once.
     fall = sigma_t - sigma_prev + replaced * (1.0 - sigma_t)
@@ -184,7 +185,7 @@ def flow_ode_transition(
         value, is NaN.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> step = flow_ode_transition(
@@ -196,7 +197,7 @@ def flow_ode_transition(
         >>> step.mean.item(), step.std.item(), step.denoised.item()
         (0.5, 0.0, 0.0)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
     none = torch.zeros_like(sigma_t - sigma_prev)
     return flow_step(
         velocity, latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev, replaced=none, std=none
@@ -224,7 +225,7 @@ def flow_invert(
         :math:`\tilde x_s`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> flow_invert(
@@ -235,6 +236,6 @@ def flow_invert(
         ... ).item()
         1.0
     """
-    require_full_precision(sigma_prev=sigma_prev, sigma_t=sigma_t)
+    require_levels(latent_prev, sigma_prev=sigma_prev, sigma_t=sigma_t)
     dtype = working_dtype(velocity=velocity, latent_prev=latent_prev)
     return latent_prev + per_latent(sigma_t - sigma_prev, dtype) * velocity

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mvczigal_ref.diffusion.flow import flow_step
+from mvczigal_ref.diffusion.levels import require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_full_precision,
@@ -105,7 +106,7 @@ def dpm2m_transition(
         The next latent as ``mean``, ``std`` 0, and ``denoised`` :math:`= \hat x_0(s)`.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> one = torch.ones(1, 1, 1)
@@ -116,6 +117,7 @@ def dpm2m_transition(
         >>> round(step.mean.item(), 4), step.std.item(), step.denoised.item()
         (0.1, 0.0, 0.0)
     """
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
     none = torch.zeros_like(sigma_t - sigma_prev)
     euler = flow_step(
         velocity, latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev, replaced=none, std=none

@@ -18,11 +18,8 @@ from torch import Tensor
 
 from mvczigal_ref.diffusion.flow import flow_step
 from mvczigal_ref.diffusion.gaussian import Reduction
-from mvczigal_ref.diffusion.precision import (
-    require_choice,
-    require_full_precision,
-    working_dtype,
-)
+from mvczigal_ref.diffusion.levels import require_levels
+from mvczigal_ref.diffusion.precision import require_choice, working_dtype
 from mvczigal_ref.diffusion.sampler import Transition
 from mvczigal_ref.shapes import BatchLatent, BatchShape
 
@@ -87,7 +84,8 @@ def flow_sde_transition(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= \hat x_0`.
 
     Raises:
-        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision.
+        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision or
+            of a shape that does not fit.
 
     Examples:
         >>> step = flow_sde_transition(
@@ -100,7 +98,7 @@ def flow_sde_transition(
         >>> step.mean.item(), step.std.item()
         (0.0, 0.5)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
     require_noise_scale(noise_scale)
     below_one = torch.where(sigma_t == 1.0, sigma_prev, sigma_t)
     variance = noise_scale**2 * sigma_t / (1.0 - below_one) * (sigma_t - sigma_prev)
@@ -138,7 +136,8 @@ def constant_noise_transition(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= \hat x_0`.
 
     Raises:
-        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision.
+        ValueError: If ``noise_scale`` is negative or non-finite, or a tensor is half precision or
+            of a shape that does not fit.
 
     Examples:
         >>> step = constant_noise_transition(
@@ -151,7 +150,7 @@ def constant_noise_transition(
         >>> step.mean.item(), step.std.item()
         (0.0, 0.5)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
     require_noise_scale(noise_scale)
     variance = noise_scale**2 * (sigma_t - sigma_prev)
     return _stochastic_equation_step(
@@ -212,7 +211,8 @@ def cps_transition(
         Mean and spread of :math:`x_r`, and ``denoised`` :math:`= \hat x_0`.
 
     Raises:
-        ValueError: If ``noise_scale`` is outside [0, 1] or a tensor is half precision.
+        ValueError: If ``noise_scale`` is outside [0, 1] or a tensor is half precision or of a shape
+            that does not fit.
 
     Examples:
         >>> step = cps_transition(
@@ -225,7 +225,7 @@ def cps_transition(
         >>> round(step.mean.item(), 4), step.std.item()
         (0.0, 0.25)
     """
-    require_full_precision(sigma_t=sigma_t, sigma_prev=sigma_prev)
+    require_levels(latent_t, sigma_t=sigma_t, sigma_prev=sigma_prev)
     require_noise_scale(noise_scale, most=1.0)
     # The addend is 0 and gives both numbers the shape of both levels.
     reached = sigma_prev + torch.zeros_like(sigma_t)
@@ -263,7 +263,8 @@ def cps_unscaled_log_prob(
         One number per latent [squared latent units], not positive; with "none" one per element.
 
     Raises:
-        ValueError: If ``reduction`` is unknown or a tensor is half precision.
+        ValueError: If ``reduction`` is unknown or a tensor is half precision or of a shape that
+            does not fit.
 
     Examples:
         >>> action = torch.full((2, 4, 8, 8), 0.5)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.diffusion.levels import require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
@@ -47,7 +48,8 @@ def sample(mean: BatchLatent, std: float | BatchShape, noise: BatchLatent) -> Ba
         The draw, in the wider dtype of ``mean`` and ``noise``.
 
     Raises:
-        ValueError: If ``std`` is a float that is not positive, or a tensor is half precision.
+        ValueError: If ``std`` is a float that is not positive, or a tensor is half precision or of
+            a shape that does not fit.
 
     Examples:
         >>> sample(torch.ones(1, 1, 1), 0.5, torch.full((1, 1, 1), 2.0)).item()
@@ -77,8 +79,9 @@ def log_prob(
         a clip range is to be well above.
 
     Args:
-        action: :math:`a`. Gradient flows.
-        mean: :math:`\mu`. Gradient flows.
+        action: :math:`a`. Packed tokens (row, token, channel), as FLUX has them, are latents of
+            one channel: ``action[:, None]``. Gradient flows.
+        mean: :math:`\mu`, of that shape. Gradient flows.
         std: :math:`\sigma`, one number per latent or one for all; positive. Only a Python float is
             checked here, a tensor never leaves its device: see :func:`check_std`. Gradient flows.
         reduction: "sum" [nats], "mean" [nats/element] or "none" [nats], over c, h, w.
@@ -88,7 +91,7 @@ def log_prob(
 
     Raises:
         ValueError: If ``std`` is a float that is not positive, ``reduction`` is unknown, or a
-            tensor is half precision.
+            tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> action = torch.zeros(2, 4, 8, 8)
@@ -166,7 +169,7 @@ def kl_divergence(
 
     Raises:
         ValueError: If a spread is a float that is not positive, ``reduction`` is unknown, or a
-            tensor is half precision.
+            tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
@@ -213,7 +216,7 @@ def check_std(std: Tensor, *, name: str = "std") -> None:
 def _spread(name: str, std: float | Tensor, *, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Bring a spread to the shape ``(*batch, 1, 1, 1)``."""
     if isinstance(std, Tensor):
-        require_full_precision(**{name: std})
+        require_levels(like, **{name: std})
         return per_latent(std, dtype)
     require_positive(**{name: std})
     return torch.full((1, 1, 1), std, dtype=dtype, device=like.device)

@@ -32,7 +32,7 @@ def classifier_free_guidance(
         The guided prediction.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)

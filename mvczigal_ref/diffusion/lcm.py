@@ -6,16 +6,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mvczigal_ref.diffusion.grid import Grid
-from mvczigal_ref.diffusion.levels import level_at, require_index
+from mvczigal_ref.diffusion.levels import level_at, require_index, require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
-    require_full_precision,
     require_positive,
     working_dtype,
 )
-from mvczigal_ref.diffusion.sampler import StepIndex, Transition
+from mvczigal_ref.diffusion.sampler import GaussianGrid, StepIndex, Transition
 from mvczigal_ref.diffusion.schedule import (
     PREDICTION_TYPES,
     PredictionType,
@@ -70,7 +68,7 @@ def lcm_transition(
 
     Raises:
         ValueError: If a setting is not positive, ``prediction_type`` is unknown, or a tensor is
-            half precision.
+            half precision or of a shape that does not fit.
 
     Examples:
         >>> step = lcm_transition(
@@ -84,7 +82,7 @@ def lcm_transition(
         >>> [round(x.item(), 4) for x in (step.denoised, step.mean, step.std)]
         [2.0, 1.6, 0.6]
     """
-    require_full_precision(alpha_bar_prev=alpha_bar_prev)
+    require_levels(latent_t, alpha_bar_prev=alpha_bar_prev)
     dtype = working_dtype(output=output, latent_t=latent_t)
     clean, _ = clean_and_noise(
         output, latent_t, alpha_bar_t=alpha_bar_t, prediction_type=prediction_type
@@ -134,7 +132,7 @@ def lcm_invert(
 
     Raises:
         ValueError: If a setting is not positive, ``prediction_type`` is unknown, or a tensor is
-            half precision.
+            half precision or of a shape that does not fit.
 
     Examples:
         >>> latent_t = lcm_invert(
@@ -148,7 +146,7 @@ def lcm_invert(
         >>> round(latent_t.item(), 4)
         1.0
     """
-    require_full_precision(alpha_bar_t=alpha_bar_t, alpha_bar_prev=alpha_bar_prev)
+    require_levels(latent_prev, alpha_bar_t=alpha_bar_t, alpha_bar_prev=alpha_bar_prev)
     dtype = working_dtype(output=output, latent_prev=latent_prev)
     clean, noise = clean_and_noise(
         output, latent_prev, alpha_bar_t=alpha_bar_prev, prediction_type=prediction_type
@@ -178,7 +176,7 @@ def _boundary(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LcmSampler(Grid):
+class LcmSampler(GaussianGrid):
     """Latent consistency sampling on a grid; make one with :meth:`create`."""
 
     timesteps_prev: Timesteps

@@ -1,10 +1,13 @@
-"""Lookup in a grid's tables, and the refusal of indices that do not fit."""
+"""Lookup in a grid's tables, and the refusal of indices and levels that do not fit."""
+
+import math
 
 from torch import Tensor
 
+from mvczigal_ref.diffusion.precision import require_full_precision
 from mvczigal_ref.shapes import BatchLatent
 
-__all__ = ["level_at", "require_index"]
+__all__ = ["level_at", "require_index", "require_levels"]
 
 
 def level_at(table: Tensor, step: int | Tensor) -> Tensor:
@@ -56,13 +59,60 @@ def require_index(step: int | Tensor, latent: BatchLatent) -> None:
     if not isinstance(step, Tensor):
         return
     batch, index = tuple(latent.shape[:-3]), tuple(step.shape)
-    one = step.numel() == 1 and len(index) <= len(batch)
-    paired = len(index) == len(batch) and all(
-        i in (1, b) for i, b in zip(index, batch, strict=True)
-    )
-    if not one and not paired:
+    if not _fits(index, batch):
         msg = (
             f"`step` must be one index, or have one axis per batch axis of the latents, {batch}, "
             f"of its length or 1; got {index}. One index per row of a table is step[:, None]."
         )
         raise ValueError(msg)
+
+
+def require_levels(latent: BatchLatent, **levels: Tensor) -> None:
+    """Refuse levels and spreads that are narrow, or that broadcasting would pair with other axes.
+
+    Levels ``(n, 1, 1, 1)`` on latents ``(n, c, h, w)`` would make ``n * n`` latents, and levels
+    ``(n,)`` on packed tokens ``(n, token, channel)`` too. Shapes alone are read, never a value.
+
+    Args:
+        latent: Latents that the levels are of.
+        **levels: One number of any shape, or numbers with one axis per axis of the batch, of its
+            length or 1; under the name that the caller knows them by.
+
+    Raises:
+        ValueError: If one is no tensor, of half precision, or of another shape.
+
+    Examples:
+        >>> import torch
+        >>> require_levels(torch.zeros(2, 3, 1, 1, 1), sigma_t=torch.tensor([[0.5], [0.25]]))
+    """
+    require_full_precision(**levels)
+    batch = tuple(latent.shape[:-3])
+    for name, level in levels.items():
+        shape = tuple(level.shape)
+        if math.prod(shape) != 1 and not _fits(shape, batch):
+            msg = (
+                f"`{name}` must be one number, or have one axis per batch axis of the latents "
+                f"{tuple(latent.shape)}, {batch}, of its length or 1; got {shape}. "
+                f"{_remedy(name, shape, batch)}"
+            )
+            raise ValueError(msg)
+
+
+def _fits(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Say whether numbers are one for all, or have an axis per axis of the batch."""
+    one = math.prod(shape) == 1 and len(shape) <= len(batch)
+    paired = len(shape) == len(batch) and all(
+        axis in (1, length) for axis, length in zip(shape, batch, strict=True)
+    )
+    return one or paired
+
+
+def _remedy(name: str, shape: tuple[int, ...], batch: tuple[int, ...]) -> str:
+    """Name the likely cause: axes of the latent itself, packed tokens, or an axis too few."""
+    if shape[-3:] == (1, 1, 1):
+        return f"Leave the latents' own axes out: `{name}[..., 0, 0, 0]`."
+    if not batch:
+        return "Packed tokens (row, token, channel) are latents of one channel: `latent[:, None]`."
+    if len(shape) < len(batch):
+        return f"One number per row of a table is `{name}[:, None]`."
+    return "Reshape it."

@@ -11,12 +11,14 @@ __all__ = [
     "require_choice",
     "require_full_dtype",
     "require_full_precision",
+    "require_one_shape",
     "require_positive",
     "widest_dtype",
     "working_dtype",
 ]
 
 _FULL = (torch.float32, torch.float64)
+_LATENT_AXES = 3
 
 
 def require_full_precision(**tensors: Tensor) -> None:
@@ -30,17 +32,37 @@ def require_full_precision(**tensors: Tensor) -> None:
         **tensors: Tensors under the name that the caller knows them by.
 
     Raises:
-        ValueError: If a dtype is neither float32 nor float64.
+        ValueError: If one is no tensor, or its dtype neither float32 nor float64.
 
     Examples:
         >>> require_full_precision(latent_t=torch.zeros(2))
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in _FULL:
-            msg = (
-                f"`{name}` must be float32 or float64; got {tensor.dtype}. "
-                f"Call it with `{name}.float()`."
-            )
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _FULL:
+            kind, remedy = type(tensor).__name__, f"torch.as_tensor({name})"
+            if isinstance(tensor, Tensor):
+                kind, remedy = str(tensor.dtype), f"{name}.float()"
+            msg = f"`{name}` must be float32 or float64; got {kind}. Call it with `{remedy}`."
+            raise ValueError(msg)
+
+
+def require_one_shape(**tensors: Tensor) -> None:
+    """Refuse tensors that would broadcast or round; annotations are checked in tests alone.
+
+    Args:
+        **tensors: Tensors under the name that the caller knows them by.
+
+    Raises:
+        ValueError: If one is no tensor, of half precision, or has not the shape of the first.
+
+    Examples:
+        >>> require_one_shape(log_ratio=torch.zeros(2), advantage=torch.ones(2))
+    """
+    require_full_precision(**tensors)
+    (first, expected), *rest = ((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+    for name, shape in rest:
+        if shape != expected:
+            msg = f"`{name}` must have the shape of `{first}`, {expected}; got {shape}; expand it."
             raise ValueError(msg)
 
 
@@ -99,24 +121,34 @@ def require_positive(**numbers: float) -> None:
             raise ValueError(msg)
 
 
-def working_dtype(**tensors: Tensor) -> torch.dtype:
-    """Return the wider dtype of some full-precision tensors.
+def working_dtype(**latents: Tensor) -> torch.dtype:
+    """Return the wider dtype of full-precision latents, which must have one shape.
+
+    Latents ``(c, h, w)`` beside ``(n, c, h, w)`` would broadcast without a word.
 
     Args:
-        **tensors: Tensors under the name that the caller knows them by.
+        **latents: Latents under the name that the caller knows them by, ``(*batch, c, h, w)``.
 
     Returns:
         ``torch.float32`` or ``torch.float64``.
 
     Raises:
-        ValueError: If a dtype is neither float32 nor float64.
+        ValueError: If a dtype is neither float32 nor float64, or shapes are not one.
 
     Examples:
-        >>> working_dtype(a=torch.zeros(1), b=torch.zeros(1, dtype=torch.float64))
+        >>> one = torch.zeros(1, 1, 1)
+        >>> working_dtype(mean=one, noise=one.double())
         torch.float64
     """
-    require_full_precision(**tensors)
-    wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    require_one_shape(**latents)
+    first, shape = next((name, tuple(latent.shape)) for name, latent in latents.items())
+    if len(shape) < _LATENT_AXES:
+        msg = (
+            f"`{first}` must have the axes (*batch, c, h, w); got {shape}. Packed tokens (row, "
+            f"token, channel) are latents of one channel: `{first}[:, None]`."
+        )
+        raise ValueError(msg)
+    wide = any(latent.dtype == torch.float64 for latent in latents.values())
     return torch.float64 if wide else torch.float32
 
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mvczigal_ref.diffusion.grid import Device
+from mvczigal_ref.diffusion.gaussian import Reduction, log_prob
+from mvczigal_ref.diffusion.grid import Device, Grid
+from mvczigal_ref.diffusion.levels import level_at
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Timesteps
 
-__all__ = ["Sampler", "StepIndex", "Transition", "require_density"]
+__all__ = ["GaussianGrid", "Sampler", "StepIndex", "Transition", "require_density"]
 
 StepIndex = int | Int[Tensor, "*#batch"]
 """Index into a sampling grid, 0 the noisiest; one for all latents, or see
@@ -97,6 +99,54 @@ class Sampler(Protocol):
     def to(self, device: Device = None, dtype: torch.dtype | None = None) -> "Sampler":
         """Return a copy with its tables elsewhere."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GaussianGrid(Grid):
+    """Grid whose noisy steps are scored by their Gaussian."""
+
+    def log_prob(
+        self: Sampler,
+        action: BatchLatent,
+        transition: Transition,
+        step: StepIndex,
+        *,
+        reduction: Reduction,
+    ) -> Float[Tensor, "..."]:
+        """Return the log-density of an action, unless the step has none.
+
+        Args:
+            action: The next latent. Gradient flows.
+            transition: Gaussian that ``transition`` returned for ``step``. Gradient flows.
+            step: Index into the grid. An int is checked; a tensor must hold
+                0..num_density_steps-1, and what it holds above is NaN.
+            reduction: As in :func:`mvczigal_ref.diffusion.gaussian.log_prob`.
+
+        Returns:
+            One number per latent; with "none" one per element.
+
+        Raises:
+            ValueError: If no step, or the int ``step``, has a log-density, or it is outside the
+                grid.
+
+        Examples:
+            >>> from mvczigal_ref.diffusion.lcm import LcmSampler
+            >>> sampler = LcmSampler.create(num_steps=4, alpha_bar=torch.linspace(0.9, 0.1, 1000))
+            >>> zero = torch.zeros(1, 1, 1)
+            >>> taken = sampler.transition(zero, zero, 0)
+            >>> round(sampler.log_prob(zero, taken, 0, reduction="sum").item(), 4)
+            -0.7461
+        """
+        most = self.num_density_steps
+        if most == 0 or (not isinstance(step, Tensor) and step >= most):
+            msg = (
+                f"`step` must be below num_density_steps = {most}; got {step}. A step without "
+                "spread has no log-density: leave it out of training, or draw it with noise."
+            )
+            raise ValueError(msg)
+        if not isinstance(step, Tensor):
+            level_at(self.timesteps, step)  # refuses one before the first
+        return log_prob(action, mean=transition.mean, std=transition.std, reduction=reduction)
 
 
 def require_density(name: str, steps: Sequence[int], sampler: Sampler) -> None:

@@ -8,6 +8,7 @@ from typing import Final, Literal, get_args
 
 import torch
 
+from mvczigal_ref.diffusion.levels import require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
@@ -289,7 +290,8 @@ def clean_and_noise(
         ``clean_pred`` and ``noise_pred``, in the wider dtype of the two latents.
 
     Raises:
-        ValueError: If ``prediction_type`` is unknown or a tensor is half precision.
+        ValueError: If ``prediction_type`` is unknown or a tensor is half precision or of a shape
+            that does not fit.
 
     Examples:
         >>> output, latent_t = torch.full((1, 1, 1), 0.5), torch.ones(1, 1, 1)
@@ -299,7 +301,7 @@ def clean_and_noise(
         >>> round(clean.item(), 4), round(noise.item(), 4)
         (0.875, 0.5)
     """
-    require_full_precision(alpha_bar_t=alpha_bar_t)
+    require_levels(latent_t, alpha_bar_t=alpha_bar_t)
     require_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     dtype = working_dtype(output=output, latent_t=latent_t)
     # Roots are taken in the schedule's own dtype and rounded once.
@@ -331,14 +333,14 @@ def noised_latent(
         :math:`x_t`, in the wider dtype of the two latents.
 
     Raises:
-        ValueError: If a tensor is half precision.
+        ValueError: If a tensor is half precision or of a shape that does not fit.
 
     Examples:
         >>> one = torch.ones(1, 1, 1)
         >>> round(noised_latent(one, one, alpha_bar_t=torch.tensor(0.64)).item(), 4)
         1.4
     """
-    require_full_precision(alpha_bar_t=alpha_bar_t)
+    require_levels(clean, alpha_bar_t=alpha_bar_t)
     dtype = working_dtype(clean=clean, noise=noise)
     signal = per_latent(alpha_bar_t.sqrt(), dtype)
     return signal * clean + per_latent((1.0 - alpha_bar_t).sqrt(), dtype) * noise

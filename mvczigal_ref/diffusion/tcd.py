@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from mvczigal_ref.diffusion.ddim import ImplicitGrid, require_eta
-from mvczigal_ref.diffusion.levels import level_at, require_index
+from mvczigal_ref.diffusion.levels import level_at, require_index, require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
-    require_full_precision,
     working_dtype,
 )
 from mvczigal_ref.diffusion.sampler import StepIndex, Transition
@@ -59,7 +58,8 @@ def tcd_transition(
         Mean and spread of :math:`x_s`, and ``denoised`` :math:`= \hat x_r`.
 
     Raises:
-        ValueError: If ``prediction_type`` is unknown, or a tensor is half precision.
+        ValueError: If ``prediction_type`` is unknown, or a tensor is half precision or of a shape
+            that does not fit.
 
     Examples:
         >>> step = tcd_transition(
@@ -73,7 +73,7 @@ def tcd_transition(
         >>> round(step.mean.item(), 4), round(step.std.item(), 4), round(step.denoised.item(), 4)
         (0.7506, 0.5, 0.8667)
     """
-    require_full_precision(alpha_bar_target=alpha_bar_target, alpha_bar_prev=alpha_bar_prev)
+    require_levels(latent_t, alpha_bar_target=alpha_bar_target, alpha_bar_prev=alpha_bar_prev)
     dtype = working_dtype(output=output, latent_t=latent_t)
     clean, noise = clean_and_noise(
         output, latent_t, alpha_bar_t=alpha_bar_t, prediction_type=prediction_type

@@ -60,7 +60,7 @@ class HeldOut:
             CheckpointError: If the folder's scores are those of other prompts, or damaged.
             NonFiniteError: If a score is not finite.
         """
-        path = self._listed.parent / f"{name}_{iteration:06d}.safetensors"
+        path = self._path(name, iteration)
         noises = self.config.run.evaluation_noises
         older = f"{noises} noises, {self._num_steps} steps"
         measured = f"{older}, run {fingerprint(self.config)[:16]}"
@@ -109,6 +109,23 @@ class HeldOut:
                 "scores were made; got others. Pass those, or choose another folder."
             )
             raise CheckpointError(msg)
+
+    def refuse_damaged(self, *occasions: tuple[str, int]) -> None:
+        """Read scores that a run will read after its folder has changed.
+
+        Args:
+            *occasions: Name and iterations finished of each; scores that are absent are made.
+
+        Raises:
+            CheckpointError: If the scores of one are damaged.
+        """
+        for name, iteration in occasions:
+            path = self._path(name, iteration)
+            if path.is_file():
+                read_evaluation(path)
+
+    def _path(self, name: str, iteration: int) -> Path:
+        return self._listed.parent / f"{name}_{iteration:06d}.safetensors"
 
     @property
     def _listed(self) -> Path:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +141,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: The error of the disk, with the path.
     """
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of writers that were killed
+    for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of writers that were killed
         discard(left)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -152,7 +153,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         discard(aside)
         raise
-    if folder.exists():
+    if os.path.lexists(folder):
         folder.rename(old)
     aside.rename(folder)
     sync(folder.parent)

@@ -16,6 +16,12 @@ START_WEIGHTS = "name FOLDER as `model.weights` or in `model.sources`, and leave
 """Remedy where a FOLDER of whole weights is given, with which no run begins."""
 
 _SINGLE = ("model.diffusion_model.", "first_stage_model.", "conditioner.", "cond_stage_model.")
+_SDXL = ("SDXL", "StableDiffusionXLPipeline")
+_PIPELINES = {  # whose single file holds a name with this in it, and the class that reads it
+    "joint_blocks.": ("Stable Diffusion 3", "StableDiffusion3Pipeline"),
+    "double_blocks.": ("FLUX", "FluxPipeline"),
+    "cond_stage_model.": ("Stable Diffusion", "StableDiffusionPipeline"),
+}
 _LORA = ("lora", "hada_w", "lokr_w", "oft_blocks", "oft_diag", "dora_scale")
 _SHOWN = 2  # names in a message
 
@@ -52,7 +58,7 @@ def refuse_single_file(
         whole = [one for one in names if one.startswith(_SINGLE)]
         kind = "a single-file checkpoint of a whole pipeline" if whole else "no LoRA"
         what += f", {kind}, {len(names)} tensors: {summary(whole or names, shown=_SHOWN) or 'none'}"
-        remedy = _folder_of(str(path), use) if alone else folder
+        remedy = _folder_of(str(path), use, names) if alone else folder
     elif "pickle" in what and alone:
         converted = f"{path.with_suffix('')}.safetensors"
         remedy = f"First {conversion(path)}. {_folder_of(converted, use)}"
@@ -101,10 +107,12 @@ def _is_lora(names: Sequence[str]) -> bool:
     return any(part in name for name in names for part in _LORA)
 
 
-def _folder_of(checkpoint: str, use: str) -> str:
+def _folder_of(checkpoint: str, use: str, names: Sequence[str] = ()) -> str:
     """Say how a whole pipeline's single file becomes a folder."""
+    kinds = (kind for part, kind in _PIPELINES.items() if any(part in name for name in names))
+    model, pipeline = next(kinds, _SDXL)
     return (
-        "Convert a single-file SDXL checkpoint once, `from diffusers import "
-        f"StableDiffusionXLPipeline as P; P.from_single_file({checkpoint!r}).save_pretrained("
+        f"Convert a single-file {model} checkpoint once, `from diffusers import {pipeline} as P; "
+        f"P.from_single_file({checkpoint!r}).save_pretrained("
         f"'FOLDER')`, and {use or 'name FOLDER'}."
     )

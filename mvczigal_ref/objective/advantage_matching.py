@@ -9,6 +9,7 @@ from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
     require_full_precision,
+    require_one_shape,
 )
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss
 from mvczigal_ref.shapes import BatchLatent, Scalar
@@ -100,6 +101,8 @@ def matching_score(
     """
     require_choice("weight", weight, get_args(MatchingWeight))
     require_full_precision(error=error, level=level)
+    if level.ndim:
+        require_one_shape(error=error, level=level)
     if weight == "uniform":
         return -error
     time = level.detach().to(error.dtype)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.gaussian import Reduction, kl_divergence
+from mvczigal_ref.diffusion.levels import require_levels
 from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, require_positive
 from mvczigal_ref.objective.reward_difference import ObjectiveStats, check_paired
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
@@ -203,6 +204,7 @@ def reference_kl_without_step_length(
     """
     divergence = reference_kl(mean, mean_reference, std=std, reduction=reduction)
     if isinstance(step_length, Tensor):
+        require_levels(mean, step_length=step_length)
         if reduction == "none":
             return divergence * per_latent(step_length, divergence.dtype)
         return divergence * step_length.to(divergence.dtype)

@@ -122,6 +122,8 @@ def divergence_loss(
     """
     if not isinstance(std, Tensor):
         require_positive(std=std)
+    if isinstance(repeats, Tensor):
+        check_paired(log_ratio=log_ratio, repeats=repeats)
     divergence = reference_kl(mean.detach(), mean_old, std=std, reduction=reduction)
     held = outside_region(log_ratio, advantage, divergence, divergence_range=divergence_range)
     trusted = advantage.masked_fill(held, 0.0).masked_fill(divergence.isnan(), math.nan)

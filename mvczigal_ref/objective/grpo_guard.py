@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.diffusion.levels import require_levels
 from mvczigal_ref.diffusion.precision import require_full_precision, require_positive
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss, reference_kl
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
@@ -129,6 +130,7 @@ def guard_loss(
         -4.0
     """
     if isinstance(step_length, Tensor):
+        require_levels(mean, step_length=step_length)
         weight = (1.0 / step_length.to(log_ratio.dtype)).expand_as(log_ratio)
     else:
         require_positive(step_length=step_length)

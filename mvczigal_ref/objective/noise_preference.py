@@ -3,9 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.diffusion.precision import working_dtype
 from mvczigal_ref.diffusion.schedule import PredictionType, clean_and_noise
 from mvczigal_ref.objective.preference import preference_loss
-from mvczigal_ref.objective.reward_difference import ObjectiveStats
+from mvczigal_ref.objective.reward_difference import ObjectiveStats, check_paired
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
 __all__ = ["noise_error", "noise_preference_loss"]
@@ -48,6 +49,7 @@ def noise_error(
         ... ).item()
         4.0
     """
+    working_dtype(output=output, noise=noise)
     _, prediction = clean_and_noise(
         output, latent_t, alpha_bar_t=alpha_bar_t, prediction_type=prediction_type
     )
@@ -107,6 +109,12 @@ def noise_preference_loss(
         >>> round(loss.item(), 6), torch.autograd.grad(loss, error)[0].tolist()
         (0.693147, [0.5, -0.5])
     """
+    check_paired(
+        error_zigzag=error_zigzag,
+        error_standard=error_standard,
+        reference_zigzag=reference_zigzag,
+        reference_standard=reference_standard,
+    )
     return preference_loss(
         (reference_zigzag.detach() - error_zigzag) / 2,
         (reference_standard.detach() - error_standard) / 2,

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import require_full_precision
+from mvczigal_ref.diffusion.precision import require_one_shape
 from mvczigal_ref.shapes import Scalar
 
 __all__ = [
@@ -229,12 +229,8 @@ def check_paired(**tensors: Tensor) -> None:
         ValueError: If a tensor is half precision or has not the shape of the first, or the first
             is empty.
     """
-    require_full_precision(**tensors)
-    (first, expected), *rest = ((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+    require_one_shape(**tensors)
+    first, expected = next((name, tuple(tensor.shape)) for name, tensor in tensors.items())
     if 0 in expected:
         msg = f"`{first}` must not be empty; got shape {expected}; a mean of nothing is no number."
         raise ValueError(msg)
-    for name, shape in rest:
-        if shape != expected:
-            msg = f"`{name}` must have the shape of `{first}`, {expected}; got {shape}; expand it."
-            raise ValueError(msg)

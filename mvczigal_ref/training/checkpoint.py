@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mvczigal_ref.config import TrainConfig, fingerprint, fingerprinted, from_dict, to_dict
-from mvczigal_ref.config.fingerprint import settings_difference
+from mvczigal_ref.config import TrainConfig, fingerprint, from_dict, to_dict
 from mvczigal_ref.errors import CheckpointError, ConfigError, newer
 from mvczigal_ref.files import discard, sync, sync_files, to_json, usual_mode, writing
 from mvczigal_ref.models.sharding import shard_world
@@ -34,6 +33,7 @@ from mvczigal_ref.training.checkpoint_folder import (
     seal,
     verify,
 )
+from mvczigal_ref.training.places import in_places, run_difference
 from mvczigal_ref.training.tensor_groups import read_groups, write_groups
 
 __all__ = [
@@ -41,9 +41,11 @@ __all__ = [
     "clean_leftovers",
     "load_checkpoint",
     "prune_checkpoints",
-    "require_same_run",
     "save_checkpoint",
 ]
+
+
+_MOMENTS = ("optimizer.safetensors",)  # of processes that shared the parameters in their parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,12 +150,16 @@ def _publish(aside: Path, target: Path) -> None:
     discard(old)
 
 
-def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpoint:
-    """Read a checkpoint after checking every byte of it.
+def load_checkpoint(
+    path: Path, *, config: TrainConfig | None = None, learning: bool = True
+) -> Checkpoint:
+    """Read a checkpoint after checking every byte that is read.
 
     Args:
         path: The checkpoint's folder.
-        config: Configuration whose fingerprint the checkpoint must have, or None for any.
+        config: Configuration of the run that goes on with it, or None for any.
+        learning: Whether the run is to go on. Else the optimiser's moments, twice the size of the
+            parameters, are not read, and may be missing.
 
     Returns:
         Content of the checkpoint, bit for bit.
@@ -162,38 +168,31 @@ def load_checkpoint(path: Path, *, config: TrainConfig | None = None) -> Checkpo
         CheckpointError: If it is damaged, of another format, a newer version's, or of another
             configuration.
     """
-    manifest = verify(path)
+    unread = () if learning else _MOMENTS
+    manifest = verify(path, unread=unread)
     try:
         saved = from_dict(json.loads((path / "config.json").read_text("utf-8")))
     except ConfigError as error:
         raise refusal(path, f"this package cannot read its settings: {error}") from error
+    state = read_state(path)
     if config is not None:
-        require_same_run(path, saved, config)
+        _require_same_run(path, saved, config, state)
     try:
-        tensors = read_groups(path, manifest["files"].keys() - JSON_FILES)
+        tensors = read_groups(path, manifest["files"].keys() - {*JSON_FILES, *unread})
     except CheckpointError as error:
         raise refusal(path, str(error)) from error
     if "policy" not in tensors:
         fault = "it lists no file with the parameters of a 'policy'"
         raise refusal(path, newer(MANIFEST, fault))
-    return Checkpoint(
-        iteration=manifest["iteration"], tensors=tensors, state=read_state(path), config=saved
-    )
+    return Checkpoint(iteration=manifest["iteration"], tensors=tensors, state=state, config=saved)
 
 
-def require_same_run(path: Path, saved: TrainConfig, config: TrainConfig) -> None:
-    """Refuse a checkpoint of another configuration.
-
-    Args:
-        path: The checkpoint's folder, for the message.
-        saved: Configuration of the run that wrote it.
-        config: Configuration that is to go on with it.
-
-    Raises:
-        CheckpointError: If a setting that the run's numbers depend on differs.
-    """
-    differing = settings_difference(fingerprinted(saved), fingerprinted(config))
-    if differing:
+def _require_same_run(
+    path: Path, saved: TrainConfig, config: TrainConfig, state: Mapping[str, Any]
+) -> None:
+    """Refuse a checkpoint that differs in a setting that the run's numbers depend on."""
+    there, here = in_places(saved, state.get("paths")), in_places(config)
+    if differing := run_difference(there, here, state):
         raise refusal(path, f"it belongs to another configuration: {differing}")
 
 

@@ -136,7 +136,7 @@ exported LoRA; got 'absent@3'.
     if iteration is None and lora is not None:
         return _of_lora(path, lora, config)
     if (path / "manifest.json").is_file():
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path, learning=False)
     elif (path / "checkpoints").is_dir():
         checkpoint = load_newest(path) if iteration is None else _at(path, iteration)
     else:
@@ -297,7 +297,7 @@ def _at(folder: Path, iteration: int) -> Checkpoint:
     name = checkpoint_name(iteration)
     for place in ("checkpoints", "best"):
         if (folder / place / name).is_dir():
-            return load_checkpoint(folder / place / name)
+            return load_checkpoint(folder / place / name, learning=False)
     paths = (*checkpoints(folder / "checkpoints"), *checkpoints(folder / "best"))
     numbers = sorted({n for path in paths if (n := checkpoint_iteration(path)) is not None})
     msg = (

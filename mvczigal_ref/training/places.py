@@ -1,4 +1,4 @@
-"""Files and folders that a configuration names, by absolute path."""
+"""Files and folders that a configuration names: by absolute path, or by their content."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mvczigal_ref.config import TrainConfig
+from mvczigal_ref.config import TrainConfig, fingerprinted
+from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.config.paths import setting_value
 from mvczigal_ref.models.published import PUBLISHED, SHIPPED
 from mvczigal_ref.training.prompt_rows import split_column
 
-__all__ = ["absolute_paths", "in_places"]
+__all__ = ["absolute_paths", "in_places", "run_difference"]
 
 
 _PATHS = ("model.weights", "run.prompts", "run.held_out", "condition.file")
+_BY_CONTENT = {"model.weights": "weights", "model.sources": "weights", "run.prompts": "prompts"}
 
 
 def absolute_paths(config: TrainConfig) -> dict[str, str]:
@@ -40,7 +42,8 @@ def absolute_paths(config: TrainConfig) -> dict[str, str]:
             path, column = split_column(value)
         with suppress(OSError):  # of a name too long
             if path.exists():
-                paths[setting] = f"{path.absolute()}{'' if column is None else f':{column}'}"
+                place = path.absolute().parent.resolve() / path.name  # `..` may follow a link
+                paths[setting] = f"{place}{'' if column is None else f':{column}'}"
     return paths
 
 
@@ -63,3 +66,31 @@ def in_places(config: TrainConfig, paths: Mapping[str, str] | None = None) -> Tr
         part: Any = getattr(config, section)
         config = replace(config, **{section: replace(part, **{name: path})})
     return config
+
+
+def run_difference(there: TrainConfig, here: TrainConfig, state: Mapping[str, Any]) -> str:
+    """Say in which settings two runs differ, wherever base weights and prompts lie.
+
+    What a checkpoint tells of their content is compared by
+    :func:`~mvczigal_ref.training.identity.require_same_weights` and
+    :func:`~mvczigal_ref.training.met_prompts.require_same_prompts`, so that a folder that was moved
+    with them goes on.
+
+    Args:
+        there: Configuration of the other run, in its places.
+        here: Configuration of this run, in its places.
+        state: JSON values of a checkpoint of the other run; empty without one.
+
+    Returns:
+        Both values of each setting that differs, or an empty text.
+
+    Examples:
+        >>> run_difference(TrainConfig(), TrainConfig(), {})
+        ''
+    """
+    before, after = fingerprinted(there), fingerprinted(here)
+    for setting, record in _BY_CONTENT.items():
+        if state.get(record) is not None:
+            section, _, name = setting.partition(".")
+            after[section][name] = before[section][name]
+    return settings_difference(before, after)

@@ -192,8 +192,8 @@ def in_world(config: TrainConfig, *, scored: bool = True) -> bool:
     """
     model, reward, guard = config.model, config.reward, config.guard
     if not scored:
-        flow = model.network == "flow"
-        return model.weights == "tiny_flow" if flow else model.rig == "world"
+        views = model.network == "multiview"
+        return model.rig == "world" if views else model.weights in SHIPPED
     readers = [
         *scorer_weights(reward.per_view),
         *scorer_weights(reward.joint),

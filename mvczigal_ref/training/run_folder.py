@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-from mvczigal_ref.config import TrainConfig, fingerprinted, to_dict
-from mvczigal_ref.config.fingerprint import settings_difference
+from mvczigal_ref.config import TrainConfig, to_dict
 from mvczigal_ref.config.run_file import run_config
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    require_same_run,
-)
-from mvczigal_ref.training.checkpoint_folder import latest_checkpoint
-from mvczigal_ref.training.places import in_places
+from mvczigal_ref.training.checkpoint import Checkpoint, load_checkpoint
+from mvczigal_ref.training.checkpoint_folder import latest_checkpoint, load_state
+from mvczigal_ref.training.places import in_places, run_difference
 
 __all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest"]
 
@@ -46,9 +41,7 @@ def find_checkpoint(folder: Path, config: TrainConfig) -> Checkpoint | None:
     newest = latest_checkpoint(folder / "checkpoints")
     if newest is None:
         return None
-    checkpoint = load_checkpoint(newest)
-    saved = in_places(checkpoint.config, checkpoint.state.get("paths"))
-    require_same_run(newest, saved, in_places(config))
+    checkpoint = load_checkpoint(newest, config=config)
     if checkpoint.iteration > config.run.iterations:
         msg = (
             f"`run.iterations` must be at least {checkpoint.iteration}, what {str(newest)!r} has "
@@ -83,13 +76,13 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
 
 
 def load_newest(folder: Path) -> Checkpoint:
-    """Read the newest checkpoint of a run folder, whose run may go on meanwhile.
+    """Read the newest checkpoint of a run folder to use it, whose run may go on meanwhile.
 
     Args:
         folder: Written by training.
 
     Returns:
-        Content of the checkpoint.
+        Content of the checkpoint without the optimiser's moments.
 
     Raises:
         CheckpointError: If the folder is no run, or its newest checkpoint is damaged.
@@ -103,7 +96,7 @@ training wrote.
     path = latest_checkpoint(folder / "checkpoints")
     while path is not None:
         try:
-            return load_checkpoint(path)
+            return load_checkpoint(path, learning=False)
         except (CheckpointError, OSError):
             newest = latest_checkpoint(folder / "checkpoints")
             if newest == path:
@@ -124,7 +117,10 @@ def _refuse_foreign(folder: Path, config: TrainConfig) -> None:
         return
     saved = run_config(folder)
     there, here = in_places(saved), in_places(config)
-    differing = settings_difference(fingerprinted(there), fingerprinted(here))
+    differing = run_difference(there, here, {})
+    newest = latest_checkpoint(folder / "checkpoints") if differing else None
+    if newest is not None:
+        differing = run_difference(there, here, load_state(newest))
     if differing:
         msg = (
             f"{str(folder)!r} holds another run (recipe {saved.recipe!r}): {differing}. "

@@ -1,8 +1,6 @@
 """State that a training run changes: made at its beginning, saved, and made again."""
 
-import hashlib
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -15,10 +13,9 @@ import torch
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.constraint import ConstraintState
 from mvczigal_ref.distributed import World
-from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.evaluation.evaluate import evaluate
 from mvczigal_ref.evaluation.guard import GuardState
-from mvczigal_ref.files import finite_values, to_json
+from mvczigal_ref.files import finite_values
 from mvczigal_ref.method.ahead import Ahead
 from mvczigal_ref.method.steps import num_trained_decisions
 from mvczigal_ref.models.loading import load_strict
@@ -31,6 +28,7 @@ from mvczigal_ref.training.checkpoint import (
     save_checkpoint,
 )
 from mvczigal_ref.training.checkpoint_folder import checkpoint_name
+from mvczigal_ref.training.met_prompts import met_prompts_digest, prompts_digest
 from mvczigal_ref.training.optimizer import build_optimizer, set_rate
 from mvczigal_ref.training.optimizer_state import restore_optimizer, split_optimizer_state
 from mvczigal_ref.training.places import absolute_paths
@@ -218,8 +216,8 @@ class TrainingState:
             "constraint": asdict(self.constraint),
             "optimizer": rest,
             "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
-            "prompts": _digest(self.prompts),
-            "prompts_met": _digest_met(self.prompts, self.config, self.finished),
+            "prompts": prompts_digest(self.prompts),
+            "prompts_met": met_prompts_digest(self.prompts, self.config, self.finished),
             "prompt_position": self.finished * self.config.run.objects_per_iteration,
             "guard": None if self.guard is None else self.guard.as_json(),
             "pending": None if self.pending is None else finite_values(self.pending),
@@ -292,32 +290,18 @@ def resume(
     Args:
         system: As at the run's beginning; its trained parameters are overwritten.
         config: The run.
-        prompts: All training prompts, those of the run's beginning; the ones that it has not
-            met yet may be others, and a warning tells.
+        prompts: All training prompts, see
+            :func:`~mvczigal_ref.training.met_prompts.require_same_prompts`.
         checkpoint: Read by :func:`~mvczigal_ref.training.run_folder.find_checkpoint`.
 
     Returns:
         The state, bit for bit as it was saved.
 
     Raises:
-        CheckpointError: If tensors are not this run's, or the prompts that it has met.
+        CheckpointError: If tensors are not this run's.
     """
     for name in REQUIRED:
         restored(name, partial(checkpoint.state.__getitem__, name))
-    if checkpoint.state["prompts"] != _digest(prompts):
-        met = _digest_met(prompts, config, checkpoint.iteration)
-        if checkpoint.state.get("prompts_met") != met:
-            msg = (
-                f"`run.prompts` = {config.run.prompts!r} must hold the prompts that the run began "
-                f"with, at least as many and those it has met; what it holds now, {len(prompts)} "
-                "prompts, differs. Restore the file, or choose another folder."
-            )
-            raise CheckpointError(msg)
-        warnings.warn(
-            f"`run.prompts` = {config.run.prompts!r} differs from what the run began with, in "
-            "prompts that it has not met yet: it goes on as if it had begun with these.",
-            stacklevel=2,
-        )
     load_strict(system.trained(), checkpoint.tensors["policy"], source="the checkpoint")
     optimizer = build_optimizer(system.trained(), config.optim)
     restored(
@@ -375,16 +359,3 @@ def _saved_values(
     values = parameter_copies(system.trained())
     load_strict(values, checkpoint.tensors.get(name, {}), source=f"the checkpoint's {name} policy")
     return values
-
-
-def _digest_met(prompts: Sequence[str], config: TrainConfig, finished: int) -> str:
-    """Digest how many prompts there are, and those that a run has met so far."""
-    count = finished * config.run.objects_per_iteration
-    if config.constraint.threshold_init is None:
-        count = max(count, config.constraint.threshold_objects)
-    met = prompt_batch(prompts, seed=config.run.seed, iteration=0, count=min(count, len(prompts)))
-    return _digest([str(len(prompts)), *met])
-
-
-def _digest(prompts: Sequence[str]) -> str:
-    return hashlib.sha256(to_json(list(prompts)).encode()).hexdigest()

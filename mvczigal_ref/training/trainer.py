@@ -36,6 +36,7 @@ from mvczigal_ref.training.exporting import export_policy
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
 from mvczigal_ref.training.loop import TrainingLoop, run_view
 from mvczigal_ref.training.low_bit import check_optimizer
+from mvczigal_ref.training.met_prompts import require_same_prompts
 from mvczigal_ref.training.origin import begin_from, origin_of, read_origin, write_origin
 from mvczigal_ref.training.places import in_places
 from mvczigal_ref.training.prompts import run_prompts, warn_of_cut_prompts
@@ -261,6 +262,7 @@ def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
     weights = None if run.components is not None else weights_identity(config)
     if checkpoint is not None:
         require_rows(folder, checkpoint.state)
+        require_same_prompts(prompts, config, checkpoint)
         if weights is not None:
             require_same_weights(config, checkpoint.state, weights)
         require_same_rewards(config, checkpoint.state)
@@ -286,6 +288,7 @@ def _prepare(run: _Run, ownership: ExitStack) -> _Ready:
         progress=tell.progress,
     )  # fmt: skip
     judge.refuse_other_prompts()
+    judge.refuse_damaged(("before", 0), ("after", config.run.iterations))
     first = begin_from(folder, system, origin, record)
     if not config.objective.compares_pairs:
         check_steps(system, config)

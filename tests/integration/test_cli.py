@@ -420,6 +420,9 @@ def test_an_export_is_what_the_run_left(finished, tmp_path, capsys):
         "pytorch_lora_weights.safetensors",
     }
     assert "`--out` must not exist yet" in refused(capsys, *argv)
+    (tmp_path / "link").symlink_to("nowhere")
+    linked = ["export", finished, "--out", tmp_path / "link"]
+    assert "`--out` must not exist yet" in refused(capsys, *linked)
     other = ["export", finished, "--out", tmp_path / "two", "--layout", "released"]
     assert '`layout` "released" is for' in refused(capsys, *other)
     assert not (tmp_path / "two").exists()

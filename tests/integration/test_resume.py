@@ -179,6 +179,18 @@ def test_a_damaged_newest_checkpoint_is_refused_by_name(undisturbed, prompts, tm
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("name", ["before_000000", "after_000004"])
+def test_damaged_scores_are_refused_and_the_run_stays_ended(undisturbed, prompts, tmp_path, name):
+    """Before the folder is that of a run that goes on."""
+    folder = shutil.copytree(undisturbed(), tmp_path / "run")
+    truncate(folder / "evaluations" / f"{name}.safetensors")
+    before = contents(folder)
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors.*Remove the file"):
+        run(small_config(prompts), folder)
+
+    assert contents(folder) == before
+
+
 def test_the_remedy_works(undisturbed, prompts, tmp_path):
     """Without the damaged checkpoint the run goes on from the one before, to the same bits."""
     folder = shutil.copytree(undisturbed(), tmp_path / "run")
@@ -254,8 +266,23 @@ def test_other_prompts_under_the_same_name_are_refused(tmp_path):
     prompts = write_prompts(tmp_path)
     run(small_config(prompts, run={"iterations": 1}), tmp_path / "run")
     (tmp_path / "prompts.txt").write_text("\n".join(reversed(PROMPTS)))
-    with pytest.raises(CheckpointError, match=r"`run\.prompts` = .*differs\. Restore the file"):
-        run(small_config(prompts, run={"iterations": 2}), tmp_path / "run")
+    told = refused(small_config(prompts, run={"iterations": 2}), tmp_path / "run")
+
+    assert "`run.prompts` = " in told
+    assert "differs. Restore the file" in told
+    assert (tmp_path / "run" / "summary.json").is_file()  # it is a run that has ended
+
+
+def test_a_run_that_was_moved_with_its_prompts_goes_on(tmp_path):
+    """The same prompts in another place."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    run(small_config(write_prompts(first), run={"iterations": 1}), first / "run")
+    first.rename(second)
+    run(small_config(str(second / "prompts.txt"), run={"iterations": 2}), second / "run")
+
+    assert [row["iteration"] for row in metrics(second / "run")] == [0, 1]
+    assert checkpoints(second / "run") == ["iteration_000001", "iteration_000002"]
 
 
 def test_a_prompt_list_is_mended_without_losing_the_run(tmp_path):

@@ -15,6 +15,7 @@ SPANNING = {
     "diffusion/test_flow_marginals.py": ("diffusion/flow_sampler", "diffusion/flow_noise"),
     "models/flow/test_lora.py": ("models/lora", "models/lora_weights", "models/lora_files"),
     "models/test_own_networks.py": ("models/hub", "system/networks", "pipeline/text_to_multiview"),
+    "test_broadcasting.py": ("diffusion/levels", "diffusion/precision", "objective/clipped"),
     "test_iteration_settings.py": ("iteration", "config/reads"),
     "test_purity.py": ("diffusion", "cameras"),
     "test_released_trainer.py": ("iteration", "method/pairs", "update/pairs"),

@@ -24,9 +24,9 @@ FULL = [torch.float32, torch.float64]
 @pytest.mark.parametrize("right", FULL)
 def test_working_dtype_is_what_torch_promotes_to(left, right):
     """The wider one wins, in either place."""
-    assert working_dtype(a=torch.zeros(1, dtype=left), b=torch.zeros(1, dtype=right)) == (
-        torch.promote_types(left, right)
-    )
+    one = torch.zeros(1, 1, 1)
+
+    assert working_dtype(a=one.to(left), b=one.to(right)) == torch.promote_types(left, right)
 
 
 # -- laws --------------------------------------------------------------------------------

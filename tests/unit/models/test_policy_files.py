@@ -164,8 +164,8 @@ def test_one_layout_alone(layout, files, tmp_path):
 
 def test_a_writer_that_dies_leaves_what_was_there(tmp_path, monkeypatch):
     """Nothing, or the old folder whole; the next writer clears up and replaces all of it."""
-    folder, lora = tmp_path / "policy", trained_lora(unet_policy())
-    left = tmp_path / ".policy.1.tmp"
+    folder, lora = tmp_path / "policy [1]", trained_lora(unet_policy())
+    left = tmp_path / ".policy [1].1.tmp"
     left.mkdir()
 
     def die(*_):
@@ -184,9 +184,19 @@ def test_a_writer_that_dies_leaves_what_was_there(tmp_path, monkeypatch):
         patch.setattr(policy_files, "write_lora_file", die)
         with pytest.raises(KeyboardInterrupt):
             save_policy(lora, folder)
-    assert names(tmp_path) == {"policy/old"}
+    assert names(tmp_path) == {"policy [1]/old"}
     save_policy(lora, folder, layout="released")
-    assert names(tmp_path) == {"policy/README.md", "policy/SHA256SUMS", "policy/lora.safetensors"}
+    written = {"README.md", "SHA256SUMS", "lora.safetensors"}
+    assert names(tmp_path) == {f"policy [1]/{name}" for name in written}
+
+
+def test_a_link_that_leads_nowhere_is_replaced(tmp_path):
+    """The disk would not rename a folder over it."""
+    (tmp_path / "policy").symlink_to("nowhere")
+    save_policy(trained_lora(unet_policy()), tmp_path / "policy", layout="released")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    assert names(tmp_path / "policy") == {"README.md", "SHA256SUMS", "lora.safetensors"}
 
 
 def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

@@ -42,6 +42,25 @@ def test_other_weights_are_told_with_their_conversion(refuse, name, what, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("name", "pipeline"),
+    [
+        ("conditioner.embedders.1.model.ln_final.bias", "StableDiffusionXLPipeline"),
+        (
+            "cond_stage_model.transformer.text_model.norm.bias",
+            "StableDiffusionPipeline",
+        ),
+        ("model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.bias", "StableDiffusion3Pipeline"),
+        ("double_blocks.0.img_mlp.0.bias", "FluxPipeline"),
+    ],
+)
+def test_a_single_file_is_converted_by_its_own_pipeline(name, pipeline, tmp_path):
+    """SDXL's class does not read another's names."""
+    path = write(tmp_path / "a.safetensors", WHOLE, name)
+    with pytest.raises(CheckpointError, match=rf"import {pipeline} as P; P\.from_single_file"):
+        refuse_single_file("x", path)
+
+
+@pytest.mark.parametrize(
     ("content", "what"),
     [
         (b"<html>", "a web page. Download it again."),

@@ -18,10 +18,11 @@ from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.training import trainer
 from mvczigal_ref.training.identity import require_same_weights, weights_identity
-from mvczigal_ref.training.places import absolute_paths, in_places
+from mvczigal_ref.training.met_prompts import require_same_prompts
+from mvczigal_ref.training.places import absolute_paths, in_places, run_difference
 from mvczigal_ref.training.run_folder import find_checkpoint
 from mvczigal_ref.training.run_policy import load_policy
-from tests.unit.training.test_state import config, stepped
+from tests.unit.training.test_state import PROMPTS, config, stepped
 
 
 @pytest.fixture
@@ -171,6 +172,55 @@ def test_a_relative_path_is_the_same_as_its_absolute_one(weights, tmp_path, monk
     assert find_checkpoint(tmp_path / "run", absolute).iteration == 2
     monkeypatch.chdir("/")
     assert find_checkpoint(tmp_path / "run", absolute).iteration == 2
+
+
+def test_weights_and_prompts_count_by_their_content_wherever_they_lie(weights, tmp_path):
+    """A folder that was moved with them goes on; without a word of the content the place counts."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+
+    def placed(folder):
+        weights, prompts = folder / "weights", folder / "prompts.txt"
+        return config(model={"weights": str(weights)}, prompts=str(prompts))
+
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    state = stepped(placed(tmp_path), run)
+    (run / "config.json").write_text(to_json(to_dict(placed(tmp_path))))
+    moved.mkdir()
+    for name in ("weights", "prompts.txt"):
+        (tmp_path / name).rename(moved / name)
+    with pytest.raises(CheckpointError, match=r"`model\.weights` is '.*' there and '.*moved"):
+        find_checkpoint(run, placed(moved))
+    state.weights = weights_identity(placed(moved))
+    state.save(run)
+    found = find_checkpoint(run, placed(moved))
+
+    assert found.iteration == 2
+    require_same_weights(placed(moved), found.state)
+    require_same_prompts(PROMPTS, placed(moved), found)
+    change(moved / "weights")
+    with pytest.raises(CheckpointError, match=r"`model\.weights` = "):
+        require_same_weights(placed(moved), found.state)
+    with pytest.raises(CheckpointError, match=r"`run\.seed` is 0 there and 5 here\. Choose"):
+        find_checkpoint(run, replace(placed(moved), run=replace(placed(moved).run, seed=5)))
+
+
+def test_parts_of_a_published_model_count_by_their_content(tmp_path):
+    """As the weights do, of which they are parts."""
+    here, there = (
+        config(model={"weights": "sdxl", "rig": "paper", "sources": {"unet": str(tmp_path / name)}})
+        for name in ("here", "there")
+    )
+
+    assert run_difference(there, here, {"weights": {"place": "a", "sha256": "b"}}) == ""
+    assert "`model.sources` is " in run_difference(there, here, {"weights": None})
+
+
+def test_a_path_with_two_dots_is_that_of_the_file(weights, tmp_path, monkeypatch):
+    """As one writes it from another folder."""
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "deeper")
+
+    assert absolute_paths(config(model={"weights": "../weights"}))["model.weights"] == str(weights)
 
 
 # -- errors ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from mvczigal_ref.config import from_dict
 from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.models.flow.tiny import tiny_flow_components
 from mvczigal_ref.models.tiny import tiny_components
+from mvczigal_ref.recipes import recipe
 from mvczigal_ref.tiny_world.grammar import split_prompts
 from mvczigal_ref.training.prompts import (
     in_world,
@@ -111,6 +112,15 @@ def test_the_grammar_holds_where_the_world_reads_prompts(changes, scored, sample
 
     assert in_world(config) is scored
     assert in_world(config, scored=False) is sampled
+
+
+@pytest.mark.parametrize(
+    ("name", "sampled"),
+    [("sd15_grpo", False), ("sdxl_grpo", False), ("flow_grpo", False), ("tiny_flow_grpo", True)],
+)
+def test_a_single_view_samples_any_prompt_unless_its_weights_are_the_world_s(name, sampled):
+    """It has no rig to tell by."""
+    assert in_world(recipe(name), scored=False) is sampled
 
 
 @pytest.mark.parametrize("build", [tiny_components, tiny_flow_components])

@@ -12,6 +12,7 @@ from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.training import run_folder
+from mvczigal_ref.training.origin import read_origin
 from mvczigal_ref.training.run_folder import find_checkpoint, is_finished, load_newest
 from mvczigal_ref.training.run_policy import load_policy
 from mvczigal_ref.training.state import begin
@@ -58,6 +59,20 @@ def test_a_policy_is_rebuilt_from_its_folder_alone(tmp_path, finetune, decay):
     ]
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2]) == (decay > 0)
+
+
+def test_a_run_is_used_without_the_moments_and_does_not_go_on_without_them(tmp_path):
+    """They are the largest file of a folder, and the first that a copy of it leaves out."""
+    stepped(config(), tmp_path)
+    whole = load_newest(tmp_path)
+    (tmp_path / "checkpoints" / "iteration_000002" / "optimizer.safetensors").unlink()
+    copied, origin = load_newest(tmp_path), read_origin(f"{tmp_path}@2", config())
+
+    for values in (copied.policy, origin.tensors):
+        assert all(torch.equal(values[name], value) for name, value in whole.policy.items())
+    assert whole.tensors.keys() == copied.tensors.keys() == {"policy"}
+    with pytest.raises(CheckpointError, match=r"'optimizer\.safetensors' is missing"):
+        find_checkpoint(tmp_path, config())
 
 
 def test_a_run_is_finished_when_it_has_ended_as_it_is_asked_for(tmp_path):
