@@ -62,11 +62,14 @@ def claims(folder: Path | None) -> None:
     """Draw the claims' pictures and write what `docs/claims.md` has between its marks again."""
     stored = ROOT / "docs" / "results" / "claims.json"
     if folder is not None:
-        atomic_write(stored, record_text(read_claims(folder / "claims.json")))
+        record = record_text(read_claims(folder / "claims.json"))
         alone, constrained = (folder / f"{arm}-{SEEDS[0]}" for arm in ("tiny_per_view", "tiny"))
         prompts = read_prompts("world.held_out")
-        save_png(PICTURES / "claims_strip.png", claims_strip(alone, constrained, prompts))
+        strip = claims_strip(alone, constrained, prompts)
         over = iterations_strip(alone, constrained, prompts, ITERATIONS)
+        # Written once all is there: a folder without the runs spoils nothing.
+        atomic_write(stored, record)
+        save_png(PICTURES / "claims_strip.png", strip)
         save_png(PICTURES / "claims_iterations.png", over)
     tables = {"claims": claim_table(), "arms": arm_table()}
     if stored.is_file():

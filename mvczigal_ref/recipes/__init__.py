@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.config.loading import nearest_name
@@ -92,8 +93,10 @@ def recipe_function(name: str) -> Callable[[], TrainConfig]:
     names = recipe_names()
     if name not in names:
         shown = quoted(name)[1:].rstrip("'\"")
-        near = nearest_name(shown, names)
-        msg = f"unknown recipe: `{shown}`; did you mean `{near}`? `mvczigal recipes` lists them."
+        remedy = f"did you mean `{nearest_name(shown, names)}`? `mvczigal recipes` lists them."
+        if Path(name).is_dir():
+            remedy = "it is a folder: `evaluate --run` scores a run, `train --from` begins with it."
+        msg = f"unknown recipe: `{shown}`; {remedy}"
         raise ConfigError(msg)
     function = load_plugin("recipes", name)
 

@@ -97,7 +97,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def evaluations(folder: Path) -> dict[int, bytes]:
     """Read the held-out scores and images of a run by the iterations it had finished."""
     found = sorted((folder / "evaluations").glob("*_*.safetensors"))
-    return {int(path.stem.rpartition("_")[2]): path.read_bytes() for path in found}
+    return {
+        int(path.stem.rpartition("_")[2]): path.read_bytes() for path in found if path.is_file()
+    }
 
 
 def parameters(folder: Path) -> dict:

@@ -262,3 +262,9 @@ def test_an_unknown_recipe_names_the_nearest():
     """A slip of the finger is told as one."""
     with pytest.raises(ConfigError, match=r"unknown recipe: `tiny_shufled`.*`tiny_shuffled`"):
         recipe("tiny_shufled")
+
+
+def test_a_folder_where_a_recipe_is_meant_is_told_what_takes_it(tmp_path):
+    """The nearest name helps nobody there."""
+    with pytest.raises(ConfigError, match=r"unknown recipe: .*it is a folder: `evaluate --run`"):
+        recipe(str(tmp_path))
