@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.advantage.standardise import check_rewards, equal_up_to_rounding, standardise
+from mvczigal_ref.diffusion.precision import require_one_shape
 from mvczigal_ref.shapes import JointViewReward, PerViewReward
 
 __all__ = [
@@ -130,7 +131,8 @@ def standardise_arms(
         Standardised rewards of both arms [1].
 
     Raises:
-        ValueError: As :func:`~mvczigal_ref.advantage.standardise.standardise`.
+        ValueError: If shapes differ, or as
+            :func:`~mvczigal_ref.advantage.standardise.standardise`.
         NonFiniteError: If a reward is NaN or infinite.
 
     Examples:
@@ -138,6 +140,7 @@ def standardise_arms(
         >>> (one - two)[0].item()
         0.0
     """
+    require_one_shape(zigzag=zigzag, standard=standard)
     both = torch.stack([zigzag, standard])
     first, second = standardise(both, eps=eps)
     return first, first.where(equal_up_to_rounding(both, dim=(0,))[0], second)

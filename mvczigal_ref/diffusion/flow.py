@@ -7,7 +7,7 @@ velocity :math:`v = \epsilon - x_0`. The steps that draw noise are in ``flow_noi
 import torch
 
 from mvczigal_ref.diffusion.levels import require_levels
-from mvczigal_ref.diffusion.precision import per_latent, working_dtype
+from mvczigal_ref.diffusion.precision import per_latent, require_one_shape, working_dtype
 from mvczigal_ref.diffusion.sampler import Transition
 from mvczigal_ref.shapes import BatchLatent, BatchShape
 
@@ -65,13 +65,13 @@ def flow_velocity(clean: BatchLatent, noise: BatchLatent) -> BatchLatent:
         :math:`v`.
 
     Raises:
-        ValueError: If a tensor is half precision or of a shape that does not fit.
+        ValueError: If shapes differ, or a tensor is half precision.
 
     Examples:
         >>> flow_velocity(torch.ones(1, 1, 1), torch.full((1, 1, 1), 3.0)).item()
         2.0
     """
-    working_dtype(clean=clean, noise=noise)
+    require_one_shape(clean=clean, noise=noise)
     return noise - clean
 
 

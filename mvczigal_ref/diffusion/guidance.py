@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mvczigal_ref.diffusion.precision import working_dtype
+from mvczigal_ref.diffusion.precision import require_one_shape
 from mvczigal_ref.shapes import BatchLatent
 
 __all__ = ["classifier_free_guidance", "guidance_embedding"]
@@ -32,14 +32,15 @@ def classifier_free_guidance(
         The guided prediction.
 
     Raises:
-        ValueError: If a tensor is half precision or of a shape that does not fit.
+        ValueError: If shapes differ, or a tensor is half precision.
 
     Examples:
         >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         >>> classifier_free_guidance(zero, one, guidance_scale=7.0).item()
         7.0
     """
-    dtype = working_dtype(uncond=uncond, cond=cond)
+    require_one_shape(uncond=uncond, cond=cond)
+    dtype = torch.promote_types(uncond.dtype, cond.dtype)
     return uncond.to(dtype) + guidance_scale * (cond - uncond)
 
 

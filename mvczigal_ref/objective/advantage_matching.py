@@ -5,6 +5,7 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from mvczigal_ref.diffusion.levels import require_levels
 from mvczigal_ref.diffusion.precision import (
     per_latent,
     require_choice,
@@ -43,7 +44,7 @@ def matching_error(
         velocity: :math:`v_\theta` at ``latent_t``, fp32 or fp64. Gradient flows.
         clean: :math:`x_0`, the sample. No gradient flows.
         latent_t: :math:`x_t = (1 - t) x_0 + t \epsilon`. No gradient flows.
-        level: :math:`t` of each latent [noise level] in (0, 1].
+        level: :math:`t` of each latent, or one for all [noise level] in (0, 1].
 
     Returns:
         One number per latent [velocity^2], not negative.
@@ -57,16 +58,8 @@ def matching_error(
         >>> matching_error(zero, clean=zero, latent_t=one, level=torch.tensor(0.5)).item()
         4.0
     """
-    latents = {"velocity": velocity, "clean": clean, "latent_t": latent_t}
-    require_full_precision(**latents, level=level)
-    for name, tensor in (latents | {"level": level}).items():
-        shape = tuple(velocity.shape[: None if name in latents else -3])
-        if tensor.shape != shape:
-            msg = (
-                f"`{name}` must have shape {shape} to fit `velocity`; got {tuple(tensor.shape)}; "
-                "expand it."
-            )
-            raise ValueError(msg)
+    require_one_shape(velocity=velocity, clean=clean, latent_t=latent_t)
+    require_levels(velocity, level=level)
     target = (latent_t - clean).detach() / per_latent(level.detach(), velocity.dtype)
     error: Tensor = (velocity - target).square().mean(dim=(-3, -2, -1))
     return error
@@ -85,14 +78,14 @@ def matching_score(
 
     Args:
         error: :math:`e`, see :func:`matching_error` [velocity^2]. Gradient flows.
-        level: :math:`t` [noise level] in (0, 1].
+        level: :math:`t`, of that shape, or one number without axes [noise level] in (0, 1].
         weight: "uniform", "level", "level_squared" or "huber".
 
     Returns:
         One number per latent [1], not positive.
 
     Raises:
-        ValueError: If ``weight`` is unknown, or a tensor is half precision.
+        ValueError: If ``weight`` is unknown, shapes differ, or a tensor is half precision.
 
     Examples:
         >>> import torch

@@ -122,7 +122,7 @@ def divergence_loss(
     """
     if not isinstance(std, Tensor):
         require_positive(std=std)
-    if isinstance(repeats, Tensor):
+    if isinstance(repeats, Tensor) and repeats.ndim:
         check_paired(log_ratio=log_ratio, repeats=repeats)
     divergence = reference_kl(mean.detach(), mean_old, std=std, reduction=reduction)
     held = outside_region(log_ratio, advantage, divergence, divergence_range=divergence_range)

@@ -12,7 +12,7 @@ from mvczigal_ref.files import file_digest
 from mvczigal_ref.models.published import PUBLISHED, SdxlSources, published_sources, weights_folder
 from mvczigal_ref.models.sources import ADAPTER_FILES, find_file
 
-__all__ = ["require_same_weights", "weights_identity"]
+__all__ = ["names_content", "require_same_weights", "weights_identity"]
 
 _READ = (".safetensors", ".bin", ".json", ".txt", ".model")
 
@@ -52,6 +52,22 @@ def weights_identity(config: TrainConfig) -> dict[str, str]:
     if not places:
         return _of_source(str(weights_folder(model.weights)))
     return _joined({name: _of_source(place) for name, place in places.items()})
+
+
+def names_content(identity: Mapping[str, str] | None) -> bool:
+    """Say whether the identity in a checkpoint tells one set of weights from another.
+
+    Args:
+        identity: From :func:`weights_identity`, perhaps of an older version; None if it is absent.
+
+    Returns:
+        False if it is absent, or the digest of no file that older versions wrote for a hub id.
+
+    Examples:
+        >>> names_content({"place": "org/name", "sha256": "ab"}), names_content(None)
+        (True, False)
+    """
+    return identity is not None and identity["sha256"] != _NOTHING
 
 
 def _joined(parts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

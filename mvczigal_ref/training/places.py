@@ -10,6 +10,7 @@ from mvczigal_ref.config import TrainConfig, fingerprinted
 from mvczigal_ref.config.fingerprint import settings_difference
 from mvczigal_ref.config.paths import setting_value
 from mvczigal_ref.models.published import PUBLISHED, SHIPPED
+from mvczigal_ref.training.identity import names_content
 from mvczigal_ref.training.prompt_rows import split_column
 
 __all__ = ["absolute_paths", "in_places", "run_difference"]
@@ -42,7 +43,7 @@ def absolute_paths(config: TrainConfig) -> dict[str, str]:
             path, column = split_column(value)
         with suppress(OSError):  # of a name too long
             if path.exists():
-                place = path.absolute().parent.resolve() / path.name  # `..` may follow a link
+                place = _without_links(path.absolute())
                 paths[setting] = f"{place}{'' if column is None else f':{column}'}"
     return paths
 
@@ -64,8 +65,14 @@ def in_places(config: TrainConfig, paths: Mapping[str, str] | None = None) -> Tr
     for setting, path in (absolute_paths(config) if paths is None else paths).items():
         section, _, name = setting.partition(".")
         part: Any = getattr(config, section)
-        config = replace(config, **{section: replace(part, **{name: path})})
+        place = str(_without_links(Path(path)))  # older checkpoints keep links
+        config = replace(config, **{section: replace(part, **{name: place})})
     return config
+
+
+def _without_links(path: Path) -> Path:
+    """Follow the links of a path's folders: `..` may come after one."""
+    return path.parent.resolve() / path.name
 
 
 def run_difference(there: TrainConfig, here: TrainConfig, state: Mapping[str, Any]) -> str:
@@ -90,7 +97,8 @@ def run_difference(there: TrainConfig, here: TrainConfig, state: Mapping[str, An
     """
     before, after = fingerprinted(there), fingerprinted(here)
     for setting, record in _BY_CONTENT.items():
-        if state.get(record) is not None:
+        content = state.get(record)
+        if names_content(content) if record == "weights" else content is not None:
             section, _, name = setting.partition(".")
             after[section][name] = before[section][name]
     return settings_difference(before, after)

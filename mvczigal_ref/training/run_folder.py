@@ -7,6 +7,7 @@ from mvczigal_ref.config.run_file import run_config
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.training.checkpoint import Checkpoint, load_checkpoint
 from mvczigal_ref.training.checkpoint_folder import latest_checkpoint, load_state
+from mvczigal_ref.training.identity import require_same_weights
 from mvczigal_ref.training.places import in_places, run_difference
 
 __all__ = ["SUMMARY", "find_checkpoint", "is_finished", "load_newest"]
@@ -31,7 +32,7 @@ def find_checkpoint(folder: Path, config: TrainConfig) -> Checkpoint | None:
 
     Raises:
         CheckpointError: If the folder holds another run, or a checkpoint that is damaged, of
-            another run, or past this run's end.
+            another run, of other base weights by another name, or past this run's end.
 
     Examples:
         >>> find_checkpoint(Path("absent"), TrainConfig()) is None
@@ -42,6 +43,10 @@ def find_checkpoint(folder: Path, config: TrainConfig) -> Checkpoint | None:
     if newest is None:
         return None
     checkpoint = load_checkpoint(newest, config=config)
+    there = in_places(checkpoint.config, checkpoint.state.get("paths")).model
+    here = in_places(config).model
+    if (there.weights, there.sources) != (here.weights, here.sources):
+        require_same_weights(config, checkpoint.state)
     if checkpoint.iteration > config.run.iterations:
         msg = (
             f"`run.iterations` must be at least {checkpoint.iteration}, what {str(newest)!r} has "

@@ -9,7 +9,7 @@ from jaxtyping import config
 
 import mvczigal_ref as m
 from mvczigal_ref.diffusion.flow_dpm import OdeMemory
-from mvczigal_ref.objective.advantage_matching import matching_score
+from mvczigal_ref.objective.advantage_matching import matching_error, matching_score
 
 ROWS = 4
 LATENT = torch.ones(ROWS, 4, 8, 8)  # as many rows as channels, so that a lost axis broadcasts
@@ -55,6 +55,7 @@ LEVELS = [
      {**FLOW, "memory": OdeMemory(clean=LATENT, sigma=NUMBER + 0.1)}, "sigma_t sigma_prev"),
     (m.reference_kl_without_step_length, (LATENT, LATENT),
      {"std": NUMBER, "step_length": NUMBER, "reduction": "mean"}, "step_length"),
+    (matching_error, (LATENT,), {"clean": LATENT, "latent_t": LATENT, "level": NUMBER}, "level"),
     (m.guard_loss, (NUMBER, NUMBER), {**MEANS, "step_length": NUMBER}, "step_length"),
     (m.noise_error, (LATENT,), {"latent_t": LATENT, "noise": LATENT, "alpha_bar_t": NUMBER,
      **EPSILON}, "alpha_bar_t"),
@@ -64,6 +65,7 @@ ALIKE = [
     (m.sample, {"mean": LATENT, "std": 0.5, "noise": LATENT}, "noise"),
     (m.log_prob, {"action": LATENT, "mean": LATENT, "std": 0.5, "reduction": "mean"}, "mean"),
     (m.classifier_free_guidance, {"uncond": LATENT, "cond": LATENT, "guidance_scale": 2.0}, "cond"),
+    (m.flow_velocity, {"clean": LATENT, "noise": LATENT}, "noise"),
     (m.outside_region, {"log_ratio": NUMBER, "advantage": NUMBER, "divergence": NUMBER,
      "divergence_range": 0.1}, "advantage divergence"),
     (m.divergence_loss, {"log_ratio": NUMBER, "advantage": NUMBER, "repeats": NUMBER, **MEANS},
@@ -125,6 +127,24 @@ def test_one_number_may_have_a_latents_own_axes():
     score = m.log_prob(LATENT, std=NUMBER[:1].reshape(1, 1, 1, 1), **settings)
 
     assert torch.equal(score.flatten(), m.log_prob(LATENT, std=0.5, **settings))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 16, 64)])
+def test_what_is_done_number_by_number_needs_no_axes(shape):
+    """A mix and a difference are right for any shape, and give that shape back."""
+    zero, one = torch.zeros(shape), torch.ones(shape)
+
+    assert torch.equal(m.classifier_free_guidance(zero, one, guidance_scale=7.0), 7.0 * one)
+    assert torch.equal(m.flow_velocity(one, 3.0 * one), 2.0 * one)
+
+
+def test_one_number_of_repeats_serves():
+    """As a float does."""
+    settings = {**MEANS, "log_ratio": NUMBER, "advantage": NUMBER, "mean_old": LATENT + 1.0}
+    _, by_tensor = m.divergence_loss(**settings, repeats=torch.tensor(2.0))
+    _, by_float = m.divergence_loss(**settings, repeats=2.0)
+
+    assert by_tensor.clip_fraction == by_float.clip_fraction == 2.0
 
 
 @pytest.mark.parametrize(("call", "settings", "alike"), ALIKE, ids=names)

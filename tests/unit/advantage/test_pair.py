@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from mvczigal_ref.advantage import PairAdvantages, advantage_gap, joint_share, pair_advantages
+from mvczigal_ref.advantage.pair import standardise_arms
 from mvczigal_ref.errors import NonFiniteError
 from tests.golden import constants, tensors
 from tests.unannotated import without_shape_checks
@@ -373,3 +374,9 @@ def test_refuses_a_gap_of_tables_that_would_broadcast(name, shape):
             return
         with pytest.raises(ValueError, match=f"`{name}` must have"):
             advantage_gap(PairAdvantages(**tables), share=0.5)
+
+
+def test_refuses_arms_of_other_shapes():
+    """By their names, and not by an error of torch."""
+    with without_shape_checks(), pytest.raises(ValueError, match="`standard` must have the shape"):
+        standardise_arms(torch.ones(2), torch.ones(3))

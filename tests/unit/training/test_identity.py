@@ -1,5 +1,6 @@
 """`identity`: base weights that changed under a path are not gone on with."""
 
+import hashlib
 import os
 import shutil
 from dataclasses import replace
@@ -223,7 +224,41 @@ def test_a_path_with_two_dots_is_that_of_the_file(weights, tmp_path, monkeypatch
     assert absolute_paths(config(model={"weights": "../weights"}))["model.weights"] == str(weights)
 
 
+def test_a_place_that_an_older_checkpoint_keeps_by_a_link_is_the_same(tmp_path):
+    """Those kept the links of its folders, which are followed now."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "prompts.txt").write_text("a")
+    linked = str(tmp_path / "link" / "prompts.txt")
+
+    assert in_places(config(), {"run.prompts": linked}) == in_places(config(prompts=linked))
+
+
 # -- errors ------------------------------------------------------------------------------
+
+
+def test_other_weights_by_another_name_are_refused_before_a_run_is_planned(weights, tmp_path):
+    """Else the refusal would come after the hours of the runs that are planned before it."""
+    chosen = config(model={"weights": str(weights)})
+    state = stepped(chosen, tmp_path / "run")
+    state.weights = weights_identity(chosen)
+    state.save(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(to_json(to_dict(chosen)))
+    other = config(model={"weights": str(shutil.copytree(weights, tmp_path / "other"))})
+    assert find_checkpoint(tmp_path / "run", other).iteration == 2
+    change(tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"are looked up in '.*other'"):
+        find_checkpoint(tmp_path / "run", other)
+
+
+def test_the_name_counts_where_an_older_checkpoint_knows_no_content(weights, tmp_path):
+    """Those digested no file of a hub id; any other weights would pass for it."""
+    nothing = {"place": str(tmp_path / "org" / "name"), "sha256": hashlib.sha256().hexdigest()}
+    there = config(model={"weights": "org/name"})
+    here = config(model={"weights": str(weights)})
+
+    told = run_difference(there, here, {"weights": nothing})
+    assert "`model.weights` is 'org/name' there" in told
 
 
 def test_changed_weights_are_refused(weights, tmp_path):
