@@ -78,7 +78,7 @@ def matching_score(
 
     Args:
         error: :math:`e`, see :func:`matching_error` [velocity^2]. Gradient flows.
-        level: :math:`t`, of that shape, or one number without axes [noise level] in (0, 1].
+        level: :math:`t`, of that shape, or one number [noise level] in (0, 1].
         weight: "uniform", "level", "level_squared" or "huber".
 
     Returns:
@@ -94,7 +94,9 @@ def matching_score(
     """
     require_choice("weight", weight, get_args(MatchingWeight))
     require_full_precision(error=error, level=level)
-    if level.ndim:
+    if level.numel() == 1:  # as `matching_error` takes it, and without an axis of its own
+        level = level.reshape(())
+    else:
         require_one_shape(error=error, level=level)
     if weight == "uniform":
         return -error

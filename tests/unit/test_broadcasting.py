@@ -79,7 +79,6 @@ ALIKE = [
      "scale": 1.0}, "error_reference advantage"),
     (m.group_preference_loss, {"velocity": LATENT, **VELOCITIES, "velocity_reference": LATENT,
      "level": NUMBER, "advantage": NUMBER, "scale": 1.0, "clip_range": 0.1}, "advantage"),
-    (matching_score, {"error": NUMBER, "level": NUMBER, "weight": "level"}, "level"),
 ]  # fmt: skip
 
 
@@ -136,6 +135,18 @@ def test_what_is_done_number_by_number_needs_no_axes(shape):
 
     assert torch.equal(m.classifier_free_guidance(zero, one, guidance_scale=7.0), 7.0 * one)
     assert torch.equal(m.flow_velocity(one, 3.0 * one), 2.0 * one)
+
+
+def test_one_level_of_a_matching_score_serves():
+    """Of any axes, as the error takes it; a table's levels do not."""
+    table = NUMBER.expand(ROWS, ROWS)
+    scores = matching_score(table, torch.full((ROWS, ROWS), 0.5), weight="level")
+    for one in (torch.tensor(0.5), NUMBER[:1]):
+        assert torch.equal(matching_score(table, one, weight="level"), scores)
+        assert matching_score(NUMBER[0], one, weight="level").shape == ()
+    for several in (NUMBER, NUMBER[:, None]):
+        with pytest.raises(ValueError, match=r"`level` must have the shape of"):
+            matching_score(table, several, weight="level")
 
 
 def test_one_number_of_repeats_serves():
