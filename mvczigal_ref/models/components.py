@@ -30,6 +30,7 @@ from mvczigal_ref.models.loading import (
 from mvczigal_ref.models.low_bit_reading import FewBits, few_bit_weights
 from mvczigal_ref.models.multiview_unet import PUBLISHED_CAMERA_ENCODER, MultiViewUNet
 from mvczigal_ref.models.placement import at_work
+from mvczigal_ref.models.published import ADAPTER_FILE
 from mvczigal_ref.models.row_attention import install_row_attention, is_row_attention
 from mvczigal_ref.models.single_files import refuse_single_file
 from mvczigal_ref.models.text import encode_clip_prompts, text_conditioning
@@ -41,7 +42,6 @@ from mvczigal_ref.shapes import PromptEmbedding
 
 __all__ = ["Components", "load_components", "with_adapter"]
 
-ADAPTER_FILE = "mv_adapter.safetensors"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 ImageSize = int | tuple[int, int]

@@ -8,6 +8,8 @@ from typing import Any
 from mvczigal_ref.errors import ConfigError
 
 __all__ = [
+    "ADAPTER_FILE",
+    "ADAPTER_FILES",
     "LCM_UNET",
     "MV_ADAPTER",
     "PUBLISHED",
@@ -23,6 +25,10 @@ SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_VAE = "madebyollin/sdxl-vae-fp16-fix"
 LCM_UNET = "latent-consistency/lcm-sdxl"
 MV_ADAPTER = "huanngzh/mv-adapter"
+ADAPTER_FILE = "mv_adapter.safetensors"
+"""File of row attention and camera encoder in a folder that this package wrote."""
+ADAPTER_FILES = ("mvadapter_t2mv_sdxl.safetensors", ADAPTER_FILE)
+"""Names of that file: the published one, and ours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

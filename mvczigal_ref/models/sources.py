@@ -12,14 +12,19 @@ from transformers.utils import cached_file
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import is_hub_id
 from mvczigal_ref.models import reach
-from mvczigal_ref.models.components import ADAPTER_FILE
 from mvczigal_ref.models.downloads import NETWORKS, file_size
 from mvczigal_ref.models.loading import shards_of
-from mvczigal_ref.models.published import LCM_UNET, MV_ADAPTER, SDXL_BASE, SDXL_VAE, SdxlSources
+from mvczigal_ref.models.published import (
+    ADAPTER_FILES,
+    LCM_UNET,
+    MV_ADAPTER,
+    SDXL_BASE,
+    SDXL_VAE,
+    SdxlSources,
+)
 from mvczigal_ref.models.weight_files import pickled_weights
 
 __all__ = [
-    "ADAPTER_FILES",
     "AbsentError",
     "Located",
     "cache_first",
@@ -29,9 +34,6 @@ __all__ = [
     "locate_tokenizer",
     "published_place",
 ]
-
-ADAPTER_FILES = ("mvadapter_t2mv_sdxl.safetensors", ADAPTER_FILE)
-"""Names of the file of row attention and camera encoder: the published one, and ours."""
 
 _Place = TypeVar("_Place")
 

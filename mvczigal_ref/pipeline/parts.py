@@ -19,10 +19,10 @@ from mvczigal_ref.models.hub import load_sdxl_components
 from mvczigal_ref.models.latents import latent_statistics
 from mvczigal_ref.models.multiview_unet import MultiViewUNet
 from mvczigal_ref.models.plain_pipelines import plain_scheduler, stored_prediction
-from mvczigal_ref.models.published import SdxlSources
+from mvczigal_ref.models.published import ADAPTER_FILES, SdxlSources
 from mvczigal_ref.models.schedulers import sdxl_scheduler, stored_settings
 from mvczigal_ref.models.single_files import refuse_single_file
-from mvczigal_ref.models.sources import ADAPTER_FILES, find_file, published_place
+from mvczigal_ref.models.sources import find_file, published_place
 from mvczigal_ref.pipeline.stock_files import write_stock_files
 
 __all__ = ["MultiviewPipelineParts"]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from mvczigal_ref.errors import CheckpointError
-from mvczigal_ref.models.components import ADAPTER_FILE
 from mvczigal_ref.models.loading import load_strict
+from mvczigal_ref.models.published import ADAPTER_FILE
 from mvczigal_ref.models.row_attention import is_row_attention
 from mvczigal_ref.models.weight_files import read_safetensors
 from mvczigal_ref.pipeline.text_to_multiview import TextToMultiviewPipeline

@@ -9,8 +9,13 @@ from typing import Any
 from mvczigal_ref.config import TrainConfig
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import file_digest
-from mvczigal_ref.models.published import PUBLISHED, SdxlSources, published_sources, weights_folder
-from mvczigal_ref.models.sources import ADAPTER_FILES, find_file
+from mvczigal_ref.models.published import (
+    ADAPTER_FILES,
+    PUBLISHED,
+    SdxlSources,
+    published_sources,
+    weights_folder,
+)
 
 __all__ = ["names_content", "require_same_weights", "weights_identity"]
 
@@ -132,6 +137,8 @@ def _of_source(source: str) -> dict[str, str]:
     place = Path(source).expanduser()
     if place.exists():
         return _of_place(place)
+    from mvczigal_ref.models.sources import find_file  # which imports diffusers
+
     repository, names = source, _CACHED
     if "@" not in source and source.count("/") == 2:  # a file of a repository
         repository, _, file = source.rpartition("/")

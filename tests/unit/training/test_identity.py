@@ -14,7 +14,7 @@ from mvczigal_ref.config import from_dict, load_config, to_dict
 from mvczigal_ref.distributed import World
 from mvczigal_ref.errors import CheckpointError
 from mvczigal_ref.files import to_json
-from mvczigal_ref.models.sources import ADAPTER_FILES
+from mvczigal_ref.models.published import ADAPTER_FILES
 from mvczigal_ref.models.tiny import tiny_components
 from mvczigal_ref.recipes import recipe
 from mvczigal_ref.training import trainer
