@@ -16,6 +16,7 @@ from torch import Tensor
 from mvczigal_ref.advantage.standardise import (
     equal_up_to_rounding,
     power_of_two,
+    scaled_guard,
     standard_deviation,
 )
 from mvczigal_ref.diffusion.precision import (
@@ -98,7 +99,7 @@ def group_advantages(
     deviation = standard_deviation(squares / (count - ddof))
     centred = _centred(scaled, dim=(-1,))
     centred = centred.masked_fill(equal_up_to_rounding(scaled, dim=(-1,)), 0.0)
-    return (centred / (deviation + _guard(delta, unit))).clamp(-clip, clip)
+    return (centred / (deviation + scaled_guard(delta, unit))).clamp(-clip, clip)
 
 
 def ragged_group_advantages(
@@ -158,7 +159,9 @@ def ragged_group_advantages(
         unit = power_of_two(reward)
         scaled = reward / unit
         squares = _centred(scaled, dim=(0,)).square().sum()
-        deviation = standard_deviation(squares / (reward.numel() - ddof)) + _guard(delta, unit)
+        deviation = standard_deviation(squares / (reward.numel() - ddof)) + scaled_guard(
+            delta, unit
+        )
     for label in group.unique().tolist():
         members = group == label
         if spread == "group":
@@ -240,11 +243,6 @@ def _centred(reward: Tensor, *, dim: tuple[int, ...]) -> Tensor:
     """Take rewards relative to their mean; first to their minimum, so that equal ones give 0."""
     above_worst = reward - reward.amin(dim=dim, keepdim=True)
     return above_worst - above_worst.mean(dim=dim, keepdim=True)
-
-
-def _guard(delta: float, unit: Tensor) -> Tensor:
-    """Bring what is added to a deviation to the rewards' size; never to 0."""
-    return (delta / unit).clamp_min(torch.finfo(unit.dtype).tiny)
 
 
 def _check_settings(*, spread: str, ddof: int, delta: float, clip: float) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "check_rewards",
     "equal_up_to_rounding",
     "power_of_two",
+    "scaled_guard",
     "standard_deviation",
     "standardise",
 ]
@@ -120,6 +121,23 @@ def power_of_two(
     return (largest.view(whole) & exponent).view(largest.dtype).where(largest >= 1.0, 1.0)
 
 
+def scaled_guard(guard: float, unit: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Bring what is added to a deviation to the size of scaled rewards; never to 0.
+
+    Args:
+        guard: Number that is added to a deviation [reward units].
+        unit: From :func:`power_of_two`.
+
+    Returns:
+        The number over the unit [1], positive.
+
+    Examples:
+        >>> scaled_guard(0.5, torch.tensor(2.0)).item()
+        0.25
+    """
+    return (guard / unit).clamp_min(torch.finfo(unit.dtype).tiny)
+
+
 def standard_deviation(variance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Take the root of a variance, with a derivative of 0 where there is none.
 
@@ -180,6 +198,5 @@ def standardise(reward: Float[Tensor, "*axis"], *, eps: float = 1e-8) -> Float[T
     scaled = reward / unit
     above_worst = scaled - scaled.min()
     centred = above_worst - above_worst.mean()
-    guard = (eps / unit).clamp_min(torch.finfo(unit.dtype).tiny)
-    advantage = centred / (standard_deviation(centred.square().mean()) + guard)
+    advantage = centred / (standard_deviation(centred.square().mean()) + scaled_guard(eps, unit))
     return advantage.masked_fill(equal_up_to_rounding(scaled), 0.0)

@@ -22,7 +22,7 @@ from mvczigal_ref.diffusion.gaussian import Reduction, log_prob
 from mvczigal_ref.diffusion.grid import Grid
 from mvczigal_ref.diffusion.levels import level_at, require_index
 from mvczigal_ref.diffusion.precision import require_choice, require_full_precision
-from mvczigal_ref.diffusion.sampler import StepIndex, Transition
+from mvczigal_ref.diffusion.sampler import StepIndex, Transition, require_scored_step
 from mvczigal_ref.shapes import BatchLatent
 
 __all__ = ["FLOW_KERNELS", "FlowDensity", "FlowKernel", "FlowOde", "FlowSampler", "StepSigma"]
@@ -256,18 +256,12 @@ class FlowSampler(Grid):
             >>> round(sampler.log_prob(zero, taken, 0, reduction="sum").item(), 4)
             -0.2258
         """
-        if self.num_density_steps == 0 or (
-            not isinstance(step, Tensor) and step >= self.num_density_steps
-        ):
-            which = "the ODE" if self.kernel == "ode" else f"kernel {self.kernel!r} at level 0"
-            msg = (
-                f"`step` must be below num_density_steps = {self.num_density_steps}; got {step}. "
-                f"A step of {which} has no spread, so no log-density: leave it out of training, "
-                "or draw it with a stochastic kernel."
-            )
-            raise ValueError(msg)
-        if not isinstance(step, Tensor):
-            level_at(self.sigma_t, step)  # refuses one before the first
+        which = "the ODE" if self.kernel == "ode" else f"kernel {self.kernel!r} at level 0"
+        why = (
+            f"A step of {which} has no spread, so no log-density: leave it out of training, "
+            "or draw it with a stochastic kernel."
+        )
+        require_scored_step(self, step, why)
         return self.score(action, transition, reduction=reduction)
 
     def score(

@@ -17,7 +17,14 @@ from mvczigal_ref.diffusion.grid import Device, Grid
 from mvczigal_ref.diffusion.levels import level_at
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Timesteps
 
-__all__ = ["GaussianGrid", "Sampler", "StepIndex", "Transition", "require_density"]
+__all__ = [
+    "GaussianGrid",
+    "Sampler",
+    "StepIndex",
+    "Transition",
+    "require_density",
+    "require_scored_step",
+]
 
 StepIndex = int | Int[Tensor, "*#batch"]
 """Index into a sampling grid, 0 the noisiest; one for all latents, or see
@@ -137,15 +144,11 @@ class GaussianGrid(Grid):
             >>> round(sampler.log_prob(zero, taken, 0, reduction="sum").item(), 4)
             -0.7461
         """
-        most = self.num_density_steps
-        if most == 0 or (not isinstance(step, Tensor) and step >= most):
-            msg = (
-                f"`step` must be below num_density_steps = {most}; got {step}. A step without "
-                "spread has no log-density: leave it out of training, or draw it with noise."
-            )
-            raise ValueError(msg)
-        if not isinstance(step, Tensor):
-            level_at(self.timesteps, step)  # refuses one before the first
+        why = (
+            "A step without spread has no log-density: leave it out of training, or draw it with "
+            "noise."
+        )
+        require_scored_step(self, step, why)
         return log_prob(action, mean=transition.mean, std=transition.std, reduction=reduction)
 
 
@@ -172,3 +175,27 @@ def require_density(name: str, steps: Sequence[int], sampler: Sampler) -> None:
             f"{list(steps)}. The others have no log-density: leave them to the ODE."
         )
         raise ValueError(msg)
+
+
+def require_scored_step(sampler: Sampler, step: StepIndex, why: str) -> None:
+    """Refuse a step that has no log-density, as far as that is told without reading a tensor.
+
+    Args:
+        sampler: Grid and transition kernel.
+        step: Index into the grid.
+        why: Sentence on what lacks a log-density, and the remedy.
+
+    Raises:
+        ValueError: If no step, or the int ``step``, has a log-density, or it is outside the grid.
+
+    Examples:
+        >>> from mvczigal_ref.diffusion.lcm import LcmSampler
+        >>> sampler = LcmSampler.create(num_steps=2, alpha_bar=torch.linspace(0.9, 0.1, 1000))
+        >>> require_scored_step(sampler, 1, "The last one has none.")
+    """
+    most = sampler.num_density_steps
+    if most == 0 or (not isinstance(step, Tensor) and step >= most):
+        msg = f"`step` must be below num_density_steps = {most}; got {step}. {why}"
+        raise ValueError(msg)
+    if not isinstance(step, Tensor):
+        level_at(sampler.timesteps, step)  # refuses one before the first
