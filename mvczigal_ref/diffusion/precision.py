@@ -176,14 +176,17 @@ def per_latent(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Append the three axes of a latent to one number per latent, in ``dtype``.
 
     Args:
-        value: One number per latent, shape ``(*batch)`` or broadcastable to it.
+        value: One number per latent, shape ``(*batch)`` or broadcastable to it; or one number of
+            any shape.
         dtype: The dtype to return; the number is rounded once, here.
 
     Returns:
-        Numbers of ``value``, shape ``(*batch, 1, 1, 1)``.
+        Numbers of ``value``, shape ``(*batch, 1, 1, 1)``; of one number ``(1, 1, 1)``, which adds
+        no axis to what it multiplies.
 
     Examples:
         >>> per_latent(torch.zeros(2, 3), torch.float64).shape
         torch.Size([2, 3, 1, 1, 1])
     """
-    return value.to(dtype).reshape(*value.shape, 1, 1, 1)
+    batch = () if value.numel() == 1 else value.shape
+    return value.to(dtype).reshape(*batch, 1, 1, 1)

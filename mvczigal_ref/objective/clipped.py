@@ -205,9 +205,8 @@ def reference_kl_without_step_length(
     divergence = reference_kl(mean, mean_reference, std=std, reduction=reduction)
     if isinstance(step_length, Tensor):
         require_levels(mean, step_length=step_length)
-        if reduction == "none":
-            return divergence * per_latent(step_length, divergence.dtype)
-        return divergence * step_length.to(divergence.dtype)
+        length = per_latent(step_length, divergence.dtype)
+        return divergence * (length if reduction == "none" else length[..., 0, 0, 0])
     require_positive(step_length=step_length)
     return divergence * step_length
 

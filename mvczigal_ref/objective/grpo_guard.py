@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvczigal_ref.diffusion.levels import require_levels
-from mvczigal_ref.diffusion.precision import require_full_precision, require_positive
+from mvczigal_ref.diffusion.precision import per_latent, require_full_precision, require_positive
 from mvczigal_ref.objective.clipped import SurrogateStats, clipped_surrogate_loss, reference_kl
 from mvczigal_ref.shapes import BatchLatent, BatchShape, Scalar
 
@@ -131,7 +131,8 @@ def guard_loss(
     """
     if isinstance(step_length, Tensor):
         require_levels(mean, step_length=step_length)
-        weight = (1.0 / step_length.to(log_ratio.dtype)).expand_as(log_ratio)
+        length = per_latent(step_length, log_ratio.dtype)[..., 0, 0, 0]
+        weight = (1.0 / length).expand_as(log_ratio)
     else:
         require_positive(step_length=step_length)
         weight = torch.full_like(log_ratio, 1.0 / step_length)

@@ -497,7 +497,7 @@ def test_a_reward_is_served_until_it_is_stopped(tmp_path):
         images = torch.rand(1, 6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         scores = RemotePerView(url[1])(images, ["a red ball with a white nose"])
         server.send_signal(signal.SIGINT)
-        assert "stopped after 1 answers" in server.stdout.read()
+        assert "stopped after 1 answer\n" in server.stdout.read()
 
     assert server.returncode == 0
     assert torch.equal(scores, WorldPerView()(images, ["a red ball with a white nose"]))

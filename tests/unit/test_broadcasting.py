@@ -9,6 +9,7 @@ from jaxtyping import config
 
 import mvczigal_ref as m
 from mvczigal_ref.diffusion.flow_dpm import OdeMemory
+from mvczigal_ref.diffusion.sampler import Transition
 from mvczigal_ref.objective.advantage_matching import matching_error, matching_score
 
 ROWS = 4
@@ -52,7 +53,7 @@ LEVELS = [
     (m.constant_noise_transition, (LATENT, LATENT), NOISY, "sigma_t sigma_prev"),
     (m.cps_transition, (LATENT, LATENT), NOISY, "sigma_t sigma_prev"),
     (m.dpm2m_transition, (LATENT, LATENT),
-     {**FLOW, "memory": OdeMemory(clean=LATENT, sigma=NUMBER + 0.1)}, "sigma_t sigma_prev"),
+     {**FLOW, "memory": OdeMemory(clean=LATENT, sigma=torch.tensor(0.6))}, "sigma_t sigma_prev"),
     (m.reference_kl_without_step_length, (LATENT, LATENT),
      {"std": NUMBER, "step_length": NUMBER, "reduction": "mean"}, "step_length"),
     (matching_error, (LATENT,), {"clean": LATENT, "latent_t": LATENT, "level": NUMBER}, "level"),
@@ -90,6 +91,15 @@ def _unchecked():
     config.update("jaxtyping_disable", False)
 
 
+def results(value):
+    """Give a result's tensors that are as large as what was asked for."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Transition):
+        return [value.mean, value.denoised]
+    return [tensor for part in value for tensor in results(part)] if type(value) is tuple else []
+
+
 def names(case):
     """Name a case by its function."""
     return case.__name__ if callable(case) else ""
@@ -114,18 +124,20 @@ def test_one_number_for_all_serves(call, latents, settings, levels):
     for number in (0, [0]):
         one = {name: settings[name][number] for name in levels.split()}
         again = call(*latents, **{**settings, **one})
-        pairs = zip(*(x if isinstance(x, tuple) else (x,) for x in (full, again)), strict=True)
-        for expected, got in pairs:
-            if isinstance(expected, torch.Tensor):
-                torch.testing.assert_close(got.expand_as(expected), expected)
+        for expected, got in zip(results(full), results(again), strict=True):
+            torch.testing.assert_close(got.expand_as(expected), expected)
 
 
-def test_one_number_may_have_a_latents_own_axes():
-    """As released code gives its spread: it can be paired with nothing."""
-    settings = {"mean": LATENT + 0.25, "reduction": "mean"}
-    score = m.log_prob(LATENT, std=NUMBER[:1].reshape(1, 1, 1, 1), **settings)
-
-    assert torch.equal(score.flatten(), m.log_prob(LATENT, std=0.5, **settings))
+@pytest.mark.parametrize(("call", "latents", "settings", "levels"), LEVELS, ids=names)
+def test_one_number_may_have_a_latents_own_axes(call, latents, settings, levels):
+    """As released code gives its spread: one number for all, which adds no axis to a result."""
+    plain, shaped = (
+        {name: settings[name][0].reshape(axes) for name in levels.split()}
+        for axes in ((), (1, 1, 1, 1))
+    )
+    expected, got = (results(call(*latents, **{**settings, **one})) for one in (plain, shaped))
+    for one, other in zip(expected, got, strict=True):
+        assert torch.equal(other, one)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 16, 64)])

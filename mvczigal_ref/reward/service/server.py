@@ -131,7 +131,7 @@ def serve(
         except KeyboardInterrupt:
             # The end of the process during a scorer's work may crash it.
             server.turn.acquire(timeout=_LAST_CALL_S)
-            say(f"stopped after {server.answered} answers")
+            say(f"stopped after {server.answered} answer{'s' * (server.answered != 1)}")
 
 
 @contextmanager
