@@ -76,10 +76,10 @@ class FlowPretrainConfig:
     paint_lr: float = 2e-3
     """Peak learning rate of the first stage."""
 
-    settle_steps: tuple[int, ...] = (3500, 5000, 5000, 5000)
+    settle_steps: tuple[int, ...] = (3500, 5000, 5000)
     """Optimiser steps of each later stage; at least one stage [1]."""
 
-    settle_lr: tuple[float, ...] = (1e-3, 1e-3, 1e-3, 6e-4)
+    settle_lr: tuple[float, ...] = (1e-3, 1e-3, 6e-4)
     """Peak learning rate of each later stage."""
 
     prompt_dropout: float = 0.1
@@ -127,7 +127,7 @@ def flow_stages(config: FlowPretrainConfig) -> tuple[FlowStage, ...]:
 
     Examples:
         >>> [stage.name for stage in flow_stages(FlowPretrainConfig())]
-        ['paint', 'settle', 'settle_2', 'settle_3', 'settle_4']
+        ["paint", "settle", "settle_2", "settle_3"]
     """
     steps, rates = config.settle_steps, config.settle_lr
     if not steps or len(steps) != len(rates):
