@@ -127,7 +127,7 @@ def flow_stages(config: FlowPretrainConfig) -> tuple[FlowStage, ...]:
 
     Examples:
         >>> [stage.name for stage in flow_stages(FlowPretrainConfig())]
-        ["paint", "settle", "settle_2", "settle_3"]
+        ['paint', 'settle', 'settle_2', 'settle_3']
     """
     steps, rates = config.settle_steps, config.settle_lr
     if not steps or len(steps) != len(rates):
