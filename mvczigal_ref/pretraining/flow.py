@@ -1,8 +1,7 @@
 """Train the tiny world's shipped flow model: FLUX's architecture on single views.
 
 The autoencoder and CLIP are those of the multi-view weights and stay as they are; T5 is random.
-Stages of conditional flow matching, each with a rate that falls; those after the first see other
-objects.
+Two stages of conditional flow matching; the second starts at half the first's rate.
 """
 
 import json
@@ -15,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mvczigal_ref.errors import ConfigError
 from mvczigal_ref.files import atomic_write
 from mvczigal_ref.models.components import load_components
 from mvczigal_ref.models.flow.components import FlowComponents
@@ -29,14 +27,10 @@ from mvczigal_ref.pretraining.fitting import Log, averaged, file_log, optimiser_
 from mvczigal_ref.tiny_world.grammar import split_prompts
 from mvczigal_ref.tiny_world.scene import sample_scenes
 
-__all__ = [
-    "FlowPretrainConfig",
-    "FlowStage",
-    "flow_matching_loss",
-    "flow_stages",
-    "pretrain_flow",
-    "untrained",
-]
+__all__ = ["LAST_STAGE", "FlowPretrainConfig", "flow_matching_loss", "pretrain_flow", "untrained"]
+
+LAST_STAGE = "settle"
+"""Name of the last stage and of the folder of finished weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,11 +70,11 @@ class FlowPretrainConfig:
     paint_lr: float = 2e-3
     """Peak learning rate of the first stage."""
 
-    settle_steps: tuple[int, ...] = (3500, 5000, 5000)
-    """Optimiser steps of each later stage; at least one stage [1]."""
+    settle_steps: int = 3500
+    """Optimiser steps of the second stage [1]."""
 
-    settle_lr: tuple[float, ...] = (1e-3, 1e-3, 6e-4)
-    """Peak learning rate of each later stage."""
+    settle_lr: float = 1e-3
+    """Peak learning rate of the second stage."""
 
     prompt_dropout: float = 0.1
     """Fraction of images trained without a caption [1]."""
@@ -90,68 +84,6 @@ class FlowPretrainConfig:
 
     snapshot_every: int = 1000
     """Steps between snapshots [1]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlowStage:
-    """One stage of the training."""
-
-    name: str
-    """Name in the log, and of the folder of the weights that the stage leaves."""
-
-    steps: int
-    """Optimiser steps [1]."""
-
-    lr: float
-    """Peak learning rate."""
-
-    scene_seed: int
-    """Seed of the objects that the stage sees."""
-
-    batch_seed: int
-    """Seed of its batches."""
-
-
-def flow_stages(config: FlowPretrainConfig) -> tuple[FlowStage, ...]:
-    """List the stages in their order.
-
-    Args:
-        config: Steps, rates and seed.
-
-    Returns:
-        ``paint``, then ``settle``, ``settle_2`` and so on. The first two see the same objects,
-        every other one its own.
-
-    Raises:
-        ConfigError: If there is no later stage, or not one rate for each.
-
-    Examples:
-        >>> [stage.name for stage in flow_stages(FlowPretrainConfig())]
-        ['paint', 'settle', 'settle_2', 'settle_3']
-    """
-    steps, rates = config.settle_steps, config.settle_lr
-    if not steps or len(steps) != len(rates):
-        msg = (
-            "`settle_steps` and `settle_lr` must have one value per later stage, and at least one; "
-            f"got {len(steps)} and {len(rates)}."
-        )
-        raise ConfigError(msg)
-    seed = config.seed
-    later = (
-        FlowStage(
-            name=f"settle_{place + 1}" if place else "settle",
-            steps=count,
-            lr=lr,
-            scene_seed=seed + place,
-            batch_seed=seed + 12 + place,
-        )
-        for place, (count, lr) in enumerate(zip(steps, rates, strict=True))
-    )
-    paint = FlowStage(
-        name="paint", steps=config.paint_steps, lr=config.paint_lr,
-        scene_seed=seed, batch_seed=seed + 11,
-    )  # fmt: skip
-    return paint, *later
 
 
 def pretrain_flow(out: Path, config: FlowPretrainConfig) -> FlowComponents:
@@ -169,26 +101,25 @@ def pretrain_flow(out: Path, config: FlowPretrainConfig) -> FlowComponents:
 
     Raises:
         CheckpointError: If the multi-view weights cannot be read.
-        ConfigError: If the later stages have no steps, or not one rate each.
     """
-    stages = flow_stages(config)
     accelerator = Accelerator(cpu=True)
     out.mkdir(parents=True, exist_ok=True)
     log = file_log(accelerator, out / "pretrain_log.jsonl")
     if accelerator.is_main_process:
         atomic_write(out / "pretrain_config.json", json.dumps(asdict(config), indent=1))
     components = untrained(config)
-    data, seen = None, None
-    for stage in stages:
-        folder = out / stage.name
-        if not (folder / "model_index.json").exists():
-            if data is None or seen != stage.scene_seed:
-                data, seen = _views(components, config, stage.scene_seed), stage.scene_seed
-            _fit(accelerator, components, data, config, out, stage, log)
+    data: CaptionedViews | None = None
+    for name, steps, lr, seed in (
+        ("paint", config.paint_steps, config.paint_lr, config.seed + 11),
+        (LAST_STAGE, config.settle_steps, config.settle_lr, config.seed + 12),
+    ):
+        if not (out / name / "model_index.json").exists():
+            data = data or _views(components, config)
+            _fit(accelerator, components, data, config, out, (name, steps, lr, seed), log)
             if accelerator.is_main_process:
-                components.save(folder)
+                components.save(out / name)
             accelerator.wait_for_everyone()
-        components = load_flow(folder, text_length=config.max_tokens)
+        components = load_flow(out / name, text_length=config.max_tokens)
     return components
 
 
@@ -223,10 +154,10 @@ def untrained(config: FlowPretrainConfig) -> FlowComponents:
     )
 
 
-def _views(components: FlowComponents, config: FlowPretrainConfig, seed: int) -> CaptionedViews:
+def _views(components: FlowComponents, config: FlowPretrainConfig) -> CaptionedViews:
     """Render and encode the training data; no held-out prompt is among it."""
     prompts, _ = split_prompts()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(config.seed)
     scenes = sample_scenes(prompts, per_prompt=config.objects_per_prompt, generator=generator)
     return CaptionedViews(components, scenes, prompts)
 
@@ -270,15 +201,16 @@ def _fit(
     data: CaptionedViews,
     config: FlowPretrainConfig,
     out: Path,
-    stage: FlowStage,
+    stage: tuple[str, int, float, int],
     log: Log,
 ) -> None:
     """Train the transformer in place, and leave the average of its weights in it."""
+    name, steps, lr, seed = stage
     policy = components.policy.train()
     average = averaged(policy, 0.999)
     for step in optimiser_steps(
         accelerator, policy, lambda g: flow_matching_loss(policy, data, config, g),
-        name=stage.name, steps=stage.steps, lr=stage.lr, seed=stage.batch_seed, log=log,
+        name=name, steps=steps, lr=lr, seed=seed, log=log,
     ):  # fmt: skip
         average.update_parameters(policy)
         if (step + 1) % config.snapshot_every == 0 and accelerator.is_main_process:

@@ -15,7 +15,7 @@ from mvczigal_ref.models.flow.loading import load_flow
 from mvczigal_ref.models.schedulers import sdxl_scheduler
 from mvczigal_ref.pictures import contact_sheet, save_png
 from mvczigal_ref.pipeline import TextToMultiviewPipeline
-from mvczigal_ref.pretraining.flow import FlowPretrainConfig, flow_stages
+from mvczigal_ref.pretraining.flow import LAST_STAGE
 from mvczigal_ref.pretraining.gate import Gate
 from mvczigal_ref.pretraining.gate_flow import gate_flow
 from mvczigal_ref.pretraining.gate_multiview import gate
@@ -80,10 +80,9 @@ def ship_flow(
     Raises:
         FileNotFoundError: If pretraining has not finished its last stage.
     """
-    config = FlowPretrainConfig(**json.loads((work / "pretrain_config.json").read_text("utf-8")))
-    last, max_tokens = flow_stages(config)[-1].name, config.max_tokens
-    _start(work, last, "transformer", folder)
-    load_flow(work / last, text_length=max_tokens).save(folder, dtype=torch.float16)
+    _start(work, LAST_STAGE, "transformer", folder)
+    max_tokens = json.loads((work / "pretrain_config.json").read_text("utf-8"))["max_tokens"]
+    load_flow(work / LAST_STAGE, text_length=max_tokens).save(folder, dtype=torch.float16)
     stored = load_flow(folder, text_length=max_tokens)
     tables = [
         gate_flow(stored, seed=0, noises=noises, guidance_scale=scale) for scale in guidance_scales
