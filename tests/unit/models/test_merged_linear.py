@@ -10,6 +10,7 @@ from tests.compare import FP64, assert_equal_to
 from tests.unit.models.small import randn
 
 SCALE = 0.5
+HAS_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="without oneDNN")
 
 
 def maps(parts, *, rank=2, into=6, out=5, dtype=torch.float64):
@@ -19,6 +20,13 @@ def maps(parts, *, rank=2, into=6, out=5, dtype=torch.float64):
     down = [randn(rank, into, seed=10 + k).to(dtype).requires_grad_() for k in range(parts)]
     up = [randn(out, rank, seed=20 + k).to(dtype).requires_grad_() for k in range(parts)]
     return weight, bias, down, up
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=HAS_ONEDNN)], ids=["MKL", "oneDNN"])
+def onednn(request, monkeypatch):
+    """Choose as on a CPU with AVX-512, or without."""
+    monkeypatch.setattr(module, "_ONEDNN", request.param)
+    return request.param
 
 
 def beside(tokens, weight, bias, down, up):
@@ -67,7 +75,7 @@ def test_without_a_low_rank_update_it_is_the_linear_map():
 
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("into", [6, 512], ids=["small", "large enough for oneDNN"])
-def test_values_are_the_same_with_and_without_a_graph(parts, into):
+def test_values_are_the_same_with_and_without_a_graph(parts, into, onednn):
     """Replay has the bits of sampling."""
     given = maps(parts, into=into, out=256, dtype=torch.float32)
     tokens = randn(2, 8, into, seed=0).float()
@@ -92,7 +100,7 @@ def test_the_graph_keeps_no_sum_of_its_own(size, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (2, 300, 512)])
-def test_product_is_the_linear_map_with_either_library(shape):
+def test_product_is_the_linear_map_with_either_library(shape, onednn):
     """Weights in either layout, with and without a bias."""
     tokens, weight = randn(*shape, seed=0).float(), randn(64, shape[-1], seed=1).float()
     bias = randn(64, seed=2).float()
@@ -101,3 +109,5 @@ def test_product_is_the_linear_map_with_either_library(shape):
         torch.testing.assert_close(
             product(tokens, laid, bias).double(), expected, rtol=1e-5, atol=1e-4
         )
+        if not onednn:
+            assert torch.equal(product(tokens, laid, bias), linear(tokens, laid, bias))
