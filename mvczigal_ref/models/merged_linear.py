@@ -49,13 +49,8 @@ def product(
         >>> product(torch.ones(1, 2), torch.eye(2), torch.ones(2))
         tensor([[2., 2.]])
     """
-    large = tokens.numel() * weight.shape[0] >= _LARGE
-    if (
-        _ONEDNN
-        and large
-        and tokens.device.type == "cpu"
-        and tokens.dtype is weight.dtype is torch.float32
-    ):
+    faster = _ONEDNN and tokens.numel() * weight.shape[0] >= _LARGE
+    if faster and tokens.device.type == "cpu" and tokens.dtype is weight.dtype is torch.float32:
         output: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
         return output
     return functional.linear(tokens, weight, bias)

@@ -124,6 +124,7 @@ def test_one_number_for_all_serves(call, latents, settings, levels):
     for number in (0, [0]):
         one = {name: settings[name][number] for name in levels.split()}
         again = call(*latents, **{**settings, **one})
+        assert results(full)
         for expected, got in zip(results(full), results(again), strict=True):
             torch.testing.assert_close(got.expand_as(expected), expected)
 
