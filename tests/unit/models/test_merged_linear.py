@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch.nn.functional import linear
 
 from mvczigal_ref.models import merged_linear as module
@@ -111,3 +112,11 @@ def test_product_is_the_linear_map_with_either_library(shape, onednn):
         )
         if not onednn:
             assert torch.equal(product(tokens, laid, bias), linear(tokens, laid, bias))
+
+
+def test_shapes_inside_layers_are_checked_for_these_tests():
+    """Under decorators too; `tests/conftest.py` spares other tests the checks in every layer."""
+    with pytest.raises(TypeCheckError, match="tokens"):
+        product(torch.ones(2, 3), torch.ones(4, 2))
+    with pytest.raises(TypeCheckError, match="down"):
+        merge(torch.ones(4, 3), [torch.ones(1, 2)], [torch.ones(4, 1)], scale=1.0)
