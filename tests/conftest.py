@@ -13,7 +13,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import config
 
 torch.set_num_threads(1)
 
@@ -64,21 +63,13 @@ LAYERS = (
 )  # fmt: skip
 """Modules of `models` whose functions run in every layer: nine tenths of all checked calls."""
 
-REPEATING = (
-    "test_claims.py", "test_cli.py", "test_golden_runs.py", "test_learns.py", "test_pretrain.py",
-    "test_resume.py", "test_reward_service.py", "test_rewards.py", "test_stops.py",
-)  # fmt: skip
-"""Integration's files that begin again and again the few runs whose shapes other tests check."""
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Check shapes inside layers for the tests of networks alone, and none where runs repeat.
+    """Check shapes inside layers for the tests of networks alone; other tests check around them.
 
-    A whole run takes 0.6 of the time without those of layers, and half without any.
+    A whole run takes 0.6 of the time so.
     """
-    repeats = "integration" in item.path.parts and item.path.name in REPEATING
-    config.update("jaxtyping_disable", repeats)
     inside = "models" in item.path.parts
     for function in _functions(map("mvczigal_ref.models.{}".format, LAYERS)):
         function.__no_type_check__ = not inside  # the mark of `typing.no_type_check`
